@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "session.hpp"
+
+#include "llvm/ExecutionEngine/JITLink/JITLink.h"
+#include "llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h"
+#include "llvm/ExecutionEngine/Orc/EPCDynamicLibrarySearchGenerator.h"
+#include "llvm/ExecutionEngine/Orc/ObjectFileInterface.h"
+#include "llvm/Object/ELF.h"
+
+#include <algorithm>
+#include <chrono>
+
+using namespace llvm;
+using namespace llvm::orc;
+
+namespace demo {
+
+// What one library, or several, came to.
+struct Tally {
+  size_t Objects = 0;
+  uint64_t Content = 0;
+  uint64_t Lowest = UINT64_MAX;
+  uint64_t Highest = 0;
+
+  uint64_t distance() const { return Highest > Lowest ? Highest - Lowest : 0; }
+};
+
+class Meter : public ObjectLinkingLayer::Plugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([this](jitlink::LinkGraph &G) {
+      std::lock_guard<std::mutex> Lock(Mutex);
+      for (jitlink::Section &Section : G.sections()) {
+        if (Section.getMemLifetime() == MemLifetime::NoAlloc)
+          continue;
+        for (jitlink::Block *Block : Section.blocks())
+          count(*Block);
+      }
+      return Error::success();
+    });
+  }
+
+  Error notifyEmitted(MaterializationResponsibility &) override {
+    std::lock_guard<std::mutex> Lock(Mutex);
+    ++Part.Objects;
+    ++Whole.Objects;
+    return Error::success();
+  }
+  Error notifyFailed(MaterializationResponsibility &) override { return Error::success(); }
+  Error notifyRemovingResources(JITDylib &, ResourceKey) override { return Error::success(); }
+  void notifyTransferringResources(JITDylib &, ResourceKey, ResourceKey) override {}
+
+  void startPart() {
+    std::lock_guard<std::mutex> Lock(Mutex);
+    Part = Tally();
+  }
+  Tally part() const {
+    std::lock_guard<std::mutex> Lock(Mutex);
+    return Part;
+  }
+  Tally whole() const {
+    std::lock_guard<std::mutex> Lock(Mutex);
+    return Whole;
+  }
+
+private:
+  void count(const jitlink::Block &Block) {
+    for (Tally *T : {&Part, &Whole}) {
+      T->Content += Block.isZeroFill() ? 0 : Block.getSize();
+      T->Lowest = std::min(T->Lowest, Block.getAddress().getValue());
+      T->Highest = std::max(T->Highest, Block.getAddress().getValue() + Block.getSize());
+    }
+  }
+
+  mutable std::mutex Mutex;
+  Tally Part, Whole;
+};
+
+static Figures toFigures(const Tally &T, double Milliseconds, const Footprint &Before,
+                         const Footprint &After) {
+  Figures F;
+  F.Objects = T.Objects;
+  F.Milliseconds = Milliseconds;
+  F.Content = T.Content;
+  F.Memory = After.Bytes > Before.Bytes ? After.Bytes - Before.Bytes : 0;
+  F.Mappings = After.Mappings - Before.Mappings;
+  F.Distance = T.distance();
+  return F;
+}
+
+Session::Session(std::unique_ptr<ExecutorProcessControl> EPC, std::string Process)
+    : Process(std::move(Process)), Measure(std::make_shared<Meter>()), ES(std::move(EPC)) {
+  // A lookup's own error only says which symbols failed. The reason is reported here.
+  ES.setErrorReporter([this](Error E) {
+    std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
+    Diagnostics.push_back(toString(std::move(E)));
+  });
+}
+
+Session::~Session() {
+  if (auto E = ES.endSession())
+    ES.reportError(std::move(E));
+  for (const std::string &Diagnostic : Diagnostics)
+    errs() << "jitmem-demo: " << Diagnostic << '\n';
+}
+
+Expected<std::unique_ptr<Session>> Session::Create(std::unique_ptr<ExecutorProcessControl> EPC,
+                                                   CreateMemoryManager CreateMemMgr,
+                                                   std::string Process) {
+  std::unique_ptr<Session> S(new Session(std::move(EPC), std::move(Process)));
+  ExecutionSession &ES = S->ES;
+  auto Before = Footprint::of(S->Process);
+  if (!Before)
+    return Before.takeError();
+  S->Before = *Before;
+
+  auto MemMgr = CreateMemMgr(ES.getExecutorProcessControl());
+  if (!MemMgr)
+    return MemMgr.takeError();
+  S->Layer = std::make_unique<ObjectLinkingLayer>(ES, std::move(*MemMgr));
+  S->Layer->addPlugin(S->Measure);
+  auto EHFrames = EHFrameRegistrationPlugin::Create(ES);
+  if (!EHFrames)
+    return EHFrames.takeError();
+  S->Layer->addPlugin(std::move(*EHFrames));
+
+  S->ProcessSymbols = &ES.createBareJITDylib("process");
+  auto InProcess = EPCDynamicLibrarySearchGenerator::GetForTargetProcess(ES);
+  if (!InProcess)
+    return InProcess.takeError();
+  S->ProcessSymbols->addGenerator(std::move(*InProcess));
+  // Not every executor uses libm itself.
+  auto Math = EPCDynamicLibrarySearchGenerator::Load(ES, "libm.so.6");
+  if (!Math)
+    return Math.takeError();
+  S->ProcessSymbols->addGenerator(std::move(*Math));
+  return S;
+}
+
+// Debian's Lua is compiled with "internal" visibility, which JITLink refuses. It is hidden
+// visibility plus a promise about callers that a linker makes no use of, so hidden says all there
+// is to say here.
+static Error hideInternalSymbols(StringRef Object) {
+  auto File = object::ELFFile<object::ELF64LE>::create(Object);
+  if (!File)
+    return File.takeError();
+  auto Sections = File->sections();
+  if (!Sections)
+    return Sections.takeError();
+  for (const auto &Section : *Sections) {
+    if (Section.sh_type != ELF::SHT_SYMTAB)
+      continue;
+    auto Symbols = File->symbols(&Section);
+    if (!Symbols)
+      return Symbols.takeError();
+    for (const auto &Symbol : *Symbols)
+      if (Symbol.getVisibility() == ELF::STV_INTERNAL)
+        // The caller's buffer is a private, writable copy of the file.
+        const_cast<object::ELF64LE::Sym &>(Symbol).setVisibility(ELF::STV_HIDDEN);
+  }
+  return Error::success();
+}
+
+Error Session::addObject(JITDylib &JD, MemoryBufferRef Object, SymbolLookupSet &Linked) {
+  auto Interface = getObjectFileInterface(ES, Object);
+  if (!Interface)
+    return Interface.takeError();
+  // A lookup links what it finds, and some members define nothing. So each gets one more symbol,
+  // without an address, to look up.
+  if (!Interface->InitSymbol) {
+    Interface->InitSymbol = ES.intern(("linked " + Object.getBufferIdentifier()).str());
+    Interface->SymbolFlags[Interface->InitSymbol] = JITSymbolFlags::MaterializationSideEffectsOnly;
+  }
+  Linked.add(Interface->InitSymbol, SymbolLookupFlags::WeaklyReferencedSymbol);
+  return Layer->add(JD.getDefaultResourceTracker(), MemoryBuffer::getMemBuffer(Object, false),
+                    std::move(*Interface));
+}
+
+Error Session::lookup(JITDylib &JD, SymbolLookupSet Symbols, SymbolMap *Found) {
+  auto Result = ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Symbols));
+  if (Result) {
+    if (Found)
+      *Found = std::move(*Result);
+    return Error::success();
+  }
+  std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
+  if (Diagnostics.empty())
+    return Result.takeError();
+  consumeError(Result.takeError());
+  std::string First = std::move(Diagnostics.front());
+  Diagnostics.clear();
+  return createStringError(First);
+}
+
+Expected<object::Archive &> Session::open(const Library &Lib) {
+  auto Buffer = WritableMemoryBuffer::getFile(Lib.Archive);
+  if (!Buffer)
+    return createStringError("cannot read %s: %s; Debian's package %s has it: apt-get install %s",
+                             Lib.Archive.c_str(), Buffer.getError().message().c_str(),
+                             Lib.Package.c_str(), Lib.Package.c_str());
+  auto Archive = object::Archive::create(**Buffer);
+  if (!Archive)
+    return createFileError(Lib.Archive, Archive.takeError());
+  Archives.emplace_back(std::move(*Archive), std::move(*Buffer));
+  return *Archives.back().getBinary();
+}
+
+Error Session::addMembers(JITDylib &JD, object::Archive &Members, SymbolLookupSet &Linked) {
+  Error Bad = Error::success();
+  for (const object::Archive::Child &Member : Members.children(Bad)) {
+    auto Object = Member.getMemoryBufferRef();
+    if (!Object)
+      return Object.takeError();
+    if (auto E = hideInternalSymbols(Object->getBuffer()))
+      return createFileError(Object->getBufferIdentifier(), std::move(E));
+    if (auto E = addObject(JD, *Object, Linked))
+      return createFileError(Object->getBufferIdentifier(), std::move(E));
+  }
+  return Bad;
+}
+
+Expected<Figures> Session::link(const Library &Lib) {
+  auto Members = open(Lib);
+  if (!Members)
+    return Members.takeError();
+  JITDylib &JD = ES.createBareJITDylib(Lib.Name);
+  JD.addToLinkOrder(*ProcessSymbols);
+  SymbolLookupSet Linked;
+  if (auto E = addMembers(JD, *Members, Linked))
+    return createFileError(Lib.Archive, std::move(E));
+
+  auto Earlier = Footprint::of(Process);
+  if (!Earlier)
+    return Earlier.takeError();
+  Measure->startPart();
+  size_t MemberCount = Linked.size();
+  auto Start = std::chrono::steady_clock::now();
+  if (auto E = lookup(JD, std::move(Linked)))
+    return E;
+  std::chrono::duration<double, std::milli> Elapsed = std::chrono::steady_clock::now() - Start;
+  Milliseconds += Elapsed.count();
+  auto Now = Footprint::of(Process);
+  if (!Now)
+    return Now.takeError();
+  Tally Part = Measure->part();
+  if (Part.Objects != MemberCount)
+    return createStringError("linked %zu of the %zu members of %s", Part.Objects, MemberCount,
+                             Lib.Archive.c_str());
+  Libraries.push_back(&JD);
+  return toFigures(Part, Elapsed.count(), *Earlier, *Now);
+}
+
+Expected<Figures> Session::total() const {
+  auto Now = Footprint::of(Process);
+  if (!Now)
+    return Now.takeError();
+  return toFigures(Measure->whole(), Milliseconds, Before, *Now);
+}
+
+Error Session::linkDriver(StringRef Path) {
+  auto Object = MemoryBuffer::getFile(Path);
+  if (!Object)
+    return createStringError("cannot read the driver " + Path + ": " + Object.getError().message());
+  Driver = &ES.createBareJITDylib("driver");
+  // The libraries come before the process, which may have loaded shared libraries of the same name.
+  for (JITDylib *JD : Libraries)
+    Driver->addToLinkOrder(*JD);
+  Driver->addToLinkOrder(*ProcessSymbols);
+  SymbolLookupSet Linked;
+  Objects.push_back(std::move(*Object));
+  if (auto E = addObject(*Driver, *Objects.back(), Linked))
+    return E;
+  return lookup(*Driver, std::move(Linked));
+}
+
+Error Session::run(const Library &Lib, bool Quiet) {
+  SymbolMap Found;
+  SymbolStringPtr Name = ES.intern(Lib.Function);
+  if (auto E = lookup(*Driver, SymbolLookupSet(Name), &Found))
+    return E;
+  std::vector<std::string> Args = {Lib.Function};
+  if (Quiet)
+    Args.push_back("quiet");
+  auto Wrong = ES.getExecutorProcessControl().runAsMain(Found[Name].getAddress(), Args);
+  if (!Wrong)
+    return Wrong.takeError();
+  if (*Wrong)
+    return createStringError("%s gave %d wrong answers", Lib.Name.c_str(), int(*Wrong));
+  return Error::success();
+}
+
+} // namespace demo

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#ifndef JITMEM_DEMO_SESSION_HPP
+#define JITMEM_DEMO_SESSION_HPP
+
+#include "footprint.hpp"
+
+#include "llvm/ExecutionEngine/Orc/ExecutorProcessControl.h"
+#include "llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h"
+#include "llvm/Object/Archive.h"
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace demo {
+
+/// A static library, and the function of the driver that uses it.
+struct Library {
+  std::string Name;
+  std::string Archive;  ///< path
+  std::string Package;  ///< Debian package that has it
+  std::string Function; ///< has main's signature, returns the number of wrong answers
+};
+
+/// What linking cost.
+struct Figures {
+  size_t Objects = 0;
+  double Milliseconds = 0;
+  uint64_t Content =
+      0; ///< bytes that the linker wrote: sections kept after pruning, without zero-fill
+  uint64_t Memory = 0; ///< bytes of pages really used
+  int64_t Mappings = 0;
+  uint64_t Distance = 0; ///< highest end minus lowest start of all blocks
+};
+
+/// Collects a Figures' Objects, Content and Distance as objects are linked.
+class Meter;
+
+/// One ORC session on one memory manager.
+class Session {
+public:
+  using CreateMemoryManager =
+      std::function<llvm::Expected<std::unique_ptr<llvm::jitlink::JITLinkMemoryManager>>(
+          llvm::orc::ExecutorProcessControl &)>;
+
+  /// Process names the executor's entry in /proc.
+  static llvm::Expected<std::unique_ptr<Session>>
+  Create(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, CreateMemoryManager CreateMemMgr,
+         std::string Process = "self");
+  ~Session();
+
+  /// Links every member of the library.
+  llvm::Expected<Figures> link(const Library &Lib);
+
+  /// All that was linked so far. Its memory and mappings include what the memory manager took when
+  /// it was made.
+  llvm::Expected<Figures> total() const;
+
+  /// Links the object file that holds the libraries' functions against all that was linked so far.
+  llvm::Error linkDriver(llvm::StringRef Path);
+
+  /// Runs a library's function in the executor. A wrong answer is an error.
+  llvm::Error run(const Library &Lib, bool Quiet);
+
+private:
+  Session(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, std::string Process);
+
+  llvm::Expected<llvm::object::Archive &> open(const Library &Lib);
+  llvm::Error addMembers(llvm::orc::JITDylib &JD, llvm::object::Archive &Members,
+                         llvm::orc::SymbolLookupSet &Linked);
+  llvm::Error addObject(llvm::orc::JITDylib &JD, llvm::MemoryBufferRef Object,
+                        llvm::orc::SymbolLookupSet &Linked);
+  llvm::Error lookup(llvm::orc::JITDylib &JD, llvm::orc::SymbolLookupSet Symbols,
+                     llvm::orc::SymbolMap *Found = nullptr);
+
+  std::vector<llvm::object::OwningBinary<llvm::object::Archive>> Archives;
+  std::vector<std::unique_ptr<llvm::MemoryBuffer>> Objects;
+  std::string Process;
+  std::mutex DiagnosticsMutex;
+  std::vector<std::string> Diagnostics; ///< why symbols could not be linked; not yet told to anyone
+  Footprint Before;
+  double Milliseconds = 0;
+  std::shared_ptr<Meter> Measure;
+  llvm::orc::ExecutionSession ES;
+  std::unique_ptr<llvm::orc::ObjectLinkingLayer> Layer;
+  llvm::orc::JITDylib *ProcessSymbols = nullptr;
+  llvm::orc::JITDylib *Driver = nullptr;
+  std::vector<llvm::orc::JITDylib *> Libraries;
+};
+
+} // namespace demo
+
+#endif
