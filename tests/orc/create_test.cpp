@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// How hosts get jitmem's manager.
+
+#include "kit.h"
+
+#include <llvm/Support/TargetSelect.h>
+
+using namespace llvm;
+using namespace llvm::orc;
+using jitmem::orc::MemoryManager;
+
+namespace {
+
+TEST(Create, InProcessForTheProcessItself) {
+  auto EPC = must(SelfExecutorProcessControl::Create());
+  auto MM = must(MemoryManager::Create(*EPC));
+  jitmem_stats S = MM->stats();
+  EXPECT_TRUE(mentions(S.mapper_name, {"in-process"}));
+  EXPECT_EQ(S.fallbacks, 0u) << S.fallback_reason;
+  auto G = compat::makeGraph("code");
+  jitlink::Block &B = addContent(*G, addSection(*G, "text", RX), codeReturning(42), {16});
+  Placed P(*MM, must(must(MM->allocate(nullptr, *G))->finalize()));
+  EXPECT_EQ(call(B.getAddress()), 42);
+}
+
+TEST(Create, StatsNameTheChosenMapper) {
+  for (Kind K : {Kind::JitmemTwoViews, Kind::JitmemMprotect}) {
+    auto MM = must(createManager(K));
+    bool SaysMprotect = StringRef(statsOf(*MM).mapper_name).contains("mprotect");
+    EXPECT_EQ(SaysMprotect, K == Kind::JitmemMprotect) << statsOf(*MM).mapper_name;
+  }
+}
+
+TEST(Create, DefaultIsTwoViews) {
+  auto Default = must(MemoryManager::CreateInProcess());
+  auto TwoViews = must(createManager(Kind::JitmemTwoViews));
+  EXPECT_EQ(Default->stats().mapper, statsOf(*TwoViews).mapper);
+  EXPECT_STREQ(Default->stats().mapper_name, statsOf(*TwoViews).mapper_name);
+}
+
+TEST(Create, SharedAndRemoteSayNotYet) {
+  auto EPC = must(SelfExecutorProcessControl::Create());
+  EXPECT_TRUE(mentions(messageOf(MemoryManager::CreateShared(*EPC)), {"shared", "not yet"}));
+  EXPECT_TRUE(mentions(messageOf(MemoryManager::CreateRemote(*EPC)), {"remote", "not yet"}));
+}
+
+TEST(Create, HandleGivesTheCInterface) {
+  auto MM = must(MemoryManager::CreateInProcess());
+  ASSERT_NE(MM->handle(), nullptr);
+  jitmem_stats S = {};
+  S.struct_size = sizeof(S);
+  EXPECT_EQ(jitmem_manager_stats(MM->handle(), &S, nullptr), 0);
+  EXPECT_EQ(S.windows, MM->stats().windows);
+}
+
+TEST(Create, SwappedIntoLLJITByOneLine) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  auto EPC = must(
+      SelfExecutorProcessControl::Create(nullptr, nullptr, must(MemoryManager::CreateInProcess())));
+  auto &MM = static_cast<MemoryManager &>(EPC->getMemMgr());
+  auto J = must(LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
+  auto G = compat::makeGraph("code", J->getExecutionSession().getSymbolStringPool());
+  jitlink::Block &B = addContent(*G, addSection(*G, ".text", RX), codeReturning(42), {16});
+  G->addDefinedSymbol(B, 0, "entry", B.getSize(), jitlink::Linkage::Strong, jitlink::Scope::Default,
+                      true, true);
+  auto &Layer = static_cast<ObjectLinkingLayer &>(J->getObjLinkingLayer());
+  must(Layer.add(J->getMainJITDylib(), std::move(G)));
+  EXPECT_EQ(call(must(J->lookup("entry"))), 42);
+  EXPECT_GT(MM.stats().finalized, 0u);
+}
+
+TEST(Create, ManagersAreIndependent) {
+  auto A = must(MemoryManager::CreateInProcess()), B = must(MemoryManager::CreateInProcess());
+  auto G = compat::makeGraph("data");
+  jitlink::Block &Data = addContent(*G, addSection(*G, "data", RW), "kept");
+  Placed P(*A, must(must(A->allocate(nullptr, *G))->finalize()));
+  EXPECT_EQ(B->stats().live, 0u);
+  B.reset();
+  EXPECT_EQ(StringRef(bytesAt(Data.getAddress()), 4), "kept");
+}
+
+} // namespace

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// An LLJIT over the manager under test.
+
+#ifndef JITMEM_TESTS_ORC_JIT_H
+#define JITMEM_TESTS_ORC_JIT_H
+
+#include "kit.h"
+
+// An object file that the build compiled from objects/<Source>.
+std::unique_ptr<llvm::MemoryBuffer> objectFile(const std::string &Source);
+
+// A module that was built as objects/<Name>, for instance "statics.bc", or that is given as text.
+llvm::orc::ThreadSafeModule bitcodeFile(const std::string &Name);
+llvm::orc::ThreadSafeModule parseIR(const std::string &Text);
+
+// `i32 @Name()` that returns Value.
+llvm::orc::ThreadSafeModule functionReturning(const std::string &Name, int Value);
+
+class JITTest : public ::testing::TestWithParam<Kind> {
+protected:
+  JITTest() : MM(must(createManager(GetParam()))) {}
+
+  // Ends the session, which frees everything, and then asks the manager, which outlives it.
+  void TearDown() override {
+    J.reset();
+    expectNothingLeft(GetParam(), *MM);
+  }
+
+  // An LLJIT whose linking layer allocates from MM and registers exception frames.
+  void start() { start(builder()); }
+  void start(llvm::orc::LLJITBuilder Builder) {
+    J = must(Builder.create());
+    Layer = static_cast<llvm::orc::ObjectLinkingLayer *>(&J->getObjLinkingLayer());
+  }
+  llvm::orc::LLJITBuilder builder();
+
+  // For an LLJIT with the ORC runtime, which brings thread-locals and its own initializers.
+  void startWithRuntime();
+
+  void add(const std::string &Source) { must(J->addObjectFile(objectFile(Source))); }
+  void add(llvm::orc::JITDylib &JD, const std::string &Source) {
+    must(J->addObjectFile(JD, objectFile(Source)));
+  }
+  template <typename FnT> FnT *find(const std::string &Name) {
+    return must(J->lookup(Name)).toPtr<FnT *>();
+  }
+  int callByName(const std::string &Name) { return call(must(J->lookup(Name))); }
+
+  // Makes a function of the host visible to the main JITDylib.
+  void provide(const char *Name, void *Address);
+
+  llvm::orc::JITDylib &main() { return J->getMainJITDylib(); }
+
+  std::unique_ptr<llvm::jitlink::JITLinkMemoryManager> MM;
+  std::unique_ptr<llvm::orc::LLJIT> J;
+  llvm::orc::ObjectLinkingLayer *Layer = nullptr;
+};
+
+#endif // JITMEM_TESTS_ORC_JIT_H
