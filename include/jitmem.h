@@ -1,0 +1,1128 @@
+/* SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception */
+
+#ifndef JITMEM_H
+#define JITMEM_H
+
+/* Generated from the Rust sources in src/capi. Do not edit: `make header` writes it anew. */
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* The version that a program is compiled against; jitmem_version() is the one it runs with. */
+#define JITMEM_VERSION_MAJOR 0
+#define JITMEM_VERSION_MINOR 1
+#define JITMEM_VERSION_PATCH 0
+#define JITMEM_VERSION_STRING "0.1.0"
+#define JITMEM_VERSION \
+  (JITMEM_VERSION_MAJOR << 16 | JITMEM_VERSION_MINOR << 8 | JITMEM_VERSION_PATCH)
+
+/**
+ * What a call came to. Numbers never change; new ones are added at the end.
+ */
+enum jitmem_status
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Done, or, for an asynchronous call, accepted.
+   */
+  JITMEM_OK = 0,
+  /**
+   * An argument can never be right: NULL, overflow, bad alignment, unknown enumerator.
+   */
+  JITMEM_INVALID_ARGUMENT = 1,
+  /**
+   * A handle or allocation that is not live here, or not in the state that the call needs.
+   */
+  JITMEM_INVALID_HANDLE = 2,
+  /**
+   * No window may hold the request.
+   */
+  JITMEM_WINDOW_FULL = 3,
+  /**
+   * The manager's own limit on bytes is reached.
+   */
+  JITMEM_QUOTA_EXCEEDED = 4,
+  /**
+   * The system gave no memory, address space, mapping or descriptor.
+   */
+  JITMEM_OUT_OF_MEMORY = 5,
+  /**
+   * The system forbids the operation (seccomp, SELinux, vm.memfd_noexec).
+   */
+  JITMEM_DENIED = 6,
+  /**
+   * An allocation action reported failure.
+   */
+  JITMEM_ACTION_FAILED = 7,
+  /**
+   * Not available in this build, on this system or with this mapper.
+   */
+  JITMEM_UNSUPPORTED = 8,
+  /**
+   * The executor is gone.
+   */
+  JITMEM_DISCONNECTED = 9,
+  /**
+   * A host-supplied mapper reported failure or broke its contract.
+   */
+  JITMEM_MAPPER_FAILED = 10,
+  /**
+   * The system reported something that none of the above names.
+   */
+  JITMEM_SYSTEM = 11,
+  /**
+   * A defect in jitmem; the handle refuses further work.
+   */
+  JITMEM_INTERNAL = 12,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_status jitmem_status;
+#else
+typedef uint32_t jitmem_status;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How content gets into the executor.
+ */
+enum jitmem_content
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * `prepare` gives memory that the executor sees.
+   */
+  JITMEM_CONTENT_SHARED = 0,
+  /**
+   * `initialize` receives the content and copies it.
+   */
+  JITMEM_CONTENT_COPIED = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_content jitmem_content;
+#else
+typedef uint32_t jitmem_content;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What was fallen back from; bits of jitmem_stats.fallbacks.
+ */
+enum jitmem_fallback
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Two views were refused, so pages change protection; fallback_reason says why.
+   */
+  JITMEM_FALLBACK_MPROTECT = 1,
+  /**
+   * The window is smaller than asked for: address space is limited.
+   */
+  JITMEM_FALLBACK_SMALLER_WINDOW = 2,
+  /**
+   * A window lies out of 32-bit reach of the process's images.
+   */
+  JITMEM_FALLBACK_OUT_OF_REACH = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_fallback jitmem_fallback;
+#else
+typedef uint32_t jitmem_fallback;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What happens when the window is full.
+ */
+enum jitmem_growth
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * The request fails with JITMEM_WINDOW_FULL.
+   */
+  JITMEM_GROWTH_ERROR = 0,
+  /**
+   * Another window is reserved; what belongs to one JITDylib stays inside one.
+   */
+  JITMEM_GROWTH_ANOTHER_WINDOW = 1,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_growth jitmem_growth;
+#else
+typedef uint32_t jitmem_growth;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which in-process mapper to make.
+ */
+enum jitmem_in_process_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Two views where one probe shows that the system allows them, else mprotect.
+   */
+  JITMEM_IN_PROCESS_AUTO = 0,
+  /**
+   * Two views of sealed memfds: no page ever turns executable, graphs share pages.
+   */
+  JITMEM_IN_PROCESS_TWO_VIEWS = 1,
+  /**
+   * Private pages whose protection changes; whole pages and system calls per allocation.
+   */
+  JITMEM_IN_PROCESS_MPROTECT = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_in_process_kind jitmem_in_process_kind;
+#else
+typedef uint32_t jitmem_in_process_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * What a jitmem_layout_item is.
+ */
+enum jitmem_layout_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * A reserved window.
+   */
+  JITMEM_LAYOUT_WINDOW = 0,
+  /**
+   * A chunk of a window.
+   */
+  JITMEM_LAYOUT_CHUNK = 1,
+  /**
+   * A range of a chunk that is handed out.
+   */
+  JITMEM_LAYOUT_RANGE = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_layout_kind jitmem_layout_kind;
+#else
+typedef uint32_t jitmem_layout_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * How long a segment lives.
+ */
+enum jitmem_lifetime
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Until it is deallocated.
+   */
+  JITMEM_LIFETIME_STANDARD = 0,
+  /**
+   * Until the finalize actions have run.
+   */
+  JITMEM_LIFETIME_FINALIZE = 1,
+  /**
+   * Never in executor memory: it gets address 0 and no working memory.
+   */
+  JITMEM_LIFETIME_NO_ALLOC = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_lifetime jitmem_lifetime;
+#else
+typedef uint32_t jitmem_lifetime;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Which mapper a manager uses.
+ */
+enum jitmem_mapper_kind
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * This process, two views of the same pages.
+   */
+  JITMEM_MAPPER_TWO_VIEWS = 1,
+  /**
+   * This process, one view whose protection changes.
+   */
+  JITMEM_MAPPER_MPROTECT = 2,
+  /**
+   * The host's own table of callbacks.
+   */
+  JITMEM_MAPPER_CUSTOM = 3,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_mapper_kind jitmem_mapper_kind;
+#else
+typedef uint32_t jitmem_mapper_kind;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Where the first window goes.
+ */
+enum jitmem_placement
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * Where the executor's own images are in reach of 32-bit references.
+   */
+  JITMEM_PLACEMENT_DEFAULT = 0,
+  /**
+   * So that jitmem_manager_options.address is in reach.
+   */
+  JITMEM_PLACEMENT_NEAR = 1,
+  /**
+   * Exactly at jitmem_manager_options.address, a multiple of the page size.
+   */
+  JITMEM_PLACEMENT_FIXED = 2,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_placement jitmem_placement;
+#else
+typedef uint32_t jitmem_placement;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Bits of a segment's protection. Writable and executable together is refused.
+ */
+enum jitmem_protection
+#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+  : uint32_t
+#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
+ {
+  /**
+   * The executor may read it.
+   */
+  JITMEM_PROT_READ = 1,
+  /**
+   * The executor may write it.
+   */
+  JITMEM_PROT_WRITE = 2,
+  /**
+   * The executor may run it.
+   */
+  JITMEM_PROT_EXEC = 4,
+};
+#ifndef __cplusplus
+#if __STDC_VERSION__ >= 202311L
+typedef enum jitmem_protection jitmem_protection;
+#else
+typedef uint32_t jitmem_protection;
+#endif // __STDC_VERSION__ >= 202311L
+#endif // __cplusplus
+
+/**
+ * Why a call failed: status, errno and a message that names operation, value, cause and remedy.
+ * Owned by whoever received it; free it with jitmem_error_free. Not shared between threads
+ * without the host's own ordering.
+ */
+typedef struct jitmem_error jitmem_error;
+
+/**
+ * Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
+ * may be called from inside its callbacks.
+ */
+typedef struct jitmem_manager jitmem_manager;
+
+/**
+ * Where memory comes from. May serve any number of managers; freeing it while managers use it is
+ * fine. All functions on it are thread-safe.
+ */
+typedef struct jitmem_mapper jitmem_mapper;
+
+/**
+ * Names one request to a custom mapper, which it answers with jitmem_mapper_complete.
+ */
+typedef uint64_t jitmem_request;
+
+/**
+ * Frees a callback's context; may be NULL where there is nothing to free.
+ */
+typedef void (*jitmem_destroy_fn)(void *ctx);
+
+/**
+ * One segment on its way into, or out of, a custom mapper's executor.
+ */
+typedef struct jitmem_mapper_segment {
+  /**
+   * First executor address.
+   */
+  uint64_t address;
+  /**
+   * Bytes, zero-fill and rounding included.
+   */
+  uint64_t size;
+  /**
+   * The content, valid until the request is completed; NULL if it is in place or on the way out.
+   */
+  const void *content;
+  /**
+   * Bytes of content.
+   */
+  uint64_t content_size;
+  /**
+   * Bits of jitmem_protection.
+   */
+  uint32_t protection;
+  /**
+   * One of jitmem_lifetime.
+   */
+  uint32_t lifetime;
+  /**
+   * 1: what follows the content is known to be zero; 0: the mapper must make it so.
+   */
+  uint32_t zeroed;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} jitmem_mapper_segment;
+
+/**
+ * A call of a wrapper function in the executor: (const char *args, size_t size), answering
+ * LLVM's CWrapperFunctionResult with a serialized error.
+ */
+typedef struct jitmem_wrapper_call {
+  /**
+   * Executor address; 0: no call.
+   */
+  uint64_t function;
+  /**
+   * Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
+   */
+  const void *args;
+  /**
+   * Bytes of args.
+   */
+  size_t args_size;
+} jitmem_wrapper_call;
+
+/**
+ * An allocation action: a call on finalize and its twin on deallocate.
+ */
+typedef struct jitmem_action {
+  /**
+   * Run on finalize.
+   */
+  struct jitmem_wrapper_call finalize;
+  /**
+   * Run on deallocate, if the finalize call succeeded.
+   */
+  struct jitmem_wrapper_call dealloc;
+} jitmem_action;
+
+/**
+ * One allocation on its way out.
+ */
+typedef struct jitmem_mapper_retired {
+  /**
+   * What `initialize` answered; 0 if it had nothing to remember.
+   */
+  uint64_t key;
+  /**
+   * Its copied segments; valid until the request is completed.
+   */
+  const struct jitmem_mapper_segment *segments;
+  /**
+   * Number of them.
+   */
+  size_t segment_count;
+} jitmem_mapper_retired;
+
+/**
+ * A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
+ *
+ * The functions are called with no lock held, from any thread, several at a time. Those that take a
+ * jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
+ * once. Arrays are valid until then. None may be NULL.
+ */
+typedef struct jitmem_mapper_callbacks {
+  /**
+   * sizeof(jitmem_mapper_callbacks).
+   */
+  size_t struct_size;
+  /**
+   * Chunks are multiples of this power of two.
+   */
+  uint64_t page_size;
+  /**
+   * Allocations are kept multiples of this power of two apart, at most page_size.
+   */
+  uint64_t granule;
+  /**
+   * One of jitmem_content.
+   */
+  uint32_t content;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+  /**
+   * Passed to every function.
+   */
+  void *ctx;
+  /**
+   * Called once when nothing uses the mapper any more; may be NULL.
+   */
+  jitmem_destroy_fn destroy;
+  /**
+   * Reserves a window of `size` bytes (a smaller multiple of page_size will do) as `placement`
+   * and `address` say. Answers its address as `value` and, in `size`, its size.
+   */
+  void (*reserve)(void *ctx,
+                  uint64_t size,
+                  uint32_t placement,
+                  uint64_t address,
+                  jitmem_request request);
+  /**
+   * Makes a chunk usable; with shared content, `*working_memory` is where all its bytes are
+   * written, all zero now. Returns a jitmem_status.
+   */
+  uint32_t (*prepare)(void *ctx,
+                      uint64_t address,
+                      uint64_t size,
+                      uint32_t protection,
+                      uint32_t lifetime,
+                      void **working_memory);
+  /**
+   * Makes an allocation visible and runs the finalize actions first to last, remembering the
+   * deallocation actions. Answers a key for deinitialize as `value`; 0 if there is nothing to
+   * do then.
+   */
+  void (*initialize)(void *ctx,
+                     const struct jitmem_mapper_segment *segments,
+                     size_t segment_count,
+                     const struct jitmem_action *actions,
+                     size_t action_count,
+                     jitmem_request request);
+  /**
+   * Runs the deallocation actions of allocations, last to first.
+   */
+  void (*deinitialize)(void *ctx,
+                       const struct jitmem_mapper_retired *retired,
+                       size_t count,
+                       jitmem_request request);
+  /**
+   * Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays.
+   */
+  uint32_t (*reclaim)(void *ctx, uint64_t address, uint64_t size);
+  /**
+   * Gives a window back with all that is in it.
+   */
+  void (*release)(void *ctx, uint64_t address, uint64_t size, jitmem_request request);
+} jitmem_mapper_callbacks;
+
+/**
+ * Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
+ * for the defaults.
+ */
+typedef struct jitmem_manager_options {
+  /**
+   * sizeof(jitmem_manager_options).
+   */
+  size_t struct_size;
+  /**
+   * Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
+   */
+  uint64_t window_size;
+  /**
+   * For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
+   */
+  uint64_t address;
+  /**
+   * Most bytes handed out at a time, rounding included. 0: no limit.
+   */
+  uint64_t quota;
+  /**
+   * One of jitmem_placement.
+   */
+  uint32_t placement;
+  /**
+   * One of jitmem_growth.
+   */
+  uint32_t growth;
+  /**
+   * 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
+   * kill later. 0: pages are taken when touched.
+   */
+  uint32_t commit;
+  /**
+   * 0.
+   */
+  uint32_t reserved;
+} jitmem_manager_options;
+
+/**
+ * Receives a new manager, which it owns, or an error, which is valid during the call.
+ */
+typedef void (*jitmem_created_fn)(void *ctx,
+                                  struct jitmem_manager *manager,
+                                  const struct jitmem_error *error);
+
+/**
+ * One segment of a request.
+ */
+typedef struct jitmem_segment {
+  /**
+   * Bytes that the linker writes.
+   */
+  uint64_t content_size;
+  /**
+   * Zero bytes behind them.
+   */
+  uint64_t zero_fill_size;
+  /**
+   * Alignment of the first byte: a power of two up to 1 GiB.
+   */
+  uint64_t alignment;
+  /**
+   * Bits of jitmem_protection.
+   */
+  uint32_t protection;
+  /**
+   * One of jitmem_lifetime.
+   */
+  uint32_t lifetime;
+} jitmem_segment;
+
+/**
+ * Memory of one segment.
+ */
+typedef struct jitmem_segment_memory {
+  /**
+   * Its address in the executor; 0 for a no-alloc segment.
+   */
+  uint64_t address;
+  /**
+   * Where its content_size bytes are written, by one thread at a time, until finalize or
+   * abandon is called; all of them must be written. NULL for a no-alloc segment.
+   */
+  void *working_memory;
+} jitmem_segment_memory;
+
+/**
+ * Receives an allocation: its handle and one entry of `memory` per segment, valid during the
+ * call; or an error, valid during the call, and then `allocation` is 0 and `memory` NULL.
+ */
+typedef void (*jitmem_allocated_fn)(void *ctx,
+                                    uint64_t allocation,
+                                    const struct jitmem_segment_memory *memory,
+                                    size_t count,
+                                    const struct jitmem_error *error);
+
+/**
+ * Learns how a request ended: `error` is NULL for success, else valid during the call.
+ */
+typedef void (*jitmem_done_fn)(void *ctx, const struct jitmem_error *error);
+
+/**
+ * Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
+ * Set struct_size to sizeof(jitmem_stats) before the call.
+ */
+typedef struct jitmem_stats {
+  /**
+   * sizeof(jitmem_stats); afterwards the bytes that this library filled in.
+   */
+  size_t struct_size;
+  /**
+   * Address space of all windows.
+   */
+  uint64_t reserved;
+  /**
+   * Chunks: address space with memory behind it. Pages count only once they are touched.
+   */
+  uint64_t committed;
+  /**
+   * Bytes asked for by live allocations.
+   */
+  uint64_t live;
+  /**
+   * Bytes lost to rounding and alignment in live allocations.
+   */
+  uint64_t padding;
+  /**
+   * Bytes in chunks that are not handed out: committed - live - padding, less guards.
+   */
+  uint64_t free;
+  /**
+   * Kernel mappings at most, writer views and reserved gaps included.
+   */
+  uint64_t mappings;
+  /**
+   * Windows now.
+   */
+  uint64_t windows;
+  /**
+   * Chunks now.
+   */
+  uint64_t chunks;
+  /**
+   * Allocations now that are not finalized.
+   */
+  uint64_t in_flight;
+  /**
+   * Allocations now that are finalized.
+   */
+  uint64_t finalized;
+  /**
+   * Allocations made.
+   */
+  uint64_t allocate_calls;
+  /**
+   * Allocations finalized.
+   */
+  uint64_t finalize_calls;
+  /**
+   * Allocations abandoned.
+   */
+  uint64_t abandon_calls;
+  /**
+   * Allocations deallocated.
+   */
+  uint64_t deallocate_calls;
+  /**
+   * Requests that ended in an error.
+   */
+  uint64_t failures;
+  /**
+   * Times jitmem entered the kernel in this process, all managers together.
+   */
+  uint64_t system_calls;
+  /**
+   * Bytes from the lowest to the highest byte of the chunks in use, widest window.
+   */
+  uint64_t span;
+  /**
+   * One of jitmem_mapper_kind.
+   */
+  uint32_t mapper;
+  /**
+   * Bits of jitmem_fallback.
+   */
+  uint32_t fallbacks;
+  /**
+   * The mapper in words; valid until the manager is freed.
+   */
+  const char *mapper_name;
+  /**
+   * Why the better mapper was not taken, or NULL; valid until the manager is freed.
+   */
+  const char *fallback_reason;
+  /**
+   * Ranges that the kernel refused to unmap in this process; lost until it exits.
+   */
+  uint64_t unmap_failures;
+} jitmem_stats;
+
+/**
+ * One piece of the layout.
+ */
+typedef struct jitmem_layout_item {
+  /**
+   * One of jitmem_layout_kind.
+   */
+  uint32_t kind;
+  /**
+   * Bits of jitmem_protection; 0 for a window.
+   */
+  uint32_t protection;
+  /**
+   * One of jitmem_lifetime; 0 for a window.
+   */
+  uint32_t lifetime;
+  /**
+   * First executor address.
+   */
+  uint64_t address;
+  /**
+   * Bytes.
+   */
+  uint64_t size;
+} jitmem_layout_item;
+
+/**
+ * Sees one piece of the layout; `item` is valid during the call.
+ */
+typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *item);
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Answers a request to a custom mapper, from any thread.
+ *
+ * `status` is a jitmem_status; if it is not 0, `message` (NULL or UTF-8 text, copied) says why.
+ * `value` and `size` are what the callback's documentation asks for, else 0. The requester's
+ * callback may run inside this call. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_HANDLE for a request that was answered before or never made.
+ *
+ * Requires:
+ * `message` is NULL or a NUL-terminated string; `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_mapper_complete(jitmem_request request,
+                                     uint32_t status,
+                                     const char *message,
+                                     uint64_t value,
+                                     uint64_t size,
+                                     struct jitmem_error **error);
+
+/**
+ * Makes a mapper of the host's callbacks.
+ *
+ * `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the mapper any more
+ * or if this call fails. On success `*mapper` is the new mapper, to be freed with
+ * jitmem_mapper_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function, page_size or
+ * granule that is no power of two, an unknown content. With a wrong struct_size `destroy` is not
+ * called, since it can't be found.
+ *
+ * Requires:
+ * `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
+ * as documented; `mapper` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbacks,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
+
+/**
+ * Makes a manager over a mapper and reserves its first window.
+ *
+ * `options` may be NULL for the defaults. On success `*manager` is the new manager, to be freed
+ * with jitmem_manager_free. Thread-safe. Waits for the mapper.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or bad options, JITMEM_INVALID_HANDLE for a freed
+ * mapper, JITMEM_OUT_OF_MEMORY where no address space is to be had, what the mapper answers.
+ *
+ * Requires:
+ * `mapper` is NULL or a handle of this library; `options` is NULL or points to a struct of the
+ * size that it says; `manager` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_manager_create(const struct jitmem_mapper *mapper,
+                                    const struct jitmem_manager_options *options,
+                                    struct jitmem_manager **manager,
+                                    struct jitmem_error **error);
+
+/**
+ * jitmem_manager_create without waiting: `fn` receives the manager.
+ *
+ * Requires:
+ * As jitmem_manager_create; `fn` and `destroy` may be called with `ctx`, from any thread.
+ */
+jitmem_status jitmem_manager_create_async(const struct jitmem_mapper *mapper,
+                                          const struct jitmem_manager_options *options,
+                                          jitmem_created_fn fn,
+                                          void *ctx,
+                                          jitmem_destroy_fn destroy,
+                                          struct jitmem_error **error);
+
+/**
+ * Frees a manager: what is still finalized goes last to first with its deallocation actions,
+ * what is in flight is abandoned, and the windows are released. No code of it may run any more.
+ * NULL and a manager that was freed before: does nothing.
+ *
+ * Requires:
+ * `manager` is NULL or came from this library, and no other thread uses this handle.
+ */
+void jitmem_manager_free(struct jitmem_manager *manager);
+
+/**
+ * Allocates memory for the segments of one graph.
+ *
+ * `dylib` identifies the graph's JITDylib (its address will do; 0: none): everything of one
+ * JITDylib lies in one window. `memory` receives one entry per segment, `*allocation` the handle,
+ * from here to jitmem_manager_deallocate; never 0 and never all ones. `count` may be 0.
+ * Thread-safe. Waits for the mapper where a window must be reserved.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
+ * writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
+ * forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
+ * JITMEM_MAPPER_FAILED. Nothing is allocated then.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `segments` and `memory` are NULL or arrays of
+ * `count`; `allocation` and `error` are NULL or places to write.
+ */
+jitmem_status jitmem_manager_allocate(const struct jitmem_manager *manager,
+                                      const struct jitmem_segment *segments,
+                                      size_t count,
+                                      uint64_t dylib,
+                                      struct jitmem_segment_memory *memory,
+                                      uint64_t *allocation,
+                                      struct jitmem_error **error);
+
+/**
+ * jitmem_manager_allocate without waiting: `fn` receives the allocation. `segments` is read during
+ * this call only.
+ *
+ * Requires:
+ * As jitmem_manager_allocate; `fn` and `destroy` may be called with `ctx`, from any thread.
+ */
+jitmem_status jitmem_manager_allocate_async(const struct jitmem_manager *manager,
+                                            const struct jitmem_segment *segments,
+                                            size_t count,
+                                            uint64_t dylib,
+                                            jitmem_allocated_fn fn,
+                                            void *ctx,
+                                            jitmem_destroy_fn destroy,
+                                            struct jitmem_error **error);
+
+/**
+ * Writes `size` bytes at `offset` of a segment's content, with all checks: for hosts that would
+ * rather not write through working_memory. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or bytes outside the content, JITMEM_INVALID_HANDLE for
+ * an allocation that is not in flight.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `bytes` is NULL or has `size` bytes; `error` is
+ * NULL or a place for a pointer.
+ */
+jitmem_status jitmem_manager_write(const struct jitmem_manager *manager,
+                                   uint64_t allocation,
+                                   size_t segment,
+                                   uint64_t offset,
+                                   const void *bytes,
+                                   size_t size,
+                                   struct jitmem_error **error);
+
+/**
+ * Makes an allocation's content visible in the executor and runs its finalize actions first to
+ * last. Afterwards its working memory must not be touched.
+ *
+ * `actions` may be NULL if `count` is 0. If an action fails, the deallocation twins of those
+ * before it run last to first. Actions run in this thread for a mapper of this process.
+ * Thread-safe. Waits for the mapper.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (not in flight; nothing is done then);
+ * JITMEM_ACTION_FAILED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_MAPPER_FAILED: the memory is
+ * free again and the allocation gone.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `actions` is NULL or has `count` entries whose
+ * arguments are as long as they say; `error` is NULL or a place for a pointer. The functions are
+ * wrapper functions.
+ */
+jitmem_status jitmem_manager_finalize(const struct jitmem_manager *manager,
+                                      uint64_t allocation,
+                                      const struct jitmem_action *actions,
+                                      size_t count,
+                                      struct jitmem_error **error);
+
+/**
+ * jitmem_manager_finalize without waiting. `actions` is read during this call only.
+ *
+ * Requires:
+ * As jitmem_manager_finalize; `fn` and `destroy` may be called with `ctx`, from any thread.
+ */
+jitmem_status jitmem_manager_finalize_async(const struct jitmem_manager *manager,
+                                            uint64_t allocation,
+                                            const struct jitmem_action *actions,
+                                            size_t count,
+                                            jitmem_done_fn fn,
+                                            void *ctx,
+                                            jitmem_destroy_fn destroy,
+                                            struct jitmem_error **error);
+
+/**
+ * Gives up an allocation that was not finalized; its working memory must not be touched any more.
+ * Thread-safe. Waits for the mapper.
+ *
+ * Errors: JITMEM_INVALID_HANDLE if it is not in flight.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_manager_abandon(const struct jitmem_manager *manager,
+                                     uint64_t allocation,
+                                     struct jitmem_error **error);
+
+/**
+ * jitmem_manager_abandon without waiting.
+ *
+ * Requires:
+ * As jitmem_manager_abandon; `fn` and `destroy` may be called with `ctx`, from any thread.
+ */
+jitmem_status jitmem_manager_abandon_async(const struct jitmem_manager *manager,
+                                           uint64_t allocation,
+                                           jitmem_done_fn fn,
+                                           void *ctx,
+                                           jitmem_destroy_fn destroy,
+                                           struct jitmem_error **error);
+
+/**
+ * Runs the deallocation actions of finalized allocations, last allocation first, each one's last
+ * action first, and frees their memory. No code of them may run any more.
+ *
+ * `count` may be 0. Thread-safe. Waits for the mapper.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
+ * named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+ * memory is free, and the message names every failure.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `allocations` is NULL or has `count` entries;
+ * `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_manager_deallocate(const struct jitmem_manager *manager,
+                                        const uint64_t *allocations,
+                                        size_t count,
+                                        struct jitmem_error **error);
+
+/**
+ * jitmem_manager_deallocate without waiting. `allocations` is read during this call only.
+ *
+ * Requires:
+ * As jitmem_manager_deallocate; `fn` and `destroy` may be called with `ctx`, from any thread.
+ */
+jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manager,
+                                              const uint64_t *allocations,
+                                              size_t count,
+                                              jitmem_done_fn fn,
+                                              void *ctx,
+                                              jitmem_destroy_fn destroy,
+                                              struct jitmem_error **error);
+
+/**
+ * Makes a mapper of this process's own memory.
+ *
+ * `kind` is one of jitmem_in_process_kind. On success `*mapper` is the new mapper, to be freed
+ * with jitmem_mapper_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for an unknown kind or NULL `mapper`; with
+ * JITMEM_IN_PROCESS_TWO_VIEWS, what the system answered to one probe (JITMEM_DENIED,
+ * JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM).
+ *
+ * Requires:
+ * `mapper` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_mapper_in_process(uint32_t kind,
+                                       struct jitmem_mapper **mapper,
+                                       struct jitmem_error **error);
+
+/**
+ * Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
+ * before: does nothing.
+ *
+ * Requires:
+ * `mapper` is NULL or came from this library, and no other thread uses this handle.
+ */
+void jitmem_mapper_free(struct jitmem_mapper *mapper);
+
+/**
+ * Fills `stats`. Thread-safe; the figures are those of one moment.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
+ * `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_manager_stats(const struct jitmem_manager *manager,
+                                   struct jitmem_stats *stats,
+                                   struct jitmem_error **error);
+
+/**
+ * Calls `visit` in this thread for each window, followed by its chunks in address order, each
+ * followed by the ranges in it that are handed out, in address order. A picture of one moment; no
+ * lock is held during the calls. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+ *
+ * Requires:
+ * `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+ * or a place for a pointer.
+ */
+jitmem_status jitmem_manager_layout(const struct jitmem_manager *manager,
+                                    jitmem_layout_fn visit,
+                                    void *ctx,
+                                    struct jitmem_error **error);
+
+/**
+ * The status of an error. NULL: JITMEM_OK. A freed error: JITMEM_INVALID_HANDLE.
+ *
+ * Requires:
+ * `error` is NULL or came from this library.
+ */
+jitmem_status jitmem_error_status(const struct jitmem_error *error);
+
+/**
+ * What happened, as UTF-8 text without final full stop: operation, value, cause, remedy. Valid
+ * until the error is freed. NULL: "success".
+ *
+ * Requires:
+ * `error` is NULL or came from this library.
+ */
+const char *jitmem_error_message(const struct jitmem_error *error);
+
+/**
+ * errno of the system call behind an error; 0 if there was none, and for NULL.
+ *
+ * Requires:
+ * `error` is NULL or came from this library.
+ */
+int32_t jitmem_error_os_code(const struct jitmem_error *error);
+
+/**
+ * Frees an error. NULL and an error that was freed before: does nothing.
+ *
+ * Requires:
+ * `error` is NULL or came from this library, and nobody uses it or its message any more.
+ */
+void jitmem_error_free(struct jitmem_error *error);
+
+/**
+ * The name of a status, such as "JITMEM_WINDOW_FULL"; "unknown status" for other numbers. Static.
+ *
+ * Thread-safe; never fails.
+ */
+const char *jitmem_status_name(uint32_t status);
+
+/**
+ * The version of the library that runs: major << 16 | minor << 8 | patch, as JITMEM_VERSION.
+ *
+ * Thread-safe; never fails.
+ */
+uint32_t jitmem_version(void);
+
+/**
+ * The version of the library that runs, as text such as "0.1.0". Static; do not free.
+ *
+ * Thread-safe; never fails.
+ */
+const char *jitmem_version_string(void);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* JITMEM_H */

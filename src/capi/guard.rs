@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The boundary that every call crosses: errors become objects, panics never leave.
+
+use super::handle;
+use super::status::{jitmem_error, jitmem_status};
+use crate::error::{Error, Result, Status};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What a panic said.
+fn panicked(payload: &(dyn std::any::Any + Send)) -> Error {
+    let said = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    Error::new(Status::Internal, format!("jitmem panicked: {said}"))
+        .remedy("this is a defect in jitmem: please report it with this message")
+}
+
+/// Runs `body`; a panic in it is an error.
+pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(panicked(&*payload)))
+}
+
+/// Runs `body` and turns its failure into a status and, if asked for, an error object.
+///
+/// # Safety
+/// `error` is NULL or a place for a pointer.
+pub(super) unsafe fn call(
+    error: *mut *mut jitmem_error,
+    body: impl FnOnce() -> Result<()>,
+) -> jitmem_status {
+    match catch(body) {
+        Ok(()) => jitmem_status::JITMEM_OK,
+        Err(failure) => {
+            let status = failure.status().into();
+            if !error.is_null() {
+                let object = handle::give(jitmem_error::from(failure));
+                // SAFETY: the caller says that it is a place for a pointer.
+                unsafe { error.write(object) };
+            }
+            status
+        }
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Taking arguments from C: NULL, counts, and structs that may grow.
+
+use crate::error::{Result, invalid_argument};
+use std::mem::size_of;
+
+/// Fails if an output or function pointer is NULL.
+pub(super) fn required<T>(pointer: *const T, name: &str) -> Result<()> {
+    if pointer.is_null() {
+        Err(invalid_argument(format!("{name} is NULL")))
+    } else {
+        Ok(())
+    }
+}
+
+/// An array of C.
+///
+/// # Safety
+/// `pointer` is NULL or points to `count` elements that nobody changes during `'a`.
+pub(super) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    required(pointer, name)?;
+    if !pointer.is_aligned() || count > isize::MAX as usize / size_of::<T>().max(1) {
+        return Err(invalid_argument(format!(
+            "{name} at {pointer:p} with {count} elements: misaligned or longer than memory"
+        )));
+    }
+    // SAFETY: not NULL, aligned, and the caller vouches for the elements.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// A struct that begins with its size and may be shorter (an older header) or longer (a newer
+/// one) than ours. What is missing is zero; what is too much must be zero.
+///
+/// # Safety
+/// `T` is a C struct of plain numbers and pointers for which all zero bytes are a value, and
+/// `pointer` is NULL or points to as many bytes as its first field says.
+pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -> Result<T> {
+    required(pointer, name)?;
+    if !pointer.is_aligned() {
+        return Err(invalid_argument(format!(
+            "{name} at {pointer:p} is misaligned"
+        )));
+    }
+    // SAFETY: the struct begins with a size_t.
+    let given = unsafe { pointer.cast::<usize>().read() };
+    check_size(given, least, name)?;
+    // SAFETY: all zero bytes are a value of T.
+    let mut value: T = unsafe { std::mem::zeroed() };
+    let common = given.min(size_of::<T>());
+    let bytes = pointer.cast::<u8>();
+    // SAFETY: both sides have at least `common` bytes.
+    unsafe {
+        std::ptr::from_mut(&mut value)
+            .cast::<u8>()
+            .copy_from_nonoverlapping(bytes, common)
+    };
+    for offset in common..given {
+        // SAFETY: the caller's struct has `given` bytes.
+        if unsafe { bytes.add(offset).read() } != 0 {
+            return Err(invalid_argument(format!(
+                "{name} uses a field at byte {offset} that this library ({}) does not know; \
+                 update the library",
+                env!("CARGO_PKG_VERSION")
+            )));
+        }
+    }
+    Ok(value)
+}
+
+/// Checks the size that a C struct claims to have.
+pub(super) fn check_size(given: usize, least: usize, name: &str) -> Result<()> {
+    if (least..=4096).contains(&given) {
+        return Ok(());
+    }
+    Err(invalid_argument(format!(
+        "{name}.struct_size is {given}; set it to sizeof({name}), which is at least {least}"
+    )))
+}

@@ -1,0 +1,751 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! `jitmem_manager`: allocate, finalize, abandon, deallocate.
+
+use super::callback::{Context, jitmem_destroy_fn};
+use super::handle::{self, Handle};
+use super::mapper::jitmem_mapper;
+use super::status::{jitmem_error, jitmem_status};
+use super::{guard, input};
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::manager::{Allocated, GrowthPolicy, Manager, Options, Segment};
+use crate::mapper::{Action, WrapperCall};
+use crate::memory::view::Placement;
+use smallvec::SmallVec;
+use std::ffi::{CString, c_char, c_void};
+use std::mem::{offset_of, size_of};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bits of a segment's protection. Writable and executable together is refused.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_protection {
+    /// The executor may read it.
+    JITMEM_PROT_READ = 1,
+    /// The executor may write it.
+    JITMEM_PROT_WRITE = 2,
+    /// The executor may run it.
+    JITMEM_PROT_EXEC = 4,
+}
+
+/// How long a segment lives.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_lifetime {
+    /// Until it is deallocated.
+    JITMEM_LIFETIME_STANDARD = 0,
+    /// Until the finalize actions have run.
+    JITMEM_LIFETIME_FINALIZE = 1,
+    /// Never in executor memory: it gets address 0 and no working memory.
+    JITMEM_LIFETIME_NO_ALLOC = 2,
+}
+
+/// Where the first window goes.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_placement {
+    /// Where the executor's own images are in reach of 32-bit references.
+    JITMEM_PLACEMENT_DEFAULT = 0,
+    /// So that jitmem_manager_options.address is in reach.
+    JITMEM_PLACEMENT_NEAR = 1,
+    /// Exactly at jitmem_manager_options.address, a multiple of the page size.
+    JITMEM_PLACEMENT_FIXED = 2,
+}
+
+/// What happens when the window is full.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_growth {
+    /// The request fails with JITMEM_WINDOW_FULL.
+    JITMEM_GROWTH_ERROR = 0,
+    /// Another window is reserved; what belongs to one JITDylib stays inside one.
+    JITMEM_GROWTH_ANOTHER_WINDOW = 1,
+}
+
+/// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
+/// for the defaults.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_manager_options {
+    /// sizeof(jitmem_manager_options).
+    pub struct_size: usize,
+    /// Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
+    pub window_size: u64,
+    /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
+    pub address: u64,
+    /// Most bytes handed out at a time, rounding included. 0: no limit.
+    pub quota: u64,
+    /// One of jitmem_placement.
+    pub placement: u32,
+    /// One of jitmem_growth.
+    pub growth: u32,
+    /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
+    /// kill later. 0: pages are taken when touched.
+    pub commit: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
+
+/// One segment of a request.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_segment {
+    /// Bytes that the linker writes.
+    pub content_size: u64,
+    /// Zero bytes behind them.
+    pub zero_fill_size: u64,
+    /// Alignment of the first byte: a power of two up to 1 GiB.
+    pub alignment: u64,
+    /// Bits of jitmem_protection.
+    pub protection: u32,
+    /// One of jitmem_lifetime.
+    pub lifetime: u32,
+}
+
+/// Memory of one segment.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct jitmem_segment_memory {
+    /// Its address in the executor; 0 for a no-alloc segment.
+    pub address: u64,
+    /// Where its content_size bytes are written, by one thread at a time, until finalize or
+    /// abandon is called; all of them must be written. NULL for a no-alloc segment.
+    pub working_memory: *mut c_void,
+}
+
+/// A call of a wrapper function in the executor: (const char *args, size_t size), answering
+/// LLVM's CWrapperFunctionResult with a serialized error.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_wrapper_call {
+    /// Executor address; 0: no call.
+    pub function: u64,
+    /// Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
+    pub args: *const c_void,
+    /// Bytes of args.
+    pub args_size: usize,
+}
+
+/// An allocation action: a call on finalize and its twin on deallocate.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_action {
+    /// Run on finalize.
+    pub finalize: jitmem_wrapper_call,
+    /// Run on deallocate, if the finalize call succeeded.
+    pub dealloc: jitmem_wrapper_call,
+}
+
+/// Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
+/// may be called from inside its callbacks.
+#[allow(non_camel_case_types)]
+pub struct jitmem_manager {
+    manager: Manager,
+    mapper_name: CString,
+    fallback_reason: Option<CString>,
+    poisoned: AtomicBool,
+}
+
+static MANAGERS: handle::Pool<jitmem_manager> = handle::Pool::new(0x6a69_746d_6d61_6e61);
+
+impl Handle for jitmem_manager {
+    fn pool() -> &'static handle::Pool<Self> {
+        &MANAGERS
+    }
+    const NAME: &'static str = "jitmem_manager";
+}
+
+fn c_string(text: &str) -> CString {
+    CString::new(text.replace('\0', "\u{fffd}")).unwrap_or_default()
+}
+
+impl jitmem_manager {
+    fn new(manager: Manager) -> jitmem_manager {
+        let stats = manager.stats();
+        jitmem_manager {
+            mapper_name: c_string(stats.mapper_name),
+            fallback_reason: stats.fallback.as_deref().map(c_string),
+            poisoned: AtomicBool::new(false),
+            manager,
+        }
+    }
+
+    pub(super) fn manager(&self) -> &Manager {
+        &self.manager
+    }
+
+    pub(super) fn mapper_name(&self) -> *const c_char {
+        self.mapper_name.as_ptr()
+    }
+
+    pub(super) fn fallback_reason(&self) -> *const c_char {
+        self.fallback_reason
+            .as_ref()
+            .map_or(std::ptr::null(), |reason| reason.as_ptr())
+    }
+}
+
+/// Runs `body` on a manager; after a panic the manager refuses further work.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+unsafe fn with_manager(
+    manager: *const jitmem_manager,
+    error: *mut *mut jitmem_error,
+    body: impl FnOnce(&Manager) -> Result<()>,
+) -> jitmem_status {
+    let run = || {
+        // SAFETY: as the caller says.
+        let handle = unsafe { handle::get(manager) }?;
+        if handle.poisoned.load(Ordering::Relaxed) {
+            return Err(Error::new(
+                Status::Internal,
+                "this manager refuses further work since a defect in jitmem was reported",
+            ));
+        }
+        let result = guard::catch(|| body(&handle.manager));
+        if matches!(&result, Err(error) if error.status() == Status::Internal) {
+            handle.poisoned.store(true, Ordering::Relaxed);
+        }
+        result
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, run) }
+}
+
+// ---- creating ----
+
+/// # Safety
+/// `options` is NULL or points to a struct of the size that it says.
+unsafe fn options(options: *const jitmem_manager_options) -> Result<Options> {
+    let mut chosen = Options::default();
+    if options.is_null() {
+        return Ok(chosen);
+    }
+    // SAFETY: plain numbers; the caller vouches for the size.
+    let given = unsafe { input::versioned(options, OPTIONS_LEAST, "jitmem_manager_options") }?;
+    if given.window_size != 0 {
+        chosen.window_size = given.window_size;
+    }
+    chosen.placement = match given.placement {
+        0 if given.address != 0 => {
+            return Err(invalid_argument(format!(
+                "address {:#x} without a placement: choose near 1 or fixed 2",
+                given.address
+            )));
+        }
+        0 => Placement::Default,
+        1 => Placement::Near(given.address),
+        2 => Placement::Fixed(given.address),
+        other => {
+            return Err(invalid_argument(format!(
+                "placement {other} is none of default 0, near 1 and fixed 2"
+            )));
+        }
+    };
+    chosen.growth = match given.growth {
+        0 => GrowthPolicy::Error,
+        1 => GrowthPolicy::AnotherWindow,
+        other => {
+            return Err(invalid_argument(format!(
+                "growth {other} is none of error 0 and another window 1"
+            )));
+        }
+    };
+    chosen.quota = (given.quota != 0).then_some(given.quota);
+    chosen.commit = match given.commit {
+        0 => false,
+        1 => true,
+        other => {
+            return Err(invalid_argument(format!(
+                "commit {other} is neither 0 nor 1"
+            )));
+        }
+    };
+    if given.reserved != 0 {
+        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
+    }
+    Ok(chosen)
+}
+
+/// Receives a new manager, which it owns, or an error, which is valid during the call.
+#[allow(non_camel_case_types)]
+pub type jitmem_created_fn = Option<
+    unsafe extern "C" fn(
+        ctx: *mut c_void,
+        manager: *mut jitmem_manager,
+        error: *const jitmem_error,
+    ),
+>;
+
+/// Makes a manager over a mapper and reserves its first window.
+///
+/// `options` may be NULL for the defaults. On success `*manager` is the new manager, to be freed
+/// with jitmem_manager_free. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or bad options, JITMEM_INVALID_HANDLE for a freed
+/// mapper, JITMEM_OUT_OF_MEMORY where no address space is to be had, what the mapper answers.
+///
+/// # Safety
+/// `mapper` is NULL or a handle of this library; `options` is NULL or points to a struct of the
+/// size that it says; `manager` and `error` are NULL or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_create(
+    mapper: *const jitmem_mapper,
+    options: *const jitmem_manager_options,
+    manager: *mut *mut jitmem_manager,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let mapper = unsafe { handle::get(mapper) }?;
+        input::required(manager, "manager")?;
+        // SAFETY: as the caller says.
+        let options = unsafe { self::options(options) }?;
+        let new = wait(|done| Manager::create(mapper.0.clone(), options, done))?;
+        let handle = handle::give(jitmem_manager::new(new));
+        // SAFETY: not NULL, and the caller says it is a place for a pointer.
+        unsafe { manager.write(handle) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// jitmem_manager_create without waiting: `fn` receives the manager.
+///
+/// # Safety
+/// As jitmem_manager_create; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_create_async(
+    mapper: *const jitmem_mapper,
+    options: *const jitmem_manager_options,
+    r#fn: jitmem_created_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let body = || {
+        // SAFETY: as the caller says.
+        let mapper = unsafe { handle::get(mapper) }?;
+        // SAFETY: as the caller says.
+        let options = unsafe { self::options(options) }?;
+        let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
+        let done = Completion::new(move |answer: Result<Manager>| {
+            let (manager, error) = match answer {
+                Ok(manager) => (handle::give(jitmem_manager::new(manager)), None),
+                Err(error) => (std::ptr::null_mut(), Some(error)),
+            };
+            lend(error, |error| {
+                // SAFETY: the host says that its function takes these.
+                unsafe { callback(context.pointer(), manager, error) }
+            });
+        });
+        Manager::create(mapper.0.clone(), options, done);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Lends an error object to a callback.
+fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
+    match error {
+        None => callback(std::ptr::null()),
+        Some(error) => {
+            let object = handle::give(jitmem_error::from(error));
+            callback(object);
+            // SAFETY: made above; the callback only borrowed it.
+            drop(unsafe { handle::take(object) });
+        }
+    }
+}
+
+/// Frees a manager: what is still finalized goes last to first with its deallocation actions,
+/// what is in flight is abandoned, and the windows are released. No code of it may run any more.
+/// NULL and a manager that was freed before: does nothing.
+///
+/// # Safety
+/// `manager` is NULL or came from this library, and no other thread uses this handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
+    // SAFETY: as the caller says.
+    let taken = unsafe { handle::take(manager) };
+    let _ = guard::catch(|| {
+        drop(taken);
+        Ok(())
+    });
+}
+
+// ---- allocating ----
+
+type Segments = SmallVec<[Segment; 4]>;
+
+/// # Safety
+/// `segments` is NULL or points to `count` segments.
+unsafe fn segments(segments: *const jitmem_segment, count: usize) -> Result<Segments> {
+    // SAFETY: as the caller says.
+    let given = unsafe { input::array(segments, count, "segments") }?;
+    let convert = |(index, segment): (usize, &jitmem_segment)| {
+        let group = || {
+            Ok(AllocGroup {
+                protection: Protection::from_bits(segment.protection)?,
+                lifetime: Lifetime::from_code(segment.lifetime)?,
+            })
+        };
+        Ok(Segment {
+            content_size: segment.content_size,
+            zero_fill_size: segment.zero_fill_size,
+            alignment: segment.alignment,
+            group: group().map_err(|error: Error| error.context(format!("segment {index}")))?,
+        })
+    };
+    given.iter().enumerate().map(convert).collect()
+}
+
+fn memory_of(allocated: &Allocated) -> SmallVec<[jitmem_segment_memory; 4]> {
+    let convert = |memory: &crate::manager::SegmentMemory| jitmem_segment_memory {
+        address: memory.address,
+        working_memory: memory.working_memory().cast(),
+    };
+    allocated.segments.iter().map(convert).collect()
+}
+
+/// Receives an allocation: its handle and one entry of `memory` per segment, valid during the
+/// call; or an error, valid during the call, and then `allocation` is 0 and `memory` NULL.
+#[allow(non_camel_case_types)]
+pub type jitmem_allocated_fn = Option<
+    unsafe extern "C" fn(
+        ctx: *mut c_void,
+        allocation: u64,
+        memory: *const jitmem_segment_memory,
+        count: usize,
+        error: *const jitmem_error,
+    ),
+>;
+
+/// Allocates memory for the segments of one graph.
+///
+/// `dylib` identifies the graph's JITDylib (its address will do; 0: none): everything of one
+/// JITDylib lies in one window. `memory` receives one entry per segment, `*allocation` the handle,
+/// from here to jitmem_manager_deallocate; never 0 and never all ones. `count` may be 0.
+/// Thread-safe. Waits for the mapper where a window must be reserved.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
+/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
+/// forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
+/// JITMEM_MAPPER_FAILED. Nothing is allocated then.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `segments` and `memory` are NULL or arrays of
+/// `count`; `allocation` and `error` are NULL or places to write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_allocate(
+    manager: *const jitmem_manager,
+    segments: *const jitmem_segment,
+    count: usize,
+    dylib: u64,
+    memory: *mut jitmem_segment_memory,
+    allocation: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let segments = unsafe { self::segments(segments, count) }?;
+        input::required(allocation, "allocation")?;
+        if count > 0 {
+            input::required(memory, "memory")?;
+        }
+        let allocated = wait(|done| manager.allocate(&segments, dylib, done))?;
+        let answer = memory_of(&allocated);
+        if count > 0 {
+            // SAFETY: not NULL, and the caller says that it has `count` entries.
+            unsafe { memory.copy_from_nonoverlapping(answer.as_ptr(), count) };
+        }
+        // SAFETY: not NULL, and the caller says that it is a place for a handle.
+        unsafe { allocation.write(allocated.handle) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_allocate without waiting: `fn` receives the allocation. `segments` is read during
+/// this call only.
+///
+/// # Safety
+/// As jitmem_manager_allocate; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_allocate_async(
+    manager: *const jitmem_manager,
+    segments: *const jitmem_segment,
+    count: usize,
+    dylib: u64,
+    r#fn: jitmem_allocated_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let segments = unsafe { self::segments(segments, count) }?;
+        let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
+        let done = Completion::new(move |answer: Result<Allocated>| match answer {
+            Ok(allocated) => {
+                let memory = memory_of(&allocated);
+                let (entries, count) = (memory.as_ptr(), memory.len());
+                let none = std::ptr::null();
+                // SAFETY: the host says that its function takes these.
+                unsafe { callback(context.pointer(), allocated.handle, entries, count, none) }
+            }
+            Err(error) => lend(Some(error), |error| {
+                // SAFETY: the host says that its function takes these.
+                unsafe { callback(context.pointer(), 0, std::ptr::null(), 0, error) }
+            }),
+        });
+        manager.allocate(&segments, dylib, done);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// Writes `size` bytes at `offset` of a segment's content, with all checks: for hosts that would
+/// rather not write through working_memory. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or bytes outside the content, JITMEM_INVALID_HANDLE for
+/// an allocation that is not in flight.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `bytes` is NULL or has `size` bytes; `error` is
+/// NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_write(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    segment: usize,
+    offset: u64,
+    bytes: *const c_void,
+    size: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?;
+        manager.write(allocation, segment, offset, bytes)
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+// ---- finalizing and the end ----
+
+/// # Safety
+/// `call.args` is NULL or has `args_size` bytes.
+unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
+    if call.function == 0 {
+        return Ok(WrapperCall::default());
+    }
+    // SAFETY: as the caller says.
+    let args = unsafe { input::array(call.args.cast::<u8>(), call.args_size, "args") }?;
+    Ok(WrapperCall {
+        function: call.function,
+        args: args.to_vec(),
+    })
+}
+
+/// # Safety
+/// `actions` is NULL or has `count` entries whose arguments are as long as they say.
+unsafe fn actions(actions: *const jitmem_action, count: usize) -> Result<Vec<Action>> {
+    // SAFETY: as the caller says.
+    let given = unsafe { input::array(actions, count, "actions") }?;
+    let convert = |action: &jitmem_action| {
+        Ok(Action {
+            // SAFETY: as the caller says.
+            finalize: unsafe { wrapper_call(&action.finalize) }?,
+            // SAFETY: as the caller says.
+            dealloc: unsafe { wrapper_call(&action.dealloc) }?,
+        })
+    };
+    given.iter().map(convert).collect()
+}
+
+/// Learns how a request ended: `error` is NULL for success, else valid during the call.
+#[allow(non_camel_case_types)]
+pub type jitmem_done_fn =
+    Option<unsafe extern "C" fn(ctx: *mut c_void, error: *const jitmem_error)>;
+
+fn done<T>(callback: jitmem_done_fn, context: Context) -> Result<Completion<T>> {
+    let callback = callback.ok_or_else(|| invalid_argument("fn is NULL"))?;
+    Ok(Completion::new(move |answer: Result<T>| {
+        lend(answer.err(), |error| {
+            // SAFETY: the host says that its function takes these.
+            unsafe { callback(context.pointer(), error) }
+        });
+    }))
+}
+
+/// Makes an allocation's content visible in the executor and runs its finalize actions first to
+/// last. Afterwards its working memory must not be touched.
+///
+/// `actions` may be NULL if `count` is 0. If an action fails, the deallocation twins of those
+/// before it run last to first. Actions run in this thread for a mapper of this process.
+/// Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (not in flight; nothing is done then);
+/// JITMEM_ACTION_FAILED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_MAPPER_FAILED: the memory is
+/// free again and the allocation gone.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `actions` is NULL or has `count` entries whose
+/// arguments are as long as they say; `error` is NULL or a place for a pointer. The functions are
+/// wrapper functions.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_finalize(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    actions: *const jitmem_action,
+    count: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let actions = unsafe { self::actions(actions, count) }?;
+        wait(|done| manager.finalize(allocation, actions, done)).map(drop)
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_finalize without waiting. `actions` is read during this call only.
+///
+/// # Safety
+/// As jitmem_manager_finalize; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_finalize_async(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    actions: *const jitmem_action,
+    count: usize,
+    r#fn: jitmem_done_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let actions = unsafe { self::actions(actions, count) }?;
+        manager.finalize(allocation, actions, done(r#fn, context)?);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// Gives up an allocation that was not finalized; its working memory must not be touched any more.
+/// Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_HANDLE if it is not in flight.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_abandon(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| wait(|done| manager.abandon(allocation, done));
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_abandon without waiting.
+///
+/// # Safety
+/// As jitmem_manager_abandon; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_abandon_async(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    r#fn: jitmem_done_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let body = |manager: &Manager| {
+        manager.abandon(allocation, done(r#fn, context)?);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
+/// action first, and frees their memory. No code of them may run any more.
+///
+/// `count` may be 0. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
+/// named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+/// memory is free, and the message names every failure.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `allocations` is NULL or has `count` entries;
+/// `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_deallocate(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        wait(|done| manager.deallocate(handles, done))
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_deallocate without waiting. `allocations` is read during this call only.
+///
+/// # Safety
+/// As jitmem_manager_deallocate; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_deallocate_async(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    r#fn: jitmem_done_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        manager.deallocate(handles, done(r#fn, context)?);
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! `jitmem_stats` and the layout.
+
+use super::handle;
+use super::manager::jitmem_manager;
+use super::status::{jitmem_error, jitmem_status};
+use super::{guard, input};
+use crate::error::invalid_argument;
+use crate::manager::LayoutKind;
+use crate::mapper::Kind;
+use std::ffi::{c_char, c_void};
+use std::mem::{offset_of, size_of};
+
+/// Which mapper a manager uses.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_mapper_kind {
+    /// This process, two views of the same pages.
+    JITMEM_MAPPER_TWO_VIEWS = 1,
+    /// This process, one view whose protection changes.
+    JITMEM_MAPPER_MPROTECT = 2,
+    /// The host's own table of callbacks.
+    JITMEM_MAPPER_CUSTOM = 3,
+}
+
+/// What was fallen back from; bits of jitmem_stats.fallbacks.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_fallback {
+    /// Two views were refused, so pages change protection; fallback_reason says why.
+    JITMEM_FALLBACK_MPROTECT = 1,
+    /// The window is smaller than asked for: address space is limited.
+    JITMEM_FALLBACK_SMALLER_WINDOW = 2,
+    /// A window lies out of 32-bit reach of the process's images.
+    JITMEM_FALLBACK_OUT_OF_REACH = 4,
+}
+
+/// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
+/// Set struct_size to sizeof(jitmem_stats) before the call.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_stats {
+    /// sizeof(jitmem_stats); afterwards the bytes that this library filled in.
+    pub struct_size: usize,
+    /// Address space of all windows.
+    pub reserved: u64,
+    /// Chunks: address space with memory behind it. Pages count only once they are touched.
+    pub committed: u64,
+    /// Bytes asked for by live allocations.
+    pub live: u64,
+    /// Bytes lost to rounding and alignment in live allocations.
+    pub padding: u64,
+    /// Bytes in chunks that are not handed out: committed - live - padding, less guards.
+    pub free: u64,
+    /// Kernel mappings at most, writer views and reserved gaps included.
+    pub mappings: u64,
+    /// Windows now.
+    pub windows: u64,
+    /// Chunks now.
+    pub chunks: u64,
+    /// Allocations now that are not finalized.
+    pub in_flight: u64,
+    /// Allocations now that are finalized.
+    pub finalized: u64,
+    /// Allocations made.
+    pub allocate_calls: u64,
+    /// Allocations finalized.
+    pub finalize_calls: u64,
+    /// Allocations abandoned.
+    pub abandon_calls: u64,
+    /// Allocations deallocated.
+    pub deallocate_calls: u64,
+    /// Requests that ended in an error.
+    pub failures: u64,
+    /// Times jitmem entered the kernel in this process, all managers together.
+    pub system_calls: u64,
+    /// Bytes from the lowest to the highest byte of the chunks in use, widest window.
+    pub span: u64,
+    /// One of jitmem_mapper_kind.
+    pub mapper: u32,
+    /// Bits of jitmem_fallback.
+    pub fallbacks: u32,
+    /// The mapper in words; valid until the manager is freed.
+    pub mapper_name: *const c_char,
+    /// Why the better mapper was not taken, or NULL; valid until the manager is freed.
+    pub fallback_reason: *const c_char,
+    /// Ranges that the kernel refused to unmap in this process; lost until it exits.
+    pub unmap_failures: u64,
+}
+
+const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
+
+/// Fills `stats`. Thread-safe; the figures are those of one moment.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
+/// `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_stats(
+    manager: *const jitmem_manager,
+    stats: *mut jitmem_stats,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let manager = unsafe { handle::get(manager) }?;
+        input::required(stats, "stats")?;
+        if !stats.is_aligned() {
+            return Err(invalid_argument(format!(
+                "stats at {stats:p} is misaligned"
+            )));
+        }
+        // SAFETY: the struct begins with its size.
+        let given = unsafe { stats.cast::<usize>().read() };
+        input::check_size(given, LEAST, "jitmem_stats")?;
+        let now = manager.manager().stats();
+        let mut fallbacks = 0;
+        if now.mapper == Kind::Mprotect && now.fallback.is_some() {
+            fallbacks |= jitmem_fallback::JITMEM_FALLBACK_MPROTECT as u32;
+        }
+        if now.smaller_window {
+            fallbacks |= jitmem_fallback::JITMEM_FALLBACK_SMALLER_WINDOW as u32;
+        }
+        if now.windows_out_of_reach > 0 {
+            fallbacks |= jitmem_fallback::JITMEM_FALLBACK_OUT_OF_REACH as u32;
+        }
+        let size = given.min(size_of::<jitmem_stats>());
+        let filled = jitmem_stats {
+            struct_size: size,
+            reserved: now.reserved,
+            committed: now.committed,
+            live: now.live,
+            padding: now.padding,
+            free: now.free,
+            mappings: now.mappings,
+            windows: now.windows,
+            chunks: now.chunks,
+            in_flight: now.in_flight,
+            finalized: now.finalized,
+            allocate_calls: now.allocate_calls,
+            finalize_calls: now.finalize_calls,
+            abandon_calls: now.abandon_calls,
+            deallocate_calls: now.deallocate_calls,
+            failures: now.failures,
+            system_calls: now.system_calls,
+            span: now.span,
+            mapper: now.mapper as u32,
+            fallbacks,
+            mapper_name: manager.mapper_name(),
+            fallback_reason: manager.fallback_reason(),
+            unmap_failures: now.unmap_failures,
+        };
+        let source = std::ptr::from_ref(&filled).cast::<u8>();
+        // SAFETY: the caller's struct has `given` bytes and ours has all of its own.
+        unsafe { stats.cast::<u8>().copy_from_nonoverlapping(source, size) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// What a jitmem_layout_item is.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_layout_kind {
+    /// A reserved window.
+    JITMEM_LAYOUT_WINDOW = 0,
+    /// A chunk of a window.
+    JITMEM_LAYOUT_CHUNK = 1,
+    /// A range of a chunk that is handed out.
+    JITMEM_LAYOUT_RANGE = 2,
+}
+
+/// One piece of the layout.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_layout_item {
+    /// One of jitmem_layout_kind.
+    pub kind: u32,
+    /// Bits of jitmem_protection; 0 for a window.
+    pub protection: u32,
+    /// One of jitmem_lifetime; 0 for a window.
+    pub lifetime: u32,
+    /// First executor address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Sees one piece of the layout; `item` is valid during the call.
+#[allow(non_camel_case_types)]
+pub type jitmem_layout_fn =
+    Option<unsafe extern "C" fn(ctx: *mut c_void, item: *const jitmem_layout_item)>;
+
+/// Calls `visit` in this thread for each window, followed by its chunks in address order, each
+/// followed by the ranges in it that are handed out, in address order. A picture of one moment; no
+/// lock is held during the calls. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+/// or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_layout(
+    manager: *const jitmem_manager,
+    visit: jitmem_layout_fn,
+    ctx: *mut c_void,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let manager = unsafe { handle::get(manager) }?;
+        let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
+        for item in manager.manager().layout() {
+            let kind = match item.kind {
+                LayoutKind::Window => jitmem_layout_kind::JITMEM_LAYOUT_WINDOW,
+                LayoutKind::Chunk => jitmem_layout_kind::JITMEM_LAYOUT_CHUNK,
+                LayoutKind::Range => jitmem_layout_kind::JITMEM_LAYOUT_RANGE,
+            };
+            let item = jitmem_layout_item {
+                kind: kind as u32,
+                protection: item.group.map_or(0, |group| group.protection.bits()),
+                lifetime: item.group.map_or(0, |group| group.lifetime as u32),
+                address: item.range.start(),
+                size: item.range.size(),
+            };
+            // SAFETY: the host's function takes a context and an item that lives through the call.
+            unsafe { visit(ctx, &item) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Completions: callbacks that run exactly once, whatever happens.
+
+use crate::error::{Error, Result, Status};
+use parking_lot::{Condvar, Mutex};
+use std::sync::Arc;
+
+type Callback<T> = Box<dyn FnOnce(Result<T>) + Send>;
+
+/// The promise to answer one request. Dropping it unanswered answers with an error.
+pub struct Completion<T>(Option<Callback<T>>);
+
+impl<T> Completion<T> {
+    /// Calls `callback` once with the answer, in the thread that completes.
+    pub fn new(callback: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Completion(Some(Box::new(callback)))
+    }
+
+    /// Answers.
+    pub fn complete(mut self, answer: Result<T>) {
+        if let Some(callback) = self.0.take() {
+            callback(answer);
+        }
+    }
+}
+
+impl<T> Drop for Completion<T> {
+    fn drop(&mut self) {
+        if let Some(callback) = self.0.take() {
+            callback(Err(Error::new(
+                Status::Internal,
+                "the request was dropped without an answer; the mapper or its host broke its \
+                 contract or panicked",
+            )));
+        }
+    }
+}
+
+/// Runs an asynchronous request and waits for its answer.
+pub fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T> {
+    let shared = Arc::new((Mutex::new(None), Condvar::new()));
+    let answer = Arc::clone(&shared);
+    request(Completion::new(move |result| {
+        *answer.0.lock() = Some(result);
+        answer.1.notify_one();
+    }));
+    let mut slot = shared.0.lock();
+    loop {
+        match slot.take() {
+            Some(result) => return result,
+            None => shared.1.wait(&mut slot),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unanswered_request_is_answered_with_an_error() {
+        let result: Result<()> = wait(drop);
+        assert_eq!(result.unwrap_err().status(), Status::Internal);
+    }
+
+    #[test]
+    fn an_answer_from_another_thread_is_waited_for() {
+        let result = wait(|done: Completion<u32>| {
+            std::thread::spawn(move || done.complete(Ok(7)));
+        });
+        assert_eq!(result.unwrap(), 7);
+    }
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Alloc groups: the protection and lifetime that the bytes of a segment share.
+
+use crate::error::{Result, invalid_argument};
+use std::fmt;
+
+/// Protection of executor memory, as the executor sees it.
+///
+/// No value is both writable and executable: the invariant "no W+X" holds by construction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Protection(u8);
+
+impl Protection {
+    const READ_BIT: u8 = 1;
+    const WRITE_BIT: u8 = 2;
+    const EXEC_BIT: u8 = 4;
+
+    /// Constants.
+    pub const READ: Protection = Protection(Self::READ_BIT);
+    /// Data.
+    pub const READ_WRITE: Protection = Protection(Self::READ_BIT | Self::WRITE_BIT);
+    /// Code.
+    pub const READ_EXEC: Protection = Protection(Self::READ_BIT | Self::EXEC_BIT);
+
+    /// From bits 0 (read), 1 (write) and 2 (execute), as LLVM's `MemProt` and the wire have them.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for other bits and for writable and executable together.
+    pub fn from_bits(bits: u32) -> Result<Protection> {
+        match u8::try_from(bits) {
+            Ok(bits) if bits & !7 == 0 => {
+                if bits & Self::WRITE_BIT != 0 && bits & Self::EXEC_BIT != 0 {
+                    Err(invalid_argument(format!(
+                        "protection {bits:#x} is writable and executable at once, which jitmem \
+                         never maps; put code and data into two segments"
+                    )))
+                } else {
+                    Ok(Protection(bits))
+                }
+            }
+            _ => Err(invalid_argument(format!(
+                "protection {bits:#x} has bits other than read 1, write 2 and execute 4"
+            ))),
+        }
+    }
+
+    /// The bits again.
+    pub fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// May the executor read it?
+    pub fn readable(self) -> bool {
+        self.0 & Self::READ_BIT != 0
+    }
+
+    /// May the executor write it?
+    pub fn writable(self) -> bool {
+        self.0 & Self::WRITE_BIT != 0
+    }
+
+    /// May the executor run it?
+    pub fn executable(self) -> bool {
+        self.0 & Self::EXEC_BIT != 0
+    }
+}
+
+impl fmt::Debug for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let flag = |set, letter| if set { letter } else { '-' };
+        write!(
+            f,
+            "{}{}{}",
+            flag(self.readable(), 'r'),
+            flag(self.writable(), 'w'),
+            flag(self.executable(), 'x')
+        )
+    }
+}
+
+/// How long a segment lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Lifetime {
+    /// Until it is deallocated.
+    Standard = 0,
+    /// Until the finalize actions have run.
+    Finalize = 1,
+    /// Never in executor memory.
+    NoAlloc = 2,
+}
+
+impl Lifetime {
+    /// From the number that C passes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a number that names no lifetime.
+    pub fn from_code(code: u32) -> Result<Lifetime> {
+        match code {
+            0 => Ok(Lifetime::Standard),
+            1 => Ok(Lifetime::Finalize),
+            2 => Ok(Lifetime::NoAlloc),
+            _ => Err(invalid_argument(format!(
+                "lifetime {code} is none of standard 0, finalize 1 and no-alloc 2"
+            ))),
+        }
+    }
+}
+
+/// Protection and lifetime together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AllocGroup {
+    /// What the executor may do with it.
+    pub protection: Protection,
+    /// How long it lives.
+    pub lifetime: Lifetime,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writable_and_executable_is_no_protection() {
+        for bits in 0..8 {
+            assert_eq!(
+                Protection::from_bits(bits).is_err(),
+                bits & 6 == 6,
+                "{bits}"
+            );
+        }
+        assert!(Protection::from_bits(8).is_err());
+        assert!(Protection::from_bits(0x101).is_err());
+        assert_eq!(format!("{:?}", Protection::READ_EXEC), "r-x");
+        assert!(Lifetime::from_code(3).is_err());
+    }
+}

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! jitmem is the memory manager for JIT-linked code.
+//!
+//! A JIT linker asks a [`manager::Manager`] for memory, writes into working memory, finalizes and
+//! runs the code. The manager divides large reservations that a [`mapper::Mapper`] makes in the
+//! executor. ARCHITECTURE.md tells how the layers fit together; `include/jitmem.h` is the C API.
+//!
+//! A layer uses only what is listed above it here.
+
+mod error;
+mod page;
+
+mod group;
+
+mod sys;
+
+mod memory;
+mod wire;
+
+mod completion;
+pub mod mapper;
+
+pub mod manager;
+
+pub mod capi;
+
+pub use completion::{Completion, wait};
+pub use error::{ALL_STATUSES, Error, Result, Status};
+pub use group::{AllocGroup, Lifetime, Protection};
+pub use memory::view::Placement;
+pub use page::{AddressRange, Alignment};

@@ -1,0 +1,653 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The manager: divides what a mapper reserved among many link graphs.
+//!
+//! One lock guards the arithmetic in [`space`]; it is never held while the mapper, a completion
+//! or an action runs. Writing (zero-fill, traps) happens outside it too, on ranges that belong to
+//! one allocation at that moment.
+
+mod request;
+mod space;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+pub use request::Segment;
+pub use stats::{LayoutItem, LayoutKind, Stats};
+
+use crate::completion::Completion;
+use crate::error::{Error, Result, invalid_argument, invalid_handle};
+use crate::mapper::{Action, Mapper, Retired, SegmentContent, Teardown};
+use crate::memory::placement::REACH;
+use crate::memory::view::{Buffer, Placement, Writer};
+use crate::sys;
+use parking_lot::Mutex;
+use request::Request;
+use slotmap::DefaultKey;
+use smallvec::SmallVec;
+use space::{Attempt, Detached, Growth, Memory, Pieces, Space, State};
+use std::sync::Arc;
+
+/// What happens when the window is full.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GrowthPolicy {
+    /// The request fails.
+    #[default]
+    Error,
+    /// Another window is reserved; what belongs to one JITDylib stays inside one.
+    AnotherWindow,
+}
+
+/// Choices of a host.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of address space per window; at most 2 GiB less 2 MiB.
+    pub window_size: u64,
+    /// Where the first window goes.
+    pub placement: Placement,
+    /// Whether there may be further windows.
+    pub growth: GrowthPolicy,
+    /// Most bytes handed out at a time, rounding included.
+    pub quota: Option<u64>,
+    /// Take the pages of a chunk when it is made.
+    pub commit: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            window_size: 1 << 30,
+            placement: Placement::Default,
+            growth: GrowthPolicy::Error,
+            quota: None,
+            commit: false,
+        }
+    }
+}
+
+/// Memory of one segment.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentMemory {
+    /// Where it is in the executor; 0 for a no-alloc segment.
+    pub address: u64,
+    writer: Option<Writer>,
+}
+
+impl SegmentMemory {
+    /// Where its content is written until finalize or abandon; null for a no-alloc segment.
+    pub fn working_memory(&self) -> *mut u8 {
+        self.writer
+            .map_or(std::ptr::null_mut(), |writer| writer.pointer(0))
+    }
+}
+
+/// An allocation that has not been finalized yet.
+#[derive(Debug)]
+pub struct Allocated {
+    /// Its handle, from here to deallocate.
+    pub handle: u64,
+    /// One per segment of the request.
+    pub segments: SmallVec<[SegmentMemory; 4]>,
+}
+
+/// A memory manager over any mapper. All methods may be called from any thread, also from inside
+/// a completion.
+pub struct Manager {
+    core: Arc<Core>,
+}
+
+struct Core {
+    mapper: Arc<dyn Mapper>,
+    options: Options,
+    /// See [`sys::fork_generation`].
+    generation: u32,
+    space: Mutex<Space>,
+    /// Requests that can be answered only once a change outside the lock is done.
+    waiting: Mutex<Vec<Waiting>>,
+}
+
+struct Waiting {
+    request: Request,
+    done: Completion<Allocated>,
+}
+
+/// How many windows one request may cause to be reserved before it gives up.
+const MOST_NEW_WINDOWS: u32 = 4;
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+impl Manager {
+    /// Reserves the first window and completes with the manager.
+    pub fn create(mapper: Arc<dyn Mapper>, options: Options, done: Completion<Manager>) {
+        let page = mapper.capabilities().page_size;
+        let granule = mapper.capabilities().granule;
+        let Some(size) = page
+            .round_up(options.window_size)
+            .filter(|size| *size <= REACH)
+        else {
+            return done.complete(Err(invalid_argument(format!(
+                "window of {} bytes: the most is 2 GiB less 2 MiB, so that 32-bit references \
+                 reach from end to end",
+                options.window_size
+            ))));
+        };
+        if size == 0 {
+            return done.complete(Err(invalid_argument("window of 0 bytes")));
+        }
+        let options = Options {
+            window_size: size,
+            ..options
+        };
+        let space = Space::new(page, granule, options.commit, options.quota, random());
+        let core = Arc::new(Core {
+            mapper: Arc::clone(&mapper),
+            options,
+            generation: sys::fork_generation(),
+            space: Mutex::new(space),
+            waiting: Mutex::default(),
+        });
+        let reserved = Completion::new(move |answer: Result<crate::mapper::Reserved>| {
+            done.complete(answer.map(|reserved| {
+                core.space
+                    .lock()
+                    .add_window(reserved.range, reserved.in_reach);
+                Manager { core }
+            }));
+        });
+        mapper.reserve(size, options.placement, reserved);
+    }
+
+    /// Allocates memory for the segments of one graph. `dylib` identifies its JITDylib, 0 for
+    /// none: everything of one JITDylib lies in one window.
+    pub fn allocate(&self, segments: &[Segment], dylib: u64, done: Completion<Allocated>) {
+        let request = self
+            .core
+            .usable()
+            .and_then(|()| Request::new(segments, dylib, self.core.options.window_size));
+        match request {
+            Ok(request) => self.core.allocate(request, 0, done),
+            Err(error) => self.core.failed(error, done),
+        }
+    }
+
+    /// Makes the content visible in the executor and runs the finalize actions. On failure the
+    /// memory is free again.
+    pub fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
+        self.core.finalize(handle, actions, done);
+    }
+
+    /// Gives up an allocation that was not finalized.
+    pub fn abandon(&self, handle: u64, done: Completion<()>) {
+        self.core.abandon(handle, done);
+    }
+
+    /// Runs the deallocation actions of finalized allocations, last to first, and frees them.
+    /// Nothing is done if any handle is wrong.
+    pub fn deallocate(&self, handles: &[u64], done: Completion<()>) {
+        self.core.deallocate(handles, done);
+    }
+
+    /// Writes into an in-flight allocation with all checks; for hosts that hold no pointer.
+    ///
+    /// # Errors
+    /// `InvalidHandle` if it is not in flight, `InvalidArgument` for bytes outside the content.
+    pub fn write(&self, handle: u64, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        let mut space = self.core.space.lock();
+        let record = space.find_in(handle, State::InFlight)?;
+        let piece = record.pieces.iter().find(|piece| piece.segment == segment);
+        let end = offset.checked_add(bytes.len() as u64);
+        match piece {
+            Some(piece) if end.is_some_and(|end| end <= piece.content.into()) => {
+                match &piece.memory {
+                    Memory::Shared(writer) => writer.write(offset, bytes),
+                    Memory::Copied(Some(buffer)) => buffer.writer().write(offset, bytes),
+                    Memory::Copied(None) => unreachable!("an in-flight allocation has its buffers"),
+                }
+                Ok(())
+            }
+            _ => Err(invalid_argument(format!(
+                "write {} bytes at offset {offset} of segment {segment}: outside its content",
+                bytes.len()
+            ))),
+        }
+    }
+
+    /// Figures of this moment.
+    pub fn stats(&self) -> Stats {
+        let core = &self.core;
+        let window_size = core.options.window_size;
+        stats::collect(&core.space.lock(), core.mapper.capabilities(), window_size)
+    }
+
+    /// Windows, chunks and live ranges of this moment: each window followed by its chunks in
+    /// address order, each chunk by its ranges in address order.
+    pub fn layout(&self) -> Vec<LayoutItem> {
+        let mut items = Vec::new();
+        self.core.space.lock().visit(|item| items.push(item));
+        stats::sort_layout(&mut items);
+        items
+    }
+}
+
+impl Core {
+    fn usable(&self) -> Result<()> {
+        let here = self.mapper.capabilities().in_this_process;
+        if here && self.generation != sys::fork_generation() {
+            return Err(invalid_handle(
+                "this manager belongs to the parent process: a forked child shares its code pages \
+                 and must not change them; create a manager in the child",
+            ));
+        }
+        Ok(())
+    }
+
+    fn failed<T>(&self, error: Error, done: Completion<T>) {
+        self.space.lock().counters.failures += 1;
+        done.complete(Err(error));
+    }
+
+    // ---- allocate ----
+
+    fn allocate(self: &Arc<Self>, request: Request, new_windows: u32, done: Completion<Allocated>) {
+        loop {
+            let attempt = {
+                let mut space = self.space.lock();
+                let attempt = space.allocate(&request);
+                match attempt {
+                    Attempt::Wait => {
+                        // Under the lock, so that the change can't end between the two.
+                        return self.waiting.lock().push(Waiting { request, done });
+                    }
+                    Attempt::Full(_)
+                        if self.options.growth == GrowthPolicy::AnotherWindow
+                            && new_windows < MOST_NEW_WINDOWS =>
+                    {
+                        space.changes += 1;
+                    }
+                    Attempt::Full(_) | Attempt::Refused(_) => space.counters.failures += 1,
+                    _ => {}
+                }
+                attempt
+            };
+            match attempt {
+                Attempt::Done(key) => return self.deliver(key, &request, done),
+                Attempt::Grow(growth) => {
+                    if let Err(error) = self.grow(&growth) {
+                        return self.failed(error, done);
+                    }
+                }
+                Attempt::Reclaim(empty) => {
+                    // What can't be reclaimed is whole again; say so rather than try for ever.
+                    if let Err(error) = self.reclaim(empty) {
+                        return self.failed(error, done);
+                    }
+                }
+                Attempt::Full(_)
+                    if self.options.growth == GrowthPolicy::AnotherWindow
+                        && new_windows < MOST_NEW_WINDOWS =>
+                {
+                    return self.open_window(request, new_windows, done);
+                }
+                Attempt::Full(error) | Attempt::Refused(error) => {
+                    return done.complete(Err(error));
+                }
+                Attempt::Wait => unreachable!("returned above"),
+            }
+        }
+    }
+
+    fn open_window(
+        self: &Arc<Self>,
+        request: Request,
+        new_windows: u32,
+        done: Completion<Allocated>,
+    ) {
+        let core = Arc::clone(self);
+        let placement = match self.options.placement {
+            // The fixed address is taken by the first window.
+            Placement::Fixed(address) => Placement::Near(address),
+            other => other,
+        };
+        let reserved = Completion::new(move |answer: Result<crate::mapper::Reserved>| {
+            let opened = {
+                let mut space = core.space.lock();
+                space.changes -= 1;
+                answer.map(|reserved| space.add_window(reserved.range, reserved.in_reach))
+            };
+            match opened {
+                Ok(()) => core.allocate(request, new_windows + 1, done),
+                Err(error) => core.failed(error.context("open another window"), done),
+            }
+            core.wake();
+        });
+        self.mapper
+            .reserve(self.options.window_size, placement, reserved);
+    }
+
+    /// Has the mapper prepare a chunk.
+    fn grow(self: &Arc<Self>, growth: &Growth) -> Result<()> {
+        let answer = self.mapper.prepare(growth.chunk);
+        {
+            let mut space = self.space.lock();
+            match &answer {
+                Ok(prepared) => space.grown(growth, *prepared),
+                Err(_) => space.not_grown(growth),
+            }
+        }
+        self.wake();
+        answer.map(drop)
+    }
+
+    /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use.
+    fn reclaim(self: &Arc<Self>, empty: Vec<Detached>) -> Result<()> {
+        let mut result = Ok(());
+        if empty.is_empty() {
+            return result;
+        }
+        for detached in empty {
+            let answer = self.mapper.reclaim(detached.range);
+            let mut space = self.space.lock();
+            match answer {
+                Ok(()) => space.reclaimed(detached),
+                Err(error) => {
+                    space.not_reclaimed(detached);
+                    result = Err(error);
+                }
+            }
+        }
+        self.wake();
+        result
+    }
+
+    /// Tries again for those who waited for a change.
+    fn wake(self: &Arc<Self>) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        for Waiting { request, done } in waiting {
+            self.allocate(request, 0, done);
+        }
+    }
+
+    /// Gives a fresh allocation to its requester.
+    fn deliver(self: &Arc<Self>, key: DefaultKey, request: &Request, done: Completion<Allocated>) {
+        let nothing = SegmentMemory {
+            address: 0,
+            writer: None,
+        };
+        let mut segments: SmallVec<[SegmentMemory; 4]> =
+            smallvec::smallvec![nothing; request.segments];
+        let mut to_zero: SmallVec<[_; 4]> = SmallVec::new();
+        let handle = {
+            let mut space = self.space.lock();
+            let record = space.record(key);
+            for piece in &mut record.pieces {
+                let writer = match &mut piece.memory {
+                    Memory::Shared(writer) => {
+                        if piece.dirty > 0 {
+                            to_zero.push((
+                                *writer,
+                                u64::from(piece.content),
+                                u64::from(piece.dirty),
+                            ));
+                        }
+                        *writer
+                    }
+                    Memory::Copied(buffer) => match Buffer::new(piece.content as usize) {
+                        Ok(fresh) => buffer.insert(fresh).writer(),
+                        Err(error) => {
+                            let pieces = std::mem::take(&mut record.pieces);
+                            drop(space);
+                            self.give_back(Some(key), pieces);
+                            return self.failed(error, done);
+                        }
+                    },
+                };
+                segments[piece.segment] = SegmentMemory {
+                    address: piece.range.start(),
+                    writer: Some(writer),
+                };
+            }
+            space.handle(key)
+        };
+        for (writer, offset, size) in to_zero {
+            writer.zero(offset, size);
+        }
+        done.complete(Ok(Allocated { handle, segments }));
+    }
+
+    // ---- finalize ----
+
+    fn finalize(self: &Arc<Self>, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
+        let mut segments: SmallVec<[SegmentContent; 4]> = SmallVec::new();
+        let key = self.usable().and_then(|()| {
+            let mut space = self.space.lock();
+            let record = space.find_in(handle, State::InFlight)?;
+            record.state = State::Finalizing;
+            for piece in &mut record.pieces {
+                let content = match &mut piece.memory {
+                    Memory::Shared(_) => None,
+                    Memory::Copied(buffer) => buffer.take(),
+                };
+                segments.push(SegmentContent {
+                    range: piece.range,
+                    group: piece.group,
+                    content,
+                    zeroed: piece.dirty == 0,
+                });
+            }
+            space.find(handle)
+        });
+        let key = match key {
+            Ok(key) => key,
+            Err(error) => return self.failed(error, done),
+        };
+        let core = Arc::clone(self);
+        let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
+            Ok(teardown) => core.finalized(key, handle, teardown, done),
+            Err(error) => {
+                let pieces = {
+                    let mut space = core.space.lock();
+                    space.counters.failures += 1;
+                    std::mem::take(&mut space.record(key).pieces)
+                };
+                core.give_back(Some(key), pieces);
+                done.complete(Err(error));
+            }
+        });
+        self.mapper.initialize(segments, actions, initialized);
+    }
+
+    fn finalized(
+        self: &Arc<Self>,
+        key: DefaultKey,
+        handle: u64,
+        teardown: Teardown,
+        done: Completion<u64>,
+    ) {
+        let done_with = {
+            let mut space = self.space.lock();
+            space.counters.finalize += 1;
+            space.finish_finalize(key, teardown)
+        };
+        if done_with.is_empty() {
+            return done.complete(Ok(handle));
+        }
+        // Segments of finalize lifetime have served.
+        let core = Arc::clone(self);
+        let retired = Retired {
+            teardown: Teardown::Nothing,
+            copied: copied(&done_with),
+        };
+        self.retire(vec![retired], move |answer| {
+            core.give_back(None, done_with);
+            done.complete(answer.map(|()| handle));
+        });
+    }
+
+    // ---- abandon and deallocate ----
+
+    fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
+        let taken = self.usable().and_then(|()| {
+            let mut space = self.space.lock();
+            let record = space.find_in(handle, State::InFlight)?;
+            // No second abandon or finalize may find it.
+            record.state = State::Finalizing;
+            let pieces = std::mem::take(&mut record.pieces);
+            space.counters.abandon += 1;
+            Ok((space.find(handle)?, pieces))
+        });
+        match taken {
+            Ok((key, pieces)) => {
+                self.give_back(Some(key), pieces);
+                done.complete(Ok(()));
+            }
+            Err(error) => self.failed(error, done),
+        }
+    }
+
+    fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
+        let taken = self
+            .usable()
+            .and_then(|()| self.take_for_deallocate(handles));
+        let (keys, pieces, retired) = match taken {
+            Ok(taken) => taken,
+            Err(error) => return self.failed(error, done),
+        };
+        let core = Arc::clone(self);
+        self.retire(retired, move |answer| {
+            let mut empty = Vec::new();
+            pieces.iter().for_each(trap);
+            {
+                let mut space = core.space.lock();
+                for (key, pieces) in keys.iter().zip(&pieces) {
+                    space.free(pieces, &mut empty);
+                    space.forget(*key);
+                }
+                space.counters.deallocate += keys.len() as u64;
+                space.counters.failures += u64::from(answer.is_err());
+            }
+            // A chunk that the system does not take back is kept for reuse: nothing is lost.
+            let _ = core.reclaim(empty);
+            done.complete(answer);
+        });
+    }
+
+    /// Marks a whole batch, or nothing if any handle is wrong.
+    #[allow(clippy::type_complexity)]
+    fn take_for_deallocate(
+        &self,
+        handles: &[u64],
+    ) -> Result<(
+        SmallVec<[DefaultKey; 4]>,
+        SmallVec<[Pieces; 1]>,
+        Vec<Retired>,
+    )> {
+        let mut space = self.space.lock();
+        let mut keys: SmallVec<[DefaultKey; 4]> = SmallVec::new();
+        for handle in handles {
+            let found = space.find_in(*handle, State::Finalized).map(|record| {
+                record.state = State::Deallocating;
+            });
+            match found.and_then(|()| space.find(*handle)) {
+                Ok(key) => keys.push(key),
+                Err(error) => {
+                    for key in keys {
+                        space.record(key).state = State::Finalized;
+                    }
+                    return Err(error.context(format!("deallocate {} allocations", handles.len())));
+                }
+            }
+        }
+        let mut pieces = SmallVec::new();
+        let mut retired = Vec::new();
+        for key in &keys {
+            let record = space.record(*key);
+            let teardown = std::mem::take(&mut record.teardown);
+            let left = Retired {
+                teardown,
+                copied: copied(&record.pieces),
+            };
+            if !left.is_nothing() {
+                retired.push(left);
+            }
+            pieces.push(std::mem::take(&mut record.pieces));
+        }
+        Ok((keys, pieces, retired))
+    }
+
+    /// Has the mapper take leave of allocations, if it has anything to do, then goes on.
+    fn retire(&self, retired: Vec<Retired>, next: impl FnOnce(Result<()>) + Send + 'static) {
+        if retired.iter().all(Retired::is_nothing) {
+            next(Ok(()));
+        } else {
+            self.mapper.deinitialize(retired, Completion::new(next));
+        }
+    }
+
+    /// Frees pieces and, with a key, forgets the allocation.
+    fn give_back(self: &Arc<Self>, key: Option<DefaultKey>, pieces: Pieces) {
+        let mut empty = Vec::new();
+        trap(&pieces);
+        {
+            let mut space = self.space.lock();
+            space.free(&pieces, &mut empty);
+            if let Some(key) = key {
+                space.forget(key);
+            }
+        }
+        // A chunk that the system does not take back is kept for reuse: nothing is lost.
+        let _ = self.reclaim(empty);
+    }
+}
+
+/// Makes code that is about to be freed trap; copied code is the mapper's to change.
+fn trap(pieces: &Pieces) {
+    for piece in pieces {
+        if let (Memory::Shared(writer), true) = (&piece.memory, piece.group.protection.executable())
+        {
+            writer.fill_with_traps(0, piece.range.size());
+        }
+    }
+}
+
+fn copied(pieces: &Pieces) -> SmallVec<[(crate::page::AddressRange, crate::group::AllocGroup); 4]> {
+    pieces
+        .iter()
+        .filter(|piece| matches!(piece.memory, Memory::Copied(_)))
+        .map(|piece| (piece.range, piece.group))
+        .collect()
+}
+
+impl Drop for Core {
+    /// What is still finalized goes last to first, with its deallocation actions; then the
+    /// windows go. The mapper lives on in the completions until it has answered.
+    fn drop(&mut self) {
+        if self.usable().is_err() {
+            return;
+        }
+        let space = self.space.get_mut();
+        let retired: Vec<Retired> = space
+            .take_finalized()
+            .into_iter()
+            .map(|record| Retired {
+                copied: copied(&record.pieces),
+                teardown: record.teardown,
+            })
+            .collect();
+        let windows = space.take_windows();
+        let mapper = Arc::clone(&self.mapper);
+        let release = move |_answer: Result<()>| {
+            for window in windows {
+                let keep = Arc::clone(&mapper);
+                // Nobody is left to tell; the mapper counts what it could not unmap.
+                mapper.release(window, Completion::new(move |_| drop(keep)));
+            }
+        };
+        if retired.iter().all(Retired::is_nothing) {
+            release(Ok(()));
+        } else {
+            self.mapper.deinitialize(retired, Completion::new(release));
+        }
+    }
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What a host asks for, checked whole before anything is done.
+
+use super::space::LARGEST_ALIGNMENT;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::{AllocGroup, Lifetime};
+use crate::page::Alignment;
+use smallvec::SmallVec;
+
+/// One segment of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// Bytes that the linker writes.
+    pub content_size: u64,
+    /// Zero bytes behind them.
+    pub zero_fill_size: u64,
+    /// Alignment of the first byte, a power of two.
+    pub alignment: u64,
+    /// Protection and lifetime.
+    pub group: AllocGroup,
+}
+
+/// A checked segment that takes memory. Sizes fit 32 bits because windows are below 2 GiB.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Planned {
+    /// Position in the request.
+    pub(super) index: usize,
+    pub(super) content: u32,
+    pub(super) size: u32,
+    pub(super) alignment: u32,
+    pub(super) group: AllocGroup,
+}
+
+/// A checked request.
+#[derive(Clone, Debug)]
+pub(super) struct Request {
+    pub(super) planned: SmallVec<[Planned; 4]>,
+    /// Number of segments asked for, those without memory included.
+    pub(super) segments: usize,
+    /// What the host calls the JITDylib; 0 for none.
+    pub(super) dylib: u64,
+}
+
+impl Request {
+    /// Checks `segments` against a window of at most `window` bytes.
+    pub(super) fn new(segments: &[Segment], dylib: u64, window: u64) -> Result<Request> {
+        let mut planned = SmallVec::new();
+        let mut total = 0u64;
+        for (index, segment) in segments.iter().enumerate() {
+            let what = |problem: &str| {
+                invalid_argument(format!(
+                    "segment {index} of {} content and {} zero-fill bytes, alignment {}: {problem}",
+                    segment.content_size, segment.zero_fill_size, segment.alignment
+                ))
+            };
+            if Alignment::new(segment.alignment).is_none() {
+                return Err(what("the alignment is not a power of two"));
+            }
+            let size = segment
+                .content_size
+                .checked_add(segment.zero_fill_size)
+                .ok_or_else(|| what("the sizes overflow"))?;
+            if segment.group.lifetime == Lifetime::NoAlloc {
+                continue;
+            }
+            total = total
+                .checked_add(size)
+                .filter(|total| {
+                    *total <= window && segment.alignment <= window.min(LARGEST_ALIGNMENT)
+                })
+                .ok_or_else(|| {
+                    Error::new(
+                        Status::WindowFull,
+                        format!(
+                            "segment {index} of {size} bytes, alignment {}: the request is larger \
+                             than a whole window of {window} bytes; choose a larger window (below \
+                             2 GiB) or split the code",
+                            segment.alignment
+                        ),
+                    )
+                })?;
+            let narrow = |value: u64| u32::try_from(value).expect("windows are below 2 GiB");
+            planned.push(Planned {
+                index,
+                content: narrow(segment.content_size),
+                size: narrow(size),
+                alignment: narrow(segment.alignment),
+                group: segment.group,
+            });
+        }
+        Ok(Request {
+            planned,
+            segments: segments.len(),
+            dylib,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::group::Protection;
+
+    fn segment(content_size: u64, zero_fill_size: u64, alignment: u64) -> Segment {
+        let group = AllocGroup {
+            protection: Protection::READ,
+            lifetime: Lifetime::Standard,
+        };
+        Segment {
+            content_size,
+            zero_fill_size,
+            alignment,
+            group,
+        }
+    }
+
+    #[test]
+    fn hopeless_requests_are_refused_whole() {
+        let status = |segments: &[Segment]| {
+            Request::new(segments, 0, 1 << 30)
+                .map(drop)
+                .map_err(|error| error.status())
+        };
+        assert_eq!(status(&[segment(1, 1, 16), segment(0, 0, 1)]), Ok(()));
+        assert_eq!(status(&[segment(1, 1, 0)]), Err(Status::InvalidArgument));
+        assert_eq!(status(&[segment(1, 1, 12)]), Err(Status::InvalidArgument));
+        assert_eq!(
+            status(&[segment(u64::MAX, 1, 1)]),
+            Err(Status::InvalidArgument)
+        );
+        assert_eq!(status(&[segment(u64::MAX, 0, 1)]), Err(Status::WindowFull));
+        assert_eq!(
+            status(&[segment(1 << 30, 0, 1), segment(1, 0, 1)]),
+            Err(Status::WindowFull)
+        );
+        assert_eq!(status(&[segment(1, 0, 1 << 63)]), Err(Status::WindowFull));
+    }
+
+    #[test]
+    fn no_alloc_segments_take_nothing_but_keep_their_place() {
+        let mut none = segment(1 << 40, 0, 1);
+        none.group.lifetime = Lifetime::NoAlloc;
+        let request = Request::new(&[none, segment(8, 0, 8)], 0, 1 << 30).unwrap();
+        assert_eq!(
+            (
+                request.segments,
+                request.planned.len(),
+                request.planned[0].index
+            ),
+            (2, 1, 1)
+        );
+    }
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What a manager holds and has done.
+
+use super::space::Space;
+use crate::group::AllocGroup;
+use crate::mapper::{Capabilities, Kind};
+use crate::memory::view::unmap_failures;
+use crate::page::AddressRange;
+use crate::sys;
+
+/// Figures of one moment; sizes in bytes.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Address space of all windows.
+    pub reserved: u64,
+    /// Chunks: address space that pages may be behind. Pages count only once touched.
+    pub committed: u64,
+    /// Asked for by what is live.
+    pub live: u64,
+    /// Lost to rounding in what is live.
+    pub padding: u64,
+    /// In chunks and not handed out.
+    pub free: u64,
+    /// Kernel mappings at most, writer views and reserved gaps included.
+    pub mappings: u64,
+    /// Windows.
+    pub windows: u64,
+    /// Chunks in all windows.
+    pub chunks: u64,
+    /// Allocations that are not finalized yet.
+    pub in_flight: u64,
+    /// Allocations that are finalized and not deallocated.
+    pub finalized: u64,
+    /// Allocations made so far.
+    pub allocate_calls: u64,
+    /// Allocations finalized so far.
+    pub finalize_calls: u64,
+    /// Allocations abandoned so far.
+    pub abandon_calls: u64,
+    /// Allocations deallocated so far.
+    pub deallocate_calls: u64,
+    /// Requests that ended in an error.
+    pub failures: u64,
+    /// Times jitmem entered the kernel in this process, for all managers together.
+    pub system_calls: u64,
+    /// From the lowest to the highest byte of the chunks in use, widest window.
+    pub span: u64,
+    /// Ranges that the kernel refused to unmap in this process; lost until it exits.
+    pub unmap_failures: u64,
+    /// Windows that lie out of reach of the process's images.
+    pub windows_out_of_reach: u64,
+    /// A window is smaller than asked for, because address space is limited.
+    pub smaller_window: bool,
+    /// Which mapper.
+    pub mapper: Kind,
+    /// The same in words.
+    pub mapper_name: &'static str,
+    /// Why a better mapper was not taken.
+    pub fallback: Option<String>,
+}
+
+/// What a [`LayoutItem`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum LayoutKind {
+    /// A reserved window.
+    Window = 0,
+    /// A chunk of a window.
+    Chunk = 1,
+    /// A range of a chunk that is handed out.
+    Range = 2,
+}
+
+/// One piece of the picture.
+#[derive(Clone, Copy, Debug)]
+pub struct LayoutItem {
+    /// What it is.
+    pub kind: LayoutKind,
+    /// Where it is.
+    pub range: AddressRange,
+    /// Its group; `None` for a window.
+    pub group: Option<AllocGroup>,
+}
+
+pub(super) fn collect(space: &Space, mapper: &Capabilities, window_size: u64) -> Stats {
+    let sums = space.sums();
+    let counters = space.counters;
+    Stats {
+        reserved: sums.reserved,
+        committed: sums.committed,
+        live: space.live,
+        padding: space.taken() - space.live,
+        free: sums.free,
+        mappings: sums.mappings,
+        windows: sums.windows,
+        chunks: sums.chunks,
+        in_flight: space.in_flight,
+        finalized: space.finalized,
+        allocate_calls: counters.allocate,
+        finalize_calls: counters.finalize,
+        abandon_calls: counters.abandon,
+        deallocate_calls: counters.deallocate,
+        failures: counters.failures,
+        system_calls: sys::system_calls(),
+        span: sums.span,
+        unmap_failures: unmap_failures(),
+        windows_out_of_reach: sums.out_of_reach,
+        smaller_window: sums.smallest_window < window_size,
+        mapper: mapper.kind,
+        mapper_name: mapper.name,
+        fallback: mapper.fallback.clone(),
+    }
+}
+
+/// Containers before what they contain, everything by address.
+pub(super) fn sort_layout(items: &mut [LayoutItem]) {
+    items.sort_by_key(|item| (item.range.start(), item.kind));
+}

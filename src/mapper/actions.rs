@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Allocation actions, run in the calling thread and outside every lock.
+
+use crate::error::{Error, Result, Status};
+use crate::sys::{self, WrapperResult};
+use crate::wire::sps;
+
+/// A wrapper function and its argument bytes. Function 0 means "no call".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrapperCall {
+    /// Executor address of the function.
+    pub function: u64,
+    /// Its arguments, serialized.
+    pub args: Vec<u8>,
+}
+
+/// A call on finalize and its twin on deallocate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Action {
+    /// Run on finalize.
+    pub finalize: WrapperCall,
+    /// Run on deallocate, if the finalize call succeeded.
+    pub dealloc: WrapperCall,
+}
+
+impl WrapperCall {
+    fn run(&self) -> Result<()> {
+        if self.function == 0 {
+            return Ok(());
+        }
+        let failed = |message: String| {
+            Error::new(
+                Status::ActionFailed,
+                format!("allocation action at {:#x}: {message}", self.function),
+            )
+        };
+        match sys::call_wrapper(self.function, &self.args) {
+            WrapperResult::OutOfBand(message) => Err(failed(message)),
+            WrapperResult::Bytes(bytes) => match sps::decode_error(&bytes) {
+                Ok(answer) => answer.map_err(failed),
+                Err(sps::Malformed) => Err(failed(format!(
+                    "its result of {} bytes is no serialized error; is it a wrapper function?",
+                    bytes.len()
+                ))),
+            },
+        }
+    }
+}
+
+/// Appends `more` to what has failed so far.
+pub(super) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
+    match (so_far, more) {
+        (Err(first), Err(second)) => Err(first.join(second)),
+        (Ok(()), answer) | (answer, Ok(())) => answer,
+    }
+}
+
+/// Runs the calls last to first, all of them whatever they answer.
+pub(super) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
+    calls
+        .iter()
+        .rev()
+        .fold(Ok(()), |so_far, call| join(so_far, call.run()))
+}
+
+/// Runs the finalize calls first to last and gives the deallocation calls to remember. On failure
+/// the deallocation twins of those that succeeded have run, last to first.
+pub(super) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
+    let mut dealloc = Vec::with_capacity(actions.len());
+    for action in actions {
+        if let Err(error) = action.finalize.run() {
+            return Err(match run_dealloc(&dealloc) {
+                Ok(()) => error,
+                Err(second) => error.join(second),
+            });
+        }
+        if action.dealloc.function != 0 {
+            dealloc.push(action.dealloc);
+        }
+    }
+    Ok(dealloc)
+}

@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The executor is this process.
+
+use super::actions::{join, run_dealloc, run_finalize};
+use super::{
+    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown, Working,
+};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::{AllocGroup, Protection};
+use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::page::{AddressRange, Alignment};
+use crate::sys;
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::collections::HashMap;
+
+/// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
+const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
+
+/// A window is never made smaller than this when address space is short.
+const SMALLEST_WINDOW: u64 = 8 << 20;
+
+/// Which in-process mapper to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InProcessKind {
+    /// Two views if one probe shows that the system allows them, else mprotect.
+    Auto,
+    /// Two views of a sealed memfd.
+    TwoViews,
+    /// Private pages whose protection changes for each copy. Needs no memfd, but takes whole
+    /// pages and system calls per allocation, and code pages are writable for a moment.
+    Mprotect,
+}
+
+/// The mapper of this process's own memory.
+pub struct InProcess {
+    capabilities: Capabilities,
+    two_views: bool,
+    /// Whose memory it is; see [`sys::fork_generation`].
+    generation: u32,
+    windows: Mutex<Vec<Window>>,
+}
+
+struct Window {
+    reservation: Reservation,
+    /// By the address of the chunk.
+    views: HashMap<u64, View>,
+}
+
+impl InProcess {
+    /// Probes once if `kind` leaves the choice to us.
+    ///
+    /// # Errors
+    /// With [`InProcessKind::TwoViews`], why the system refuses two views.
+    pub fn new(kind: InProcessKind) -> Result<InProcess> {
+        let (two_views, fallback) = match kind {
+            InProcessKind::Mprotect => (false, None),
+            InProcessKind::TwoViews => {
+                probe()?;
+                (true, None)
+            }
+            InProcessKind::Auto => match probe() {
+                Ok(()) => (true, None),
+                Err(error) => (false, Some(format!("two views are not to be had: {error}"))),
+            },
+        };
+        let page_size = sys::page_size();
+        let capabilities = Capabilities {
+            name: if two_views {
+                "in-process, two views"
+            } else {
+                "in-process, mprotect"
+            },
+            kind: if two_views {
+                Kind::TwoViews
+            } else {
+                Kind::Mprotect
+            },
+            page_size,
+            granule: if two_views {
+                PACKING_GRANULE
+            } else {
+                page_size
+            },
+            in_this_process: true,
+            fallback,
+        };
+        let generation = sys::fork_generation();
+        Ok(InProcess {
+            capabilities,
+            two_views,
+            generation,
+            windows: Mutex::default(),
+        })
+    }
+
+    /// Reserves, halving the size where address space is limited.
+    fn reserve_now(&self, size: u64, placement: Placement) -> Result<Reserved> {
+        let mut smaller = size;
+        let reservation = loop {
+            match Reservation::new(smaller, placement) {
+                Ok(reservation) => break reservation,
+                Err(error) if error.status() != Status::OutOfMemory => return Err(error),
+                Err(_) if smaller / 2 >= SMALLEST_WINDOW => {
+                    smaller = sys::page_size().round_down(smaller / 2);
+                }
+                Err(error) => {
+                    return Err(error.context(format!("reserve a window of {size} bytes")));
+                }
+            }
+        };
+        let reserved = Reserved {
+            range: reservation.range(),
+            in_reach: reservation.in_reach(),
+        };
+        self.windows.lock().push(Window {
+            reservation,
+            views: HashMap::new(),
+        });
+        Ok(reserved)
+    }
+
+    /// Copies one segment in: its pages are writable only meanwhile, and never executable then.
+    fn copy_in(segment: &SegmentContent, content: &[u8]) -> Result<()> {
+        let (start, size) = (segment.range.start(), segment.range.size());
+        let what = |action: &str| format!("{action} {size} bytes at {start:#x}");
+        let pages = pages_of(segment.range);
+        sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
+            .map_err(|error| sys::explain(what("make writable"), error))?;
+        let writer = Writer::new(start, size);
+        writer.write(0, content);
+        let written = content.len() as u64;
+        if !segment.zeroed {
+            writer.zero(written, size - written);
+        }
+        sys::protect(pages.start(), pages.size(), segment.group.protection)
+            .map_err(|error| sys::explain(what("set the protection of"), error))
+    }
+
+    /// Makes a copied segment's code trap.
+    fn make_trap(range: AddressRange, group: AllocGroup) -> Result<()> {
+        if !group.protection.executable() {
+            return Ok(());
+        }
+        let pages = pages_of(range);
+        let what = || format!("fill freed code of {} bytes with traps", range.size());
+        sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
+            .map_err(|error| sys::explain(what(), error))?;
+        Writer::new(range.start(), range.size()).fill_with_traps(0, range.size());
+        sys::protect(pages.start(), pages.size(), group.protection)
+            .map_err(|error| sys::explain(what(), error))
+    }
+
+    fn initialize_now(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
+        let result = Self::make_visible(segments).and_then(|()| run_finalize(actions));
+        match result {
+            Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),
+            Ok(dealloc) => Ok(Teardown::Calls(dealloc)),
+            Err(error) => {
+                let copied = segments.iter().filter(|segment| segment.content.is_some());
+                let undone = copied
+                    .map(|segment| Self::make_trap(segment.range, segment.group))
+                    .fold(Ok(()), join);
+                join(Err(error), undone).map(|()| Teardown::Nothing)
+            }
+        }
+    }
+
+    fn make_visible(segments: &[SegmentContent]) -> Result<()> {
+        for segment in segments {
+            if let Some(content) = &segment.content {
+                Self::copy_in(segment, content.content())?;
+            }
+            if segment.group.protection.executable() {
+                sys::flush_instruction_cache(segment.range.start(), segment.range.size());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The whole pages that a segment of a page-granular chunk owns.
+fn pages_of(range: AddressRange) -> AddressRange {
+    let page = sys::page_size();
+    let start = page.round_down(range.start());
+    let end = page
+        .round_up(range.end())
+        .expect("a mapped range ends below the last page");
+    AddressRange::new(start, end - start).expect("its end was just computed")
+}
+
+/// Tries the idea once, on one page.
+fn probe() -> Result<()> {
+    let page = sys::page_size().bytes();
+    let reservation = Reservation::new(page, Placement::Default)?;
+    let view = View::two(reservation.range(), Protection::READ_EXEC, false)?;
+    view.unmap().map_err(|(view, error)| {
+        view.unmap_writer();
+        error
+    })
+}
+
+impl Mapper for InProcess {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>) {
+        done.complete(self.reserve_now(size, placement));
+    }
+
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
+        let Chunk {
+            range,
+            group,
+            commit,
+        } = chunk;
+        let protection = group.protection;
+        // Data that the executor may write is private to the process and written in place.
+        let copied = !self.two_views && !protection.writable();
+        let view = if protection.writable() || copied {
+            View::one(range, protection, commit)?
+        } else {
+            View::two(range, protection, commit)?
+        };
+        let working = if copied {
+            Working::Copied
+        } else {
+            Working::Shared(view.writer())
+        };
+        let prepared = Prepared {
+            working,
+            mappings: view.mappings(),
+        };
+        let mut windows = self.windows.lock();
+        match windows
+            .iter_mut()
+            .find(|window| window.reservation.range().contains(range))
+        {
+            Some(window) => {
+                window.views.insert(range.start(), view);
+                Ok(prepared)
+            }
+            None => {
+                view.unmap_writer();
+                let message = format!("chunk {range:?} lies in no window of this mapper");
+                Err(Error::new(Status::Internal, message))
+            }
+        }
+    }
+
+    fn initialize(
+        &self,
+        segments: SmallVec<[SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<Teardown>,
+    ) {
+        done.complete(Self::initialize_now(&segments, actions));
+    }
+
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+        let mut result = Ok(());
+        for retired in retired.iter().rev() {
+            if let Teardown::Calls(calls) = &retired.teardown {
+                result = join(result, run_dealloc(calls));
+            }
+            for (range, group) in &retired.copied {
+                result = join(result, Self::make_trap(*range, *group));
+            }
+        }
+        done.complete(result);
+    }
+
+    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
+        let mut windows = self.windows.lock();
+        let window = windows
+            .iter_mut()
+            .find(|window| window.reservation.range().contains(chunk));
+        let Some(window) = window else {
+            return Err(invalid_argument(format!(
+                "chunk {chunk:?} lies in no window"
+            )));
+        };
+        let Some(view) = window.views.remove(&chunk.start()) else {
+            return Err(invalid_argument(format!(
+                "no chunk starts at {:#x}",
+                chunk.start()
+            )));
+        };
+        view.unmap().map_err(|(view, error)| {
+            window.views.insert(chunk.start(), view);
+            error
+        })
+    }
+
+    fn release(&self, window: AddressRange, done: Completion<()>) {
+        let mut windows = self.windows.lock();
+        let position = windows
+            .iter()
+            .position(|known| known.reservation.range() == window);
+        let released = position.map(|index| windows.swap_remove(index));
+        drop(windows);
+        done.complete(match released {
+            Some(window) => {
+                window.views.into_values().for_each(View::unmap_writer);
+                Ok(())
+            }
+            None => Err(invalid_argument(format!(
+                "no window is reserved at {window:?}"
+            ))),
+        });
+    }
+}
+
+impl Drop for InProcess {
+    fn drop(&mut self) {
+        let windows = std::mem::take(self.windows.get_mut());
+        if self.generation != sys::fork_generation() {
+            // In a forked child the writer views do not exist, and something else may lie there.
+            std::mem::forget(windows);
+            return;
+        }
+        for window in windows {
+            window.views.into_values().for_each(View::unmap_writer);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The mapper: reserves executor address space, gives working memory, makes content visible, runs
+//! actions, releases. The manager works over any mapper.
+//!
+//! The five operations are those of LLVM's MemoryMapper; `reclaim` is the inverse of `prepare`.
+//! All but `prepare` and `reclaim` may take long (another process, another machine), so they
+//! answer through a [`Completion`]. A mapper is called with no lock held and from any thread; a
+//! completion may run inside the call.
+
+mod actions;
+mod custom;
+mod in_process;
+
+pub use actions::{Action, WrapperCall};
+pub use custom::CustomMapper;
+pub use in_process::{InProcess, InProcessKind};
+
+use crate::completion::Completion;
+use crate::error::Result;
+use crate::group::AllocGroup;
+use crate::memory::view::{Buffer, Placement, Writer};
+use crate::page::{AddressRange, Alignment};
+use smallvec::SmallVec;
+
+/// What the manager must know of a mapper before it divides anything.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// Which mapper it is, in words, for the statistics.
+    pub name: &'static str,
+    /// The same as a number of the C API.
+    pub kind: Kind,
+    /// Chunks are multiples of this.
+    pub page_size: Alignment,
+    /// Different allocations keep this apart: a few bytes where pages are shared, a page where
+    /// protection is set per allocation.
+    pub granule: Alignment,
+    /// Executor memory is this process's own, so a forked child must not use it.
+    pub in_this_process: bool,
+    /// Why a better mapper was not taken, if one was tried.
+    pub fallback: Option<String>,
+}
+
+/// The mappers there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// This process, two views of the same pages.
+    TwoViews = 1,
+    /// This process, one view whose protection changes.
+    Mprotect = 2,
+    /// What the host supplied.
+    Custom = 3,
+}
+
+/// A reserved window.
+#[derive(Clone, Copy, Debug)]
+pub struct Reserved {
+    /// Its addresses; may be smaller than asked for, never larger.
+    pub range: AddressRange,
+    /// Whether everything the placement asked for is in reach.
+    pub in_reach: bool,
+}
+
+/// A run of pages that shall become a chunk.
+#[derive(Clone, Copy, Debug)]
+pub struct Chunk {
+    /// Where, inside a reserved window.
+    pub range: AddressRange,
+    /// Final protection, and lifetime.
+    pub group: AllocGroup,
+    /// Take the pages now, so that a shortage is an error here.
+    pub commit: bool,
+}
+
+/// How content gets into a chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Working {
+    /// Written directly: what is written here is what the executor sees.
+    Shared(Writer),
+    /// Handed to `initialize`, which copies it.
+    Copied,
+}
+
+/// What `prepare` gives.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    pub(crate) working: Working,
+    /// Kernel mappings that the chunk takes.
+    pub(crate) mappings: u64,
+}
+
+impl Prepared {
+    /// Content is written at `address` in this process, where all `size` bytes are zero now and
+    /// stay mapped until the chunk is reclaimed or its window released.
+    pub(crate) fn shared(address: u64, size: u64, mappings: u64) -> Prepared {
+        Prepared {
+            working: Working::Shared(Writer::new(address, size)),
+            mappings,
+        }
+    }
+
+    /// Content is handed to `initialize`.
+    pub fn copied(mappings: u64) -> Prepared {
+        Prepared {
+            working: Working::Copied,
+            mappings,
+        }
+    }
+}
+
+/// One segment of an allocation on its way into the executor.
+pub struct SegmentContent {
+    /// Its executor addresses, zero-fill included.
+    pub range: AddressRange,
+    /// Protection and lifetime.
+    pub group: AllocGroup,
+    /// The content if the mapper copies; `None` if it is in place already.
+    pub(crate) content: Option<Buffer>,
+    /// Whether the zero-fill is known to be zero in the executor.
+    pub zeroed: bool,
+}
+
+impl SegmentContent {
+    /// The content, if the mapper copies.
+    pub fn content(&self) -> Option<&[u8]> {
+        self.content.as_ref().map(Buffer::content)
+    }
+}
+
+/// What is left to do when an allocation goes.
+#[derive(Debug, Default)]
+pub enum Teardown {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Deallocation actions in the order of their finalize twins; they run last to first.
+    Calls(Vec<WrapperCall>),
+    /// The mapper's own name for it.
+    Key(u64),
+}
+
+/// One allocation on its way out.
+#[derive(Debug, Default)]
+pub struct Retired {
+    /// What `initialize` said is to be done.
+    pub teardown: Teardown,
+    /// Its copied segments, whose code the mapper makes trap.
+    pub copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
+}
+
+impl Retired {
+    /// Whether the mapper has nothing to do with it.
+    pub fn is_nothing(&self) -> bool {
+        matches!(self.teardown, Teardown::Nothing) && self.copied.is_empty()
+    }
+}
+
+/// See the module.
+pub trait Mapper: Send + Sync {
+    /// What this mapper is and needs; the answer never changes.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Reserves a window of `size` bytes.
+    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>);
+
+    /// Gives a chunk its pages and working memory.
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared>;
+
+    /// Makes an allocation's content visible with its final protection and runs its finalize
+    /// actions first to last. If the n-th fails, the deallocation twins of those before it run
+    /// last to first and the answer is the failure of all of them.
+    fn initialize(
+        &self,
+        segments: SmallVec<[SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<Teardown>,
+    );
+
+    /// Runs the deallocation actions of a batch, last allocation first. All are run even if some
+    /// fail; the answer then holds all failures. The memory is free afterwards in either case.
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>);
+
+    /// Takes back the pages of a chunk that holds no allocation. On failure the chunk stays.
+    fn reclaim(&self, chunk: AddressRange) -> Result<()>;
+
+    /// Gives a window back, with every chunk that is left in it.
+    fn release(&self, window: AddressRange, done: Completion<()>);
+}

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The memory core: views of pages, and the arithmetic of dividing address space.
+//!
+//! No RPC, no policy, no lock. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
+//! serve address space of any process; [`view`] and [`placement`] are about this process.
+
+pub(crate) mod placement;
+pub(crate) mod ranges;
+pub(crate) mod runs;
+pub(crate) mod view;

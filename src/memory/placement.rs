@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Where a window goes in this process.
+//!
+//! Linked code calls into the process's libraries and, compiled for PIE, refers to their data
+//! (`stderr`, `environ`) with 32-bit references, so by default the window must lie where every
+//! address of those images is less than 2 GiB from every address of the window.
+
+use crate::page::{AddressRange, Alignment};
+use crate::sys::Mapping;
+
+/// How far apart two addresses may be that refer to each other: 2 GiB less a margin for addends
+/// and for references to the end of an object.
+pub(crate) const REACH: u64 = (2 << 30) - (2 << 20);
+
+/// Room left between images and window, so that libraries loaded later still come close.
+const ROOM: u64 = 256 << 20;
+
+/// How far away from a window its writer views go.
+pub(crate) const WRITER_DISTANCE: u64 = 64 << 30;
+
+/// The span of all images that one window can reach, around the image that holds `anchor`.
+pub(crate) fn images_around(mappings: &[Mapping], anchor: u64, window: u64) -> AddressRange {
+    let (mut start, mut end) = (anchor, anchor.saturating_add(1));
+    let widest = REACH.saturating_sub(window);
+    // Nearest images first, so that one far image costs none of the near ones.
+    let mut images: Vec<AddressRange> = mappings
+        .iter()
+        .filter(|mapping| mapping.image)
+        .map(|mapping| mapping.range)
+        .collect();
+    images.sort_by_key(|image| image.start().abs_diff(anchor));
+    for image in images {
+        let (low, high) = (start.min(image.start()), end.max(image.end()));
+        if high - low <= widest {
+            (start, end) = (low, high);
+        }
+    }
+    AddressRange::new(start, end - start).expect("the hull of valid ranges is valid")
+}
+
+/// Free places of `size` bytes from which all of `target` is in reach, best first.
+pub(crate) fn candidates(
+    mappings: &[Mapping],
+    target: AddressRange,
+    size: u64,
+    page: Alignment,
+) -> Vec<u64> {
+    let lowest = target.end().saturating_sub(REACH).max(page.bytes() * 16);
+    let highest_end = target.start().saturating_add(REACH);
+    let mut found: Vec<(bool, u64, u64)> = Vec::new();
+    let mut gap_start = 0;
+    let ends = mappings
+        .iter()
+        .map(|mapping| (mapping.range.start(), mapping.range.end()));
+    for (gap_end, next_start) in ends.chain([(1 << 47, 1 << 47)]) {
+        let low = gap_start.max(lowest);
+        let high = gap_end.min(highest_end);
+        gap_start = next_start;
+        let (Some(low), high) = (page.round_up(low), page.round_down(high)) else {
+            continue;
+        };
+        if high.checked_sub(size).is_none_or(|start| start < low) {
+            continue;
+        }
+        // As near as possible, yet leaving room beside the images where there is that much.
+        let start = if high <= target.start() {
+            let wanted = target
+                .start()
+                .saturating_sub(ROOM)
+                .min(high)
+                .saturating_sub(size);
+            page.round_down(wanted).max(low)
+        } else {
+            let wanted = target.end().saturating_add(ROOM).max(low);
+            page.round_up(wanted).unwrap_or(low).min(high - size)
+        };
+        let below = high <= target.start();
+        let distance = if below {
+            target.start() - (start + size)
+        } else {
+            start.saturating_sub(target.end())
+        };
+        // Below first: the heap grows up from an executable's image, mmap down from the libraries.
+        found.push((!below, distance, start));
+    }
+    found.sort_unstable();
+    found.into_iter().map(|(_, _, start)| start).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: Alignment = Alignment::new(4096).unwrap();
+    const GIB: u64 = 1 << 30;
+
+    fn mapping(start: u64, end: u64, image: bool) -> Mapping {
+        Mapping {
+            range: AddressRange::new(start, end - start).unwrap(),
+            image,
+        }
+    }
+
+    fn reaches(window: u64, size: u64, target: AddressRange) -> bool {
+        target.end().max(window + size) - target.start().min(window) <= REACH
+    }
+
+    #[test]
+    fn a_window_below_the_libraries_leaves_room_and_reaches_all() {
+        let libs = 0x7f00_0000_0000;
+        let maps = [
+            mapping(0x5555_0000_0000, 0x5555_0010_0000, true),
+            mapping(libs, libs + 0x800_0000, true),
+            mapping(libs + 0x900_0000, libs + 0x910_0000, true),
+            mapping(0x7ffe_0000_0000, 0x7ffe_0010_0000, false),
+        ];
+        let target = images_around(&maps, libs + 0x1000, GIB);
+        assert_eq!((target.start(), target.end()), (libs, libs + 0x910_0000));
+        let found = candidates(&maps, target, GIB, PAGE);
+        assert_eq!(found[0], libs - ROOM - GIB);
+        assert!(found.iter().all(|start| reaches(*start, GIB, target)));
+    }
+
+    #[test]
+    fn a_crowded_neighbourhood_still_gives_what_fits() {
+        let libs = 0x7f00_0000_0000;
+        let maps = [
+            mapping(libs - 8 * GIB, libs - 300 * (1 << 20), false),
+            mapping(libs, libs + 0x100_0000, true),
+        ];
+        let target = images_around(&maps, libs, 256 << 20);
+        let found = candidates(&maps, target, 256 << 20, PAGE);
+        assert!(!found.is_empty());
+        for start in found {
+            assert!(reaches(start, 256 << 20, target));
+            let window = AddressRange::new(start, 256 << 20).unwrap();
+            assert!(maps.iter().all(|mapping| !mapping.range.overlaps(window)));
+        }
+    }
+
+    #[test]
+    fn a_low_executable_gets_a_window_above() {
+        let maps = [mapping(0x40_0000, 0x50_0000, true)];
+        let target = images_around(&maps, 0x40_1000, GIB);
+        let found = candidates(&maps, target, GIB, PAGE);
+        assert_eq!(found, vec![0x50_0000 + ROOM]);
+    }
+
+    #[test]
+    fn no_place_in_reach_is_no_candidate() {
+        let libs = 0x7f00_0000_0000u64;
+        let maps = [mapping(libs - 4 * GIB, libs + 4 * GIB, true)];
+        let target = AddressRange::new(libs, 1).unwrap();
+        assert!(candidates(&maps, target, GIB, PAGE).is_empty());
+    }
+}

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The free-range structure: hands out ranges of any alignment inside regions.
+//!
+//! Two-level segregated fit (Masmano et al., "TLSF: a new dynamic memory allocator for real-time
+//! systems", 2004) with its records kept outside the memory that it divides, because that memory
+//! belongs to the executor. Allocating and freeing take constant time. A region is one chunk;
+//! neighbours coalesce inside a region and never across two.
+
+/// Second-level bins per power of two: a range is at most 1/16 larger than its bin says.
+const SUBDIVISION_BITS: u32 = 4;
+const SUBDIVISIONS: u32 = 1 << SUBDIVISION_BITS;
+/// First-level rows for all sizes of 32 bits.
+const ROWS: usize = (33 - SUBDIVISION_BITS) as usize;
+const NONE: u32 = u32::MAX;
+
+/// A handed-out range; valid until it is freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RangeId(u32);
+
+/// Identifies a region; given by the caller.
+pub(crate) type RegionId = u32;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Free,
+    Used,
+    /// The record itself is unused.
+    Vacant,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Node {
+    start: u32,
+    size: u32,
+    region: RegionId,
+    /// Neighbours by address in the same region.
+    before: u32,
+    after: u32,
+    /// Neighbours in the bin's list, or in the list of vacant records.
+    previous: u32,
+    next: u32,
+    state: State,
+}
+
+/// A range just handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Handed {
+    pub(crate) id: RangeId,
+    pub(crate) region: RegionId,
+    pub(crate) start: u32,
+    pub(crate) size: u32,
+}
+
+/// Free and handed-out ranges of many regions.
+#[derive(Debug)]
+pub(crate) struct Ranges {
+    granule: u32,
+    nodes: Vec<Node>,
+    vacant: u32,
+    rows: u32,
+    columns: [u16; ROWS],
+    heads: [[u32; SUBDIVISIONS as usize]; ROWS],
+    free: u64,
+}
+
+/// Row and column of the bin that holds ranges of `size`.
+fn bin(size: u32) -> (usize, usize) {
+    if size < SUBDIVISIONS {
+        return (0, size as usize);
+    }
+    let top = 31 - size.leading_zeros();
+    let column = (size >> (top - SUBDIVISION_BITS)) - SUBDIVISIONS;
+    ((top - SUBDIVISION_BITS + 1) as usize, column as usize)
+}
+
+/// The smallest size whose bin holds only ranges of at least `size`.
+fn round_up_to_bin(size: u32) -> Option<u32> {
+    if size < SUBDIVISIONS {
+        return Some(size);
+    }
+    let top = 31 - size.leading_zeros();
+    size.checked_add((1 << (top - SUBDIVISION_BITS)) - 1)
+}
+
+impl Ranges {
+    /// No regions yet; every range starts at and spans multiples of `granule`, a power of two.
+    pub(crate) fn new(granule: u32) -> Ranges {
+        debug_assert!(granule.is_power_of_two());
+        Ranges {
+            granule,
+            nodes: Vec::new(),
+            vacant: NONE,
+            rows: 0,
+            columns: [0; ROWS],
+            heads: [[NONE; SUBDIVISIONS as usize]; ROWS],
+            free: 0,
+        }
+    }
+
+    /// Bytes that are in regions and not handed out.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free
+    }
+
+    /// Adds a region whose bytes are all free; `start` and `size` are multiples of the granule.
+    pub(crate) fn add_region(&mut self, region: RegionId, start: u32, size: u32) {
+        debug_assert!(start % self.granule == 0 && size % self.granule == 0 && size > 0);
+        let node = Node {
+            start,
+            size,
+            region,
+            before: NONE,
+            after: NONE,
+            previous: NONE,
+            next: NONE,
+            state: State::Free,
+        };
+        let index = self.new_node(node);
+        self.insert(index);
+    }
+
+    /// A range of at least `size` bytes aligned to `alignment` (a power of two), or `None`.
+    pub(crate) fn allocate(&mut self, size: u32, alignment: u32) -> Option<Handed> {
+        let size = size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1);
+        let slack = alignment.max(self.granule) - self.granule;
+        let index = match self.take_fitting(size.checked_add(slack)?) {
+            Some(index) => index,
+            // A range that is aligned by luck needs no slack.
+            None if slack > 0 => self.take_if_aligned(size, alignment)?,
+            None => return None,
+        };
+        let start = self.node(index).start;
+        let aligned = start.checked_add(alignment.max(1) - 1)? & !(alignment.max(1) - 1);
+        let index = if aligned > start {
+            self.split(index, aligned - start, true)
+        } else {
+            index
+        };
+        if self.node(index).size > size {
+            self.split(index, size, false);
+        }
+        let node = &mut self.nodes[index as usize];
+        node.state = State::Used;
+        let handed = Handed {
+            id: RangeId(index),
+            region: node.region,
+            start: node.start,
+            size: node.size,
+        };
+        self.free -= u64::from(handed.size);
+        Some(handed)
+    }
+
+    /// Takes a range back and joins it with free neighbours. Says whether its region is now free
+    /// as a whole.
+    pub(crate) fn free(&mut self, id: RangeId) -> bool {
+        let mut index = id.0;
+        debug_assert_eq!(self.node(index).state, State::Used);
+        self.nodes[index as usize].state = State::Free;
+        self.free += u64::from(self.node(index).size);
+        let before = self.node(index).before;
+        if before != NONE && self.node(before).state == State::Free {
+            self.remove(before);
+            index = self.absorb_after(before);
+        }
+        let after = self.node(index).after;
+        if after != NONE && self.node(after).state == State::Free {
+            self.remove(after);
+            self.absorb_after(index);
+        }
+        self.insert(index);
+        let node = self.node(index);
+        node.before == NONE && node.after == NONE
+    }
+
+    /// Removes a region that is free as a whole; `start` is where it was added.
+    pub(crate) fn remove_region(&mut self, start: u32, size: u32) -> bool {
+        let (row, column) = bin(size);
+        let mut index = self.heads[row][column];
+        while index != NONE {
+            let node = *self.node(index);
+            if node.start == start && node.size == size {
+                self.remove(index);
+                self.free -= u64::from(size);
+                self.retire(index);
+                return true;
+            }
+            index = node.next;
+        }
+        false
+    }
+
+    fn node(&self, index: u32) -> &Node {
+        &self.nodes[index as usize]
+    }
+
+    fn new_node(&mut self, node: Node) -> u32 {
+        if node.state == State::Free && node.before == NONE && node.after == NONE {
+            self.free += u64::from(node.size);
+        }
+        match self.vacant {
+            NONE => {
+                self.nodes.push(node);
+                u32::try_from(self.nodes.len() - 1).expect("fewer ranges than bytes in a window")
+            }
+            index => {
+                self.vacant = self.node(index).next;
+                self.nodes[index as usize] = node;
+                index
+            }
+        }
+    }
+
+    fn retire(&mut self, index: u32) {
+        let vacant = self.vacant;
+        let node = &mut self.nodes[index as usize];
+        node.state = State::Vacant;
+        node.next = vacant;
+        self.vacant = index;
+    }
+
+    /// Takes a free range of at least `size` out of its bin.
+    fn take_fitting(&mut self, size: u32) -> Option<u32> {
+        let (row, column) = bin(round_up_to_bin(size)?);
+        let index = self.first_at_or_above(row, column).or_else(|| {
+            // Only the bin of `size` itself may still hold one that is large enough; look at its
+            // first few so that a nearly full window is used up.
+            let (row, column) = bin(size);
+            let mut index = self.heads[row][column];
+            for _ in 0..8 {
+                if index == NONE {
+                    return None;
+                }
+                if self.node(index).size >= size {
+                    return Some(index);
+                }
+                index = self.node(index).next;
+            }
+            None
+        })?;
+        self.remove(index);
+        Some(index)
+    }
+
+    /// Takes a free range that holds `size` bytes from an aligned address, if one of the first
+    /// few candidates does.
+    fn take_if_aligned(&mut self, size: u32, alignment: u32) -> Option<u32> {
+        let (mut row, mut column) = bin(size);
+        for _ in 0..8 {
+            let index = self.first_at_or_above(row, column)?;
+            let node = self.node(index);
+            let aligned = node.start.checked_add(alignment - 1)? & !(alignment - 1);
+            if aligned - node.start <= node.size && node.size - (aligned - node.start) >= size {
+                self.remove(index);
+                return Some(index);
+            }
+            (row, column) = bin(node.size);
+            column += 1;
+        }
+        None
+    }
+
+    fn first_at_or_above(&self, row: usize, column: usize) -> Option<u32> {
+        if row >= ROWS {
+            return None;
+        }
+        let here = if column < 16 {
+            self.columns[row] & (u16::MAX << column)
+        } else {
+            0
+        };
+        let (row, columns) = if here != 0 {
+            (row, here)
+        } else {
+            let above = if row + 1 < 32 {
+                self.rows & (u32::MAX << (row + 1))
+            } else {
+                0
+            };
+            if above == 0 {
+                return None;
+            }
+            let row = above.trailing_zeros() as usize;
+            (row, self.columns[row])
+        };
+        Some(self.heads[row][columns.trailing_zeros() as usize])
+    }
+
+    /// Cuts a range that is in no bin after `size` bytes. The part that is not kept goes into its
+    /// bin; returns the kept part: the second one if `keep_second`.
+    fn split(&mut self, index: u32, size: u32, keep_second: bool) -> u32 {
+        let first = *self.node(index);
+        let second = Node {
+            start: first.start + size,
+            size: first.size - size,
+            before: index,
+            state: State::Free,
+            ..first
+        };
+        let other = self.new_node(second);
+        self.nodes[index as usize].size = size;
+        self.nodes[index as usize].after = other;
+        if first.after != NONE {
+            self.nodes[first.after as usize].before = other;
+        }
+        if keep_second {
+            self.insert(index);
+            other
+        } else {
+            self.insert(other);
+            index
+        }
+    }
+
+    /// Joins the range with the one after it; both are in no bin.
+    fn absorb_after(&mut self, index: u32) -> u32 {
+        let absorbed = self.node(index).after;
+        let gone = *self.node(absorbed);
+        let node = &mut self.nodes[index as usize];
+        node.size += gone.size;
+        node.after = gone.after;
+        if gone.after != NONE {
+            self.nodes[gone.after as usize].before = index;
+        }
+        self.retire(absorbed);
+        index
+    }
+
+    fn insert(&mut self, index: u32) {
+        let (row, column) = bin(self.node(index).size);
+        let head = self.heads[row][column];
+        let node = &mut self.nodes[index as usize];
+        node.state = State::Free;
+        node.previous = NONE;
+        node.next = head;
+        if head != NONE {
+            self.nodes[head as usize].previous = index;
+        }
+        self.heads[row][column] = index;
+        self.columns[row] |= 1 << column;
+        self.rows |= 1 << row;
+    }
+
+    fn remove(&mut self, index: u32) {
+        let node = *self.node(index);
+        let (row, column) = bin(node.size);
+        if node.next != NONE {
+            self.nodes[node.next as usize].previous = node.previous;
+        }
+        if node.previous != NONE {
+            self.nodes[node.previous as usize].next = node.next;
+        } else {
+            self.heads[row][column] = node.next;
+            if node.next == NONE {
+                self.columns[row] &= !(1 << column);
+                if self.columns[row] == 0 {
+                    self.rows &= !(1 << row);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn bins_are_monotone_and_rounding_is_sound() {
+        let mut last = (0, 0);
+        for size in (0..100_000u32).chain((1 << 30)..(1 << 30) + 1000) {
+            let here = bin(size);
+            assert!(here >= last);
+            last = here;
+            let rounded = round_up_to_bin(size).unwrap();
+            // Everything in the rounded bin is large enough.
+            assert!(bin(rounded) >= bin(size));
+            if size > 0 && bin(size - 1) == bin(rounded) {
+                panic!("bin of {size} also holds {}", size - 1);
+            }
+        }
+        assert!(bin(u32::MAX).0 < ROWS);
+    }
+
+    #[test]
+    fn a_monotone_load_is_dense() {
+        let mut ranges = Ranges::new(16);
+        ranges.add_region(7, 0x1000, 0x1000);
+        for step in 0..256 {
+            let handed = ranges.allocate(16, 1).unwrap();
+            assert_eq!((handed.start, handed.region), (0x1000 + step * 16, 7));
+        }
+        assert!(ranges.allocate(1, 1).is_none());
+        assert_eq!(ranges.free_bytes(), 0);
+    }
+
+    #[test]
+    fn a_region_of_exactly_the_size_serves_it() {
+        for size in [16u32, 0x1010, 0xfff0, 0x12340] {
+            let mut ranges = Ranges::new(16);
+            ranges.add_region(0, 0, size);
+            let id = ranges.allocate(size, 16).unwrap().id;
+            assert!(ranges.free(id));
+            assert!(ranges.remove_region(0, size));
+            assert!(ranges.allocate(1, 1).is_none());
+        }
+    }
+
+    #[test]
+    fn alignment_above_the_region_size_needs_luck() {
+        let mut ranges = Ranges::new(16);
+        ranges.add_region(0, 0x10000, 0x1000);
+        assert_eq!(ranges.allocate(0x800, 0x10000).unwrap().start, 0x10000);
+        assert!(ranges.allocate(16, 0x10000).is_none());
+        assert_eq!(ranges.free_bytes(), 0x800);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Allocate(u32, u32),
+        Free(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => (1u32..3000, 0u32..14).prop_map(|(size, shift)| Step::Allocate(size, 1 << shift)),
+            2 => any::<usize>().prop_map(Step::Free),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_never_overlap_and_all_come_back(
+            granule_shift in 0u32..13,
+            steps in proptest::collection::vec(step(), 1..400),
+        ) {
+            let granule = 1 << granule_shift;
+            let regions = [(0u32, 0x10000u32), (0x10000, 0x8000), (0x40000, 0x20000)];
+            let mut ranges = Ranges::new(granule);
+            for (id, (start, size)) in regions.into_iter().enumerate() {
+                ranges.add_region(id as u32, start, size);
+            }
+            let total: u64 = regions.iter().map(|(_, size)| u64::from(*size)).sum();
+            let mut live: BTreeMap<u32, Handed> = BTreeMap::new();
+            for step in steps {
+                match step {
+                    Step::Allocate(size, alignment) => {
+                        let Some(handed) = ranges.allocate(size, alignment) else { continue };
+                        prop_assert!(handed.size >= size && handed.size - size < granule);
+                        prop_assert_eq!(handed.start % alignment, 0);
+                        prop_assert_eq!(handed.start % granule, 0);
+                        let (start, length) = regions[handed.region as usize];
+                        prop_assert!(handed.start >= start);
+                        prop_assert!(handed.start + handed.size <= start + length);
+                        if let Some((_, below)) = live.range(..handed.start).next_back() {
+                            prop_assert!(below.start + below.size <= handed.start);
+                        }
+                        if let Some((next, _)) = live.range(handed.start..).next() {
+                            prop_assert!(handed.start + handed.size <= *next);
+                        }
+                        live.insert(handed.start, handed);
+                    }
+                    Step::Free(pick) => {
+                        if live.is_empty() { continue }
+                        let key = *live.keys().nth(pick % live.len()).unwrap();
+                        let handed = live.remove(&key).unwrap();
+                        let whole = ranges.free(handed.id);
+                        prop_assert_eq!(whole, !live.values().any(|h| h.region == handed.region));
+                    }
+                }
+                let used: u64 = live.values().map(|handed| u64::from(handed.size)).sum();
+                prop_assert_eq!(ranges.free_bytes(), total - used);
+            }
+            for handed in live.values() {
+                ranges.free(handed.id);
+            }
+            for (start, size) in regions {
+                prop_assert!(ranges.remove_region(start, size));
+            }
+            prop_assert_eq!(ranges.free_bytes(), 0);
+        }
+    }
+}

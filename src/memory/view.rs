@@ -1,0 +1,440 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Views: the mappings through which this process writes and runs memory.
+//!
+//! Executor memory is never a Rust reference, because linked code changes it behind Rust's back;
+//! it is an address. Writing goes through [`Writer`] and [`Buffer`], which check bounds.
+
+use super::placement::{WRITER_DISTANCE, candidates, images_around};
+use crate::error::{Error, Result, Status};
+use crate::group::Protection;
+use crate::page::AddressRange;
+use crate::sys::{self, At, explain};
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static UNMAP_FAILURES: AtomicU64 = AtomicU64::new(0);
+
+/// How many ranges the kernel refused to unmap in this process; each is lost until it exits.
+pub(crate) fn unmap_failures() -> u64 {
+    UNMAP_FAILURES.load(Ordering::Relaxed)
+}
+
+fn unmap(address: u64, size: u64) {
+    if sys::unmap(address, size).is_err() {
+        UNMAP_FAILURES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The right to write into one run of working memory.
+///
+/// A writer does not keep its memory alive. Whoever makes one promises that the memory outlives
+/// every use: a mapper keeps a chunk mapped from `prepare` to `reclaim`, and the manager calls
+/// `reclaim` only for a chunk that holds no allocation and drops the writer with it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    start: *mut u8,
+    size: u64,
+}
+
+// SAFETY: a Writer is an address and a size; disjoint allocations write disjoint bytes, and the
+// manager hands each range to one owner at a time.
+unsafe impl Send for Writer {}
+// SAFETY: as above.
+unsafe impl Sync for Writer {}
+
+impl Writer {
+    /// A writer of `size` bytes at `address`; see the type for the promise that comes with it.
+    pub(crate) fn new(address: u64, size: u64) -> Writer {
+        Writer {
+            start: std::ptr::with_exposed_provenance_mut(address as usize),
+            size,
+        }
+    }
+
+    /// Where byte `offset` is written.
+    pub(crate) fn pointer(self, offset: u64) -> *mut u8 {
+        assert!(
+            offset <= self.size,
+            "offset {offset} is outside working memory"
+        );
+        self.start.wrapping_add(offset as usize)
+    }
+
+    /// A writer of some of the bytes.
+    pub(crate) fn part_of(self, offset: u32, size: u32) -> Writer {
+        Writer {
+            start: self.part(offset.into(), size.into()),
+            size: size.into(),
+        }
+    }
+
+    fn part(self, offset: u64, size: u64) -> *mut u8 {
+        let end = offset.checked_add(size);
+        assert!(
+            end.is_some_and(|end| end <= self.size),
+            "{offset}+{size} is outside"
+        );
+        self.start.wrapping_add(offset as usize)
+    }
+
+    /// Zeroes a part.
+    pub(crate) fn zero(self, offset: u64, size: u64) {
+        let pointer = self.part(offset, size);
+        // SAFETY: the part is inside the working memory, which is mapped and ours to write.
+        unsafe { pointer.write_bytes(0, size as usize) }
+    }
+
+    /// Fills a part with instructions that trap.
+    pub(crate) fn fill_with_traps(self, offset: u64, size: u64) {
+        let pointer = self.part(offset, size);
+        if let [byte] = sys::TRAP {
+            // SAFETY: the part is inside the working memory, which is mapped and ours to write.
+            unsafe { pointer.write_bytes(*byte, size as usize) }
+            return;
+        }
+        let traps = sys::TRAP.iter().copied().cycle();
+        for (index, byte) in (0..size as usize).zip(traps) {
+            // SAFETY: `index` is below `size`, so inside the part.
+            unsafe { pointer.add(index).write(byte) }
+        }
+    }
+
+    /// Writes bytes.
+    pub(crate) fn write(self, offset: u64, bytes: &[u8]) {
+        let pointer = self.part(offset, bytes.len() as u64);
+        // SAFETY: the part is as long as `bytes`, mapped, and no Rust object lies there.
+        unsafe { pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+}
+
+/// Working memory for content that a mapper copies: zeroed bytes on the heap that the linker
+/// writes through a raw pointer.
+pub(crate) struct Buffer(Box<[UnsafeCell<u8>]>);
+
+// SAFETY: the bytes are written by whoever holds the in-flight allocation and read only after
+// finalize took it, so the accesses of different threads are ordered by that hand-over.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// `size` zero bytes.
+    pub(crate) fn new(size: usize) -> Result<Buffer> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).map_err(|_| {
+            Error::new(
+                Status::OutOfMemory,
+                format!("working memory of {size} bytes: the heap has no room for it"),
+            )
+        })?;
+        bytes.resize_with(size, || UnsafeCell::new(0));
+        Ok(Buffer(bytes.into_boxed_slice()))
+    }
+
+    /// Where the linker writes.
+    pub(crate) fn writer(&self) -> Writer {
+        let start = self.0.as_ptr().cast::<u8>().cast_mut();
+        Writer {
+            start,
+            size: self.0.len() as u64,
+        }
+    }
+
+    /// The content, once nobody writes any more.
+    pub(crate) fn content(&self) -> &[u8] {
+        let start = self.0.as_ptr().cast::<u8>();
+        // SAFETY: the bytes live as long as `self`; finalize ended the linker's writing.
+        unsafe { std::slice::from_raw_parts(start, self.0.len()) }
+    }
+}
+
+/// Where the host wants a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Where the executor's own images are in reach of 32-bit references.
+    Default,
+    /// So that this address is in reach.
+    Near(u64),
+    /// Exactly here.
+    Fixed(u64),
+}
+
+/// Reserved address space of this process; unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    range: AddressRange,
+    in_reach: bool,
+}
+
+impl Reservation {
+    /// Reserves `size` bytes, a multiple of the page size.
+    pub(crate) fn new(size: u64, placement: Placement) -> Result<Reservation> {
+        match placement {
+            Placement::Fixed(address) => Self::fixed(address, size),
+            Placement::Near(address) => Self::near(address, size, placement),
+            Placement::Default => Self::near(sys::libc_address(), size, placement),
+        }
+    }
+
+    fn fixed(address: u64, size: u64) -> Result<Reservation> {
+        if address == 0 || !sys::page_size().divides(address) {
+            return Err(crate::error::invalid_argument(format!(
+                "window at fixed address {address:#x}: must be a multiple of the page size {}",
+                sys::page_size().bytes()
+            )));
+        }
+        let start = sys::reserve(At::Free(address), size).map_err(|error| {
+            let taken = error.raw_os_error() == Some(libc::EEXIST);
+            let error = explain(format_args!("reserve {size} bytes at {address:#x}"), error);
+            if taken {
+                error.remedy("something is mapped there: choose another address, or near instead")
+            } else {
+                error
+            }
+        })?;
+        Ok(Reservation {
+            range: range(start, size),
+            in_reach: true,
+        })
+    }
+
+    fn near(anchor: u64, size: u64, placement: Placement) -> Result<Reservation> {
+        // Without /proc the kernel's own choice is the best there is.
+        let mappings = sys::mappings().unwrap_or_default();
+        let target = match placement {
+            Placement::Default => images_around(&mappings, anchor, size),
+            _ => range(anchor.min(u64::MAX - 1), 1),
+        };
+        for start in candidates(&mappings, target, size, sys::page_size()) {
+            match sys::reserve(At::Free(start), size) {
+                Ok(start) => {
+                    return Ok(Reservation {
+                        range: range(start, size),
+                        in_reach: true,
+                    });
+                }
+                // Another thread was faster, or the kernel keeps a guard gap there.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+                Err(error) => return Err(explain(format_args!("reserve {size} bytes"), error)),
+            }
+        }
+        if let Placement::Near(address) = placement {
+            return Err(Error::new(
+                Status::OutOfMemory,
+                format!(
+                    "reserve {size} bytes within 2 GiB of {address:#x}: no gap there is large \
+                     enough; choose a smaller window or another address"
+                ),
+            ));
+        }
+        let start = sys::reserve(At::Anywhere, size)
+            .map_err(|error| explain(format_args!("reserve {size} bytes"), error))?;
+        Ok(Reservation {
+            range: range(start, size),
+            in_reach: false,
+        })
+    }
+
+    /// The reserved addresses.
+    pub(crate) fn range(&self) -> AddressRange {
+        self.range
+    }
+
+    /// Whether everything that the placement asked for is in reach.
+    pub(crate) fn in_reach(&self) -> bool {
+        self.in_reach
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        unmap(self.range.start(), self.range.size());
+    }
+}
+
+fn range(start: u64, size: u64) -> AddressRange {
+    AddressRange::new(start, size).expect("the kernel hands out ranges that end")
+}
+
+/// Pages inside a [`Reservation`] with their final protection, and the way to write them.
+#[derive(Debug)]
+pub(crate) enum View {
+    /// Two mappings of one sealed memfd: the executor's, never writable, and the writer's.
+    Two { executor: AddressRange, writer: u64 },
+    /// One private mapping: data that the executor may write anyway, or, under the mprotect
+    /// mapper, pages that are opened for each copy.
+    One { executor: AddressRange },
+}
+
+impl View {
+    /// Two views of new pages at `executor`, which lies in a reservation of ours.
+    pub(crate) fn two(
+        executor: AddressRange,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<View> {
+        let size = executor.size();
+        let failed =
+            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
+        if commit {
+            file.commit(size).map_err(|e| failed("fallocate", e))?;
+        }
+        let writer =
+            Self::map_writer(executor, &file).map_err(|e| failed("map the writer view", e))?;
+        let rest = || {
+            // A child that could write here would write into its parent's code.
+            sys::dont_fork(writer, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+            file.forbid_new_writers()
+                .map_err(|e| failed("seal the memfd", e))?;
+            use std::os::fd::AsFd;
+            sys::map_file(
+                At::Replace(executor.start()),
+                size,
+                protection,
+                file.as_fd(),
+            )
+            .map_err(|e| failed("map the executor view", e))
+        };
+        match rest() {
+            Ok(_) => Ok(View::Two { executor, writer }),
+            Err(error) => {
+                unmap(writer, size);
+                Err(error)
+            }
+        }
+    }
+
+    /// Maps the writer view far from the window, so that it does not crowd the neighbourhood that
+    /// the window shares with the process's images.
+    fn map_writer(executor: AddressRange, file: &sys::MemFile) -> std::io::Result<u64> {
+        use std::os::fd::AsFd;
+        let (start, size) = (executor.start(), executor.size());
+        let data = Protection::READ_WRITE;
+        for step in 1..=4 {
+            let distance = step * WRITER_DISTANCE;
+            let at = start.checked_sub(distance).unwrap_or(start + distance);
+            match sys::map_file(At::Free(at), size, data, file.as_fd()) {
+                Ok(writer) => return Ok(writer),
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+                Err(error) => return Err(error),
+            }
+        }
+        sys::map_file(At::Anywhere, size, data, file.as_fd())
+    }
+
+    /// One private view of new zeroed pages at `executor`, which lies in a reservation of ours.
+    pub(crate) fn one(
+        executor: AddressRange,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<View> {
+        let (start, size) = (executor.start(), executor.size());
+        let failed =
+            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        sys::map_anonymous(At::Replace(start), size, protection).map_err(|e| failed("mmap", e))?;
+        let view = View::One { executor };
+        if commit && protection.writable() {
+            if let Err(error) = sys::populate(start, size) {
+                let error = failed("madvise(MADV_POPULATE_WRITE)", error);
+                return Err(match view.unmap() {
+                    Ok(()) => error,
+                    Err((_, second)) => error.join(second),
+                });
+            }
+        }
+        Ok(view)
+    }
+
+    /// The executor's addresses.
+    pub(crate) fn executor(&self) -> AddressRange {
+        match self {
+            View::Two { executor, .. } | View::One { executor } => *executor,
+        }
+    }
+
+    /// Where the content is written directly.
+    pub(crate) fn writer(&self) -> Writer {
+        match self {
+            View::Two { executor, writer } => Writer::new(*writer, executor.size()),
+            View::One { executor } => Writer::new(executor.start(), executor.size()),
+        }
+    }
+
+    /// Number of kernel mappings.
+    pub(crate) fn mappings(&self) -> u64 {
+        match self {
+            View::Two { .. } => 2,
+            View::One { .. } => 1,
+        }
+    }
+
+    /// Frees the pages and leaves reserved address space. If the kernel refuses, the view is
+    /// whole and comes back with the error.
+    pub(crate) fn unmap(self) -> std::result::Result<(), (View, Error)> {
+        let executor = self.executor();
+        if let Err(error) = sys::decommit(executor.start(), executor.size()) {
+            let what = format!("give back a chunk of {} bytes", executor.size());
+            return Err((self, explain(what, error)));
+        }
+        self.unmap_writer();
+        Ok(())
+    }
+
+    /// Drops the writer's view; the reservation is about to unmap the executor's.
+    pub(crate) fn unmap_writer(self) {
+        if let View::Two { executor, writer } = self {
+            unmap(writer, executor.size());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(address: u64, size: usize) -> Vec<u8> {
+        let start: *const u8 = std::ptr::with_exposed_provenance(address as usize);
+        // SAFETY: the tests read mapped executor memory.
+        unsafe { std::slice::from_raw_parts(start, size) }.to_vec()
+    }
+
+    #[test]
+    fn both_views_show_the_same_bytes_and_the_executor_view_is_sealed() {
+        let page = sys::page_size().bytes();
+        let reservation = Reservation::new(16 * page, Placement::Default).unwrap();
+        assert!(reservation.in_reach());
+        let chunk = reservation.range().part(page, 2 * page).unwrap();
+        let view = View::two(chunk, Protection::READ_EXEC, true).unwrap();
+        view.writer().write(page - 1, b"ab");
+        assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
+        view.writer().fill_with_traps(0, 4);
+        assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
+        let writer = view.writer().pointer(0) as u64;
+        assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
+        // The pages of the executor's view can not be made writable.
+        let error = sys::protect(chunk.start(), page, Protection::READ_WRITE).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        view.unmap().unwrap();
+    }
+
+    #[test]
+    fn near_and_fixed_are_obeyed() {
+        let page = sys::page_size().bytes();
+        let first = Reservation::new(page, Placement::Default).unwrap();
+        let taken = Reservation::new(page, Placement::Fixed(first.range().start())).unwrap_err();
+        assert_eq!(taken.os_code(), Some(libc::EEXIST));
+        assert!(Reservation::new(page, Placement::Fixed(12345)).is_err());
+        let near = 0x2000_0000_0000;
+        let reservation = Reservation::new(1 << 30, Placement::Near(near)).unwrap();
+        assert!(reservation.range().start().abs_diff(near) < 1 << 31);
+        assert!(reservation.range().end().abs_diff(near) < 1 << 31);
+        assert!(Reservation::new(page, Placement::Near(u64::MAX)).is_err());
+    }
+
+    #[test]
+    #[should_panic(expected = "outside")]
+    fn writing_outside_is_caught() {
+        Buffer::new(4).unwrap().writer().write(2, b"abc");
+    }
+}

@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What differs between processors.
+
+/// The bytes that freed code is filled with; running any of them traps at once.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+pub(crate) const TRAP: &[u8] = &[0xcc]; // int3
+/// The bytes that freed code is filled with; running any of them traps at once.
+#[cfg(target_arch = "aarch64")]
+pub(crate) const TRAP: &[u8] = &[0x00, 0x00, 0x20, 0xd4]; // brk #0
+/// The bytes that freed code is filled with; running any of them traps at once.
+#[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
+pub(crate) const TRAP: &[u8] = &[0x02, 0x90]; // c.ebreak
+
+/// Makes new code at an executable address visible to instruction fetch.
+///
+/// `address` is the executable view: on processors with virtually tagged instruction caches the
+/// writer's alias would not do.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+pub(crate) fn flush_instruction_cache(_address: u64, _size: u64) {
+    // x86 keeps instruction fetch coherent with stores, through any alias (Intel SDM 3A, 11.6).
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+}
+
+/// Makes new code at an executable address visible to instruction fetch.
+///
+/// `address` is the executable view: on processors with virtually tagged instruction caches the
+/// writer's alias would not do.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
+    unsafe extern "C" {
+        fn __clear_cache(start: *mut libc::c_void, end: *mut libc::c_void);
+    }
+    let start = std::ptr::with_exposed_provenance_mut(address as usize);
+    let end = std::ptr::with_exposed_provenance_mut((address + size) as usize);
+    // SAFETY: the compiler runtime's function takes any mapped range and changes no memory.
+    unsafe { __clear_cache(start, end) }
+    // Other cores may hold old instructions in their pipelines; a kernel without the command
+    // (before 4.16) leaves that to the publishing store, as before.
+    // SAFETY: membarrier takes plain numbers.
+    unsafe {
+        libc::syscall(
+            libc::SYS_membarrier,
+            1 << 5, /* PRIVATE_EXPEDITED_SYNC_CORE */
+            0,
+            0,
+        )
+    };
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! From errno to an error that says the likely cause and what to do about it.
+
+use crate::error::{Error, Status};
+use std::io;
+
+fn setting(path: &str) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn mapping_count() -> Option<u64> {
+    Some(
+        std::fs::read_to_string("/proc/self/maps")
+            .ok()?
+            .lines()
+            .count() as u64,
+    )
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: `limit` is a valid place for the answer.
+    let result = unsafe { libc::getrlimit(resource, &mut limit) };
+    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+}
+
+/// Why there is no memory: the first limit that is (nearly) reached.
+fn out_of_memory() -> String {
+    if let (Some(count), Some(max)) = (mapping_count(), setting("/proc/sys/vm/max_map_count")) {
+        // Reading the list may itself merge or lag by a few mappings.
+        if count + 16 >= max {
+            return format!(
+                "this process has {count} mappings and vm.max_map_count is {max}: raise it with \
+                 sysctl, or find what makes so many mappings"
+            );
+        }
+    }
+    if let Some(limit) = limit(libc::RLIMIT_AS) {
+        return format!(
+            "RLIMIT_AS limits this process to {limit} bytes of address space: raise it with \
+             ulimit -v, or choose a smaller window"
+        );
+    }
+    if let Some(limit) = limit(libc::RLIMIT_DATA) {
+        return format!(
+            "RLIMIT_DATA limits this process to {limit} bytes of data: raise it with ulimit -d"
+        );
+    }
+    match setting("/proc/sys/vm/overcommit_memory") {
+        Some(2) => "vm.overcommit_memory is 2 and the commit limit is reached: raise \
+                    vm.overcommit_ratio or add swap"
+            .to_owned(),
+        _ => "the system or its memory cgroup has no memory left: raise the cgroup's limit or \
+              free memory"
+            .to_owned(),
+    }
+}
+
+fn denied() -> String {
+    if let Some(value @ 1..) = setting("/proc/sys/vm/memfd_noexec") {
+        return format!(
+            "vm.memfd_noexec is {value}; with 2, a memfd that is not MFD_NOEXEC_SEAL is refused; \
+             a seccomp filter or SELinux can refuse too: allow memfd_create and executable \
+             mappings of memfds, or choose the mprotect mapper"
+        );
+    }
+    "a seccomp filter, SELinux (execmem, execmod) or MemoryDenyWriteExecute forbids it: allow \
+     it for this service, or choose the other in-process mapper"
+        .to_owned()
+}
+
+/// Turns the failure of `operation` (with its sizes and addresses) into an [`Error`].
+pub(crate) fn explain(operation: impl std::fmt::Display, error: io::Error) -> Error {
+    let (status, remedy) = match error.raw_os_error() {
+        Some(libc::ENOMEM | libc::EAGAIN) => (Status::OutOfMemory, Some(out_of_memory())),
+        Some(libc::ENOSPC) => (
+            Status::OutOfMemory,
+            Some("the memory cgroup or shared memory is full: raise its limit".to_owned()),
+        ),
+        Some(libc::EMFILE) => (
+            Status::OutOfMemory,
+            Some("RLIMIT_NOFILE is reached: raise it with ulimit -n".to_owned()),
+        ),
+        Some(libc::ENFILE) => (
+            Status::OutOfMemory,
+            Some("the system's file table is full: raise fs.file-max".to_owned()),
+        ),
+        Some(libc::EPERM | libc::EACCES) => (Status::Denied, Some(denied())),
+        Some(libc::ENOSYS) => (
+            Status::Unsupported,
+            Some("this kernel or sandbox lacks the call: choose the mprotect mapper".to_owned()),
+        ),
+        _ => (Status::System, None),
+    };
+    let error = Error::system(status, operation, error);
+    match remedy {
+        Some(remedy) => error.remedy(remedy),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_errno_keeps_its_number_and_names_the_operation() {
+        for errno in [
+            libc::ENOMEM,
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::EPERM,
+            libc::EACCES,
+            libc::ENOSYS,
+            libc::ENOSPC,
+            libc::EIO,
+        ] {
+            let error = explain("mmap of 4096 bytes", io::Error::from_raw_os_error(errno));
+            assert_eq!(error.os_code(), Some(errno));
+            assert!(
+                error.to_string().starts_with("mmap of 4096 bytes: "),
+                "{error}"
+            );
+        }
+    }
+}

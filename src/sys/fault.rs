@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Makes the n-th system call of a thread fail, so that tests can walk every error path.
+
+use std::cell::Cell;
+use std::io;
+
+#[derive(Clone, Copy)]
+struct Plan {
+    remaining: u32,
+    errno: i32,
+    forever: bool,
+}
+
+thread_local! {
+    static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
+    static FAILED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// While it lives, system calls of this thread fail as planned.
+pub(crate) struct Faults(());
+
+impl Faults {
+    /// The call after `skip` others fails with `errno`, once.
+    pub(crate) fn one(skip: u32, errno: i32) -> Faults {
+        Self::plan(Plan {
+            remaining: skip,
+            errno,
+            forever: false,
+        })
+    }
+
+    /// Every call after `skip` others fails with `errno`.
+    pub(crate) fn all_after(skip: u32, errno: i32) -> Faults {
+        Self::plan(Plan {
+            remaining: skip,
+            errno,
+            forever: true,
+        })
+    }
+
+    fn plan(plan: Plan) -> Faults {
+        PLAN.set(Some(plan));
+        FAILED.set(None);
+        Faults(())
+    }
+
+    /// The call that was made to fail, if it came to that.
+    pub(crate) fn failed(&self) -> Option<&'static str> {
+        FAILED.get()
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        PLAN.set(None);
+    }
+}
+
+pub(super) fn check(call: &'static str) -> io::Result<()> {
+    let Some(mut plan) = PLAN.get() else {
+        return Ok(());
+    };
+    if plan.remaining > 0 {
+        plan.remaining -= 1;
+        PLAN.set(Some(plan));
+        return Ok(());
+    }
+    FAILED.set(Some(call));
+    PLAN.set(plan.forever.then_some(plan));
+    Err(io::Error::from_raw_os_error(plan.errno))
+}

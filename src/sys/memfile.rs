@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Sealed anonymous files: the pages behind two views.
+
+use super::gate;
+use memfd::{FileSeal, Memfd};
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+
+/// A memfd of a fixed size.
+pub(crate) struct MemFile(Memfd);
+
+fn create(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
+    gate("memfd_create")?;
+    // SAFETY: `name` is NUL-terminated and only read.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn not_a_memfd(error: impl std::fmt::Debug) -> io::Error {
+    io::Error::other(format!("the descriptor is no sealable memfd: {error:?}"))
+}
+
+impl MemFile {
+    /// A file of `size` bytes that can neither grow nor shrink, so no access to a mapping of it
+    /// can ever raise SIGBUS for lack of file.
+    pub(crate) fn new(name: &CStr, size: u64) -> io::Result<MemFile> {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        // NOEXEC_SEAL forbids exec of the file, not executable mappings, and is all that
+        // vm.memfd_noexec=2 admits; kernels before 6.3 do not know it and answer EINVAL.
+        let file = match create(name, flags | libc::MFD_NOEXEC_SEAL) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(name, flags)?,
+            other => other?,
+        };
+        gate("ftruncate")?;
+        file.set_len(size)?;
+        let memfd = Memfd::try_from_file(file).map_err(not_a_memfd)?;
+        let file = MemFile(memfd);
+        file.seal(&[FileSeal::SealShrink, FileSeal::SealGrow])?;
+        Ok(file)
+    }
+
+    fn seal(&self, seals: &[FileSeal]) -> io::Result<()> {
+        gate("fcntl(F_ADD_SEALS)")?;
+        self.0.add_seals(seals).map_err(|error| match error {
+            memfd::Error::AddSeals(io) => io,
+            other => not_a_memfd(other),
+        })
+    }
+
+    /// Allows no new writable mapping from now on; those that exist stay writable.
+    ///
+    /// F_SEAL_FUTURE_WRITE came with Linux 5.1; an older kernel answers EINVAL and goes without.
+    pub(crate) fn forbid_new_writers(&self) -> io::Result<()> {
+        match self.seal(&[FileSeal::SealFutureWrite]) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Takes all pages now, so that a shortage is an error here and not a kill later.
+    pub(crate) fn commit(&self, size: u64) -> io::Result<()> {
+        gate("fallocate")?;
+        let size =
+            libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        // SAFETY: a plain call on a descriptor that we own.
+        let result = unsafe { libc::fallocate(self.as_fd().as_raw_fd(), 0, 0, size) };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+}
+
+impl AsFd for MemFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_file().as_fd()
+    }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The only code that knows the operating system. A port replaces this folder and nothing else.
+//!
+//! Preconditions, the same everywhere: addresses and sizes are multiples of [`page_size`], sizes
+//! are not zero, and a `Fixed` address lies in a range that the caller has reserved itself.
+//! Each call that enters the kernel passes [`gate`], which counts it and, in this crate's own
+//! tests, makes it fail on demand.
+
+mod call;
+mod code;
+mod explain;
+#[cfg(test)]
+pub(crate) mod fault;
+mod fork;
+mod map;
+mod maps;
+mod memfile;
+
+pub(crate) use call::{WrapperResult, call_wrapper};
+pub(crate) use code::{TRAP, flush_instruction_cache};
+pub(crate) use explain::explain;
+pub(crate) use fork::fork_generation;
+pub(crate) use map::{
+    At, decommit, dont_fork, map_anonymous, map_file, populate, protect, reserve, unmap,
+};
+pub(crate) use maps::{Mapping, libc_address, mappings};
+pub(crate) use memfile::MemFile;
+
+use crate::page::Alignment;
+use std::io;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static SYSTEM_CALLS: AtomicU64 = AtomicU64::new(0);
+
+/// How often jitmem has entered the kernel in this process, for any manager.
+pub(crate) fn system_calls() -> u64 {
+    SYSTEM_CALLS.load(Ordering::Relaxed)
+}
+
+/// Counts one system call; under test it may say that this call shall fail.
+fn gate(call: &'static str) -> io::Result<()> {
+    SYSTEM_CALLS.fetch_add(1, Ordering::Relaxed);
+    #[cfg(test)]
+    fault::check(call)?;
+    #[cfg(not(test))]
+    let _ = call;
+    Ok(())
+}
+
+/// The system's page size.
+pub(crate) fn page_size() -> Alignment {
+    static PAGE_SIZE: OnceLock<Alignment> = OnceLock::new();
+    *PAGE_SIZE.get_or_init(|| {
+        // SAFETY: sysconf reads a constant and touches no memory of ours.
+        let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        u64::try_from(size)
+            .ok()
+            .and_then(Alignment::new)
+            .expect("the page size is a power of two")
+    })
+}
