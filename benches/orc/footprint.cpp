@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "footprint.hpp"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+using namespace llvm;
+
+namespace bench {
+
+namespace {
+
+enum class Backing { Mapped, Heap, Other };
+
+} // namespace
+
+/// Path is the last column of a line of maps, empty for private anonymous memory.
+static Backing backingOf(StringRef Path) {
+  if (Path == "[heap]")
+    return Backing::Heap;
+  // Memory that a process named by prctl(PR_SET_VMA), memfds, and POSIX shared memory.
+  if (Path.empty() || Path.starts_with("[anon") || Path.starts_with("/memfd:") ||
+      Path.starts_with("/dev/shm/"))
+    return Backing::Mapped;
+  return Backing::Other;
+}
+
+Expected<Footprint> footprint() {
+  const char *Name = "/proc/self/smaps";
+  std::unique_ptr<FILE, int (*)(FILE *)> File(fopen(Name, "re"), fclose);
+  if (!File)
+    return createStringError(std::error_code(errno, std::generic_category()), "open %s", Name);
+  Footprint Total;
+  Backing Current = Backing::Other;
+  char Line[512];
+  while (fgets(Line, sizeof Line, File.get())) {
+    unsigned long Start, End;
+    int Path = 0;
+    long Size;
+    if (sscanf(Line, "%lx-%lx %*s %*s %*s %*s %n", &Start, &End, &Path) == 2 && Path) {
+      ++Total.Mappings;
+      Current = backingOf(StringRef(Line + Path).rtrim());
+    } else if (sscanf(Line, "Pss: %ld kB", &Size) == 1) {
+      // The proportional size counts each of a page's two views in this process as a half.
+      if (Current == Backing::Mapped)
+        Total.MappedKB += Size;
+      else if (Current == Backing::Heap)
+        Total.HeapKB += Size;
+    }
+  }
+  return Total;
+}
+
+Footprint operator-(const Footprint &A, const Footprint &B) {
+  return {A.Mappings - B.Mappings, A.MappedKB - B.MappedKB, A.HeapKB - B.HeapKB};
+}
+
+} // namespace bench

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+
+#include "session.hpp"
+
+#include "llvm/BinaryFormat/ELF.h"
+#include "llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h"
+#include "llvm/ExecutionEngine/Orc/EPCDynamicLibrarySearchGenerator.h"
+#include "llvm/ExecutionEngine/Orc/ExecutorProcessControl.h"
+#include "llvm/Object/ELFObjectFile.h"
+
+using namespace llvm;
+using namespace llvm::orc;
+
+namespace bench {
+
+Expected<Object> readObject(std::unique_ptr<MemoryBuffer> Buffer) {
+  auto File = object::ObjectFile::createELFObjectFile(Buffer->getMemBufferRef());
+  if (!File)
+    return File.takeError();
+  Object O;
+  for (const object::SymbolRef &Symbol : (*File)->symbols()) {
+    Expected<uint32_t> Flags = Symbol.getFlags();
+    if (!Flags)
+      return Flags.takeError();
+    constexpr uint32_t Local =
+        object::SymbolRef::SF_FormatSpecific | object::SymbolRef::SF_Undefined;
+    if ((*Flags & Local) || !(*Flags & object::SymbolRef::SF_Global))
+      continue;
+    Expected<StringRef> Name = Symbol.getName();
+    if (!Name)
+      return Name.takeError();
+    O.Defines.push_back(Name->str());
+  }
+  for (const object::ELFSectionRef Section : (*File)->sections())
+    if (Section.getFlags() & ELF::SHF_ALLOC)
+      O.Content += Section.getSize();
+  O.Buffer = std::move(Buffer);
+  return O;
+}
+
+Expected<std::unique_ptr<LinkSession>> LinkSession::Create(ExecutionSession &ES) {
+  std::unique_ptr<LinkSession> S(new LinkSession(ES));
+  auto Unwind = EHFrameRegistrationPlugin::Create(ES);
+  if (!Unwind)
+    return Unwind.takeError();
+  S->Layer.addPlugin(std::move(*Unwind));
+  return S;
+}
+
+LinkSession::~LinkSession() {
+  // The layer must not outlive anything linked through it; after removeAll this finds nothing.
+  for (JITDylib *JD : Dylibs)
+    if (Error Err = JD->clear())
+      ES.reportError(std::move(Err));
+}
+
+Expected<JITDylib &> LinkSession::addDylib(StringRef Name) {
+  JITDylib &JD = ES.createBareJITDylib(Name.str());
+  Dylibs.push_back(&JD);
+  auto Process = EPCDynamicLibrarySearchGenerator::GetForTargetProcess(ES);
+  if (!Process)
+    return Process.takeError();
+  JD.addGenerator(std::move(*Process));
+  return JD;
+}
+
+Error LinkSession::add(JITDylib &JD, const Object &O) {
+  return Layer.add(JD, MemoryBuffer::getMemBuffer(O.Buffer->getMemBufferRef(),
+                                                  /*RequiresNullTerminator=*/false));
+}
+
+Expected<SymbolMap> LinkSession::lookUp(JITDylib &JD, const std::vector<Object> &Objects) {
+  SymbolLookupSet Names;
+  for (const Object &O : Objects)
+    for (const std::string &Name : O.Defines)
+      Names.add(ES.intern(Name));
+  // All symbols, also the hidden ones: every member is to be linked.
+  return ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Names));
+}
+
+Error LinkSession::removeAll() {
+  Error Err = Error::success();
+  for (JITDylib *JD : Dylibs)
+    Err = joinErrors(std::move(Err), JD->clear());
+  return Err;
+}
+
+Error expectCall(ExecutionSession &ES, ExecutorAddr Address, StringRef Name, int Argument,
+                 int Expected) {
+  auto Result = ES.getExecutorProcessControl().runAsIntFunction(Address, Argument);
+  if (!Result)
+    return Result.takeError();
+  if (*Result != Expected)
+    return createStringError("linked code is wrong: %s(%d) gave %d, not %d", Name.str().c_str(),
+                             Argument, int(*Result), Expected);
+  return Error::success();
+}
+
+} // namespace bench

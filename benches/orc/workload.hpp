@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// What is measured. A workload runs against any manager and says through a probe where its phases
+// begin and end; the probe decides what is measured there.
+#pragma once
+
+#include "llvm/ADT/STLFunctionalExtras.h"
+#include "llvm/ADT/StringRef.h"
+#include "llvm/ExecutionEngine/Orc/Core.h"
+#include "llvm/Support/Error.h"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace bench {
+
+class Probe {
+public:
+  virtual ~Probe() = default;
+  /// Runs Body, which performs Operations operations.
+  virtual llvm::Error measure(llvm::StringRef Phase, uint64_t Operations,
+                              llvm::function_ref<llvm::Error()> Body) = 0;
+  /// Called while the results of Live operations of Phase are live.
+  virtual void hold(llvm::StringRef Phase, uint64_t Live, llvm::StringRef Note = "") = 0;
+};
+
+struct Workload {
+  std::string Key;
+  std::string Title;
+  std::string Operation;
+  /// Timed rounds; 0: only what a child process can say about it.
+  unsigned Rounds = 0;
+  /// The workload calls linked code through pointers of this process.
+  bool NeedsInProcess = false;
+  /// Whether the child counts system calls. It then does the work once beforehand, so that what
+  /// only a process's first run does isn't counted.
+  bool CountSystemCalls = true;
+  /// The phases are the parts of one thing, whose cost in all is shown too.
+  bool HasSum = false;
+  std::function<llvm::Error(llvm::orc::ExecutionSession &, Probe &)> Run;
+};
+
+struct Settings {
+  bool Quick = false;
+  /// Rounds a workload should take, out of those that it takes by default.
+  unsigned rounds(unsigned Default) const { return Quick ? (Default + 2) / 3 : Default; }
+};
+
+/// (a) The manager alone, through SimpleSegmentAlloc.
+Workload segments(const Settings &S);
+Workload churn(const Settings &S);
+/// (b) Tiny objects through ObjectLinkingLayer.
+llvm::Expected<Workload> tinyObjects(const Settings &S);
+/// (c) All members of four static libraries through ObjectLinkingLayer.
+llvm::Expected<Workload> archives(const Settings &S);
+/// (d) Calls of Functions tiny functions in random order.
+llvm::Expected<Workload> calls(const Settings &S, unsigned Functions);
+/// (e) How many small graphs can be live.
+Workload capacity();
+
+/// The names of phases that the table of targets looks up.
+inline constexpr llvm::StringLiteral AllocatePhase = "allocate + finalize";
+inline constexpr llvm::StringLiteral DeallocateOldestPhase = "deallocate one by one, oldest first";
+inline constexpr llvm::StringLiteral DeallocateRandomPhase = "deallocate one by one, random order";
+inline constexpr llvm::StringLiteral ChurnPhase = "churn at 500 live";
+inline constexpr llvm::StringLiteral LinkPhase = "add + look up";
+inline constexpr llvm::StringLiteral RemovePhase = "remove";
+inline constexpr llvm::StringLiteral SumPhase = "in all";
+inline constexpr llvm::StringLiteral CapacityPhase = "live graphs";
+std::string callPhase(unsigned Functions);
+
+} // namespace bench
