@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// jitmem as the JITLinkMemoryManager of an ORC host. Header only; link jitmem::orc and your LLVM.
+// Builds with and without exceptions and RTTI.
+//
+// Nothing here refers to data of the C library (stderr, errno, environ): a reference from a header
+// could make the host's linker copy such data into the executable's image, out of reach of linked
+// code that refers to it directly.
+
+#ifndef JITMEM_ORC_HPP
+#define JITMEM_ORC_HPP
+
+#include "../jitmem.h"
+#include "orc_compat.hpp"
+#include "orc_layout.hpp"
+
+#include <llvm/ADT/SmallVector.h>
+#include <llvm/ExecutionEngine/JITLink/JITLink.h>
+#include <llvm/ExecutionEngine/JITLink/JITLinkMemoryManager.h>
+#include <llvm/Support/Error.h>
+
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace jitmem::orc {
+
+/// Choices for a memory manager. All zero: the defaults.
+struct Options {
+  /// Bytes of address space per window, at most 2 GiB less 2 MiB; 0: 1 GiB.
+  uint64_t WindowSize = 0;
+  /// An address that must be in reach of everything linked; 0: the executor's own images.
+  uint64_t Near = 0;
+  /// Exactly where the window goes; 0: not fixed.
+  uint64_t Fixed = 0;
+  /// Most bytes handed out at a time; 0: no limit.
+  uint64_t Quota = 0;
+  /// Open another window when one is full. Each JITDylib stays inside one.
+  bool AnotherWindow = false;
+  /// Take the pages of a chunk when it is made, so that a shortage is an error and not a kill.
+  bool Commit = false;
+  /// One of jitmem_in_process_kind, for managers of this process.
+  uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
+};
+
+/// A jitmem_error as an llvm::Error.
+class MemoryError : public llvm::ErrorInfo<MemoryError> {
+public:
+  static inline char ID = 0;
+
+  MemoryError(jitmem_status Status, int32_t OSCode, std::string Message)
+      : Status(Status), OSCode(OSCode), Message(std::move(Message)) {}
+
+  void log(llvm::raw_ostream &OS) const override { OS << Message; }
+  std::error_code convertToErrorCode() const override {
+    if (OSCode != 0)
+      return std::error_code(OSCode, std::generic_category());
+    return llvm::inconvertibleErrorCode();
+  }
+
+  /// What kind of failure it is.
+  jitmem_status status() const { return Status; }
+  /// errno of the system call behind it; 0 if there was none.
+  int32_t osCode() const { return OSCode; }
+
+private:
+  jitmem_status Status;
+  int32_t OSCode;
+  std::string Message;
+};
+
+namespace detail {
+
+/// NULL is success.
+inline llvm::Error toError(const jitmem_error *E) {
+  if (!E)
+    return llvm::Error::success();
+  return llvm::make_error<MemoryError>(jitmem_error_status(E), jitmem_error_os_code(E),
+                                       jitmem_error_message(E));
+}
+
+/// An error that a call has handed over.
+class OwnedError {
+public:
+  OwnedError() = default;
+  OwnedError(const OwnedError &) = delete;
+  OwnedError &operator=(const OwnedError &) = delete;
+  ~OwnedError() { jitmem_error_free(E); }
+
+  jitmem_error **out() { return &E; }
+  llvm::Error take() const { return toError(E); }
+
+private:
+  jitmem_error *E = nullptr;
+};
+
+struct FreeManager {
+  void operator()(jitmem_manager *M) const { jitmem_manager_free(M); }
+};
+
+struct FreeMapper {
+  void operator()(jitmem_mapper *M) const { jitmem_mapper_free(M); }
+};
+
+/// Passes a request on whose callback takes `Ctx` over, and hands the context back to `Refused`
+/// together with the error if the request was not accepted: then no callback runs.
+template <typename ContextT, typename SubmitT, typename RefusedT>
+void submit(std::unique_ptr<ContextT> Ctx, SubmitT Submit, RefusedT Refused) {
+  OwnedError E;
+  ContextT *Passed = Ctx.release();
+  if (Submit(static_cast<void *>(Passed), E.out()) != JITMEM_OK)
+    Refused(*std::unique_ptr<ContextT>(Passed), E.take());
+}
+
+} // namespace detail
+
+/// A JITLinkMemoryManager that divides large reservations among many graphs.
+///
+/// Thread-safe; may be called from inside its own callbacks. Callbacks run in the thread that
+/// completes the request, which for this process's memory is the calling one. Must outlive what it
+/// allocated; what is still finalized when it is destroyed is deallocated, its actions last to
+/// first.
+class MemoryManager : public llvm::jitlink::JITLinkMemoryManager {
+public:
+  /// Memory of this process.
+  static llvm::Expected<std::unique_ptr<MemoryManager>> CreateInProcess(Options O = {}) {
+    detail::OwnedError E;
+    jitmem_mapper *NewMapper = nullptr;
+    if (jitmem_mapper_in_process(O.Mapper, &NewMapper, E.out()) != JITMEM_OK)
+      return E.take();
+    std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
+    return create(*Mapper, O);
+  }
+
+  /// Memory of another process on this machine. Not available yet.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  CreateShared(llvm::orc::ExecutorProcessControl &, Options = {}) {
+    return notYet("another process through shared memory");
+  }
+
+  /// Memory of a process on any machine. Not available yet.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  CreateRemote(llvm::orc::ExecutorProcessControl &, Options = {}) {
+    return notYet("a process on another machine");
+  }
+
+  /// The best that works for this EPC; stats() says which.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  Create(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+    if (detail::isThisProcess(EPC))
+      return CreateInProcess(O);
+    return CreateShared(EPC, O);
+  }
+
+  using JITLinkMemoryManager::allocate;
+  using JITLinkMemoryManager::deallocate;
+
+  void allocate(const llvm::jitlink::JITLinkDylib *JD, llvm::jitlink::LinkGraph &G,
+                OnAllocatedFunction OnAllocated) override {
+    auto Ctx = std::make_unique<Allocating>(*this, G, std::move(OnAllocated));
+    auto Request = Ctx->Layout.request();
+    auto Dylib = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(JD));
+    detail::submit(
+        std::move(Ctx),
+        [&](void *Passed, jitmem_error **E) {
+          return jitmem_manager_allocate_async(handle(), Request.data(), Request.size(), Dylib,
+                                               &Allocating::done, Passed, nullptr, E);
+        },
+        [](Allocating &A, llvm::Error E) { A.OnAllocated(std::move(E)); });
+  }
+
+  void deallocate(std::vector<FinalizedAlloc> Allocs,
+                  OnDeallocatedFunction OnDeallocated) override {
+    llvm::SmallVector<uint64_t, 8> Handles;
+    for (auto &Alloc : Allocs)
+      Handles.push_back(Alloc.release().getValue());
+    detail::submit(
+        std::make_unique<OnDeallocatedFunction>(std::move(OnDeallocated)),
+        [&](void *Passed, jitmem_error **E) {
+          return jitmem_manager_deallocate_async(handle(), Handles.data(), Handles.size(),
+                                                 &done<OnDeallocatedFunction>, Passed, nullptr, E);
+        },
+        [](OnDeallocatedFunction &Refused, llvm::Error E) { Refused(std::move(E)); });
+  }
+
+  /// Figures of this moment; see jitmem.h.
+  jitmem_stats stats() const {
+    jitmem_stats Stats = {};
+    Stats.struct_size = sizeof(Stats);
+    jitmem_manager_stats(handle(), &Stats, nullptr);
+    return Stats;
+  }
+
+  /// The C API's handle, owned by this object.
+  jitmem_manager *handle() const { return Manager.get(); }
+
+private:
+  using LinkGraph = llvm::jitlink::LinkGraph;
+
+  explicit MemoryManager(jitmem_manager *Manager) : Manager(Manager) {}
+
+  static llvm::Expected<std::unique_ptr<MemoryManager>> create(const jitmem_mapper &Mapper,
+                                                               const Options &O) {
+    jitmem_manager_options Chosen = {};
+    Chosen.struct_size = sizeof(Chosen);
+    Chosen.window_size = O.WindowSize;
+    Chosen.quota = O.Quota;
+    Chosen.growth = O.AnotherWindow ? JITMEM_GROWTH_ANOTHER_WINDOW : JITMEM_GROWTH_ERROR;
+    Chosen.commit = O.Commit;
+    if (O.Fixed) {
+      Chosen.placement = JITMEM_PLACEMENT_FIXED;
+      Chosen.address = O.Fixed;
+    } else if (O.Near) {
+      Chosen.placement = JITMEM_PLACEMENT_NEAR;
+      Chosen.address = O.Near;
+    }
+    detail::OwnedError E;
+    jitmem_manager *Manager = nullptr;
+    if (jitmem_manager_create(&Mapper, &Chosen, &Manager, E.out()) != JITMEM_OK)
+      return E.take();
+    return std::unique_ptr<MemoryManager>(new MemoryManager(Manager));
+  }
+
+  static llvm::Error notYet(const char *What) {
+    return llvm::make_error<MemoryError>(
+        JITMEM_UNSUPPORTED, 0,
+        std::string("memory of ") + What + " is not available yet in jitmem " +
+            jitmem_version_string() + "; use CreateInProcess, or LLVM's own manager for this EPC");
+  }
+
+  /// The callback of requests that end in an error or nothing.
+  template <typename FunctionT> static void done(void *Ctx, const jitmem_error *E) {
+    std::unique_ptr<FunctionT> F(static_cast<FunctionT *>(Ctx));
+    (*F)(detail::toError(E));
+  }
+
+  /// An allocation between allocate and finalize or abandon.
+  class InFlight : public InFlightAlloc {
+  public:
+    InFlight(MemoryManager &MM, LinkGraph &G, uint64_t Handle) : MM(MM), G(G), Handle(Handle) {}
+
+    ~InFlight() override {
+      if (Handle)
+        jitmem_manager_abandon(MM.handle(), Handle, nullptr);
+    }
+
+    void abandon(OnAbandonedFunction OnAbandoned) override {
+      uint64_t Taken = std::exchange(Handle, 0);
+      detail::submit(
+          std::make_unique<OnAbandonedFunction>(std::move(OnAbandoned)),
+          [&](void *Passed, jitmem_error **E) {
+            return jitmem_manager_abandon_async(MM.handle(), Taken, &done<OnAbandonedFunction>,
+                                                Passed, nullptr, E);
+          },
+          [](OnAbandonedFunction &Refused, llvm::Error E) { Refused(std::move(E)); });
+    }
+
+    void finalize(OnFinalizedFunction OnFinalized) override {
+      uint64_t Taken = std::exchange(Handle, 0);
+      llvm::SmallVector<jitmem_action, 4> Actions;
+      for (auto &Pair : G.allocActions())
+        Actions.push_back({toCall(Pair.Finalize), toCall(Pair.Dealloc)});
+      detail::submit(
+          std::make_unique<Finalizing>(Finalizing{Taken, std::move(OnFinalized)}),
+          [&](void *Passed, jitmem_error **E) {
+            return jitmem_manager_finalize_async(MM.handle(), Taken, Actions.data(), Actions.size(),
+                                                 &Finalizing::done, Passed, nullptr, E);
+          },
+          [](Finalizing &Refused, llvm::Error E) { Refused.OnFinalized(std::move(E)); });
+    }
+
+  private:
+    struct Finalizing {
+      uint64_t Handle;
+      OnFinalizedFunction OnFinalized;
+
+      static void done(void *Ctx, const jitmem_error *E) {
+        std::unique_ptr<Finalizing> F(static_cast<Finalizing *>(Ctx));
+        if (E)
+          F->OnFinalized(detail::toError(E));
+        else
+          F->OnFinalized(FinalizedAlloc(llvm::orc::ExecutorAddr(F->Handle)));
+      }
+    };
+
+    static jitmem_wrapper_call toCall(const llvm::orc::shared::WrapperFunctionCall &Call) {
+      auto Args = Call.getArgData();
+      return {Call.getCallee().getValue(), Args.data(), Args.size()};
+    }
+
+    MemoryManager &MM;
+    LinkGraph &G;
+    uint64_t Handle;
+  };
+
+  /// A request for memory under way.
+  struct Allocating {
+    Allocating(MemoryManager &MM, LinkGraph &G, OnAllocatedFunction OnAllocated)
+        : MM(MM), G(G), Layout(G), OnAllocated(std::move(OnAllocated)) {}
+
+    static void done(void *Ctx, uint64_t Handle, const jitmem_segment_memory *Memory, size_t,
+                     const jitmem_error *E) {
+      std::unique_ptr<Allocating> A(static_cast<Allocating *>(Ctx));
+      if (E) {
+        A->OnAllocated(detail::toError(E));
+        return;
+      }
+      A->Layout.apply(Memory);
+      A->OnAllocated(std::make_unique<InFlight>(A->MM, A->G, Handle));
+    }
+
+    MemoryManager &MM;
+    LinkGraph &G;
+    detail::GraphLayout Layout;
+    OnAllocatedFunction OnAllocated;
+  };
+
+  std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
+};
+
+} // namespace jitmem::orc
+
+#endif // JITMEM_ORC_HPP

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// What differs between LLVM versions, in one place. Hosts include <jitmem/orc.hpp>.
+
+#ifndef JITMEM_ORC_COMPAT_HPP
+#define JITMEM_ORC_COMPAT_HPP
+
+#include <llvm/Config/llvm-config.h>
+
+#if LLVM_VERSION_MAJOR < 19
+#error "jitmem's ORC adapter needs LLVM 19 or later"
+#endif
+
+#include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
+#include <llvm/ExecutionEngine/Orc/Shared/MemoryFlags.h>
+#if LLVM_VERSION_MAJOR >= 21 && __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
+#include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
+#endif
+
+namespace jitmem::orc::detail {
+
+/// Whether EPC's executor is this process. EPC classes carry no kind of their own, and LLVM may be
+/// built without RTTI; but the context that a SelfExecutorProcessControl gives its executor for
+/// calls back is the object itself, and a remote executor's is an object of another process.
+inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
+  const auto &Dispatch = EPC.getJITDispatchInfo();
+  return Dispatch.JITDispatchContext == llvm::orc::ExecutorAddr::fromPtr(&EPC);
+}
+
+} // namespace jitmem::orc::detail
+
+#endif // JITMEM_ORC_COMPAT_HPP
