@@ -57,10 +57,11 @@ pub(super) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
 
 /// Runs the calls last to first, all of them whatever they answer.
 pub(super) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
-    calls
-        .iter()
-        .rev()
-        .fold(Ok(()), |so_far, call| join(so_far, call.run()))
+    let mut result = Ok(());
+    for call in calls.iter().rev() {
+        result = join(result, call.run());
+    }
+    result
 }
 
 /// Runs the finalize calls first to last and gives the deallocation calls to remember. On failure
