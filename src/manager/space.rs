@@ -23,6 +23,8 @@ const CHUNK_SHARE: u64 = 64;
 /// More chunks than this are never made in one window: each takes at most two views and leaves
 /// at most one gap, so a window has fewer than 512 mappings.
 const MOST_CHUNKS: usize = 160;
+/// An empty chunk larger than this is never kept for reuse.
+const LARGEST_SPARE: u32 = 1 << 20;
 /// Pools of a window: protection (3 bits) and lifetime (1 bit).
 const POOLS: usize = 16;
 /// Segments may be aligned to this and no more.
@@ -537,8 +539,8 @@ impl Space {
 
     // ---- freeing ----
 
-    /// Takes pieces back. Chunks that are empty now, but for one of each pool, come out to be
-    /// reclaimed.
+    /// Takes pieces back. Chunks that are empty now, but for a small one of each pool, come out to
+    /// be reclaimed.
     pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
         for piece in pieces {
             self.taken -= piece.range.size();
@@ -564,7 +566,8 @@ impl Space {
         }
     }
 
-    /// Takes the empty chunks of a pool out, the smallest first, until `keep` are left.
+    /// Takes the empty chunks of a pool out, the largest first, until at most `keep` are left and
+    /// none of those is large.
     fn detach_pool(&mut self, window: usize, pool: usize, keep: usize, out: &mut Vec<Detached>) {
         let granule = self.granule;
         let Window { origin, pools, .. } = &mut self.windows[window];
@@ -580,14 +583,13 @@ impl Space {
                     let chunk = chunk.as_ref()?;
                     (chunk.live == 0).then_some((chunk.size, index))
                 });
-            let (count, smallest) =
-                empty.fold((0, None), |(count, smallest), chunk| match smallest {
-                    Some(other) if other < chunk => (count + 1, smallest),
-                    _ => (count + 1, Some(chunk)),
-                });
-            let Some((_, index)) = smallest.filter(|_| count > keep) else {
+            let (count, largest) = empty.fold((0, None), |(count, largest), chunk| {
+                (count + 1, largest.max(Some(chunk)))
+            });
+            let Some((size, index)) = largest else { return };
+            if count <= keep && size <= LARGEST_SPARE {
                 return;
-            };
+            }
             let state = pool_state.chunks[index].take().expect("it was just found");
             let (start, size) = usable(&state, pool_state.group, granule);
             let removed = pool_state.ranges.remove_region(start, size);
