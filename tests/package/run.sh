@@ -1,0 +1,192 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+# Builds and runs hosts against an installed jitmem, in every way that a host may find it.
+# usage: run.sh PREFIX LLVM_DIR WORK
+#   PREFIX    where jitmem is installed; LLVM_DIR  where LLVMConfig.cmake is; WORK  where to build
+set -u -o pipefail
+if [ $# -ne 3 ]; then
+  sed -n '3,5s/^# //p' "$0" >&2
+  exit 2
+fi
+prefix=$(realpath -- "$1") llvm=$2 work=$(realpath -m -- "$3")
+here=$(cd "$(dirname "$0")" && pwd)
+source=$(cd "$here/../.." && pwd)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$source/Cargo.toml" | head -n 1)
+answer="jitmem $version answers 42"
+passed=0 failed=0
+mkdir -p "$work"
+
+# check <name> <command> [<argument>...]: runs a function of this file in a shell of its own, where
+# the first command that fails ends it.
+check() {
+  local name=$1 log=$work/$1.log status
+  shift
+  (set -e; "$@") >"$log" 2>&1
+  status=$?
+  if [ $status -eq 0 ]; then
+    passed=$((passed + 1))
+    echo "ok    $name"
+  else
+    failed=$((failed + 1))
+    echo "FAIL  $name (exit $status); the end of $log:"
+    tail -n 30 "$log" | sed 's/^/      /'
+  fi
+}
+
+fail() {
+  echo "$*"
+  return 1
+}
+
+answers() {
+  local said
+  said=$("$@")
+  [ "$said" = "$answer" ] || fail "$* says \"$said\", not \"$answer\""
+}
+
+# loads <program>: succeeds if it needs the shared library.
+loads() {
+  readelf -d "$1" | grep 'NEEDED.*libjitmem' >/dev/null
+}
+
+library_names() {
+  local lib=$1/lib soname
+  [ -f "$lib/libjitmem.so.$version" ]
+  [ ! -L "$lib/libjitmem.so.$version" ]
+  soname=$(readelf -d "$lib/libjitmem.so" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
+  case $version in
+    0.*) [ "$soname" = "libjitmem.so.${version%.*}" ] || fail "soname $soname" ;;
+    *) [ "$soname" = "libjitmem.so.${version%%.*}" ] || fail "soname $soname" ;;
+  esac
+  [ "$(readlink "$lib/$soname")" = "libjitmem.so.$version" ]
+  [ "$(readlink "$lib/libjitmem.so")" = "$soname" ]
+}
+
+# Exactly the symbols of symbols.txt are exported, and the header declares exactly those.
+exported_symbols() {
+  nm -D --defined-only "$prefix/lib/libjitmem.so" | awk '{ print $3 }' | LC_ALL=C sort |
+    diff "$here/symbols.txt" -
+  sed -n 's/^[a-z].*[ *]\(jitmem_[a-z_]*\)(.*/\1/p' "$prefix/include/jitmem.h" |
+    grep -v '_fn$' | LC_ALL=C sort | diff "$here/symbols.txt" -
+}
+
+header_alone() {
+  echo '#include <jitmem.h>' >"$work/header.c"
+  cp "$work/header.c" "$work/header.cpp"
+  local flags="-I$prefix/include -Wall -Wextra -Wpedantic -Werror -fsyntax-only" standard
+  for standard in c99 c11; do
+    cc -std=$standard $flags "$work/header.c"
+  done
+  c++ -std=c++17 $flags "$work/header.cpp"
+}
+
+# build <project> <directory> [<cmake argument>...]
+build() {
+  local project=$1 directory=$2
+  shift 2
+  cmake -S "$here/$project" -B "$directory" "$@"
+  cmake --build "$directory"
+}
+
+c_find_package() {
+  local out=$work/c
+  rm -rf "$out"
+  build c "$out" -DCMAKE_PREFIX_PATH="$prefix"
+  answers "$out/with-shared"
+  answers "$out/with-static"
+  loads "$out/with-shared"
+  ! loads "$out/with-static" || fail "with-static needs the shared library"
+}
+
+pkg_config_programs() {
+  local out=$1
+  rm -rf "$out"
+  mkdir -p "$out"
+  export PKG_CONFIG_PATH=$2/lib/pkgconfig
+  [ "$(pkg-config --modversion jitmem)" = "$version" ]
+  make -C "$here/pkg-config" OUT="$out"
+  answers "$out/with-shared"
+  answers "$out/with-archive"
+  answers "$out/all-static"
+  loads "$out/with-shared"
+  ! loads "$out/with-archive" || fail "with-archive needs the shared library"
+}
+
+orc_find_package() {
+  local out=$work/orc
+  build orc "$out" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" -DLLVM_DIR="$llvm"
+  ctest --test-dir "$out" --output-on-failure --no-tests=error
+}
+
+# Nothing that needs LLVM or a C++ compiler happens to a C host.
+no_llvm_needed() {
+  local out=$work/no-llvm
+  rm -rf "$out"
+  build c "$out" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_DISABLE_FIND_PACKAGE_LLVM=ON \
+    -DCMAKE_CXX_COMPILER=/nonexistent
+  answers "$out/with-shared"
+}
+
+version_request() {
+  local request=$1 expected=$2 out=$work/version-$1 said
+  rm -rf "$out"
+  said=$(cmake -S "$here/version" -B "$out" -DCMAKE_PREFIX_PATH="$prefix" -DREQUESTED="$request")
+  echo "$said"
+  grep "answer: $expected" <<<"$said"
+}
+
+# A host that builds jitmem with itself; building again links nothing anew, and the host's
+# installation does not bring jitmem along.
+subproject() {
+  local by=$1 out=$work/$1 before after
+  shift
+  build subproject "$out" -DJITMEM_SOURCE="$source" -DJITMEM_BY="$by" "$@"
+  answers "$out/with-shared"
+  answers "$out/with-static"
+  before=$(stat -c %y "$out/with-shared" "$out/with-static")
+  cmake --build "$out"
+  after=$(stat -c %y "$out/with-shared" "$out/with-static")
+  [ "$before" = "$after" ] || fail "linked anew although nothing changed"
+  rm -rf "$out/prefix"
+  cmake --install "$out" --prefix "$out/prefix"
+  answers "$out/prefix/bin/with-static"
+  [ -z "$(find "$out/prefix" -name '*jitmem*')" ] || fail "the host's installation has jitmem's files"
+}
+
+# The whole prefix goes elsewhere: nothing in it refers to the place where it was made.
+moved_prefix() {
+  local first=$work/moved/first second=$work/moved/elsewhere/second
+  rm -rf "$work/moved"
+  mkdir -p "$first" "$work/moved/elsewhere"
+  cp -a "$prefix/." "$first"
+  build c "$work/moved/build" -DCMAKE_PREFIX_PATH="$first"
+  answers "$work/moved/build/with-shared"
+  mv "$first" "$second"
+  ! "$work/moved/build/with-shared" || fail "a program still finds the library at the old place"
+  ! grep -rI -e "$first" -e "$prefix" "$second/lib/cmake" "$second/lib/pkgconfig" ||
+    fail "the package names the place where it was"
+  build c "$work/moved/build" -UCMAKE_PREFIX_PATH -Ujitmem_DIR -DCMAKE_PREFIX_PATH="$second"
+  answers "$work/moved/build/with-shared"
+  answers "$work/moved/build/with-static"
+  pkg_config_programs "$work/moved/pkg-config" "$second"
+}
+
+check library-names library_names "$prefix"
+check exported-symbols exported_symbols
+check header-alone header_alone
+check c-find-package c_find_package
+check c-pkg-config pkg_config_programs "$work/pkg-config" "$prefix"
+check c-without-llvm no_llvm_needed
+check orc-find-package orc_find_package
+minor=${version%.*}
+check version-none version_request "" accepted
+check version-minor version_request "$minor" accepted
+check version-same version_request "$version" accepted
+check version-next-patch version_request "$minor.$((${version##*.} + 1))" refused
+check version-next-minor version_request "${minor%.*}.$((${minor#*.} + 1))" refused
+check version-9.9 version_request 9.9 refused
+check add_subdirectory subproject add_subdirectory -G Ninja
+check FetchContent subproject FetchContent -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Debug
+check moved-prefix moved_prefix
+echo "tests/package: $passed passed, $failed failed"
+[ $failed -eq 0 ]
