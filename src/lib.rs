@@ -27,5 +27,5 @@ pub mod capi;
 pub use completion::{Completion, wait};
 pub use error::{ALL_STATUSES, Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
-pub use memory::view::Placement;
+pub use memory::view::{Placement, WorkingPointer};
 pub use page::{AddressRange, Alignment};

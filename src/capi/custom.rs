@@ -279,6 +279,7 @@ impl Callbacks {
             kind: Kind::Custom,
             page_size: power_of_two(table.page_size, "page_size")?,
             granule: power_of_two(table.granule, "granule")?,
+            coherent: false,
             in_this_process: false,
             fallback: None,
         };

@@ -9,10 +9,9 @@ use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::manager::{Allocated, GrowthPolicy, Manager, Options, Segment};
+use crate::manager::{Allocated, GrowthPolicy, Manager, Options, Request, Segment, SegmentMemory};
 use crate::mapper::{Action, WrapperCall};
 use crate::memory::view::Placement;
-use smallvec::SmallVec;
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -392,36 +391,41 @@ pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
 
 // ---- allocating ----
 
-type Segments = SmallVec<[Segment; 4]>;
-
 /// # Safety
 /// `segments` is NULL or points to `count` segments.
-unsafe fn segments(segments: *const jitmem_segment, count: usize) -> Result<Segments> {
+unsafe fn request(
+    manager: &Manager,
+    segments: *const jitmem_segment,
+    count: usize,
+    dylib: u64,
+) -> Result<Request> {
     // SAFETY: as the caller says.
     let given = unsafe { input::array(segments, count, "segments") }?;
-    let convert = |(index, segment): (usize, &jitmem_segment)| {
-        let group = || {
-            Ok(AllocGroup {
-                protection: Protection::from_bits(segment.protection)?,
-                lifetime: Lifetime::from_code(segment.lifetime)?,
-            })
-        };
+    let convert = |segment: &jitmem_segment| {
+        let protection = Protection::from_bits(segment.protection)?;
+        let lifetime = Lifetime::from_code(segment.lifetime)?;
         Ok(Segment {
             content_size: segment.content_size,
             zero_fill_size: segment.zero_fill_size,
             alignment: segment.alignment,
-            group: group().map_err(|error: Error| error.context(format!("segment {index}")))?,
+            group: AllocGroup {
+                protection,
+                lifetime,
+            },
         })
     };
-    given.iter().enumerate().map(convert).collect()
+    manager.request(given.iter().map(convert), dylib)
 }
 
-fn memory_of(allocated: &Allocated) -> SmallVec<[jitmem_segment_memory; 4]> {
-    let convert = |memory: &crate::manager::SegmentMemory| jitmem_segment_memory {
-        address: memory.address,
-        working_memory: memory.working_memory().cast(),
-    };
-    allocated.segments.iter().map(convert).collect()
+const _: () = assert!(
+    size_of::<SegmentMemory>() == size_of::<jitmem_segment_memory>()
+        && offset_of!(SegmentMemory, working_memory)
+            == offset_of!(jitmem_segment_memory, working_memory)
+);
+
+/// The same entries as C sees them.
+fn memory_of(allocated: &Allocated) -> *const jitmem_segment_memory {
+    allocated.segments.as_ptr().cast()
 }
 
 /// Receives an allocation: its handle and one entry of `memory` per segment, valid during the
@@ -464,16 +468,15 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let segments = unsafe { self::segments(segments, count) }?;
+        let request = unsafe { self::request(manager, segments, count, dylib) }?;
         input::required(allocation, "allocation")?;
         if count > 0 {
             input::required(memory, "memory")?;
         }
-        let allocated = wait(|done| manager.allocate(&segments, dylib, done))?;
-        let answer = memory_of(&allocated);
+        let allocated = wait(|done| manager.allocate(request, done))?;
         if count > 0 {
             // SAFETY: not NULL, and the caller says that it has `count` entries.
-            unsafe { memory.copy_from_nonoverlapping(answer.as_ptr(), count) };
+            unsafe { memory.copy_from_nonoverlapping(memory_of(&allocated), count) };
         }
         // SAFETY: not NULL, and the caller says that it is a place for a handle.
         unsafe { allocation.write(allocated.handle) };
@@ -502,12 +505,11 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
     let context = Context::new(ctx, destroy);
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let segments = unsafe { self::segments(segments, count) }?;
+        let request = unsafe { self::request(manager, segments, count, dylib) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::new(move |answer: Result<Allocated>| match answer {
             Ok(allocated) => {
-                let memory = memory_of(&allocated);
-                let (entries, count) = (memory.as_ptr(), memory.len());
+                let (entries, count) = (memory_of(&allocated), allocated.segments.len());
                 let none = std::ptr::null();
                 // SAFETY: the host says that its function takes these.
                 unsafe { callback(context.pointer(), allocated.handle, entries, count, none) }
@@ -517,7 +519,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
                 unsafe { callback(context.pointer(), 0, std::ptr::null(), 0, error) }
             }),
         });
-        manager.allocate(&segments, dylib, done);
+        manager.allocate(request, done);
         Ok(())
     };
     // SAFETY: as the caller says.

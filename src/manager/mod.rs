@@ -11,20 +11,19 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-pub use request::Segment;
+pub use request::{Request, Segment};
 pub use stats::{LayoutItem, LayoutKind, Stats};
 
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
 use crate::mapper::{Action, Mapper, Retired, SegmentContent, Teardown};
 use crate::memory::placement::REACH;
-use crate::memory::view::{Buffer, Placement, Writer};
+use crate::memory::view::{Buffer, Placement, WorkingPointer};
 use crate::sys;
 use parking_lot::Mutex;
-use request::Request;
 use slotmap::DefaultKey;
 use smallvec::SmallVec;
-use space::{Attempt, Detached, Growth, Memory, Pieces, Space, State};
+use space::{Attempt, Detached, Granted, Growth, Memory, Pieces, Space, State};
 use std::sync::Arc;
 
 /// What happens when the window is full.
@@ -64,20 +63,14 @@ impl Default for Options {
     }
 }
 
-/// Memory of one segment.
+/// Memory of one segment. The same bytes as the C API's struct.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub struct SegmentMemory {
     /// Where it is in the executor; 0 for a no-alloc segment.
     pub address: u64,
-    writer: Option<Writer>,
-}
-
-impl SegmentMemory {
     /// Where its content is written until finalize or abandon; null for a no-alloc segment.
-    pub fn working_memory(&self) -> *mut u8 {
-        self.writer
-            .map_or(std::ptr::null_mut(), |writer| writer.pointer(0))
-    }
+    pub working_memory: WorkingPointer,
 }
 
 /// An allocation that has not been finalized yet.
@@ -140,7 +133,7 @@ impl Manager {
             window_size: size,
             ..options
         };
-        let space = Space::new(page, granule, options.commit, options.quota, random());
+        let space = Space::new(page, granule, &options, random());
         let core = Arc::new(Core {
             mapper: Arc::clone(&mapper),
             options,
@@ -159,17 +152,23 @@ impl Manager {
         mapper.reserve(size, options.placement, reserved);
     }
 
-    /// Allocates memory for the segments of one graph. `dylib` identifies its JITDylib, 0 for
-    /// none: everything of one JITDylib lies in one window.
-    pub fn allocate(&self, segments: &[Segment], dylib: u64, done: Completion<Allocated>) {
-        let request = self
-            .core
-            .usable()
-            .and_then(|()| Request::new(segments, dylib, self.core.options.window_size));
-        match request {
-            Ok(request) => self.core.allocate(request, 0, done),
-            Err(error) => self.core.failed(error, done),
-        }
+    /// Checks a request for the memory of one graph. `dylib` identifies its JITDylib, 0 for none:
+    /// everything of one JITDylib lies in one window.
+    ///
+    /// # Errors
+    /// `InvalidArgument` and `WindowFull` for what can never be, `InvalidHandle` in a forked child.
+    pub fn request(
+        &self,
+        segments: impl IntoIterator<Item = Result<Segment>>,
+        dylib: u64,
+    ) -> Result<Request> {
+        self.core.usable()?;
+        Request::new(segments, dylib, self.core.options.window_size)
+    }
+
+    /// Allocates what was requested.
+    pub fn allocate(&self, request: Request, done: Completion<Allocated>) {
+        self.core.allocate(request, 0, done);
     }
 
     /// Makes the content visible in the executor and runs the finalize actions. On failure the
@@ -195,16 +194,22 @@ impl Manager {
     /// `InvalidHandle` if it is not in flight, `InvalidArgument` for bytes outside the content.
     pub fn write(&self, handle: u64, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut space = self.core.space.lock();
-        let record = space.find_in(handle, State::InFlight)?;
-        let piece = record.pieces.iter().find(|piece| piece.segment == segment);
+        let (_, record) = space.find(handle, State::InFlight)?;
+        let piece = record
+            .pieces
+            .iter()
+            .find(|piece| piece.segment as usize == segment);
         let end = offset.checked_add(bytes.len() as u64);
         match piece {
             Some(piece) if end.is_some_and(|end| end <= piece.content.into()) => {
-                match &piece.memory {
-                    Memory::Shared(writer) => writer.write(offset, bytes),
-                    Memory::Copied(Some(buffer)) => buffer.writer().write(offset, bytes),
-                    Memory::Copied(None) => unreachable!("an in-flight allocation has its buffers"),
-                }
+                let buffer = match &piece.memory {
+                    Memory::Copied(buffer) => buffer.as_ref().map(|buffer| buffer.writer()),
+                    Memory::Shared(_) => None,
+                };
+                let writer = piece.writer().or(buffer);
+                writer
+                    .expect("an in-flight piece has memory")
+                    .write(offset, bytes);
                 Ok(())
             }
             _ => Err(invalid_argument(format!(
@@ -260,10 +265,7 @@ impl Core {
                         // Under the lock, so that the change can't end between the two.
                         return self.waiting.lock().push(Waiting { request, done });
                     }
-                    Attempt::Full(_)
-                        if self.options.growth == GrowthPolicy::AnotherWindow
-                            && new_windows < MOST_NEW_WINDOWS =>
-                    {
+                    Attempt::Full(_) if new_windows < MOST_NEW_WINDOWS => {
                         space.changes += 1;
                     }
                     Attempt::Full(_) | Attempt::Refused(_) => space.counters.failures += 1,
@@ -272,7 +274,7 @@ impl Core {
                 attempt
             };
             match attempt {
-                Attempt::Done(key) => return self.deliver(key, &request, done),
+                Attempt::Done(granted) => return self.deliver(granted, done),
                 Attempt::Grow(growth) => {
                     if let Err(error) = self.grow(&growth) {
                         return self.failed(error, done);
@@ -284,10 +286,7 @@ impl Core {
                         return self.failed(error, done);
                     }
                 }
-                Attempt::Full(_)
-                    if self.options.growth == GrowthPolicy::AnotherWindow
-                        && new_windows < MOST_NEW_WINDOWS =>
-                {
+                Attempt::Full(_) if new_windows < MOST_NEW_WINDOWS => {
                     return self.open_window(request, new_windows, done);
                 }
                 Attempt::Full(error) | Attempt::Refused(error) => {
@@ -370,81 +369,81 @@ impl Core {
     }
 
     /// Gives a fresh allocation to its requester.
-    fn deliver(self: &Arc<Self>, key: DefaultKey, request: &Request, done: Completion<Allocated>) {
-        let nothing = SegmentMemory {
-            address: 0,
-            writer: None,
-        };
-        let mut segments: SmallVec<[SegmentMemory; 4]> =
-            smallvec::smallvec![nothing; request.segments];
-        let mut to_zero: SmallVec<[_; 4]> = SmallVec::new();
-        let handle = {
-            let mut space = self.space.lock();
-            let record = space.record(key);
-            for piece in &mut record.pieces {
-                let writer = match &mut piece.memory {
-                    Memory::Shared(writer) => {
-                        if piece.dirty > 0 {
-                            to_zero.push((
-                                *writer,
-                                u64::from(piece.content),
-                                u64::from(piece.dirty),
-                            ));
-                        }
-                        *writer
-                    }
-                    Memory::Copied(buffer) => match Buffer::new(piece.content as usize) {
-                        Ok(fresh) => buffer.insert(fresh).writer(),
-                        Err(error) => {
-                            let pieces = std::mem::take(&mut record.pieces);
-                            drop(space);
-                            self.give_back(Some(key), pieces);
-                            return self.failed(error, done);
-                        }
-                    },
-                };
-                segments[piece.segment] = SegmentMemory {
-                    address: piece.range.start(),
-                    writer: Some(writer),
-                };
-            }
-            space.handle(key)
-        };
-        for (writer, offset, size) in to_zero {
-            writer.zero(offset, size);
+    fn deliver(self: &Arc<Self>, mut granted: Granted, done: Completion<Allocated>) {
+        for (writer, offset, size) in granted.dirty {
+            writer.zero(offset.into(), size.into());
         }
-        done.complete(Ok(Allocated { handle, segments }));
+        if granted.copied {
+            if let Err(error) = self.make_buffers(granted.key, &mut granted.allocated) {
+                return self.failed(error, done);
+            }
+        }
+        done.complete(Ok(granted.allocated));
+    }
+
+    /// Makes working memory for content that the mapper copies.
+    fn make_buffers(self: &Arc<Self>, key: DefaultKey, allocated: &mut Allocated) -> Result<()> {
+        let mut space = self.space.lock();
+        let record = space.record(key);
+        for piece in &mut record.pieces {
+            let Memory::Copied(slot) = &mut piece.memory else {
+                continue;
+            };
+            match Buffer::new(piece.content as usize) {
+                Ok(buffer) => {
+                    let segment = &mut allocated.segments[piece.segment as usize];
+                    segment.working_memory = slot.insert(Box::new(buffer)).writer().pointer();
+                }
+                Err(error) => {
+                    let pieces = std::mem::take(&mut record.pieces);
+                    drop(space);
+                    self.give_back(Some(key), pieces);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     // ---- finalize ----
 
     fn finalize(self: &Arc<Self>, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
+        // Where writing is seeing, an allocation without actions needs nothing of the mapper.
+        let nothing_to_do = actions.is_empty() && self.mapper.capabilities().coherent;
         let mut segments: SmallVec<[SegmentContent; 4]> = SmallVec::new();
         let key = self.usable().and_then(|()| {
             let mut space = self.space.lock();
-            let record = space.find_in(handle, State::InFlight)?;
+            let (key, record) = space.find(handle, State::InFlight)?;
             record.state = State::Finalizing;
+            if nothing_to_do {
+                return Ok((key, space.finish_finalize(key, Teardown::Nothing)));
+            }
             for piece in &mut record.pieces {
-                let content = match &mut piece.memory {
-                    Memory::Shared(_) => None,
-                    Memory::Copied(buffer) => buffer.take(),
-                };
                 segments.push(SegmentContent {
-                    range: piece.range,
+                    range: piece.range(),
                     group: piece.group,
-                    content,
+                    content: match &mut piece.memory {
+                        Memory::Shared(_) => None,
+                        Memory::Copied(buffer) => buffer.take(),
+                    },
                     zeroed: piece.dirty == 0,
                 });
             }
-            space.find(handle)
+            Ok((key, Pieces::new()))
         });
         let key = match key {
-            Ok(key) => key,
+            Ok((_, done_with)) if nothing_to_do => {
+                return self.finish_finalize(handle, done_with, done);
+            }
+            Ok((key, _)) => key,
             Err(error) => return self.failed(error, done),
         };
         let core = Arc::clone(self);
         let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
-            Ok(teardown) => core.finalized(key, handle, teardown, done),
+            Ok(teardown) => {
+                let done_with = core.space.lock().finish_finalize(key, teardown);
+                core.finish_finalize(handle, done_with, done);
+            }
             Err(error) => {
                 let pieces = {
                     let mut space = core.space.lock();
@@ -458,22 +457,11 @@ impl Core {
         self.mapper.initialize(segments, actions, initialized);
     }
 
-    fn finalized(
-        self: &Arc<Self>,
-        key: DefaultKey,
-        handle: u64,
-        teardown: Teardown,
-        done: Completion<u64>,
-    ) {
-        let done_with = {
-            let mut space = self.space.lock();
-            space.counters.finalize += 1;
-            space.finish_finalize(key, teardown)
-        };
+    /// Frees the segments of finalize lifetime, which have served, and answers.
+    fn finish_finalize(self: &Arc<Self>, handle: u64, done_with: Pieces, done: Completion<u64>) {
         if done_with.is_empty() {
             return done.complete(Ok(handle));
         }
-        // Segments of finalize lifetime have served.
         let core = Arc::clone(self);
         let retired = Retired {
             teardown: Teardown::Nothing,
@@ -490,12 +478,12 @@ impl Core {
     fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
         let taken = self.usable().and_then(|()| {
             let mut space = self.space.lock();
-            let record = space.find_in(handle, State::InFlight)?;
+            let (key, record) = space.find(handle, State::InFlight)?;
             // No second abandon or finalize may find it.
             record.state = State::Finalizing;
             let pieces = std::mem::take(&mut record.pieces);
             space.counters.abandon += 1;
-            Ok((space.find(handle)?, pieces))
+            Ok((key, pieces))
         });
         match taken {
             Ok((key, pieces)) => {
@@ -507,73 +495,68 @@ impl Core {
     }
 
     fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
-        let taken = self
-            .usable()
-            .and_then(|()| self.take_for_deallocate(handles));
-        let (keys, pieces, retired) = match taken {
-            Ok(taken) => taken,
+        let batch = match self.usable().and_then(|()| self.take_batch(handles)) {
+            Ok(batch) => batch,
             Err(error) => return self.failed(error, done),
         };
-        let core = Arc::clone(self);
-        self.retire(retired, move |answer| {
-            let mut empty = Vec::new();
-            pieces.iter().for_each(trap);
-            {
-                let mut space = core.space.lock();
-                for (key, pieces) in keys.iter().zip(&pieces) {
-                    space.free(pieces, &mut empty);
-                    space.forget(*key);
-                }
-                space.counters.deallocate += keys.len() as u64;
-                space.counters.failures += u64::from(answer.is_err());
-            }
-            // A chunk that the system does not take back is kept for reuse: nothing is lost.
-            let _ = core.reclaim(empty);
-            done.complete(answer);
-        });
+        if batch.retired.is_empty() {
+            self.free_batch(batch, Ok(()), done);
+        } else {
+            let core = Arc::clone(self);
+            let mut batch = batch;
+            let retired = std::mem::take(&mut batch.retired);
+            self.retire(retired, move |answer| core.free_batch(batch, answer, done));
+        }
     }
 
-    /// Marks a whole batch, or nothing if any handle is wrong.
-    #[allow(clippy::type_complexity)]
-    fn take_for_deallocate(
-        &self,
-        handles: &[u64],
-    ) -> Result<(
-        SmallVec<[DefaultKey; 4]>,
-        SmallVec<[Pieces; 1]>,
-        Vec<Retired>,
-    )> {
+    /// Takes a whole batch out, or nothing if any handle is wrong.
+    fn take_batch(&self, handles: &[u64]) -> Result<Batch> {
         let mut space = self.space.lock();
-        let mut keys: SmallVec<[DefaultKey; 4]> = SmallVec::new();
+        let mut batch = Batch::default();
         for handle in handles {
-            let found = space.find_in(*handle, State::Finalized).map(|record| {
-                record.state = State::Deallocating;
-            });
-            match found.and_then(|()| space.find(*handle)) {
-                Ok(key) => keys.push(key),
+            match space.find(*handle, State::Finalized) {
+                Ok((key, record)) => {
+                    record.state = State::Deallocating;
+                    batch.keys.push(key);
+                }
                 Err(error) => {
-                    for key in keys {
+                    for key in batch.keys {
                         space.record(key).state = State::Finalized;
                     }
                     return Err(error.context(format!("deallocate {} allocations", handles.len())));
                 }
             }
         }
-        let mut pieces = SmallVec::new();
-        let mut retired = Vec::new();
-        for key in &keys {
+        for key in &batch.keys {
             let record = space.record(*key);
             let teardown = std::mem::take(&mut record.teardown);
-            let left = Retired {
+            let retired = Retired {
                 teardown,
                 copied: copied(&record.pieces),
             };
-            if !left.is_nothing() {
-                retired.push(left);
+            if !retired.is_nothing() {
+                batch.retired.push(retired);
             }
-            pieces.push(std::mem::take(&mut record.pieces));
+            batch.pieces.append(&mut record.pieces);
         }
-        Ok((keys, pieces, retired))
+        Ok(batch)
+    }
+
+    fn free_batch(self: &Arc<Self>, batch: Batch, answer: Result<()>, done: Completion<()>) {
+        let mut empty = Vec::new();
+        trap(&batch.pieces);
+        {
+            let mut space = self.space.lock();
+            space.free(&batch.pieces, &mut empty);
+            for key in &batch.keys {
+                space.forget(*key);
+            }
+            space.counters.deallocate += batch.keys.len() as u64;
+            space.counters.failures += u64::from(answer.is_err());
+        }
+        // A chunk that the system does not take back is kept for reuse: nothing is lost.
+        let _ = self.reclaim(empty);
+        done.complete(answer);
     }
 
     /// Has the mapper take leave of allocations, if it has anything to do, then goes on.
@@ -601,12 +584,22 @@ impl Core {
     }
 }
 
+/// Allocations on their way out together.
+#[derive(Default)]
+struct Batch {
+    keys: SmallVec<[DefaultKey; 4]>,
+    pieces: Pieces,
+    retired: Vec<Retired>,
+}
+
 /// Makes code that is about to be freed trap; copied code is the mapper's to change.
 fn trap(pieces: &Pieces) {
-    for piece in pieces {
-        if let (Memory::Shared(writer), true) = (&piece.memory, piece.group.protection.executable())
-        {
-            writer.fill_with_traps(0, piece.range.size());
+    for piece in pieces
+        .iter()
+        .filter(|piece| piece.group.protection.executable())
+    {
+        if let Some(writer) = piece.writer() {
+            writer.fill_with_traps(0, piece.range().size());
         }
     }
 }
@@ -615,7 +608,7 @@ fn copied(pieces: &Pieces) -> SmallVec<[(crate::page::AddressRange, crate::group
     pieces
         .iter()
         .filter(|piece| matches!(piece.memory, Memory::Copied(_)))
-        .map(|piece| (piece.range, piece.group))
+        .map(|piece| (piece.range(), piece.group))
         .collect()
 }
 

@@ -31,9 +31,9 @@ pub(super) struct Planned {
     pub(super) group: AllocGroup,
 }
 
-/// A checked request.
+/// A request for the memory of one graph, checked.
 #[derive(Clone, Debug)]
-pub(super) struct Request {
+pub struct Request {
     pub(super) planned: SmallVec<[Planned; 4]>,
     /// Number of segments asked for, those without memory included.
     pub(super) segments: usize,
@@ -43,10 +43,17 @@ pub(super) struct Request {
 
 impl Request {
     /// Checks `segments` against a window of at most `window` bytes.
-    pub(super) fn new(segments: &[Segment], dylib: u64, window: u64) -> Result<Request> {
+    pub(super) fn new(
+        segments: impl IntoIterator<Item = Result<Segment>>,
+        dylib: u64,
+        window: u64,
+    ) -> Result<Request> {
         let mut planned = SmallVec::new();
         let mut total = 0u64;
-        for (index, segment) in segments.iter().enumerate() {
+        let mut count = 0;
+        for (index, segment) in segments.into_iter().enumerate() {
+            let segment = segment.map_err(|error| error.context(format!("segment {index}")))?;
+            count += 1;
             let what = |problem: &str| {
                 invalid_argument(format!(
                     "segment {index} of {} content and {} zero-fill bytes, alignment {}: {problem}",
@@ -90,7 +97,7 @@ impl Request {
         }
         Ok(Request {
             planned,
-            segments: segments.len(),
+            segments: count,
             dylib,
         })
     }
@@ -117,7 +124,7 @@ mod tests {
     #[test]
     fn hopeless_requests_are_refused_whole() {
         let status = |segments: &[Segment]| {
-            Request::new(segments, 0, 1 << 30)
+            Request::new(segments.iter().copied().map(Ok), 0, 1 << 30)
                 .map(drop)
                 .map_err(|error| error.status())
         };
@@ -140,7 +147,7 @@ mod tests {
     fn no_alloc_segments_take_nothing_but_keep_their_place() {
         let mut none = segment(1 << 40, 0, 1);
         none.group.lifetime = Lifetime::NoAlloc;
-        let request = Request::new(&[none, segment(8, 0, 8)], 0, 1 << 30).unwrap();
+        let request = Request::new([none, segment(8, 0, 8)].map(Ok), 0, 1 << 30).unwrap();
         assert_eq!(
             (
                 request.segments,

@@ -4,12 +4,13 @@
 //! Everything here is arithmetic; nothing calls the mapper or the system.
 
 use super::request::{Planned, Request};
+use super::{Allocated, GrowthPolicy, Options, SegmentMemory};
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::{AllocGroup, Lifetime};
 use crate::mapper::{Chunk, Prepared, Teardown, Working};
 use crate::memory::ranges::{RangeId, Ranges, RegionId};
 use crate::memory::runs::{From, Runs};
-use crate::memory::view::{Buffer, Writer};
+use crate::memory::view::{Buffer, WorkingPointer, Writer};
 use crate::page::{AddressRange, Alignment};
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 use smallvec::SmallVec;
@@ -27,6 +28,8 @@ const MOST_CHUNKS: usize = 160;
 const LARGEST_SPARE: u32 = 1 << 20;
 /// Pools of a window: protection (3 bits) and lifetime (1 bit).
 const POOLS: usize = 16;
+/// No manager opens more windows than this.
+const MOST_WINDOWS: usize = 4096;
 /// Segments may be aligned to this and no more.
 pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
 
@@ -50,34 +53,53 @@ impl State {
     }
 }
 
-/// One range of an allocation and how it is written.
+/// One range of an allocation and how it is written. Small, since it moves about.
 pub(super) struct Piece {
-    window: u32,
-    pool: u8,
-    region: RegionId,
-    id: RangeId,
-    /// Its executor addresses, rounding included.
-    pub(super) range: AddressRange,
-    pub(super) group: AllocGroup,
+    /// Its first executor address.
+    address: u64,
+    /// Bytes, rounding included.
+    size: u32,
     /// Bytes asked for.
     requested: u32,
     /// Bytes of content among them.
     pub(super) content: u32,
     /// Bytes behind the content that may hold something from an earlier life.
     pub(super) dirty: u32,
+    id: RangeId,
+    region: RegionId,
+    window: u16,
+    pool: u8,
+    pub(super) group: AllocGroup,
     /// Position in the request.
-    pub(super) segment: usize,
+    pub(super) segment: u32,
     pub(super) memory: Memory,
 }
 
 /// Where a piece's content is written.
 pub(super) enum Memory {
-    Shared(Writer),
+    Shared(WorkingPointer),
     /// `None` until the buffer is made, outside the lock, and after finalize has taken it.
-    Copied(Option<Buffer>),
+    Copied(Option<Box<Buffer>>),
+}
+
+impl Piece {
+    /// Its executor addresses, rounding included.
+    pub(super) fn range(&self) -> AddressRange {
+        AddressRange::new(self.address, self.size.into()).expect("windows end")
+    }
+
+    /// Where its bytes are written, if they are shared.
+    pub(super) fn writer(&self) -> Option<Writer> {
+        match self.memory {
+            Memory::Shared(pointer) => Some(Writer::at(pointer, self.size)),
+            Memory::Copied(_) => None,
+        }
+    }
 }
 
 pub(super) type Pieces = SmallVec<[Piece; 3]>;
+
+const _: () = assert!(size_of::<Piece>() <= 64);
 
 /// An allocation.
 pub(super) struct Record {
@@ -142,8 +164,9 @@ pub(super) struct Detached {
 }
 
 /// What came of trying to allocate.
+#[allow(clippy::large_enum_variant)] // the large one is the one that always comes
 pub(super) enum Attempt {
-    Done(DefaultKey),
+    Done(Granted),
     /// This run needs the mapper's `prepare`.
     Grow(Growth),
     /// These chunks are empty; with their pages it may fit.
@@ -154,6 +177,16 @@ pub(super) enum Attempt {
     Full(Error),
     /// It fits no window and another one does not help.
     Refused(Error),
+}
+
+/// A new allocation.
+pub(super) struct Granted {
+    pub(super) key: DefaultKey,
+    pub(super) allocated: Allocated,
+    /// Zero-fill that must be zeroed before anyone sees it.
+    pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
+    /// Some of its pieces need buffers.
+    pub(super) copied: bool,
 }
 
 /// Counters of the statistics.
@@ -187,6 +220,8 @@ pub(super) struct Space {
     quota: Option<u64>,
     windows: Vec<Window>,
     records: SlotMap<DefaultKey, Record>,
+    /// Whether there may be more than one window, so that JITDylibs must be kept together.
+    many_windows: bool,
     homes: HashMap<u64, Home>,
     /// Makes handles of one manager foreign to every other.
     cookie: u64,
@@ -210,15 +245,15 @@ impl Space {
     pub(super) fn new(
         page: Alignment,
         granule: Alignment,
-        commit: bool,
-        quota: Option<u64>,
+        options: &Options,
         random: u64,
     ) -> Space {
         Space {
             page,
             granule,
-            commit,
-            quota,
+            commit: options.commit,
+            quota: options.quota,
+            many_windows: options.growth == GrowthPolicy::AnotherWindow,
             windows: Vec::new(),
             records: SlotMap::new(),
             homes: HashMap::new(),
@@ -257,29 +292,20 @@ impl Space {
         key.data().as_ffi() ^ self.cookie
     }
 
-    /// The live allocation of this handle.
-    pub(super) fn find(&self, handle: u64) -> Result<DefaultKey> {
-        let key = DefaultKey::from(KeyData::from_ffi(handle ^ self.cookie));
-        if self.records.contains_key(key) {
-            return Ok(key);
-        }
-        Err(invalid_handle(format!(
-            "allocation {handle:#x} is not live in this manager: it was deallocated, abandoned or \
-             failed before, or is another manager's"
-        )))
-    }
-
     /// The allocation of this handle, which must be in `state`.
-    pub(super) fn find_in(&mut self, handle: u64, state: State) -> Result<&mut Record> {
-        let key = self.find(handle)?;
-        let record = &mut self.records[key];
-        if record.state == state {
-            return Ok(record);
+    pub(super) fn find(&mut self, handle: u64, state: State) -> Result<(DefaultKey, &mut Record)> {
+        let key = DefaultKey::from(KeyData::from_ffi(handle ^ self.cookie));
+        match self.records.get_mut(key) {
+            Some(record) if record.state == state => Ok((key, record)),
+            Some(record) => Err(invalid_handle(format!(
+                "allocation {handle:#x} is {}",
+                record.state.name()
+            ))),
+            None => Err(invalid_handle(format!(
+                "allocation {handle:#x} is not live in this manager: it was deallocated, \
+                 abandoned or failed before, or is another manager's"
+            ))),
         }
-        Err(invalid_handle(format!(
-            "allocation {handle:#x} is {}",
-            record.state.name()
-        )))
     }
 
     pub(super) fn record(&mut self, key: DefaultKey) -> &mut Record {
@@ -289,6 +315,7 @@ impl Space {
     /// Marks it finalized.
     pub(super) fn finish_finalize(&mut self, key: DefaultKey, teardown: Teardown) -> Pieces {
         self.next_order += 1;
+        self.counters.finalize += 1;
         let record = &mut self.records[key];
         record.state = State::Finalized;
         record.order = self.next_order;
@@ -319,10 +346,12 @@ impl Space {
             State::InFlight | State::Finalizing => self.in_flight -= 1,
             State::Finalized | State::Deallocating => self.finalized -= 1,
         }
-        if let Some(home) = self.homes.get_mut(&record.dylib) {
-            home.allocations -= 1;
-            if home.allocations == 0 {
-                self.homes.remove(&record.dylib);
+        if record.dylib != 0 {
+            if let Some(home) = self.homes.get_mut(&record.dylib) {
+                home.allocations -= 1;
+                if home.allocations == 0 {
+                    self.homes.remove(&record.dylib);
+                }
             }
         }
     }
@@ -342,7 +371,7 @@ impl Space {
     // ---- allocating ----
 
     pub(super) fn allocate(&mut self, request: &Request) -> Attempt {
-        let home = (request.dylib != 0)
+        let home = (self.many_windows && request.dylib != 0)
             .then(|| self.homes.get(&request.dylib))
             .flatten();
         let (first, last) = match home {
@@ -392,7 +421,7 @@ impl Space {
             return Attempt::Reclaim(empty);
         }
         let full = self.full(request, wanted, first..last, bound);
-        if bound {
+        if bound || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
             Attempt::Refused(full)
         } else {
             Attempt::Full(full)
@@ -442,27 +471,57 @@ impl Space {
         )
     }
 
-    fn admit(&mut self, request: &Request, window: usize, pieces: Pieces) -> DefaultKey {
+    fn admit(&mut self, request: &Request, window: usize, pieces: Pieces) -> Granted {
+        let nothing = SegmentMemory {
+            address: 0,
+            working_memory: WorkingPointer::NULL,
+        };
+        let mut segments: SmallVec<[SegmentMemory; 4]> =
+            SmallVec::from_elem(nothing, request.segments);
+        let mut dirty = SmallVec::new();
+        let mut copied = false;
         for piece in &pieces {
-            self.taken += piece.range.size();
+            self.taken += u64::from(piece.size);
             self.live += u64::from(piece.requested);
+            let segment = &mut segments[piece.segment as usize];
+            segment.address = piece.address;
+            match piece.memory {
+                Memory::Shared(pointer) => {
+                    segment.working_memory = pointer;
+                    if piece.dirty > 0 {
+                        dirty.push((Writer::at(pointer, piece.size), piece.content, piece.dirty));
+                    }
+                }
+                Memory::Copied(_) => copied = true,
+            }
         }
         self.in_flight += 1;
         self.counters.allocate += 1;
-        if request.dylib != 0 {
-            let home = self.homes.entry(request.dylib).or_insert(Home {
+        let dylib = if self.many_windows { request.dylib } else { 0 };
+        if dylib != 0 {
+            let home = self.homes.entry(dylib).or_insert(Home {
                 window,
                 allocations: 0,
             });
             home.allocations += 1;
         }
-        self.records.insert(Record {
+        let key = self.records.insert(Record {
             state: State::InFlight,
             pieces,
             teardown: Teardown::Nothing,
-            dylib: request.dylib,
+            dylib,
             order: 0,
-        })
+        });
+        let allocated = Allocated {
+            handle: self.handle(key),
+            segments,
+        };
+        Granted {
+            key,
+            allocated,
+            dirty,
+            copied,
+        }
     }
 
     /// Takes a run of pages for a segment that fits no chunk, if the window has one.
@@ -543,7 +602,7 @@ impl Space {
     /// be reclaimed.
     pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
         for piece in pieces {
-            self.taken -= piece.range.size();
+            self.taken -= u64::from(piece.size);
             self.live -= u64::from(piece.requested);
             let window = &mut self.windows[piece.window as usize];
             let pool = window.pools[piece.pool as usize]
@@ -682,7 +741,7 @@ impl Space {
         }
         for record in self.records.values() {
             for piece in &record.pieces {
-                let (range, group) = (piece.range, Some(piece.group));
+                let (range, group) = (piece.range(), Some(piece.group));
                 visit(LayoutItem {
                     kind: LayoutKind::Range,
                     range,
@@ -776,8 +835,8 @@ impl Window {
             let chunk = pool.chunks[piece.region as usize]
                 .as_mut()
                 .expect("it was just used");
-            let start = (piece.range.start() - self.origin) as u32;
-            let end = start + piece.range.size() as u32;
+            let start = (piece.address - self.origin) as u32;
+            let end = start + piece.size;
             let content_end = start + piece.content;
             piece.dirty = chunk.used_up_to.clamp(content_end, end.max(content_end)) - content_end;
             chunk.used_up_to = chunk.used_up_to.max(end);
@@ -795,21 +854,23 @@ impl Window {
             .expect("regions are chunks");
         let memory = match chunk.working {
             Working::Shared(writer) => {
-                Memory::Shared(writer.part_of(handed.start - chunk.offset, handed.size))
+                let part = writer.part_of(handed.start - chunk.offset, handed.size);
+                Memory::Shared(part.pointer())
             }
             Working::Copied => Memory::Copied(None),
         };
         Some(Piece {
-            window: index as u32,
-            pool: pool_index as u8,
-            region: handed.region,
-            id: handed.id,
-            range: addresses(self.origin, handed.start, handed.size),
-            group: planned.group,
+            address: self.origin + u64::from(handed.start),
+            size: handed.size,
             requested: planned.size,
             content: planned.content,
             dirty: 0,
-            segment: planned.index,
+            id: handed.id,
+            region: handed.region,
+            window: index as u16,
+            pool: pool_index as u8,
+            group: planned.group,
+            segment: planned.index as u32,
             memory,
         })
     }

@@ -40,7 +40,8 @@ fn small_graph() -> [Segment; 3] {
 }
 
 fn allocate(manager: &Manager, segments: &[Segment]) -> Result<Allocated> {
-    wait(|done| manager.allocate(segments, 0, done))
+    let request = manager.request(segments.iter().copied().map(Ok), 0)?;
+    wait(|done| manager.allocate(request, done))
 }
 
 fn finalize(manager: &Manager, handle: u64) -> Result<u64> {
@@ -472,7 +473,10 @@ fn a_dylib_stays_in_its_window_and_others_get_another() {
     };
     let manager = manager(InProcessKind::TwoViews, options).unwrap();
     let megabyte = [segment(1 << 20, 0, 16, Protection::READ_EXEC)];
-    let allocate = |dylib| wait(|done| manager.allocate(&megabyte, dylib, done));
+    let allocate = |dylib| {
+        let request = manager.request(megabyte.map(Ok), dylib)?;
+        wait(|done| manager.allocate(request, done))
+    };
     let first = allocate(1).unwrap().segments[0].address;
     let error = loop {
         match allocate(1) {
@@ -633,7 +637,8 @@ fn threads_allocate_side_by_side_and_from_inside_completions() {
                             Vec::new(),
                             Completion::new(move |answer: Result<u64>| {
                                 answer.unwrap();
-                                again.allocate(&small_graph(), 0, done);
+                                let request = again.request(small_graph().map(Ok), 0).unwrap();
+                                again.allocate(request, done);
                             }),
                         );
                     })

@@ -84,6 +84,7 @@ impl InProcess {
             } else {
                 page_size
             },
+            coherent: two_views && sys::COHERENT_FETCH,
             in_this_process: true,
             fallback,
         };

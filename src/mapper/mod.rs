@@ -34,6 +34,9 @@ pub struct Capabilities {
     /// Different allocations keep this apart: a few bytes where pages are shared, a page where
     /// protection is set per allocation.
     pub granule: Alignment,
+    /// What is written to shared working memory is there for the executor at once, so that
+    /// `initialize` has nothing to do for an allocation without actions or copied segments.
+    pub coherent: bool,
     /// Executor memory is this process's own, so a forked child must not use it.
     pub in_this_process: bool,
     /// Why a better mapper was not taken, if one was tried.
@@ -115,7 +118,7 @@ pub struct SegmentContent {
     /// Protection and lifetime.
     pub group: AllocGroup,
     /// The content if the mapper copies; `None` if it is in place already.
-    pub(crate) content: Option<Buffer>,
+    pub(crate) content: Option<Box<Buffer>>,
     /// Whether the zero-fill is known to be zero in the executor.
     pub zeroed: bool,
 }
@@ -123,7 +126,7 @@ pub struct SegmentContent {
 impl SegmentContent {
     /// The content, if the mapper copies.
     pub fn content(&self) -> Option<&[u8]> {
-        self.content.as_ref().map(Buffer::content)
+        self.content.as_ref().map(|buffer| buffer.content())
     }
 }
 

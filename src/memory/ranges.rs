@@ -42,6 +42,12 @@ struct Node {
     state: State,
 }
 
+impl Node {
+    fn end(&self) -> u32 {
+        self.start + self.size
+    }
+}
+
 /// A range just handed out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Handed {
@@ -117,60 +123,123 @@ impl Ranges {
         };
         let index = self.new_node(node);
         self.insert(index);
+        self.free += u64::from(size);
     }
 
     /// A range of at least `size` bytes aligned to `alignment` (a power of two), or `None`.
     pub(crate) fn allocate(&mut self, size: u32, alignment: u32) -> Option<Handed> {
         let size = size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1);
         let slack = alignment.max(self.granule) - self.granule;
-        let index = match self.take_fitting(size.checked_add(slack)?) {
+        let index = match self.find_fitting(size.checked_add(slack)?) {
             Some(index) => index,
             // A range that is aligned by luck needs no slack.
-            None if slack > 0 => self.take_if_aligned(size, alignment)?,
+            None if slack > 0 => self.find_aligned(size, alignment)?,
             None => return None,
         };
-        let start = self.node(index).start;
-        let aligned = start.checked_add(alignment.max(1) - 1)? & !(alignment.max(1) - 1);
-        let index = if aligned > start {
-            self.split(index, aligned - start, true)
-        } else {
-            index
+        let hole = *self.node(index);
+        let start = hole.start.checked_add(alignment.max(1) - 1)? & !(alignment.max(1) - 1);
+        let (front, back) = (start - hole.start, hole.end() - (start + size));
+        let used = Node {
+            start,
+            size,
+            state: State::Used,
+            ..hole
         };
-        if self.node(index).size > size {
-            self.split(index, size, false);
-        }
-        let node = &mut self.nodes[index as usize];
-        node.state = State::Used;
-        let handed = Handed {
-            id: RangeId(index),
-            region: node.region,
-            start: node.start,
-            size: node.size,
+        // What is left of the hole keeps its record, most often even its bin.
+        let id = match (front, back) {
+            (0, 0) => {
+                self.remove(index);
+                self.nodes[index as usize].state = State::Used;
+                index
+            }
+            (0, _) => {
+                let id = self.new_node(Node {
+                    after: index,
+                    ..used
+                });
+                self.link(hole.before, id);
+                self.nodes[index as usize].before = id;
+                self.reshape(index, start + size, back);
+                id
+            }
+            (_, 0) => {
+                let id = self.new_node(Node {
+                    before: index,
+                    ..used
+                });
+                self.link(id, hole.after);
+                self.nodes[index as usize].after = id;
+                self.reshape(index, hole.start, front);
+                id
+            }
+            (_, _) => {
+                let id = self.new_node(Node {
+                    before: index,
+                    ..used
+                });
+                let rest = Node {
+                    start: start + size,
+                    size: back,
+                    before: id,
+                    ..hole
+                };
+                let rest = self.new_node(rest);
+                self.link(id, rest);
+                self.link(rest, hole.after);
+                self.nodes[index as usize].after = id;
+                self.insert(rest);
+                self.reshape(index, hole.start, front);
+                id
+            }
         };
-        self.free -= u64::from(handed.size);
-        Some(handed)
+        self.free -= u64::from(size);
+        Some(Handed {
+            id: RangeId(id),
+            region: hole.region,
+            start,
+            size,
+        })
     }
 
     /// Takes a range back and joins it with free neighbours. Says whether its region is now free
     /// as a whole.
     pub(crate) fn free(&mut self, id: RangeId) -> bool {
-        let mut index = id.0;
-        debug_assert_eq!(self.node(index).state, State::Used);
-        self.nodes[index as usize].state = State::Free;
-        self.free += u64::from(self.node(index).size);
-        let before = self.node(index).before;
-        if before != NONE && self.node(before).state == State::Free {
-            self.remove(before);
-            index = self.absorb_after(before);
-        }
-        let after = self.node(index).after;
-        if after != NONE && self.node(after).state == State::Free {
-            self.remove(after);
-            self.absorb_after(index);
-        }
-        self.insert(index);
-        let node = self.node(index);
-        node.before == NONE && node.after == NONE
+        let index = id.0;
+        let node = *self.node(index);
+        debug_assert_eq!(node.state, State::Used);
+        self.free += u64::from(node.size);
+        let hole = match (self.is_free(node.before), self.is_free(node.after)) {
+            (false, false) => {
+                self.insert(index);
+                index
+            }
+            (true, false) => {
+                let before = *self.node(node.before);
+                self.link(node.before, node.after);
+                self.reshape(node.before, before.start, before.size + node.size);
+                self.retire(index);
+                node.before
+            }
+            (false, true) => {
+                let after = *self.node(node.after);
+                self.link(node.before, node.after);
+                self.reshape(node.after, node.start, node.size + after.size);
+                self.retire(index);
+                node.after
+            }
+            (true, true) => {
+                let (before, after) = (*self.node(node.before), *self.node(node.after));
+                self.remove(node.after);
+                self.link(node.before, after.after);
+                let size = before.size + node.size + after.size;
+                self.reshape(node.before, before.start, size);
+                self.retire(index);
+                self.retire(node.after);
+                node.before
+            }
+        };
+        let hole = self.node(hole);
+        hole.before == NONE && hole.after == NONE
     }
 
     /// Removes a region that is free as a whole; `start` is where it was added.
@@ -194,10 +263,34 @@ impl Ranges {
         &self.nodes[index as usize]
     }
 
-    fn new_node(&mut self, node: Node) -> u32 {
-        if node.state == State::Free && node.before == NONE && node.after == NONE {
-            self.free += u64::from(node.size);
+    fn is_free(&self, index: u32) -> bool {
+        index != NONE && self.node(index).state == State::Free
+    }
+
+    /// Makes two records neighbours by address; either may be none.
+    fn link(&mut self, before: u32, after: u32) {
+        if before != NONE {
+            self.nodes[before as usize].after = after;
         }
+        if after != NONE {
+            self.nodes[after as usize].before = before;
+        }
+    }
+
+    /// Changes the extent of a free range, and its bin if its size asks for another.
+    fn reshape(&mut self, index: u32, start: u32, size: u32) {
+        let stays = bin(self.node(index).size) == bin(size);
+        if !stays {
+            self.remove(index);
+        }
+        let node = &mut self.nodes[index as usize];
+        (node.start, node.size) = (start, size);
+        if !stays {
+            self.insert(index);
+        }
+    }
+
+    fn new_node(&mut self, node: Node) -> u32 {
         match self.vacant {
             NONE => {
                 self.nodes.push(node);
@@ -219,10 +312,10 @@ impl Ranges {
         self.vacant = index;
     }
 
-    /// Takes a free range of at least `size` out of its bin.
-    fn take_fitting(&mut self, size: u32) -> Option<u32> {
+    /// A free range of at least `size`.
+    fn find_fitting(&self, size: u32) -> Option<u32> {
         let (row, column) = bin(round_up_to_bin(size)?);
-        let index = self.first_at_or_above(row, column).or_else(|| {
+        self.first_at_or_above(row, column).or_else(|| {
             // Only the bin of `size` itself may still hold one that is large enough; look at its
             // first few so that a nearly full window is used up.
             let (row, column) = bin(size);
@@ -237,21 +330,18 @@ impl Ranges {
                 index = self.node(index).next;
             }
             None
-        })?;
-        self.remove(index);
-        Some(index)
+        })
     }
 
-    /// Takes a free range that holds `size` bytes from an aligned address, if one of the first
-    /// few candidates does.
-    fn take_if_aligned(&mut self, size: u32, alignment: u32) -> Option<u32> {
+    /// A free range that holds `size` bytes from an aligned address, if one of the first few
+    /// candidates does.
+    fn find_aligned(&self, size: u32, alignment: u32) -> Option<u32> {
         let (mut row, mut column) = bin(size);
         for _ in 0..8 {
             let index = self.first_at_or_above(row, column)?;
             let node = self.node(index);
             let aligned = node.start.checked_add(alignment - 1)? & !(alignment - 1);
-            if aligned - node.start <= node.size && node.size - (aligned - node.start) >= size {
-                self.remove(index);
+            if u64::from(aligned) + u64::from(size) <= u64::from(node.end()) {
                 return Some(index);
             }
             (row, column) = bin(node.size);
@@ -284,46 +374,6 @@ impl Ranges {
             (row, self.columns[row])
         };
         Some(self.heads[row][columns.trailing_zeros() as usize])
-    }
-
-    /// Cuts a range that is in no bin after `size` bytes. The part that is not kept goes into its
-    /// bin; returns the kept part: the second one if `keep_second`.
-    fn split(&mut self, index: u32, size: u32, keep_second: bool) -> u32 {
-        let first = *self.node(index);
-        let second = Node {
-            start: first.start + size,
-            size: first.size - size,
-            before: index,
-            state: State::Free,
-            ..first
-        };
-        let other = self.new_node(second);
-        self.nodes[index as usize].size = size;
-        self.nodes[index as usize].after = other;
-        if first.after != NONE {
-            self.nodes[first.after as usize].before = other;
-        }
-        if keep_second {
-            self.insert(index);
-            other
-        } else {
-            self.insert(other);
-            index
-        }
-    }
-
-    /// Joins the range with the one after it; both are in no bin.
-    fn absorb_after(&mut self, index: u32) -> u32 {
-        let absorbed = self.node(index).after;
-        let gone = *self.node(absorbed);
-        let node = &mut self.nodes[index as usize];
-        node.size += gone.size;
-        node.after = gone.after;
-        if gone.after != NONE {
-            self.nodes[gone.after as usize].before = index;
-        }
-        self.retire(absorbed);
-        index
     }
 
     fn insert(&mut self, index: u32) {

@@ -51,13 +51,17 @@ impl Writer {
         }
     }
 
-    /// Where byte `offset` is written.
-    pub(crate) fn pointer(self, offset: u64) -> *mut u8 {
-        assert!(
-            offset <= self.size,
-            "offset {offset} is outside working memory"
-        );
-        self.start.wrapping_add(offset as usize)
+    /// The writer of `size` bytes at a place that [`Writer::pointer`] gave.
+    pub(crate) fn at(pointer: WorkingPointer, size: u32) -> Writer {
+        Writer {
+            start: pointer.0,
+            size: size.into(),
+        }
+    }
+
+    /// Where the first byte is written.
+    pub(crate) fn pointer(self) -> WorkingPointer {
+        WorkingPointer(self.start)
     }
 
     /// A writer of some of the bytes.
@@ -104,6 +108,26 @@ impl Writer {
         let pointer = self.part(offset, bytes.len() as u64);
         // SAFETY: the part is as long as `bytes`, mapped, and no Rust object lies there.
         unsafe { pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+}
+
+/// Where somebody outside the crate writes; only a number in here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct WorkingPointer(*mut u8);
+
+// SAFETY: nothing in the crate dereferences it.
+unsafe impl Send for WorkingPointer {}
+// SAFETY: as above.
+unsafe impl Sync for WorkingPointer {}
+
+impl WorkingPointer {
+    /// Working memory of a segment that has none.
+    pub const NULL: WorkingPointer = WorkingPointer(std::ptr::null_mut());
+
+    /// The pointer.
+    pub fn get(self) -> *mut u8 {
+        self.0
     }
 }
 
@@ -410,7 +434,7 @@ mod tests {
         assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
         view.writer().fill_with_traps(0, 4);
         assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
-        let writer = view.writer().pointer(0) as u64;
+        let writer = view.writer().pointer().get() as u64;
         assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
         // The pages of the executor's view can not be made writable.
         let error = sys::protect(chunk.start(), page, Protection::READ_WRITE).unwrap_err();

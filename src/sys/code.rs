@@ -11,6 +11,9 @@ pub(crate) const TRAP: &[u8] = &[0x00, 0x00, 0x20, 0xd4]; // brk #0
 #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
 pub(crate) const TRAP: &[u8] = &[0x02, 0x90]; // c.ebreak
 
+/// Whether instruction fetch sees stores made through any alias without maintenance.
+pub(crate) const COHERENT_FETCH: bool = cfg!(any(target_arch = "x86_64", target_arch = "x86"));
+
 /// Makes new code at an executable address visible to instruction fetch.
 ///
 /// `address` is the executable view: on processors with virtually tagged instruction caches the

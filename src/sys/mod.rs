@@ -17,7 +17,7 @@ mod maps;
 mod memfile;
 
 pub(crate) use call::{WrapperResult, call_wrapper};
-pub(crate) use code::{TRAP, flush_instruction_cache};
+pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache};
 pub(crate) use explain::explain;
 pub(crate) use fork::fork_generation;
 pub(crate) use map::{
