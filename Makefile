@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+# Everything that people do with jitmem's sources; `make help` lists it. The CMake and cargo builds
+# below know what is out of date, so nearly every target here asks them each time.
+
+PREFIX ?= /usr/local
+# Where an LLVM release has its CMake package. $(call llvm,22)
+LLVM_ROOT ?= /usr/lib/llvm-
+llvm = $(LLVM_ROOT)$(1)/lib/cmake/llvm
+BENCH_ARGS ?=
+DEMO_ARGS ?=
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+# rustup's default, which non-interactive shells often lack.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
+export CTEST_OUTPUT_ON_FAILURE := 1
+
+STAGE := $(CURDIR)/build/prefix
+LLVM_SUPPRESSIONS := $(CURDIR)/tests/llvm.supp
+
+headline = @printf '\n== %s\n' '$(1)'
+# $(call project,<source>,<build directory>[,<cmake argument>...]) builds a project that finds the
+# jitmem installed in $(STAGE).
+project = cmake -S $(1) -B $(2) -G Ninja --log-level=WARNING -DCMAKE_PREFIX_PATH=$(STAGE) $(3); \
+  cmake --build $(2)
+ctest = ctest --test-dir $(1) --no-tests=error
+C_AND_CPP = $(shell find include tests capi-tests examples benches -type f \
+  '(' -name '*.[ch]' -o -name '*.[ch]pp' ')' ! -path include/jitmem.h)
+
+## Using it
+
+.PHONY: help
+help: ## this list
+	@awk 'sub(/^## /, "") { printf "\n%s\n", $$0 } \
+	  match($$0, /^[a-z0-9-]+:.*## /) { name = $$0; sub(/:.*/, "", name); \
+	    printf "  make %-16s %s\n", name, substr($$0, RLENGTH + 1) }' Makefile
+
+.PHONY: demo
+demo: setup stage ## link Lua, SQLite, zlib and zstd in memory, use them, show what it costs
+	$(call headline,demo)
+	@$(call project,examples/demo,build/demo)
+	build/demo/jitmem-demo --layout=build/demo/layout.svg $(DEMO_ARGS)
+
+.PHONY: bench
+bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=...)
+	$(call headline,bench)
+	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
+	build/bench/jitmem-bench $(BENCH_ARGS)
+
+.PHONY: build
+build: ## build the library
+	@cmake -S . -B build/jitmem -G Ninja --log-level=WARNING
+	@cmake --build build/jitmem
+
+.PHONY: install
+install: build ## install library, headers, CMake package and jitmem.pc (PREFIX=/usr/local)
+	cmake --install build/jitmem --prefix $(PREFIX)
+
+## Working on it
+
+.PHONY: test
+test: setup lint test-rust test-c test-orc-22 test-orc-19 test-examples test-package test-readme ## everything that must pass
+	$(call headline,all tests passed)
+
+.PHONY: setup
+setup: ## install the packages that are missing
+	@.ci/setup
+
+.PHONY: lint
+lint: ## formatting and clippy
+	$(call headline,lint)
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
+
+.PHONY: fmt
+fmt: ## format the sources
+	cargo fmt
+	@clang-format-22 -i $(C_AND_CPP)
+
+.PHONY: header
+header: ## write include/jitmem.h anew from the Rust sources
+	JITMEM_UPDATE_HEADER=1 cargo test --locked --test header
+
+.PHONY: test-rust
+test-rust: ## unit, property and header tests
+	$(call headline,Rust tests)
+	cargo test --locked
+
+.PHONY: test-c
+test-c: stage ## the C API
+	$(call headline,C tests)
+	@$(call project,capi-tests,build/capi-tests)
+	@$(call ctest,build/capi-tests)
+
+.PHONY: test-orc-22 test-orc-19
+test-orc-22: ## the C++ adapter on LLVM 22
+test-orc-19: ## the C++ adapter on LLVM 19
+test-orc-22 test-orc-19: test-orc-%: stage
+	$(call headline,C++ tests with LLVM $*)
+	@$(call project,tests/orc,build/orc-$*,-DJITMEM_LLVM_VERSION=$* -DLLVM_DIR=$(call llvm,$*))
+	@$(call ctest,build/orc-$*)
+
+.PHONY: test-examples
+test-examples: stage ## the examples, on LLVM 22 and 19
+	$(call headline,examples)
+	@$(call project,examples/plain-c,build/plain-c)
+	build/plain-c/jitmem-plain-c
+	@for version in 22 19; do \
+	  $(call project,examples/lljit,build/lljit-$$version,-DJITMEM_LLVM_VERSION=$$version \
+	    -DLLVM_DIR=$(call llvm,$$version)); \
+	  (set -x; build/lljit-$$version/jitmem-lljit); \
+	done
+
+.PHONY: test-package
+test-package: stage ## hosts built against the installed files
+	$(call headline,package)
+	@tests/package/run.sh $(STAGE) $(call llvm,22) build/package
+
+.PHONY: test-readme
+test-readme: ## the README's commands and programs
+	$(call headline,README)
+	@tests/package/readme.sh README.md build/readme
+
+.PHONY: check-asan
+check-asan: setup stage ## C and C++ tests under AddressSanitizer, LeakSanitizer and UBSan
+	$(call headline,C tests under sanitizers)
+	@$(call project,capi-tests,build/asan-capi,$(SANITIZE))
+	@$(call ctest,build/asan-capi)
+	$(call headline,C++ tests under sanitizers)
+	@$(call project,tests/orc,build/asan-orc,$(SANITIZE) -DLLVM_DIR=$(call llvm,22))
+	@$(call ctest,build/asan-orc)
+SANITIZE := -DCMAKE_C_COMPILER=clang-22 -DCMAKE_CXX_COMPILER=clang++-22 \
+  -DJITMEM_SANITIZE=address,undefined
+
+.PHONY: check-valgrind
+check-valgrind: setup stage ## C and C++ tests under valgrind
+	$(call headline,C tests under valgrind)
+	@$(call project,capi-tests,build/valgrind-capi,'-DJITMEM_TEST_LAUNCHER=$(VALGRIND)')
+	@$(call ctest,build/valgrind-capi)
+	$(call headline,C++ tests under valgrind)
+	@$(call project,tests/orc,build/valgrind-orc,'-DJITMEM_TEST_LAUNCHER=$(VALGRIND)' \
+	  -DLLVM_DIR=$(call llvm,22))
+	@$(call ctest,build/valgrind-orc)
+# Linked code is written through one view and run through another, which valgrind does not notice
+# by itself: --smc-check=all.
+VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(LLVM_SUPPRESSIONS)
+
+.PHONY: stage
+stage: build # Installs into the build tree, for the projects above.
+	@cmake --install build/jitmem --prefix $(STAGE) >build/install.log || \
+	  { cat build/install.log; exit 1; }
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf build
+	cargo clean
