@@ -10,21 +10,23 @@ mod space;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use request::{Request, Segment};
 pub use stats::{LayoutItem, LayoutKind, Stats};
 
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
-use crate::mapper::{Action, Mapper, Retired, SegmentContent, Teardown};
+use crate::mapper::{Action, Mapper, Reserved, Retired, SegmentContent, Teardown};
 use crate::memory::placement::REACH;
 use crate::memory::view::{Buffer, Placement, WorkingPointer};
 use crate::sys;
 use parking_lot::Mutex;
 use slotmap::DefaultKey;
 use smallvec::SmallVec;
-use space::{Attempt, Detached, Granted, Growth, Memory, Pieces, Space, State};
+use space::{Attempt, Detached, Growth, Leaving, Space, State};
 use std::sync::Arc;
+use window::Grant;
 
 /// What happens when the window is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,11 +143,9 @@ impl Manager {
             space: Mutex::new(space),
             waiting: Mutex::default(),
         });
-        let reserved = Completion::new(move |answer: Result<crate::mapper::Reserved>| {
+        let reserved = Completion::new(move |answer: Result<Reserved>| {
             done.complete(answer.map(|reserved| {
-                core.space
-                    .lock()
-                    .add_window(reserved.range, reserved.in_reach);
+                core.space.lock().add_window(reserved);
                 Manager { core }
             }));
         });
@@ -195,18 +195,16 @@ impl Manager {
     pub fn write(&self, handle: u64, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut space = self.core.space.lock();
         let (_, record) = space.find(handle, State::InFlight)?;
-        let piece = record
+        let position = record
             .pieces
             .iter()
-            .find(|piece| piece.segment as usize == segment);
+            .position(|piece| piece.segment as usize == segment);
         let end = offset.checked_add(bytes.len() as u64);
-        match piece {
-            Some(piece) if end.is_some_and(|end| end <= piece.content.into()) => {
-                let buffer = match &piece.memory {
-                    Memory::Copied(buffer) => buffer.as_ref().map(|buffer| buffer.writer()),
-                    Memory::Shared(_) => None,
-                };
-                let writer = piece.writer().or(buffer);
+        match position.map(|position| (position, record.pieces[position])) {
+            Some((position, piece)) if end.is_some_and(|end| end <= piece.content.into()) => {
+                let buffer = record.buffers.get(position).and_then(Option::as_ref);
+                let buffer = buffer.map(|buffer| buffer.writer());
+                let writer = buffer.or_else(|| space.place(&piece).writer);
                 writer
                     .expect("an in-flight piece has memory")
                     .write(offset, bytes);
@@ -274,7 +272,7 @@ impl Core {
                 attempt
             };
             match attempt {
-                Attempt::Done(granted) => return self.deliver(granted, done),
+                Attempt::Done(key, grant) => return self.deliver(key, grant, done),
                 Attempt::Grow(growth) => {
                     if let Err(error) = self.grow(&growth) {
                         return self.failed(error, done);
@@ -309,11 +307,11 @@ impl Core {
             Placement::Fixed(address) => Placement::Near(address),
             other => other,
         };
-        let reserved = Completion::new(move |answer: Result<crate::mapper::Reserved>| {
+        let reserved = Completion::new(move |answer: Result<Reserved>| {
             let opened = {
                 let mut space = core.space.lock();
                 space.changes -= 1;
-                answer.map(|reserved| space.add_window(reserved.range, reserved.in_reach))
+                answer.map(|reserved| space.add_window(reserved))
             };
             match opened {
                 Ok(()) => core.allocate(request, new_windows + 1, done),
@@ -369,39 +367,49 @@ impl Core {
     }
 
     /// Gives a fresh allocation to its requester.
-    fn deliver(self: &Arc<Self>, mut granted: Granted, done: Completion<Allocated>) {
-        for (writer, offset, size) in granted.dirty {
-            writer.zero(offset.into(), size.into());
+    fn deliver(self: &Arc<Self>, key: DefaultKey, mut grant: Grant, done: Completion<Allocated>) {
+        for (writer, offset, size) in &grant.dirty {
+            writer.zero((*offset).into(), (*size).into());
         }
-        if granted.copied {
-            if let Err(error) = self.make_buffers(granted.key, &mut granted.allocated) {
+        if grant.copied {
+            if let Err(error) = self.make_buffers(key, &mut grant) {
                 return self.failed(error, done);
             }
         }
-        done.complete(Ok(granted.allocated));
+        done.complete(Ok(Allocated {
+            handle: grant.handle,
+            segments: grant.segments,
+        }));
     }
 
     /// Makes working memory for content that the mapper copies.
-    fn make_buffers(self: &Arc<Self>, key: DefaultKey, allocated: &mut Allocated) -> Result<()> {
+    fn make_buffers(self: &Arc<Self>, key: DefaultKey, grant: &mut Grant) -> Result<()> {
         let mut space = self.space.lock();
-        let record = space.record(key);
-        for piece in &mut record.pieces {
-            let Memory::Copied(slot) = &mut piece.memory else {
-                continue;
-            };
-            match Buffer::new(piece.content as usize) {
-                Ok(buffer) => {
-                    let segment = &mut allocated.segments[piece.segment as usize];
-                    segment.working_memory = slot.insert(Box::new(buffer)).writer().pointer();
-                }
+        let pieces = space.record(key).pieces.clone();
+        let mut buffers = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            let shared = space.place(piece).writer.is_some();
+            let buffer = (!shared)
+                .then(|| Buffer::new(piece.content as usize))
+                .transpose();
+            match buffer {
+                Ok(buffer) => buffers.push(buffer.map(Box::new)),
                 Err(error) => {
-                    let pieces = std::mem::take(&mut record.pieces);
+                    let mut leaving = Leaving::default();
+                    space.take_pieces(key, &mut leaving);
                     drop(space);
-                    self.give_back(Some(key), pieces);
+                    self.give_back(Some(key), leaving);
                     return Err(error);
                 }
             }
         }
+        for (piece, buffer) in pieces.iter().zip(&buffers) {
+            if let Some(buffer) = buffer {
+                let segment = &mut grant.segments[piece.segment as usize];
+                segment.working_memory = buffer.writer().pointer();
+            }
+        }
+        space.record(key).buffers = buffers;
         Ok(())
     }
 
@@ -409,66 +417,73 @@ impl Core {
 
     fn finalize(self: &Arc<Self>, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
         // Where writing is seeing, an allocation without actions needs nothing of the mapper.
-        let nothing_to_do = actions.is_empty() && self.mapper.capabilities().coherent;
-        let mut segments: SmallVec<[SegmentContent; 4]> = SmallVec::new();
-        let key = self.usable().and_then(|()| {
-            let mut space = self.space.lock();
-            let (key, record) = space.find(handle, State::InFlight)?;
-            record.state = State::Finalizing;
-            if nothing_to_do {
-                return Ok((key, space.finish_finalize(key, Teardown::Nothing)));
-            }
-            for piece in &mut record.pieces {
-                segments.push(SegmentContent {
-                    range: piece.range(),
-                    group: piece.group,
-                    content: match &mut piece.memory {
-                        Memory::Shared(_) => None,
-                        Memory::Copied(buffer) => buffer.take(),
-                    },
-                    zeroed: piece.dirty == 0,
-                });
-            }
-            Ok((key, Pieces::new()))
-        });
-        let key = match key {
-            Ok((_, done_with)) if nothing_to_do => {
-                return self.finish_finalize(handle, done_with, done);
-            }
-            Ok((key, _)) => key,
+        if actions.is_empty() && self.mapper.capabilities().coherent {
+            let served = self.usable().and_then(|()| {
+                let mut space = self.space.lock();
+                let (key, _) = space.find(handle, State::InFlight)?;
+                Ok(space.finish_finalize(key, Teardown::Nothing))
+            });
+            return match served {
+                Ok(served) => self.finish_finalize(handle, served, done),
+                Err(error) => self.failed(error, done),
+            };
+        }
+        let (key, segments) = match self.usable().and_then(|()| self.take_content(handle)) {
+            Ok(taken) => taken,
             Err(error) => return self.failed(error, done),
         };
         let core = Arc::clone(self);
         let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
             Ok(teardown) => {
-                let done_with = core.space.lock().finish_finalize(key, teardown);
-                core.finish_finalize(handle, done_with, done);
+                let served = core.space.lock().finish_finalize(key, teardown);
+                core.finish_finalize(handle, served, done);
             }
             Err(error) => {
-                let pieces = {
+                let mut leaving = Leaving::default();
+                {
                     let mut space = core.space.lock();
                     space.counters.failures += 1;
-                    std::mem::take(&mut space.record(key).pieces)
-                };
-                core.give_back(Some(key), pieces);
+                    space.take_pieces(key, &mut leaving);
+                }
+                core.give_back(Some(key), leaving);
                 done.complete(Err(error));
             }
         });
         self.mapper.initialize(segments, actions, initialized);
     }
 
+    /// Marks an allocation as being finalized and takes what the mapper needs of it.
+    fn take_content(&self, handle: u64) -> Result<(DefaultKey, SmallVec<[SegmentContent; 4]>)> {
+        let mut space = self.space.lock();
+        let (key, record) = space.find(handle, State::InFlight)?;
+        record.state = State::Finalizing;
+        let mut buffers = std::mem::take(&mut record.buffers);
+        let pieces = record.pieces.clone();
+        let content = pieces.iter().enumerate().map(|(index, piece)| {
+            let place = space.place(piece);
+            SegmentContent {
+                range: place.range,
+                group: place.group,
+                content: buffers.get_mut(index).and_then(Option::take),
+                zeroed: piece.zeroed,
+            }
+        });
+        Ok((key, content.collect()))
+    }
+
     /// Frees the segments of finalize lifetime, which have served, and answers.
-    fn finish_finalize(self: &Arc<Self>, handle: u64, done_with: Pieces, done: Completion<u64>) {
-        if done_with.is_empty() {
+    fn finish_finalize(self: &Arc<Self>, handle: u64, mut served: Leaving, done: Completion<u64>) {
+        if served.pieces.is_empty() {
             return done.complete(Ok(handle));
         }
         let core = Arc::clone(self);
+        let copied = std::mem::take(&mut served.copied);
         let retired = Retired {
             teardown: Teardown::Nothing,
-            copied: copied(&done_with),
+            copied,
         };
         self.retire(vec![retired], move |answer| {
-            core.give_back(None, done_with);
+            core.give_back(None, served);
             done.complete(answer.map(|()| handle));
         });
     }
@@ -476,18 +491,19 @@ impl Core {
     // ---- abandon and deallocate ----
 
     fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
-        let taken = self.usable().and_then(|()| {
+        let mut leaving = Leaving::default();
+        let key = self.usable().and_then(|()| {
             let mut space = self.space.lock();
             let (key, record) = space.find(handle, State::InFlight)?;
             // No second abandon or finalize may find it.
             record.state = State::Finalizing;
-            let pieces = std::mem::take(&mut record.pieces);
+            space.take_pieces(key, &mut leaving);
             space.counters.abandon += 1;
-            Ok((key, pieces))
+            Ok(key)
         });
-        match taken {
-            Ok((key, pieces)) => {
-                self.give_back(Some(key), pieces);
+        match key {
+            Ok(key) => {
+                self.give_back(Some(key), leaving);
                 done.complete(Ok(()));
             }
             Err(error) => self.failed(error, done),
@@ -495,7 +511,7 @@ impl Core {
     }
 
     fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
-        let batch = match self.usable().and_then(|()| self.take_batch(handles)) {
+        let mut batch = match self.usable().and_then(|()| self.take_batch(handles)) {
             Ok(batch) => batch,
             Err(error) => return self.failed(error, done),
         };
@@ -503,7 +519,6 @@ impl Core {
             self.free_batch(batch, Ok(()), done);
         } else {
             let core = Arc::clone(self);
-            let mut batch = batch;
             let retired = std::mem::take(&mut batch.retired);
             self.retire(retired, move |answer| core.free_batch(batch, answer, done));
         }
@@ -528,26 +543,23 @@ impl Core {
             }
         }
         for key in &batch.keys {
-            let record = space.record(*key);
-            let teardown = std::mem::take(&mut record.teardown);
-            let retired = Retired {
-                teardown,
-                copied: copied(&record.pieces),
-            };
+            let teardown = std::mem::take(&mut space.record(*key).teardown);
+            space.take_pieces(*key, &mut batch.leaving);
+            let copied = std::mem::take(&mut batch.leaving.copied);
+            let retired = Retired { teardown, copied };
             if !retired.is_nothing() {
                 batch.retired.push(retired);
             }
-            batch.pieces.append(&mut record.pieces);
         }
         Ok(batch)
     }
 
     fn free_batch(self: &Arc<Self>, batch: Batch, answer: Result<()>, done: Completion<()>) {
         let mut empty = Vec::new();
-        trap(&batch.pieces);
+        batch.leaving.fill_with_traps();
         {
             let mut space = self.space.lock();
-            space.free(&batch.pieces, &mut empty);
+            space.free(&batch.leaving.pieces, &mut empty);
             for key in &batch.keys {
                 space.forget(*key);
             }
@@ -569,12 +581,12 @@ impl Core {
     }
 
     /// Frees pieces and, with a key, forgets the allocation.
-    fn give_back(self: &Arc<Self>, key: Option<DefaultKey>, pieces: Pieces) {
+    fn give_back(self: &Arc<Self>, key: Option<DefaultKey>, leaving: Leaving) {
         let mut empty = Vec::new();
-        trap(&pieces);
+        leaving.fill_with_traps();
         {
             let mut space = self.space.lock();
-            space.free(&pieces, &mut empty);
+            space.free(&leaving.pieces, &mut empty);
             if let Some(key) = key {
                 space.forget(key);
             }
@@ -588,28 +600,17 @@ impl Core {
 #[derive(Default)]
 struct Batch {
     keys: SmallVec<[DefaultKey; 4]>,
-    pieces: Pieces,
+    leaving: Leaving,
     retired: Vec<Retired>,
 }
 
-/// Makes code that is about to be freed trap; copied code is the mapper's to change.
-fn trap(pieces: &Pieces) {
-    for piece in pieces
-        .iter()
-        .filter(|piece| piece.group.protection.executable())
-    {
-        if let Some(writer) = piece.writer() {
-            writer.fill_with_traps(0, piece.range().size());
-        }
+impl Leaving {
+    /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
+    fn fill_with_traps(&self) {
+        self.traps
+            .iter()
+            .for_each(|writer| writer.fill_with_traps());
     }
-}
-
-fn copied(pieces: &Pieces) -> SmallVec<[(crate::page::AddressRange, crate::group::AllocGroup); 4]> {
-    pieces
-        .iter()
-        .filter(|piece| matches!(piece.memory, Memory::Copied(_)))
-        .map(|piece| (piece.range(), piece.group))
-        .collect()
 }
 
 impl Drop for Core {
@@ -623,9 +624,9 @@ impl Drop for Core {
         let retired: Vec<Retired> = space
             .take_finalized()
             .into_iter()
-            .map(|record| Retired {
-                copied: copied(&record.pieces),
-                teardown: record.teardown,
+            .map(|(teardown, leaving)| Retired {
+                teardown,
+                copied: leaving.copied,
             })
             .collect();
         let windows = space.take_windows();

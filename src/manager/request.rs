@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a host asks for, checked whole before anything is done.
 
-use super::space::LARGEST_ALIGNMENT;
+use super::window::LARGEST_ALIGNMENT;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
 use crate::page::Alignment;
@@ -24,7 +24,7 @@ pub struct Segment {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Planned {
     /// Position in the request.
-    pub(super) index: usize,
+    pub(super) index: u16,
     pub(super) content: u32,
     pub(super) size: u32,
     pub(super) alignment: u32,
@@ -86,6 +86,8 @@ impl Request {
                         ),
                     )
                 })?;
+            let index = u16::try_from(index)
+                .map_err(|_| invalid_argument("a graph has more than 65,535 segments"))?;
             let narrow = |value: u64| u32::try_from(value).expect("windows are below 2 GiB");
             planned.push(Planned {
                 index,

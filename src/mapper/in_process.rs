@@ -149,7 +149,7 @@ impl InProcess {
         let what = || format!("fill freed code of {} bytes with traps", range.size());
         sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
             .map_err(|error| sys::explain(what(), error))?;
-        Writer::new(range.start(), range.size()).fill_with_traps(0, range.size());
+        Writer::new(range.start(), range.size()).fill_with_traps();
         sys::protect(pages.start(), pages.size(), group.protection)
             .map_err(|error| sys::explain(what(), error))
     }

@@ -201,6 +201,18 @@ impl Ranges {
         })
     }
 
+    /// A range that is handed out.
+    pub(crate) fn get(&self, id: RangeId) -> Handed {
+        let node = self.node(id.0);
+        debug_assert_eq!(node.state, State::Used);
+        Handed {
+            id,
+            region: node.region,
+            start: node.start,
+            size: node.size,
+        }
+    }
+
     /// Takes a range back and joins it with free neighbours. Says whether its region is now free
     /// as a whole.
     pub(crate) fn free(&mut self, id: RangeId) -> bool {

@@ -51,14 +51,6 @@ impl Writer {
         }
     }
 
-    /// The writer of `size` bytes at a place that [`Writer::pointer`] gave.
-    pub(crate) fn at(pointer: WorkingPointer, size: u32) -> Writer {
-        Writer {
-            start: pointer.0,
-            size: size.into(),
-        }
-    }
-
     /// Where the first byte is written.
     pub(crate) fn pointer(self) -> WorkingPointer {
         WorkingPointer(self.start)
@@ -88,18 +80,18 @@ impl Writer {
         unsafe { pointer.write_bytes(0, size as usize) }
     }
 
-    /// Fills a part with instructions that trap.
-    pub(crate) fn fill_with_traps(self, offset: u64, size: u64) {
-        let pointer = self.part(offset, size);
+    /// Fills everything with instructions that trap.
+    pub(crate) fn fill_with_traps(self) {
+        let Writer { start, size } = self;
         if let [byte] = sys::TRAP {
-            // SAFETY: the part is inside the working memory, which is mapped and ours to write.
-            unsafe { pointer.write_bytes(*byte, size as usize) }
+            // SAFETY: the working memory is mapped and ours to write.
+            unsafe { start.write_bytes(*byte, size as usize) }
             return;
         }
         let traps = sys::TRAP.iter().copied().cycle();
         for (index, byte) in (0..size as usize).zip(traps) {
-            // SAFETY: `index` is below `size`, so inside the part.
-            unsafe { pointer.add(index).write(byte) }
+            // SAFETY: `index` is below `size`, so inside the working memory.
+            unsafe { start.add(index).write(byte) }
         }
     }
 
@@ -432,7 +424,7 @@ mod tests {
         let view = View::two(chunk, Protection::READ_EXEC, true).unwrap();
         view.writer().write(page - 1, b"ab");
         assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
-        view.writer().fill_with_traps(0, 4);
+        view.writer().part_of(0, 4).fill_with_traps();
         assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
         let writer = view.writer().pointer().get() as u64;
         assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");

@@ -1,0 +1,462 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! One window: its chunks, grouped in pools, and the pieces that are handed out of them.
+
+use super::request::Planned;
+use super::{LayoutItem, LayoutKind, SegmentMemory};
+use crate::group::{AllocGroup, Lifetime};
+use crate::mapper::{Prepared, Reserved, Working};
+use crate::memory::ranges::{RangeId, Ranges, RegionId};
+use crate::memory::runs::{From, Runs};
+use crate::memory::view::Writer;
+use crate::page::{AddressRange, Alignment};
+use smallvec::SmallVec;
+
+/// First size of a chunk; each further one of its group is twice as large, up to a share of the
+/// window.
+const FIRST_CHUNK: u64 = 64 << 10;
+/// A chunk grows to at most this share of its window.
+const CHUNK_SHARE: u64 = 64;
+/// More chunks than this are never made in one window: each takes at most two views and leaves
+/// at most one gap, so a window has fewer than 512 mappings.
+pub(super) const MOST_CHUNKS: usize = 160;
+/// An empty chunk larger than this is never kept for reuse.
+const LARGEST_SPARE: u32 = 1 << 20;
+/// Pools of a window: protection (3 bits) and lifetime (1 bit).
+pub(super) const POOLS: usize = 16;
+/// Segments may be aligned to this and no more.
+pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
+
+/// One range of an allocation. Small, since every live segment has one.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    id: RangeId,
+    /// Bytes asked for.
+    pub(super) requested: u32,
+    /// Bytes of content among them.
+    pub(super) content: u32,
+    /// Position in the request.
+    pub(super) segment: u16,
+    pub(super) window: u16,
+    pub(super) pool: u8,
+    /// Nothing was ever written behind the content.
+    pub(super) zeroed: bool,
+}
+
+pub(super) type Pieces = SmallVec<[Piece; 3]>;
+
+/// Where a piece is.
+pub(super) struct Place {
+    pub(super) range: AddressRange,
+    pub(super) group: AllocGroup,
+    /// How its bytes are written, if they are shared.
+    pub(super) writer: Option<Writer>,
+}
+
+/// What the requester of a new allocation learns, and what is to be done before.
+#[derive(Default)]
+pub(super) struct Grant {
+    /// The new allocation's handle.
+    pub(super) handle: u64,
+    pub(super) segments: SmallVec<[SegmentMemory; 4]>,
+    /// Zero-fill that must be zeroed before anyone sees it: how it is written, from where, how much.
+    pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
+    /// Some of its pieces need buffers.
+    pub(super) copied: bool,
+}
+
+pub(super) struct ChunkState {
+    /// From the window's origin, as all offsets here.
+    offset: u32,
+    size: u32,
+    working: Working,
+    mappings: u64,
+    /// Offset behind the last byte that was ever handed out.
+    used_up_to: u32,
+    /// Pieces handed out.
+    live: u32,
+}
+
+struct Pool {
+    group: AllocGroup,
+    ranges: Ranges,
+    /// By region; a region is a chunk.
+    chunks: Vec<Option<ChunkState>>,
+    next_size: u64,
+}
+
+pub(super) struct Window {
+    pub(super) range: AddressRange,
+    /// What offsets count from: aligned to [`LARGEST_ALIGNMENT`], so that an aligned offset is an
+    /// aligned address. At most that much below the window, so offsets fit 32 bits.
+    origin: u64,
+    in_reach: bool,
+    runs: Runs,
+    pools: [Option<Box<Pool>>; POOLS],
+    chunks: usize,
+    page: Alignment,
+    granule: Alignment,
+}
+
+/// Sums over windows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sums {
+    pub(super) reserved: u64,
+    pub(super) committed: u64,
+    pub(super) free: u64,
+    pub(super) mappings: u64,
+    pub(super) chunks: u64,
+    pub(super) span: u64,
+    pub(super) out_of_reach: u64,
+    pub(super) smallest_window: u64,
+}
+
+impl Sums {
+    pub(super) const NONE: Sums = Sums {
+        reserved: 0,
+        committed: 0,
+        free: 0,
+        mappings: 0,
+        chunks: 0,
+        span: 0,
+        out_of_reach: 0,
+        smallest_window: u64::MAX,
+    };
+}
+
+fn pool_index(group: AllocGroup) -> usize {
+    let finalize = group.lifetime == Lifetime::Finalize;
+    group.protection.bits() as usize | (usize::from(finalize) << 3)
+}
+
+fn addresses(origin: u64, offset: u32, size: u32) -> AddressRange {
+    AddressRange::new(origin + u64::from(offset), size.into()).expect("windows end")
+}
+
+fn narrow(value: u64) -> u32 {
+    u32::try_from(value).expect("windows are below 2 GiB")
+}
+
+/// The part of a chunk that is handed out: code keeps off the first bytes, because the function
+/// sanitizer reads 8 bytes before a function.
+fn usable(chunk: &ChunkState, group: AllocGroup, granule: Alignment) -> (u32, u32) {
+    let guard = guard(group, granule) as u32;
+    (chunk.offset + guard, chunk.size - guard)
+}
+
+fn guard(group: AllocGroup, granule: Alignment) -> u64 {
+    if group.protection.executable() {
+        granule.bytes()
+    } else {
+        0
+    }
+}
+
+impl Pool {
+    fn chunk(&self, region: RegionId) -> &ChunkState {
+        self.chunks[region as usize]
+            .as_ref()
+            .expect("regions are chunks")
+    }
+
+    fn chunk_mut(&mut self, region: RegionId) -> &mut ChunkState {
+        self.chunks[region as usize]
+            .as_mut()
+            .expect("regions are chunks")
+    }
+}
+
+impl Window {
+    pub(super) fn new(reserved: Reserved, page: Alignment, granule: Alignment) -> Window {
+        Window {
+            range: reserved.range,
+            origin: reserved.range.start() & !(LARGEST_ALIGNMENT - 1),
+            in_reach: reserved.in_reach,
+            runs: Runs::new(reserved.range.size()),
+            pools: Default::default(),
+            chunks: 0,
+            page,
+            granule,
+        }
+    }
+
+    fn pool(&mut self, group: AllocGroup) -> &mut Pool {
+        let granule = narrow(self.granule.bytes());
+        self.pools[pool_index(group)].get_or_insert_with(|| {
+            let ranges = Ranges::new(granule);
+            Box::new(Pool {
+                group,
+                ranges,
+                chunks: Vec::new(),
+                next_size: FIRST_CHUNK,
+            })
+        })
+    }
+
+    fn pool_of(&self, piece: &Piece) -> &Pool {
+        self.pools[piece.pool as usize]
+            .as_ref()
+            .expect("pieces have a pool")
+    }
+
+    // ---- handing out ----
+
+    /// Takes a range for each segment, or none at all and says which segment found no room.
+    pub(super) fn take_all(
+        &mut self,
+        planned: &[Planned],
+        index: u16,
+        grant: &mut Grant,
+    ) -> Result<Pieces, Planned> {
+        let mut pieces = Pieces::new();
+        for planned in planned {
+            let pool = pool_index(planned.group);
+            let handed = self.pools[pool]
+                .as_mut()
+                .and_then(|pool| pool.ranges.allocate(planned.size, planned.alignment));
+            let Some(handed) = handed else {
+                self.undo(&pieces);
+                return Err(*planned);
+            };
+            pieces.push(Piece {
+                id: handed.id,
+                requested: planned.size,
+                content: planned.content,
+                segment: planned.index,
+                window: index,
+                pool: pool as u8,
+                zeroed: true,
+            });
+        }
+        // From here on nothing fails.
+        for piece in &mut pieces {
+            let pool = self.pools[piece.pool as usize]
+                .as_mut()
+                .expect("it was just used");
+            let handed = pool.ranges.get(piece.id);
+            let chunk = pool.chunk_mut(handed.region);
+            let content_end = handed.start + piece.content;
+            let dirty_end = chunk.used_up_to.min(handed.start + handed.size);
+            let dirty = dirty_end.saturating_sub(content_end);
+            chunk.used_up_to = chunk.used_up_to.max(handed.start + handed.size);
+            chunk.live += 1;
+            piece.zeroed = dirty == 0;
+            let segment = &mut grant.segments[piece.segment as usize];
+            segment.address = self.origin + u64::from(handed.start);
+            match chunk.working {
+                Working::Shared(writer) => {
+                    let writer = writer.part_of(handed.start - chunk.offset, handed.size);
+                    segment.working_memory = writer.pointer();
+                    if dirty > 0 {
+                        grant.dirty.push((writer, piece.content, dirty));
+                    }
+                }
+                Working::Copied => grant.copied = true,
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn undo(&mut self, pieces: &Pieces) {
+        for piece in pieces {
+            let pool = self.pools[piece.pool as usize]
+                .as_mut()
+                .expect("it was just used");
+            pool.ranges.free(piece.id);
+        }
+    }
+
+    /// Where a live piece is.
+    pub(super) fn place(&self, piece: &Piece) -> Place {
+        let pool = self.pool_of(piece);
+        let handed = pool.ranges.get(piece.id);
+        let chunk = pool.chunk(handed.region);
+        let writer = match chunk.working {
+            Working::Shared(writer) => {
+                Some(writer.part_of(handed.start - chunk.offset, handed.size))
+            }
+            Working::Copied => None,
+        };
+        let range = addresses(self.origin, handed.start, handed.size);
+        Place {
+            range,
+            group: pool.group,
+            writer,
+        }
+    }
+
+    /// Bytes of a live piece, rounding included.
+    pub(super) fn size(&self, piece: &Piece) -> u64 {
+        self.pool_of(piece).ranges.get(piece.id).size.into()
+    }
+
+    /// The alloc group of a piece.
+    pub(super) fn group(&self, piece: &Piece) -> AllocGroup {
+        self.pool_of(piece).group
+    }
+
+    /// Takes a piece back. Says whether its chunk is empty now.
+    pub(super) fn free(&mut self, piece: &Piece) -> bool {
+        let pool = self.pools[piece.pool as usize]
+            .as_mut()
+            .expect("pieces have a pool");
+        let region = pool.ranges.get(piece.id).region;
+        pool.ranges.free(piece.id);
+        let chunk = pool.chunk_mut(region);
+        chunk.live -= 1;
+        chunk.live == 0
+    }
+
+    // ---- chunks ----
+
+    /// Takes a run of pages for a segment that fits no chunk, if the window has one.
+    pub(super) fn grow(&mut self, short: &Planned) -> Option<AddressRange> {
+        if self.chunks >= MOST_CHUNKS {
+            return None;
+        }
+        let (page, granule) = (self.page, self.granule);
+        let most = page.round_down((self.range.size() / CHUNK_SHARE).max(FIRST_CHUNK));
+        // Room to align inside the chunk.
+        let slack = u64::from(short.alignment).saturating_sub(granule.bytes());
+        let need = u64::from(short.size.max(1)) + slack + guard(short.group, granule);
+        let need = page.round_up(need)?;
+        let pool = self.pool(short.group);
+        let mut size = page.round_up(pool.next_size.max(need))?;
+        pool.next_size = (pool.next_size * 2).min(most);
+        let executable = short.group.protection.executable();
+        let from = if executable { From::Bottom } else { From::Top };
+        let offset = loop {
+            match self.runs.take(size, page, from) {
+                Some(offset) => break offset,
+                None if size > need => size = page.round_up(size / 2)?.max(need),
+                None => return None,
+            }
+        };
+        self.chunks += 1;
+        Some(
+            self.range
+                .part(offset, size)
+                .expect("runs lie inside their window"),
+        )
+    }
+
+    /// Gives the run of a chunk back.
+    pub(super) fn shrink(&mut self, chunk: AddressRange) {
+        self.chunks -= 1;
+        self.runs
+            .give(chunk.start() - self.range.start(), chunk.size());
+    }
+
+    /// Adds a chunk that the mapper prepared.
+    pub(super) fn add_chunk(&mut self, range: AddressRange, group: AllocGroup, prepared: Prepared) {
+        let offset = narrow(range.start() - self.origin);
+        self.insert(
+            group,
+            ChunkState {
+                offset,
+                size: narrow(range.size()),
+                working: prepared.working,
+                mappings: prepared.mappings,
+                used_up_to: offset,
+                live: 0,
+            },
+        );
+    }
+
+    /// Adds an empty chunk to its pool.
+    pub(super) fn insert(&mut self, group: AllocGroup, chunk: ChunkState) {
+        let (start, size) = usable(&chunk, group, self.granule);
+        let pool = self.pool(group);
+        let region = match pool.chunks.iter().position(Option::is_none) {
+            Some(vacant) => vacant,
+            None => {
+                pool.chunks.push(None);
+                pool.chunks.len() - 1
+            }
+        };
+        pool.ranges.add_region(region as RegionId, start, size);
+        pool.chunks[region] = Some(chunk);
+    }
+
+    /// Takes an empty chunk out of a pool, the largest first, unless at most `keep` are left and
+    /// none of those is large.
+    pub(super) fn detach(
+        &mut self,
+        pool: usize,
+        keep: usize,
+    ) -> Option<(AddressRange, AllocGroup, ChunkState)> {
+        let granule = self.granule;
+        let pool = self.pools[pool].as_mut()?;
+        let empty = pool.chunks.iter().enumerate().filter_map(|(index, chunk)| {
+            let chunk = chunk.as_ref()?;
+            (chunk.live == 0).then_some((chunk.size, index))
+        });
+        let (count, largest) = empty.fold((0, None), |(count, largest), chunk| {
+            (count + 1, largest.max(Some(chunk)))
+        });
+        let (size, index) = largest?;
+        if count <= keep && size <= LARGEST_SPARE {
+            return None;
+        }
+        let chunk = pool.chunks[index].take()?;
+        let (start, size) = usable(&chunk, pool.group, granule);
+        let removed = pool.ranges.remove_region(start, size);
+        debug_assert!(removed, "an empty chunk is one free range");
+        Some((
+            addresses(self.origin, chunk.offset, chunk.size),
+            pool.group,
+            chunk,
+        ))
+    }
+
+    // ---- looking ----
+
+    /// Whether no further chunk may be made.
+    pub(super) fn crowded(&self) -> bool {
+        self.chunks >= MOST_CHUNKS
+    }
+
+    /// The largest run of pages that is in no chunk.
+    pub(super) fn largest_run(&self) -> u64 {
+        self.runs.largest()
+    }
+
+    pub(super) fn add_to(&self, sums: &mut Sums) {
+        sums.reserved += self.range.size();
+        sums.smallest_window = sums.smallest_window.min(self.range.size());
+        sums.out_of_reach += u64::from(!self.in_reach);
+        sums.mappings += self.runs.count() as u64;
+        let mut live = (u64::MAX, 0);
+        for pool in self.pools.iter().flatten() {
+            sums.free += pool.ranges.free_bytes();
+            for chunk in pool.chunks.iter().flatten() {
+                sums.chunks += 1;
+                sums.committed += u64::from(chunk.size);
+                sums.mappings += chunk.mappings;
+                if chunk.live > 0 {
+                    live.0 = live.0.min(chunk.offset.into());
+                    live.1 = live.1.max(chunk.used_up_to.into());
+                }
+            }
+        }
+        sums.span = sums.span.max(u64::saturating_sub(live.1, live.0));
+    }
+
+    /// Shows the window and its chunks.
+    pub(super) fn visit(&self, visit: &mut impl FnMut(LayoutItem)) {
+        visit(LayoutItem {
+            kind: LayoutKind::Window,
+            range: self.range,
+            group: None,
+        });
+        for pool in self.pools.iter().flatten() {
+            for chunk in pool.chunks.iter().flatten() {
+                let range = addresses(self.origin, chunk.offset, chunk.size);
+                visit(LayoutItem {
+                    kind: LayoutKind::Chunk,
+                    range,
+                    group: Some(pool.group),
+                });
+            }
+        }
+    }
+}
