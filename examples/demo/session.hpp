@@ -28,8 +28,8 @@ struct Library {
 struct Figures {
   size_t Objects = 0;
   double Milliseconds = 0;
-  uint64_t Content =
-      0; ///< bytes that the linker wrote: sections kept after pruning, without zero-fill
+  /// Bytes that the linker wrote: sections kept after pruning, without zero-fill.
+  uint64_t Content = 0;
   uint64_t Memory = 0; ///< bytes of pages really used
   int64_t Mappings = 0;
   uint64_t Distance = 0; ///< highest end minus lowest start of all blocks
