@@ -108,7 +108,6 @@ TEST_P(JitmemLifecycle, AbandonGivesBackWhatAllocateTook) {
   jitmem_stats After = statsOf(*MM);
   EXPECT_EQ(After.in_flight, Before.in_flight);
   EXPECT_EQ(After.live, Before.live);
-  EXPECT_EQ(After.span, Before.span);
   EXPECT_EQ(After.finalized, 1u);
   EXPECT_EQ(After.abandon_calls, Before.abandon_calls + 1);
 }

@@ -104,16 +104,16 @@ TEST_P(TwoViews, CodeIsAReadOnlyViewOfAMemfd) {
     Code.push_back(piece(RX, 1 + I * 1009));
   for (Piece &P : Code) {
     Mapping M = mappingAt(P.Addr);
-    EXPECT_EQ(M.Perms, "r-xs");
-    EXPECT_EQ(M.Path.rfind("/memfd:", 0), 0u) << M.Path;
+    ASSERT_EQ(M.Perms, "r-xs");
+    ASSERT_EQ(M.Path.rfind("/memfd:", 0), 0u) << M.Path;
   }
 }
 
 TEST_P(TwoViews, ConstantsAreAReadOnlyViewOfAMemfd) {
   Piece Const = piece(R, 100);
   Mapping M = mappingAt(Const.Addr);
-  EXPECT_EQ(M.Perms, "r--s");
-  EXPECT_EQ(M.Path.rfind("/memfd:", 0), 0u) << M.Path;
+  ASSERT_EQ(M.Perms, "r--s");
+  ASSERT_EQ(M.Path.rfind("/memfd:", 0), 0u) << M.Path;
 }
 
 TEST_P(TwoViews, DataIsPrivateToTheProcess) {
@@ -127,7 +127,7 @@ TEST_P(TwoViews, DataIsPrivateToTheProcess) {
     _exit(0);
   }
   ASSERT_EQ(waitpid(Child, nullptr, 0), Child);
-  EXPECT_EQ(*bytesAt(Data.Addr), 'p');
+  ASSERT_EQ(*bytesAt(Data.Addr), 'p');
 }
 
 TEST_P(TwoViews, AddressesOfCodeWereNeverWritable) {
@@ -137,11 +137,11 @@ TEST_P(TwoViews, AddressesOfCodeWereNeverWritable) {
     auto G = compat::makeGraph("graph");
     Block &Text = addContent(*G, addSection(*G, "text", RX), codeReturning(Round), {16});
     InFlight Alloc = allocate(*G);
-    EXPECT_EQ(mappingAt(Text.getAddress()).Perms, "r-xs");
-    EXPECT_NE(ExecutorAddr::fromPtr(Text.getAlreadyMutableContent().data()), Text.getAddress());
+    ASSERT_EQ(mappingAt(Text.getAddress()).Perms, "r-xs");
+    ASSERT_NE(Text.getAlreadyMutableContent().data(), bytesAt(Text.getAddress()));
     Placed P = finalize(std::move(Alloc));
-    EXPECT_EQ(mappingAt(Text.getAddress()).Perms, "r-xs");
-    EXPECT_EQ(call(Text.getAddress()), Round);
+    ASSERT_EQ(mappingAt(Text.getAddress()).Perms, "r-xs");
+    ASSERT_EQ(call(Text.getAddress()), Round);
   }
 }
 

@@ -133,7 +133,7 @@ TEST_P(Windows, RequestLargerThanAWindowIsRefused) {
   Piece P = piece(RW, 100);
 }
 
-TEST_P(Windows, EmptyWindowGoesBack) {
+TEST_P(Windows, EmptyWindowIsUsedAgain) {
   JITLinkDylib A("A"), B("B");
   std::vector<Piece> OfA, OfB;
   fill(A, 1 * MiB, OfA);
@@ -142,7 +142,6 @@ TEST_P(Windows, EmptyWindowGoesBack) {
     fill(B, 1 * MiB, OfB);
     OfB.clear();
   }
-  // At most one window is kept for the next time.
   EXPECT_LE(statsOf(*MM).reserved, Reserved + WindowSize);
 }
 
