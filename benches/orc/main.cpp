@@ -55,10 +55,13 @@ public:
     Wall = seconds(CLOCK_MONOTONIC) - Wall;
     Processor = seconds(CLOCK_PROCESS_CPUTIME_ID) - Processor;
     Faults = minorFaults() - Faults;
-    if (!Err)
-      R.phase(W, Name).cell(M.Name).Samples.push_back(
-          {Wall * 1e9 / Operations, Processor * 1e9 / Operations, double(Faults) / Operations});
-    return Err;
+    if (Err)
+      return Err;
+    Cell &C = R.phase(W, Name).cell(M.Name);
+    C.InProcess = M.InProcess;
+    C.Samples.push_back(
+        {Wall * 1e9 / Operations, Processor * 1e9 / Operations, double(Faults) / Operations});
+    return Error::success();
   }
 
   void hold(StringRef, uint64_t, StringRef) override {}

@@ -26,7 +26,7 @@ static const Cell *fastestOf(const Phase &P, const RunInfo &Info, Role Kind) {
   const Cell *Best = nullptr;
   for (const ManagerSpec &M : Info.Managers) {
     const Cell *C = M.Kind == Kind ? P.find(M.Name) : nullptr;
-    if (C && C->timed() && (!Best || C->median() < Best->median()))
+    if (C && C->timed() && (!Best || C->cost() < Best->cost()))
       Best = C;
   }
   return Best;
@@ -65,21 +65,23 @@ void printHeader(raw_ostream &OS, const RunInfo &Info) {
     OS << ", " << System.sysname << ' ' << System.release << ' ' << System.machine;
   OS << ", " << sys::getHostCPUName() << ", " << sysconf(_SC_NPROCESSORS_ONLN)
      << " processors. Every manager runs under " << DispatcherName
-     << ". Rounds are interleaved, the order changes from round to round, figures are medians "
-        "over rounds, ratios are medians of each round's ratio; page faults and system calls are "
-        "per operation. Memory and mappings are what "
+     << ". Rounds are interleaved, the order changes from round to round, figures are medians over "
+        "rounds. Ratios are medians of each round's ratio of processor times, so that waiting for "
         "a "
-        "child process that runs this manager alone gained, a page mapped twice counted once, "
-        "without the C heap; system calls are counted there too.\n\n";
+        "processor on a busy machine does not count. Page faults and system calls are per "
+        "operation. Memory and mappings are what a child process that runs this manager alone "
+        "gained, a page mapped twice counted once, without the C heap; system calls are counted "
+        "there too.\n\n";
   for (const ManagerSpec &M : Info.Managers)
     OS << "- `" << M.Name << "`: " << M.Summary << '\n';
 }
 
 static void printTimed(raw_ostream &OS, const RunInfo &Info, const Phase &P) {
   OS << "\n**" << P.Name << "**, per " << P.Of->Operation << "\n\n"
-     << "| manager | median | min to max | faster LLVM / this | this / floor | page faults | "
+     << "| manager | median | min to max | processor | faster LLVM / this | this / floor | page "
+        "faults | "
         "system calls | memory KB | mappings |\n"
-     << "|---|--:|--:|--:|--:|--:|--:|--:|--:|\n";
+     << "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
   const Cell *Reference = fasterReference(P, Info), *Floor = floorCell(P, Info);
   for (const ManagerSpec &M : Info.Managers) {
     const Cell *Found = P.find(M.Name);
@@ -89,9 +91,9 @@ static void printTimed(raw_ostream &OS, const RunInfo &Info, const Phase &P) {
     OS << "| " << C.Manager << " | ";
     if (C.timed())
       OS << timeText(C.median()) << " | " << timeText(C.fastest()) << " to "
-         << timeText(C.slowest()) << " | ";
+         << timeText(C.slowest()) << " | " << timeText(C.medianProcessor()) << " | ";
     else
-      OS << "– | – | ";
+      OS << "– | – | – | ";
     OS << ratioText(Reference, &C) << " | " << ratioText(&C, Floor) << " | "
        << countText(C.faults()) << " | " << (C.SystemCalls ? countText(*C.SystemCalls) : "–")
        << " | ";
@@ -147,6 +149,7 @@ static json::Object toJson(const Cell &C) {
       Processor.push_back(S.ProcessorNs);
     }
     O["median_ns"] = C.median();
+    O["median_processor_ns"] = C.medianProcessor();
     O["wall_ns"] = std::move(Wall);
     O["processor_ns"] = std::move(Processor);
     O["page_faults"] = C.faults();

@@ -23,6 +23,8 @@ static std::vector<double> column(const std::vector<Sample> &Samples, double Sam
 
 double Cell::median() const { return medianOf(column(Samples, &Sample::WallNs)); }
 
+double Cell::medianProcessor() const { return medianOf(column(Samples, &Sample::ProcessorNs)); }
+
 double Cell::fastest() const {
   std::vector<double> Values = column(Samples, &Sample::WallNs);
   return Values.empty() ? 0 : *std::min_element(Values.begin(), Values.end());
@@ -82,9 +84,10 @@ std::optional<double> ratio(const Cell *A, const Cell *B) {
   // One that failed half-way has fewer samples than there were rounds: nothing to compare.
   if (!A || !B || !A->timed() || A->Samples.size() != B->Samples.size())
     return std::nullopt;
+  auto Cost = A->InProcess && B->InProcess ? &Sample::ProcessorNs : &Sample::WallNs;
   std::vector<double> Ratios;
   for (size_t I = 0; I != A->Samples.size(); ++I)
-    Ratios.push_back(A->Samples[I].WallNs / B->Samples[I].WallNs);
+    Ratios.push_back(A->Samples[I].*Cost / (B->Samples[I].*Cost));
   return medianOf(std::move(Ratios));
 }
 
@@ -97,7 +100,7 @@ void addSum(Results &R, const Workload &W, llvm::StringRef Name) {
       auto Sum = std::find_if(Sums.begin(), Sums.end(),
                               [&](const Cell &S) { return S.Manager == C.Manager; });
       if (Sum == Sums.end()) {
-        Sums.push_back({C.Manager, C.Samples, C.SystemCalls, std::nullopt, 0, ""});
+        Sums.push_back({C.Manager, C.Samples, C.InProcess, C.SystemCalls, std::nullopt, 0, ""});
         continue;
       }
       for (size_t I = 0; I != std::min(Sum->Samples.size(), C.Samples.size()); ++I) {

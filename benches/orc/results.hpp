@@ -36,6 +36,8 @@ struct Footprint {
 struct Cell {
   std::string Manager;
   std::vector<Sample> Samples;
+  /// This process does all the work, so its processor time is what the work costs.
+  bool InProcess = true;
   /// Per operation.
   std::optional<double> SystemCalls;
   /// While what the phase made is live.
@@ -46,6 +48,10 @@ struct Cell {
 
   bool timed() const { return !Samples.empty(); }
   double median() const;
+  double medianProcessor() const;
+  /// What ratios compare: processor time, in which waiting for a processor is not counted; where
+  /// another process does some of the work, the time that passed.
+  double cost() const { return InProcess ? medianProcessor() : median(); }
   double fastest() const;
   double slowest() const;
   double faults() const;
@@ -87,7 +93,7 @@ private:
   std::vector<Failure> Failures;
 };
 
-/// How much longer A took than B: the median over rounds of one round's ratio. Managers take turns
+/// How much more A cost than B: the median over rounds of one round's ratio. Managers take turns
 /// within a round, so what disturbs the machine for longer than a round falls out of it.
 std::optional<double> ratio(const Cell *A, const Cell *B);
 
