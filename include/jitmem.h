@@ -76,6 +76,10 @@ enum jitmem_status
    * A defect in jitmem; the handle refuses further work.
    */
   JITMEM_INTERNAL = 12,
+  /**
+   * It can't be done without waiting; nothing was done.
+   */
+  JITMEM_WOULD_BLOCK = 13,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -897,6 +901,21 @@ jitmem_status jitmem_manager_allocate_async(const struct jitmem_manager *manager
                                             struct jitmem_error **error);
 
 /**
+ * jitmem_manager_allocate where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
+ * where it does: nothing is done then, and jitmem_manager_allocate_async will do it.
+ *
+ * Requires:
+ * As jitmem_manager_allocate.
+ */
+jitmem_status jitmem_manager_try_allocate(const struct jitmem_manager *manager,
+                                          const struct jitmem_segment *segments,
+                                          size_t count,
+                                          uint64_t dylib,
+                                          struct jitmem_segment_memory *memory,
+                                          uint64_t *allocation,
+                                          struct jitmem_error **error);
+
+/**
  * Writes `size` bytes at `offset` of a segment's content, with all checks: for hosts that would
  * rather not write through working_memory. Thread-safe.
  *
@@ -954,6 +973,17 @@ jitmem_status jitmem_manager_finalize_async(const struct jitmem_manager *manager
                                             struct jitmem_error **error);
 
 /**
+ * jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
+ * error object, where it does: nothing is done then.
+ *
+ * Requires:
+ * As jitmem_manager_finalize.
+ */
+jitmem_status jitmem_manager_try_finalize(const struct jitmem_manager *manager,
+                                          uint64_t allocation,
+                                          struct jitmem_error **error);
+
+/**
  * Gives up an allocation that was not finalized; its working memory must not be touched any more.
  * Thread-safe. Waits for the mapper.
  *
@@ -997,6 +1027,18 @@ jitmem_status jitmem_manager_deallocate(const struct jitmem_manager *manager,
                                         const uint64_t *allocations,
                                         size_t count,
                                         struct jitmem_error **error);
+
+/**
+ * jitmem_manager_deallocate where that needs no waiting and no action; JITMEM_WOULD_BLOCK, without an
+ * error object, where it does: nothing is done then.
+ *
+ * Requires:
+ * As jitmem_manager_deallocate.
+ */
+jitmem_status jitmem_manager_try_deallocate(const struct jitmem_manager *manager,
+                                            const uint64_t *allocations,
+                                            size_t count,
+                                            struct jitmem_error **error);
 
 /**
  * jitmem_manager_deallocate without waiting. `allocations` is read during this call only.

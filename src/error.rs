@@ -32,6 +32,8 @@ pub enum Status {
     System = 11,
     /// A defect in jitmem; the handle refuses further work.
     Internal = 12,
+    /// It can't be done without waiting; nothing was done.
+    WouldBlock = 13,
 }
 
 impl Status {
@@ -50,6 +52,7 @@ impl Status {
             Status::MapperFailed => "JITMEM_MAPPER_FAILED",
             Status::System => "JITMEM_SYSTEM",
             Status::Internal => "JITMEM_INTERNAL",
+            Status::WouldBlock => "JITMEM_WOULD_BLOCK",
         }
     }
 
@@ -62,7 +65,7 @@ impl Status {
 }
 
 /// Every status, in the order of their numbers.
-pub const ALL_STATUSES: [Status; 12] = [
+pub const ALL_STATUSES: [Status; 13] = [
     Status::InvalidArgument,
     Status::InvalidHandle,
     Status::WindowFull,
@@ -75,6 +78,7 @@ pub const ALL_STATUSES: [Status; 12] = [
     Status::MapperFailed,
     Status::System,
     Status::Internal,
+    Status::WouldBlock,
 ];
 
 /// A failure: its kind, and what happened in words (operation, value, cause, remedy).
@@ -202,6 +206,6 @@ mod tests {
             assert_eq!(Status::from_code(status as u32), Some(status));
         }
         assert_eq!(Status::from_code(0), None);
-        assert_eq!(Status::from_code(13), None);
+        assert_eq!(Status::from_code(14), None);
     }
 }

@@ -159,11 +159,26 @@ public:
 
   void allocate(const llvm::jitlink::JITLinkDylib *JD, llvm::jitlink::LinkGraph &G,
                 OnAllocatedFunction OnAllocated) override {
-    auto Ctx = std::make_unique<Allocating>(*this, G, std::move(OnAllocated));
-    auto Request = Ctx->Layout.request();
+    detail::GraphLayout Layout(G);
+    auto Request = Layout.request();
     auto Dylib = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(JD));
+    detail::OwnedError E;
+    llvm::SmallVector<jitmem_segment_memory, 4> Memory(Request.size());
+    uint64_t Handle = 0;
+    switch (jitmem_manager_try_allocate(handle(), Request.data(), Request.size(), Dylib,
+                                        Memory.data(), &Handle, E.out())) {
+    case JITMEM_OK:
+      Layout.apply(Memory.data());
+      OnAllocated(std::make_unique<InFlight>(*this, G, Handle));
+      return;
+    case JITMEM_WOULD_BLOCK:
+      break;
+    default:
+      OnAllocated(E.take());
+      return;
+    }
     detail::submit(
-        std::move(Ctx),
+        std::make_unique<Allocating>(*this, G, std::move(Layout), std::move(OnAllocated)),
         [&](void *Passed, jitmem_error **E) {
           return jitmem_manager_allocate_async(handle(), Request.data(), Request.size(), Dylib,
                                                &Allocating::done, Passed, nullptr, E);
@@ -176,6 +191,12 @@ public:
     llvm::SmallVector<uint64_t, 8> Handles;
     for (auto &Alloc : Allocs)
       Handles.push_back(Alloc.release().getValue());
+    detail::OwnedError E;
+    auto Status = jitmem_manager_try_deallocate(handle(), Handles.data(), Handles.size(), E.out());
+    if (Status != JITMEM_WOULD_BLOCK) {
+      OnDeallocated(E.take());
+      return;
+    }
     detail::submit(
         std::make_unique<OnDeallocatedFunction>(std::move(OnDeallocated)),
         [&](void *Passed, jitmem_error **E) {
@@ -259,6 +280,18 @@ private:
 
     void finalize(OnFinalizedFunction OnFinalized) override {
       uint64_t Taken = std::exchange(Handle, 0);
+      if (G.allocActions().empty()) {
+        detail::OwnedError E;
+        auto Status = jitmem_manager_try_finalize(MM.handle(), Taken, E.out());
+        if (Status == JITMEM_OK) {
+          OnFinalized(FinalizedAlloc(llvm::orc::ExecutorAddr(Taken)));
+          return;
+        }
+        if (Status != JITMEM_WOULD_BLOCK) {
+          OnFinalized(E.take());
+          return;
+        }
+      }
       llvm::SmallVector<jitmem_action, 4> Actions;
       for (auto &Pair : G.allocActions())
         Actions.push_back({toCall(Pair.Finalize), toCall(Pair.Dealloc)});
@@ -297,8 +330,9 @@ private:
 
   /// A request for memory under way.
   struct Allocating {
-    Allocating(MemoryManager &MM, LinkGraph &G, OnAllocatedFunction OnAllocated)
-        : MM(MM), G(G), Layout(G), OnAllocated(std::move(OnAllocated)) {}
+    Allocating(MemoryManager &MM, LinkGraph &G, detail::GraphLayout Layout,
+               OnAllocatedFunction OnAllocated)
+        : MM(MM), G(G), Layout(std::move(Layout)), OnAllocated(std::move(OnAllocated)) {}
 
     static void done(void *Ctx, uint64_t Handle, const jitmem_segment_memory *Memory, size_t,
                      const jitmem_error *E) {

@@ -13,6 +13,7 @@
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
 #include <llvm/Support/MathExtras.h>
 
+#include <algorithm>
 #include <cstring>
 #include <tuple>
 
@@ -33,37 +34,42 @@ class GraphLayout {
   struct Placed {
     llvm::jitlink::Block *B;
     uint64_t Offset; // in the segment
-    unsigned Section;
+    uint32_t Section;
+    uint8_t Segment;
+    bool ZeroFill;
+
+    /// Blocks of a segment together, its zero-fill last, then by section, address and size.
+    auto order() const {
+      return std::make_tuple(Segment, ZeroFill, Section, B->getAddress(), B->getSize());
+    }
   };
 
   struct Segment {
     llvm::orc::AllocGroup Group;
-    uint64_t Alignment = 1;
-    uint64_t ContentSize = 0;
-    uint64_t Size = 0;
-    llvm::SmallVector<Placed, 8> Content;
-    llvm::SmallVector<Placed, 2> ZeroFill;
+    uint64_t Alignment;
+    uint64_t ContentSize;
+    uint64_t Size;
   };
 
 public:
   explicit GraphLayout(llvm::jitlink::LinkGraph &G) {
+    bool Ordered = true;
     for (auto &Section : G.sections()) {
-      if (Section.getMemLifetime() == llvm::orc::MemLifetime::NoAlloc || Section.empty())
+      if (Section.getMemLifetime() == llvm::orc::MemLifetime::NoAlloc)
         continue;
-      Segment *S = nullptr;
+      uint8_t Index = NoSegment;
       for (auto *B : Section.blocks()) {
-        if (!S)
-          S = &segmentFor({Section.getMemProt(), Section.getMemLifetime()});
-        auto &Blocks = B->isZeroFill() ? static_cast<llvm::SmallVectorImpl<Placed> &>(S->ZeroFill)
-                                       : S->Content;
-        Blocks.push_back({B, 0, Section.getOrdinal()});
+        if (Index == NoSegment)
+          Index = segmentFor({Section.getMemProt(), Section.getMemLifetime()});
+        Blocks.push_back({B, 0, Section.getOrdinal(), Index, B->isZeroFill()});
+        if (Blocks.size() > 1)
+          Ordered &= Blocks[Blocks.size() - 2].order() < Blocks.back().order();
       }
     }
-    for (auto &S : Segments) {
-      place(S, S.Content);
-      S.ContentSize = S.Size;
-      place(S, S.ZeroFill);
-    }
+    if (!Ordered)
+      llvm::sort(Blocks, [](const Placed &L, const Placed &R) { return L.order() < R.order(); });
+    for (auto &P : Blocks)
+      place(P);
   }
 
   /// What the manager is asked for, one entry per segment.
@@ -82,50 +88,51 @@ public:
   /// Gives every block its address, and its content a place in working memory. `Memory` has one
   /// entry per segment of the request.
   void apply(const jitmem_segment_memory *Memory) {
-    for (auto &S : Segments) {
-      auto *Working = static_cast<char *>(Memory->working_memory);
-      uint64_t End = 0;
-      for (auto &P : S.Content) {
-        std::memset(Working + End, 0, P.Offset - End);
-        size_t Size = P.B->getSize();
-        if (Size > 0)
-          std::memcpy(Working + P.Offset, P.B->getContent().data(), Size);
-        P.B->setMutableContent({Working + P.Offset, Size});
-        P.B->setAddress(llvm::orc::ExecutorAddr(Memory->address + P.Offset));
-        End = P.Offset + Size;
-      }
-      for (auto &P : S.ZeroFill)
-        P.B->setAddress(llvm::orc::ExecutorAddr(Memory->address + P.Offset));
-      ++Memory;
+    uint64_t End[MostSegments] = {};
+    for (auto &P : Blocks) {
+      auto &M = Memory[P.Segment];
+      P.B->setAddress(llvm::orc::ExecutorAddr(M.address + P.Offset));
+      if (P.ZeroFill)
+        continue;
+      auto *Working = static_cast<char *>(M.working_memory);
+      auto &ContentEnd = End[P.Segment];
+      if (P.Offset > ContentEnd)
+        std::memset(Working + ContentEnd, 0, P.Offset - ContentEnd);
+      size_t Size = P.B->getSize();
+      if (Size > 0)
+        std::memcpy(Working + P.Offset, P.B->getContent().data(), Size);
+      P.B->setMutableContent({Working + P.Offset, Size});
+      ContentEnd = P.Offset + Size;
     }
   }
 
 private:
-  Segment &segmentFor(llvm::orc::AllocGroup Group) {
-    for (auto &S : Segments)
-      if (S.Group == Group)
-        return S;
-    Segments.emplace_back();
-    Segments.back().Group = Group;
-    return Segments.back();
+  /// Three bits of protection, two lifetimes that take memory.
+  static constexpr uint8_t MostSegments = 16;
+  static constexpr uint8_t NoSegment = MostSegments;
+
+  uint8_t segmentFor(llvm::orc::AllocGroup Group) {
+    uint8_t Index = 0;
+    for (; Index != Segments.size(); ++Index)
+      if (Segments[Index].Group == Group)
+        return Index;
+    Segments.push_back({Group, 1, 0, 0});
+    return Index;
   }
 
   /// Sizes saturate: the manager refuses what does not fit a window.
-  static void place(Segment &S, llvm::SmallVectorImpl<Placed> &Blocks) {
-    if (Blocks.size() > 1)
-      llvm::sort(Blocks, [](const Placed &L, const Placed &R) {
-        return std::make_tuple(L.Section, L.B->getAddress(), L.B->getSize()) <
-               std::make_tuple(R.Section, R.B->getAddress(), R.B->getSize());
-      });
-    for (auto &P : Blocks) {
-      uint64_t Alignment = P.B->getAlignment();
-      uint64_t Padding = (P.B->getAlignmentOffset() - S.Size) & (Alignment - 1);
-      P.Offset = llvm::SaturatingAdd(S.Size, Padding);
-      S.Size = llvm::SaturatingAdd(P.Offset, static_cast<uint64_t>(P.B->getSize()));
-      S.Alignment = std::max(S.Alignment, Alignment);
-    }
+  void place(Placed &P) {
+    auto &S = Segments[P.Segment];
+    uint64_t Alignment = P.B->getAlignment();
+    uint64_t Padding = (P.B->getAlignmentOffset() - S.Size) & (Alignment - 1);
+    P.Offset = llvm::SaturatingAdd(S.Size, Padding);
+    S.Size = llvm::SaturatingAdd(P.Offset, static_cast<uint64_t>(P.B->getSize()));
+    S.Alignment = std::max(S.Alignment, Alignment);
+    if (!P.ZeroFill)
+      S.ContentSize = S.Size;
   }
 
+  llvm::SmallVector<Placed, 8> Blocks;
   llvm::SmallVector<Segment, 4> Segments;
 };
 

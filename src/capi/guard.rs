@@ -34,7 +34,8 @@ pub(super) unsafe fn call(
         Ok(()) => jitmem_status::JITMEM_OK,
         Err(failure) => {
             let status = failure.status().into();
-            if !error.is_null() {
+            // To decline to wait is no failure that needs words.
+            if !error.is_null() && failure.status() != Status::WouldBlock {
                 let object = handle::give(jitmem_error::from(failure));
                 // SAFETY: the caller says that it is a place for a pointer.
                 unsafe { error.write(object) };

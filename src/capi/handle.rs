@@ -106,6 +106,9 @@ pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
 /// # Safety
 /// `handle` is NULL or came from [`give`], and no other thread uses it.
 pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
+    if handle.is_null() {
+        return None; // the common case: no words for an error that nobody reads
+    }
     let cell = cell(handle).ok()?;
     let pool = T::pool();
     // SAFETY: cells live for ever.

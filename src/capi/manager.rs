@@ -196,6 +196,11 @@ impl jitmem_manager {
     }
 }
 
+/// The answer of a call that declines to wait. No text is made: it happens often.
+fn now<T>(answer: Option<Result<T>>) -> Result<T> {
+    answer.unwrap_or_else(|| Err(Error::new(Status::WouldBlock, String::new())))
+}
+
 /// Runs `body` on a manager; after a panic the manager refuses further work.
 ///
 /// # Safety
@@ -423,6 +428,30 @@ const _: () = assert!(
             == offset_of!(jitmem_segment_memory, working_memory)
 );
 
+/// Checks the places for an allocation, allocates, and fills them.
+///
+/// # Safety
+/// `memory` is NULL or has `count` entries; `allocation` is NULL or a place for a handle.
+unsafe fn answer(
+    count: usize,
+    memory: *mut jitmem_segment_memory,
+    allocation: *mut u64,
+    allocate: impl FnOnce() -> Result<Allocated>,
+) -> Result<()> {
+    input::required(allocation, "allocation")?;
+    if count > 0 {
+        input::required(memory, "memory")?;
+    }
+    let allocated = allocate()?;
+    if count > 0 {
+        // SAFETY: not NULL, and the caller says that it has `count` entries.
+        unsafe { memory.copy_from_nonoverlapping(memory_of(&allocated), count) };
+    }
+    // SAFETY: not NULL, and the caller says that it is a place for a handle.
+    unsafe { allocation.write(allocated.handle) };
+    Ok(())
+}
+
 /// The same entries as C sees them.
 fn memory_of(allocated: &Allocated) -> *const jitmem_segment_memory {
     allocated.segments.as_ptr().cast()
@@ -469,18 +498,9 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let request = unsafe { self::request(manager, segments, count, dylib) }?;
-        input::required(allocation, "allocation")?;
-        if count > 0 {
-            input::required(memory, "memory")?;
-        }
-        let allocated = wait(|done| manager.allocate(request, done))?;
-        if count > 0 {
-            // SAFETY: not NULL, and the caller says that it has `count` entries.
-            unsafe { memory.copy_from_nonoverlapping(memory_of(&allocated), count) };
-        }
-        // SAFETY: not NULL, and the caller says that it is a place for a handle.
-        unsafe { allocation.write(allocated.handle) };
-        Ok(())
+        let allocate = || wait(|done| manager.allocate(request, done));
+        // SAFETY: as the caller says.
+        unsafe { answer(count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -521,6 +541,35 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
         });
         manager.allocate(request, done);
         Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_allocate where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
+/// where it does: nothing is done then, and jitmem_manager_allocate_async will do it.
+///
+/// # Safety
+/// As jitmem_manager_allocate.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_try_allocate(
+    manager: *const jitmem_manager,
+    segments: *const jitmem_segment,
+    count: usize,
+    dylib: u64,
+    memory: *mut jitmem_segment_memory,
+    allocation: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let request = unsafe { self::request(manager, segments, count, dylib) }?;
+        // SAFETY: as the caller says.
+        unsafe {
+            answer(count, memory, allocation, || {
+                now(manager.try_allocate(&request))
+            })
+        }
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -659,6 +708,22 @@ pub unsafe extern "C" fn jitmem_manager_finalize_async(
     unsafe { with_manager(manager, error, body) }
 }
 
+/// jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
+/// error object, where it does: nothing is done then.
+///
+/// # Safety
+/// As jitmem_manager_finalize.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_try_finalize(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| now(manager.try_finalize(allocation));
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
 /// Gives up an allocation that was not finalized; its working memory must not be touched any more.
 /// Thread-safe. Waits for the mapper.
 ///
@@ -722,6 +787,27 @@ pub unsafe extern "C" fn jitmem_manager_deallocate(
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
         wait(|done| manager.deallocate(handles, done))
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_deallocate where that needs no waiting and no action; JITMEM_WOULD_BLOCK, without an
+/// error object, where it does: nothing is done then.
+///
+/// # Safety
+/// As jitmem_manager_deallocate.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_try_deallocate(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        now(manager.try_deallocate(handles))
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }

@@ -36,6 +36,8 @@ pub enum jitmem_status {
     JITMEM_SYSTEM = 11,
     /// A defect in jitmem; the handle refuses further work.
     JITMEM_INTERNAL = 12,
+    /// It can't be done without waiting; nothing was done.
+    JITMEM_WOULD_BLOCK = 13,
 }
 
 impl From<Status> for jitmem_status {
@@ -54,6 +56,7 @@ impl From<Status> for jitmem_status {
             Status::MapperFailed => JITMEM_MAPPER_FAILED,
             Status::System => JITMEM_SYSTEM,
             Status::Internal => JITMEM_INTERNAL,
+            Status::WouldBlock => JITMEM_WOULD_BLOCK,
         }
     }
 }
@@ -163,6 +166,7 @@ pub extern "C" fn jitmem_status_name(status: u32) -> *const c_char {
         10 => c"JITMEM_MAPPER_FAILED",
         11 => c"JITMEM_SYSTEM",
         12 => c"JITMEM_INTERNAL",
+        13 => c"JITMEM_WOULD_BLOCK",
         _ => c"unknown status",
     };
     name.as_ptr()

@@ -5,6 +5,7 @@
 //! or an action runs. Writing (zero-fill, traps) happens outside it too, on ranges that belong to
 //! one allocation at that moment.
 
+mod records;
 mod request;
 mod space;
 mod stats;
@@ -22,9 +23,9 @@ use crate::memory::placement::REACH;
 use crate::memory::view::{Buffer, Placement, WorkingPointer};
 use crate::sys;
 use parking_lot::Mutex;
-use slotmap::DefaultKey;
+use records::{Key, State};
 use smallvec::SmallVec;
-use space::{Attempt, Detached, Growth, Leaving, Space, State};
+use space::{Attempt, Detached, Growth, Leaving, Space};
 use std::sync::Arc;
 use window::Grant;
 
@@ -100,6 +101,14 @@ struct Core {
     waiting: Mutex<Vec<Waiting>>,
 }
 
+/// How far a request gets without waiting.
+enum Now {
+    Answer(Result<Allocated>),
+    Wait,
+    /// It needs another window; why the present ones do not do.
+    AnotherWindow(Error),
+}
+
 struct Waiting {
     request: Request,
     done: Completion<Allocated>,
@@ -171,10 +180,24 @@ impl Manager {
         self.core.allocate(request, 0, done);
     }
 
+    /// [`Manager::allocate`] if that takes no waiting, else `None` and nothing is done.
+    pub fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
+        match self.core.allocate_now(request) {
+            Now::Answer(answer) => Some(answer),
+            Now::Wait | Now::AnotherWindow(_) => None,
+        }
+    }
+
     /// Makes the content visible in the executor and runs the finalize actions. On failure the
     /// memory is free again.
     pub fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
         self.core.finalize(handle, actions, done);
+    }
+
+    /// [`Manager::finalize`] without actions if that takes no waiting, else `None` and nothing is
+    /// done.
+    pub fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
+        self.core.finalize_now(handle)
     }
 
     /// Gives up an allocation that was not finalized.
@@ -188,13 +211,19 @@ impl Manager {
         self.core.deallocate(handles, done);
     }
 
+    /// [`Manager::deallocate`] if that takes no waiting and no action, else `None` and nothing is
+    /// done.
+    pub fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
+        self.core.deallocate_now(handles)
+    }
+
     /// Writes into an in-flight allocation with all checks; for hosts that hold no pointer.
     ///
     /// # Errors
     /// `InvalidHandle` if it is not in flight, `InvalidArgument` for bytes outside the content.
     pub fn write(&self, handle: u64, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut space = self.core.space.lock();
-        let (_, record) = space.find(handle, State::InFlight)?;
+        let (_, record) = space.records.find(handle, State::InFlight)?;
         let position = record
             .pieces
             .iter()
@@ -202,7 +231,8 @@ impl Manager {
         let end = offset.checked_add(bytes.len() as u64);
         match position.map(|position| (position, record.pieces[position])) {
             Some((position, piece)) if end.is_some_and(|end| end <= piece.content.into()) => {
-                let buffer = record.buffers.get(position).and_then(Option::as_ref);
+                let buffers = record.buffers.as_ref();
+                let buffer = buffers.and_then(|buffers| buffers[position].as_ref());
                 let buffer = buffer.map(|buffer| buffer.writer());
                 let writer = buffer.or_else(|| space.place(&piece).writer);
                 writer
@@ -246,6 +276,13 @@ impl Core {
         Ok(())
     }
 
+    fn counted<T>(&self, answer: Result<T>) -> Result<T> {
+        if answer.is_err() {
+            self.space.lock().counters.failures += 1;
+        }
+        answer
+    }
+
     fn failed<T>(&self, error: Error, done: Completion<T>) {
         self.space.lock().counters.failures += 1;
         done.complete(Err(error));
@@ -253,45 +290,47 @@ impl Core {
 
     // ---- allocate ----
 
+    /// Serves a request, if that takes no waiting.
+    fn allocate_now(self: &Arc<Self>, request: &Request) -> Now {
+        loop {
+            let attempt = self.space.lock().allocate(request);
+            let step = match attempt {
+                Attempt::Done(key, grant) => return Now::Answer(self.deliver(key, grant)),
+                Attempt::Wait => return Now::Wait,
+                Attempt::Full(error) => return Now::AnotherWindow(error),
+                Attempt::Refused(error) => Err(error),
+                Attempt::Grow(growth) => self.grow(&growth),
+                // What can't be reclaimed is whole again; say so rather than try for ever.
+                Attempt::Reclaim(empty) => self.reclaim(empty),
+            };
+            if let Err(error) = step {
+                self.space.lock().counters.failures += 1;
+                return Now::Answer(Err(error));
+            }
+        }
+    }
+
     fn allocate(self: &Arc<Self>, request: Request, new_windows: u32, done: Completion<Allocated>) {
         loop {
-            let attempt = {
-                let mut space = self.space.lock();
-                let attempt = space.allocate(&request);
-                match attempt {
-                    Attempt::Wait => {
-                        // Under the lock, so that the change can't end between the two.
-                        return self.waiting.lock().push(Waiting { request, done });
-                    }
-                    Attempt::Full(_) if new_windows < MOST_NEW_WINDOWS => {
-                        space.changes += 1;
-                    }
-                    Attempt::Full(_) | Attempt::Refused(_) => space.counters.failures += 1,
-                    _ => {}
+            let now = self.allocate_now(&request);
+            match now {
+                Now::Answer(answer) => return done.complete(answer),
+                Now::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
+                    return self.failed(error, done);
                 }
-                attempt
-            };
-            match attempt {
-                Attempt::Done(key, grant) => return self.deliver(key, grant, done),
-                Attempt::Grow(growth) => {
-                    if let Err(error) = self.grow(&growth) {
-                        return self.failed(error, done);
-                    }
-                }
-                Attempt::Reclaim(empty) => {
-                    // What can't be reclaimed is whole again; say so rather than try for ever.
-                    if let Err(error) = self.reclaim(empty) {
-                        return self.failed(error, done);
-                    }
-                }
-                Attempt::Full(_) if new_windows < MOST_NEW_WINDOWS => {
-                    return self.open_window(request, new_windows, done);
-                }
-                Attempt::Full(error) | Attempt::Refused(error) => {
-                    return done.complete(Err(error));
-                }
-                Attempt::Wait => unreachable!("returned above"),
+                Now::AnotherWindow(_) | Now::Wait => {}
             }
+            let mut space = self.space.lock();
+            if space.changes > 0 {
+                // Under the lock, so that the last change can't end between the two.
+                return self.waiting.lock().push(Waiting { request, done });
+            }
+            if let Now::AnotherWindow(_) = now {
+                space.changes += 1;
+                drop(space);
+                return self.open_window(request, new_windows, done);
+            }
+            // The change that it would have waited for has ended.
         }
     }
 
@@ -366,26 +405,24 @@ impl Core {
         }
     }
 
-    /// Gives a fresh allocation to its requester.
-    fn deliver(self: &Arc<Self>, key: DefaultKey, mut grant: Grant, done: Completion<Allocated>) {
+    /// Makes a fresh allocation ready for its requester.
+    fn deliver(self: &Arc<Self>, key: Key, mut grant: Grant) -> Result<Allocated> {
         for (writer, offset, size) in &grant.dirty {
             writer.zero((*offset).into(), (*size).into());
         }
         if grant.copied {
-            if let Err(error) = self.make_buffers(key, &mut grant) {
-                return self.failed(error, done);
-            }
+            self.make_buffers(key, &mut grant)?;
         }
-        done.complete(Ok(Allocated {
+        Ok(Allocated {
             handle: grant.handle,
             segments: grant.segments,
-        }));
+        })
     }
 
     /// Makes working memory for content that the mapper copies.
-    fn make_buffers(self: &Arc<Self>, key: DefaultKey, grant: &mut Grant) -> Result<()> {
+    fn make_buffers(self: &Arc<Self>, key: Key, grant: &mut Grant) -> Result<()> {
         let mut space = self.space.lock();
-        let pieces = space.record(key).pieces.clone();
+        let pieces = space.records.get(key).pieces.clone();
         let mut buffers = Vec::with_capacity(pieces.len());
         for piece in &pieces {
             let shared = space.place(piece).writer.is_some();
@@ -409,24 +446,34 @@ impl Core {
                 segment.working_memory = buffer.writer().pointer();
             }
         }
-        space.record(key).buffers = buffers;
+        space.records.get(key).buffers = Some(Box::new(buffers));
         Ok(())
     }
 
     // ---- finalize ----
 
+    /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
+    fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+        if !self.mapper.capabilities().coherent {
+            return None;
+        }
+        let served = self.usable().and_then(|()| {
+            let mut space = self.space.lock();
+            let (key, _) = space.records.find(handle, State::InFlight)?;
+            Ok(space.finish_finalize(key, Teardown::Nothing))
+        });
+        Some(self.counted(served).map(|served| {
+            if !served.pieces.is_empty() {
+                self.give_back(None, served);
+            }
+        }))
+    }
+
     fn finalize(self: &Arc<Self>, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
-        // Where writing is seeing, an allocation without actions needs nothing of the mapper.
-        if actions.is_empty() && self.mapper.capabilities().coherent {
-            let served = self.usable().and_then(|()| {
-                let mut space = self.space.lock();
-                let (key, _) = space.find(handle, State::InFlight)?;
-                Ok(space.finish_finalize(key, Teardown::Nothing))
-            });
-            return match served {
-                Ok(served) => self.finish_finalize(handle, served, done),
-                Err(error) => self.failed(error, done),
-            };
+        if actions.is_empty() {
+            if let Some(answer) = self.finalize_now(handle) {
+                return done.complete(answer.map(|()| handle));
+            }
         }
         let (key, segments) = match self.usable().and_then(|()| self.take_content(handle)) {
             Ok(taken) => taken,
@@ -453,9 +500,9 @@ impl Core {
     }
 
     /// Marks an allocation as being finalized and takes what the mapper needs of it.
-    fn take_content(&self, handle: u64) -> Result<(DefaultKey, SmallVec<[SegmentContent; 4]>)> {
+    fn take_content(&self, handle: u64) -> Result<(Key, SmallVec<[SegmentContent; 4]>)> {
         let mut space = self.space.lock();
-        let (key, record) = space.find(handle, State::InFlight)?;
+        let (key, record) = space.records.find(handle, State::InFlight)?;
         record.state = State::Finalizing;
         let mut buffers = std::mem::take(&mut record.buffers);
         let pieces = record.pieces.clone();
@@ -464,7 +511,7 @@ impl Core {
             SegmentContent {
                 range: place.range,
                 group: place.group,
-                content: buffers.get_mut(index).and_then(Option::take),
+                content: buffers.as_mut().and_then(|buffers| buffers[index].take()),
                 zeroed: piece.zeroed,
             }
         });
@@ -494,7 +541,7 @@ impl Core {
         let mut leaving = Leaving::default();
         let key = self.usable().and_then(|()| {
             let mut space = self.space.lock();
-            let (key, record) = space.find(handle, State::InFlight)?;
+            let (key, record) = space.records.find(handle, State::InFlight)?;
             // No second abandon or finalize may find it.
             record.state = State::Finalizing;
             space.take_pieces(key, &mut leaving);
@@ -510,51 +557,77 @@ impl Core {
         }
     }
 
-    fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
-        let mut batch = match self.usable().and_then(|()| self.take_batch(handles)) {
-            Ok(batch) => batch,
-            Err(error) => return self.failed(error, done),
-        };
-        if batch.retired.is_empty() {
-            self.free_batch(batch, Ok(()), done);
-        } else {
-            let core = Arc::clone(self);
-            let retired = std::mem::take(&mut batch.retired);
-            self.retire(retired, move |answer| core.free_batch(batch, answer, done));
+    /// Deallocates, if the mapper has no part in it.
+    fn deallocate_now(self: &Arc<Self>, handles: &[u64]) -> Option<Result<()>> {
+        let batch = self.usable().and_then(|()| self.take_batch(handles, true));
+        match self.counted(batch) {
+            Ok(batch) => batch.map(|batch| {
+                self.free_batch(batch);
+                Ok(())
+            }),
+            Err(error) => Some(Err(error)),
         }
     }
 
-    /// Takes a whole batch out, or nothing if any handle is wrong.
-    fn take_batch(&self, handles: &[u64]) -> Result<Batch> {
+    fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
+        let batch = self.usable().and_then(|()| self.take_batch(handles, false));
+        let mut batch = match batch {
+            Ok(batch) => batch.expect("only a batch for now may be declined"),
+            Err(error) => return self.failed(error, done),
+        };
+        let core = Arc::clone(self);
+        let retired = std::mem::take(&mut batch.retired);
+        self.retire(retired, move |answer| {
+            core.free_batch(batch);
+            done.complete(core.counted(answer));
+        });
+    }
+
+    /// Takes a whole batch out, or nothing if any handle is wrong; with `now`, nothing either if
+    /// the mapper would have a part in it.
+    fn take_batch(&self, handles: &[u64], now: bool) -> Result<Option<Batch>> {
         let mut space = self.space.lock();
         let mut batch = Batch::default();
+        let mut declined = now && !self.mapper.capabilities().coherent;
+        let mut wrong = None;
         for handle in handles {
-            match space.find(*handle, State::Finalized) {
+            match space.records.find(*handle, State::Finalized) {
                 Ok((key, record)) => {
                     record.state = State::Deallocating;
+                    declined |= now && record.teardown.is_some();
                     batch.keys.push(key);
                 }
                 Err(error) => {
-                    for key in batch.keys {
-                        space.record(key).state = State::Finalized;
-                    }
-                    return Err(error.context(format!("deallocate {} allocations", handles.len())));
+                    wrong = Some(error);
+                    break;
                 }
             }
         }
+        if wrong.is_some() || declined {
+            for key in batch.keys {
+                space.records.get(key).state = State::Finalized;
+            }
+            return match wrong {
+                Some(error) => {
+                    Err(error.context(format!("deallocate {} allocations", handles.len())))
+                }
+                None => Ok(None),
+            };
+        }
         for key in &batch.keys {
-            let teardown = std::mem::take(&mut space.record(*key).teardown);
+            let teardown = space.records.get(*key).teardown.take();
             space.take_pieces(*key, &mut batch.leaving);
             let copied = std::mem::take(&mut batch.leaving.copied);
+            let teardown = teardown.map_or(Teardown::Nothing, |teardown| *teardown);
             let retired = Retired { teardown, copied };
             if !retired.is_nothing() {
                 batch.retired.push(retired);
             }
         }
-        Ok(batch)
+        Ok(Some(batch))
     }
 
-    fn free_batch(self: &Arc<Self>, batch: Batch, answer: Result<()>, done: Completion<()>) {
+    fn free_batch(self: &Arc<Self>, batch: Batch) {
         let mut empty = Vec::new();
         batch.leaving.fill_with_traps();
         {
@@ -564,11 +637,9 @@ impl Core {
                 space.forget(*key);
             }
             space.counters.deallocate += batch.keys.len() as u64;
-            space.counters.failures += u64::from(answer.is_err());
         }
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
         let _ = self.reclaim(empty);
-        done.complete(answer);
     }
 
     /// Has the mapper take leave of allocations, if it has anything to do, then goes on.
@@ -581,7 +652,7 @@ impl Core {
     }
 
     /// Frees pieces and, with a key, forgets the allocation.
-    fn give_back(self: &Arc<Self>, key: Option<DefaultKey>, leaving: Leaving) {
+    fn give_back(self: &Arc<Self>, key: Option<Key>, leaving: Leaving) {
         let mut empty = Vec::new();
         leaving.fill_with_traps();
         {
@@ -599,7 +670,7 @@ impl Core {
 /// Allocations on their way out together.
 #[derive(Default)]
 struct Batch {
-    keys: SmallVec<[DefaultKey; 4]>,
+    keys: SmallVec<[Key; 4]>,
     leaving: Leaving,
     retired: Vec<Retired>,
 }

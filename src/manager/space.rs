@@ -3,53 +3,20 @@
 //!
 //! Everything here is arithmetic; nothing calls the mapper or the system.
 
+use super::records::{Key, Record, Records, State};
 use super::request::Request;
 use super::window::{ChunkState, Grant, MOST_CHUNKS, POOLS, Piece, Pieces, Place, Sums, Window};
 use super::{GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
-use crate::error::{Error, Result, Status, invalid_handle};
+use crate::error::{Error, Status};
 use crate::group::{AllocGroup, Lifetime};
 use crate::mapper::{Chunk, Prepared, Reserved, Teardown};
-use crate::memory::view::{Buffer, WorkingPointer, Writer};
+use crate::memory::view::{WorkingPointer, Writer};
 use crate::page::{AddressRange, Alignment};
-use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
 /// No manager opens more windows than this.
 const MOST_WINDOWS: usize = 4096;
-
-/// How far an allocation has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
-    InFlight,
-    Finalizing,
-    Finalized,
-    Deallocating,
-}
-
-impl State {
-    fn name(self) -> &'static str {
-        match self {
-            State::InFlight => "still in flight",
-            State::Finalizing => "being finalized",
-            State::Finalized => "finalized already",
-            State::Deallocating => "being deallocated",
-        }
-    }
-}
-
-/// An allocation.
-pub(super) struct Record {
-    pub(super) state: State,
-    pub(super) pieces: Pieces,
-    /// Working memory of copied pieces, in the order of `pieces`; empty if there are none.
-    pub(super) buffers: Vec<Option<Box<Buffer>>>,
-    pub(super) teardown: Teardown,
-    /// 0 if its window need not be remembered.
-    dylib: u64,
-    /// Grows with each finalize, so that what is left at the end goes last to first.
-    order: u64,
-}
 
 /// The window that holds a JITDylib's code.
 struct Home {
@@ -75,7 +42,7 @@ pub(super) struct Detached {
 /// What came of trying to allocate.
 #[allow(clippy::large_enum_variant)] // the large one is the one that nearly always comes
 pub(super) enum Attempt {
-    Done(DefaultKey, Grant),
+    Done(Key, Grant),
     /// This run needs the mapper's `prepare`.
     Grow(Growth),
     /// These chunks are empty; with their pages it may fit.
@@ -114,12 +81,10 @@ pub(super) struct Space {
     commit: bool,
     quota: Option<u64>,
     windows: Vec<Window>,
-    records: SlotMap<DefaultKey, Record>,
+    pub(super) records: Records,
     /// Whether there may be more than one window, so that JITDylibs must be kept together.
     many_windows: bool,
     homes: HashMap<u64, Home>,
-    /// Makes handles of one manager foreign to every other.
-    cookie: u64,
     next_order: u64,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
@@ -145,11 +110,8 @@ impl Space {
             quota: options.quota,
             many_windows: options.growth == GrowthPolicy::AnotherWindow,
             windows: Vec::new(),
-            records: SlotMap::new(),
+            records: Records::new(random),
             homes: HashMap::new(),
-            // A live slot's version is odd, so bit 32 of a key is set. With bits 32 and 63 of the
-            // cookie clear, no handle is 0 and none is all ones, which LLVM takes for "none".
-            cookie: random & !(1 << 32) & !(1 << 63),
             next_order: 0,
             changes: 0,
             counters: Counters::default(),
@@ -172,42 +134,21 @@ impl Space {
 
     // ---- records ----
 
-    pub(super) fn handle(&self, key: DefaultKey) -> u64 {
-        key.data().as_ffi() ^ self.cookie
-    }
-
-    /// The allocation of this handle, which must be in `state`.
-    pub(super) fn find(&mut self, handle: u64, state: State) -> Result<(DefaultKey, &mut Record)> {
-        let key = DefaultKey::from(KeyData::from_ffi(handle ^ self.cookie));
-        match self.records.get_mut(key) {
-            Some(record) if record.state == state => Ok((key, record)),
-            Some(record) => Err(invalid_handle(format!(
-                "allocation {handle:#x} is {}",
-                record.state.name()
-            ))),
-            None => Err(invalid_handle(format!(
-                "allocation {handle:#x} is not live in this manager: it was deallocated, \
-                 abandoned or failed before, or is another manager's"
-            ))),
-        }
-    }
-
-    pub(super) fn record(&mut self, key: DefaultKey) -> &mut Record {
-        &mut self.records[key]
-    }
-
     /// Marks it finalized and takes out its segments of finalize lifetime, which have served.
-    pub(super) fn finish_finalize(&mut self, key: DefaultKey, teardown: Teardown) -> Leaving {
+    pub(super) fn finish_finalize(&mut self, key: Key, teardown: Teardown) -> Leaving {
         self.next_order += 1;
         self.counters.finalize += 1;
         self.in_flight -= 1;
         self.finalized += 1;
         let windows = &self.windows;
-        let record = &mut self.records[key];
+        let record = self.records.get(key);
         record.state = State::Finalized;
         record.order = self.next_order;
-        record.teardown = teardown;
-        record.buffers = Vec::new();
+        record.teardown = match teardown {
+            Teardown::Nothing => None,
+            something => Some(Box::new(something)),
+        };
+        record.buffers = None;
         let served = |piece: &Piece| {
             windows[piece.window as usize].group(piece).lifetime == Lifetime::Finalize
         };
@@ -222,8 +163,8 @@ impl Space {
     }
 
     /// Takes an allocation's pieces out of its record.
-    pub(super) fn take_pieces(&mut self, key: DefaultKey, leaving: &mut Leaving) {
-        let pieces = std::mem::take(&mut self.records[key].pieces);
+    pub(super) fn take_pieces(&mut self, key: Key, leaving: &mut Leaving) {
+        let pieces = std::mem::take(&mut self.records.get(key).pieces);
         self.leave(pieces, leaving);
     }
 
@@ -253,10 +194,8 @@ impl Space {
     }
 
     /// Forgets an allocation whose pieces were taken out of its record.
-    pub(super) fn forget(&mut self, key: DefaultKey) {
-        let Some(record) = self.records.remove(key) else {
-            return;
-        };
+    pub(super) fn forget(&mut self, key: Key) {
+        let record = self.records.remove(key);
         match record.state {
             State::InFlight | State::Finalizing => self.in_flight -= 1,
             State::Finalized | State::Deallocating => self.finalized -= 1,
@@ -277,14 +216,18 @@ impl Space {
         let mut left: Vec<Record> = self
             .records
             .drain()
-            .map(|(_, record)| record)
             .filter(|record| record.state == State::Finalized)
             .collect();
         left.sort_by_key(|record| record.order);
         let out = |record: Record| {
             let mut leaving = Leaving::default();
             self.leave(record.pieces, &mut leaving);
-            (record.teardown, leaving)
+            (
+                record
+                    .teardown
+                    .map_or(Teardown::Nothing, |teardown| *teardown),
+                leaving,
+            )
         };
         left.into_iter().map(out).collect()
     }
@@ -312,8 +255,8 @@ impl Space {
             let window = &mut self.windows[index];
             match window.take_all(&request.planned, index as u16, &mut grant) {
                 Ok(pieces) => {
-                    let key = self.admit(request, index, pieces);
-                    grant.handle = self.handle(key);
+                    let (key, handle) = self.admit(request, index, pieces);
+                    grant.handle = handle;
                     return Attempt::Done(key, grant);
                 }
                 Err(short) => {
@@ -419,7 +362,7 @@ impl Space {
         )
     }
 
-    fn admit(&mut self, request: &Request, window: usize, pieces: Pieces) -> DefaultKey {
+    fn admit(&mut self, request: &Request, window: usize, pieces: Pieces) -> (Key, u64) {
         for piece in &pieces {
             self.taken += self.windows[window].size(piece);
             self.live += u64::from(piece.requested);
@@ -437,8 +380,8 @@ impl Space {
         self.records.insert(Record {
             state: State::InFlight,
             pieces,
-            buffers: Vec::new(),
-            teardown: Teardown::Nothing,
+            buffers: None,
+            teardown: None,
             dylib,
             order: 0,
         })
@@ -515,7 +458,7 @@ impl Space {
         self.windows
             .iter()
             .for_each(|window| window.visit(&mut visit));
-        for piece in self.records.values().flat_map(|record| &record.pieces) {
+        for piece in self.records.iter().flat_map(|record| &record.pieces) {
             let Place { range, group, .. } = self.place(piece);
             visit(LayoutItem {
                 kind: LayoutKind::Range,

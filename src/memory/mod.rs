@@ -4,6 +4,7 @@
 //! No RPC, no policy, no lock. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
 //! serve address space of any process; [`view`] and [`placement`] are about this process.
 
+pub(crate) mod paged;
 pub(crate) mod placement;
 pub(crate) mod ranges;
 pub(crate) mod runs;

@@ -6,6 +6,8 @@
 //! belongs to the executor. Allocating and freeing take constant time. A region is one chunk;
 //! neighbours coalesce inside a region and never across two.
 
+use super::paged::Paged;
+
 /// Second-level bins per power of two: a range is at most 1/16 larger than its bin says.
 const SUBDIVISION_BITS: u32 = 4;
 const SUBDIVISIONS: u32 = 1 << SUBDIVISION_BITS;
@@ -61,7 +63,7 @@ pub(crate) struct Handed {
 #[derive(Debug)]
 pub(crate) struct Ranges {
     granule: u32,
-    nodes: Vec<Node>,
+    nodes: Paged<Node>,
     vacant: u32,
     rows: u32,
     columns: [u16; ROWS],
@@ -94,7 +96,7 @@ impl Ranges {
         debug_assert!(granule.is_power_of_two());
         Ranges {
             granule,
-            nodes: Vec::new(),
+            nodes: Paged::new(),
             vacant: NONE,
             rows: 0,
             columns: [0; ROWS],
@@ -149,7 +151,7 @@ impl Ranges {
         let id = match (front, back) {
             (0, 0) => {
                 self.remove(index);
-                self.nodes[index as usize].state = State::Used;
+                self.nodes[index].state = State::Used;
                 index
             }
             (0, _) => {
@@ -158,7 +160,7 @@ impl Ranges {
                     ..used
                 });
                 self.link(hole.before, id);
-                self.nodes[index as usize].before = id;
+                self.nodes[index].before = id;
                 self.reshape(index, start + size, back);
                 id
             }
@@ -168,7 +170,7 @@ impl Ranges {
                     ..used
                 });
                 self.link(id, hole.after);
-                self.nodes[index as usize].after = id;
+                self.nodes[index].after = id;
                 self.reshape(index, hole.start, front);
                 id
             }
@@ -186,7 +188,7 @@ impl Ranges {
                 let rest = self.new_node(rest);
                 self.link(id, rest);
                 self.link(rest, hole.after);
-                self.nodes[index as usize].after = id;
+                self.nodes[index].after = id;
                 self.insert(rest);
                 self.reshape(index, hole.start, front);
                 id
@@ -272,7 +274,7 @@ impl Ranges {
     }
 
     fn node(&self, index: u32) -> &Node {
-        &self.nodes[index as usize]
+        &self.nodes[index]
     }
 
     fn is_free(&self, index: u32) -> bool {
@@ -282,10 +284,10 @@ impl Ranges {
     /// Makes two records neighbours by address; either may be none.
     fn link(&mut self, before: u32, after: u32) {
         if before != NONE {
-            self.nodes[before as usize].after = after;
+            self.nodes[before].after = after;
         }
         if after != NONE {
-            self.nodes[after as usize].before = before;
+            self.nodes[after].before = before;
         }
     }
 
@@ -295,7 +297,7 @@ impl Ranges {
         if !stays {
             self.remove(index);
         }
-        let node = &mut self.nodes[index as usize];
+        let node = &mut self.nodes[index];
         (node.start, node.size) = (start, size);
         if !stays {
             self.insert(index);
@@ -304,13 +306,10 @@ impl Ranges {
 
     fn new_node(&mut self, node: Node) -> u32 {
         match self.vacant {
-            NONE => {
-                self.nodes.push(node);
-                u32::try_from(self.nodes.len() - 1).expect("fewer ranges than bytes in a window")
-            }
+            NONE => self.nodes.push(node),
             index => {
                 self.vacant = self.node(index).next;
-                self.nodes[index as usize] = node;
+                self.nodes[index] = node;
                 index
             }
         }
@@ -318,7 +317,7 @@ impl Ranges {
 
     fn retire(&mut self, index: u32) {
         let vacant = self.vacant;
-        let node = &mut self.nodes[index as usize];
+        let node = &mut self.nodes[index];
         node.state = State::Vacant;
         node.next = vacant;
         self.vacant = index;
@@ -391,12 +390,12 @@ impl Ranges {
     fn insert(&mut self, index: u32) {
         let (row, column) = bin(self.node(index).size);
         let head = self.heads[row][column];
-        let node = &mut self.nodes[index as usize];
+        let node = &mut self.nodes[index];
         node.state = State::Free;
         node.previous = NONE;
         node.next = head;
         if head != NONE {
-            self.nodes[head as usize].previous = index;
+            self.nodes[head].previous = index;
         }
         self.heads[row][column] = index;
         self.columns[row] |= 1 << column;
@@ -407,10 +406,10 @@ impl Ranges {
         let node = *self.node(index);
         let (row, column) = bin(node.size);
         if node.next != NONE {
-            self.nodes[node.next as usize].previous = node.previous;
+            self.nodes[node.next].previous = node.previous;
         }
         if node.previous != NONE {
-            self.nodes[node.previous as usize].next = node.next;
+            self.nodes[node.previous].next = node.next;
         } else {
             self.heads[row][column] = node.next;
             if node.next == NONE {
