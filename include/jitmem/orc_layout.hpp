@@ -54,18 +54,16 @@ class GraphLayout {
 public:
   explicit GraphLayout(llvm::jitlink::LinkGraph &G) {
     bool Ordered = true;
-    for (auto &Section : G.sections()) {
-      if (Section.getMemLifetime() == llvm::orc::MemLifetime::NoAlloc)
-        continue;
-      uint8_t Index = NoSegment;
-      for (auto *B : Section.blocks()) {
-        if (Index == NoSegment)
-          Index = segmentFor({Section.getMemProt(), Section.getMemLifetime()});
+    eachOf(G.sections(), G.sections_size(), [&](llvm::jitlink::Section &Section) {
+      if (Section.getMemLifetime() == llvm::orc::MemLifetime::NoAlloc || Section.empty())
+        return;
+      uint8_t Index = segmentFor({Section.getMemProt(), Section.getMemLifetime()});
+      eachOf(Section.blocks(), Section.blocks_size(), [&](llvm::jitlink::Block *B) {
         Blocks.push_back({B, 0, Section.getOrdinal(), Index, B->isZeroFill()});
         if (Blocks.size() > 1)
           Ordered &= Blocks[Blocks.size() - 2].order() < Blocks.back().order();
-      }
-    }
+      });
+    });
     if (!Ordered)
       llvm::sort(Blocks, [](const Placed &L, const Placed &R) { return L.order() < R.order(); });
     for (auto &P : Blocks)
@@ -109,7 +107,20 @@ public:
 private:
   /// Three bits of protection, two lifetimes that take memory.
   static constexpr uint8_t MostSegments = 16;
-  static constexpr uint8_t NoSegment = MostSegments;
+
+  /// Calls F with the Count elements of a range and stops: LLVM keeps sections and blocks in hash
+  /// tables of 64 buckets, most of them empty, and going on to the end of each table costs as much
+  /// as all the rest of the layout of a small graph.
+  template <typename RangeT, typename FunctionT>
+  static void eachOf(RangeT Range, size_t Count, FunctionT F) {
+    if (Count == 0)
+      return;
+    for (auto I = Range.begin();; ++I) {
+      F(*I);
+      if (--Count == 0)
+        return;
+    }
+  }
 
   uint8_t segmentFor(llvm::orc::AllocGroup Group) {
     uint8_t Index = 0;

@@ -292,10 +292,11 @@ impl Core {
 
     /// Serves a request, if that takes no waiting.
     fn allocate_now(self: &Arc<Self>, request: &Request) -> Now {
+        let mut grant = Grant::default();
         loop {
-            let attempt = self.space.lock().allocate(request);
+            let attempt = self.space.lock().allocate(request, &mut grant);
             let step = match attempt {
-                Attempt::Done(key, grant) => return Now::Answer(self.deliver(key, grant)),
+                Attempt::Done(key) => return Now::Answer(self.deliver(key, grant)),
                 Attempt::Wait => return Now::Wait,
                 Attempt::Full(error) => return Now::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),

@@ -48,6 +48,7 @@ pub(super) type Buffers = Vec<Option<Box<Buffer>>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Key(u32);
 
+#[derive(Default)]
 struct Slot {
     /// Odd while the slot is used; grows with each use and each end of it.
     generation: u32,
@@ -58,7 +59,7 @@ struct Slot {
 /// The records. A handle is slot and generation, mixed with a number of the manager, so that a
 /// handle of another manager or another time is told from a good one.
 pub(super) struct Records {
-    slots: Paged<Slot>,
+    slots: Paged<Slot, 128>,
     vacant: Option<u32>,
     cookie: u64,
 }

@@ -4,7 +4,6 @@
 use super::window::LARGEST_ALIGNMENT;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
-use crate::page::Alignment;
 use smallvec::SmallVec;
 
 /// One segment of a request.
@@ -18,6 +17,40 @@ pub struct Segment {
     pub alignment: u64,
     /// Protection and lifetime.
     pub group: AllocGroup,
+}
+
+impl Segment {
+    #[cold]
+    fn never(&self, index: usize, overflow: bool) -> Error {
+        let Segment {
+            content_size,
+            zero_fill_size,
+            alignment,
+            ..
+        } = self;
+        let why = if overflow {
+            "the sizes overflow"
+        } else {
+            "the alignment is not a power of two"
+        };
+        invalid_argument(format!(
+            "segment {index} of {content_size} content and {zero_fill_size} zero-fill bytes, \
+             alignment {alignment}: {why}"
+        ))
+    }
+
+    #[cold]
+    fn too_large(&self, index: usize, window: u64) -> Error {
+        let size = self.content_size + self.zero_fill_size;
+        Error::new(
+            Status::WindowFull,
+            format!(
+                "segment {index} of {size} bytes, alignment {}: the request is larger than a whole \
+                 window of {window} bytes; choose a larger window (below 2 GiB) or split the code",
+                self.alignment
+            ),
+        )
+    }
 }
 
 /// A checked segment that takes memory. Sizes fit 32 bits because windows are below 2 GiB.
@@ -51,50 +84,38 @@ impl Request {
         let mut planned = SmallVec::new();
         let mut total = 0u64;
         let mut count = 0;
-        for (index, segment) in segments.into_iter().enumerate() {
-            let segment = segment.map_err(|error| error.context(format!("segment {index}")))?;
-            count += 1;
-            let what = |problem: &str| {
-                invalid_argument(format!(
-                    "segment {index} of {} content and {} zero-fill bytes, alignment {}: {problem}",
-                    segment.content_size, segment.zero_fill_size, segment.alignment
-                ))
+        for segment in segments {
+            let segment = match segment {
+                Ok(segment) => segment,
+                Err(error) => return Err(error.context(format!("segment {count}"))),
             };
-            if Alignment::new(segment.alignment).is_none() {
-                return Err(what("the alignment is not a power of two"));
+            let index = count;
+            count += 1;
+            let Segment {
+                content_size,
+                zero_fill_size,
+                alignment,
+                group,
+            } = segment;
+            let (size, overflow) = content_size.overflowing_add(zero_fill_size);
+            if overflow || !alignment.is_power_of_two() {
+                return Err(segment.never(index, overflow));
             }
-            let size = segment
-                .content_size
-                .checked_add(segment.zero_fill_size)
-                .ok_or_else(|| what("the sizes overflow"))?;
-            if segment.group.lifetime == Lifetime::NoAlloc {
+            if group.lifetime == Lifetime::NoAlloc {
                 continue;
             }
-            total = total
-                .checked_add(size)
-                .filter(|total| {
-                    *total <= window && segment.alignment <= window.min(LARGEST_ALIGNMENT)
-                })
-                .ok_or_else(|| {
-                    Error::new(
-                        Status::WindowFull,
-                        format!(
-                            "segment {index} of {size} bytes, alignment {}: the request is larger \
-                             than a whole window of {window} bytes; choose a larger window (below \
-                             2 GiB) or split the code",
-                            segment.alignment
-                        ),
-                    )
-                })?;
-            let index = u16::try_from(index)
-                .map_err(|_| invalid_argument("a graph has more than 65,535 segments"))?;
-            let narrow = |value: u64| u32::try_from(value).expect("windows are below 2 GiB");
+            total = total.saturating_add(size);
+            if total > window || alignment > window.min(LARGEST_ALIGNMENT) {
+                return Err(segment.too_large(index, window));
+            }
+            // Windows are below 2 GiB, so all of it fits 32 bits.
             planned.push(Planned {
-                index,
-                content: narrow(segment.content_size),
-                size: narrow(size),
-                alignment: narrow(segment.alignment),
-                group: segment.group,
+                index: u16::try_from(index)
+                    .map_err(|_| invalid_argument("a graph has more than 65,536 segments"))?,
+                content: content_size as u32,
+                size: size as u32,
+                alignment: alignment as u32,
+                group,
             });
         }
         Ok(Request {

@@ -8,7 +8,7 @@ use super::request::Request;
 use super::window::{ChunkState, Grant, MOST_CHUNKS, POOLS, Piece, Pieces, Place, Sums, Window};
 use super::{GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Status};
-use crate::group::{AllocGroup, Lifetime};
+use crate::group::AllocGroup;
 use crate::mapper::{Chunk, Prepared, Reserved, Teardown};
 use crate::memory::view::{WorkingPointer, Writer};
 use crate::page::{AddressRange, Alignment};
@@ -40,9 +40,8 @@ pub(super) struct Detached {
 }
 
 /// What came of trying to allocate.
-#[allow(clippy::large_enum_variant)] // the large one is the one that nearly always comes
 pub(super) enum Attempt {
-    Done(Key, Grant),
+    Done(Key),
     /// This run needs the mapper's `prepare`.
     Grow(Growth),
     /// These chunks are empty; with their pages it may fit.
@@ -140,7 +139,6 @@ impl Space {
         self.counters.finalize += 1;
         self.in_flight -= 1;
         self.finalized += 1;
-        let windows = &self.windows;
         let record = self.records.get(key);
         record.state = State::Finalized;
         record.order = self.next_order;
@@ -149,14 +147,16 @@ impl Space {
             something => Some(Box::new(something)),
         };
         record.buffers = None;
-        let served = |piece: &Piece| {
-            windows[piece.window as usize].group(piece).lifetime == Lifetime::Finalize
-        };
-        if !record.pieces.iter().any(served) {
+        if !record.pieces.iter().any(Piece::is_for_finalize) {
             return Leaving::default();
         }
-        let gone: Pieces = record.pieces.iter().copied().filter(served).collect();
-        record.pieces.retain(|piece| !served(piece));
+        let gone: Pieces = record
+            .pieces
+            .iter()
+            .copied()
+            .filter(Piece::is_for_finalize)
+            .collect();
+        record.pieces.retain(|piece| !piece.is_for_finalize());
         let mut leaving = Leaving::default();
         self.leave(gone, &mut leaving);
         leaving
@@ -169,15 +169,14 @@ impl Space {
     }
 
     fn leave(&self, pieces: Pieces, leaving: &mut Leaving) {
-        for piece in &pieces {
+        for piece in pieces.iter().filter(|piece| piece.needs_care()) {
             let Place {
                 range,
                 group,
                 writer,
             } = self.place(piece);
             match writer {
-                Some(writer) if group.protection.executable() => leaving.traps.push(writer),
-                Some(_) => {}
+                Some(writer) => leaving.traps.push(writer),
                 None => leaving.copied.push((range, group)),
             }
         }
@@ -234,7 +233,7 @@ impl Space {
 
     // ---- allocating ----
 
-    pub(super) fn allocate(&mut self, request: &Request) -> Attempt {
+    pub(super) fn allocate(&mut self, request: &Request, grant: &mut Grant) -> Attempt {
         if let Some(error) = self.over_quota(request) {
             return Attempt::Refused(error);
         }
@@ -247,17 +246,14 @@ impl Space {
             address: 0,
             working_memory: WorkingPointer::NULL,
         };
-        let mut grant = Grant {
-            segments: SmallVec::from_elem(nothing, request.segments),
-            ..Grant::default()
-        };
+        grant.segments.resize(request.segments, nothing);
         for index in first..last {
             let window = &mut self.windows[index];
-            match window.take_all(&request.planned, index as u16, &mut grant) {
+            match window.take_all(&request.planned, index as u16, grant) {
                 Ok(pieces) => {
-                    let (key, handle) = self.admit(request, index, pieces);
+                    let (key, handle) = self.admit(request, index, pieces, grant);
                     grant.handle = handle;
-                    return Attempt::Done(key, grant);
+                    return Attempt::Done(key);
                 }
                 Err(short) => {
                     if let Some(range) = window.grow(&short) {
@@ -362,11 +358,15 @@ impl Space {
         )
     }
 
-    fn admit(&mut self, request: &Request, window: usize, pieces: Pieces) -> (Key, u64) {
-        for piece in &pieces {
-            self.taken += self.windows[window].size(piece);
-            self.live += u64::from(piece.requested);
-        }
+    fn admit(
+        &mut self,
+        request: &Request,
+        window: usize,
+        pieces: Pieces,
+        grant: &Grant,
+    ) -> (Key, u64) {
+        self.taken += grant.taken;
+        self.live += grant.live;
         self.in_flight += 1;
         self.counters.allocate += 1;
         let dylib = if self.many_windows { request.dylib } else { 0 };
@@ -407,9 +407,10 @@ impl Space {
     pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
         for piece in pieces {
             let window = &mut self.windows[piece.window as usize];
-            self.taken -= window.size(piece);
+            let (size, empty_now) = window.free(piece);
+            self.taken -= size;
             self.live -= u64::from(piece.requested);
-            if window.free(piece) {
+            if empty_now {
                 self.detach(piece.window as usize, piece.pool as usize, 1, empty);
             }
         }

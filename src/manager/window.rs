@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 
 /// First size of a chunk; each further one of its group is twice as large, up to a share of the
 /// window.
-const FIRST_CHUNK: u64 = 64 << 10;
+const FIRST_CHUNK: u64 = 256 << 10;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
 /// More chunks than this are never made in one window: each takes at most two views and leaves
@@ -40,6 +40,20 @@ pub(super) struct Piece {
     pub(super) pool: u8,
     /// Nothing was ever written behind the content.
     pub(super) zeroed: bool,
+    /// The mapper copies its content.
+    pub(super) copied: bool,
+}
+
+impl Piece {
+    /// Whether it goes once the finalize actions have run.
+    pub(super) fn is_for_finalize(&self) -> bool {
+        self.pool & FINALIZE_POOL != 0
+    }
+
+    /// Whether it must be made to trap, or the mapper told, before it is free.
+    pub(super) fn needs_care(&self) -> bool {
+        self.copied || self.pool & CODE_POOL != 0
+    }
 }
 
 pub(super) type Pieces = SmallVec<[Piece; 3]>;
@@ -62,6 +76,17 @@ pub(super) struct Grant {
     pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
     /// Some of its pieces need buffers.
     pub(super) copied: bool,
+    /// Bytes handed out, and those of them that were asked for.
+    pub(super) taken: u64,
+    pub(super) live: u64,
+}
+
+impl Grant {
+    /// Forgets what an attempt that failed has noted.
+    fn start_over(&mut self) {
+        self.dirty.clear();
+        (self.copied, self.taken, self.live) = (false, 0, 0);
+    }
 }
 
 pub(super) struct ChunkState {
@@ -123,9 +148,17 @@ impl Sums {
     };
 }
 
+/// Set in the index of pools of executable pieces: their protection's bit.
+const CODE_POOL: u8 = 4;
+/// Set in the index of pools whose pieces are of finalize lifetime.
+const FINALIZE_POOL: u8 = 8;
+
 fn pool_index(group: AllocGroup) -> usize {
-    let finalize = group.lifetime == Lifetime::Finalize;
-    group.protection.bits() as usize | (usize::from(finalize) << 3)
+    let lifetime = match group.lifetime {
+        Lifetime::Finalize => FINALIZE_POOL,
+        _ => 0,
+    };
+    group.protection.bits() as usize | lifetime as usize
 }
 
 fn addresses(origin: u64, offset: u32, size: u32) -> AddressRange {
@@ -208,61 +241,57 @@ impl Window {
         grant: &mut Grant,
     ) -> Result<Pieces, Planned> {
         let mut pieces = Pieces::new();
+        grant.start_over();
         for planned in planned {
-            let pool = pool_index(planned.group);
-            let handed = self.pools[pool]
-                .as_mut()
-                .and_then(|pool| pool.ranges.allocate(planned.size, planned.alignment));
-            let Some(handed) = handed else {
-                self.undo(&pieces);
-                return Err(*planned);
-            };
-            pieces.push(Piece {
-                id: handed.id,
-                requested: planned.size,
-                content: planned.content,
-                segment: planned.index,
-                window: index,
-                pool: pool as u8,
-                zeroed: true,
-            });
-        }
-        // From here on nothing fails.
-        for piece in &mut pieces {
-            let pool = self.pools[piece.pool as usize]
-                .as_mut()
-                .expect("it was just used");
-            let handed = pool.ranges.get(piece.id);
-            let chunk = pool.chunk_mut(handed.region);
-            let content_end = handed.start + piece.content;
-            let dirty_end = chunk.used_up_to.min(handed.start + handed.size);
-            let dirty = dirty_end.saturating_sub(content_end);
-            chunk.used_up_to = chunk.used_up_to.max(handed.start + handed.size);
-            chunk.live += 1;
-            piece.zeroed = dirty == 0;
-            let segment = &mut grant.segments[piece.segment as usize];
-            segment.address = self.origin + u64::from(handed.start);
-            match chunk.working {
-                Working::Shared(writer) => {
-                    let writer = writer.part_of(handed.start - chunk.offset, handed.size);
-                    segment.working_memory = writer.pointer();
-                    if dirty > 0 {
-                        grant.dirty.push((writer, piece.content, dirty));
+            match self.take(planned, index, grant) {
+                Some(piece) => pieces.push(piece),
+                None => {
+                    for piece in &pieces {
+                        self.free(piece);
                     }
+                    return Err(*planned);
                 }
-                Working::Copied => grant.copied = true,
             }
         }
         Ok(pieces)
     }
 
-    fn undo(&mut self, pieces: &Pieces) {
-        for piece in pieces {
-            let pool = self.pools[piece.pool as usize]
-                .as_mut()
-                .expect("it was just used");
-            pool.ranges.free(piece.id);
+    fn take(&mut self, planned: &Planned, index: u16, grant: &mut Grant) -> Option<Piece> {
+        let pool_index = pool_index(planned.group);
+        let pool = self.pools[pool_index].as_mut()?;
+        let handed = pool.ranges.allocate(planned.size, planned.alignment)?;
+        let chunk = pool.chunk_mut(handed.region);
+        let content_end = handed.start + planned.content;
+        let end = handed.start + handed.size;
+        let dirty = chunk.used_up_to.min(end).saturating_sub(content_end);
+        chunk.used_up_to = chunk.used_up_to.max(end);
+        chunk.live += 1;
+        grant.taken += u64::from(handed.size);
+        grant.live += u64::from(planned.size);
+        let segment = &mut grant.segments[planned.index as usize];
+        segment.address = self.origin + u64::from(handed.start);
+        let mut copied = false;
+        match chunk.working {
+            Working::Shared(writer) => {
+                let writer = writer.part_of(handed.start - chunk.offset, handed.size);
+                segment.working_memory = writer.pointer();
+                if dirty > 0 {
+                    grant.dirty.push((writer, planned.content, dirty));
+                }
+            }
+            Working::Copied => copied = true,
         }
+        grant.copied |= copied;
+        Some(Piece {
+            id: handed.id,
+            requested: planned.size,
+            content: planned.content,
+            segment: planned.index,
+            window: index,
+            pool: pool_index as u8,
+            zeroed: dirty == 0,
+            copied,
+        })
     }
 
     /// Where a live piece is.
@@ -284,26 +313,15 @@ impl Window {
         }
     }
 
-    /// Bytes of a live piece, rounding included.
-    pub(super) fn size(&self, piece: &Piece) -> u64 {
-        self.pool_of(piece).ranges.get(piece.id).size.into()
-    }
-
-    /// The alloc group of a piece.
-    pub(super) fn group(&self, piece: &Piece) -> AllocGroup {
-        self.pool_of(piece).group
-    }
-
-    /// Takes a piece back. Says whether its chunk is empty now.
-    pub(super) fn free(&mut self, piece: &Piece) -> bool {
+    /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let pool = self.pools[piece.pool as usize]
             .as_mut()
             .expect("pieces have a pool");
-        let region = pool.ranges.get(piece.id).region;
-        pool.ranges.free(piece.id);
-        let chunk = pool.chunk_mut(region);
+        let handed = pool.ranges.free(piece.id);
+        let chunk = pool.chunk_mut(handed.region);
         chunk.live -= 1;
-        chunk.live == 0
+        (handed.size.into(), chunk.live == 0)
     }
 
     // ---- chunks ----

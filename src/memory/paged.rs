@@ -6,51 +6,65 @@
 
 use std::ops::{Index, IndexMut};
 
-/// Elements per part.
-const PART: usize = 512;
-
-/// An array in parts of fixed size. Elements are never removed.
+/// An array in parts of `PART` elements, a power of two. Elements are never removed.
 #[derive(Debug)]
-pub(crate) struct Paged<T> {
-    parts: Vec<Vec<T>>,
+pub(crate) struct Paged<T, const PART: usize> {
+    parts: Vec<Box<[T; PART]>>,
+    length: u32,
 }
 
-impl<T> Paged<T> {
+impl<T: Default, const PART: usize> Paged<T, PART> {
     /// No elements.
-    pub(crate) const fn new() -> Paged<T> {
-        Paged { parts: Vec::new() }
+    pub(crate) const fn new() -> Self {
+        assert!(PART.is_power_of_two());
+        Paged {
+            parts: Vec::new(),
+            length: 0,
+        }
     }
 
     /// Appends an element and gives its index.
     pub(crate) fn push(&mut self, element: T) -> u32 {
-        if self.parts.last().is_none_or(|part| part.len() == PART) {
-            self.parts.push(Vec::with_capacity(PART));
+        let index = self.length;
+        self.length = index
+            .checked_add(1)
+            .expect("fewer elements than bytes of a window");
+        if index as usize / PART == self.parts.len() {
+            let part: Vec<T> = (0..PART).map(|_| T::default()).collect();
+            let part = part.into_boxed_slice().try_into();
+            self.parts
+                .push(part.unwrap_or_else(|_| unreachable!("it has PART elements")));
         }
-        let last = self.parts.len() - 1;
-        let part = &mut self.parts[last];
-        part.push(element);
-        u32::try_from(last * PART + part.len() - 1).expect("fewer elements than bytes of a window")
+        self[index] = element;
+        index
     }
 
     /// The element, if there is one.
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
-        self.parts
-            .get_mut(index as usize / PART)?
-            .get_mut(index as usize % PART)
+        if index >= self.length {
+            return None;
+        }
+        Some(&mut self[index])
     }
 
     /// All elements by index.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.parts.iter().flatten()
+        self.parts
+            .iter()
+            .flat_map(|part| part.iter())
+            .take(self.length as usize)
     }
 
     /// All elements by index.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.parts.iter_mut().flatten()
+        self.parts
+            .iter_mut()
+            .flat_map(|part| part.iter_mut())
+            .take(self.length as usize)
     }
 }
 
-impl<T> Index<u32> for Paged<T> {
+impl<T, const PART: usize> Index<u32> for Paged<T, PART> {
     type Output = T;
 
     fn index(&self, index: u32) -> &T {
@@ -58,7 +72,7 @@ impl<T> Index<u32> for Paged<T> {
     }
 }
 
-impl<T> IndexMut<u32> for Paged<T> {
+impl<T, const PART: usize> IndexMut<u32> for Paged<T, PART> {
     fn index_mut(&mut self, index: u32) -> &mut T {
         &mut self.parts[index as usize / PART][index as usize % PART]
     }
@@ -70,7 +84,7 @@ mod tests {
 
     #[test]
     fn elements_keep_their_index_and_their_place() {
-        let mut array = Paged::new();
+        let mut array: Paged<u32, 64> = Paged::new();
         let first = array.push(0u32);
         let place = std::ptr::from_ref(&array[first]);
         for number in 1..5000 {

@@ -22,15 +22,16 @@ pub(crate) struct RangeId(u32);
 /// Identifies a region; given by the caller.
 pub(crate) type RegionId = u32;
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 enum State {
     Free,
     Used,
     /// The record itself is unused.
+    #[default]
     Vacant,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Default, Debug)]
 struct Node {
     start: u32,
     size: u32,
@@ -63,7 +64,7 @@ pub(crate) struct Handed {
 #[derive(Debug)]
 pub(crate) struct Ranges {
     granule: u32,
-    nodes: Paged<Node>,
+    nodes: Paged<Node, 256>,
     vacant: u32,
     rows: u32,
     columns: [u16; ROWS],
@@ -215,31 +216,27 @@ impl Ranges {
         }
     }
 
-    /// Takes a range back and joins it with free neighbours. Says whether its region is now free
-    /// as a whole.
-    pub(crate) fn free(&mut self, id: RangeId) -> bool {
+    /// Takes a range back, joins it with free neighbours, and says what it was.
+    pub(crate) fn free(&mut self, id: RangeId) -> Handed {
         let index = id.0;
         let node = *self.node(index);
         debug_assert_eq!(node.state, State::Used);
         self.free += u64::from(node.size);
-        let hole = match (self.is_free(node.before), self.is_free(node.after)) {
+        match (self.is_free(node.before), self.is_free(node.after)) {
             (false, false) => {
                 self.insert(index);
-                index
             }
             (true, false) => {
                 let before = *self.node(node.before);
                 self.link(node.before, node.after);
                 self.reshape(node.before, before.start, before.size + node.size);
                 self.retire(index);
-                node.before
             }
             (false, true) => {
                 let after = *self.node(node.after);
                 self.link(node.before, node.after);
                 self.reshape(node.after, node.start, node.size + after.size);
                 self.retire(index);
-                node.after
             }
             (true, true) => {
                 let (before, after) = (*self.node(node.before), *self.node(node.after));
@@ -249,11 +246,14 @@ impl Ranges {
                 self.reshape(node.before, before.start, size);
                 self.retire(index);
                 self.retire(node.after);
-                node.before
             }
-        };
-        let hole = self.node(hole);
-        hole.before == NONE && hole.after == NONE
+        }
+        Handed {
+            id,
+            region: node.region,
+            start: node.start,
+            size: node.size,
+        }
     }
 
     /// Removes a region that is free as a whole; `start` is where it was added.
@@ -463,7 +463,7 @@ mod tests {
             let mut ranges = Ranges::new(16);
             ranges.add_region(0, 0, size);
             let id = ranges.allocate(size, 16).unwrap().id;
-            assert!(ranges.free(id));
+            assert_eq!(ranges.free(id).size, size);
             assert!(ranges.remove_region(0, size));
             assert!(ranges.allocate(1, 1).is_none());
         }
@@ -527,8 +527,7 @@ mod tests {
                         if live.is_empty() { continue }
                         let key = *live.keys().nth(pick % live.len()).unwrap();
                         let handed = live.remove(&key).unwrap();
-                        let whole = ranges.free(handed.id);
-                        prop_assert_eq!(whole, !live.values().any(|h| h.region == handed.region));
+                        prop_assert_eq!(ranges.free(handed.id), handed);
                     }
                 }
                 let used: u64 = live.values().map(|handed| u64::from(handed.size)).sum();

@@ -301,7 +301,7 @@ impl View {
         let rest = || {
             // A child that could write here would write into its parent's code.
             sys::dont_fork(writer, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
-            file.forbid_new_writers()
+            file.close_to_writers()
                 .map_err(|e| failed("seal the memfd", e))?;
             use std::os::fd::AsFd;
             sys::map_file(

@@ -27,8 +27,7 @@ fn not_a_memfd(error: impl std::fmt::Debug) -> io::Error {
 }
 
 impl MemFile {
-    /// A file of `size` bytes that can neither grow nor shrink, so no access to a mapping of it
-    /// can ever raise SIGBUS for lack of file.
+    /// A file of `size` bytes.
     pub(crate) fn new(name: &CStr, size: u64) -> io::Result<MemFile> {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
         // NOEXEC_SEAL forbids exec of the file, not executable mappings, and is all that
@@ -39,10 +38,7 @@ impl MemFile {
         };
         gate("ftruncate")?;
         file.set_len(size)?;
-        let memfd = Memfd::try_from_file(file).map_err(not_a_memfd)?;
-        let file = MemFile(memfd);
-        file.seal(&[FileSeal::SealShrink, FileSeal::SealGrow])?;
-        Ok(file)
+        Ok(MemFile(Memfd::try_from_file(file).map_err(not_a_memfd)?))
     }
 
     fn seal(&self, seals: &[FileSeal]) -> io::Result<()> {
@@ -53,12 +49,16 @@ impl MemFile {
         })
     }
 
-    /// Allows no new writable mapping from now on; those that exist stay writable.
+    /// Fixes the size, so that no access to a mapping can ever raise SIGBUS for lack of file, and
+    /// allows no new writable mapping; those that exist stay writable.
     ///
     /// F_SEAL_FUTURE_WRITE came with Linux 5.1; an older kernel answers EINVAL and goes without.
-    pub(crate) fn forbid_new_writers(&self) -> io::Result<()> {
-        match self.seal(&[FileSeal::SealFutureWrite]) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+    pub(crate) fn close_to_writers(&self) -> io::Result<()> {
+        use FileSeal::{SealFutureWrite, SealGrow, SealShrink};
+        match self.seal(&[SealShrink, SealGrow, SealFutureWrite]) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                self.seal(&[SealShrink, SealGrow])
+            }
             other => other,
         }
     }
