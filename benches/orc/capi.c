@@ -115,17 +115,45 @@ static void remove_async(jitmem_manager *manager, uint64_t allocation) {
     fail("deallocate", "in process the callback runs inside the call, and it has not run");
 }
 
+/// As the C++ adapter does: without a callback where nothing has to be waited for.
+static uint64_t add_try(jitmem_manager *manager) {
+  jitmem_segment_memory memory[SEGMENTS];
+  uint64_t allocation = 0;
+  jitmem_error *error = NULL;
+  jitmem_status status =
+      jitmem_manager_try_allocate(manager, segments, SEGMENTS, dylib, memory, &allocation, &error);
+  if (status == JITMEM_WOULD_BLOCK)
+    return add_async(manager);
+  check("allocate", status, error);
+  write_content(memory);
+  status = jitmem_manager_try_finalize(manager, allocation, &error);
+  if (status == JITMEM_WOULD_BLOCK)
+    status = jitmem_manager_finalize(manager, allocation, NULL, 0, &error);
+  check("finalize", status, error);
+  return allocation;
+}
+
+static void remove_try(jitmem_manager *manager, uint64_t allocation) {
+  jitmem_error *error = NULL;
+  jitmem_status status = jitmem_manager_try_deallocate(manager, &allocation, 1, &error);
+  if (status == JITMEM_WOULD_BLOCK)
+    remove_async(manager, allocation);
+  else
+    check("deallocate", status, error);
+}
+
 struct calls {
   const char *name;
   uint64_t (*add)(jitmem_manager *manager);
   void (*remove)(jitmem_manager *manager, uint64_t allocation);
 };
 
-static const struct calls both_calls[] = {
+static const struct calls all_calls[] = {
     {"sync", add_sync, remove_sync},
     {"async", add_async, remove_async},
+    {"try", add_try, remove_try},
 };
-enum { CALLS = sizeof both_calls / sizeof *both_calls };
+enum { CALLS = sizeof all_calls / sizeof *all_calls };
 
 struct run {
   const struct calls *calls;
@@ -269,25 +297,34 @@ static double median(double *values, size_t count) {
   return count % 2 ? values[count / 2] : (values[count / 2 - 1] + values[count / 2]) / 2;
 }
 
+static void print_calls(void) {
+  for (int c = 0; c != CALLS; ++c)
+    printf(" %s |", all_calls[c].name);
+}
+
 static void print_times(void) {
   static double times[PHASES][CALLS][ROUNDS];
-  double system_calls[PHASES][CALLS];
+  double system_calls[PHASES];
   // Interleaved, and round 0 warms up.
   for (int round = 0; round != ROUNDS + 1; ++round)
     for (int p = 0; p != PHASES; ++p)
       for (int c = 0; c != CALLS; ++c) {
-        struct sample sample = run_phase(&all_phases[p], &both_calls[c], GRAPHS);
+        struct sample sample = run_phase(&all_phases[p], &all_calls[c], GRAPHS);
         if (round)
           times[p][c][round - 1] = sample.time;
-        system_calls[p][c] = sample.system_calls;
+        system_calls[p] = sample.system_calls;
       }
-  printf("\n| per graph | calls | median | min | system calls |\n|---|---|--:|--:|--:|\n");
-  for (int p = 0; p != PHASES; ++p)
+  printf("\n| ns of processor time per graph, median (min) |");
+  print_calls();
+  printf(" system calls |\n|---|--:|--:|--:|--:|\n");
+  for (int p = 0; p != PHASES; ++p) {
+    printf("| %s |", all_phases[p].title);
     for (int c = 0; c != CALLS; ++c) {
       double middle = median(times[p][c], ROUNDS);
-      printf("| %s | %s | %.0f ns | %.0f ns | %.4f |\n", all_phases[p].title, both_calls[c].name,
-             middle, times[p][c][0], system_calls[p][c]);
+      printf(" %.0f (%.0f) |", middle, times[p][c][0]);
     }
+    printf(" %.4f |\n", system_calls[p]);
+  }
   fflush(stdout);
 }
 
@@ -300,27 +337,35 @@ static bool count_one(const struct phase *phase, const struct calls *calls, int 
 }
 
 static void print_instructions(void) {
-  printf("\n| per graph | calls | instructions |\n|---|---|--:|\n");
+  double instructions[PHASES][CALLS];
   for (int p = 0; p != PHASES; ++p)
     for (int c = 0; c != CALLS; ++c) {
-      const struct phase *phase = &all_phases[p];
-      const struct calls *calls = &both_calls[c];
       uint64_t fewer = 0, more = 0;
       const char *why = NULL;
-      printf("| %s | %s | ", phase->title, calls->name);
-      if (count_one(phase, calls, FEWER, &fewer, &why) &&
-          count_one(phase, calls, MORE, &more, &why))
-        printf("%.0f |\n", (double)(more - fewer) / (MORE - FEWER));
-      else
-        printf("not measured: %s |\n", why);
-      fflush(stdout);
+      if (!count_one(&all_phases[p], &all_calls[c], FEWER, &fewer, &why) ||
+          !count_one(&all_phases[p], &all_calls[c], MORE, &more, &why)) {
+        printf("\nInstructions: not measured: %s\n", why);
+        return;
+      }
+      instructions[p][c] = (double)(more - fewer) / (MORE - FEWER);
     }
+  printf("\nInstructions: callgrind's count of a run of %d graphs less one of %d, divided.\n\n"
+         "| instructions per graph |",
+         MORE, FEWER);
+  print_calls();
+  printf("\n|---|--:|--:|--:|\n");
+  for (int p = 0; p != PHASES; ++p) {
+    printf("| %s |", all_phases[p].title);
+    for (int c = 0; c != CALLS; ++c)
+      printf(" %.0f |", instructions[p][c]);
+    printf("\n");
+  }
 }
 
 static void usage(void) {
   fprintf(stderr, "usage: jitmem-bench-c                    times, then instructions\n"
                   "       jitmem-bench-c --graphs N --phase "
-                  "allocate|deallocate|deallocate-random|churn [--calls sync|async]\n"
+                  "allocate|deallocate|deallocate-random|churn [--calls sync|async|try]\n"
                   "                                         one phase, for a profiler\n");
   exit(2);
 }
@@ -330,34 +375,30 @@ int main(int argc, char **argv) {
   if (argc == 1) {
     printf("# jitmem through its C API alone\n\n"
            "jitmem %s, no LLVM. The graphs of workload (a): R-X 256 B, R-- 64 B, RW- 64 B; %d "
-           "graphs a round, %d rounds, interleaved, a new manager for each. Times are "
-           "processor time. System calls are "
-           "jitmem's own count.\n",
+           "graphs a round, %d rounds, interleaved, a new manager for each. \"sync\" is the call "
+           "that waits, \"async\" the one with a callback, \"try\" the one that the C++ adapter "
+           "makes first. System calls are jitmem's own count.\n",
            jitmem_version_string(), GRAPHS, ROUNDS);
     print_times();
-    printf("\nInstructions: callgrind's count of a run of %d graphs less one of %d, divided.\n",
-           MORE, FEWER);
     print_instructions();
     return 0;
   }
 
   const struct phase *phase = NULL;
-  const struct calls *calls = &both_calls[0];
+  const struct calls *calls = argc == 5 ? &all_calls[0] : NULL;
   size_t graphs = 0;
-  for (int i = 1; i < argc; i += 2) {
-    const char *value = i + 1 < argc ? argv[i + 1] : "";
+  for (int i = 1; i + 1 < argc; i += 2) {
+    const char *value = argv[i + 1];
     if (!strcmp(argv[i], "--graphs"))
       graphs = strtoul(value, NULL, 10);
-    else if (!strcmp(argv[i], "--phase")) {
-      for (int p = 0; p != PHASES; ++p)
-        if (!strcmp(value, all_phases[p].key))
-          phase = &all_phases[p];
-    } else if (!strcmp(argv[i], "--calls") && !strcmp(value, both_calls[1].name))
-      calls = &both_calls[1];
-    else if (strcmp(argv[i], "--calls") || strcmp(value, both_calls[0].name))
-      usage();
+    for (int p = 0; p != PHASES; ++p)
+      if (!strcmp(argv[i], "--phase") && !strcmp(value, all_phases[p].key))
+        phase = &all_phases[p];
+    for (int c = 0; c != CALLS; ++c)
+      if (!strcmp(argv[i], "--calls") && !strcmp(value, all_calls[c].name))
+        calls = &all_calls[c];
   }
-  if (!phase || graphs == 0 || graphs > MOST_GRAPHS)
+  if (argc > 7 || !phase || !calls || graphs == 0 || graphs > MOST_GRAPHS)
     usage();
   run_phase(phase, calls, graphs);
   return 0;
