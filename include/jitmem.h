@@ -736,7 +736,8 @@ typedef struct jitmem_stats {
    */
   const char *mapper_name;
   /**
-   * Why the better mapper was not taken, or NULL; valid until the manager is freed.
+   * What was fallen back from when the manager was made, and why, in words; NULL if nothing was.
+   * Valid until the manager is freed.
    */
   const char *fallback_reason;
   /**

@@ -7,7 +7,6 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::invalid_argument;
 use crate::manager::LayoutKind;
-use crate::mapper::Kind;
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 
@@ -85,7 +84,8 @@ pub struct jitmem_stats {
     pub fallbacks: u32,
     /// The mapper in words; valid until the manager is freed.
     pub mapper_name: *const c_char,
-    /// Why the better mapper was not taken, or NULL; valid until the manager is freed.
+    /// What was fallen back from when the manager was made, and why, in words; NULL if nothing was.
+    /// Valid until the manager is freed.
     pub fallback_reason: *const c_char,
     /// Ranges that the kernel refused to unmap in this process; lost until it exits.
     pub unmap_failures: u64,
@@ -120,7 +120,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
         input::check_size(given, LEAST, "jitmem_stats")?;
         let now = manager.manager().stats();
         let mut fallbacks = 0;
-        if now.mapper == Kind::Mprotect && now.fallback.is_some() {
+        if now.mapper_fallback {
             fallbacks |= jitmem_fallback::JITMEM_FALLBACK_MPROTECT as u32;
         }
         if now.smaller_window {

@@ -2,6 +2,7 @@
 //! What a manager holds and has done.
 
 use super::space::Space;
+use super::window::Sums;
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Kind};
 use crate::memory::view::unmap_failures;
@@ -55,7 +56,9 @@ pub struct Stats {
     pub mapper: Kind,
     /// The same in words.
     pub mapper_name: &'static str,
-    /// Why a better mapper was not taken.
+    /// A better mapper was tried and refused.
+    pub mapper_fallback: bool,
+    /// What was fallen back from and why: mapper, window size, reach.
     pub fallback: Option<String>,
 }
 
@@ -80,6 +83,26 @@ pub struct LayoutItem {
     pub range: AddressRange,
     /// Its group; `None` for a window.
     pub group: Option<AllocGroup>,
+}
+
+/// What was fallen back from and why, in words.
+fn fallbacks(mapper: &Capabilities, sums: &Sums, window_size: u64) -> Option<String> {
+    let mut reasons: Vec<String> = mapper.fallback.iter().cloned().collect();
+    if sums.smallest_window < window_size {
+        reasons.push(format!(
+            "a window has {} bytes instead of {window_size}: no more address space was to be had \
+             in reach of the process's images or under its limits (RLIMIT_AS)",
+            sums.smallest_window
+        ));
+    }
+    if sums.out_of_reach > 0 {
+        reasons.push(format!(
+            "{} window(s) lie out of 32-bit reach of the process's images: nothing was free near \
+             them; make the manager earlier, or its window smaller",
+            sums.out_of_reach
+        ));
+    }
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 pub(super) fn collect(space: &Space, mapper: &Capabilities, window_size: u64) -> Stats {
@@ -108,7 +131,8 @@ pub(super) fn collect(space: &Space, mapper: &Capabilities, window_size: u64) ->
         smaller_window: sums.smallest_window < window_size,
         mapper: mapper.kind,
         mapper_name: mapper.name,
-        fallback: mapper.fallback.clone(),
+        mapper_fallback: mapper.fallback.is_some(),
+        fallback: fallbacks(mapper, &sums, window_size),
     }
 }
 

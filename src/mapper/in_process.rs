@@ -22,6 +22,9 @@ const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 /// A window is never made smaller than this when address space is short.
 const SMALLEST_WINDOW: u64 = 8 << 20;
 
+/// Out of reach of the process's images a whole window is worth more than a smaller one in reach.
+const SMALLEST_IN_REACH: u64 = 64 << 20;
+
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InProcessKind {
@@ -97,21 +100,35 @@ impl InProcess {
         })
     }
 
-    /// Reserves, halving the size where address space is limited.
+    /// Reserves a window: the size asked for or, where the neighbourhood or address space is
+    /// short, half of it, and so on.
     fn reserve_now(&self, size: u64, placement: Placement) -> Result<Reserved> {
-        let mut smaller = size;
-        let reservation = loop {
-            match Reservation::new(smaller, placement) {
-                Ok(reservation) => break reservation,
-                Err(error) if error.status() != Status::OutOfMemory => return Err(error),
-                Err(_) if smaller / 2 >= SMALLEST_WINDOW => {
-                    smaller = sys::page_size().round_down(smaller / 2);
-                }
-                Err(error) => {
-                    return Err(error.context(format!("reserve a window of {size} bytes")));
+        let halved = |least: u64, reserve: &dyn Fn(u64) -> Result<Reservation>| {
+            let mut smaller = size;
+            loop {
+                match reserve(smaller) {
+                    Err(error) if error.status() == Status::OutOfMemory && smaller / 2 >= least => {
+                        smaller = sys::page_size().round_down(smaller / 2);
+                    }
+                    other => return other,
                 }
             }
         };
+        let reservation = match placement {
+            Placement::Default => {
+                let in_reach = |size| Reservation::new(size, placement);
+                halved(SMALLEST_IN_REACH, &in_reach)
+                    .or_else(|_| Reservation::anywhere(size))
+                    .or_else(|_| halved(SMALLEST_WINDOW, &in_reach))
+                    .or_else(|_| halved(SMALLEST_WINDOW, &Reservation::anywhere))
+            }
+            Placement::Near(_) => {
+                halved(SMALLEST_WINDOW, &|size| Reservation::new(size, placement))
+            }
+            Placement::Fixed(_) => Reservation::new(size, placement),
+        };
+        let reservation = reservation
+            .map_err(|error| error.context(format!("reserve a window of {size} bytes")))?;
         let reserved = Reserved {
             range: reservation.range(),
             in_reach: reservation.in_reach(),
@@ -155,30 +172,36 @@ impl InProcess {
     }
 
     fn initialize_now(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
-        let result = Self::make_visible(segments).and_then(|()| run_finalize(actions));
-        match result {
+        for (index, segment) in segments.iter().enumerate() {
+            if let Err(error) = Self::make_visible(segment) {
+                return Err(Self::undo(&segments[..index], error));
+            }
+        }
+        match run_finalize(actions) {
             Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),
             Ok(dealloc) => Ok(Teardown::Calls(dealloc)),
-            Err(error) => {
-                let copied = segments.iter().filter(|segment| segment.content.is_some());
-                let undone = copied
-                    .map(|segment| Self::make_trap(segment.range, segment.group))
-                    .fold(Ok(()), join);
-                join(Err(error), undone).map(|()| Teardown::Nothing)
-            }
+            Err(error) => Err(Self::undo(segments, error)),
         }
     }
 
-    fn make_visible(segments: &[SegmentContent]) -> Result<()> {
-        for segment in segments {
-            if let Some(content) = &segment.content {
-                Self::copy_in(segment, content.content())?;
-            }
-            if segment.group.protection.executable() {
-                sys::flush_instruction_cache(segment.range.start(), segment.range.size());
-            }
+    fn make_visible(segment: &SegmentContent) -> Result<()> {
+        if let Some(content) = &segment.content {
+            Self::copy_in(segment, content.content())?;
+        }
+        if segment.group.protection.executable() {
+            sys::flush_instruction_cache(segment.range.start(), segment.range.size());
         }
         Ok(())
+    }
+
+    /// Makes code that was copied in trap again.
+    fn undo(segments: &[SegmentContent], mut error: Error) -> Error {
+        for segment in segments.iter().filter(|segment| segment.content.is_some()) {
+            if let Err(second) = Self::make_trap(segment.range, segment.group) {
+                error = error.join(second);
+            }
+        }
+        error
     }
 }
 
@@ -195,7 +218,8 @@ fn pages_of(range: AddressRange) -> AddressRange {
 /// Tries the idea once, on one page.
 fn probe() -> Result<()> {
     let page = sys::page_size().bytes();
-    let reservation = Reservation::new(page, Placement::Default)?;
+    let reservation =
+        Reservation::new(page, Placement::Default).or_else(|_| Reservation::anywhere(page))?;
     let view = View::two(reservation.range(), Protection::READ_EXEC, false)?;
     view.unmap().map_err(|(view, error)| {
         view.unmap_writer();

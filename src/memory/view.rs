@@ -183,13 +183,26 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// Reserves `size` bytes, a multiple of the page size.
+    /// Reserves `size` bytes, a multiple of the page size, where `placement` says.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where no such place is free or address space is short.
     pub(crate) fn new(size: u64, placement: Placement) -> Result<Reservation> {
         match placement {
             Placement::Fixed(address) => Self::fixed(address, size),
             Placement::Near(address) => Self::near(address, size, placement),
             Placement::Default => Self::near(sys::libc_address(), size, placement),
         }
+    }
+
+    /// Reserves `size` bytes anywhere: the process's images may be out of reach.
+    pub(crate) fn anywhere(size: u64) -> Result<Reservation> {
+        let start = sys::reserve(At::Anywhere, size)
+            .map_err(|error| explain(format_args!("reserve {size} bytes"), error))?;
+        Ok(Reservation {
+            range: range(start, size),
+            in_reach: false,
+        })
     }
 
     fn fixed(address: u64, size: u64) -> Result<Reservation> {
@@ -234,21 +247,17 @@ impl Reservation {
                 Err(error) => return Err(explain(format_args!("reserve {size} bytes"), error)),
             }
         }
-        if let Placement::Near(address) = placement {
-            return Err(Error::new(
-                Status::OutOfMemory,
-                format!(
-                    "reserve {size} bytes within 2 GiB of {address:#x}: no gap there is large \
-                     enough; choose a smaller window or another address"
-                ),
-            ));
-        }
-        let start = sys::reserve(At::Anywhere, size)
-            .map_err(|error| explain(format_args!("reserve {size} bytes"), error))?;
-        Ok(Reservation {
-            range: range(start, size),
-            in_reach: false,
-        })
+        let what = match placement {
+            Placement::Near(address) => format!("within 2 GiB of {address:#x}"),
+            _ => "within 2 GiB of the process's images".to_owned(),
+        };
+        Err(Error::new(
+            Status::OutOfMemory,
+            format!(
+                "reserve {size} bytes {what}: no gap there is large enough; choose a smaller \
+                 window, another address, or make the manager before the large reservations"
+            ),
+        ))
     }
 
     /// The reserved addresses.

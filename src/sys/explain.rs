@@ -67,8 +67,9 @@ fn denied() -> String {
              mappings of memfds, or choose the mprotect mapper"
         );
     }
-    "a seccomp filter, SELinux (execmem, execmod) or MemoryDenyWriteExecute forbids it: allow \
-     it for this service, or choose the other in-process mapper"
+    "a seccomp filter, SELinux (execmem, execmod) or MemoryDenyWriteExecute forbids it: allow it \
+     for this service; the two-view mapper needs memfd_create and executable mappings of memfds, \
+     the mprotect mapper needs pages that were writable to become executable"
         .to_owned()
 }
 
