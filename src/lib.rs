@@ -5,13 +5,17 @@
 //! runs the code. The manager divides large reservations that a [`mapper::Mapper`] makes in the
 //! executor. ARCHITECTURE.md tells how the layers fit together; `include/jitmem.h` is the C API.
 //!
-//! A layer uses only what is listed above it here.
+//! A layer uses only what is listed above it here. `unsafe` is denied but for [`sys`], the views of
+//! memory, and [`capi`].
+
+#![deny(unsafe_code)]
 
 mod error;
 mod page;
 
 mod group;
 
+#[allow(unsafe_code)]
 mod sys;
 
 mod memory;
@@ -22,6 +26,7 @@ pub mod mapper;
 
 pub mod manager;
 
+#[allow(unsafe_code)]
 pub mod capi;
 
 pub use completion::{Completion, wait};

@@ -10,6 +10,7 @@ mod request;
 mod space;
 mod stats;
 #[cfg(test)]
+#[allow(unsafe_code)]
 mod tests;
 mod window;
 

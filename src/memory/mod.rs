@@ -8,4 +8,5 @@ pub(crate) mod paged;
 pub(crate) mod placement;
 pub(crate) mod ranges;
 pub(crate) mod runs;
+#[allow(unsafe_code)]
 pub(crate) mod view;
