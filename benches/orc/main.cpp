@@ -23,8 +23,10 @@ static cl::OptionCategory Category("jitmem-bench options");
 static cl::opt<bool> Quick("quick", cl::desc("a third of the rounds"), cl::cat(Category));
 static cl::list<std::string> Only("only", cl::CommaSeparated, cl::value_desc("a,b,c,d,e"),
                                   cl::desc("measure these workloads"), cl::cat(Category));
-static cl::list<std::string> Chosen("managers", cl::CommaSeparated, cl::value_desc("name,..."),
-                                    cl::desc("measure these managers"), cl::cat(Category));
+static cl::list<std::string>
+    Chosen("managers", cl::CommaSeparated, cl::value_desc("name,..."),
+           cl::desc("measure these managers (default: all but jitmem-mprotect)"),
+           cl::cat(Category));
 static cl::opt<std::string> JsonFile("json", cl::value_desc("file"),
                                      cl::desc("write everything measured to this file too"),
                                      cl::cat(Category));
@@ -107,7 +109,7 @@ static Expected<std::vector<ManagerSpec>> chosenManagers() {
           "--managers: no manager is called '%s', only %s", Name.c_str(),
           join(map_range(All, [](const ManagerSpec &M) { return M.Name; }), ", ").c_str());
   for (ManagerSpec &M : All)
-    if (Chosen.empty() || is_contained(Chosen, M.Name))
+    if (Chosen.empty() ? M.Kind != Role::Extra : is_contained(Chosen, M.Name))
       Managers.push_back(std::move(M));
   return Managers;
 }

@@ -40,6 +40,14 @@ std::vector<ManagerSpec> allManagers() {
   Managers.push_back({Jitmem.str(), "jitmem::orc::MemoryManager::CreateInProcess()", Role::Subject,
                       true,
                       [] { return inThisProcess(jitmem::orc::MemoryManager::CreateInProcess()); }});
+  Managers.push_back({JitmemMprotect.str(),
+                      "jitmem::orc::MemoryManager over whole pages whose protection changes, for "
+                      "systems that refuse memfds",
+                      Role::Extra, true, [] {
+                        jitmem::orc::Options O;
+                        O.Mapper = JITMEM_IN_PROCESS_MPROTECT;
+                        return inThisProcess(jitmem::orc::MemoryManager::CreateInProcess(O));
+                      }});
   return Managers;
 }
 

@@ -19,6 +19,8 @@ enum class Role {
   /// As fast as a manager of this kind could be.
   Floor,
   Subject,
+  /// Measured only where it is asked for by name; no target is about it.
+  Extra,
 };
 
 /// A manager is reached through the ExecutorProcessControl that owns it, so that one whose executor
@@ -37,6 +39,7 @@ inline constexpr llvm::StringLiteral LLVMInProcess = "llvm-in-process";
 inline constexpr llvm::StringLiteral LLVMMapper = "llvm-mapper";
 inline constexpr llvm::StringLiteral FloorName = "floor";
 inline constexpr llvm::StringLiteral Jitmem = "jitmem";
+inline constexpr llvm::StringLiteral JitmemMprotect = "jitmem-mprotect";
 inline constexpr llvm::StringLiteral DispatcherName = "InPlaceTaskDispatcher";
 
 } // namespace bench
