@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// What differs between the LLVM versions that the tests are built on (19 and 22), in one place.
+// What differs between the LLVM versions that the tests are built on (19 and 22): JITLink here, the
+// larger headers of ORC in compat_orc.h.
 
 #ifndef JITMEM_TESTS_ORC_COMPAT_H
 #define JITMEM_TESTS_ORC_COMPAT_H
@@ -8,27 +9,15 @@
 #include <llvm/Config/llvm-config.h>
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
 #include <llvm/ExecutionEngine/JITLink/x86_64.h>
-#include <llvm/ExecutionEngine/Orc/LLJIT.h>
-#include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
-
-#if LLVM_VERSION_MAJOR >= 22
-#include <llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h>
-#include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
-#else
-#include <llvm/ExecutionEngine/Orc/EPCEHFrameRegistrar.h>
-#include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
-#endif
 
 namespace compat {
 
 #if LLVM_VERSION_MAJOR >= 22
 using ActionResult = llvm::orc::shared::CWrapperFunctionBuffer;
 using ActionBuffer = llvm::orc::shared::WrapperFunctionBuffer;
-using LinkPlugin = llvm::orc::LinkGraphLinkingLayer::Plugin;
 #else
 using ActionResult = llvm::orc::shared::CWrapperFunctionResult;
 using ActionBuffer = llvm::orc::shared::WrapperFunctionResult;
-using LinkPlugin = llvm::orc::ObjectLinkingLayer::Plugin;
 #endif
 
 // A graph that is linked in a session takes that session's names.
@@ -56,35 +45,6 @@ createSimpleSegments(llvm::jitlink::JITLinkMemoryManager &MM, const llvm::jitlin
       JD, std::move(Segments));
 #else
   return llvm::jitlink::SimpleSegmentAlloc::Create(MM, JD, std::move(Segments));
-#endif
-}
-
-inline llvm::Error registerEHFrames(llvm::orc::ExecutionSession &ES,
-                                    llvm::orc::ObjectLinkingLayer &Layer) {
-#if LLVM_VERSION_MAJOR >= 22
-  auto Plugin = llvm::orc::EHFrameRegistrationPlugin::Create(ES);
-  if (!Plugin)
-    return Plugin.takeError();
-  Layer.addPlugin(std::move(*Plugin));
-#else
-  auto Registrar = llvm::orc::EPCEHFrameRegistrar::Create(ES);
-  if (!Registrar)
-    return Registrar.takeError();
-  Layer.addPlugin(
-      std::make_unique<llvm::orc::EHFrameRegistrationPlugin>(ES, std::move(*Registrar)));
-#endif
-  return llvm::Error::success();
-}
-
-// LLJITBuilder's hook for the linking layer lost its Triple parameter between the two versions.
-template <typename CreateFn>
-void setLinkingLayer(llvm::orc::LLJITBuilder &Builder, CreateFn Create) {
-#if LLVM_VERSION_MAJOR >= 22
-  Builder.setObjectLinkingLayerCreator(
-      [Create](llvm::orc::ExecutionSession &ES) { return Create(ES); });
-#else
-  Builder.setObjectLinkingLayerCreator(
-      [Create](llvm::orc::ExecutionSession &ES, const llvm::Triple &) { return Create(ES); });
 #endif
 }
 

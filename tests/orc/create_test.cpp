@@ -2,6 +2,7 @@
 //
 // How hosts get jitmem's manager.
 
+#include "compat_orc.h"
 #include "kit.h"
 
 #include <llvm/Support/TargetSelect.h>

@@ -10,6 +10,8 @@
 #include <llvm/Support/SourceMgr.h>
 #include <llvm/Support/TargetSelect.h>
 
+#include <thread>
+
 using namespace llvm;
 using namespace llvm::orc;
 
@@ -65,14 +67,31 @@ LLJITBuilder JITTest::builder() {
   return Builder;
 }
 
-void JITTest::startWithRuntime() {
-  LLJITBuilder Builder = builder();
-  Builder.setPlatformSetUp(ExecutorNativePlatform(ORC_RUNTIME));
-  start(std::move(Builder));
+static std::vector<int> Notes;
+
+void JITTest::provideHostNote() {
+  Notes.clear();
+  auto HostNote = [](int Id) { Notes.push_back(Id); };
+  must(main().define(absoluteSymbols({{J->mangleAndIntern("hostNote"),
+                                       {ExecutorAddr::fromPtr(+HostNote),
+                                        JITSymbolFlags::Exported | JITSymbolFlags::Callable}}})));
 }
 
-void JITTest::provide(const char *Name, void *Address) {
-  must(main().define(absoluteSymbols(
-      {{J->mangleAndIntern(Name),
-        {ExecutorAddr::fromPtr(Address), JITSymbolFlags::Exported | JITSymbolFlags::Callable}}})));
+void JITTest::expectStaticsRun() {
+  EXPECT_EQ(Notes, std::vector<int>());
+  must(J->initialize(main()));
+  EXPECT_EQ(Notes, (std::vector<int>{1, 2}));
+  EXPECT_EQ(callByName("sumOfStatics"), 3);
+  must(J->deinitialize(main()));
+  EXPECT_EQ(Notes, (std::vector<int>{1, 2, -2, -1}));
+}
+
+void JITTest::expectCounterPerThread() {
+  int (*Bump)() = find<int()>("bump");
+  EXPECT_EQ(Bump(), 8);
+  EXPECT_EQ(Bump(), 9);
+  int Other = 0;
+  std::thread([&] { Other = Bump(); }).join();
+  EXPECT_EQ(Other, 8);
+  EXPECT_EQ(Bump(), 10);
 }

@@ -5,6 +5,7 @@
 #ifndef JITMEM_TESTS_ORC_JIT_H
 #define JITMEM_TESTS_ORC_JIT_H
 
+#include "compat_orc.h"
 #include "kit.h"
 
 // An object file that the build compiled from objects/<Source>.
@@ -35,9 +36,6 @@ protected:
   }
   llvm::orc::LLJITBuilder builder();
 
-  // For an LLJIT with the ORC runtime, which brings thread-locals and its own initializers.
-  void startWithRuntime();
-
   void add(const std::string &Source) { must(J->addObjectFile(objectFile(Source))); }
   void add(llvm::orc::JITDylib &JD, const std::string &Source) {
     must(J->addObjectFile(JD, objectFile(Source)));
@@ -47,8 +45,13 @@ protected:
   }
   int callByName(const std::string &Name) { return call(must(J->lookup(Name))); }
 
-  // Makes a function of the host visible to the main JITDylib.
-  void provide(const char *Name, void *Address);
+  // objects/statics.cpp calls hostNote of the host in its constructors and destructors. The second
+  // call initializes the main JITDylib that the object was added to, and checks their order.
+  void provideHostNote();
+  void expectStaticsRun();
+
+  // bump(), from objects/threads.c or the like, counts from 7 on in each thread.
+  void expectCounterPerThread();
 
   llvm::orc::JITDylib &main() { return J->getMainJITDylib(); }
 
