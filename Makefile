@@ -20,7 +20,6 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CTEST_OUTPUT_ON_FAILURE := 1
 
 STAGE := $(CURDIR)/build/prefix
-LLVM_SUPPRESSIONS := $(CURDIR)/tests/llvm.supp
 
 headline = @printf '\n== %s\n' '$(1)'
 # $(call project,<source>,<build directory>[,<cmake argument>...]) builds a project that finds the
@@ -148,7 +147,7 @@ check-valgrind: setup stage ## C and C++ tests under valgrind
 	@$(call ctest,build/valgrind-orc)
 # Linked code is written through one view and run through another, which valgrind does not notice
 # by itself: --smc-check=all.
-VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(LLVM_SUPPRESSIONS)
+VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(CURDIR)/tests/valgrind.supp
 
 .PHONY: stage
 stage: build # Installs into the build tree, for the projects above.
