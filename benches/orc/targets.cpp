@@ -125,12 +125,10 @@ void printTargets(raw_ostream &OS, const RunInfo &Info, const Results &R) {
     Row("(a) " + Name, "15 times faster", faster(OfLLVM("a", Name), 15, std::nullopt, 0));
   Row("(a) churn at 500 live", "4.5 times faster than the mapper, within 1.3 of the floor",
       faster(F.ofMapper("a", ChurnPhase), 4.5, OfFloor("a", ChurnPhase), 1.3));
-  for (StringRef Name : {LinkPhase, SumPhase})
-    Row("(b) tiny objects, " + Name, "0.79 of it, within 1.06 of the floor",
-        fraction(OfLLVM("b", Name), 0.79, OfFloor("b", Name), 1.06));
-  for (StringRef Name : {LinkPhase, SumPhase})
-    Row("(c) four libraries, " + Name, "0.95 of it",
-        fraction(OfLLVM("c", Name), 0.95, std::nullopt, 0));
+  Row("(b) tiny objects, " + SumPhase, "0.79 of it, within 1.06 of the floor",
+      fraction(OfLLVM("b", SumPhase), 0.79, OfFloor("b", SumPhase), 1.06));
+  Row("(c) four libraries, " + SumPhase, "0.95 of it",
+      fraction(OfLLVM("c", SumPhase), 0.95, std::nullopt, 0));
   Row("memory for (b), KB", "600", held(F.subject("b", LinkPhase), &Footprint::MappedKB, 600));
   Row("mappings for (b)", "16", held(F.subject("b", LinkPhase), &Footprint::Mappings, 16));
   Row("(e) live small graphs", "100,000 with at most 64 mappings",
