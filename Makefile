@@ -41,7 +41,7 @@ help: ## this list
 .PHONY: demo
 demo: setup stage ## link Lua, SQLite, zlib and zstd in memory, use them, show what it costs
 	$(call headline,demo)
-	@$(call project,examples/demo,build/demo)
+	@$(call project,examples/demo,build/demo,-DCMAKE_BUILD_TYPE=Release)
 	build/demo/jitmem-demo --layout=build/demo/layout.svg $(DEMO_ARGS)
 
 .PHONY: bench
