@@ -213,6 +213,8 @@ Verdict underDenyWriteExecute(Kind K) {
 }
 
 TEST(DenyWriteExecute, TwoViewsWorkWhereLlvmsManagerIsRefused) {
+  if (underValgrind())
+    GTEST_SKIP() << "valgrind itself can't work where the kernel denies what this test asks it to";
   Verdict Llvm = underDenyWriteExecute(Kind::LlvmInProcess);
   if (Llvm == Unsupported)
     GTEST_SKIP() << "this kernel has no PR_SET_MDWE (Linux 6.3)";
