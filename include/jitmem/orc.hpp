@@ -319,7 +319,7 @@ private:
     };
 
     static jitmem_wrapper_call toCall(const llvm::orc::shared::WrapperFunctionCall &Call) {
-      auto Args = Call.getArgData();
+      const auto &Args = Call.getArgData(); // by reference: the action points into it
       return {Call.getCallee().getValue(), Args.data(), Args.size()};
     }
 
