@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Systems that forbid something: an error that names it and what to do, or the other mapper.
+
+#include "limits.h"
+
+#include <fcntl.h>
+#include <sched.h>
+
+// Values of newer headers than some systems have.
+enum { SET_MDWE = 65, MDWE_REFUSE_EXEC_GAIN = 1, ADD_SEALS = 1033 };
+
+// Automatic choice with two views refused: the other mapper, named with a reason, and it works.
+static void must_fall_back(const char *reason) {
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  jitmem_stats stats = child_stats(manager);
+  MUST(stats.mapper == JITMEM_MAPPER_MPROTECT);
+  MUST(strstr(stats.mapper_name, "mprotect") != NULL);
+  MUST(stats.fallbacks & JITMEM_FALLBACK_MPROTECT);
+  MUST(stats.fallback_reason != NULL && strstr(stats.fallback_reason, reason) != NULL);
+  child_graph(manager);
+  jitmem_manager_free(manager);
+
+  // Chosen and not fallen back to, it has no reason.
+  manager = child_manager(JITMEM_IN_PROCESS_MPROTECT, (jitmem_manager_options){0});
+  stats = child_stats(manager);
+  MUST(!(stats.fallbacks & JITMEM_FALLBACK_MPROTECT) && stats.fallback_reason == NULL);
+  child_graph(manager);
+  jitmem_manager_free(manager);
+}
+
+static void two_views_must_fail(jitmem_status status, int os_code, const char *operation,
+                                const char *remedy) {
+  jitmem_mapper *mapper = NULL;
+  jitmem_error *problem = NULL;
+  MUST_FAIL(status, operation, remedy,
+            jitmem_mapper_in_process(JITMEM_IN_PROCESS_TWO_VIEWS, &mapper, error));
+  MUST(mapper == NULL);
+  MUST(jitmem_mapper_in_process(JITMEM_IN_PROCESS_TWO_VIEWS, &mapper, &problem) == status);
+  MUST(jitmem_error_os_code(problem) == os_code);
+  jitmem_error_free(problem);
+}
+
+LIMITED(memfd_is_forbidden) {
+  deny(SYS_memfd_create, EPERM);
+  two_views_must_fail(JITMEM_DENIED, EPERM, "memfd_create", "seccomp");
+  must_fall_back("memfd_create");
+}
+
+LIMITED(memfd_is_missing) {
+  deny(SYS_memfd_create, ENOSYS);
+  two_views_must_fail(JITMEM_UNSUPPORTED, ENOSYS, "memfd_create", "choose the mprotect mapper");
+  must_fall_back("memfd_create");
+}
+
+LIMITED(seals_are_forbidden) {
+  deny_with(SYS_fcntl, 1, ADD_SEALS, EPERM);
+  jitmem_mapper *mapper = NULL;
+  MUST_FAIL(JITMEM_DENIED, "", "",
+            jitmem_mapper_in_process(JITMEM_IN_PROCESS_TWO_VIEWS, &mapper, error));
+  must_fall_back("two views");
+}
+
+LIMITED(executable_mappings_are_forbidden) {
+  deny_with(SYS_mmap, 2, PROT_READ | PROT_EXEC, EACCES);
+  two_views_must_fail(JITMEM_DENIED, EACCES, "executor view", "seccomp");
+  // Here the other mapper is of no help for code, but says so, and data it can still have.
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  const jitmem_segment code = segment(100, 0, RX), data = segment(100, 0, RW);
+  struct graph graph;
+  MUST_FAIL(JITMEM_DENIED, "mmap", "SELinux",
+            jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
+  MUST_OK(jitmem_manager_allocate(manager, &data, 1, 0, graph.memory, &graph.handle, error));
+  MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+  jitmem_manager_free(manager);
+}
+
+LIMITED(memfd_is_forbidden_later) {
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  const jitmem_segment small = segment(1000, 0, RX), large = segment(MIB, 0, RX);
+  struct graph graph, refused;
+  MUST_OK(jitmem_manager_allocate(manager, &small, 1, 0, graph.memory, &graph.handle, error));
+  deny(SYS_memfd_create, EPERM);
+  jitmem_stats before = child_stats(manager);
+  for (int i = 0; i < 100; i++)
+    MUST_FAIL(
+        JITMEM_DENIED, "memfd_create", "for a chunk of",
+        jitmem_manager_allocate(manager, &large, 1, 0, refused.memory, &refused.handle, error));
+  jitmem_stats after = child_stats(manager);
+  MUST(after.committed == before.committed && after.live == before.live);
+  MUST(after.mappings == before.mappings);
+  // What there is goes on to serve.
+  MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+  MUST_OK(jitmem_manager_allocate(manager, &small, 1, 0, refused.memory, &refused.handle, error));
+  jitmem_manager_free(manager);
+}
+
+// With the mprotect mapper a refusal comes at finalize; then the memory is free again.
+static void code_must_be_refused(jitmem_manager *manager, const char *operation) {
+  const jitmem_segment segments[] = {segment(100, 0, RX), segment(100, 0, RW)};
+  for (int i = 0; i < 10; i++) {
+    struct graph graph;
+    MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, graph.memory, &graph.handle, error));
+    MUST_FAIL(JITMEM_DENIED, operation, "MemoryDenyWriteExecute",
+              jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+    MUST_FAIL(JITMEM_INVALID_HANDLE, "not live", "",
+              jitmem_manager_abandon(manager, graph.handle, error));
+    jitmem_stats stats = child_stats(manager);
+    MUST(stats.live + stats.padding + stats.in_flight + stats.finalized == 0);
+  }
+}
+
+LIMITED(mprotect_is_forbidden) {
+  deny(SYS_mprotect, EACCES);
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_MPROTECT, (jitmem_manager_options){0});
+  code_must_be_refused(manager, "make writable");
+  jitmem_manager_free(manager);
+  // Two views need no mprotect at all.
+  manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  child_graph(manager);
+  jitmem_manager_free(manager);
+}
+
+LIMITED(nothing_may_turn_executable) {
+  if (prctl(SET_MDWE, MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0)
+    SKIP_CHILD("this kernel has no PR_SET_MDWE (since Linux 6.3): %s", strerror(errno));
+  // It is in force.
+  void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  MUST(page != MAP_FAILED && mprotect(page, 4096, PROT_READ | PROT_EXEC) != 0);
+
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  MUST(child_stats(manager).fallbacks == 0);
+  for (int i = 0; i < 100; i++)
+    child_graph(manager);
+  jitmem_manager_free(manager);
+  manager = child_manager(JITMEM_IN_PROCESS_MPROTECT, (jitmem_manager_options){0});
+  code_must_be_refused(manager, "set the protection");
+  jitmem_manager_free(manager);
+}
+
+static void under_memfd_noexec(void *unused) {
+  (void)unused;
+  int setting = open("/proc/sys/vm/memfd_noexec", O_WRONLY | O_CLOEXEC);
+  if (setting < 0)
+    SKIP_CHILD("vm.memfd_noexec (since Linux 6.3) can't be written: %s", strerror(errno));
+  if (write(setting, "2", 1) != 1)
+    SKIP_CHILD("vm.memfd_noexec can't be set in a pid namespace of its own: %s", strerror(errno));
+  close(setting);
+  // It is in force: a memfd that may be executed is refused.
+  enum { MAY_EXECUTE = 0x10 };
+  MUST(syscall(SYS_memfd_create, "x", MAY_EXECUTE) < 0 && errno == EACCES);
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  child_graph(manager);
+  jitmem_manager_free(manager);
+  manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  jitmem_manager_free(manager);
+}
+
+LIMITED(memfds_must_not_be_executed) {
+  // The setting belongs to a pid namespace, which only children of this process enter.
+  if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0)
+    SKIP_CHILD("no pid namespace of our own: %s", strerror(errno));
+  pid_t child = fork();
+  if (child < 0)
+    SKIP_CHILD("no process in a pid namespace of our own: %s", strerror(errno));
+  if (child == 0) {
+    under_memfd_noexec(NULL);
+    _exit(CHILD_PASSED);
+  }
+  int status = 0;
+  MUST(waitpid(child, &status, 0) == child);
+  _exit(WIFEXITED(status) ? WEXITSTATUS(status) : CHILD_FAILED);
+}
+
+LIMITED_EACH(files_can_not_be_opened) {
+  // No /proc, then, to find a good place by, or to explain anything with.
+  deny(SYS_openat, EACCES);
+  jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){.window_size = 16 * MIB});
+  child_graph(manager);
+  jitmem_segment most = segment(0, 17 * MIB, RW);
+  struct graph graph;
+  MUST_FAIL(JITMEM_WINDOW_FULL, "larger", "",
+            jitmem_manager_allocate(manager, &most, 1, 0, graph.memory, &graph.handle, error));
+  jitmem_manager_free(manager);
+}
+
+LIMITED_EACH(nothing_can_be_unmapped) {
+  jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){0});
+  jitmem_manager *other = child_manager(kind, (jitmem_manager_options){0});
+  child_graph(manager);
+  MUST(child_stats(other).unmap_failures == 0);
+  deny(SYS_munmap, ENOMEM);
+  jitmem_manager_free(manager);
+  MUST(child_stats(other).unmap_failures > 0);
+  child_graph(other);
+}
+
+LIMITED(the_hot_path_never_enters_the_kernel) {
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  const jitmem_segment segments[] = {segment(256, 0, RX), segment(64, 0, R), segment(64, 64, RW)};
+  struct graph warm, graph;
+  MUST_OK(jitmem_manager_allocate(manager, segments, 3, 0, warm.memory, &warm.handle, error));
+  child_graph(manager);
+  // Only what ends this process, and tells why, is left.
+  struct sock_filter code[] = {
+      LOAD(nr),
+      EQUAL(SYS_write, 3, 0),
+      EQUAL(SYS_exit_group, 2, 0),
+      EQUAL(SYS_rt_sigreturn, 1, 0),
+      ANSWER(SECCOMP_RET_KILL_PROCESS),
+      ANSWER(SECCOMP_RET_ALLOW),
+  };
+  install_filter(code, COUNT(code));
+  for (int i = 0; i < 1000; i++) {
+    MUST_OK(jitmem_manager_allocate(manager, segments, 3, 0, graph.memory, &graph.handle, error));
+    for (int j = 0; j < 3; j++)
+      memset(graph.memory[j].working_memory, i, segments[j].content_size);
+    MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+    MUST(*at(graph.memory[0].address) == (uint8_t)i);
+    MUST_OK(jitmem_manager_deallocate(manager, &graph.handle, 1, error));
+  }
+}
+
+int main(int argc, char **argv) {
+  const struct CMUnitTest tests[] = {
+      LIMIT(memfd_is_forbidden),
+      LIMIT(memfd_is_missing),
+      LIMIT(seals_are_forbidden),
+      LIMIT(executable_mappings_are_forbidden),
+      LIMIT(memfd_is_forbidden_later),
+      LIMIT(mprotect_is_forbidden),
+      LIMIT(nothing_may_turn_executable),
+      LIMIT(memfds_must_not_be_executed),
+      LIMIT(files_can_not_be_opened_two_views),
+      LIMIT(files_can_not_be_opened_mprotect),
+      LIMIT(nothing_can_be_unmapped_two_views),
+      LIMIT(nothing_can_be_unmapped_mprotect),
+      LIMIT(the_hot_path_never_enters_the_kernel),
+  };
+  return RUN_LIMITS(tests, argc, argv);
+}
