@@ -465,7 +465,7 @@ typedef struct jitmem_mapper_retired {
  *
  * The functions are called with no lock held, from any thread, several at a time. Those that take a
  * jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
- * once. Arrays are valid until then. None may be NULL.
+ * once. Arrays are valid until then. None may be NULL, and none may throw.
  */
 typedef struct jitmem_mapper_callbacks {
   /**
@@ -553,7 +553,7 @@ typedef struct jitmem_manager_options {
    */
   size_t struct_size;
   /**
-   * Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
+   * Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
    */
   uint64_t window_size;
   /**
@@ -574,7 +574,7 @@ typedef struct jitmem_manager_options {
   uint32_t growth;
   /**
    * 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
-   * kill later. 0: pages are taken when touched.
+   * kill later. 0: pages are taken when touched. A custom mapper is not told.
    */
   uint32_t commit;
   /**
@@ -808,8 +808,8 @@ jitmem_status jitmem_mapper_complete(jitmem_request request,
  * jitmem_mapper_free. Thread-safe.
  *
  * Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function, page_size or
- * granule that is no power of two, an unknown content. With a wrong struct_size `destroy` is not
- * called, since it can't be found.
+ * granule that is no power of two, an unknown content. If the struct can't be read (NULL, a
+ * wrong struct_size, fields that this library does not know) `destroy` is not called.
  *
  * Requires:
  * `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
@@ -1084,7 +1084,8 @@ void jitmem_mapper_free(struct jitmem_mapper *mapper);
 /**
  * Fills `stats`. Thread-safe; the figures are those of one moment.
  *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE.
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
+ * a forked child).
  *
  * Requires:
  * `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
@@ -1099,7 +1100,7 @@ jitmem_status jitmem_manager_stats(const struct jitmem_manager *manager,
  * followed by the ranges in it that are handed out, in address order. A picture of one moment; no
  * lock is held during the calls. Thread-safe.
  *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child).
  *
  * Requires:
  * `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL

@@ -190,7 +190,8 @@ public:
                   OnDeallocatedFunction OnDeallocated) override {
     llvm::SmallVector<uint64_t, 8> Handles;
     for (auto &Alloc : Allocs)
-      Handles.push_back(Alloc.release().getValue());
+      if (Alloc) // a default-constructed one has nothing to deallocate
+        Handles.push_back(Alloc.release().getValue());
     detail::OwnedError E;
     auto Status = jitmem_manager_try_deallocate(handle(), Handles.data(), Handles.size(), E.out());
     if (Status != JITMEM_WOULD_BLOCK) {
@@ -237,6 +238,10 @@ private:
       Chosen.placement = JITMEM_PLACEMENT_NEAR;
       Chosen.address = O.Near;
     }
+    if (O.Fixed && O.Near)
+      return llvm::make_error<MemoryError>(
+          JITMEM_INVALID_ARGUMENT, 0,
+          "create a memory manager: both Options::Fixed and Options::Near are set; choose one");
     detail::OwnedError E;
     jitmem_manager *Manager = nullptr;
     if (jitmem_manager_create(&Mapper, &Chosen, &Manager, E.out()) != JITMEM_OK)
@@ -257,7 +262,7 @@ private:
     (*F)(detail::toError(E));
   }
 
-  /// An allocation between allocate and finalize or abandon.
+  /// An allocation between allocate and finalize or abandon. Must not outlive its manager.
   class InFlight : public InFlightAlloc {
   public:
     InFlight(MemoryManager &MM, LinkGraph &G, uint64_t Handle) : MM(MM), G(G), Handle(Handle) {}

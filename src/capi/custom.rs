@@ -2,8 +2,8 @@
 //! A mapper made of a host's callbacks.
 
 use super::callback::{Context, jitmem_destroy_fn};
-use super::manager::{jitmem_action, jitmem_wrapper_call};
 use super::mapper::jitmem_mapper;
+use super::request::{jitmem_action, jitmem_wrapper_call};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, handle, input};
 use crate::completion::Completion;
@@ -77,7 +77,7 @@ pub struct jitmem_mapper_retired {
 ///
 /// The functions are called with no lock held, from any thread, several at a time. Those that take a
 /// jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
-/// once. Arrays are valid until then. None may be NULL.
+/// once. Arrays are valid until then. None may be NULL, and none may throw.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -216,13 +216,12 @@ pub unsafe extern "C" fn jitmem_mapper_complete(
                 "request {request:#x} was completed before or never made"
             )));
         };
-        done.complete(match Status::from_code(status) {
-            None if status == 0 => Ok(Answer { value, size }),
-            known => {
+        done.complete(match host_status(status) {
+            None => Ok(Answer { value, size }),
+            Some(status) => {
                 // SAFETY: the caller says that it is NULL or a string.
                 let text = (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) });
                 let text = text.map_or("no message".into(), CStr::to_string_lossy);
-                let status = known.unwrap_or(Status::MapperFailed);
                 Err(Error::new(status, format!("custom mapper: {text}")))
             }
         });
@@ -265,6 +264,11 @@ impl Callbacks {
                 "jitmem_mapper_callbacks.{name} is NULL"
             )));
         }
+        if table.reserved != 0 {
+            return Err(invalid_argument(
+                "jitmem_mapper_callbacks.reserved is not 0",
+            ));
+        }
         let copied = match table.content {
             0 => false,
             1 => true,
@@ -306,14 +310,23 @@ impl Callbacks {
     }
 
     fn status(operation: &str, code: u32) -> Result<()> {
-        if code == 0 {
-            return Ok(());
+        match host_status(code) {
+            None => Ok(()),
+            Some(status) => Err(Error::new(
+                status,
+                format!("custom mapper: {operation} answered status {code}"),
+            )),
         }
-        let status = Status::from_code(code).unwrap_or(Status::MapperFailed);
-        Err(Error::new(
-            status,
-            format!("custom mapper: {operation} answered status {code}"),
-        ))
+    }
+}
+
+/// The failure that a host's status says, if any. What only jitmem itself may say is the mapper's
+/// failure when a host says it.
+fn host_status(code: u32) -> Option<Status> {
+    match Status::from_code(code) {
+        None if code == 0 => None,
+        None | Some(Status::Internal | Status::WouldBlock) => Some(Status::MapperFailed),
+        known => known,
     }
 }
 
@@ -357,7 +370,7 @@ impl Mapper for Callbacks {
         &self.capabilities
     }
 
-    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>) {
+    fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
         let (code, address) = match placement {
             Placement::Default => (0, 0),
             Placement::Near(address) => (1, address),
@@ -540,8 +553,8 @@ impl Mapper for Callbacks {
 /// jitmem_mapper_free. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function, page_size or
-/// granule that is no power of two, an unknown content. With a wrong struct_size `destroy` is not
-/// called, since it can't be found.
+/// granule that is no power of two, an unknown content. If the struct can't be read (NULL, a
+/// wrong struct_size, fields that this library does not know) `destroy` is not called.
 ///
 /// # Safety
 /// `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
@@ -558,7 +571,7 @@ pub unsafe extern "C" fn jitmem_mapper_custom(
         let context = Arc::new(Context::new(table.ctx, table.destroy));
         input::required(mapper, "mapper")?;
         let host = Callbacks::new(table, context)?;
-        let new = CustomMapper::new(Box::new(host))?;
+        let new = CustomMapper::new(Arc::new(host))?;
         let handle = handle::give(jitmem_mapper(Arc::new(new)));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { mapper.write(handle) };

@@ -17,9 +17,9 @@ fn panicked(payload: &(dyn std::any::Any + Send)) -> Error {
         .remedy("this is a defect in jitmem: please report it with this message")
 }
 
-/// Runs `body`; a panic in it is an error.
-pub(super) fn catch<T>(body: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|payload| Err(panicked(&*payload)))
+/// Runs `body`; `Err` is what it panicked with.
+pub(super) fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(|payload| panicked(&*payload))
 }
 
 /// Runs `body` and turns its failure into a status and, if asked for, an error object.
@@ -30,7 +30,7 @@ pub(super) unsafe fn call(
     error: *mut *mut jitmem_error,
     body: impl FnOnce() -> Result<()>,
 ) -> jitmem_status {
-    match catch(body) {
+    match catch(body).and_then(|result| result) {
         Ok(()) => jitmem_status::JITMEM_OK,
         Err(failure) => {
             let status = failure.status().into();

@@ -4,10 +4,14 @@
 use crate::error::{Result, invalid_argument};
 use std::mem::size_of;
 
-/// Fails if an output or function pointer is NULL.
+/// Fails if a place to write or read is NULL or misaligned.
 pub(super) fn required<T>(pointer: *const T, name: &str) -> Result<()> {
     if pointer.is_null() {
         Err(invalid_argument(format!("{name} is NULL")))
+    } else if !pointer.is_aligned() {
+        Err(invalid_argument(format!(
+            "{name} at {pointer:p} is misaligned"
+        )))
     } else {
         Ok(())
     }
@@ -22,9 +26,9 @@ pub(super) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -
         return Ok(&[]);
     }
     required(pointer, name)?;
-    if !pointer.is_aligned() || count > isize::MAX as usize / size_of::<T>().max(1) {
+    if count > isize::MAX as usize / size_of::<T>().max(1) {
         return Err(invalid_argument(format!(
-            "{name} at {pointer:p} with {count} elements: misaligned or longer than memory"
+            "{name} at {pointer:p} with {count} elements: longer than memory"
         )));
     }
     // SAFETY: not NULL, aligned, and the caller vouches for the elements.
@@ -39,11 +43,6 @@ pub(super) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -
 /// `pointer` is NULL or points to as many bytes as its first field says.
 pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -> Result<T> {
     required(pointer, name)?;
-    if !pointer.is_aligned() {
-        return Err(invalid_argument(format!(
-            "{name} at {pointer:p} is misaligned"
-        )));
-    }
     // SAFETY: the struct begins with a size_t.
     let given = unsafe { pointer.cast::<usize>().read() };
     check_size(given, least, name)?;

@@ -4,148 +4,16 @@
 use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{self, Handle};
 use super::mapper::jitmem_mapper;
+use super::options::{self, jitmem_manager_options};
+use super::request::{self, jitmem_action, jitmem_segment, jitmem_segment_memory};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::manager::{Allocated, GrowthPolicy, Manager, Options, Request, Segment, SegmentMemory};
-use crate::mapper::{Action, WrapperCall};
-use crate::memory::view::Placement;
+use crate::manager::{Allocated, Manager, SegmentMemory};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Bits of a segment's protection. Writable and executable together is refused.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum jitmem_protection {
-    /// The executor may read it.
-    JITMEM_PROT_READ = 1,
-    /// The executor may write it.
-    JITMEM_PROT_WRITE = 2,
-    /// The executor may run it.
-    JITMEM_PROT_EXEC = 4,
-}
-
-/// How long a segment lives.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum jitmem_lifetime {
-    /// Until it is deallocated.
-    JITMEM_LIFETIME_STANDARD = 0,
-    /// Until the finalize actions have run.
-    JITMEM_LIFETIME_FINALIZE = 1,
-    /// Never in executor memory: it gets address 0 and no working memory.
-    JITMEM_LIFETIME_NO_ALLOC = 2,
-}
-
-/// Where the first window goes.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum jitmem_placement {
-    /// Where the executor's own images are in reach of 32-bit references.
-    JITMEM_PLACEMENT_DEFAULT = 0,
-    /// So that jitmem_manager_options.address is in reach.
-    JITMEM_PLACEMENT_NEAR = 1,
-    /// Exactly at jitmem_manager_options.address, a multiple of the page size.
-    JITMEM_PLACEMENT_FIXED = 2,
-}
-
-/// What happens when the window is full.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(u32)]
-pub enum jitmem_growth {
-    /// The request fails with JITMEM_WINDOW_FULL.
-    JITMEM_GROWTH_ERROR = 0,
-    /// Another window is reserved; what belongs to one JITDylib stays inside one.
-    JITMEM_GROWTH_ANOTHER_WINDOW = 1,
-}
-
-/// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
-/// for the defaults.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct jitmem_manager_options {
-    /// sizeof(jitmem_manager_options).
-    pub struct_size: usize,
-    /// Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
-    pub window_size: u64,
-    /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
-    pub address: u64,
-    /// Most bytes handed out at a time, rounding included. 0: no limit.
-    pub quota: u64,
-    /// One of jitmem_placement.
-    pub placement: u32,
-    /// One of jitmem_growth.
-    pub growth: u32,
-    /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
-    /// kill later. 0: pages are taken when touched.
-    pub commit: u32,
-    /// 0.
-    pub reserved: u32,
-}
-
-const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
-
-/// One segment of a request.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct jitmem_segment {
-    /// Bytes that the linker writes.
-    pub content_size: u64,
-    /// Zero bytes behind them.
-    pub zero_fill_size: u64,
-    /// Alignment of the first byte: a power of two up to 1 GiB.
-    pub alignment: u64,
-    /// Bits of jitmem_protection.
-    pub protection: u32,
-    /// One of jitmem_lifetime.
-    pub lifetime: u32,
-}
-
-/// Memory of one segment.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct jitmem_segment_memory {
-    /// Its address in the executor; 0 for a no-alloc segment.
-    pub address: u64,
-    /// Where its content_size bytes are written, by one thread at a time, until finalize or
-    /// abandon is called; all of them must be written. NULL for a no-alloc segment.
-    pub working_memory: *mut c_void,
-}
-
-/// A call of a wrapper function in the executor: (const char *args, size_t size), answering
-/// LLVM's CWrapperFunctionResult with a serialized error.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct jitmem_wrapper_call {
-    /// Executor address; 0: no call.
-    pub function: u64,
-    /// Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
-    pub args: *const c_void,
-    /// Bytes of args.
-    pub args_size: usize,
-}
-
-/// An allocation action: a call on finalize and its twin on deallocate.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct jitmem_action {
-    /// Run on finalize.
-    pub finalize: jitmem_wrapper_call,
-    /// Run on deallocate, if the finalize call succeeded.
-    pub dealloc: jitmem_wrapper_call,
-}
 
 /// Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
 /// may be called from inside its callbacks.
@@ -203,6 +71,34 @@ fn now<T>(answer: Option<Result<T>>) -> Result<T> {
 
 /// Runs `body` on a manager; after a panic the manager refuses further work.
 ///
+/// A callback inside `body` may free the manager, so nothing here looks at it afterwards without
+/// asking again whether it is there.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library.
+unsafe fn run(
+    manager: *const jitmem_manager,
+    body: impl FnOnce(&Manager) -> Result<()>,
+) -> Result<()> {
+    // SAFETY: as the caller says.
+    let handle = unsafe { handle::get(manager) }?;
+    if handle.poisoned.load(Ordering::Relaxed) {
+        return Err(Error::new(
+            Status::Internal,
+            "this manager refuses further work since a defect in jitmem was reported",
+        ));
+    }
+    guard::catch(|| body(&handle.manager)).unwrap_or_else(|panic| {
+        // SAFETY: as the caller says.
+        if let Ok(handle) = unsafe { handle::get(manager) } {
+            handle.poisoned.store(true, Ordering::Relaxed);
+        }
+        Err(panic)
+    })
+}
+
+/// [`run`] for a call that answers with its status.
+///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
 unsafe fn with_manager(
@@ -210,79 +106,40 @@ unsafe fn with_manager(
     error: *mut *mut jitmem_error,
     body: impl FnOnce(&Manager) -> Result<()>,
 ) -> jitmem_status {
-    let run = || {
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, || run(manager, body)) }
+}
+
+/// [`run`] for a request whose answer goes to a callback. `accept` checks the arguments and makes
+/// the completion; from then on the callback hears of every failure, and not even a panic in
+/// `submit` is a refusal.
+///
+/// # Safety
+/// As [`with_manager`].
+unsafe fn with_completion<T>(
+    manager: *const jitmem_manager,
+    error: *mut *mut jitmem_error,
+    accept: impl FnOnce(&Manager) -> Result<T>,
+    submit: impl FnOnce(&Manager, T),
+) -> jitmem_status {
+    let body = || {
+        let mut accepted = false;
         // SAFETY: as the caller says.
-        let handle = unsafe { handle::get(manager) }?;
-        if handle.poisoned.load(Ordering::Relaxed) {
-            return Err(Error::new(
-                Status::Internal,
-                "this manager refuses further work since a defect in jitmem was reported",
-            ));
-        }
-        let result = guard::catch(|| body(&handle.manager));
-        if matches!(&result, Err(error) if error.status() == Status::Internal) {
-            handle.poisoned.store(true, Ordering::Relaxed);
-        }
-        result
+        let result = unsafe {
+            run(manager, |manager| {
+                let request = accept(manager)?;
+                accepted = true;
+                submit(manager, request);
+                Ok(())
+            })
+        };
+        if accepted { Ok(()) } else { result }
     };
     // SAFETY: as the caller says.
-    unsafe { guard::call(error, run) }
+    unsafe { guard::call(error, body) }
 }
 
 // ---- creating ----
-
-/// # Safety
-/// `options` is NULL or points to a struct of the size that it says.
-unsafe fn options(options: *const jitmem_manager_options) -> Result<Options> {
-    let mut chosen = Options::default();
-    if options.is_null() {
-        return Ok(chosen);
-    }
-    // SAFETY: plain numbers; the caller vouches for the size.
-    let given = unsafe { input::versioned(options, OPTIONS_LEAST, "jitmem_manager_options") }?;
-    if given.window_size != 0 {
-        chosen.window_size = given.window_size;
-    }
-    chosen.placement = match given.placement {
-        0 if given.address != 0 => {
-            return Err(invalid_argument(format!(
-                "address {:#x} without a placement: choose near 1 or fixed 2",
-                given.address
-            )));
-        }
-        0 => Placement::Default,
-        1 => Placement::Near(given.address),
-        2 => Placement::Fixed(given.address),
-        other => {
-            return Err(invalid_argument(format!(
-                "placement {other} is none of default 0, near 1 and fixed 2"
-            )));
-        }
-    };
-    chosen.growth = match given.growth {
-        0 => GrowthPolicy::Error,
-        1 => GrowthPolicy::AnotherWindow,
-        other => {
-            return Err(invalid_argument(format!(
-                "growth {other} is none of error 0 and another window 1"
-            )));
-        }
-    };
-    chosen.quota = (given.quota != 0).then_some(given.quota);
-    chosen.commit = match given.commit {
-        0 => false,
-        1 => true,
-        other => {
-            return Err(invalid_argument(format!(
-                "commit {other} is neither 0 nor 1"
-            )));
-        }
-    };
-    if given.reserved != 0 {
-        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
-    }
-    Ok(chosen)
-}
 
 /// Receives a new manager, which it owns, or an error, which is valid during the call.
 #[allow(non_camel_case_types)]
@@ -317,7 +174,7 @@ pub unsafe extern "C" fn jitmem_manager_create(
         let mapper = unsafe { handle::get(mapper) }?;
         input::required(manager, "manager")?;
         // SAFETY: as the caller says.
-        let options = unsafe { self::options(options) }?;
+        let options = unsafe { options::chosen(options) }?;
         let new = wait(|done| Manager::create(mapper.0.clone(), options, done))?;
         let handle = handle::give(jitmem_manager::new(new));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
@@ -346,7 +203,7 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
         // SAFETY: as the caller says.
         let mapper = unsafe { handle::get(mapper) }?;
         // SAFETY: as the caller says.
-        let options = unsafe { self::options(options) }?;
+        let options = unsafe { options::chosen(options) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::new(move |answer: Result<Manager>| {
             let (manager, error) = match answer {
@@ -358,7 +215,8 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
                 unsafe { callback(context.pointer(), manager, error) }
             });
         });
-        Manager::create(mapper.0.clone(), options, done);
+        // The completion is made: a panic is answered through it and is no refusal.
+        let _ = guard::catch(|| Manager::create(mapper.0.clone(), options, done));
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -388,39 +246,10 @@ fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
 pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
     // SAFETY: as the caller says.
     let taken = unsafe { handle::take(manager) };
-    let _ = guard::catch(|| {
-        drop(taken);
-        Ok(())
-    });
+    let _ = guard::catch(|| drop(taken));
 }
 
 // ---- allocating ----
-
-/// # Safety
-/// `segments` is NULL or points to `count` segments.
-unsafe fn request(
-    manager: &Manager,
-    segments: *const jitmem_segment,
-    count: usize,
-    dylib: u64,
-) -> Result<Request> {
-    // SAFETY: as the caller says.
-    let given = unsafe { input::array(segments, count, "segments") }?;
-    let convert = |segment: &jitmem_segment| {
-        let protection = Protection::from_bits(segment.protection)?;
-        let lifetime = Lifetime::from_code(segment.lifetime)?;
-        Ok(Segment {
-            content_size: segment.content_size,
-            zero_fill_size: segment.zero_fill_size,
-            alignment: segment.alignment,
-            group: AllocGroup {
-                protection,
-                lifetime,
-            },
-        })
-    };
-    manager.request(given.iter().map(convert), dylib)
-}
 
 const _: () = assert!(
     size_of::<SegmentMemory>() == size_of::<jitmem_segment_memory>()
@@ -497,7 +326,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let request = unsafe { self::request(manager, segments, count, dylib) }?;
+        let request = unsafe { request::request(manager, segments, count, dylib) }?;
         let allocate = || wait(|done| manager.allocate(request, done));
         // SAFETY: as the caller says.
         unsafe { answer(count, memory, allocation, allocate) }
@@ -523,9 +352,9 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let context = Context::new(ctx, destroy);
-    let body = |manager: &Manager| {
+    let accept = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let request = unsafe { self::request(manager, segments, count, dylib) }?;
+        let request = unsafe { request::request(manager, segments, count, dylib) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::new(move |answer: Result<Allocated>| match answer {
             Ok(allocated) => {
@@ -539,11 +368,11 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
                 unsafe { callback(context.pointer(), 0, std::ptr::null(), 0, error) }
             }),
         });
-        manager.allocate(request, done);
-        Ok(())
+        Ok((request, done))
     };
+    let submit = |manager: &Manager, (request, done)| manager.allocate(request, done);
     // SAFETY: as the caller says.
-    unsafe { with_manager(manager, error, body) }
+    unsafe { with_completion(manager, error, accept, submit) }
 }
 
 /// jitmem_manager_allocate where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
@@ -563,7 +392,7 @@ pub unsafe extern "C" fn jitmem_manager_try_allocate(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let request = unsafe { self::request(manager, segments, count, dylib) }?;
+        let request = unsafe { request::request(manager, segments, count, dylib) }?;
         // SAFETY: as the caller says.
         unsafe {
             answer(count, memory, allocation, || {
@@ -605,36 +434,6 @@ pub unsafe extern "C" fn jitmem_manager_write(
 
 // ---- finalizing and the end ----
 
-/// # Safety
-/// `call.args` is NULL or has `args_size` bytes.
-unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
-    if call.function == 0 {
-        return Ok(WrapperCall::default());
-    }
-    // SAFETY: as the caller says.
-    let args = unsafe { input::array(call.args.cast::<u8>(), call.args_size, "args") }?;
-    Ok(WrapperCall {
-        function: call.function,
-        args: args.to_vec(),
-    })
-}
-
-/// # Safety
-/// `actions` is NULL or has `count` entries whose arguments are as long as they say.
-unsafe fn actions(actions: *const jitmem_action, count: usize) -> Result<Vec<Action>> {
-    // SAFETY: as the caller says.
-    let given = unsafe { input::array(actions, count, "actions") }?;
-    let convert = |action: &jitmem_action| {
-        Ok(Action {
-            // SAFETY: as the caller says.
-            finalize: unsafe { wrapper_call(&action.finalize) }?,
-            // SAFETY: as the caller says.
-            dealloc: unsafe { wrapper_call(&action.dealloc) }?,
-        })
-    };
-    given.iter().map(convert).collect()
-}
-
 /// Learns how a request ended: `error` is NULL for success, else valid during the call.
 #[allow(non_camel_case_types)]
 pub type jitmem_done_fn =
@@ -675,7 +474,7 @@ pub unsafe extern "C" fn jitmem_manager_finalize(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let actions = unsafe { self::actions(actions, count) }?;
+        let actions = unsafe { request::actions(actions, count) }?;
         wait(|done| manager.finalize(allocation, actions, done)).map(drop)
     };
     // SAFETY: as the caller says.
@@ -698,14 +497,14 @@ pub unsafe extern "C" fn jitmem_manager_finalize_async(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let context = Context::new(ctx, destroy);
-    let body = |manager: &Manager| {
+    let accept = |_: &Manager| {
         // SAFETY: as the caller says.
-        let actions = unsafe { self::actions(actions, count) }?;
-        manager.finalize(allocation, actions, done(r#fn, context)?);
-        Ok(())
+        let actions = unsafe { request::actions(actions, count) }?;
+        Ok((actions, done(r#fn, context)?))
     };
+    let submit = |manager: &Manager, (actions, done)| manager.finalize(allocation, actions, done);
     // SAFETY: as the caller says.
-    unsafe { with_manager(manager, error, body) }
+    unsafe { with_completion(manager, error, accept, submit) }
 }
 
 /// jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
@@ -756,12 +555,10 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let context = Context::new(ctx, destroy);
-    let body = |manager: &Manager| {
-        manager.abandon(allocation, done(r#fn, context)?);
-        Ok(())
-    };
+    let accept = |_: &Manager| done(r#fn, context);
+    let submit = |manager: &Manager, done| manager.abandon(allocation, done);
     // SAFETY: as the caller says.
-    unsafe { with_manager(manager, error, body) }
+    unsafe { with_completion(manager, error, accept, submit) }
 }
 
 /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
@@ -828,12 +625,14 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let context = Context::new(ctx, destroy);
-    let body = |manager: &Manager| {
+    let accept = |_: &Manager| {
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
-        manager.deallocate(handles, done(r#fn, context)?);
-        Ok(())
+        Ok((handles, done(r#fn, context)?))
+    };
+    let submit = |manager: &Manager, (handles, done): (&[u64], _)| {
+        manager.deallocate(handles, done);
     };
     // SAFETY: as the caller says.
-    unsafe { with_manager(manager, error, body) }
+    unsafe { with_completion(manager, error, accept, submit) }
 }

@@ -84,8 +84,5 @@ pub unsafe extern "C" fn jitmem_mapper_in_process(
 pub unsafe extern "C" fn jitmem_mapper_free(mapper: *mut jitmem_mapper) {
     // SAFETY: as the caller says.
     let taken = unsafe { handle::take(mapper) };
-    let _ = guard::catch(|| {
-        drop(taken);
-        Ok(())
-    });
+    let _ = guard::catch(|| drop(taken));
 }

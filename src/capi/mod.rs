@@ -11,6 +11,7 @@
 //!   which may be the calling one, before the call returns; then `destroy(ctx)` runs once. If the
 //!   call is refused (its status is not 0), `fn` never runs and `destroy` has run.
 //! - No lock is held while a callback runs; it may call any function.
+//! - No function of the host (callback, destructor, mapper, action) may throw through the library.
 //! - A panic never leaves the library: it is reported as JITMEM_INTERNAL, and the handle refuses
 //!   further work.
 
@@ -21,6 +22,8 @@ mod handle;
 mod input;
 mod manager;
 mod mapper;
+mod options;
+mod request;
 mod stats;
 mod status;
 mod version;
@@ -29,6 +32,8 @@ pub use callback::jitmem_destroy_fn;
 pub use custom::*;
 pub use manager::*;
 pub use mapper::*;
+pub use options::*;
+pub use request::*;
 pub use stats::*;
 pub use status::*;
 pub use version::*;

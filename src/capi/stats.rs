@@ -95,7 +95,8 @@ const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>()
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
+/// a forked child).
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
@@ -109,12 +110,8 @@ pub unsafe extern "C" fn jitmem_manager_stats(
     let body = || {
         // SAFETY: as the caller says.
         let manager = unsafe { handle::get(manager) }?;
+        manager.manager().check_process()?;
         input::required(stats, "stats")?;
-        if !stats.is_aligned() {
-            return Err(invalid_argument(format!(
-                "stats at {stats:p} is misaligned"
-            )));
-        }
         // SAFETY: the struct begins with its size.
         let given = unsafe { stats.cast::<usize>().read() };
         input::check_size(given, LEAST, "jitmem_stats")?;
@@ -203,7 +200,7 @@ pub type jitmem_layout_fn =
 /// followed by the ranges in it that are handed out, in address order. A picture of one moment; no
 /// lock is held during the calls. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child).
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
@@ -218,6 +215,7 @@ pub unsafe extern "C" fn jitmem_manager_layout(
     let body = || {
         // SAFETY: as the caller says.
         let manager = unsafe { handle::get(manager) }?;
+        manager.manager().check_process()?;
         let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
         for item in manager.manager().layout() {
             let kind = match item.kind {

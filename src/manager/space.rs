@@ -4,7 +4,7 @@
 //! Everything here is arithmetic; nothing calls the mapper or the system.
 
 use super::records::{Key, Record, Records, State};
-use super::request::Request;
+use super::request::{Planned, Request};
 use super::window::{ChunkState, Grant, MOST_CHUNKS, POOLS, Piece, Pieces, Place, Sums, Window};
 use super::{GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Status};
@@ -15,6 +15,8 @@ use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
+/// A JITDylib is not begun in a window of which less than this part is free.
+const ROOM_FOR_MORE: u64 = 4;
 /// No manager opens more windows than this.
 const MOST_WINDOWS: usize = 4096;
 
@@ -59,7 +61,7 @@ pub(super) enum Attempt {
 pub(super) struct Leaving {
     pub(super) pieces: Pieces,
     /// Shared code, which is made to trap before it is free.
-    pub(super) traps: SmallVec<[Writer; 2]>,
+    pub(super) traps: SmallVec<[(Writer, AddressRange); 1]>,
     /// Copied segments, which are the mapper's to change.
     pub(super) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
@@ -134,7 +136,7 @@ impl Space {
     // ---- records ----
 
     /// Marks it finalized and takes out its segments of finalize lifetime, which have served.
-    pub(super) fn finish_finalize(&mut self, key: Key, teardown: Teardown) -> Leaving {
+    pub(super) fn mark_finalized(&mut self, key: Key, teardown: Teardown) -> Leaving {
         self.next_order += 1;
         self.counters.finalize += 1;
         self.in_flight -= 1;
@@ -176,7 +178,7 @@ impl Space {
                 writer,
             } = self.place(piece);
             match writer {
-                Some(writer) => leaving.traps.push(writer),
+                Some(writer) => leaving.traps.push((writer, range)),
                 None => leaving.copied.push((range, group)),
             }
         }
@@ -193,7 +195,7 @@ impl Space {
     }
 
     /// Forgets an allocation whose pieces were taken out of its record.
-    pub(super) fn forget(&mut self, key: Key) {
+    pub(super) fn forget(&mut self, key: Key) -> Record {
         let record = self.records.remove(key);
         match record.state {
             State::InFlight | State::Finalizing => self.in_flight -= 1,
@@ -207,6 +209,7 @@ impl Space {
                 }
             }
         }
+        record
     }
 
     /// The teardowns of what is finalized and still there, oldest first, each with its copied
@@ -233,40 +236,45 @@ impl Space {
 
     // ---- allocating ----
 
-    pub(super) fn allocate(&mut self, request: &Request, grant: &mut Grant) -> Attempt {
+    /// Takes ranges for a request. A JITDylib that has no window yet goes where there is room for
+    /// more of it; with `last_resort`, anywhere.
+    pub(super) fn allocate(
+        &mut self,
+        request: &Request,
+        last_resort: bool,
+        grant: &mut Grant,
+    ) -> Attempt {
         if let Some(error) = self.over_quota(request) {
             return Attempt::Refused(error);
         }
-        let home = self.home(request.dylib);
-        let (first, last) = match home {
-            Some(window) => (window, window + 1),
-            None => (0, self.windows.len()),
-        };
         let nothing = SegmentMemory {
             address: 0,
             working_memory: WorkingPointer::NULL,
         };
         grant.segments.resize(request.segments, nothing);
-        for index in first..last {
-            let window = &mut self.windows[index];
-            match window.take_all(&request.planned, index as u16, grant) {
-                Ok(pieces) => {
-                    let (key, handle) = self.admit(request, index, pieces, grant);
-                    grant.handle = handle;
-                    return Attempt::Done(key);
-                }
-                Err(short) => {
-                    if let Some(range) = window.grow(&short) {
-                        self.changes += 1;
-                        let chunk = Chunk {
-                            range,
-                            group: short.group,
-                            commit: self.commit,
-                        };
-                        return Attempt::Grow(Growth {
-                            window: index,
-                            chunk,
-                        });
+        let windows = self.windows_for(request, last_resort);
+        for thorough in [false, true] {
+            for index in &windows {
+                let window = &mut self.windows[*index];
+                match window.take_all(&request.planned, *index as u16, thorough, grant) {
+                    Ok(pieces) => {
+                        let (key, handle) = self.admit(request, *index, pieces, grant);
+                        grant.handle = handle;
+                        return Attempt::Done(key);
+                    }
+                    Err(short) => {
+                        if let Some(range) = window.grow(&short) {
+                            self.changes += 1;
+                            let chunk = Chunk {
+                                range,
+                                group: short.group,
+                                commit: self.commit,
+                            };
+                            return Attempt::Grow(Growth {
+                                window: *index,
+                                chunk,
+                            });
+                        }
                     }
                 }
             }
@@ -275,18 +283,59 @@ impl Space {
             return Attempt::Wait;
         }
         let mut empty = Vec::new();
-        for window in first..last {
-            (0..POOLS).for_each(|pool| self.detach(window, pool, 0, &mut empty));
+        for window in &windows {
+            (0..POOLS).for_each(|pool| self.detach(*window, pool, 0, &mut empty));
         }
         if !empty.is_empty() {
             return Attempt::Reclaim(empty);
         }
-        let full = self.full(request, first..last, home.is_some());
-        if home.is_some() || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
+        let bound = self.home(request.dylib).is_some();
+        let full = self.full(request, &windows, bound);
+        if bound || last_resort || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
             Attempt::Refused(full)
         } else {
             Attempt::Full(full)
         }
+    }
+
+    /// The windows that may hold a request, best first.
+    fn windows_for(&self, request: &Request, last_resort: bool) -> SmallVec<[usize; 4]> {
+        let mut windows = SmallVec::new();
+        if !self.many_windows {
+            windows.push(0);
+            return windows;
+        }
+        if let Some(home) = self.home(request.dylib) {
+            windows.push(home);
+            return windows;
+        }
+        windows.extend(0..self.windows.len());
+        windows.sort_by_key(|index| std::cmp::Reverse(self.windows[*index].room()));
+        let fresh = request.dylib != 0 && !request.planned.is_empty() && !last_resort;
+        if fresh && self.windows.len() < MOST_WINDOWS {
+            // The rest of the JITDylib must fit the same window.
+            windows.retain(|index| {
+                let window = &self.windows[*index];
+                window.room() >= window.range.size() / ROOM_FOR_MORE
+            });
+        }
+        windows
+    }
+
+    /// The smallest window that serves a request by itself.
+    pub(super) fn least_window(&self, request: &Request) -> u64 {
+        let pages = |planned: &Planned| {
+            let size = u64::from(planned.size.max(1)) + u64::from(planned.alignment);
+            // A page for what code keeps off.
+            self.page
+                .round_up(size + self.page.bytes())
+                .unwrap_or(u64::MAX)
+        };
+        request
+            .planned
+            .iter()
+            .map(pages)
+            .fold(0, u64::saturating_add)
     }
 
     /// The window that holds a JITDylib already.
@@ -325,9 +374,13 @@ impl Space {
         ))
     }
 
-    fn full(&self, request: &Request, windows: std::ops::Range<usize>, bound: bool) -> Error {
-        let windows = &self.windows[windows];
-        let largest = windows.iter().map(Window::largest_run).max().unwrap_or(0);
+    fn full(&self, request: &Request, windows: &[usize], bound: bool) -> Error {
+        let windows: Vec<&Window> = windows.iter().map(|index| &self.windows[*index]).collect();
+        let largest = windows
+            .iter()
+            .map(|window| window.largest_run())
+            .max()
+            .unwrap_or(0);
         let size: u64 = windows.iter().map(|window| window.range.size()).sum();
         let why = if bound {
             format!(
@@ -340,7 +393,13 @@ impl Space {
                 windows.len()
             )
         };
-        let crowded = if windows.iter().any(Window::crowded) {
+        let remedy = if bound || self.many_windows {
+            "deallocate something or choose larger windows (below 2 GiB)"
+        } else {
+            "deallocate something, choose a larger window (below 2 GiB), or let the manager open \
+             another window"
+        };
+        let crowded = if windows.iter().any(|window| window.crowded()) {
             format!(" and {MOST_CHUNKS} chunks, the most for one window, are in use")
         } else {
             String::new()
@@ -349,8 +408,7 @@ impl Space {
             Status::WindowFull,
             format!(
                 "allocate {} bytes in {} segment(s): {why} ({} bytes handed out, largest free run \
-                 {largest} bytes){crowded}; deallocate something, choose a larger window (below \
-                 2 GiB), or let the manager open another window",
+                 {largest} bytes){crowded}; {remedy}",
                 self.wanted(request),
                 request.planned.len(),
                 self.taken
@@ -369,7 +427,8 @@ impl Space {
         self.live += grant.live;
         self.in_flight += 1;
         self.counters.allocate += 1;
-        let dylib = if self.many_windows { request.dylib } else { 0 };
+        let remember = self.many_windows && !pieces.is_empty();
+        let dylib = if remember { request.dylib } else { 0 };
         if dylib != 0 {
             let home = self.homes.entry(dylib).or_insert(Home {
                 window,

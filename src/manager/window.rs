@@ -234,16 +234,18 @@ impl Window {
     // ---- handing out ----
 
     /// Takes a range for each segment, or none at all and says which segment found no room.
+    /// `thorough` looks at every free range, for when there is no other way.
     pub(super) fn take_all(
         &mut self,
         planned: &[Planned],
         index: u16,
+        thorough: bool,
         grant: &mut Grant,
     ) -> Result<Pieces, Planned> {
         let mut pieces = Pieces::new();
         grant.start_over();
         for planned in planned {
-            match self.take(planned, index, grant) {
+            match self.take(planned, index, thorough, grant) {
                 Some(piece) => pieces.push(piece),
                 None => {
                     for piece in &pieces {
@@ -256,10 +258,22 @@ impl Window {
         Ok(pieces)
     }
 
-    fn take(&mut self, planned: &Planned, index: u16, grant: &mut Grant) -> Option<Piece> {
+    fn take(
+        &mut self,
+        planned: &Planned,
+        index: u16,
+        thorough: bool,
+        grant: &mut Grant,
+    ) -> Option<Piece> {
         let pool_index = pool_index(planned.group);
         let pool = self.pools[pool_index].as_mut()?;
-        let handed = pool.ranges.allocate(planned.size, planned.alignment)?;
+        let Planned {
+            size, alignment, ..
+        } = *planned;
+        let handed = match pool.ranges.allocate(size, alignment) {
+            None if thorough => pool.ranges.allocate_thoroughly(size, alignment)?,
+            fast => fast?,
+        };
         let chunk = pool.chunk_mut(handed.region);
         let content_end = handed.start + planned.content;
         let end = handed.start + handed.size;
@@ -416,6 +430,8 @@ impl Window {
             return None;
         }
         let chunk = pool.chunks[index].take()?;
+        // So that a group that goes on with little gets chunks of a size that is kept.
+        pool.next_size = (u64::from(chunk.size) / 2).max(FIRST_CHUNK);
         let (start, size) = usable(&chunk, pool.group, granule);
         let removed = pool.ranges.remove_region(start, size);
         debug_assert!(removed, "an empty chunk is one free range");
@@ -431,6 +447,17 @@ impl Window {
     /// Whether no further chunk may be made.
     pub(super) fn crowded(&self) -> bool {
         self.chunks >= MOST_CHUNKS
+    }
+
+    /// Bytes that are not handed out.
+    pub(super) fn room(&self) -> u64 {
+        let pools: u64 = self
+            .pools
+            .iter()
+            .flatten()
+            .map(|pool| pool.ranges.free_bytes())
+            .sum();
+        pools + self.runs.total()
     }
 
     /// The largest run of pages that is in no chunk.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 /// Wraps a mapper that a host supplied.
 pub struct CustomMapper {
-    host: Box<dyn Mapper>,
+    host: Arc<dyn Mapper>,
     windows: Arc<Mutex<Vec<AddressRange>>>,
 }
 
@@ -23,7 +23,7 @@ impl CustomMapper {
     ///
     /// # Errors
     /// `InvalidArgument` for a granule above the page size.
-    pub fn new(host: Box<dyn Mapper>) -> Result<CustomMapper> {
+    pub fn new(host: Arc<dyn Mapper>) -> Result<CustomMapper> {
         let Capabilities {
             page_size, granule, ..
         } = *host.capabilities();
@@ -70,19 +70,24 @@ impl Mapper for CustomMapper {
         self.host.capabilities()
     }
 
-    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>) {
-        let windows = Arc::clone(&self.windows);
+    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
+        let (windows, host) = (Arc::clone(&self.windows), Arc::clone(&self.host));
         let page = self.capabilities().page_size.bytes();
         let checked = Completion::new(move |answer: Result<Reserved>| {
             let answer = answer.and_then(|reserved| {
                 let mut windows = windows.lock();
-                check_window(reserved, size, &windows, page)?;
-                windows.push(reserved.range);
-                Ok(reserved)
+                let checked = check_window(reserved, size, &windows, page);
+                if checked.is_ok() {
+                    windows.push(reserved.range);
+                } else if !windows.iter().any(|other| other.overlaps(reserved.range)) {
+                    drop(windows);
+                    host.release(reserved.range, Completion::new(|_| ()));
+                }
+                checked.map(|()| reserved)
             });
             done.complete(answer);
         });
-        self.host.reserve(size, placement, checked);
+        self.host.reserve(size, least, placement, checked);
     }
 
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {

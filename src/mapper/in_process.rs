@@ -102,7 +102,7 @@ impl InProcess {
 
     /// Reserves a window: the size asked for or, where the neighbourhood or address space is
     /// short, half of it, and so on.
-    fn reserve_now(&self, size: u64, placement: Placement) -> Result<Reserved> {
+    fn reserve_now(&self, size: u64, least: u64, placement: Placement) -> Result<Reserved> {
         let halved = |least: u64, reserve: &dyn Fn(u64) -> Result<Reservation>| {
             let mut smaller = size;
             loop {
@@ -114,17 +114,16 @@ impl InProcess {
                 }
             }
         };
+        let smallest = SMALLEST_WINDOW.max(least).min(size);
         let reservation = match placement {
             Placement::Default => {
                 let in_reach = |size| Reservation::new(size, placement);
-                halved(SMALLEST_IN_REACH, &in_reach)
+                halved(SMALLEST_IN_REACH.max(least), &in_reach)
                     .or_else(|_| Reservation::anywhere(size))
-                    .or_else(|_| halved(SMALLEST_WINDOW, &in_reach))
-                    .or_else(|_| halved(SMALLEST_WINDOW, &Reservation::anywhere))
+                    .or_else(|_| halved(smallest, &in_reach))
+                    .or_else(|_| halved(smallest, &Reservation::anywhere))
             }
-            Placement::Near(_) => {
-                halved(SMALLEST_WINDOW, &|size| Reservation::new(size, placement))
-            }
+            Placement::Near(_) => halved(smallest, &|size| Reservation::new(size, placement)),
             Placement::Fixed(_) => Reservation::new(size, placement),
         };
         let reservation = reservation
@@ -140,21 +139,29 @@ impl InProcess {
         Ok(reserved)
     }
 
-    /// Copies one segment in: its pages are writable only meanwhile, and never executable then.
-    fn copy_in(segment: &SegmentContent, content: &[u8]) -> Result<()> {
-        let (start, size) = (segment.range.start(), segment.range.size());
-        let what = |action: &str| format!("{action} {size} bytes at {start:#x}");
-        let pages = pages_of(segment.range);
+    /// Opens the pages of a copied segment for writing; they are never executable meanwhile.
+    fn rewrite(range: AddressRange, group: AllocGroup, write: impl FnOnce(Writer)) -> Result<()> {
+        let failed = |what: &str, error| {
+            let (size, start) = (range.size(), range.start());
+            sys::explain(format_args!("{what} {size} bytes at {start:#x}"), error)
+        };
+        let pages = pages_of(range);
         sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
-            .map_err(|error| sys::explain(what("make writable"), error))?;
-        let writer = Writer::new(start, size);
-        writer.write(0, content);
-        let written = content.len() as u64;
-        if !segment.zeroed {
-            writer.zero(written, size - written);
-        }
-        sys::protect(pages.start(), pages.size(), segment.group.protection)
-            .map_err(|error| sys::explain(what("set the protection of"), error))
+            .map_err(|error| failed("make writable", error))?;
+        write(Writer::new(range.start(), range.size()));
+        sys::protect(pages.start(), pages.size(), group.protection)
+            .map_err(|error| failed("set the protection of", error))
+    }
+
+    /// Copies one segment in.
+    fn copy_in(segment: &SegmentContent, content: &[u8]) -> Result<()> {
+        Self::rewrite(segment.range, segment.group, |writer| {
+            writer.write(0, content);
+            let written = content.len() as u64;
+            if !segment.zeroed {
+                writer.zero(written, segment.range.size() - written);
+            }
+        })
     }
 
     /// Makes a copied segment's code trap.
@@ -162,19 +169,14 @@ impl InProcess {
         if !group.protection.executable() {
             return Ok(());
         }
-        let pages = pages_of(range);
-        let what = || format!("fill freed code of {} bytes with traps", range.size());
-        sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
-            .map_err(|error| sys::explain(what(), error))?;
-        Writer::new(range.start(), range.size()).fill_with_traps();
-        sys::protect(pages.start(), pages.size(), group.protection)
-            .map_err(|error| sys::explain(what(), error))
+        Self::rewrite(range, group, |writer| writer.fill_with_traps())
+            .map_err(|error| error.context("fill freed code with traps"))
     }
 
     fn initialize_now(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
         for (index, segment) in segments.iter().enumerate() {
             if let Err(error) = Self::make_visible(segment) {
-                return Err(Self::undo(&segments[..index], error));
+                return Err(Self::undo(&segments[..=index], error));
             }
         }
         match run_finalize(actions) {
@@ -232,8 +234,8 @@ impl Mapper for InProcess {
         &self.capabilities
     }
 
-    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>) {
-        done.complete(self.reserve_now(size, placement));
+    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
+        done.complete(self.reserve_now(size, least, placement));
     }
 
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {

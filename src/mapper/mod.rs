@@ -163,8 +163,8 @@ pub trait Mapper: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
 
-    /// Reserves a window of `size` bytes.
-    fn reserve(&self, size: u64, placement: Placement, done: Completion<Reserved>);
+    /// Reserves a window of `size` bytes or, where that is not to be had, of fewer, down to `least`.
+    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>);
 
     /// Gives a chunk its pages and working memory.
     fn prepare(&self, chunk: Chunk) -> Result<Prepared>;

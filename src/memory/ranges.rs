@@ -129,9 +129,10 @@ impl Ranges {
         self.free += u64::from(size);
     }
 
-    /// A range of at least `size` bytes aligned to `alignment` (a power of two), or `None`.
+    /// A range of at least `size` bytes aligned to `alignment` (a power of two), or `None`. In
+    /// constant time, so it may miss a range that fits when nearly all is handed out.
     pub(crate) fn allocate(&mut self, size: u32, alignment: u32) -> Option<Handed> {
-        let size = size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1);
+        let size = self.rounded(size)?;
         let slack = alignment.max(self.granule) - self.granule;
         let index = match self.find_fitting(size.checked_add(slack)?) {
             Some(index) => index,
@@ -139,8 +140,42 @@ impl Ranges {
             None if slack > 0 => self.find_aligned(size, alignment)?,
             None => return None,
         };
+        Some(self.hand_out(index, size, alignment))
+    }
+
+    /// [`Ranges::allocate`] that looks at every free range.
+    pub(crate) fn allocate_thoroughly(&mut self, size: u32, alignment: u32) -> Option<Handed> {
+        let size = self.rounded(size)?;
+        let (first_row, first_column) = bin(size);
+        let bins = (0..ROWS).flat_map(|row| (0..SUBDIVISIONS as usize).map(move |c| (row, c)));
+        for (row, column) in bins.filter(|bin| *bin >= (first_row, first_column)) {
+            let mut index = self.heads[row][column];
+            while index != NONE {
+                if self.fits(index, size, alignment) {
+                    return Some(self.hand_out(index, size, alignment));
+                }
+                index = self.node(index).next;
+            }
+        }
+        None
+    }
+
+    fn rounded(&self, size: u32) -> Option<u32> {
+        Some(size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1))
+    }
+
+    /// Whether a free range holds `size` bytes from an aligned address.
+    fn fits(&self, index: u32, size: u32, alignment: u32) -> bool {
+        let node = self.node(index);
+        let mask = u64::from(alignment.max(1)) - 1;
+        let start = (u64::from(node.start) + mask) & !mask;
+        start + u64::from(size) <= u64::from(node.end())
+    }
+
+    /// Takes `size` bytes out of a free range that fits.
+    fn hand_out(&mut self, index: u32, size: u32, alignment: u32) -> Handed {
         let hole = *self.node(index);
-        let start = hole.start.checked_add(alignment.max(1) - 1)? & !(alignment.max(1) - 1);
+        let start = hole.start.next_multiple_of(alignment.max(1));
         let (front, back) = (start - hole.start, hole.end() - (start + size));
         let used = Node {
             start,
@@ -196,12 +231,12 @@ impl Ranges {
             }
         };
         self.free -= u64::from(size);
-        Some(Handed {
+        Handed {
             id: RangeId(id),
             region: hole.region,
             start,
             size,
-        })
+        }
     }
 
     /// A range that is handed out.
@@ -350,12 +385,10 @@ impl Ranges {
         let (mut row, mut column) = bin(size);
         for _ in 0..8 {
             let index = self.first_at_or_above(row, column)?;
-            let node = self.node(index);
-            let aligned = node.start.checked_add(alignment - 1)? & !(alignment - 1);
-            if u64::from(aligned) + u64::from(size) <= u64::from(node.end()) {
+            if self.fits(index, size, alignment) {
                 return Some(index);
             }
-            (row, column) = bin(node.size);
+            (row, column) = bin(self.node(index).size);
             column += 1;
         }
         None
@@ -476,6 +509,36 @@ mod tests {
         assert_eq!(ranges.allocate(0x800, 0x10000).unwrap().start, 0x10000);
         assert!(ranges.allocate(16, 0x10000).is_none());
         assert_eq!(ranges.free_bytes(), 0x800);
+    }
+
+    #[test]
+    fn a_thorough_search_finds_what_a_fast_one_misses() {
+        let mut ranges = Ranges::new(16);
+        ranges.add_region(0, 0, 0x10000);
+        let fits = ranges.allocate(1072, 16).unwrap();
+        ranges.allocate(16, 16).unwrap();
+        let small: Vec<Handed> = (0..9)
+            .map(|_| {
+                let handed = ranges.allocate(1024, 16).unwrap();
+                ranges.allocate(16, 16).unwrap();
+                handed
+            })
+            .collect();
+        while ranges.allocate(16, 16).is_some() {}
+        ranges.free(fits.id);
+        for handed in &small {
+            ranges.free(handed.id);
+        }
+        assert_eq!(
+            ranges.allocate(1072, 16),
+            None,
+            "else the test shows nothing"
+        );
+        assert_eq!(
+            ranges.allocate_thoroughly(1072, 16).unwrap().start,
+            fits.start
+        );
+        assert_eq!(ranges.allocate_thoroughly(1072, 16), None);
     }
 
     #[derive(Clone, Debug)]

@@ -281,6 +281,12 @@ fn range(start: u64, size: u64) -> AddressRange {
     AddressRange::new(start, size).expect("the kernel hands out ranges that end")
 }
 
+/// After a mapping over reserved address space has failed: kernels before 6.12 may have unmapped what
+/// was there. Where the reservation is whole, nothing is free and nothing is changed.
+fn restore(executor: AddressRange) {
+    let _ = sys::reserve(At::Free(executor.start()), executor.size());
+}
+
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
 #[derive(Debug)]
 pub(crate) enum View {
@@ -325,6 +331,7 @@ impl View {
             Ok(_) => Ok(View::Two { executor, writer }),
             Err(error) => {
                 unmap(writer, size);
+                restore(executor);
                 Err(error)
             }
         }
@@ -357,18 +364,34 @@ impl View {
         let (start, size) = (executor.start(), executor.size());
         let failed =
             |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
-        sys::map_anonymous(At::Replace(start), size, protection).map_err(|e| failed("mmap", e))?;
+        // Pages can only be taken through a mapping that may be written.
+        let first = if commit {
+            Protection::READ_WRITE
+        } else {
+            protection
+        };
+        sys::map_anonymous(At::Replace(start), size, first).map_err(|error| {
+            restore(executor);
+            failed("mmap", error)
+        })?;
         let view = View::One { executor };
-        if commit && protection.writable() {
-            if let Err(error) = sys::populate(start, size) {
-                let error = failed("madvise(MADV_POPULATE_WRITE)", error);
-                return Err(match view.unmap() {
-                    Ok(()) => error,
-                    Err((_, second)) => error.join(second),
-                });
+        let committed = || {
+            if commit {
+                sys::populate(start, size)
+                    .map_err(|error| failed("madvise(MADV_POPULATE_WRITE)", error))?;
             }
+            if first != protection {
+                sys::protect(start, size, protection).map_err(|error| failed("mprotect", error))?;
+            }
+            Ok(())
+        };
+        match committed() {
+            Ok(()) => Ok(view),
+            Err(error) => Err(match view.unmap() {
+                Ok(()) => error,
+                Err((_, second)) => Error::join(error, second),
+            }),
         }
-        Ok(view)
     }
 
     /// The executor's addresses.
@@ -399,6 +422,7 @@ impl View {
     pub(crate) fn unmap(self) -> std::result::Result<(), (View, Error)> {
         let executor = self.executor();
         if let Err(error) = sys::decommit(executor.start(), executor.size()) {
+            restore(executor);
             let what = format!("give back a chunk of {} bytes", executor.size());
             return Err((self, explain(what, error)));
         }

@@ -37,15 +37,24 @@ pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     let end = std::ptr::with_exposed_provenance_mut((address + size) as usize);
     // SAFETY: the compiler runtime's function takes any mapped range and changes no memory.
     unsafe { __clear_cache(start, end) }
-    // Other cores may hold old instructions in their pipelines; a kernel without the command
-    // (before 4.16) leaves that to the publishing store, as before.
-    // SAFETY: membarrier takes plain numbers.
-    unsafe {
-        libc::syscall(
-            libc::SYS_membarrier,
-            1 << 5, /* PRIVATE_EXPEDITED_SYNC_CORE */
-            0,
-            0,
-        )
+    synchronize_cores();
+}
+
+/// Has every core that runs this process forget instructions that it has fetched ahead.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+fn synchronize_cores() {
+    use std::sync::OnceLock;
+    const SYNC_CORE: i64 = 1 << 5;
+    const REGISTER_SYNC_CORE: i64 = 1 << 6;
+    let membarrier = |command: i64| {
+        // Counted like every call; no error is made of it.
+        let _ = super::gate("membarrier");
+        // SAFETY: membarrier takes plain numbers.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
     };
+    // A kernel without the command (before 4.16) leaves it to the store that publishes the code.
+    static REGISTERED: OnceLock<bool> = OnceLock::new();
+    if *REGISTERED.get_or_init(|| membarrier(REGISTER_SYNC_CORE)) {
+        membarrier(SYNC_CORE);
+    }
 }

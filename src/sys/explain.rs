@@ -27,7 +27,14 @@ fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
-/// Why there is no memory: the first limit that is (nearly) reached.
+/// Bytes of address space that this process uses.
+fn address_space() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    pages.checked_mul(super::page_size().bytes())
+}
+
+/// Why there may be no memory: the limits that this process has, most telling first.
 fn out_of_memory() -> String {
     if let (Some(count), Some(max)) = (mapping_count(), setting("/proc/sys/vm/max_map_count")) {
         // Reading the list may itself merge or lag by a few mappings.
@@ -38,10 +45,10 @@ fn out_of_memory() -> String {
             );
         }
     }
-    if let Some(limit) = limit(libc::RLIMIT_AS) {
+    if let (Some(limit), Some(used)) = (limit(libc::RLIMIT_AS), address_space()) {
         return format!(
-            "RLIMIT_AS limits this process to {limit} bytes of address space: raise it with \
-             ulimit -v, or choose a smaller window"
+            "RLIMIT_AS limits this process to {limit} bytes of address space, of which {used} are \
+             in use: raise it with ulimit -v, or choose a smaller window"
         );
     }
     if let Some(limit) = limit(libc::RLIMIT_DATA) {

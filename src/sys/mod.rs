@@ -2,9 +2,9 @@
 //! The only code that knows the operating system. A port replaces this folder and nothing else.
 //!
 //! Preconditions, the same everywhere: addresses and sizes are multiples of [`page_size`], sizes
-//! are not zero, and a `Fixed` address lies in a range that the caller has reserved itself.
-//! Each call that enters the kernel passes [`gate`], which counts it and, in this crate's own
-//! tests, makes it fail on demand.
+//! are not zero, and an [`At::Replace`] address lies in a range that the caller has reserved itself.
+//! Each call that enters the kernel and may fail for want of something passes [`gate`], which counts
+//! it and, in this crate's own tests, makes it fail on demand.
 
 mod call;
 mod code;

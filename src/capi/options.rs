@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! `jitmem_manager_options` and the enumerations that go with segments and managers.
+
+use super::input;
+use crate::error::{Result, invalid_argument};
+use crate::manager::{GrowthPolicy, Options};
+use crate::memory::view::Placement;
+use std::mem::{offset_of, size_of};
+
+/// Bits of a segment's protection. Writable and executable together is refused.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_protection {
+    /// The executor may read it.
+    JITMEM_PROT_READ = 1,
+    /// The executor may write it.
+    JITMEM_PROT_WRITE = 2,
+    /// The executor may run it.
+    JITMEM_PROT_EXEC = 4,
+}
+
+/// How long a segment lives.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_lifetime {
+    /// Until it is deallocated.
+    JITMEM_LIFETIME_STANDARD = 0,
+    /// Until the finalize actions have run.
+    JITMEM_LIFETIME_FINALIZE = 1,
+    /// Never in executor memory: it gets address 0 and no working memory.
+    JITMEM_LIFETIME_NO_ALLOC = 2,
+}
+
+/// Where the first window goes.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_placement {
+    /// Where the executor's own images are in reach of 32-bit references.
+    JITMEM_PLACEMENT_DEFAULT = 0,
+    /// So that jitmem_manager_options.address is in reach.
+    JITMEM_PLACEMENT_NEAR = 1,
+    /// Exactly at jitmem_manager_options.address, a multiple of the page size.
+    JITMEM_PLACEMENT_FIXED = 2,
+}
+
+/// What happens when the window is full.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_growth {
+    /// The request fails with JITMEM_WINDOW_FULL.
+    JITMEM_GROWTH_ERROR = 0,
+    /// Another window is reserved; what belongs to one JITDylib stays inside one.
+    JITMEM_GROWTH_ANOTHER_WINDOW = 1,
+}
+
+/// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
+/// for the defaults.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_manager_options {
+    /// sizeof(jitmem_manager_options).
+    pub struct_size: usize,
+    /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
+    pub window_size: u64,
+    /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
+    pub address: u64,
+    /// Most bytes handed out at a time, rounding included. 0: no limit.
+    pub quota: u64,
+    /// One of jitmem_placement.
+    pub placement: u32,
+    /// One of jitmem_growth.
+    pub growth: u32,
+    /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
+    /// kill later. 0: pages are taken when touched. A custom mapper is not told.
+    pub commit: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
+
+/// What the host chose.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size that it says.
+pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Options> {
+    let mut chosen = Options::default();
+    if options.is_null() {
+        return Ok(chosen);
+    }
+    // SAFETY: plain numbers; the caller vouches for the size.
+    let given = unsafe { input::versioned(options, OPTIONS_LEAST, "jitmem_manager_options") }?;
+    if given.window_size != 0 {
+        chosen.window_size = given.window_size;
+    }
+    chosen.placement = match given.placement {
+        0 if given.address != 0 => {
+            return Err(invalid_argument(format!(
+                "address {:#x} without a placement: choose near 1 or fixed 2",
+                given.address
+            )));
+        }
+        0 => Placement::Default,
+        1 => Placement::Near(given.address),
+        2 => Placement::Fixed(given.address),
+        other => {
+            return Err(invalid_argument(format!(
+                "placement {other} is none of default 0, near 1 and fixed 2"
+            )));
+        }
+    };
+    chosen.growth = match given.growth {
+        0 => GrowthPolicy::Error,
+        1 => GrowthPolicy::AnotherWindow,
+        other => {
+            return Err(invalid_argument(format!(
+                "growth {other} is none of error 0 and another window 1"
+            )));
+        }
+    };
+    chosen.quota = (given.quota != 0).then_some(given.quota);
+    chosen.commit = match given.commit {
+        0 => false,
+        1 => true,
+        other => {
+            return Err(invalid_argument(format!(
+                "commit {other} is neither 0 nor 1"
+            )));
+        }
+    };
+    if given.reserved != 0 {
+        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
+    }
+    Ok(chosen)
+}

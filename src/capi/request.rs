@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What a host passes in: segments and allocation actions.
+
+use super::input;
+use crate::error::Result;
+use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::manager::{Manager, Request, Segment};
+use crate::mapper::{Action, WrapperCall};
+use std::ffi::c_void;
+
+/// One segment of a request.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_segment {
+    /// Bytes that the linker writes.
+    pub content_size: u64,
+    /// Zero bytes behind them.
+    pub zero_fill_size: u64,
+    /// Alignment of the first byte: a power of two up to 1 GiB.
+    pub alignment: u64,
+    /// Bits of jitmem_protection.
+    pub protection: u32,
+    /// One of jitmem_lifetime.
+    pub lifetime: u32,
+}
+
+/// Memory of one segment.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct jitmem_segment_memory {
+    /// Its address in the executor; 0 for a no-alloc segment.
+    pub address: u64,
+    /// Where its content_size bytes are written, by one thread at a time, until finalize or
+    /// abandon is called; all of them must be written. NULL for a no-alloc segment.
+    pub working_memory: *mut c_void,
+}
+
+/// A call of a wrapper function in the executor: (const char *args, size_t size), answering
+/// LLVM's CWrapperFunctionResult with a serialized error.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_wrapper_call {
+    /// Executor address; 0: no call.
+    pub function: u64,
+    /// Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
+    pub args: *const c_void,
+    /// Bytes of args.
+    pub args_size: usize,
+}
+
+/// An allocation action: a call on finalize and its twin on deallocate.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_action {
+    /// Run on finalize.
+    pub finalize: jitmem_wrapper_call,
+    /// Run on deallocate, if the finalize call succeeded.
+    pub dealloc: jitmem_wrapper_call,
+}
+
+/// # Safety
+/// `segments` is NULL or points to `count` segments.
+pub(super) unsafe fn request(
+    manager: &Manager,
+    segments: *const jitmem_segment,
+    count: usize,
+    dylib: u64,
+) -> Result<Request> {
+    // SAFETY: as the caller says.
+    let given = unsafe { input::array(segments, count, "segments") }?;
+    let convert = |segment: &jitmem_segment| {
+        let protection = Protection::from_bits(segment.protection)?;
+        let lifetime = Lifetime::from_code(segment.lifetime)?;
+        Ok(Segment {
+            content_size: segment.content_size,
+            zero_fill_size: segment.zero_fill_size,
+            alignment: segment.alignment,
+            group: AllocGroup {
+                protection,
+                lifetime,
+            },
+        })
+    };
+    manager.request(given.iter().map(convert), dylib)
+}
+
+/// # Safety
+/// `call.args` is NULL or has `args_size` bytes.
+unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
+    if call.function == 0 {
+        return Ok(WrapperCall::default());
+    }
+    // SAFETY: as the caller says.
+    let args = unsafe { input::array(call.args.cast::<u8>(), call.args_size, "args") }?;
+    Ok(WrapperCall {
+        function: call.function,
+        args: args.to_vec(),
+    })
+}
+
+/// # Safety
+/// `actions` is NULL or has `count` entries whose arguments are as long as they say.
+pub(super) unsafe fn actions(actions: *const jitmem_action, count: usize) -> Result<Vec<Action>> {
+    // SAFETY: as the caller says.
+    let given = unsafe { input::array(actions, count, "actions") }?;
+    let convert = |action: &jitmem_action| {
+        Ok(Action {
+            // SAFETY: as the caller says.
+            finalize: unsafe { wrapper_call(&action.finalize) }?,
+            // SAFETY: as the caller says.
+            dealloc: unsafe { wrapper_call(&action.dealloc) }?,
+        })
+    };
+    given.iter().map(convert).collect()
+}

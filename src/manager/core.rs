@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The manager's flow: how a request becomes an allocation.
+//!
+//! Whatever calls the mapper or a completion may find the host's last handle gone afterwards, so
+//! it holds an `Arc` of its own; the path that calls neither does without.
+
+use super::records::{Key, State};
+use super::space::{Attempt, Detached, Growth, Leaving, Space};
+use super::stats::{self, LayoutItem, Stats};
+use super::window::{Grant, Pieces};
+use super::{Allocated, Options, Request};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::mapper::{Mapper, Reserved};
+use crate::memory::view::{Buffer, Placement};
+use crate::sys;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// How many windows one request may cause to be reserved before it gives up.
+const MOST_NEW_WINDOWS: u32 = 4;
+
+pub(super) struct Core {
+    pub(super) mapper: Arc<dyn Mapper>,
+    pub(super) options: Options,
+    /// See [`sys::fork_generation`].
+    generation: u32,
+    pub(super) space: Mutex<Space>,
+    /// Requests that can be answered only once a change outside the lock is done.
+    waiting: Mutex<Vec<Waiting>>,
+    /// The host has freed the manager.
+    closed: AtomicBool,
+}
+
+struct Waiting {
+    request: Request,
+    done: Completion<Allocated>,
+}
+
+/// How far a request gets without waiting.
+enum Now {
+    Answer(Result<Allocated>),
+    Wait,
+    /// It needs another window; why the present ones do not do.
+    AnotherWindow(Error),
+}
+
+pub(super) fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+fn freed() -> Error {
+    invalid_handle("the manager was freed while the request waited")
+}
+
+impl Core {
+    pub(super) fn new(mapper: Arc<dyn Mapper>, options: Options) -> Arc<Core> {
+        let capabilities = mapper.capabilities();
+        let space = Space::new(
+            capabilities.page_size,
+            capabilities.granule,
+            &options,
+            random(),
+        );
+        Arc::new(Core {
+            mapper,
+            options,
+            generation: sys::fork_generation(),
+            space: Mutex::new(space),
+            waiting: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn add_window(&self, reserved: Reserved) {
+        self.space.lock().add_window(reserved);
+    }
+
+    /// Answers what waits; nothing new comes.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        if self.check_process().is_ok() {
+            let waiting = std::mem::take(&mut *self.waiting.lock());
+            waiting
+                .into_iter()
+                .for_each(|waiting| waiting.done.complete(Err(freed())));
+        }
+    }
+
+    pub(super) fn check_process(&self) -> Result<()> {
+        let here = self.mapper.capabilities().in_this_process;
+        if here && self.generation != sys::fork_generation() {
+            return Err(invalid_handle(
+                "this manager belongs to the parent process: a forked child shares its code pages \
+                 and must not change them; create a manager in the child",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Counts a failure. Not in a forked child, where another thread may have held the lock.
+    pub(super) fn counted<T>(&self, answer: Result<T>) -> Result<T> {
+        if answer.is_err() && self.check_process().is_ok() {
+            self.space.lock().counters.failures += 1;
+        }
+        answer
+    }
+
+    pub(super) fn failed<T>(&self, error: Error, done: Completion<T>) {
+        done.complete(self.counted(Err(error)));
+    }
+
+    // ---- allocating ----
+
+    /// Serves a request, if that takes no waiting.
+    pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
+        match self.allocate_now(request, false) {
+            Now::Answer(answer) => Some(answer),
+            Now::Wait | Now::AnotherWindow(_) => None,
+        }
+    }
+
+    fn allocate_now(self: &Arc<Self>, request: &Request, last_resort: bool) -> Now {
+        let mut grant = Grant::default();
+        let attempt = self.space.lock().allocate(request, last_resort, &mut grant);
+        match attempt {
+            Attempt::Done(key) => Now::Answer(self.deliver(key, grant)),
+            other => Arc::clone(self).allocate_slowly(request, last_resort, other),
+        }
+    }
+
+    /// Makes room and tries again, until the request is served or there is no room to make.
+    fn allocate_slowly(
+        self: Arc<Self>,
+        request: &Request,
+        last_resort: bool,
+        mut attempt: Attempt,
+    ) -> Now {
+        let mut grant = Grant::default();
+        loop {
+            let step = match attempt {
+                Attempt::Done(key) => return Now::Answer(self.deliver(key, grant)),
+                Attempt::Wait => return Now::Wait,
+                Attempt::Full(error) => return Now::AnotherWindow(error),
+                Attempt::Refused(error) => Err(error),
+                Attempt::Grow(growth) => self.grow(&growth),
+                // If none can be reclaimed, say so rather than try for ever.
+                Attempt::Reclaim(empty) => self.reclaim(empty),
+            };
+            if let Err(error) = step {
+                return Now::Answer(self.counted(Err(error)));
+            }
+            attempt = self.space.lock().allocate(request, last_resort, &mut grant);
+        }
+    }
+
+    pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
+        Arc::clone(self).allocate_or_wait(request, 0, false, done);
+    }
+
+    fn allocate_or_wait(
+        self: Arc<Self>,
+        request: Request,
+        new_windows: u32,
+        last_resort: bool,
+        done: Completion<Allocated>,
+    ) {
+        loop {
+            if self.closed.load(Ordering::Relaxed) {
+                return done.complete(Err(freed()));
+            }
+            let now = self.allocate_now(&request, last_resort);
+            match now {
+                Now::Answer(answer) => return done.complete(answer),
+                Now::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
+                    return self.failed(error, done);
+                }
+                Now::AnotherWindow(_) | Now::Wait => {}
+            }
+            let mut space = self.space.lock();
+            if space.changes > 0 {
+                // Under the lock, so that the last change can't end between the two.
+                return self.waiting.lock().push(Waiting { request, done });
+            }
+            if let Now::AnotherWindow(_) = now {
+                space.changes += 1;
+                drop(space);
+                return self.open_window(request, new_windows, done);
+            }
+            // The change that it would have waited for has ended.
+        }
+    }
+
+    fn open_window(
+        self: Arc<Self>,
+        request: Request,
+        new_windows: u32,
+        done: Completion<Allocated>,
+    ) {
+        let core = Arc::clone(&self);
+        let placement = match self.options.placement {
+            // The fixed address is taken by the first window.
+            Placement::Fixed(address) => Placement::Near(address),
+            other => other,
+        };
+        let least = self.space.lock().least_window(&request);
+        let reserved = Completion::new(move |answer: Result<Reserved>| {
+            let opened = core.opened(answer, least);
+            match opened {
+                Ok(()) => Arc::clone(&core).allocate_or_wait(request, new_windows + 1, false, done),
+                // What the request was kept from by other JITDylibs' needs may still hold it.
+                Err(error) => match core.allocate_now(&request, true) {
+                    Now::Answer(Ok(allocated)) => done.complete(Ok(allocated)),
+                    _ => core.failed(error.context("open another window"), done),
+                },
+            }
+            core.wake();
+        });
+        let mapper = Arc::clone(&self.mapper);
+        mapper.reserve(self.options.window_size, least, placement, reserved);
+    }
+
+    /// Takes a new window in, if it is of use.
+    fn opened(&self, answer: Result<Reserved>, least: u64) -> Result<()> {
+        let useless = {
+            let mut space = self.space.lock();
+            space.changes -= 1;
+            let reserved = answer?;
+            if reserved.range.size() >= least {
+                space.add_window(reserved);
+                return Ok(());
+            }
+            reserved.range
+        };
+        self.mapper.release(useless, Completion::new(|_| ()));
+        Err(Error::new(
+            Status::OutOfMemory,
+            format!(
+                "reserve at least {least} bytes: no more than {} are to be had",
+                useless.size()
+            ),
+        ))
+    }
+
+    /// Has the mapper prepare a chunk.
+    fn grow(self: &Arc<Self>, growth: &Growth) -> Result<()> {
+        let answer = self.mapper.prepare(growth.chunk);
+        {
+            let mut space = self.space.lock();
+            match &answer {
+                Ok(prepared) => space.grown(growth, *prepared),
+                Err(_) => space.not_grown(growth),
+            }
+        }
+        self.wake();
+        answer.map(drop)
+    }
+
+    /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use; an
+    /// error means that it took none.
+    pub(super) fn reclaim(self: &Arc<Self>, empty: Vec<Detached>) -> Result<()> {
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let core = Arc::clone(self);
+        let mut failure = None;
+        let mut progress = false;
+        for detached in empty {
+            let answer = core.mapper.reclaim(detached.range);
+            let mut space = core.space.lock();
+            match answer {
+                Ok(()) => {
+                    space.reclaimed(detached);
+                    progress = true;
+                }
+                Err(error) => {
+                    space.not_reclaimed(detached);
+                    failure = Some(error);
+                }
+            }
+        }
+        core.wake();
+        match failure {
+            Some(error) if !progress => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries again for those who waited for a change.
+    fn wake(self: &Arc<Self>) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        if waiting.is_empty() {
+            return;
+        }
+        let core = Arc::clone(self);
+        for Waiting { request, done } in waiting {
+            Arc::clone(&core).allocate_or_wait(request, 0, false, done);
+        }
+    }
+
+    /// Makes a fresh allocation ready for its requester.
+    fn deliver(self: &Arc<Self>, key: Key, mut grant: Grant) -> Result<Allocated> {
+        for (writer, offset, size) in &grant.dirty {
+            writer.zero((*offset).into(), (*size).into());
+        }
+        if grant.copied {
+            if let Err(error) = self.make_buffers(key, &mut grant) {
+                let mut leaving = Leaving::default();
+                self.space.lock().take_pieces(key, &mut leaving);
+                self.give_back(&[key], leaving);
+                return self.counted(Err(error));
+            }
+        }
+        Ok(Allocated {
+            handle: grant.handle,
+            segments: grant.segments,
+        })
+    }
+
+    /// Makes working memory for content that the mapper copies. Nobody else knows the allocation
+    /// yet, so its record stays as it is while the lock is not held.
+    fn make_buffers(&self, key: Key, grant: &mut Grant) -> Result<()> {
+        let pieces: Pieces = self.space.lock().records.get(key).pieces.clone();
+        let mut buffers = Vec::with_capacity(pieces.len());
+        for piece in &pieces {
+            if !piece.copied {
+                buffers.push(None);
+                continue;
+            }
+            let buffer = Box::new(Buffer::new(piece.content as usize)?);
+            let segment = &mut grant.segments[piece.segment as usize];
+            segment.working_memory = buffer.writer().pointer();
+            buffers.push(Some(buffer));
+        }
+        self.space.lock().records.get(key).buffers = Some(Box::new(buffers));
+        Ok(())
+    }
+
+    // ---- looking and writing ----
+
+    pub(super) fn write(
+        &self,
+        handle: u64,
+        segment: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.check_process()?;
+        let mut space = self.space.lock();
+        let (_, record) = space.records.find(handle, State::InFlight)?;
+        let position = record
+            .pieces
+            .iter()
+            .position(|piece| piece.segment as usize == segment);
+        let end = offset.checked_add(bytes.len() as u64);
+        match position.map(|position| (position, record.pieces[position])) {
+            Some((position, piece)) if end.is_some_and(|end| end <= piece.content.into()) => {
+                let buffers = record.buffers.as_ref();
+                let buffer = buffers.and_then(|buffers| buffers[position].as_ref());
+                let buffer = buffer.map(|buffer| buffer.writer());
+                let writer = buffer.or_else(|| space.place(&piece).writer);
+                writer
+                    .expect("an in-flight piece has memory")
+                    .write(offset, bytes);
+                Ok(())
+            }
+            _ => Err(invalid_argument(format!(
+                "write {} bytes at offset {offset} of segment {segment}: outside its content",
+                bytes.len()
+            ))),
+        }
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let window_size = self.options.window_size;
+        stats::collect(&self.space.lock(), self.mapper.capabilities(), window_size)
+    }
+
+    pub(super) fn layout(&self) -> Vec<LayoutItem> {
+        let mut items = Vec::new();
+        self.space.lock().visit(|item| items.push(item));
+        stats::sort_layout(&mut items);
+        items
+    }
+}

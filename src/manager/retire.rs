@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The manager's flow: finalize, abandon, deallocate, and the end of a manager.
+
+use super::core::Core;
+use super::records::{Key, State};
+use super::space::Leaving;
+use crate::completion::Completion;
+use crate::error::Result;
+use crate::mapper::{Action, Retired, SegmentContent, Teardown};
+use crate::sys;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Allocations on their way out together.
+#[derive(Default)]
+struct Batch {
+    keys: SmallVec<[Key; 4]>,
+    leaving: Leaving,
+    retired: Vec<Retired>,
+}
+
+impl Core {
+    // ---- finalize ----
+
+    /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
+    pub(super) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+        if !self.mapper.capabilities().coherent {
+            return None;
+        }
+        let served = self.check_process().and_then(|()| {
+            let mut space = self.space.lock();
+            let (key, _) = space.records.find(handle, State::InFlight)?;
+            Ok(space.mark_finalized(key, Teardown::Nothing))
+        });
+        Some(self.counted(served).map(|served| {
+            if !served.pieces.is_empty() {
+                self.give_back(&[], served);
+            }
+        }))
+    }
+
+    pub(super) fn finalize(
+        self: &Arc<Self>,
+        handle: u64,
+        actions: Vec<Action>,
+        done: Completion<u64>,
+    ) {
+        if actions.is_empty() {
+            if let Some(answer) = self.finalize_now(handle) {
+                return done.complete(answer.map(|()| handle));
+            }
+        }
+        let taken = self
+            .check_process()
+            .and_then(|()| self.take_content(handle));
+        let (key, segments) = match taken {
+            Ok(taken) => taken,
+            Err(error) => return self.failed(error, done),
+        };
+        let core = Arc::clone(self);
+        let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
+            Ok(teardown) => {
+                let served = core.space.lock().mark_finalized(key, teardown);
+                core.free_served(handle, served, done);
+            }
+            Err(error) => {
+                let mut leaving = Leaving::default();
+                core.space.lock().take_pieces(key, &mut leaving);
+                core.give_back(&[key], leaving);
+                core.failed(error, done);
+            }
+        });
+        Arc::clone(&self.mapper).initialize(segments, actions, initialized);
+    }
+
+    /// Marks an allocation as being finalized and takes what the mapper needs of it.
+    fn take_content(&self, handle: u64) -> Result<(Key, SmallVec<[SegmentContent; 4]>)> {
+        let mut space = self.space.lock();
+        let (key, record) = space.records.find(handle, State::InFlight)?;
+        record.state = State::Finalizing;
+        let mut buffers = record.buffers.take();
+        let pieces = record.pieces.clone();
+        let content = pieces.iter().enumerate().map(|(index, piece)| {
+            let place = space.place(piece);
+            SegmentContent {
+                range: place.range,
+                group: place.group,
+                content: buffers.as_mut().and_then(|buffers| buffers[index].take()),
+                // What is shared was zeroed in place before anyone saw it.
+                zeroed: piece.zeroed || !piece.copied,
+            }
+        });
+        Ok((key, content.collect()))
+    }
+
+    /// Frees the segments of finalize lifetime, which have served, and answers: the allocation is
+    /// finalized, so a mapper that fails to clean up after them is counted and no more.
+    fn free_served(self: &Arc<Self>, handle: u64, mut served: Leaving, done: Completion<u64>) {
+        if served.pieces.is_empty() {
+            return done.complete(Ok(handle));
+        }
+        let core = Arc::clone(self);
+        let copied = std::mem::take(&mut served.copied);
+        let retired = Retired {
+            teardown: Teardown::Nothing,
+            copied,
+        };
+        self.retire(vec![retired], move |answer| {
+            core.give_back(&[], served);
+            let _ = core.counted(answer);
+            done.complete(Ok(handle));
+        });
+    }
+
+    // ---- abandon and deallocate ----
+
+    pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
+        let mut leaving = Leaving::default();
+        let key = self.check_process().and_then(|()| {
+            let mut space = self.space.lock();
+            let (key, record) = space.records.find(handle, State::InFlight)?;
+            // No second abandon or finalize may find it.
+            record.state = State::Finalizing;
+            space.take_pieces(key, &mut leaving);
+            space.counters.abandon += 1;
+            Ok(key)
+        });
+        match key {
+            Ok(key) => {
+                self.give_back(&[key], leaving);
+                done.complete(Ok(()));
+            }
+            Err(error) => self.failed(error, done),
+        }
+    }
+
+    /// Deallocates, if the mapper has no part in it.
+    pub(super) fn deallocate_now(self: &Arc<Self>, handles: &[u64]) -> Option<Result<()>> {
+        let batch = self
+            .check_process()
+            .and_then(|()| self.take_batch(handles, true));
+        match self.counted(batch) {
+            Ok(batch) => batch.map(|batch| {
+                self.give_back(&batch.keys, batch.leaving);
+                Ok(())
+            }),
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    pub(super) fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
+        let batch = self
+            .check_process()
+            .and_then(|()| self.take_batch(handles, false));
+        let batch = match batch {
+            Ok(batch) => batch.expect("only a batch for now may be declined"),
+            Err(error) => return self.failed(error, done),
+        };
+        let core = Arc::clone(self);
+        let Batch {
+            keys,
+            leaving,
+            retired,
+        } = batch;
+        self.retire(retired, move |answer| {
+            core.give_back(&keys, leaving);
+            done.complete(core.counted(answer));
+        });
+    }
+
+    /// Takes a whole batch out, or nothing if any handle is wrong; with `now`, nothing either if
+    /// the mapper would have a part in it.
+    fn take_batch(&self, handles: &[u64], now: bool) -> Result<Option<Batch>> {
+        let mut space = self.space.lock();
+        let mut batch = Batch::default();
+        let mut declined = now && !self.mapper.capabilities().coherent;
+        let mut wrong = None;
+        for handle in handles {
+            match space.records.find(*handle, State::Finalized) {
+                Ok((key, record)) => {
+                    record.state = State::Deallocating;
+                    declined |= now && record.teardown.is_some();
+                    batch.keys.push(key);
+                }
+                Err(error) => {
+                    wrong = Some(error);
+                    break;
+                }
+            }
+        }
+        if wrong.is_some() || declined {
+            for key in batch.keys {
+                space.records.get(key).state = State::Finalized;
+            }
+            return match wrong {
+                Some(error) => {
+                    Err(error.context(format!("deallocate {} allocations", handles.len())))
+                }
+                None => Ok(None),
+            };
+        }
+        for key in &batch.keys {
+            let teardown = space.records.get(*key).teardown.take();
+            space.take_pieces(*key, &mut batch.leaving);
+            let copied = std::mem::take(&mut batch.leaving.copied);
+            let teardown = teardown.map_or(Teardown::Nothing, |teardown| *teardown);
+            let retired = Retired { teardown, copied };
+            if !retired.is_nothing() {
+                batch.retired.push(retired);
+            }
+        }
+        space.counters.deallocate += batch.keys.len() as u64;
+        Ok(Some(batch))
+    }
+
+    /// Has the mapper take leave of allocations, if it has anything to do, then goes on.
+    fn retire(&self, retired: Vec<Retired>, next: impl FnOnce(Result<()>) + Send + 'static) {
+        if retired.iter().all(Retired::is_nothing) {
+            next(Ok(()));
+        } else {
+            Arc::clone(&self.mapper).deinitialize(retired, Completion::new(next));
+        }
+    }
+
+    /// Frees pieces and forgets allocations.
+    pub(super) fn give_back(self: &Arc<Self>, keys: &[Key], leaving: Leaving) {
+        self.fill_with_traps(&leaving);
+        let mut empty = Vec::new();
+        let mut buffers: SmallVec<[_; 4]> = SmallVec::new();
+        {
+            let mut space = self.space.lock();
+            space.free(&leaving.pieces, &mut empty);
+            for key in keys {
+                buffers.extend(space.forget(*key).buffers);
+            }
+        }
+        drop(buffers); // they may be large: not under the lock
+        // A chunk that the system does not take back is kept for reuse: nothing is lost.
+        let _ = self.reclaim(empty);
+    }
+
+    /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
+    fn fill_with_traps(&self, leaving: &Leaving) {
+        let here = self.mapper.capabilities().in_this_process;
+        for (writer, range) in &leaving.traps {
+            writer.fill_with_traps();
+            if here {
+                sys::flush_instruction_cache(range.start(), range.size());
+            }
+        }
+    }
+}
+
+impl Drop for Core {
+    /// What is still finalized goes last to first, with its deallocation actions; then the
+    /// windows go. The mapper lives on in the completions until it has answered.
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let space = self.space.get_mut();
+        let retired: Vec<Retired> = space
+            .take_finalized()
+            .into_iter()
+            .map(|(teardown, leaving)| Retired {
+                teardown,
+                copied: leaving.copied,
+            })
+            .collect();
+        let windows = space.take_windows();
+        let mapper = Arc::clone(&self.mapper);
+        let release = move |_answer: Result<()>| {
+            for window in windows {
+                let keep = Arc::clone(&mapper);
+                // Nobody is left to tell; the mapper counts what it could not unmap.
+                mapper.release(window, Completion::new(move |_| drop(keep)));
+            }
+        };
+        if retired.iter().all(Retired::is_nothing) {
+            release(Ok(()));
+        } else {
+            Arc::clone(&self.mapper).deinitialize(retired, Completion::new(release));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Every system call made to fail.
+
+use super::*;
+
+/// Every system call of a manager's life fails once, with each of several errors: the error is
+/// reported, nothing is lost, and the manager works afterwards.
+#[test]
+fn any_system_call_may_fail() {
+    for kind in KINDS {
+        for errno in [libc::ENOMEM, libc::EPERM, libc::EMFILE, libc::EIO] {
+            let mut failed_calls = std::collections::BTreeSet::new();
+            for skip in 0.. {
+                let faults = Faults::one(skip, errno);
+                let result = life(kind);
+                let Some(call) = faults.failed() else {
+                    result.unwrap();
+                    break;
+                };
+                failed_calls.insert(call);
+                if let Err(error) = &result {
+                    assert_eq!(error.os_code(), Some(errno), "{call}: {error}");
+                    assert!(error.to_string().len() > 30, "{call}: {error}");
+                }
+                drop(faults);
+                life(kind).unwrap();
+            }
+            assert!(failed_calls.contains("mmap"), "{failed_calls:?}");
+            let two_views = kind == InProcessKind::TwoViews;
+            assert_eq!(
+                failed_calls.contains("memfd_create"),
+                two_views,
+                "{failed_calls:?}"
+            );
+            assert_eq!(
+                failed_calls.contains("mprotect"),
+                !two_views,
+                "{failed_calls:?}"
+            );
+        }
+    }
+}
+
+/// Allocates, finalizes and frees enough to make and give back chunks. After an error the manager
+/// must still do the same work.
+fn life(kind: InProcessKind) -> Result<()> {
+    let manager = manager(
+        kind,
+        Options {
+            window_size: 16 << 20,
+            ..Options::default()
+        },
+    )?;
+    let result = work(&manager);
+    let stats = manager.stats();
+    assert_eq!(
+        (stats.live, stats.in_flight, stats.finalized),
+        (0, 0, 0),
+        "{stats:?}"
+    );
+    if result.is_err() {
+        // The fault was consumed; the same manager goes on.
+        work(&manager).unwrap();
+    }
+    result
+}
+
+fn work(manager: &Manager) -> Result<()> {
+    let segments = [
+        segment(100_000, 0, 16, Protection::READ_EXEC),
+        segment(100, 100_000, 16, Protection::READ),
+        segment(100, 90_000, 16, Protection::READ_WRITE),
+    ];
+    let mut handles = Vec::new();
+    let mut result = Ok(());
+    for _ in 0..3 {
+        match allocate(manager, &segments).and_then(|a| finalize(manager, a.handle)) {
+            Ok(handle) => handles.push(handle),
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    // Under the mprotect mapper the traps may fail to be written; the memory is free all the same.
+    match deallocate(manager, &handles) {
+        Ok(()) => result,
+        Err(error) => result.and(Err(error)),
+    }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Chunks and windows that come and go, and who waits for whom.
+
+use super::*;
+
+#[test]
+fn after_a_peak_the_hot_path_is_without_system_calls_again() {
+    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let graph = |size| {
+        let allocated = allocate(&manager, &[segment(size, 0, 16, Protection::READ_EXEC)]).unwrap();
+        finalize(&manager, allocated.handle).unwrap()
+    };
+    let peak: Vec<u64> = (0..60_000).map(|_| graph(1024)).collect();
+    deallocate(&manager, &peak).unwrap();
+    // Fills the spare chunk to its brim, so that each further graph needs another chunk.
+    let _kept: Vec<u64> = (0..255).map(|_| graph(1024)).collect();
+    (0..20).for_each(|_| deallocate(&manager, &[graph(4096)]).unwrap());
+    let faults = Faults::all_after(0, libc::ENOSYS);
+    (0..100).for_each(|_| deallocate(&manager, &[graph(4096)]).unwrap());
+    assert_eq!(faults.failed(), None);
+}
+
+#[test]
+fn a_dylib_begins_where_there_is_room_for_more_of_it() {
+    let options = Options {
+        window_size: 8 << 20,
+        growth: GrowthPolicy::AnotherWindow,
+        ..Options::default()
+    };
+    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    let allocate = |size, dylib| {
+        let segments = [segment(size, 0, 16, Protection::READ)];
+        let request = manager.request(segments.map(Ok), dylib)?;
+        wait(|done| manager.allocate(request, done))
+    };
+    // The first window is nearly full of one JITDylib.
+    allocate(7 << 20, 1).unwrap();
+    // A graph without memory binds the second to nothing, and a small one not to the remainder.
+    let none = manager.request(std::iter::empty(), 2).unwrap();
+    wait(|done| manager.allocate(none, done)).unwrap();
+    let small = allocate(4096, 2).unwrap().segments[0].address;
+    let large = allocate(4 << 20, 2).unwrap().segments[0].address;
+    assert!(small.abs_diff(large) < 8 << 20);
+    assert_eq!(manager.stats().windows, 2);
+    // The first goes on in its own window, and what belongs to no JITDylib goes anywhere.
+    allocate(4096, 1).unwrap();
+    allocate(4096, 0).unwrap();
+    assert_eq!(manager.stats().windows, 2);
+}
+
+#[test]
+fn another_window_is_large_enough_for_what_it_was_opened_for() {
+    let options = Options {
+        growth: GrowthPolicy::AnotherWindow,
+        ..Options::default()
+    };
+    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    for dylib in 1..=4 {
+        let segments = [segment(600 << 20, 0, 16, Protection::READ)];
+        let request = manager.request(segments.map(Ok), dylib).unwrap();
+        wait(|done| manager.allocate(request, done)).unwrap();
+    }
+    assert_eq!(manager.stats().windows, 4);
+}
+
+#[test]
+fn a_forked_child_is_refused_and_nothing_hangs() {
+    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let handle = allocate(&manager, &small_graph()).unwrap().handle;
+    // SAFETY: the child calls only what is under test, and leaves by _exit.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let refused = manager.write(handle, 0, 0, &[0]).is_err()
+            && manager.check_process().is_err()
+            && manager.request(small_graph().map(Ok), 0).is_err()
+            && finalize(&manager, handle).is_err();
+        // SAFETY: ends the child without running the parent's destructors.
+        unsafe { libc::_exit(i32::from(!refused)) };
+    }
+    let mut status = -1;
+    // SAFETY: waits for our own child.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    assert_eq!(status, 0);
+    manager.write(handle, 0, 0, &[0]).unwrap();
+}
+
+/// A mapper that hands its `prepare` to a hook, so that tests can do things in the middle.
+struct Hooked {
+    inner: InProcess,
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Mapper for Hooked {
+    fn capabilities(&self) -> &crate::mapper::Capabilities {
+        self.inner.capabilities()
+    }
+    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
+        self.inner.reserve(size, least, placement, done);
+    }
+    fn prepare(&self, chunk: crate::mapper::Chunk) -> Result<crate::mapper::Prepared> {
+        let hook = self.hook.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        self.inner.prepare(chunk)
+    }
+    fn initialize(
+        &self,
+        segments: SmallVec<[crate::mapper::SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<crate::mapper::Teardown>,
+    ) {
+        self.inner.initialize(segments, actions, done);
+    }
+    fn deinitialize(&self, retired: Vec<crate::mapper::Retired>, done: Completion<()>) {
+        self.inner.deinitialize(retired, done);
+    }
+    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
+        self.inner.reclaim(chunk)
+    }
+    fn release(&self, window: AddressRange, done: Completion<()>) {
+        self.inner.release(window, done);
+    }
+}
+
+/// While one request waits for its chunk, another that has no room waits for it too, and is answered
+/// once the chunk is there.
+#[test]
+fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
+    let inner = InProcess::new(InProcessKind::TwoViews).unwrap();
+    let mapper = Arc::new(Hooked {
+        inner,
+        hook: Mutex::new(None),
+    });
+    // One chunk takes the whole window.
+    let options = Options {
+        window_size: 64 << 10,
+        ..Options::default()
+    };
+    let shared: Arc<dyn Mapper> = Arc::<Hooked>::clone(&mapper);
+    let manager = Arc::new(wait(|done| Manager::create(shared, options, done)).unwrap());
+    let code = || small_graph().into_iter().take(1).map(Ok);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let again = Arc::clone(&manager);
+    *mapper.hook.lock() = Some(Box::new(move || {
+        let request = again.request(code(), 0).unwrap();
+        assert!(
+            again.try_allocate(&request).is_none(),
+            "it would have to wait"
+        );
+        again.allocate(
+            request,
+            Completion::new(move |answer: Result<Allocated>| {
+                sender
+                    .send(answer.map(|allocated| allocated.handle))
+                    .unwrap();
+            }),
+        );
+    }));
+    let first = allocate(&manager, &small_graph()[..1]).unwrap().handle;
+    let second = receiver.recv().unwrap().unwrap();
+    assert_ne!(first, second);
+    assert_eq!(manager.stats().chunks, 1);
+}
