@@ -5,7 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::records::{Key, State};
-use super::space::{Attempt, Detached, Growth, Leaving, Space};
+use super::space::{Attempt, Detached, Effort, Growth, Leaving, Space};
 use super::stats::{self, LayoutItem, Stats};
 use super::window::{Grant, Pieces};
 use super::{Allocated, Options, Request};
@@ -124,7 +124,11 @@ impl Core {
 
     fn allocate_now(self: &Arc<Self>, request: &Request, last_resort: bool) -> Now {
         let mut grant = Grant::default();
-        let attempt = self.space.lock().allocate(request, last_resort, &mut grant);
+        let effort = Effort {
+            last_resort,
+            reclaim: true,
+        };
+        let attempt = self.space.lock().allocate(request, effort, &mut grant);
         match attempt {
             Attempt::Done(key) => Now::Answer(self.deliver(key, grant)),
             other => Arc::clone(self).allocate_slowly(request, last_resort, other),
@@ -139,6 +143,7 @@ impl Core {
         mut attempt: Attempt,
     ) -> Now {
         let mut grant = Grant::default();
+        let mut reclaimed = false;
         loop {
             let step = match attempt {
                 Attempt::Done(key) => return Now::Answer(self.deliver(key, grant)),
@@ -146,13 +151,21 @@ impl Core {
                 Attempt::Full(error) => return Now::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
                 Attempt::Grow(growth) => self.grow(&growth),
-                // If none can be reclaimed, say so rather than try for ever.
-                Attempt::Reclaim(empty) => self.reclaim(empty),
+                // If none can be reclaimed, say so. Once only: what is reclaimed may be what was made
+                // for the first half of a request whose second half has no room.
+                Attempt::Reclaim(empty) => {
+                    reclaimed = true;
+                    self.reclaim(empty)
+                }
             };
             if let Err(error) = step {
                 return Now::Answer(self.counted(Err(error)));
             }
-            attempt = self.space.lock().allocate(request, last_resort, &mut grant);
+            let effort = Effort {
+                last_resort,
+                reclaim: !reclaimed,
+            };
+            attempt = self.space.lock().allocate(request, effort, &mut grant);
         }
     }
 

@@ -41,6 +41,15 @@ pub(super) struct Detached {
     chunk: ChunkState,
 }
 
+/// How far to go for a request.
+#[derive(Clone, Copy)]
+pub(super) struct Effort {
+    /// A JITDylib may begin where there is little room for more of it.
+    pub(super) last_resort: bool,
+    /// Empty chunks may be given up for it.
+    pub(super) reclaim: bool,
+}
+
 /// What came of trying to allocate.
 pub(super) enum Attempt {
     Done(Key),
@@ -237,11 +246,11 @@ impl Space {
     // ---- allocating ----
 
     /// Takes ranges for a request. A JITDylib that has no window yet goes where there is room for
-    /// more of it; with `last_resort`, anywhere.
+    /// more of it.
     pub(super) fn allocate(
         &mut self,
         request: &Request,
-        last_resort: bool,
+        effort: Effort,
         grant: &mut Grant,
     ) -> Attempt {
         if let Some(error) = self.over_quota(request) {
@@ -252,7 +261,7 @@ impl Space {
             working_memory: WorkingPointer::NULL,
         };
         grant.segments.resize(request.segments, nothing);
-        let windows = self.windows_for(request, last_resort);
+        let windows = self.windows_for(request, effort.last_resort);
         for thorough in [false, true] {
             for index in &windows {
                 let window = &mut self.windows[*index];
@@ -283,7 +292,7 @@ impl Space {
             return Attempt::Wait;
         }
         let mut empty = Vec::new();
-        for window in &windows {
+        for window in windows.iter().filter(|_| effort.reclaim) {
             (0..POOLS).for_each(|pool| self.detach(*window, pool, 0, &mut empty));
         }
         if !empty.is_empty() {
@@ -291,7 +300,7 @@ impl Space {
         }
         let bound = self.home(request.dylib).is_some();
         let full = self.full(request, &windows, bound);
-        if bound || last_resort || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
+        if bound || effort.last_resort || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
             Attempt::Refused(full)
         } else {
             Attempt::Full(full)

@@ -99,6 +99,8 @@ pub(super) struct ChunkState {
     used_up_to: u32,
     /// Pieces handed out.
     live: u32,
+    /// Nothing was handed out yet: somebody has just made it and is about to take from it.
+    fresh: bool,
 }
 
 struct Pool {
@@ -280,6 +282,7 @@ impl Window {
         let dirty = chunk.used_up_to.min(end).saturating_sub(content_end);
         chunk.used_up_to = chunk.used_up_to.max(end);
         chunk.live += 1;
+        chunk.fresh = false;
         grant.taken += u64::from(handed.size);
         grant.live += u64::from(planned.size);
         let segment = &mut grant.segments[planned.index as usize];
@@ -351,8 +354,11 @@ impl Window {
         let slack = u64::from(short.alignment).saturating_sub(granule.bytes());
         let need = u64::from(short.size.max(1)) + slack + guard(short.group, granule);
         let need = page.round_up(need)?;
+        let largest = self.runs.largest();
         let pool = self.pool(short.group);
-        let mut size = page.round_up(pool.next_size.max(need))?;
+        // Where little is left, other groups of the same request need some of it too.
+        let fair = page.round_up(largest / 2)?;
+        let mut size = page.round_up(pool.next_size.min(fair).max(need))?;
         pool.next_size = (pool.next_size * 2).min(most);
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
@@ -390,6 +396,7 @@ impl Window {
                 mappings: prepared.mappings,
                 used_up_to: offset,
                 live: 0,
+                fresh: true,
             },
         );
     }
@@ -420,7 +427,8 @@ impl Window {
         let pool = self.pools[pool].as_mut()?;
         let empty = pool.chunks.iter().enumerate().filter_map(|(index, chunk)| {
             let chunk = chunk.as_ref()?;
-            (chunk.live == 0).then_some((chunk.size, index))
+            // What others have just made is left to them, unless everything is needed.
+            (chunk.live == 0 && (keep == 0 || !chunk.fresh)).then_some((chunk.size, index))
         });
         let (count, largest) = empty.fold((0, None), |(count, largest), chunk| {
             (count + 1, largest.max(Some(chunk)))

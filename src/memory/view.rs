@@ -364,28 +364,27 @@ impl View {
         let (start, size) = (executor.start(), executor.size());
         let failed =
             |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
-        // Pages can only be taken through a mapping that may be written.
-        let first = if commit {
-            Protection::READ_WRITE
-        } else {
-            protection
-        };
-        sys::map_anonymous(At::Replace(start), size, first).map_err(|error| {
+        sys::map_anonymous(At::Replace(start), size, Protection::READ_WRITE).map_err(|error| {
             restore(executor);
             failed("mmap", error)
         })?;
         let view = View::One { executor };
-        let committed = || {
+        let finish = || {
             if commit {
                 sys::populate(start, size)
                     .map_err(|error| failed("madvise(MADV_POPULATE_WRITE)", error))?;
+            } else if !protection.writable() {
+                // Parts of it will be opened for writing. They join again only if the kernel has
+                // made its record of private pages (anon_vma) for the whole before it is split,
+                // so one page is touched now.
+                Writer::new(start, 1).zero(0, 1);
             }
-            if first != protection {
+            if !protection.writable() {
                 sys::protect(start, size, protection).map_err(|error| failed("mprotect", error))?;
             }
             Ok(())
         };
-        match committed() {
+        match finish() {
             Ok(()) => Ok(view),
             Err(error) => Err(match view.unmap() {
                 Ok(()) => error,

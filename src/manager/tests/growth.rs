@@ -132,18 +132,20 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
         inner,
         hook: Mutex::new(None),
     });
-    // One chunk takes the whole window.
     let options = Options {
         window_size: 64 << 10,
         ..Options::default()
     };
     let shared: Arc<dyn Mapper> = Arc::<Hooked>::clone(&mapper);
     let manager = Arc::new(wait(|done| Manager::create(shared, options, done)).unwrap());
-    let code = || small_graph().into_iter().take(1).map(Ok);
+    // 20 KiB are left of the window. The chunk for the small request takes 12 of them, and the
+    // larger one finds room for no chunk of its own, but in that one.
+    allocate(&manager, &[segment(44 << 10, 0, 16, Protection::READ)]).unwrap();
+    let code = |size| [segment(size, 0, 16, Protection::READ_EXEC)];
     let (sender, receiver) = std::sync::mpsc::channel();
     let again = Arc::clone(&manager);
     *mapper.hook.lock() = Some(Box::new(move || {
-        let request = again.request(code(), 0).unwrap();
+        let request = again.request(code(8100).map(Ok), 0).unwrap();
         assert!(
             again.try_allocate(&request).is_none(),
             "it would have to wait"
@@ -157,8 +159,34 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
             }),
         );
     }));
-    let first = allocate(&manager, &small_graph()[..1]).unwrap().handle;
+    let first = allocate(&manager, &code(4000)).unwrap().handle;
     let second = receiver.recv().unwrap().unwrap();
     assert_ne!(first, second);
-    assert_eq!(manager.stats().chunks, 1);
+    assert_eq!(manager.stats().chunks, 2);
+}
+
+/// A request of two groups, of which one has no room, is refused and leaves the room to others.
+#[test]
+fn half_a_request_is_no_request() {
+    for kind in KINDS {
+        let manager = manager(
+            kind,
+            Options {
+                window_size: 64 << 10,
+                ..Options::default()
+            },
+        )
+        .unwrap();
+        let half = |protection| segment(40_000, 0, 16, protection);
+        let both = [half(Protection::READ_EXEC), half(Protection::READ)];
+        for _ in 0..3 {
+            let error = allocate(&manager, &both).unwrap_err();
+            assert_eq!(error.status(), Status::WindowFull, "{error}");
+            let one = allocate(&manager, &both[..1]).unwrap().handle;
+            wait(|done| manager.abandon(one, done)).unwrap();
+        }
+        // Three groups share what little there is.
+        let allocated = allocate(&manager, &small_graph()).unwrap();
+        wait(|done| manager.abandon(allocated.handle, done)).unwrap();
+    }
 }
