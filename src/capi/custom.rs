@@ -207,10 +207,13 @@ pub unsafe extern "C" fn jitmem_mapper_complete(
 ) -> jitmem_status {
     let body = || {
         let key = DefaultKey::from(KeyData::from_ffi(request));
+        // A key of slotmap is made odd on the way in, so another number could name it.
+        let named = key.data().as_ffi() == request;
         let pending = PENDING
             .lock()
             .as_mut()
-            .and_then(|pending| pending.remove(key));
+            .filter(|_| named)
+            .and_then(|all| all.remove(key));
         let Some(Pending { done, _lent }) = pending else {
             return Err(invalid_handle(format!(
                 "request {request:#x} was completed before or never made"

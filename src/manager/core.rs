@@ -260,15 +260,22 @@ impl Core {
     /// Has the mapper prepare a chunk.
     fn grow(self: &Arc<Self>, growth: &Growth) -> Result<()> {
         let answer = self.mapper.prepare(growth.chunk);
-        {
+        let answer = {
             let mut space = self.space.lock();
-            match &answer {
-                Ok(prepared) => space.grown(growth, *prepared),
-                Err(_) => space.not_grown(growth),
+            match answer {
+                Ok(prepared) => {
+                    space.grown(growth, prepared);
+                    Ok(())
+                }
+                Err(error) => {
+                    let smaller = space.not_grown(growth);
+                    let short = error.status() == Status::OutOfMemory;
+                    if smaller && short { Ok(()) } else { Err(error) }
+                }
             }
-        }
+        };
         self.wake();
-        answer.map(drop)
+        answer
     }
 
     /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use; an

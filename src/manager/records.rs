@@ -77,6 +77,11 @@ impl Records {
         }
     }
 
+    /// Makes sure that one more record can be added; `false` if the heap is full.
+    pub(super) fn make_spare(&mut self) -> bool {
+        self.vacant.is_some() || self.slots.make_spare(1)
+    }
+
     /// Adds a record and gives its key and handle.
     pub(super) fn insert(&mut self, record: Record) -> (Key, u64) {
         let index = match self.vacant {

@@ -7,7 +7,7 @@ use super::records::{Key, Record, Records, State};
 use super::request::{Planned, Request};
 use super::window::{ChunkState, Grant, MOST_CHUNKS, POOLS, Piece, Pieces, Place, Sums, Window};
 use super::{GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
-use crate::error::{Error, Status};
+use crate::error::{Error, Result, Status};
 use crate::group::AllocGroup;
 use crate::mapper::{Chunk, Prepared, Reserved, Teardown};
 use crate::memory::view::{WorkingPointer, Writer};
@@ -30,6 +30,8 @@ struct Home {
 #[derive(Debug)]
 pub(super) struct Growth {
     window: usize,
+    /// The bytes that it takes at least.
+    need: u64,
     pub(super) chunk: Chunk,
 }
 
@@ -90,6 +92,7 @@ pub(super) struct Space {
     granule: Alignment,
     commit: bool,
     quota: Option<u64>,
+    window_size: u64,
     windows: Vec<Window>,
     pub(super) records: Records,
     /// Whether there may be more than one window, so that JITDylibs must be kept together.
@@ -118,6 +121,7 @@ impl Space {
             granule,
             commit: options.commit,
             quota: options.quota,
+            window_size: options.window_size,
             many_windows: options.growth == GrowthPolicy::AnotherWindow,
             windows: Vec::new(),
             records: Records::new(random),
@@ -256,6 +260,9 @@ impl Space {
         if let Some(error) = self.over_quota(request) {
             return Attempt::Refused(error);
         }
+        if let Err(error) = self.make_spare(request) {
+            return Attempt::Refused(error);
+        }
         let nothing = SegmentMemory {
             address: 0,
             working_memory: WorkingPointer::NULL,
@@ -272,15 +279,17 @@ impl Space {
                         return Attempt::Done(key);
                     }
                     Err(short) => {
-                        if let Some(range) = window.grow(&short) {
+                        if let Some((range, need)) = window.grow(&short) {
                             self.changes += 1;
+                            let (window, group, commit) = (*index, short.group, self.commit);
                             let chunk = Chunk {
                                 range,
-                                group: short.group,
-                                commit: self.commit,
+                                group,
+                                commit,
                             };
                             return Attempt::Grow(Growth {
-                                window: *index,
+                                window,
+                                need,
                                 chunk,
                             });
                         }
@@ -300,11 +309,34 @@ impl Space {
         }
         let bound = self.home(request.dylib).is_some();
         let full = self.full(request, &windows, bound);
-        if bound || effort.last_resort || !self.many_windows || self.windows.len() >= MOST_WINDOWS {
+        let hopeless = self.least_window(request) > self.window_size;
+        if bound
+            || hopeless
+            || effort.last_resort
+            || !self.many_windows
+            || self.windows.len() >= MOST_WINDOWS
+        {
             Attempt::Refused(full)
         } else {
             Attempt::Full(full)
         }
+    }
+
+    /// Makes sure that the records for a request can be made, so that a heap that is full is an
+    /// error here and not the end of the process later.
+    fn make_spare(&mut self, request: &Request) -> Result<()> {
+        let ranges = request.planned.len() as u32 * 2 + 1;
+        let spare = self.records.make_spare()
+            && self
+                .windows
+                .iter_mut()
+                .all(|window| window.make_spare(ranges));
+        if spare {
+            return Ok(());
+        }
+        let message = "allocate: the heap has no room for the manager's own records; free memory, \
+                       or raise RLIMIT_AS or the memory limit";
+        Err(Error::new(Status::OutOfMemory, message))
     }
 
     /// The windows that may hold a request, best first.
@@ -463,9 +495,14 @@ impl Space {
     }
 
     /// Gives the run back that the mapper could not prepare.
-    pub(super) fn not_grown(&mut self, growth: &Growth) {
+    ///
+    /// Says whether a smaller chunk would do, and will be tried next.
+    pub(super) fn not_grown(&mut self, growth: &Growth) -> bool {
         self.changes -= 1;
-        self.windows[growth.window].shrink(growth.chunk.range);
+        let window = &mut self.windows[growth.window];
+        window.shrink(growth.chunk.range);
+        window.try_smaller(growth.chunk.group, growth.chunk.range.size())
+            && growth.chunk.range.size() > growth.need
     }
 
     // ---- freeing ----

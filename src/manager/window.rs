@@ -343,8 +343,9 @@ impl Window {
 
     // ---- chunks ----
 
-    /// Takes a run of pages for a segment that fits no chunk, if the window has one.
-    pub(super) fn grow(&mut self, short: &Planned) -> Option<AddressRange> {
+    /// Takes a run of pages for a segment that fits no chunk, if the window has one. Gives it with
+    /// the bytes that the segment needs of it.
+    pub(super) fn grow(&mut self, short: &Planned) -> Option<(AddressRange, u64)> {
         if self.chunks >= MOST_CHUNKS {
             return None;
         }
@@ -370,11 +371,11 @@ impl Window {
             }
         };
         self.chunks += 1;
-        Some(
-            self.range
-                .part(offset, size)
-                .expect("runs lie inside their window"),
-        )
+        let range = self
+            .range
+            .part(offset, size)
+            .expect("runs lie inside their window");
+        Some((range, need))
     }
 
     /// Gives the run of a chunk back.
@@ -382,6 +383,22 @@ impl Window {
         self.chunks -= 1;
         self.runs
             .give(chunk.start() - self.range.start(), chunk.size());
+    }
+
+    /// Lets the next chunk of a group be smaller than one that was not to be had.
+    pub(super) fn try_smaller(&mut self, group: AllocGroup, size: u64) -> bool {
+        let least = self.page.bytes();
+        let pool = self.pool(group);
+        pool.next_size = (size / 2).max(least);
+        pool.next_size < size
+    }
+
+    /// Makes sure that every pool can note `count` more ranges; `false` if the heap is full.
+    pub(super) fn make_spare(&mut self, count: u32) -> bool {
+        self.pools
+            .iter_mut()
+            .flatten()
+            .all(|pool| pool.ranges.make_spare(count))
     }
 
     /// Adds a chunk that the mapper prepared.

@@ -22,6 +22,10 @@ const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 /// A window is never made smaller than this when address space is short.
 const SMALLEST_WINDOW: u64 = 8 << 20;
 
+/// A window takes no address space that its writer views and the host's heap will need: at least
+/// this part of its size must stay free.
+const HEADROOM: u64 = 16;
+
 /// Out of reach of the process's images a whole window is worth more than a smaller one in reach.
 const SMALLEST_IN_REACH: u64 = 64 << 20;
 
@@ -106,7 +110,7 @@ impl InProcess {
         let halved = |least: u64, reserve: &dyn Fn(u64) -> Result<Reservation>| {
             let mut smaller = size;
             loop {
-                match reserve(smaller) {
+                match reserve(smaller).and_then(with_headroom) {
                     Err(error) if error.status() == Status::OutOfMemory && smaller / 2 >= least => {
                         smaller = sys::page_size().round_down(smaller / 2);
                     }
@@ -119,7 +123,7 @@ impl InProcess {
             Placement::Default => {
                 let in_reach = |size| Reservation::new(size, placement);
                 halved(SMALLEST_IN_REACH.max(least), &in_reach)
-                    .or_else(|_| Reservation::anywhere(size))
+                    .or_else(|_| Reservation::anywhere(size).and_then(with_headroom))
                     .or_else(|_| halved(smallest, &in_reach))
                     .or_else(|_| halved(smallest, &Reservation::anywhere))
             }
@@ -205,6 +209,15 @@ impl InProcess {
         }
         error
     }
+}
+
+/// Keeps a reservation only if it leaves something to work with.
+fn with_headroom(reservation: Reservation) -> Result<Reservation> {
+    let room = sys::page_size()
+        .round_down(reservation.range().size() / HEADROOM)
+        .max(1 << 20);
+    Reservation::anywhere(room)?;
+    Ok(reservation)
 }
 
 /// The whole pages that a segment of a page-granular chunk owns.

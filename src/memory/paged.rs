@@ -30,13 +30,33 @@ impl<T: Default, const PART: usize> Paged<T, PART> {
             .checked_add(1)
             .expect("fewer elements than bytes of a window");
         if index as usize / PART == self.parts.len() {
-            let part: Vec<T> = (0..PART).map(|_| T::default()).collect();
-            let part = part.into_boxed_slice().try_into();
-            self.parts
-                .push(part.unwrap_or_else(|_| unreachable!("it has PART elements")));
+            assert!(self.add_part(), "the heap has no room for {PART} elements");
         }
         self[index] = element;
         index
+    }
+
+    /// Makes sure that `count` more elements fit; `false` if the heap is full.
+    pub(crate) fn make_spare(&mut self, count: u32) -> bool {
+        while self.parts.len() * PART < (self.length as usize).saturating_add(count as usize) {
+            if !self.add_part() {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn add_part(&mut self) -> bool {
+        let mut part = Vec::new();
+        if part.try_reserve_exact(PART).is_err() || self.parts.try_reserve(1).is_err() {
+            return false;
+        }
+        part.resize_with(PART, T::default);
+        match part.into_boxed_slice().try_into() {
+            Ok(part) => self.parts.push(part),
+            Err(_) => unreachable!("it has PART elements"),
+        }
+        true
     }
 
     /// The element, if there is one.

@@ -111,6 +111,11 @@ impl Ranges {
         self.free
     }
 
+    /// Makes sure that `count` more ranges can be noted; `false` if the heap is full.
+    pub(crate) fn make_spare(&mut self, count: u32) -> bool {
+        self.nodes.make_spare(count)
+    }
+
     /// Adds a region whose bytes are all free; `start` and `size` are multiples of the granule.
     pub(crate) fn add_region(&mut self, region: RegionId, start: u32, size: u32) {
         debug_assert!(start % self.granule == 0 && size % self.granule == 0 && size > 0);

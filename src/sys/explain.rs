@@ -17,7 +17,8 @@ fn mapping_count() -> Option<u64> {
     )
 }
 
-fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
+/// A resource limit of this process; `None` if there is none.
+pub(super) fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -87,6 +88,10 @@ pub(crate) fn explain(operation: impl std::fmt::Display, error: io::Error) -> Er
         Some(libc::ENOSPC) => (
             Status::OutOfMemory,
             Some("the memory cgroup or shared memory is full: raise its limit".to_owned()),
+        ),
+        Some(libc::EFBIG) => (
+            Status::OutOfMemory,
+            Some("RLIMIT_FSIZE limits files, memfds too: raise it with ulimit -f".to_owned()),
         ),
         Some(libc::EMFILE) => (
             Status::OutOfMemory,

@@ -36,6 +36,10 @@ impl MemFile {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(name, flags)?,
             other => other?,
         };
+        // Beyond RLIMIT_FSIZE the call would not only fail, it would send SIGXFSZ.
+        if super::limit(libc::RLIMIT_FSIZE).is_some_and(|limit| size > limit) {
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
         gate("ftruncate")?;
         file.set_len(size)?;
         Ok(MemFile(Memfd::try_from_file(file).map_err(not_a_memfd)?))

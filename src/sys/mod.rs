@@ -19,6 +19,7 @@ mod memfile;
 pub(crate) use call::{WrapperResult, call_wrapper};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache};
 pub(crate) use explain::explain;
+use explain::limit;
 pub(crate) use fork::fork_generation;
 pub(crate) use map::{
     At, decommit, dont_fork, map_anonymous, map_file, populate, protect, reserve, unmap,

@@ -145,7 +145,7 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     let (sender, receiver) = std::sync::mpsc::channel();
     let again = Arc::clone(&manager);
     *mapper.hook.lock() = Some(Box::new(move || {
-        let request = again.request(code(8100).map(Ok), 0).unwrap();
+        let request = again.request(code(8190).map(Ok), 0).unwrap();
         assert!(
             again.try_allocate(&request).is_none(),
             "it would have to wait"
