@@ -80,6 +80,8 @@ static void options_out_of_range(void **state) {
       {"commit 2", {.commit = 2}},
       {"reserved", {.reserved = 1}},
       {"without a placement", {.address = 0x10000}},
+      {"window", {.window_size = 1}},
+      {"window", {.window_size = 64 * KIB - 4096}},
       {"window", {.window_size = 2 * GIB}},
       {"window", {.window_size = 2 * GIB - 2 * MIB + 1}},
       {"window", {.window_size = UINT64_MAX}},
@@ -247,8 +249,8 @@ static void callback_tables_of_a_newer_header(void **state) {
   REFUSED(JITMEM_INVALID_ARGUMENT, "update the library",
           jitmem_mapper_custom(&grown.table, &mapper, error));
   assert_null(mapper);
-  // Its size is no wrong one, so the context is destroyed as after any other failure.
-  assert_int_equal(destroyed, 3);
+  // A struct that can't be read has no destructor.
+  assert_int_equal(destroyed, 1);
 }
 
 // ---- pointers ----

@@ -138,7 +138,8 @@ static void nothing_is_ever_writable_and_executable(void **state) {
     FILE *maps = fopen("/proc/self/maps", "r");
     assert_non_null(maps);
     char line[512];
-    while (fgets(line, sizeof line, maps))
+    // valgrind's own translations are.
+    while (!instrumented() && fgets(line, sizeof line, maps))
       assert_null(strstr(line, "rwx"));
     fclose(maps);
     if (pass == 0)

@@ -209,8 +209,9 @@ static void reclaim_fails_when_it_matters(void **state) {
   struct hosted *hosted = *state;
   jitmem_manager *manager =
       hosted_manager(hosted, (jitmem_manager_options){.window_size = 8 * MIB});
-  jitmem_segment most = segment(0, 6 * MIB, RW), code = segment(0, 6 * MIB, RX);
-  struct graph graph = allocate(manager, &most, 1);
+  // An empty chunk is kept if it is small; with it, the window has no room for the other.
+  jitmem_segment spare = segment(0, 512 * KIB, RW), code = segment(0, 7 * MIB + 768 * KIB, RX);
+  struct graph graph = allocate(manager, &spare, 1);
   OK(jitmem_manager_abandon(manager, graph.handle, error));
   hosted->host.fails[RECLAIM] = JITMEM_SYSTEM;
   REFUSED(JITMEM_SYSTEM, "reclaim",
@@ -325,14 +326,17 @@ static void windows_that_can_not_be(void **state) {
   for (size_t i = 0; i < COUNT(lies); i++) {
     host->lie_address = lies[i].address;
     host->lie_size = lies[i].size;
+    unsigned released = host->calls[RELEASE];
     jitmem_manager *manager = NULL;
     jitmem_manager_options options = {.struct_size = sizeof options, .window_size = size};
     REFUSED(JITMEM_MAPPER_FAILED, "custom mapper",
             jitmem_manager_create(hosted->mapper, &options, &manager, error));
     assert_null(manager);
+    // Given back at most once for each answer, and never what is another window's.
+    unsigned most = i < COUNT(lies) - 3 ? 2 : 0;
+    assert_in_range(host->calls[RELEASE] - released, 0, most);
   }
   host->lies_about_windows = 0;
-  assert_int_equal(host->calls[RELEASE], 0);
   still_works(hosted);
 }
 

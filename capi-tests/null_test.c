@@ -54,7 +54,7 @@ static void versions_and_status_names(void **state) {
   assert_string_equal(jitmem_version_string(), JITMEM_VERSION_STRING);
   assert_string_equal(jitmem_status_name(JITMEM_OK), "JITMEM_OK");
   assert_string_equal(jitmem_status_name(JITMEM_INTERNAL), "JITMEM_INTERNAL");
-  assert_string_equal(jitmem_status_name(JITMEM_INTERNAL + 1), "unknown status");
+  assert_string_equal(jitmem_status_name(1000), "unknown status");
   assert_string_equal(jitmem_status_name(UINT32_MAX), "unknown status");
 }
 
@@ -105,6 +105,14 @@ static void allocating(void **state) {
           jitmem_manager_allocate(manager, &one, 1, 0, NULL, &allocation, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "allocation is NULL",
           jitmem_manager_allocate(manager, &one, 1, 0, &memory, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_try_allocate(NULL, &one, 1, 0, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "segments is NULL",
+          jitmem_manager_try_allocate(manager, NULL, 1, 0, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "memory is NULL",
+          jitmem_manager_try_allocate(manager, &one, 1, 0, NULL, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "allocation is NULL",
+          jitmem_manager_try_allocate(manager, &one, 1, 0, &memory, NULL, error));
   assert_int_equal(allocation, UNTOUCHED);
   assert_true(all_bytes_are((uint8_t *)&memory, sizeof memory, UNTOUCHED));
   REFUSED_ASYNC(
@@ -140,6 +148,8 @@ static void finalizing(void **state) {
   struct graph graph = allocate_one(manager, segment(16, 0, RW), UNTOUCHED);
   REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
           jitmem_manager_finalize(NULL, graph.handle, NULL, 0, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_try_finalize(NULL, graph.handle, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "actions is NULL",
           jitmem_manager_finalize(manager, graph.handle, NULL, 1, error));
   REFUSED_ASYNC(
@@ -188,6 +198,10 @@ static void deallocating(void **state) {
                 jitmem_manager_deallocate_async(manager, NULL, 1, count_done, ctx, destroy, error));
   REFUSED_ASYNC("fn is NULL", jitmem_manager_deallocate_async(manager, &graph.handle, 1, NULL, ctx,
                                                               destroy, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_try_deallocate(NULL, &graph.handle, 1, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "allocations is NULL",
+          jitmem_manager_try_deallocate(manager, NULL, 1, error));
   OK(jitmem_manager_deallocate(manager, NULL, 0, error));
   assert_int_equal(stats_of(manager).finalized, 1);
   deallocate(manager, graph.handle);

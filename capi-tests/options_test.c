@@ -35,17 +35,25 @@ static void sizes_of_windows(void **state) {
   const struct {
     uint64_t asked, got;
   } sizes[] = {{0, GIB},
-               {1, 4 * KIB},
+               {64 * KIB, 64 * KIB},
                {8 * MIB + 1, 8 * MIB + 4 * KIB},
                {2 * GIB - 2 * MIB, 2 * GIB - 2 * MIB}};
   for (size_t i = 0; i < COUNT(sizes); i++) {
+    // Far from everything: beside the libraries there may be less room.
     jitmem_manager *manager =
-        manager_with(fixture, (jitmem_manager_options){.window_size = sizes[i].asked});
+        manager_with(fixture, (jitmem_manager_options){.window_size = sizes[i].asked,
+                                                       .placement = JITMEM_PLACEMENT_NEAR,
+                                                       .address = 0x220000000000});
     struct windows windows = windows_of(manager);
     assert_int_equal(windows.count, 1);
-    assert_int_equal(windows.items[0].size, sizes[i].got);
-    assert_int_equal(stats_of(manager).reserved, sizes[i].got);
-    assert_int_equal(stats_of(manager).fallbacks & JITMEM_FALLBACK_SMALLER_WINDOW, 0);
+    // A large one may be smaller where that keeps libc in reach, and then says so.
+    uint64_t smaller = stats_of(manager).fallbacks & JITMEM_FALLBACK_SMALLER_WINDOW;
+    if (smaller)
+      assert_in_range(windows.items[0].size, 64 * MIB, sizes[i].got - 1);
+    else
+      assert_int_equal(windows.items[0].size, sizes[i].got);
+    assert_true(!smaller || sizes[i].got >= GIB);
+    assert_int_equal(stats_of(manager).reserved, windows.items[0].size);
     struct graph graph = allocate_one(manager, segment(10, 0, RW), 3);
     assert_true(inside(windows.items[0], graph.memory[0].address));
     jitmem_manager_free(manager);
@@ -298,7 +306,7 @@ static void no_window_for_what_fits_none(void **state) {
       manager_with(fixture, (jitmem_manager_options){.window_size = 8 * MIB,
                                                      .growth = JITMEM_GROWTH_ANOTHER_WINDOW});
   struct graph graph;
-  // Larger than a window; no room to align even in an empty one.
+  // Larger than a window; no room to align in an empty one, for code keeps off its first bytes.
   jitmem_segment larger = segment(0, 8 * MIB + 1, RW), aligned = segment(0, 8 * KIB, RX);
   aligned.alignment = 8 * MIB;
   for (int i = 0; i < 3; i++) {

@@ -553,7 +553,7 @@ typedef struct jitmem_manager_options {
    */
   size_t struct_size;
   /**
-   * Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
+   * Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
    */
   uint64_t window_size;
   /**

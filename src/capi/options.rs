@@ -65,7 +65,7 @@ pub enum jitmem_growth {
 pub struct jitmem_manager_options {
     /// sizeof(jitmem_manager_options).
     pub struct_size: usize,
-    /// Bytes of address space per window, rounded up to pages; at most 2 GiB less 2 MiB. 0: 1 GiB.
+    /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
     pub window_size: u64,
     /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
     pub address: u64,

@@ -28,6 +28,9 @@ use core::Core;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
+/// A window smaller than this is of no use.
+const SMALLEST_WINDOW: u64 = 64 << 10;
+
 /// What happens when the window is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum GrowthPolicy {
@@ -104,8 +107,10 @@ impl Manager {
                 options.window_size
             ))));
         };
-        if size == 0 {
-            return done.complete(Err(invalid_argument("window of 0 bytes")));
+        if size < SMALLEST_WINDOW {
+            return done.complete(Err(invalid_argument(format!(
+                "window of {size} bytes: the least is {SMALLEST_WINDOW}"
+            ))));
         }
         let options = Options {
             window_size: size,
@@ -118,7 +123,7 @@ impl Manager {
                 Manager { core }
             }));
         });
-        mapper.reserve(size, page.bytes(), options.placement, reserved);
+        mapper.reserve(size, SMALLEST_WINDOW, options.placement, reserved);
     }
 
     /// Whether this process may use the manager.

@@ -24,15 +24,14 @@ impl Core {
 
     /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
     pub(super) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
-        if !self.mapper.capabilities().coherent {
-            return None;
-        }
+        let coherent = self.mapper.capabilities().coherent;
         let served = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let (key, _) = space.records.find(handle, State::InFlight)?;
-            Ok(space.mark_finalized(key, Teardown::Nothing))
+            Ok(coherent.then(|| space.mark_finalized(key, Teardown::Nothing)))
         });
-        Some(self.counted(served).map(|served| {
+        let served = self.counted(served).transpose()?;
+        Some(served.map(|served| {
             if !served.pieces.is_empty() {
                 self.give_back(&[], served);
             }

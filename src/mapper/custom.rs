@@ -71,19 +71,15 @@ impl Mapper for CustomMapper {
     }
 
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
-        let (windows, host) = (Arc::clone(&self.windows), Arc::clone(&self.host));
+        let windows = Arc::clone(&self.windows);
         let page = self.capabilities().page_size.bytes();
         let checked = Completion::new(move |answer: Result<Reserved>| {
             let answer = answer.and_then(|reserved| {
                 let mut windows = windows.lock();
-                let checked = check_window(reserved, size, &windows, page);
-                if checked.is_ok() {
-                    windows.push(reserved.range);
-                } else if !windows.iter().any(|other| other.overlaps(reserved.range)) {
-                    drop(windows);
-                    host.release(reserved.range, Completion::new(|_| ()));
-                }
-                checked.map(|()| reserved)
+                // A window that can't be is not released either: who knows whose it is.
+                check_window(reserved, size, &windows, page)?;
+                windows.push(reserved.range);
+                Ok(reserved)
             });
             done.complete(answer);
         });

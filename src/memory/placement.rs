@@ -12,6 +12,9 @@ use crate::sys::Mapping;
 /// and for references to the end of an object.
 pub(crate) const REACH: u64 = (2 << 30) - (2 << 20);
 
+/// What lies above is the kernel's, though a mapping of its may be listed there (vsyscall).
+const USER_END: u64 = 1 << 47;
+
 /// Room left between images and window, so that libraries loaded later still come close.
 const ROOM: u64 = 256 << 20;
 
@@ -52,9 +55,9 @@ pub(crate) fn candidates(
     let ends = mappings
         .iter()
         .map(|mapping| (mapping.range.start(), mapping.range.end()));
-    for (gap_end, next_start) in ends.chain([(1 << 47, 1 << 47)]) {
+    for (gap_end, next_start) in ends.chain([(USER_END, USER_END)]) {
         let low = gap_start.max(lowest);
-        let high = gap_end.min(highest_end);
+        let high = gap_end.min(highest_end).min(USER_END);
         gap_start = next_start;
         let (Some(low), high) = (page.round_up(low), page.round_down(high)) else {
             continue;

@@ -133,16 +133,25 @@ unsafe impl Send for Buffer {}
 // SAFETY: as above.
 unsafe impl Sync for Buffer {}
 
+/// Bytes of heap that must remain after a buffer is made.
+const SMALL_BLOCKS: usize = 64 << 10;
+
 impl Buffer {
     /// `size` zero bytes.
     pub(crate) fn new(size: usize) -> Result<Buffer> {
+        // What is left over is for the small blocks that nobody asks about.
+        let mut left_over: Vec<u8> = Vec::new();
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(size).map_err(|_| {
-            Error::new(
-                Status::OutOfMemory,
-                format!("working memory of {size} bytes: the heap has no room for it"),
-            )
-        })?;
+        left_over
+            .try_reserve_exact(SMALL_BLOCKS)
+            .and_then(|()| bytes.try_reserve_exact(size))
+            .map_err(|_| {
+                Error::new(
+                    Status::OutOfMemory,
+                    format!("working memory of {size} bytes: the heap has no room for it; free memory, or raise \
+                     RLIMIT_AS or the memory limit"),
+                )
+            })?;
         bytes.resize_with(size, || UnsafeCell::new(0));
         Ok(Buffer(bytes.into_boxed_slice()))
     }
