@@ -62,11 +62,12 @@ static void check_lives(uint32_t kind) {
   // What the C library and the first use keep for good.
   for (int i = 0; i < 4; i++)
     one_life(kind, i);
+  int lives = instrumented() ? 100 : 200;
   struct footprint before = footprint();
-  for (int i = 0; i < 200; i++)
+  for (int i = 0; i < lives; i++)
     one_life(kind, i);
   struct footprint after = footprint();
-  printf("200 managers: %ld mappings before, %ld after\n", before.mappings, after.mappings);
+  printf("%d managers: %ld mappings before, %ld after\n", lives, before.mappings, after.mappings);
   assert_int_equal(after.descriptors, before.descriptors);
   assert_int_equal(after.threads, before.threads);
   // A heap that is looked after by a sanitizer or valgrind grows by mappings.
