@@ -268,6 +268,24 @@ impl Space {
             working_memory: WorkingPointer::NULL,
         };
         grant.segments.resize(request.segments, nothing);
+        if let ([window], false) = (self.windows.as_mut_slice(), self.many_windows) {
+            if let Ok(pieces) = window.take_all(&request.planned, 0, false, grant) {
+                let (key, handle) = self.admit(request, 0, pieces, grant);
+                grant.handle = handle;
+                return Attempt::Done(key);
+            }
+        }
+        self.allocate_anywhere(request, effort, grant)
+    }
+
+    /// Goes through the windows, fast and then thoroughly, and says what would help.
+    #[cold]
+    fn allocate_anywhere(
+        &mut self,
+        request: &Request,
+        effort: Effort,
+        grant: &mut Grant,
+    ) -> Attempt {
         let windows = self.windows_for(request, effort.last_resort);
         for thorough in [false, true] {
             for index in &windows {
@@ -325,12 +343,11 @@ impl Space {
     /// Makes sure that the records for a request can be made, so that a heap that is full is an
     /// error here and not the end of the process later.
     fn make_spare(&mut self, request: &Request) -> Result<()> {
-        let ranges = request.planned.len() as u32 * 2 + 1;
         let spare = self.records.make_spare()
             && self
                 .windows
                 .iter_mut()
-                .all(|window| window.make_spare(ranges));
+                .all(|window| window.make_spare(&request.planned));
         if spare {
             return Ok(());
         }

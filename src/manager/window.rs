@@ -393,12 +393,16 @@ impl Window {
         pool.next_size < size
     }
 
-    /// Makes sure that every pool can note `count` more ranges; `false` if the heap is full.
-    pub(super) fn make_spare(&mut self, count: u32) -> bool {
-        self.pools
-            .iter_mut()
-            .flatten()
-            .all(|pool| pool.ranges.make_spare(count))
+    /// Makes sure that the ranges of a request can be noted; `false` if the heap is full.
+    pub(super) fn make_spare(&mut self, planned: &[Planned]) -> bool {
+        // Each takes one record, and up to two for what is left in front of it and behind it.
+        let count = planned.len() as u32 * 3;
+        planned
+            .iter()
+            .all(|planned| match &mut self.pools[pool_index(planned.group)] {
+                Some(pool) => pool.ranges.make_spare(count),
+                None => true,
+            })
     }
 
     /// Adds a chunk that the mapper prepared.

@@ -178,6 +178,7 @@ impl Ranges {
     }
 
     /// Takes `size` bytes out of a free range that fits.
+    #[inline(always)] // 4 % of allocate and finalize
     fn hand_out(&mut self, index: u32, size: u32, alignment: u32) -> Handed {
         let hole = *self.node(index);
         let start = hole.start.next_multiple_of(alignment.max(1));
