@@ -34,14 +34,8 @@ class GraphLayout {
   struct Placed {
     llvm::jitlink::Block *B;
     uint64_t Offset; // in the segment
-    uint32_t Section;
     uint8_t Segment;
     bool ZeroFill;
-
-    /// Blocks of a segment together, its zero-fill last, then by section, address and size.
-    auto order() const {
-      return std::make_tuple(Segment, ZeroFill, Section, B->getAddress(), B->getSize());
-    }
   };
 
   struct Segment {
@@ -53,21 +47,30 @@ class GraphLayout {
 
 public:
   explicit GraphLayout(llvm::jitlink::LinkGraph &G) {
-    bool Ordered = true;
+    llvm::SmallVector<llvm::jitlink::Section *, 8> Sections;
     eachOf(G.sections(), G.sections_size(), [&](llvm::jitlink::Section &Section) {
-      if (Section.getMemLifetime() == llvm::orc::MemLifetime::NoAlloc || Section.empty())
-        return;
-      uint8_t Index = segmentFor({Section.getMemProt(), Section.getMemLifetime()});
-      eachOf(Section.blocks(), Section.blocks_size(), [&](llvm::jitlink::Block *B) {
-        Blocks.push_back({B, 0, Section.getOrdinal(), Index, B->isZeroFill()});
-        if (Blocks.size() > 1)
-          Ordered &= Blocks[Blocks.size() - 2].order() < Blocks.back().order();
-      });
+      if (Section.getMemLifetime() != llvm::orc::MemLifetime::NoAlloc && !Section.empty())
+        Sections.push_back(&Section);
     });
-    if (!Ordered)
-      llvm::sort(Blocks, [](const Placed &L, const Placed &R) { return L.order() < R.order(); });
+    if (Sections.size() > 1)
+      llvm::sort(Sections, [](auto *L, auto *R) { return L->getOrdinal() < R->getOrdinal(); });
+    for (auto *Section : Sections) {
+      uint8_t Index = segmentFor({Section->getMemProt(), Section->getMemLifetime()});
+      size_t Begin = Blocks.size();
+      eachOf(Section->blocks(), Section->blocks_size(),
+             [&](llvm::jitlink::Block *B) { Blocks.push_back({B, 0, Index, B->isZeroFill()}); });
+      if (Blocks.size() - Begin > 1)
+        llvm::sort(Blocks.begin() + Begin, Blocks.end(), [](const Placed &L, const Placed &R) {
+          return std::make_tuple(L.B->getAddress(), L.B->getSize()) <
+                 std::make_tuple(R.B->getAddress(), R.B->getSize());
+        });
+    }
     for (auto &P : Blocks)
-      place(P);
+      if (!P.ZeroFill)
+        place(P);
+    for (auto &P : Blocks)
+      if (P.ZeroFill)
+        place(P);
   }
 
   /// What the manager is asked for, one entry per segment.
