@@ -9,18 +9,20 @@ use crate::memory::ranges::{RangeId, Ranges, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::memory::view::Writer;
 use crate::page::{AddressRange, Alignment};
+use crate::sys;
 use smallvec::SmallVec;
 
-/// First size of a chunk; each further one of its group is twice as large, up to a share of the
-/// window.
+/// First size of a chunk; each further one of its group is larger by the factor, up to a share of
+/// the window. Its pages take no memory before they are used, but each chunk takes system calls.
 const FIRST_CHUNK: u64 = 256 << 10;
+const CHUNK_FACTOR: u64 = 4;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
 /// More chunks than this are never made in one window: each takes at most two views and leaves
 /// at most one gap, so a window has fewer than 512 mappings.
 pub(super) const MOST_CHUNKS: usize = 160;
-/// An empty chunk larger than this is never kept for reuse.
-const LARGEST_SPARE: u32 = 1 << 20;
+/// Empty chunks of a group are kept for reuse while they are no larger than this together.
+pub(super) const MOST_SPARE: u64 = 2 << 20;
 /// Pools of a window: protection (3 bits) and lifetime (1 bit).
 pub(super) const POOLS: usize = 16;
 /// Segments may be aligned to this and no more.
@@ -330,6 +332,11 @@ impl Window {
         }
     }
 
+    /// Says that a piece is about to be taken back.
+    pub(super) fn prefetch(&self, piece: &Piece) {
+        sys::prefetch(self.pool_of(piece).ranges.noted(piece.id));
+    }
+
     /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let pool = self.pools[piece.pool as usize]
@@ -360,7 +367,7 @@ impl Window {
         // Where little is left, other groups of the same request need some of it too.
         let fair = page.round_up(largest / 2)?;
         let mut size = page.round_up(pool.next_size.min(fair).max(need))?;
-        pool.next_size = (pool.next_size * 2).min(most);
+        pool.next_size = (pool.next_size * CHUNK_FACTOR).min(most);
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
         let offset = loop {
@@ -437,12 +444,12 @@ impl Window {
         pool.chunks[region] = Some(chunk);
     }
 
-    /// Takes an empty chunk out of a pool, the largest first, unless at most `keep` are left and
-    /// none of those is large.
+    /// Takes an empty chunk out of a pool, the largest first, unless the empty ones have at most
+    /// `keep` bytes together.
     pub(super) fn detach(
         &mut self,
         pool: usize,
-        keep: usize,
+        keep: u64,
     ) -> Option<(AddressRange, AllocGroup, ChunkState)> {
         let granule = self.granule;
         let pool = self.pools[pool].as_mut()?;
@@ -451,16 +458,16 @@ impl Window {
             // What others have just made is left to them, unless everything is needed.
             (chunk.live == 0 && (keep == 0 || !chunk.fresh)).then_some((chunk.size, index))
         });
-        let (count, largest) = empty.fold((0, None), |(count, largest), chunk| {
-            (count + 1, largest.max(Some(chunk)))
+        let (bytes, largest) = empty.fold((0, None), |(bytes, largest), chunk| {
+            (bytes + u64::from(chunk.0), largest.max(Some(chunk)))
         });
-        let (size, index) = largest?;
-        if count <= keep && size <= LARGEST_SPARE {
+        let (_, index) = largest?;
+        if bytes <= keep {
             return None;
         }
         let chunk = pool.chunks[index].take()?;
         // So that a group that goes on with little gets chunks of a size that is kept.
-        pool.next_size = (u64::from(chunk.size) / 2).max(FIRST_CHUNK);
+        pool.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(FIRST_CHUNK);
         let (start, size) = usable(&chunk, pool.group, granule);
         let removed = pool.ranges.remove_region(start, size);
         debug_assert!(removed, "an empty chunk is one free range");

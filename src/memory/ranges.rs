@@ -257,6 +257,11 @@ impl Ranges {
         }
     }
 
+    /// What is noted of a range, for whoever wants it in a cache before it is needed.
+    pub(crate) fn noted(&self, id: RangeId) -> &impl Sized {
+        self.node(id.0)
+    }
+
     /// Takes a range back, joins it with free neighbours, and says what it was.
     pub(crate) fn free(&mut self, id: RangeId) -> Handed {
         let index = id.0;

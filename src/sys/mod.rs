@@ -17,7 +17,7 @@ mod maps;
 mod memfile;
 
 pub(crate) use call::{WrapperResult, call_wrapper};
-pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache};
+pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use explain::explain;
 use explain::limit;
 pub(crate) use fork::fork_generation;
