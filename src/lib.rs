@@ -19,7 +19,7 @@ mod group;
 mod sys;
 
 mod memory;
-mod wire;
+pub mod wire;
 
 mod completion;
 pub mod mapper;

@@ -14,8 +14,8 @@ use smallvec::SmallVec;
 
 /// First size of a chunk; each further one of its group is larger by the factor, up to a share of
 /// the window. Its pages take no memory before they are used, but each chunk takes system calls.
-const FIRST_CHUNK: u64 = 256 << 10;
-const CHUNK_FACTOR: u64 = 4;
+const FIRST_CHUNK: u64 = 512 << 10;
+const CHUNK_FACTOR: u64 = 2;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
 /// More chunks than this are never made in one window: each takes at most two views and leaves

@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, WrapperResult};
-use crate::wire::sps;
+use crate::wire::sps::{self, Outcome};
 
 /// A wrapper function and its argument bytes. Function 0 means "no call".
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,10 +36,11 @@ impl WrapperCall {
         };
         match sys::call_wrapper(self.function, &self.args) {
             WrapperResult::OutOfBand(message) => Err(failed(message)),
-            WrapperResult::Bytes(bytes) => match sps::decode_error(&bytes) {
-                Ok(answer) => answer.map_err(failed),
-                Err(sps::Malformed) => Err(failed(format!(
-                    "its result of {} bytes is no serialized error; is it a wrapper function?",
+            WrapperResult::Bytes(bytes) => match sps::from_bytes::<Outcome>(&bytes) {
+                Ok(Outcome(answer)) => answer.map_err(failed),
+                Err(malformed) => Err(failed(format!(
+                    "its result of {} bytes is no serialized error ({malformed}); is it a wrapper \
+                     function?",
                     bytes.len()
                 ))),
             },

@@ -1,4 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The byte formats of ORC's RPC, without any unsafe code.
 
-pub(crate) mod sps;
+pub mod sps;
