@@ -15,6 +15,7 @@ mod fork;
 mod map;
 mod maps;
 mod memfile;
+pub(crate) mod socket;
 
 pub(crate) use call::{WrapperResult, call_wrapper};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};

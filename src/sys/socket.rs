@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Unix sockets between controller and executor, and the ways to hand a descriptor over.
+
+use super::gate;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// At most as many descriptors go with one packet; the kernel's own limit is 253.
+pub(crate) const MOST_DESCRIPTORS: usize = 64;
+
+/// A connected pair that keeps packets apart and delivers each whole or not at all.
+pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    gate("socketpair")?;
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+fn packet_socket() -> io::Result<OwnedFd> {
+    gate("socket")?;
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
+/// Listens at a name that is in no file system and goes with the socket.
+pub(crate) fn listen_at(name: &[u8]) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    gate("bind")?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    gate("listen")?;
+    rustix::net::listen(&socket, 1)?;
+    Ok(socket)
+}
+
+/// Connects to [`listen_at`].
+pub(crate) fn connect_to(name: &[u8]) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    gate("connect")?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    Ok(socket)
+}
+
+/// The next connection that was made already; none is waited for.
+pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
+    gate("accept")?;
+    if !readable(listener.as_fd(), Duration::ZERO)? {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    Ok(rustix::net::accept_with(listener, SocketFlags::CLOEXEC)?)
+}
+
+/// Whether there is something to read, or the end, before the time is over.
+pub(crate) fn readable(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Err(Errno::INTR) => continue,
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
+/// The user that made the other end of a connection, as the kernel noted it.
+pub(crate) fn peer_user(socket: &OwnedFd) -> io::Result<u32> {
+    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid.as_raw())
+}
+
+/// The user that this process acts as.
+pub(crate) fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// This process, as it knows itself.
+pub(crate) fn process() -> u32 {
+    std::process::id()
+}
+
+/// A number that the kernel gives to one socket only.
+pub(crate) fn cookie(socket: &OwnedFd) -> io::Result<u64> {
+    Ok(rustix::net::sockopt::socket_cookie(socket)?)
+}
+
+/// Duplicates a descriptor of another process (Linux 5.6).
+pub(crate) fn take_from(process: u32, descriptor: u32) -> io::Result<OwnedFd> {
+    gate("pidfd_open")?;
+    let invalid = || io::Error::from_raw_os_error(libc::ESRCH);
+    let process = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or_else(invalid)?;
+    let process = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
+    gate("pidfd_getfd")?;
+    let descriptor = RawFd::try_from(descriptor).map_err(|_| invalid())?;
+    Ok(rustix::process::pidfd_getfd(&process, descriptor, PidfdGetfdFlags::empty())?)
+}
+
+/// Opens the file behind a descriptor of another process anew.
+pub(crate) fn open_from(process: u32, descriptor: u32, write: bool) -> io::Result<OwnedFd> {
+    gate("open(/proc/PID/fd)")?;
+    let path = format!("/proc/{process}/fd/{descriptor}");
+    let file = std::fs::OpenOptions::new().read(true).write(write).open(path)?;
+    Ok(file.into())
+}
+
+/// The number of a descriptor, for another process to take it by.
+pub(crate) fn number(descriptor: BorrowedFd<'_>) -> u32 {
+    descriptor.as_raw_fd().unsigned_abs()
+}
+
+/// Device and inode: what tells one file from all others.
+pub(crate) fn identity(file: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(file)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+/// Sends one packet, whole, with descriptors.
+pub(crate) fn send(
+    socket: &OwnedFd,
+    parts: &[&[u8]],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    gate("sendmsg")?;
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let parts: smallvec::SmallVec<[IoSlice<'_>; 4]> =
+        parts.iter().map(|part| IoSlice::new(part)).collect();
+    loop {
+        match rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => continue,
+            sent => return Ok(sent.map(drop)?),
+        }
+    }
+}
+
+/// What [`receive`] took.
+pub(crate) struct Received {
+    /// Bytes written to the buffer; 0 at the end.
+    pub(crate) size: usize,
+    /// The packet was longer than the buffer.
+    pub(crate) truncated: bool,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+/// Waits for the next packet.
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    gate("recvmsg")?;
+    let message = loop {
+        let mut parts = [IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => continue,
+            message => break message?,
+        }
+    };
+    let descriptors = ancillary
+        .drain()
+        .filter_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    Ok(Received {
+        size: message.bytes,
+        truncated: message.flags.contains(rustix::net::ReturnFlags::TRUNC),
+        descriptors,
+    })
+}
+
+/// Ends a connection in both directions: whoever waits for a packet sees the end.
+pub(crate) fn hang_up(socket: &OwnedFd) {
+    // A connection that has ended already is what was wanted.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_stay_whole_and_carry_descriptors() {
+        let (here, there) = packet_pair().unwrap();
+        send(&here, &[b"ab", b"c"], &[there.as_fd()]).unwrap();
+        send(&here, &[b"toolong"], &[]).unwrap();
+        let mut buffer = [0; 4];
+        let first = receive(&there, &mut buffer).unwrap();
+        assert_eq!((first.size, first.truncated), (3, false));
+        assert_eq!(&buffer[..3], b"abc");
+        let same = |a: &OwnedFd, b: &OwnedFd| cookie(a).unwrap() == cookie(b).unwrap();
+        assert!(same(&first.descriptors[0], &there) && !same(&first.descriptors[0], &here));
+        assert!(receive(&there, &mut buffer).unwrap().truncated);
+        hang_up(&here);
+        assert_eq!(receive(&there, &mut buffer).unwrap().size, 0);
+        assert_eq!(send(&here, &[b"x"], &[]).unwrap_err().raw_os_error(), Some(libc::EPIPE));
+    }
+
+    #[test]
+    fn abstract_names_lead_to_the_listener_and_end_with_it() {
+        let name = format!("jitmem-test-{}", process());
+        let listener = listen_at(name.as_bytes()).unwrap();
+        assert_eq!(accept(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        let there = connect_to(name.as_bytes()).unwrap();
+        let here = accept(&listener).unwrap();
+        assert_eq!(peer_user(&here).unwrap(), user());
+        send(&there, &[b"x"], &[]).unwrap();
+        assert!(readable(here.as_fd(), Duration::from_secs(10)).unwrap());
+        drop(listener);
+        assert!(connect_to(name.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_descriptor_is_taken_from_a_process_or_opened_anew() {
+        let (here, _there) = packet_pair().unwrap();
+        let taken = take_from(process(), number(here.as_fd())).unwrap();
+        assert_eq!(cookie(&taken).unwrap(), cookie(&here).unwrap());
+        assert!(take_from(0, 0).is_err());
+        let file = super::super::MemFile::new(c"jitmem-test", 4096).unwrap();
+        let opened = open_from(process(), number(file.as_fd()), false).unwrap();
+        assert_eq!(identity(opened.as_fd()).unwrap(), identity(file.as_fd()).unwrap());
+    }
+}
