@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The byte formats of ORC's RPC, without any unsafe code.
 
+pub mod frame;
+pub mod service;
 pub mod sps;
