@@ -23,6 +23,8 @@ pub enum Malformed {
     Range,
     /// A key stands twice in a map.
     DuplicateKey,
+    /// A kind of message that is not known.
+    Choice(u8),
 }
 
 impl fmt::Display for Malformed {
@@ -34,6 +36,7 @@ impl fmt::Display for Malformed {
             Malformed::Text => f.write_str("a string is not UTF-8"),
             Malformed::Range => f.write_str("an address range ends before it starts"),
             Malformed::DuplicateKey => f.write_str("a key stands twice in a map"),
+            Malformed::Choice(kind) => write!(f, "no message is of kind {kind}"),
         }
     }
 }

@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What a controller and our executor service say to each other. Both sides are this crate, so
+//! that each message is written down once; `open` tells whether they speak the same version.
+//!
+//! Every function takes the session first, but for `open`, and answers a [`Reply`].
+
+use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Malformed, Reader};
+use crate::error::{Error, Status};
+
+/// Grows with each change of what is said here.
+pub const VERSION: u32 = 1;
+
+/// A message of our own whose fields stand one after the other.
+macro_rules! message {
+    ($(#[$doc:meta])* $name:ident $(<$life:lifetime>)? { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $name $(<$life>)? { $($(#[$field_doc])* pub $field: $type,)* }
+
+        impl $(<$life>)? Encode for $name $(<$life>)? {
+            fn encode(&self, out: &mut Vec<u8>) {
+                $(self.$field.encode(out);)*
+            }
+        }
+
+        message!(@decode $name $(<$life>)? { $($field: $type,)* });
+    };
+    (@decode $name:ident <$life:lifetime> { $($field:ident: $type:ty,)* }) => {
+        impl<$life> Decode<$life> for $name<$life> {
+            const LEAST: usize = 0 $(+ <$type as Decode<$life>>::LEAST)*;
+
+            fn decode(bytes: &mut Reader<$life>) -> Result<Self, Malformed> {
+                Ok($name { $($field: Decode::decode(bytes)?,)* })
+            }
+        }
+    };
+    (@decode $name:ident { $($field:ident: $type:ty,)* }) => {
+        impl Decode<'_> for $name {
+            const LEAST: usize = 0 $(+ <$type as Decode<'_>>::LEAST)*;
+
+            fn decode(bytes: &mut Reader<'_>) -> Result<Self, Malformed> {
+                Ok($name { $($field: Decode::decode(bytes)?,)* })
+            }
+        }
+    };
+}
+
+message! {
+    /// A failure on the other side.
+    Failure {
+        /// Number of a [`Status`].
+        status: u32,
+        /// What happened.
+        message: String,
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure {
+            status: error.status() as u32,
+            message: error.message().to_owned(),
+        }
+    }
+}
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Error {
+        let status = Status::from_code(failure.status).unwrap_or(Status::MapperFailed);
+        Error::new(status, failure.message)
+    }
+}
+
+/// A value, or why there is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply<T>(pub Result<T, Failure>);
+
+impl<T> From<Result<T, Error>> for Reply<T> {
+    fn from(result: Result<T, Error>) -> Reply<T> {
+        Reply(result.map_err(Failure::from))
+    }
+}
+
+impl<T: Encode> Encode for Reply<T> {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.is_ok().encode(out);
+        match &self.0 {
+            Ok(value) => value.encode(out),
+            Err(failure) => failure.encode(out),
+        }
+    }
+}
+
+impl<'a, T: Decode<'a>> Decode<'a> for Reply<T> {
+    const LEAST: usize = 1;
+
+    fn decode(bytes: &mut Reader<'a>) -> Result<Self, Malformed> {
+        Ok(Reply(match bool::decode(bytes)? {
+            true => Ok(T::decode(bytes)?),
+            false => Err(Failure::decode(bytes)?),
+        }))
+    }
+}
+
+message! {
+    /// `open`: begins a session.
+    Open {
+        /// The controller's [`VERSION`].
+        version: u32,
+        /// Which service of the executor; 0 is the process's own.
+        instance: u64,
+    }
+}
+
+message! {
+    /// What `open` answers.
+    Opened {
+        /// The session's name in all that follows.
+        session: u64,
+        /// The executor's process, as it knows itself.
+        process: u32,
+        /// Its page size.
+        page_size: u64,
+        /// Where the functions of the service are.
+        functions: Functions,
+    }
+}
+
+message! {
+    /// Addresses of the wrapper functions, named after what they do.
+    Functions {
+        /// [`Attach`].
+        attach: ExecutorAddr,
+        /// [`Reserve`].
+        reserve: ExecutorAddr,
+        /// [`Change`].
+        change: ExecutorAddr,
+        /// [`Run`].
+        run: ExecutorAddr,
+        /// Session alone: ends it.
+        close: ExecutorAddr,
+    }
+}
+
+/// A message that is one of several kinds, told apart by a first byte.
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident $(<$life:lifetime>)? [$reader:lifetime] {
+        $($(#[$variant_doc:meta])* $tag:literal $variant:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*
+    }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub enum $name $(<$life>)? {
+            $($(#[$variant_doc])* $variant { $($(#[$field_doc])* $field: $type,)* },)*
+        }
+
+        impl $(<$life>)? Encode for $name $(<$life>)? {
+            fn encode(&self, out: &mut Vec<u8>) {
+                match self {
+                    $($name::$variant { $($field,)* } => {
+                        out.push($tag);
+                        $($field.encode(out);)*
+                    })*
+                }
+            }
+        }
+
+        impl<$reader> Decode<$reader> for $name $(<$life>)? {
+            const LEAST: usize = 1;
+
+            fn decode(bytes: &mut Reader<$reader>) -> Result<Self, Malformed> {
+                match u8::decode(bytes)? {
+                    $($tag => Ok($name::$variant { $($field: Decode::decode(bytes)?,)* }),)*
+                    other => Err(Malformed::Choice(other)),
+                }
+            }
+        }
+    };
+}
+
+choice! {
+    /// `attach`: makes a channel of the session's own, through which memfds travel. Each is one step
+    /// of a ladder; the answer is an [`Attached`].
+    Attach<'a> ['a] {
+        /// Connect to the abstract Unix socket of this name, and send the token.
+        0 Connect {
+            /// The socket's name.
+            name: Bytes<'a>,
+            /// What nobody else knows.
+            token: Bytes<'a>,
+        }
+        /// Make a pair of sockets of which the controller will take one.
+        1 Offer {}
+        /// The controller has taken it, or has given up.
+        2 Taken {
+            /// Whether it has.
+            taken: bool,
+        }
+        /// Try to open a memfd of the controller's by its process and number; no channel then.
+        3 Files {
+            /// The file.
+            file: File,
+        }
+    }
+}
+
+message! {
+    /// What [`Attach::Offer`] answers; zeros for the others.
+    Attached {
+        /// The descriptor that the controller shall take.
+        descriptor: u32,
+        /// The kernel's number of its socket, so that no other is mistaken for it.
+        cookie: u64,
+    }
+}
+
+message! {
+    /// A file behind a descriptor of the controller's.
+    File {
+        /// The controller, as it knows itself.
+        process: u32,
+        /// Its descriptor.
+        descriptor: u32,
+        /// Device and inode, so that no other is mistaken for it.
+        device: u64,
+        /// See `device`.
+        inode: u64,
+    }
+}
+
+choice! {
+    /// Where a window shall go.
+    At ['a] {
+        /// Where the executor's own images are in reach.
+        0 Default {}
+        /// So that this address is in reach.
+        1 Near {
+            /// The address.
+            address: u64,
+        }
+        /// Exactly here.
+        2 Fixed {
+            /// The address.
+            address: u64,
+        }
+    }
+}
+
+message! {
+    /// `reserve`: address space for a window. Answers a [`ReservedAt`].
+    Reserve {
+        /// Bytes wanted.
+        size: u64,
+        /// Bytes at least.
+        least: u64,
+        /// Where.
+        at: At,
+    }
+}
+
+message! {
+    /// What [`Reserve`] answers.
+    ReservedAt {
+        /// The window.
+        range: AddrRange,
+        /// Whether everything that was asked for is in reach.
+        in_reach: bool,
+    }
+}
+
+message! {
+    /// `change`: what lies where in the windows of the session, done in this order. Answers one
+    /// `Reply<()>` each. At most one is under way at a time, so that what is given back can be
+    /// taken again.
+    Change {
+        /// The changes.
+        changes: Vec<Step>,
+    }
+}
+
+choice! {
+    /// One change.
+    Step ['a] {
+        /// Pages of the memfd that came with the message, the next one in order.
+        0 Map {
+            /// Where.
+            range: AddrRange,
+            /// Bits of the final protection.
+            protection: u8,
+        }
+        /// Pages of a memfd that is to be opened.
+        1 MapFile {
+            /// Where.
+            range: AddrRange,
+            /// Bits of the final protection.
+            protection: u8,
+            /// The memfd.
+            file: File,
+        }
+        /// Pages of the executor's own; content comes in [`Item::Initialize`].
+        2 MapOwn {
+            /// Where.
+            range: AddrRange,
+            /// Bits of the final protection.
+            protection: u8,
+            /// Take the pages now.
+            commit: bool,
+        }
+        /// Takes back what was mapped.
+        3 Unmap {
+            /// Where.
+            range: AddrRange,
+        }
+        /// Gives a window back with all that is in it.
+        4 Release {
+            /// The whole window.
+            range: AddrRange,
+        }
+    }
+}
+
+message! {
+    /// Content of one segment for pages of the executor's own.
+    Content<'a> {
+        /// Its addresses, zero-fill included.
+        range: AddrRange,
+        /// The zero-fill is known to be zero.
+        zeroed: bool,
+        /// What it begins with.
+        bytes: Bytes<'a>,
+    }
+}
+
+choice! {
+    /// One allocation in `run`, which takes the session and a sequence of these and answers one
+    /// `Reply<u64>` each. They are done in order.
+    Item<'a> ['a] {
+        /// Makes it visible and runs its finalize actions. Answers a key, 0 if there is nothing to
+        /// tear down.
+        0 Initialize {
+            /// What is not shared.
+            content: Vec<Content<'a>>,
+            /// Code for whose sake instruction caches must be told.
+            code: Vec<AddrRange>,
+            /// First to last.
+            actions: Vec<ActionPair<'a>>,
+        }
+        /// Runs its deallocation actions last to first. Answers 0.
+        1 Deinitialize {
+            /// What [`Item::Initialize`] answered.
+            key: u64,
+            /// Code in pages of the executor's own, to be filled with traps.
+            traps: Vec<AddrRange>,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sps::{Call, from_bytes, to_bytes};
+    use super::*;
+
+    fn range(start: u64, end: u64) -> AddrRange {
+        AddrRange {
+            start: ExecutorAddr(start),
+            end: ExecutorAddr(end),
+        }
+    }
+
+    #[test]
+    fn messages_come_back() {
+        let call = Call {
+            function: ExecutorAddr(7),
+            args: Bytes(b"args"),
+        };
+        let items = vec![
+            Item::Initialize {
+                content: vec![Content {
+                    range: range(1, 9),
+                    zeroed: true,
+                    bytes: Bytes(b"abc"),
+                }],
+                code: vec![range(1, 2)],
+                actions: vec![ActionPair {
+                    finalize: call,
+                    dealloc: call,
+                }],
+            },
+            Item::Deinitialize {
+                key: 3,
+                traps: vec![range(4, 5)],
+            },
+        ];
+        assert_eq!(from_bytes(&to_bytes(&items)), Ok(items));
+        let file = File {
+            process: 1,
+            descriptor: 2,
+            device: 3,
+            inode: 4,
+        };
+        let change = Change {
+            changes: vec![
+                Step::Map {
+                    range: range(1, 2),
+                    protection: 5,
+                },
+                Step::MapFile {
+                    range: range(1, 2),
+                    protection: 5,
+                    file: file.clone(),
+                },
+                Step::MapOwn {
+                    range: range(1, 2),
+                    protection: 3,
+                    commit: true,
+                },
+                Step::Unmap { range: range(1, 2) },
+                Step::Release { range: range(1, 2) },
+            ],
+        };
+        assert_eq!(from_bytes(&to_bytes(&change)), Ok(change));
+        for attach in [
+            Attach::Connect {
+                name: Bytes(b"name"),
+                token: Bytes(b"token"),
+            },
+            Attach::Offer {},
+            Attach::Taken { taken: true },
+            Attach::Files { file },
+        ] {
+            assert_eq!(from_bytes(&to_bytes(&attach)), Ok(attach));
+        }
+        let error = Error::new(Status::WindowFull, "no room");
+        let reply: Reply<u64> =
+            from_bytes(&to_bytes(&Reply::<u64>::from(Err(error.clone())))).unwrap();
+        assert_eq!(Error::from(reply.0.unwrap_err()), error);
+        assert_eq!(from_bytes::<Attach<'_>>(&[9]), Err(Malformed::Choice(9)));
+    }
+}
