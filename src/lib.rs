@@ -22,6 +22,7 @@ mod memory;
 pub mod wire;
 
 mod completion;
+pub mod transport;
 pub mod mapper;
 
 pub mod manager;

@@ -6,7 +6,8 @@ use memfd::{FileSeal, Memfd};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// A memfd of a fixed size.
 pub(crate) struct MemFile(Memfd);
@@ -65,6 +66,28 @@ impl MemFile {
             }
             other => other,
         }
+    }
+
+    /// A file that holds these bytes, for somebody else to read.
+    pub(crate) fn holding(name: &CStr, bytes: &[u8]) -> io::Result<MemFile> {
+        let file = MemFile::new(name, bytes.len() as u64)?;
+        gate("pwrite")?;
+        file.0.as_file().write_all_at(bytes, 0)?;
+        Ok(file)
+    }
+
+    /// The first `size` bytes of somebody else's file, read and not mapped: it may shrink.
+    pub(crate) fn content(file: OwnedFd, size: u64) -> io::Result<Vec<u8>> {
+        let file = File::from(file);
+        let there = file.metadata()?;
+        if !there.is_file() || there.len() < size {
+            let message = format!("a file of {} bytes instead of {size}", there.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        let mut bytes = vec![0; size as usize];
+        gate("pread")?;
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Takes all pages now, so that a shortage is an error here and not a kill later.

@@ -16,6 +16,7 @@ mod map;
 mod maps;
 mod memfile;
 pub(crate) mod socket;
+mod thread;
 
 pub(crate) use call::{WrapperResult, call_wrapper};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
@@ -27,6 +28,7 @@ pub(crate) use map::{
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;
+pub(crate) use thread::spawn;
 
 use crate::page::Alignment;
 use std::io;

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The controller's end of a channel to our executor service.
+
+use super::packet::{self, Packet};
+use super::{Traffic, Transport, crew, disconnected};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status};
+use crate::sys::{explain, socket};
+use crate::wire::frame::{Header, Opcode};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// The tag of a result that is an out-of-band error.
+pub(crate) const OUT_OF_BAND: u64 = 1;
+
+/// Calls through a Unix socket of our own. Hangs up when dropped; what is unanswered then is
+/// answered with an error.
+pub(crate) struct Channel(Arc<Calls>);
+
+struct Calls {
+    socket: Arc<OwnedFd>,
+    state: Mutex<State>,
+    traffic: Traffic,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    waiting: HashMap<u64, Completion<Vec<u8>>>,
+    ended: Option<Error>,
+}
+
+impl Channel {
+    /// Serves a connected socket.
+    pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
+        let socket = Arc::new(socket);
+        let calls = Arc::new(Calls {
+            socket: Arc::clone(&socket),
+            state: Mutex::default(),
+            traffic: Traffic::default(),
+        });
+        crew::start(socket, Arc::clone(&calls))
+            .map_err(|error| explain("start a thread that reads a channel", error))?;
+        Ok(Channel(calls))
+    }
+
+    /// [`Transport::call`] that hands descriptors over.
+    pub(crate) fn call_with(
+        &self,
+        function: u64,
+        args: &[u8],
+        descriptors: &[OwnedFd],
+        done: Completion<Vec<u8>>,
+    ) {
+        let calls = &self.0;
+        let sequence = {
+            let mut state = calls.state.lock();
+            if let Some(error) = &state.ended {
+                let error = error.clone();
+                drop(state);
+                return done.complete(Err(error));
+            }
+            let sequence = state.next;
+            state.next += 1;
+            state.waiting.insert(sequence, done);
+            sequence
+        };
+        let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
+        let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+        calls.traffic.sent(header.size as usize);
+        if let Err(error) = packet::send(&calls.socket, header, args, &borrowed) {
+            let lost = matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            );
+            let error = match lost {
+                true => disconnected("its channel is closed"),
+                false => explain(
+                    format_args!("send {} bytes to the executor", header.size),
+                    error,
+                ),
+            };
+            // Unless the end of the channel has answered it already.
+            let done = calls.state.lock().waiting.remove(&sequence);
+            if let Some(done) = done {
+                done.complete(Err(error));
+            }
+        }
+    }
+
+    pub(crate) fn traffic(&self) -> &Traffic {
+        &self.0.traffic
+    }
+}
+
+impl Transport for Channel {
+    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        self.call_with(function, &args, &[], done);
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.0.end(disconnected("its session was closed"));
+        socket::hang_up(&self.0.socket);
+    }
+}
+
+impl Calls {
+    /// Answers what waits; nothing more is accepted.
+    fn end(&self, error: Error) {
+        let waiting = {
+            let mut state = self.state.lock();
+            let error = state.ended.get_or_insert(error).clone();
+            let waiting = std::mem::take(&mut state.waiting);
+            waiting.into_values().map(move |done| (done, error.clone()))
+        };
+        waiting.for_each(|(done, error)| done.complete(Err(error)));
+    }
+}
+
+impl crew::Post for Calls {
+    fn handle(self: Arc<Self>, packet: Packet) {
+        let Packet { header, body, .. } = packet;
+        let done = match header.opcode {
+            Opcode::Result => self.state.lock().waiting.remove(&header.sequence),
+            _ => None,
+        };
+        self.traffic.received(header.size as usize);
+        match done {
+            Some(done) if header.tag == OUT_OF_BAND => {
+                let message = String::from_utf8_lossy(&body).into_owned();
+                done.complete(Err(Error::new(Status::MapperFailed, message)));
+            }
+            Some(done) => done.complete(Ok(body)),
+            None => {
+                self.end(Error::new(
+                    Status::Disconnected,
+                    format!(
+                        "the executor sent {:?} {} through its channel, which answers no call; \
+                         the connection was closed",
+                        header.opcode, header.sequence
+                    ),
+                ));
+                socket::hang_up(&self.socket);
+            }
+        }
+    }
+
+    fn ended(self: Arc<Self>, why: Option<io::Error>) {
+        self.end(match why {
+            None => disconnected("the end of its channel was reached"),
+            Some(error) => disconnected(format_args!("reading its channel failed: {error}")),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::completion::wait;
+
+    fn receive(socket: &OwnedFd) -> Packet {
+        packet::receive(socket, &mut vec![0; packet::MOST_BYTES])
+            .unwrap()
+            .unwrap()
+    }
+
+    fn answer(socket: &OwnedFd, sequence: u64, tag: u64, body: &[u8]) {
+        let header = Header::new(Opcode::Result, sequence, tag, body.len());
+        packet::send(socket, header, body, &[]).unwrap();
+    }
+
+    #[test]
+    fn answers_find_their_calls_in_any_order() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let channel = Channel::new(here).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for number in 0..3u64 {
+            let sender = sender.clone();
+            channel.call(
+                7,
+                vec![number as u8],
+                Completion::new(move |answer| {
+                    sender.send((number, answer)).unwrap();
+                }),
+            );
+        }
+        let calls: Vec<Packet> = (0..3).map(|_| receive(&there)).collect();
+        for call in calls.iter().rev() {
+            assert_eq!(call.header.tag, 7);
+            answer(&there, call.header.sequence, 0, &call.body);
+            let (number, body) = receiver.recv().unwrap();
+            assert_eq!(body.unwrap(), [number as u8]);
+        }
+        assert_eq!(channel.traffic().messages(), 3);
+    }
+
+    #[test]
+    fn an_executor_that_answers_twice_or_hangs_up_ends_every_call_once() {
+        for twice in [true, false] {
+            let (here, there) = socket::packet_pair().unwrap();
+            let channel = Channel::new(here).unwrap();
+            let executor = std::thread::spawn(move || {
+                let first = receive(&there);
+                let second = receive(&there);
+                if twice {
+                    answer(&there, first.header.sequence, OUT_OF_BAND, b"no");
+                    answer(&there, first.header.sequence, 0, b"");
+                    // The controller hangs up.
+                    assert!(packet::receive(&there, &mut [0; 64]).unwrap().is_none());
+                }
+                drop(second);
+            });
+            let (sender, receiver) = std::sync::mpsc::channel();
+            for _ in 0..2 {
+                let sender = sender.clone();
+                channel.call(
+                    1,
+                    vec![],
+                    Completion::new(move |answer| sender.send(answer).unwrap()),
+                );
+            }
+            drop(sender);
+            let errors: Vec<Error> = receiver.iter().map(|answer| answer.unwrap_err()).collect();
+            assert_eq!(errors.len(), 2);
+            let first = if twice {
+                Status::MapperFailed
+            } else {
+                Status::Disconnected
+            };
+            assert!(
+                errors.iter().any(|error| error.status() == first),
+                "{errors:?}"
+            );
+            executor.join().unwrap();
+            let later = wait(|done| channel.call(1, vec![], done)).unwrap_err();
+            assert_eq!(later.status(), Status::Disconnected);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Ways to call a wrapper function in the executor: bytes there, bytes back.
+//!
+//! A host's EPC is one, a connected socket that speaks EPC's framing another, and a session with
+//! our own service has a [`Channel`](channel::Channel) of its own, which can hand memfds over and
+//! starts no thread per message.
+
+pub(crate) mod channel;
+pub(crate) mod crew;
+pub(crate) mod packet;
+
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Calls wrapper functions in an executor. Thread-safe; called with no lock held.
+pub trait Transport: Send + Sync {
+    /// Calls the wrapper function at `function` with `args` and completes with its result bytes, or
+    /// with its out-of-band error, or with [`Status::Disconnected`] when the executor is gone.
+    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>);
+}
+
+/// Calls and waits.
+pub fn call(transport: &dyn Transport, function: u64, args: Vec<u8>) -> Result<Vec<u8>> {
+    wait(|done| transport.call(function, args, done))
+}
+
+/// The executor is gone, and how that showed.
+pub(crate) fn disconnected(how: impl std::fmt::Display) -> Error {
+    Error::new(
+        Status::Disconnected,
+        format!("the executor is gone: {how}; it has exited, was killed, or closed its connection"),
+    )
+}
+
+/// What went through: messages there, and the bytes of both directions.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Traffic {
+    pub(crate) fn sent(&self, bytes: usize) {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn received(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}

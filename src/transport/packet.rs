@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Packets of a channel: EPC's header and a body, and descriptors. A body that is too large for one
+//! packet travels in a memfd.
+
+use crate::sys::{MemFile, socket};
+use crate::wire::frame::{HEADER_SIZE, Header};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Bytes of a packet at most; well below what a Unix socket takes by default.
+pub(crate) const MOST_BYTES: usize = 64 << 10;
+
+/// No body is larger, whatever a header says.
+const MOST_BODY: u64 = 1 << 30;
+
+#[derive(Debug)]
+pub(crate) struct Packet {
+    pub(crate) header: Header,
+    pub(crate) body: Vec<u8>,
+    pub(crate) descriptors: Vec<OwnedFd>,
+}
+
+fn malformed(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what.to_string())
+}
+
+/// Sends a packet whole, or not at all.
+pub(crate) fn send(
+    socket: &OwnedFd,
+    header: Header,
+    body: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = header.encode();
+    if HEADER_SIZE + body.len() <= MOST_BYTES {
+        return socket::send(socket, &[&bytes, body], descriptors);
+    }
+    let file = MemFile::holding(c"jitmem-message", body)?;
+    let mut all = descriptors.to_vec();
+    all.push(file.as_fd());
+    socket::send(socket, &[&bytes], &all)
+}
+
+/// Waits for a packet; `None` at the end. `buffer` has [`MOST_BYTES`].
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Packet>> {
+    let received = socket::receive(socket, buffer)?;
+    if received.size == 0 {
+        return Ok(None);
+    }
+    let mut descriptors = received.descriptors;
+    let packet = buffer.get(..received.size).filter(|_| !received.truncated);
+    let (header, rest) = packet
+        .and_then(|packet| packet.split_first_chunk::<HEADER_SIZE>())
+        .ok_or_else(|| malformed(format!("a packet of {} bytes", received.size)))?;
+    let header = Header::decode(header).map_err(malformed)?;
+    let size = header.body_size();
+    let body = if size == rest.len() as u64 {
+        rest.to_vec()
+    } else if rest.is_empty() && size <= MOST_BODY {
+        let file = descriptors
+            .pop()
+            .ok_or_else(|| malformed("a packet without its body"))?;
+        MemFile::content(file, size)?
+    } else {
+        return Err(malformed(format!(
+            "a packet whose header says {} bytes",
+            header.size
+        )));
+    };
+    Ok(Some(Packet {
+        header,
+        body,
+        descriptors,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::Opcode;
+
+    fn header(body: usize) -> Header {
+        Header::new(Opcode::CallWrapper, 3, 4, body)
+    }
+
+    #[test]
+    fn packets_of_any_size_come_back_with_their_descriptors() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let mut buffer = vec![0; MOST_BYTES];
+        for size in [0, 1, MOST_BYTES - HEADER_SIZE, MOST_BYTES, 1 << 20] {
+            let body: Vec<u8> = (0..size).map(|index| index as u8).collect();
+            send(&here, header(size), &body, &[here.as_fd()]).unwrap();
+            let packet = receive(&there, &mut buffer).unwrap().unwrap();
+            assert_eq!(packet.header, header(size));
+            assert_eq!(packet.descriptors.len(), 1);
+            assert!(packet.body == body, "{size}");
+        }
+    }
+
+    #[test]
+    fn packets_that_lie_are_refused() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let mut buffer = vec![0; MOST_BYTES];
+        let refused = |bytes: &[u8], descriptors: &[BorrowedFd<'_>], buffer: &mut [u8]| {
+            socket::send(&here, &[bytes], descriptors).unwrap();
+            receive(&there, buffer).unwrap_err().kind() == ErrorKind::InvalidData
+        };
+        assert!(refused(&[1; 31], &[], &mut buffer));
+        assert!(refused(&[0; 32], &[], &mut buffer));
+        assert!(refused(&header(usize::MAX - 64).encode(), &[], &mut buffer));
+        assert!(refused(&header(9).encode(), &[], &mut buffer));
+        let short = MemFile::holding(c"short", &[1; 8]).unwrap();
+        assert!(refused(
+            &header(1 << 20).encode(),
+            &[short.as_fd()],
+            &mut buffer
+        ));
+        assert!(refused(&header(9).encode(), &[here.as_fd()], &mut buffer));
+        let long = [&header(9).encode()[..], &[0; 8]].concat();
+        assert!(refused(&long, &[], &mut buffer));
+    }
+}
