@@ -5,6 +5,8 @@
 //! their 64-bit count. Bytes behind the last argument are ignored, as LLVM does. Decoding checks
 //! every length against the bytes that are there before it makes room for anything.
 
+use crate::error::Error;
+use crate::group::{AllocGroup, Lifetime, Protection};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -71,10 +73,11 @@ impl<'a> Reader<'a> {
             .expect("take gives as many as it was asked for"))
     }
 
-    /// The count of a sequence whose elements take at least `least` bytes each.
-    fn count(&mut self, least: usize) -> Result<usize, Malformed> {
+    /// The count of a sequence of `T`, which is no more than the bytes that are left can hold.
+    fn count<T: Decode<'a>>(&mut self) -> Result<usize, Malformed> {
+        const { assert!(T::LEAST > 0, "a count that no bytes bear out") };
         let count = u64::decode(self)?;
-        let most = self.0.len() / least.max(1);
+        let most = self.0.len() / T::LEAST;
         match usize::try_from(count) {
             Ok(fits) if fits <= most => Ok(fits),
             _ => Err(Malformed::Length(count)),
@@ -192,7 +195,7 @@ impl<'a, T: Decode<'a>> Decode<'a> for Vec<T> {
     const LEAST: usize = 8;
 
     fn decode(bytes: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let count = bytes.count(T::LEAST)?;
+        let count = bytes.count::<T>()?;
         (0..count).map(|_| T::decode(bytes)).collect()
     }
 }
@@ -212,7 +215,7 @@ impl<'a> Decode<'a> for Bytes<'a> {
     const LEAST: usize = 8;
 
     fn decode(bytes: &mut Reader<'a>) -> Result<Self, Malformed> {
-        let count = bytes.count(1)?;
+        let count = bytes.count::<u8>()?;
         Ok(Bytes(bytes.take(count)?))
     }
 }
@@ -267,7 +270,7 @@ impl<'a, K: Decode<'a> + Ord, V: Decode<'a>> Decode<'a> for BTreeMap<K, V> {
 
     fn decode(bytes: &mut Reader<'a>) -> Result<Self, Malformed> {
         let mut map = BTreeMap::new();
-        for _ in 0..bytes.count(K::LEAST + V::LEAST)? {
+        for _ in 0..bytes.count::<(K, V)>()? {
             let (key, value) = <(K, V)>::decode(bytes)?;
             if map.insert(key, value).is_some() {
                 return Err(Malformed::DuplicateKey);
@@ -475,36 +478,53 @@ impl<'a> Decode<'a> for ActionPair<'a> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
+/// `SPSRemoteAllocGroup`: protection in bits 0 to 2, finalize lifetime in bit 3. Any byte is one;
+/// whether it is a group that jitmem knows, the conversion to [`AllocGroup`] finds out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RemoteAllocGroup(pub u8);
 
-    #[test]
-    fn golden_errors() {
-        let decode = from_bytes::<Outcome>;
-        assert_eq!(decode(&[0]), Ok(Outcome(Ok(()))));
-        assert_eq!(decode(&[0, 9]), Ok(Outcome(Ok(()))));
-        assert_eq!(
-            decode(b"\x01\x03\0\0\0\0\0\0\0bad"),
-            Ok(Outcome(Err("bad".to_owned())))
-        );
-        assert_eq!(decode(&[]), Err(Malformed::Truncated));
-        assert_eq!(decode(&[2]), Err(Malformed::Bool(2)));
-        assert_eq!(
-            decode(b"\x01\x04\0\0\0\0\0\0\0bad"),
-            Err(Malformed::Length(4))
-        );
-        assert_eq!(
-            decode(b"\x01\xff\xff\xff\xff\xff\xff\xff\xffbad"),
-            Err(Malformed::Length(u64::MAX))
-        );
-    }
+impl RemoteAllocGroup {
+    const FINALIZE_BIT: u8 = 8;
 
-    proptest! {
-        #[test]
-        fn any_bytes_are_decoded_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let _ = from_bytes::<Outcome>(&bytes);
-        }
+    /// The group with this protection and the lifetime finalize or standard; there is none for
+    /// segments that are never in executor memory.
+    pub fn new(protection: Protection, finalize: bool) -> RemoteAllocGroup {
+        let lifetime = if finalize { Self::FINALIZE_BIT } else { 0 };
+        RemoteAllocGroup(protection.bits() as u8 | lifetime)
     }
 }
+
+impl TryFrom<RemoteAllocGroup> for AllocGroup {
+    type Error = Error;
+
+    /// Fails for unknown bits and for what is writable and executable.
+    fn try_from(group: RemoteAllocGroup) -> crate::Result<AllocGroup> {
+        let finalize = group.0 & RemoteAllocGroup::FINALIZE_BIT != 0;
+        let bits = group.0 & !RemoteAllocGroup::FINALIZE_BIT;
+        Ok(AllocGroup {
+            protection: Protection::from_bits(bits.into())?,
+            lifetime: if finalize {
+                Lifetime::Finalize
+            } else {
+                Lifetime::Standard
+            },
+        })
+    }
+}
+
+impl Encode for RemoteAllocGroup {
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+    }
+}
+
+impl Decode<'_> for RemoteAllocGroup {
+    const LEAST: usize = 1;
+
+    fn decode(bytes: &mut Reader<'_>) -> Result<Self, Malformed> {
+        Ok(RemoteAllocGroup(u8::decode(bytes)?))
+    }
+}
+
+#[cfg(test)]
+mod tests;
