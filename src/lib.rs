@@ -27,6 +27,8 @@ pub mod mapper;
 
 pub mod manager;
 
+pub mod executor;
+
 #[allow(unsafe_code)]
 pub mod capi;
 

@@ -49,7 +49,7 @@ impl WrapperCall {
 }
 
 /// Appends `more` to what has failed so far.
-pub(super) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
+pub(crate) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
     match (so_far, more) {
         (Err(first), Err(second)) => Err(first.join(second)),
         (Ok(()), answer) | (answer, Ok(())) => answer,
@@ -57,7 +57,7 @@ pub(super) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
 }
 
 /// Runs the calls last to first, all of them whatever they answer.
-pub(super) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
+pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
     let mut result = Ok(());
     for call in calls.iter().rev() {
         result = join(result, call.run());
@@ -67,7 +67,7 @@ pub(super) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
 
 /// Runs the finalize calls first to last and gives the deallocation calls to remember. On failure
 /// the deallocation twins of those that succeeded have run, last to first.
-pub(super) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
+pub(crate) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
     let mut dealloc = Vec::with_capacity(actions.len());
     for action in actions {
         if let Err(error) = action.finalize.run() {

@@ -10,6 +10,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::memory::window::reserve_window;
 use crate::page::{AddressRange, Alignment};
 use crate::sys;
 use parking_lot::Mutex;
@@ -18,16 +19,6 @@ use std::collections::HashMap;
 
 /// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
 const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
-
-/// A window is never made smaller than this when address space is short.
-const SMALLEST_WINDOW: u64 = 8 << 20;
-
-/// A window takes no address space that its writer views and the host's heap will need: at least
-/// this part of its size must stay free.
-const HEADROOM: u64 = 16;
-
-/// Out of reach of the process's images a whole window is worth more than a smaller one in reach.
-const SMALLEST_IN_REACH: u64 = 64 << 20;
 
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,34 +95,8 @@ impl InProcess {
         })
     }
 
-    /// Reserves a window: the size asked for or, where the neighbourhood or address space is
-    /// short, half of it, and so on.
     fn reserve_now(&self, size: u64, least: u64, placement: Placement) -> Result<Reserved> {
-        let halved = |least: u64, reserve: &dyn Fn(u64) -> Result<Reservation>| {
-            let mut smaller = size;
-            loop {
-                match reserve(smaller).and_then(with_headroom) {
-                    Err(error) if error.status() == Status::OutOfMemory && smaller / 2 >= least => {
-                        smaller = sys::page_size().round_down(smaller / 2);
-                    }
-                    other => return other,
-                }
-            }
-        };
-        let smallest = SMALLEST_WINDOW.max(least).min(size);
-        let reservation = match placement {
-            Placement::Default => {
-                let in_reach = |size| Reservation::new(size, placement);
-                halved(SMALLEST_IN_REACH.max(least), &in_reach)
-                    .or_else(|_| Reservation::anywhere(size).and_then(with_headroom))
-                    .or_else(|_| halved(smallest, &in_reach))
-                    .or_else(|_| halved(smallest, &Reservation::anywhere))
-            }
-            Placement::Near(_) => halved(smallest, &|size| Reservation::new(size, placement)),
-            Placement::Fixed(_) => Reservation::new(size, placement),
-        };
-        let reservation = reservation
-            .map_err(|error| error.context(format!("reserve a window of {size} bytes")))?;
+        let reservation = reserve_window(size, least, placement)?;
         let reserved = Reserved {
             range: reservation.range(),
             in_reach: reservation.in_reach(),
@@ -209,15 +174,6 @@ impl InProcess {
         }
         error
     }
-}
-
-/// Keeps a reservation only if it leaves something to work with.
-fn with_headroom(reservation: Reservation) -> Result<Reservation> {
-    let room = sys::page_size()
-        .round_down(reservation.range().size() / HEADROOM)
-        .max(1 << 20);
-    Reservation::anywhere(room)?;
-    Ok(reservation)
 }
 
 /// The whole pages that a segment of a page-granular chunk owns.

@@ -7,7 +7,7 @@
 //! answer through a [`Completion`]. A mapper is called with no lock held and from any thread; a
 //! completion may run inside the call.
 
-mod actions;
+pub(crate) mod actions;
 mod custom;
 mod in_process;
 

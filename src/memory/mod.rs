@@ -10,3 +10,4 @@ pub(crate) mod ranges;
 pub(crate) mod runs;
 #[allow(unsafe_code)]
 pub(crate) mod view;
+pub(crate) mod window;

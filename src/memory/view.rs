@@ -10,6 +10,7 @@ use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain};
 use std::cell::UnsafeCell;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static UNMAP_FAILURES: AtomicU64 = AtomicU64::new(0);
@@ -304,6 +305,8 @@ pub(crate) enum View {
     /// One private mapping: data that the executor may write anyway, or, under the mprotect
     /// mapper, pages that are opened for each copy.
     One { executor: AddressRange },
+    /// The executor's mapping of a memfd that another process writes.
+    Foreign { executor: AddressRange },
 }
 
 impl View {
@@ -402,18 +405,51 @@ impl View {
         }
     }
 
+    /// A view of somebody else's memfd at `executor`, which lies in a reservation of ours.
+    pub(crate) fn foreign(
+        executor: AddressRange,
+        protection: Protection,
+        file: OwnedFd,
+    ) -> Result<View> {
+        use std::os::fd::AsFd;
+        let (start, size) = (executor.start(), executor.size());
+        let failed =
+            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        // So that no access to it can ever raise SIGBUS.
+        let file = sys::MemFile::of_fixed_size(file, size)
+            .map_err(|error| failed("take the controller's memfd", error))?;
+        sys::map_file(At::Replace(start), size, protection, file.as_fd()).map_err(|error| {
+            restore(executor);
+            failed("map the controller's memfd", error)
+        })?;
+        Ok(View::Foreign { executor })
+    }
+
     /// The executor's addresses.
     pub(crate) fn executor(&self) -> AddressRange {
         match self {
-            View::Two { executor, .. } | View::One { executor } => *executor,
+            View::Two { executor, .. } | View::One { executor } | View::Foreign { executor } => {
+                *executor
+            }
         }
     }
 
     /// Where the content is written directly.
     pub(crate) fn writer(&self) -> Writer {
+        let (start, size) = match self {
+            View::Two { executor, writer } => (*writer, executor.size()),
+            View::One { executor } | View::Foreign { executor } => {
+                (executor.start(), executor.size())
+            }
+        };
+        Writer::new(start, size)
+    }
+
+    /// [`View::writer`], unless another process has it.
+    pub(crate) fn own_writer(&self) -> Option<Writer> {
         match self {
-            View::Two { executor, writer } => Writer::new(*writer, executor.size()),
-            View::One { executor } => Writer::new(executor.start(), executor.size()),
+            View::Foreign { .. } => None,
+            _ => Some(self.writer()),
         }
     }
 
@@ -421,7 +457,7 @@ impl View {
     pub(crate) fn mappings(&self) -> u64 {
         match self {
             View::Two { .. } => 2,
-            View::One { .. } => 1,
+            View::One { .. } | View::Foreign { .. } => 1,
         }
     }
 

@@ -10,6 +10,16 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
+/// Has `handler` called when the process exits, however often this is asked for.
+pub(crate) fn at_exit_once(handler: extern "C" fn()) {
+    static INSTALL: Once = Once::new();
+    INSTALL.call_once(|| {
+        // SAFETY: a plain function of ours; libjitmem.so is never unloaded. Without memory for it
+        // nothing is called, and then there is nothing to say it to either.
+        unsafe { libc::atexit(handler) };
+    });
+}
+
 /// A number that differs between a process and its forked children.
 pub(crate) fn fork_generation() -> u32 {
     static INSTALL: Once = Once::new();

@@ -90,6 +90,22 @@ impl MemFile {
         Ok(bytes)
     }
 
+    /// Somebody else's file, if it is as large as `size` and can't become smaller.
+    pub(crate) fn of_fixed_size(file: OwnedFd, size: u64) -> io::Result<MemFile> {
+        let wrong = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let file = Memfd::try_from_file(File::from(file)).map_err(not_a_memfd)?;
+        let there = file.as_file().metadata()?.len();
+        if there < size {
+            return wrong(format!("it has {there} bytes"));
+        }
+        match file.seals() {
+            Ok(seals) if seals.contains(&FileSeal::SealShrink) => Ok(MemFile(file)),
+            Ok(_) => wrong("it is not sealed against shrinking".to_owned()),
+            Err(memfd::Error::GetSeals(error)) => Err(error),
+            Err(other) => Err(not_a_memfd(other)),
+        }
+    }
+
     /// Takes all pages now, so that a shortage is an error here and not a kill later.
     pub(crate) fn commit(&self, size: u64) -> io::Result<()> {
         gate("fallocate")?;

@@ -22,7 +22,7 @@ pub(crate) use call::{WrapperResult, call_wrapper};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use explain::explain;
 use explain::limit;
-pub(crate) use fork::fork_generation;
+pub(crate) use fork::{at_exit_once, fork_generation};
 pub(crate) use map::{
     At, decommit, dont_fork, map_anonymous, map_file, populate, protect, reserve, unmap,
 };

@@ -21,13 +21,23 @@ pub(crate) const MOST_DESCRIPTORS: usize = 64;
 pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     gate("socketpair")?;
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None)?)
+    Ok(rustix::net::socketpair(
+        family,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 fn packet_socket() -> io::Result<OwnedFd> {
     gate("socket")?;
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    Ok(rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+    Ok(rustix::net::socket_with(
+        family,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Listens at a name that is in no file system and goes with the socket.
@@ -59,7 +69,10 @@ pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
 
 /// Whether there is something to read, or the end, before the time is over.
 pub(crate) fn readable(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    let timeout = Timespec::try_from(patience).unwrap_or(Timespec {
+        tv_sec: i64::MAX,
+        tv_nsec: 0,
+    });
     let mut polled = [PollFd::from_borrowed_fd(socket, PollFlags::IN)];
     loop {
         match rustix::event::poll(&mut polled, Some(&timeout)) {
@@ -93,18 +106,28 @@ pub(crate) fn cookie(socket: &OwnedFd) -> io::Result<u64> {
 pub(crate) fn take_from(process: u32, descriptor: u32) -> io::Result<OwnedFd> {
     gate("pidfd_open")?;
     let invalid = || io::Error::from_raw_os_error(libc::ESRCH);
-    let process = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or_else(invalid)?;
+    let process = i32::try_from(process)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(invalid)?;
     let process = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
     gate("pidfd_getfd")?;
     let descriptor = RawFd::try_from(descriptor).map_err(|_| invalid())?;
-    Ok(rustix::process::pidfd_getfd(&process, descriptor, PidfdGetfdFlags::empty())?)
+    Ok(rustix::process::pidfd_getfd(
+        &process,
+        descriptor,
+        PidfdGetfdFlags::empty(),
+    )?)
 }
 
 /// Opens the file behind a descriptor of another process anew.
 pub(crate) fn open_from(process: u32, descriptor: u32, write: bool) -> io::Result<OwnedFd> {
     gate("open(/proc/PID/fd)")?;
     let path = format!("/proc/{process}/fd/{descriptor}");
-    let file = std::fs::OpenOptions::new().read(true).write(write).open(path)?;
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(write)
+        .open(path)?;
     Ok(file.into())
 }
 
@@ -201,14 +224,20 @@ mod tests {
         assert!(receive(&there, &mut buffer).unwrap().truncated);
         hang_up(&here);
         assert_eq!(receive(&there, &mut buffer).unwrap().size, 0);
-        assert_eq!(send(&here, &[b"x"], &[]).unwrap_err().raw_os_error(), Some(libc::EPIPE));
+        assert_eq!(
+            send(&here, &[b"x"], &[]).unwrap_err().raw_os_error(),
+            Some(libc::EPIPE)
+        );
     }
 
     #[test]
     fn abstract_names_lead_to_the_listener_and_end_with_it() {
         let name = format!("jitmem-test-{}", process());
         let listener = listen_at(name.as_bytes()).unwrap();
-        assert_eq!(accept(&listener).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            accept(&listener).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
         let there = connect_to(name.as_bytes()).unwrap();
         let here = accept(&listener).unwrap();
         assert_eq!(peer_user(&here).unwrap(), user());
@@ -226,6 +255,9 @@ mod tests {
         assert!(take_from(0, 0).is_err());
         let file = super::super::MemFile::new(c"jitmem-test", 4096).unwrap();
         let opened = open_from(process(), number(file.as_fd()), false).unwrap();
-        assert_eq!(identity(opened.as_fd()).unwrap(), identity(file.as_fd()).unwrap());
+        assert_eq!(
+            identity(opened.as_fd()).unwrap(),
+            identity(file.as_fd()).unwrap()
+        );
     }
 }

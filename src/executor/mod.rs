@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The executor's side: what runs where the linked code runs.
+
+pub mod service;

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The executor's end of a session's channel.
+
+use super::{Answer, call, function_at};
+use crate::sys::socket;
+use crate::transport::channel::OUT_OF_BAND;
+use crate::transport::crew;
+use crate::transport::packet::{self, Packet};
+use crate::wire::frame::{Header, Opcode};
+use crate::wire::service::Functions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+struct Line {
+    socket: Arc<OwnedFd>,
+    functions: Functions,
+}
+
+/// Serves calls from `socket` in threads of our own until its end. What is left of the session then
+/// is for whoever owns it: linked code may still run.
+pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
+    let line = Line {
+        socket: Arc::clone(&socket),
+        functions,
+    };
+    crew::start(socket, Arc::new(line))
+}
+
+impl crew::Post for Line {
+    fn handle(self: Arc<Self>, packet: Packet) {
+        let Packet {
+            header,
+            body,
+            descriptors,
+        } = packet;
+        let Header {
+            opcode,
+            sequence,
+            tag,
+            ..
+        } = header;
+        if opcode != Opcode::CallWrapper {
+            return socket::hang_up(&self.socket);
+        }
+        let answer: Answer = match function_at(&self.functions, tag) {
+            Some(function) => call(function, &body, descriptors),
+            None => Err(format!(
+                "no function of jitmem's executor service is at {tag:#x}"
+            )),
+        };
+        let (tag, body) = match answer {
+            Ok(bytes) => (0, bytes),
+            Err(message) => (OUT_OF_BAND, message.into_bytes()),
+        };
+        let header = Header::new(Opcode::Result, sequence, tag, body.len());
+        if packet::send(&self.socket, header, &body, &[]).is_err() {
+            // A call that stays unanswered must not leave the controller waiting.
+            socket::hang_up(&self.socket);
+        }
+    }
+
+    fn ended(self: Arc<Self>, _why: Option<io::Error>) {}
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Our own service in the executor: windows, chunks, allocations and their actions, for any number
+//! of controllers' sessions. What is said is in [`crate::wire::service`].
+//!
+//! It has three homes: a program that links jitmem, a stock executor that has loaded the library,
+//! and `jitmem-executor`.
+
+mod line;
+mod session;
+
+use crate::error::{Error, Result, Status, invalid_handle};
+use crate::sys;
+use crate::wire::service::{
+    Attach, Change, Functions, Item, Open, Opened, Reply, Reserve, VERSION,
+};
+use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
+use parking_lot::Mutex;
+use session::Session;
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a wrapper function answers: result bytes, or an out-of-band error.
+pub(crate) type Answer = std::result::Result<Vec<u8>, String>;
+
+/// The sessions of this process, in the order in which they were opened.
+static SESSIONS: Mutex<BTreeMap<u64, Arc<Session>>> = Mutex::new(BTreeMap::new());
+
+/// The number of the service that a process has without asking for one.
+const OWN_INSTANCE: u64 = 0;
+
+/// A service with sessions of its own. Dropping it ends them: their deallocation actions run, last
+/// to first, and their memory goes.
+#[derive(Debug)]
+pub struct Service {
+    instance: u64,
+}
+
+impl Service {
+    /// A service that no controller knows yet.
+    pub fn new() -> Service {
+        static NEXT: AtomicU64 = AtomicU64::new(OWN_INSTANCE + 1);
+        Service {
+            instance: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// The number that controllers open sessions of this service with.
+    pub fn instance(&self) -> u64 {
+        self.instance
+    }
+}
+
+impl Default for Service {
+    fn default() -> Service {
+        Service::new()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        close_all(self.instance);
+    }
+}
+
+/// Ends the sessions of a service, the last one first.
+fn close_all(instance: u64) {
+    let mine: Vec<u64> = {
+        let sessions = SESSIONS.lock();
+        let mine = sessions
+            .iter()
+            .filter(|(_, session)| session.instance() == instance);
+        mine.map(|(id, _)| *id).collect()
+    };
+    for id in mine.into_iter().rev() {
+        let session = SESSIONS.lock().remove(&id);
+        if let Some(session) = session {
+            // Nobody is left who could be told.
+            let _ = session.close();
+            session.hang_up();
+        }
+    }
+}
+
+/// The process's own service ends with the process, when its threads may still run linked code:
+/// deallocation actions run, but memory stays.
+extern "C" fn at_exit() {
+    let sessions: Vec<Arc<Session>> = SESSIONS.lock().values().cloned().collect();
+    for session in sessions
+        .into_iter()
+        .rev()
+        .filter(|session| session.instance() == OWN_INSTANCE)
+    {
+        let _ = session.tear_down();
+    }
+}
+
+/// What a function of the service does, apart from `open`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Function {
+    Attach,
+    Reserve,
+    Change,
+    Run,
+    Close,
+}
+
+/// Answers a call of `open`; `functions` are the addresses of the others in this process.
+pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
+    let body = || {
+        let open: Open = decoded(&mut Reader::new(args))?;
+        if open.version != VERSION {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "open a session: the controller's jitmem speaks version {} of the service and \
+                     this executor's version {VERSION}; use the same release on both sides",
+                    open.version
+                ),
+            ));
+        }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        if open.instance == OWN_INSTANCE {
+            sys::at_exit_once(at_exit);
+        }
+        let session = Arc::new(Session::new(id, open.instance, functions.clone()));
+        SESSIONS.lock().insert(id, session);
+        Ok(Opened {
+            session: id,
+            process: sys::socket::process(),
+            page_size: sys::page_size().bytes(),
+            functions: functions.clone(),
+        })
+    };
+    Ok(to_bytes(&Reply::from(body())))
+}
+
+/// Answers a call of any other function. Descriptors come only through a channel.
+pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -> Answer {
+    let mut args = Reader::new(args);
+    let session = decoded::<u64>(&mut args).and_then(find);
+    let bytes = match function {
+        Function::Attach => reply(session.and_then(|session| {
+            let attach: Attach<'_> = decoded(&mut args)?;
+            session.attach(attach)
+        })),
+        Function::Reserve => reply(session.and_then(|session| {
+            let request: Reserve = decoded(&mut args)?;
+            session.reserve(request)
+        })),
+        Function::Change => reply(session.and_then(|session| {
+            let change: Change = decoded(&mut args)?;
+            Ok(session.change(change.changes, descriptors))
+        })),
+        Function::Run => reply(session.and_then(|session| {
+            let items: Vec<Item<'_>> = decoded(&mut args)?;
+            let answers = items.into_iter().map(|item| Reply::from(session.run(item)));
+            Ok(answers.collect::<Vec<Reply<u64>>>())
+        })),
+        Function::Close => reply(session.and_then(|session| {
+            SESSIONS.lock().remove(&session.id());
+            session.close()
+        })),
+    };
+    Ok(bytes)
+}
+
+fn reply<T: Encode>(result: Result<T>) -> Vec<u8> {
+    to_bytes(&Reply::from(result))
+}
+
+fn decoded<'a, T: Decode<'a>>(args: &mut Reader<'a>) -> Result<T> {
+    T::decode(args).map_err(|malformed: Malformed| {
+        Error::new(
+            Status::InvalidArgument,
+            format!("jitmem's executor service: malformed arguments: {malformed}"),
+        )
+    })
+}
+
+fn find(id: u64) -> Result<Arc<Session>> {
+    let session = SESSIONS.lock().get(&id).cloned();
+    session.ok_or_else(|| {
+        invalid_handle(format!(
+            "jitmem's executor service: no session {id}: it was closed before"
+        ))
+    })
+}
+
+/// Which function an address is, if it is one of `functions`.
+fn function_at(functions: &Functions, address: u64) -> Option<Function> {
+    let Functions {
+        attach,
+        reserve,
+        change,
+        run,
+        close,
+    } = functions;
+    let all = [
+        (attach, Function::Attach),
+        (reserve, Function::Reserve),
+        (change, Function::Change),
+        (run, Function::Run),
+        (close, Function::Close),
+    ];
+    let found = all
+        .into_iter()
+        .find(|(known, _)| **known == ExecutorAddr(address));
+    found.map(|(_, function)| function)
+}

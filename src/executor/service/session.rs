@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What one controller has in this executor.
+
+use super::line;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Protection;
+use crate::mapper::actions::{join, run_dealloc, run_finalize};
+use crate::mapper::{Action, WrapperCall};
+use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::memory::window::reserve_window;
+use crate::page::AddressRange;
+use crate::sys::{self, explain, socket};
+use crate::wire::service::{
+    At, Attach, Attached, Content, File, Functions, Item, Reply, Reserve, ReservedAt, Step,
+};
+use crate::wire::sps::{ActionPair, AddrRange, Call, ExecutorAddr};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+pub(super) struct Session {
+    id: u64,
+    instance: u64,
+    functions: Functions,
+    windows: Mutex<Vec<Window>>,
+    teardowns: Mutex<Teardowns>,
+    /// Our end of a pair, and the end that the controller is about to take.
+    offered: Mutex<Option<(OwnedFd, OwnedFd)>>,
+    channel: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+struct Window {
+    reservation: Reservation,
+    /// By their first addresses.
+    chunks: BTreeMap<u64, View>,
+}
+
+/// Deallocation actions by key; keys grow, so the last one is the latest.
+#[derive(Default)]
+struct Teardowns {
+    last: u64,
+    calls: BTreeMap<u64, Vec<WrapperCall>>,
+}
+
+fn range_of(range: AddrRange) -> Result<AddressRange> {
+    AddressRange::new(range.start.0, range.size())
+        .filter(|range| range.size() > 0)
+        .ok_or_else(|| invalid_argument(format!("{range:x?} is no range of addresses")))
+}
+
+fn wire_range(range: AddressRange) -> AddrRange {
+    AddrRange {
+        start: ExecutorAddr(range.start()),
+        end: ExecutorAddr(range.end()),
+    }
+}
+
+impl Session {
+    pub(super) fn new(id: u64, instance: u64, functions: Functions) -> Session {
+        Session {
+            id,
+            instance,
+            functions,
+            windows: Mutex::default(),
+            teardowns: Mutex::default(),
+            offered: Mutex::default(),
+            channel: Mutex::default(),
+        }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn instance(&self) -> u64 {
+        self.instance
+    }
+
+    // ---- the channel ----
+
+    /// Takes one step of the ladder.
+    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<Attached> {
+        let nothing = Attached {
+            descriptor: 0,
+            cookie: 0,
+        };
+        match attach {
+            Attach::Connect { name, token } => {
+                let socket = socket::connect_to(name.0)
+                    .and_then(|socket| {
+                        socket::send(&socket, &[token.0], &[])?;
+                        Ok(socket)
+                    })
+                    .map_err(|error| explain("connect to the controller's socket", error))?;
+                self.serve(socket)?;
+                Ok(nothing)
+            }
+            Attach::Offer {} => {
+                let (ours, theirs) = socket::packet_pair()
+                    .map_err(|error| explain("make a pair of sockets", error))?;
+                let cookie = socket::cookie(&theirs)
+                    .map_err(|error| explain("ask for a socket's cookie", error))?;
+                let descriptor = socket::number(theirs.as_fd());
+                *self.offered.lock() = Some((ours, theirs));
+                Ok(Attached { descriptor, cookie })
+            }
+            Attach::Taken { taken } => match (self.offered.lock().take(), taken) {
+                (Some((ours, _theirs)), true) => self.serve(ours).map(|()| nothing),
+                (None, true) => Err(invalid_argument("no socket was offered")),
+                (_, false) => Ok(nothing),
+            },
+            Attach::Files { file } => open(&file, false).map(|_| nothing),
+        }
+    }
+
+    fn serve(&self, socket: OwnedFd) -> Result<()> {
+        let socket = Arc::new(socket);
+        let before = self.channel.lock().replace(Arc::clone(&socket));
+        if let Some(before) = before {
+            socket::hang_up(&before);
+        }
+        line::serve(socket, self.functions.clone())
+            .map_err(|error| explain("start a thread that serves the channel", error))
+    }
+
+    pub(super) fn hang_up(&self) {
+        if let Some(channel) = self.channel.lock().take() {
+            socket::hang_up(&channel);
+        }
+    }
+
+    // ---- memory ----
+
+    pub(super) fn reserve(&self, request: Reserve) -> Result<ReservedAt> {
+        let page = sys::page_size();
+        let Reserve { size, least, at } = request;
+        if size == 0 || !page.divides(size) || least > size {
+            return Err(invalid_argument(format!(
+                "reserve {size} bytes, at least {least}: not a multiple of the executor's page \
+                 size {}",
+                page.bytes()
+            )));
+        }
+        let placement = match at {
+            At::Default {} => Placement::Default,
+            At::Near { address } => Placement::Near(address),
+            At::Fixed { address } => Placement::Fixed(address),
+        };
+        let reservation = reserve_window(size, least, placement)?;
+        let reserved = ReservedAt {
+            range: wire_range(reservation.range()),
+            in_reach: reservation.in_reach(),
+        };
+        self.windows.lock().push(Window {
+            reservation,
+            chunks: BTreeMap::new(),
+        });
+        Ok(reserved)
+    }
+
+    pub(super) fn change(&self, steps: Vec<Step>, descriptors: Vec<OwnedFd>) -> Vec<Reply<()>> {
+        let mut descriptors = descriptors.into_iter();
+        let mut windows = self.windows.lock();
+        let steps = steps.into_iter();
+        steps
+            .map(|step| Self::step(&mut windows, step, &mut descriptors).into())
+            .collect()
+    }
+
+    fn step(
+        windows: &mut Vec<Window>,
+        step: Step,
+        descriptors: &mut impl Iterator<Item = OwnedFd>,
+    ) -> Result<()> {
+        match step {
+            Step::Map { range, protection } => {
+                let file = descriptors.next().ok_or_else(|| {
+                    invalid_argument("a chunk without its memfd: the message carried too few")
+                })?;
+                Self::map(windows, range, protection, |range, protection| {
+                    View::foreign(range, protection, file)
+                })
+            }
+            Step::MapFile {
+                range,
+                protection,
+                file,
+            } => Self::map(windows, range, protection, |range, protection| {
+                View::foreign(range, protection, open(&file, protection.writable())?)
+            }),
+            Step::MapOwn {
+                range,
+                protection,
+                commit,
+            } => Self::map(windows, range, protection, |range, protection| {
+                if protection.writable() {
+                    View::one(range, protection, commit)
+                } else {
+                    View::two(range, protection, commit)
+                }
+            }),
+            Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
+            Step::Release { range } => {
+                let range = range_of(range)?;
+                let position = windows
+                    .iter()
+                    .position(|window| window.reservation.range() == range);
+                let position = position.ok_or_else(|| {
+                    invalid_argument(format!("no window is reserved at {range:?}"))
+                })?;
+                drop(windows.swap_remove(position));
+                Ok(())
+            }
+        }
+    }
+
+    fn map(
+        windows: &mut [Window],
+        range: AddrRange,
+        protection: u8,
+        make: impl FnOnce(AddressRange, Protection) -> Result<View>,
+    ) -> Result<()> {
+        let range = range_of(range)?;
+        let protection = Protection::from_bits(protection.into())?;
+        let page = sys::page_size();
+        if !page.divides(range.start()) || !page.divides(range.size()) {
+            return Err(invalid_argument(format!(
+                "chunk {range:?} does not consist of pages"
+            )));
+        }
+        let window = window_of(windows, range)?;
+        if let Some(view) = window.overlapping(range) {
+            return Err(invalid_argument(format!(
+                "chunk {range:?} overlaps the chunk at {:?}",
+                view.executor()
+            )));
+        }
+        let view = make(range, protection)?;
+        window.chunks.insert(range.start(), view);
+        Ok(())
+    }
+
+    fn unmap(windows: &mut [Window], range: AddressRange) -> Result<()> {
+        let window = window_of(windows, range)?;
+        let whole = window.chunks.get(&range.start()).map(View::executor) == Some(range);
+        let view = whole
+            .then(|| window.chunks.remove(&range.start()))
+            .flatten();
+        let Some(view) = view else {
+            return Err(invalid_argument(format!("no chunk is at {range:?}")));
+        };
+        view.unmap().map_err(|(view, error)| {
+            window.chunks.insert(range.start(), view);
+            error
+        })
+    }
+
+    // ---- allocations ----
+
+    pub(super) fn run(&self, item: Item<'_>) -> Result<u64> {
+        match item {
+            Item::Initialize {
+                content,
+                code,
+                actions,
+            } => {
+                content.iter().try_for_each(|content| self.write(content))?;
+                for range in code {
+                    let range = range_of(range)?;
+                    window_of(&mut self.windows.lock(), range)?;
+                    sys::flush_instruction_cache(range.start(), range.size());
+                }
+                let calls = run_finalize(actions.iter().map(action).collect())?;
+                Ok(self.teardowns.lock().add(calls))
+            }
+            Item::Deinitialize { key, traps } => {
+                let calls = match key {
+                    0 => Ok(Vec::new()),
+                    key => self.teardowns.lock().calls.remove(&key).ok_or_else(|| {
+                        invalid_argument(format!("no allocation has the key {key}"))
+                    }),
+                };
+                // The memory is free afterwards in either case.
+                let result = calls.and_then(|calls| run_dealloc(&calls));
+                let trapped = traps.into_iter().try_for_each(|range| self.trap(range));
+                join(result, trapped).map(|()| 0)
+            }
+        }
+    }
+
+    /// Writes content into pages of our own; code in them is seen by the processor at once.
+    fn write(&self, content: &Content<'_>) -> Result<()> {
+        let range = range_of(content.range)?;
+        self.writing(range, |writer| {
+            let size = content.bytes.0.len() as u64;
+            if size > range.size() {
+                return Err(invalid_argument(format!(
+                    "{size} bytes of content for a segment of {} bytes",
+                    range.size()
+                )));
+            }
+            writer.write(0, content.bytes.0);
+            if !content.zeroed {
+                writer.zero(size, range.size() - size);
+            }
+            Ok(())
+        })
+    }
+
+    fn trap(&self, range: AddrRange) -> Result<()> {
+        self.writing(range_of(range)?, |writer| {
+            writer.fill_with_traps();
+            Ok(())
+        })
+    }
+
+    fn writing(&self, range: AddressRange, write: impl FnOnce(Writer) -> Result<()>) -> Result<()> {
+        let mut windows = self.windows.lock();
+        let window = window_of(&mut windows, range)?;
+        let chunk = window
+            .overlapping(range)
+            .filter(|view| view.executor().contains(range));
+        let (Some(executor), Some(writer)) =
+            (chunk.map(View::executor), chunk.and_then(View::own_writer))
+        else {
+            return Err(invalid_argument(format!(
+                "{range:?} lies in no chunk of the executor's own pages"
+            )));
+        };
+        let offset = range.start() - executor.start();
+        // Windows are below 2 GiB, so both fit.
+        write(writer.part_of(offset as u32, range.size() as u32))?;
+        sys::flush_instruction_cache(range.start(), range.size());
+        Ok(())
+    }
+
+    /// Runs the deallocation actions that are left, last to first.
+    pub(super) fn tear_down(&self) -> Result<()> {
+        let left = std::mem::take(&mut self.teardowns.lock().calls);
+        left.values()
+            .rev()
+            .fold(Ok(()), |result, calls| join(result, run_dealloc(calls)))
+    }
+
+    /// Ends the session: actions, then memory. The channel stays until the controller hangs up, for
+    /// the answer goes through it.
+    pub(super) fn close(&self) -> Result<()> {
+        let result = self.tear_down();
+        self.windows.lock().clear();
+        result
+    }
+}
+
+fn action(pair: &ActionPair<'_>) -> Action {
+    let call = |call: &Call<'_>| WrapperCall {
+        function: call.function.0,
+        args: call.args.0.to_vec(),
+    };
+    Action {
+        finalize: call(&pair.finalize),
+        dealloc: call(&pair.dealloc),
+    }
+}
+
+fn window_of(windows: &mut [Window], range: AddressRange) -> Result<&mut Window> {
+    let window = windows
+        .iter_mut()
+        .find(|window| window.reservation.range().contains(range));
+    window.ok_or_else(|| invalid_argument(format!("{range:?} lies in no window of this session")))
+}
+
+impl Window {
+    fn overlapping(&self, range: AddressRange) -> Option<&View> {
+        let (_, view) = self.chunks.range(..range.end()).next_back()?;
+        view.executor().overlaps(range).then_some(view)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        let chunks = std::mem::take(&mut self.chunks);
+        chunks.into_values().for_each(View::unmap_writer);
+    }
+}
+
+impl Teardowns {
+    /// Remembers calls; 0 if there are none.
+    fn add(&mut self, calls: Vec<WrapperCall>) -> u64 {
+        if calls.is_empty() {
+            return 0;
+        }
+        self.last += 1;
+        self.calls.insert(self.last, calls);
+        self.last
+    }
+}
+
+/// Opens a memfd of the controller's, and makes sure that it is the one that was meant.
+fn open(file: &File, write: bool) -> Result<OwnedFd> {
+    let File {
+        process,
+        descriptor,
+        device,
+        inode,
+    } = *file;
+    let what = format!("open /proc/{process}/fd/{descriptor}, a memfd of the controller's");
+    let opened =
+        socket::open_from(process, descriptor, write).map_err(|error| explain(&what, error))?;
+    match socket::identity(opened.as_fd()) {
+        Ok(identity) if identity == (device, inode) => Ok(opened),
+        Ok(_) => Err(Error::new(
+            Status::Unsupported,
+            format!("{what}: it is another file; controller and executor count processes apart"),
+        )),
+        Err(error) => Err(explain(what, error)),
+    }
+}
