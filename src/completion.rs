@@ -36,6 +36,36 @@ impl<T> Drop for Completion<T> {
     }
 }
 
+/// `count` completions in place of one, which is answered once all are: with all their failures
+/// joined, or with success.
+pub(crate) fn join_all(count: usize, done: Completion<()>) -> Vec<Completion<()>> {
+    if count == 0 {
+        done.complete(Ok(()));
+        return Vec::new();
+    }
+    let state = Arc::new(Mutex::new((count, Ok(()), Some(done))));
+    let one = |_| {
+        let state = Arc::clone(&state);
+        Completion::new(move |answer: Result<()>| {
+            let mut state = state.lock();
+            state.0 -= 1;
+            if let Err(error) = answer {
+                state.1 = match std::mem::replace(&mut state.1, Ok(())) {
+                    Ok(()) => Err(error),
+                    Err(first) => Err(first.join(error)),
+                };
+            }
+            let last = if state.0 == 0 { state.2.take() } else { None };
+            let result = state.1.clone();
+            drop(state);
+            if let Some(done) = last {
+                done.complete(result);
+            }
+        })
+    };
+    (0..count).map(one).collect()
+}
+
 /// Runs an asynchronous request and waits for its answer.
 pub fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T> {
     let shared = Arc::new((Mutex::new(None), Condvar::new()));

@@ -4,7 +4,7 @@
 use super::core::Core;
 use super::records::{Key, State};
 use super::space::Leaving;
-use crate::completion::Completion;
+use crate::completion::{Completion, wait};
 use crate::error::Result;
 use crate::mapper::{Action, Retired, SegmentContent, Teardown};
 use crate::sys;
@@ -24,7 +24,7 @@ impl Core {
 
     /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
     pub(super) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
-        let coherent = self.mapper.capabilities().coherent;
+        let coherent = self.mapper.capabilities().coherent && self.mapper.settled();
         let served = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let (key, _) = space.records.find(handle, State::InFlight)?;
@@ -267,7 +267,18 @@ impl Drop for Core {
             })
             .collect();
         let windows = space.take_windows();
-        let mapper = Arc::clone(&self.mapper);
+        let mapper = &self.mapper;
+        if mapper.may_be_waited_for() {
+            // Whoever frees a manager finds its actions done and its memory gone.
+            if !retired.iter().all(Retired::is_nothing) {
+                let _ = wait(|done| mapper.deinitialize(retired, done));
+            }
+            for window in windows {
+                let _ = wait(|done| mapper.release(window, done));
+            }
+            return;
+        }
+        let mapper = Arc::clone(mapper);
         let release = move |_answer: Result<()>| {
             for window in windows {
                 let keep = Arc::clone(&mapper);

@@ -10,10 +10,12 @@
 pub(crate) mod actions;
 mod custom;
 mod in_process;
+mod service;
 
 pub use actions::{Action, WrapperCall};
 pub use custom::CustomMapper;
 pub use in_process::{InProcess, InProcessKind};
+pub use service::ServiceMapper;
 
 use crate::completion::Completion;
 use crate::error::Result;
@@ -53,6 +55,10 @@ pub enum Kind {
     Mprotect = 2,
     /// What the host supplied.
     Custom = 3,
+    /// Another process on this machine, shared pages.
+    Shared = 4,
+    /// A process anywhere, content in messages.
+    Remote = 5,
 }
 
 /// A reserved window.
@@ -162,6 +168,23 @@ impl Retired {
 pub trait Mapper: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
+
+    /// Whether all chunks are as they were prepared. Until then an allocation without actions goes
+    /// through `initialize` even where writing is seeing.
+    fn settled(&self) -> bool {
+        true
+    }
+
+    /// Whether the end of a manager may be waited for in any thread: answers come in threads of our
+    /// own, never in one of the host's that may be waiting.
+    fn may_be_waited_for(&self) -> bool {
+        false
+    }
+
+    /// Messages sent to the executor, and the bytes of both directions.
+    fn traffic(&self) -> (u64, u64) {
+        (0, 0)
+    }
 
     /// Reserves a window of `size` bytes or, where that is not to be had, of fewer, down to `least`.
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>);

@@ -297,6 +297,52 @@ fn restore(executor: AddressRange) {
     let _ = sys::reserve(At::Free(executor.start()), executor.size());
 }
 
+/// Where this process writes pages that another one maps; unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct WriterView {
+    start: u64,
+    size: u64,
+}
+
+impl WriterView {
+    /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
+    /// that is writable, nobody can ever map it writable again.
+    pub(crate) fn new(
+        size: u64,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<(WriterView, sys::MemFile)> {
+        use std::os::fd::AsFd;
+        let failed =
+            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
+        if commit {
+            file.commit(size).map_err(|e| failed("fallocate", e))?;
+        }
+        let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
+            .map_err(|e| failed("map the writer view", e))?;
+        let view = WriterView { start, size };
+        sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        let sealed = match protection.writable() {
+            true => file.fix_size(),
+            false => file.close_to_writers(),
+        };
+        sealed.map_err(|e| failed("seal the memfd", e))?;
+        Ok((view, file))
+    }
+
+    /// Where the first byte is written.
+    pub(crate) fn address(&self) -> u64 {
+        self.start
+    }
+}
+
+impl Drop for WriterView {
+    fn drop(&mut self) {
+        unmap(self.start, self.size);
+    }
+}
+
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
 #[derive(Debug)]
 pub(crate) enum View {

@@ -17,6 +17,14 @@ use std::time::Duration;
 /// At most as many descriptors go with one packet; the kernel's own limit is 253.
 pub(crate) const MOST_DESCRIPTORS: usize = 64;
 
+/// Bits that nobody can guess, for names and tokens.
+pub(crate) fn random() -> io::Result<u128> {
+    let mut bytes = [0; 16];
+    gate("getrandom")?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(u128::from_ne_bytes(bytes))
+}
+
 /// A connected pair that keeps packets apart and delivers each whole or not at all.
 pub(crate) fn packet_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     gate("socketpair")?;

@@ -210,3 +210,38 @@ fn function_at(functions: &Functions, address: u64) -> Option<Function> {
         .find(|(known, _)| **known == ExecutorAddr(address));
     found.map(|(_, function)| function)
 }
+
+/// For tests: an executor in the controller's own process.
+#[cfg(test)]
+pub(crate) mod here {
+    use super::*;
+    use crate::completion::Completion;
+    use crate::transport::Transport;
+
+    pub(crate) const OPEN: u64 = 100;
+
+    fn functions() -> Functions {
+        let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
+        Functions {
+            attach,
+            reserve,
+            change,
+            run,
+            close,
+        }
+    }
+
+    /// Calls the service directly, in the calling thread.
+    pub(crate) struct Here;
+
+    impl Transport for Here {
+        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+            let answer = match function_at(&functions(), function) {
+                Some(function) => super::call(function, &args, Vec::new()),
+                None if function == OPEN => open(&args, &functions()),
+                None => Err(format!("nothing is at {function:#x}")),
+            };
+            done.complete(answer.map_err(|message| Error::new(Status::MapperFailed, message)));
+        }
+    }
+}

@@ -5,7 +5,7 @@ use super::*;
 
 #[test]
 fn after_a_peak_the_hot_path_is_without_system_calls_again() {
-    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
     let graph = |size| {
         let allocated = allocate(&manager, &[segment(size, 0, 16, Protection::READ_EXEC)]).unwrap();
         finalize(&manager, allocated.handle).unwrap()
@@ -27,7 +27,7 @@ fn a_dylib_begins_where_there_is_room_for_more_of_it() {
         growth: GrowthPolicy::AnotherWindow,
         ..Options::default()
     };
-    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    let manager = manager(TWO_VIEWS, options).unwrap();
     let allocate = |size, dylib| {
         let segments = [segment(size, 0, 16, Protection::READ)];
         let request = manager.request(segments.map(Ok), dylib)?;
@@ -54,7 +54,7 @@ fn another_window_is_large_enough_for_what_it_was_opened_for() {
         growth: GrowthPolicy::AnotherWindow,
         ..Options::default()
     };
-    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    let manager = manager(TWO_VIEWS, options).unwrap();
     for dylib in 1..=4 {
         let segments = [segment(600 << 20, 0, 16, Protection::READ)];
         let request = manager.request(segments.map(Ok), dylib).unwrap();
@@ -65,7 +65,7 @@ fn another_window_is_large_enough_for_what_it_was_opened_for() {
 
 #[test]
 fn a_forked_child_is_refused_and_nothing_hangs() {
-    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
     let handle = allocate(&manager, &small_graph()).unwrap().handle;
     // SAFETY: the child calls only what is under test, and leaves by _exit.
     let child = unsafe { libc::fork() };

@@ -11,18 +11,38 @@ use super::window::MOST_SPARE;
 use super::*;
 use crate::completion::wait;
 use crate::error::Status;
+use crate::executor::service::here::{Here, OPEN};
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::mapper::{InProcess, InProcessKind, WrapperCall};
+use crate::mapper::{InProcess, InProcessKind, ServiceMapper, WrapperCall};
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
 use parking_lot::Mutex;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use std::collections::BTreeMap;
 
-const KINDS: [InProcessKind; 2] = [InProcessKind::TwoViews, InProcessKind::Mprotect];
+/// The mappers that everything is tried with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    InProcess(InProcessKind),
+    /// Over the executor service, which is in this process too.
+    Shared,
+    Remote,
+}
 
-fn manager(kind: InProcessKind, options: Options) -> Result<Manager> {
-    let mapper = Arc::new(InProcess::new(kind)?);
+const TWO_VIEWS: Kind = Kind::InProcess(InProcessKind::TwoViews);
+const MPROTECT: Kind = Kind::InProcess(InProcessKind::Mprotect);
+const KINDS: [Kind; 4] = [TWO_VIEWS, MPROTECT, Kind::Shared, Kind::Remote];
+
+fn mapper(kind: Kind) -> Result<Arc<dyn Mapper>> {
+    Ok(match kind {
+        Kind::InProcess(kind) => Arc::new(InProcess::new(kind)?),
+        Kind::Shared => Arc::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
+        Kind::Remote => Arc::new(ServiceMapper::remote(Arc::new(Here), OPEN, 0)?),
+    })
+}
+
+fn manager(kind: Kind, options: Options) -> Result<Manager> {
+    let mapper = mapper(kind)?;
     wait(|done| Manager::create(mapper, options, done))
 }
 
@@ -96,7 +116,7 @@ fn a_refused_memfd_means_the_mprotect_mapper_with_a_reason() {
 
 #[test]
 fn the_hot_path_makes_no_system_call() {
-    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
     let round = || {
         let allocated = allocate(&manager, &small_graph()).unwrap();
         let handle = finalize(&manager, allocated.handle).unwrap();
@@ -111,7 +131,7 @@ fn the_hot_path_makes_no_system_call() {
 
 #[test]
 fn many_small_graphs_take_few_mappings_and_all_memory_comes_back() {
-    let manager = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
     let handles: Vec<u64> = (0..100_000)
         .map(|_| {
             let allocated = allocate(&manager, &small_graph()).unwrap();
@@ -129,8 +149,8 @@ fn many_small_graphs_take_few_mappings_and_all_memory_comes_back() {
 
 #[test]
 fn handles_of_other_managers_and_other_times_are_refused() {
-    let one = manager(InProcessKind::TwoViews, Options::default()).unwrap();
-    let other = manager(InProcessKind::TwoViews, Options::default()).unwrap();
+    let one = manager(TWO_VIEWS, Options::default()).unwrap();
+    let other = manager(TWO_VIEWS, Options::default()).unwrap();
     let handle = allocate(&one, &small_graph()).unwrap().handle;
     allocate(&other, &small_graph()).unwrap();
     assert_eq!(
@@ -170,7 +190,7 @@ fn an_empty_chunk_of_another_group_makes_room() {
         window_size: 8 << 20,
         ..Options::default()
     };
-    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    let manager = manager(TWO_VIEWS, options).unwrap();
     let whole = |protection| [segment((8 << 20) - 100_000, 0, 16, protection)];
     for protection in [
         Protection::READ_EXEC,
@@ -194,7 +214,7 @@ fn a_dylib_stays_in_its_window_and_others_get_another() {
         growth: GrowthPolicy::AnotherWindow,
         ..Options::default()
     };
-    let manager = manager(InProcessKind::TwoViews, options).unwrap();
+    let manager = manager(TWO_VIEWS, options).unwrap();
     let megabyte = [segment(1 << 20, 0, 16, Protection::READ_EXEC)];
     let allocate = |dylib| {
         let request = manager.request(megabyte.map(Ok), dylib)?;
@@ -237,7 +257,7 @@ fn segments_of_finalize_lifetime_are_gone_after_finalize() {
 
 #[test]
 fn threads_allocate_side_by_side_and_from_inside_completions() {
-    let manager = Arc::new(manager(InProcessKind::TwoViews, Options::default()).unwrap());
+    let manager = Arc::new(manager(TWO_VIEWS, Options::default()).unwrap());
     std::thread::scope(|scope| {
         for thread in 0..8u8 {
             let manager = Arc::clone(&manager);

@@ -78,7 +78,7 @@ fn random_segments(random: &mut Random) -> Vec<Segment> {
 
 /// Long random sequences; everything that was handed out is checked for overlap, alignment,
 /// distance, and, through both views, for its bytes.
-fn random_sequence(kind: InProcessKind, steps: u32, seed: u64) {
+fn random_sequence(kind: Kind, steps: u32, seed: u64) {
     eprintln!("JITMEM_TEST_SEED={seed}");
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &{
         let mut bytes = [0; 32];

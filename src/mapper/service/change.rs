@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Changes of what lies where in the executor's windows, strictly one message after the other, so
+//! that addresses which were given back can be taken again without waiting.
+
+use super::link::{Link, Way, decoded, file_of};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status};
+use crate::sys::socket::MOST_DESCRIPTORS;
+use crate::sys::{MemFile, explain};
+use crate::wire::service::{Change, Reply, Step};
+use crate::wire::sps::{AddrRange, Encode};
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+/// The queue of changes.
+pub(super) struct Changes(Arc<Inner>);
+
+struct Inner {
+    link: Arc<Link>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    under_way: bool,
+}
+
+struct Waiting {
+    step: Step,
+    /// Goes along with the message; or stays open here until the executor has opened it.
+    file: Option<OwnedFd>,
+    done: Completion<()>,
+}
+
+impl Changes {
+    pub(super) fn new(link: Arc<Link>) -> Changes {
+        Changes(Arc::new(Inner {
+            link,
+            queue: Mutex::default(),
+        }))
+    }
+
+    /// Maps a memfd of ours.
+    pub(super) fn map(
+        &self,
+        range: AddrRange,
+        protection: u8,
+        file: &MemFile,
+        done: Completion<()>,
+    ) {
+        let clone = file.as_fd().try_clone_to_owned();
+        let clone = clone.map_err(|error| explain("duplicate a memfd", error));
+        let step = |clone: &OwnedFd| -> Result<Step> {
+            match self.0.link.way {
+                Way::Files => {
+                    let file = file_of(clone.as_fd())?;
+                    Ok(Step::MapFile {
+                        range,
+                        protection,
+                        file,
+                    })
+                }
+                _ => Ok(Step::Map { range, protection }),
+            }
+        };
+        match clone.and_then(|clone| Ok((step(&clone)?, clone))) {
+            Ok((step, clone)) => self.push(Waiting {
+                step,
+                file: Some(clone),
+                done,
+            }),
+            Err(error) => done.complete(Err(error)),
+        }
+    }
+
+    /// Any change that needs no file.
+    pub(super) fn make(&self, step: Step, done: Completion<()>) {
+        self.push(Waiting {
+            step,
+            file: None,
+            done,
+        });
+    }
+
+    fn push(&self, waiting: Waiting) {
+        let mut queue = self.0.queue.lock();
+        queue.waiting.push_back(waiting);
+        if !std::mem::replace(&mut queue.under_way, true) {
+            drop(queue);
+            self.0.send();
+        }
+    }
+}
+
+impl Inner {
+    fn send(self: &Arc<Self>) {
+        let waiting: Vec<Waiting> = {
+            let mut queue = self.queue.lock();
+            let count = queue.waiting.len().min(MOST_DESCRIPTORS);
+            queue.under_way = count > 0;
+            queue.waiting.drain(..count).collect()
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        let (mut changes, mut files, mut done) = (Vec::new(), Vec::new(), Vec::new());
+        for Waiting {
+            step,
+            file,
+            done: one,
+        } in waiting
+        {
+            changes.push(step);
+            files.extend(file);
+            done.push(one);
+        }
+        let mut message = self.link.message();
+        Change { changes }.encode(&mut message);
+        let files = Arc::new(files);
+        let (inner, open) = (Arc::clone(self), Arc::clone(&files));
+        let answered = Completion::new(move |answer: Result<Vec<u8>>| {
+            drop(open);
+            inner.send();
+            let replies = answer.and_then(|bytes| decoded::<Vec<Reply<()>>>(&bytes));
+            let replies = replies.and_then(|replies| match replies.len() == done.len() {
+                true => Ok(replies),
+                false => Err(Error::new(
+                    Status::MapperFailed,
+                    format!(
+                        "the executor gave {} answers to {} changes",
+                        replies.len(),
+                        done.len()
+                    ),
+                )),
+            });
+            match replies {
+                Ok(replies) => done
+                    .into_iter()
+                    .zip(replies)
+                    .for_each(|(done, Reply(reply))| done.complete(reply.map_err(Error::from))),
+                Err(error) => done
+                    .into_iter()
+                    .for_each(|done| done.complete(Err(error.clone()))),
+            }
+        });
+        let descriptors = match self.link.way {
+            Way::Files => &[],
+            _ => files.as_slice(),
+        };
+        self.link
+            .call(self.link.functions().change, message, descriptors, answered);
+    }
+}

@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! A session with an executor's service, and the way its memfds and messages go.
+
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status};
+use crate::sys::{self, MemFile, explain, socket};
+use crate::transport::channel::Channel;
+use crate::transport::{Traffic, Transport, call};
+use crate::wire::service::{Attach, Attached, File, Functions, Open, Opened, Reply, VERSION};
+use crate::wire::sps::{Bytes, Decode, Encode, ExecutorAddr, from_bytes, to_bytes};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How long the first packet of a connection that exists already may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How memfds reach the executor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Not at all.
+    None,
+    /// Through a channel that began at an abstract Unix socket.
+    AbstractSocket,
+    /// Through a channel whose end was taken out of the executor.
+    TakenSocket,
+    /// The executor opens them by our process and their number.
+    Files,
+}
+
+/// An open session.
+pub(super) struct Link {
+    transport: Arc<dyn Transport>,
+    channel: Option<Arc<Channel>>,
+    opened: Opened,
+    pub(super) way: Way,
+    /// Which steps of the ladder failed, and why.
+    pub(super) failed: Vec<String>,
+    traffic: Traffic,
+    closed: AtomicBool,
+}
+
+/// The value in the bytes of a reply.
+pub(super) fn decoded<T: for<'a> Decode<'a>>(bytes: &[u8]) -> Result<T> {
+    match from_bytes::<Reply<T>>(bytes) {
+        Ok(Reply(reply)) => reply.map_err(Error::from),
+        Err(malformed) => Err(Error::new(
+            Status::MapperFailed,
+            format!(
+                "the executor answered {} bytes that are no reply: {malformed}",
+                bytes.len()
+            ),
+        )),
+    }
+}
+
+impl Link {
+    /// Opens a session of the service whose `open` is at `service` in the executor.
+    pub(super) fn open(transport: Arc<dyn Transport>, service: u64, instance: u64) -> Result<Link> {
+        let open = Open {
+            version: VERSION,
+            instance,
+        };
+        let answer = call(&*transport, service, to_bytes(&open));
+        let opened: Opened = answer
+            .and_then(|bytes| decoded(&bytes))
+            .map_err(|error| error.context("open a session with jitmem's executor service"))?;
+        Ok(Link {
+            transport,
+            channel: None,
+            opened,
+            way: Way::None,
+            failed: Vec::new(),
+            traffic: Traffic::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn page_size(&self) -> u64 {
+        self.opened.page_size
+    }
+
+    pub(super) fn functions(&self) -> &Functions {
+        &self.opened.functions
+    }
+
+    /// The beginning of every message.
+    pub(super) fn message(&self) -> Vec<u8> {
+        to_bytes(&self.opened.session)
+    }
+
+    /// Sends a message; descriptors only where there is a channel.
+    pub(super) fn call(
+        &self,
+        function: ExecutorAddr,
+        message: Vec<u8>,
+        descriptors: &[OwnedFd],
+        done: Completion<Vec<u8>>,
+    ) {
+        match &self.channel {
+            Some(channel) => channel.call_with(function.0, &message, descriptors, done),
+            None => {
+                self.traffic.sent(message.len());
+                self.transport.call(function.0, message, done);
+            }
+        }
+    }
+
+    /// Asks and waits.
+    pub(super) fn ask<T: for<'a> Decode<'a>>(
+        &self,
+        function: ExecutorAddr,
+        request: &impl Encode,
+    ) -> Result<T> {
+        let mut message = self.message();
+        request.encode(&mut message);
+        let bytes = wait(|done| self.call(function, message, &[], done))?;
+        decoded(&bytes)
+    }
+
+    /// Messages sent and bytes of both directions.
+    pub(super) fn traffic(&self) -> (u64, u64) {
+        let channel = self.channel.as_ref().map(|channel| channel.traffic());
+        let all = [Some(&self.traffic), channel];
+        let all = all.iter().flatten();
+        all.fold((0, 0), |(messages, bytes), traffic| {
+            (messages + traffic.messages(), bytes + traffic.bytes())
+        })
+    }
+
+    /// Ends the session, once. The executor runs what deallocation actions are left; with a channel
+    /// whoever asked finds that done.
+    pub(super) fn close(&self) {
+        if self.closed.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let function = self.opened.functions.close;
+        // Nobody is left to tell; a channel that is gone has ended the session on both sides.
+        let close = |done| self.call(function, self.message(), &[], done);
+        if self.has_channel() {
+            let _ = wait(close);
+        } else {
+            // The host's own transport may need this very thread to answer.
+            close(Completion::new(|_| ()));
+        }
+    }
+
+    /// Whether answers come in threads of our own.
+    pub(super) fn has_channel(&self) -> bool {
+        self.channel.is_some()
+    }
+
+    // ---- the ladder ----
+
+    /// Finds a way for memfds, the best first.
+    ///
+    /// # Errors
+    /// `Unsupported` with what each step said.
+    pub(super) fn attach(&mut self) -> Result<()> {
+        type Step = fn(&mut Link) -> Result<()>;
+        let steps: [(&str, Step); 3] = [
+            ("an abstract Unix socket", Link::attach_by_name),
+            ("pidfd_getfd", Link::attach_by_taking),
+            ("/proc/PID/fd", Link::attach_by_files),
+        ];
+        for (name, step) in steps {
+            match step(self) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.status() == Status::Disconnected => return Err(error),
+                Err(error) => self.failed.push(format!("{name}: {error}")),
+            }
+        }
+        Err(Error::new(
+            Status::Unsupported,
+            format!(
+                "memfds can't be handed to the executor: {}; run it on this machine, as this user, \
+                 and in the same network or process namespace",
+                self.failed.join("; ")
+            ),
+        ))
+    }
+
+    fn step(&self, attach: Attach<'_>) -> Result<Attached> {
+        self.ask(self.opened.functions.attach, &attach)
+    }
+
+    fn attach_by_name(&mut self) -> Result<()> {
+        let name = format!("jitmem-{:032x}", random()?);
+        let token = random()?.to_le_bytes();
+        let listener = socket::listen_at(name.as_bytes())
+            .map_err(|error| explain("listen at an abstract Unix socket", error))?;
+        self.step(Attach::Connect {
+            name: Bytes(name.as_bytes()),
+            token: Bytes(&token),
+        })?;
+        // The executor has connected and sent by now, and so may others have: any process may try.
+        loop {
+            let socket = socket::accept(&listener)
+                .map_err(|error| explain("accept the executor's connection", error))?;
+            if knows(&socket, &token) {
+                return self.attached(socket, Way::AbstractSocket);
+            }
+        }
+    }
+
+    fn attach_by_taking(&mut self) -> Result<()> {
+        let offer = self.step(Attach::Offer {})?;
+        let taken = socket::take_from(self.opened.process, offer.descriptor)
+            .map_err(|error| {
+                let process = self.opened.process;
+                explain(format_args!("take a socket of process {process}"), error)
+            })
+            .and_then(|socket| match socket::cookie(&socket) {
+                Ok(cookie) if cookie == offer.cookie => Ok(socket),
+                _ => Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "process {} is not the executor here: they count processes apart",
+                        self.opened.process
+                    ),
+                )),
+            });
+        let told = self.step(Attach::Taken {
+            taken: taken.is_ok(),
+        });
+        let socket = taken?;
+        told?;
+        self.attached(socket, Way::TakenSocket)
+    }
+
+    fn attach_by_files(&mut self) -> Result<()> {
+        let probe = MemFile::new(c"jitmem-probe", sys::page_size().bytes())
+            .map_err(|error| explain("memfd_create", error))?;
+        self.step(Attach::Files {
+            file: file_of(probe.as_fd())?,
+        })?;
+        self.way = Way::Files;
+        Ok(())
+    }
+
+    fn attached(&mut self, socket: OwnedFd, way: Way) -> Result<()> {
+        self.channel = Some(Arc::new(Channel::new(socket)?));
+        self.way = way;
+        Ok(())
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// How an executor finds a file of ours.
+pub(super) fn file_of(file: BorrowedFd<'_>) -> Result<File> {
+    let (device, inode) =
+        socket::identity(file).map_err(|error| explain("fstat of a memfd", error))?;
+    Ok(File {
+        process: socket::process(),
+        descriptor: socket::number(file),
+        device,
+        inode,
+    })
+}
+
+fn random() -> Result<u128> {
+    socket::random().map_err(|error| explain("getrandom", error))
+}
+
+/// Whether whoever connected knows the token and is the same user, or root.
+fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
+    let trusted = |user| user == socket::user() || user == 0;
+    let mut buffer = [0; 64];
+    socket::peer_user(socket).is_ok_and(trusted)
+        && socket::readable(socket.as_fd(), PATIENCE).unwrap_or(false)
+        && socket::receive(socket, &mut buffer)
+            .is_ok_and(|received| &buffer[..received.size] == token)
+}

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The executor is another process that has our service: on this machine, with shared pages, or
+//! anywhere, with content in messages.
+
+mod batch;
+mod change;
+mod link;
+
+use super::{
+    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown, WrapperCall,
+};
+use crate::completion::{Completion, join_all};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::memory::view::{Placement, WriterView};
+use crate::page::{AddressRange, Alignment};
+use crate::sys::{self, MemFile};
+use crate::transport::Transport;
+use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
+use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
+use batch::Batches;
+use change::Changes;
+use link::{Link, Way, decoded};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What JITLink aligns code to; different allocations share pages.
+const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
+
+/// A mapper over our executor service.
+pub struct ServiceMapper {
+    capabilities: Capabilities,
+    shares: bool,
+    link: Arc<Link>,
+    changes: Changes,
+    batches: Batches,
+    chunks: Mutex<BTreeMap<u64, Arc<ChunkState>>>,
+    /// Chunks that the executor has not mapped yet.
+    unsettled: Arc<AtomicUsize>,
+}
+
+/// One chunk.
+struct ChunkState {
+    range: AddressRange,
+    /// Bits.
+    protection: u8,
+    commit: bool,
+    /// Where we write; none where content travels in messages.
+    view: Option<WriterView>,
+    progress: Mutex<Progress>,
+}
+
+enum Progress {
+    /// The executor was told; these wait for its answer.
+    UnderWay(Option<MemFile>, Vec<Completion<()>>),
+    Mapped,
+    /// The executor could not; the next allocation in it tries again.
+    Failed(Option<MemFile>),
+}
+
+fn wire_range(range: AddressRange) -> AddrRange {
+    AddrRange {
+        start: ExecutorAddr(range.start()),
+        end: ExecutorAddr(range.end()),
+    }
+}
+
+fn wire_call(call: &WrapperCall) -> Call<'_> {
+    Call {
+        function: ExecutorAddr(call.function),
+        args: Bytes(&call.args),
+    }
+}
+
+impl ServiceMapper {
+    /// Memory of another process on this machine, through shared pages: no byte of content is sent.
+    /// `service` is the executor address of the service's `open`, `instance` its number.
+    ///
+    /// # Errors
+    /// `Unsupported` if memfds can't be handed over, with every step that was tried; what the
+    /// transport says.
+    pub fn shared(
+        transport: Arc<dyn Transport>,
+        service: u64,
+        instance: u64,
+    ) -> Result<ServiceMapper> {
+        let mut link = Link::open(transport, service, instance)?;
+        link.attach()?;
+        let page_size = sys::page_size();
+        if link.page_size() != page_size.bytes() {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "the executor's pages have {} bytes and the controller's {}: they can't share \
+                     any",
+                    link.page_size(),
+                    page_size.bytes()
+                ),
+            ));
+        }
+        let name = match link.way {
+            Way::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
+            Way::Files => "shared memory, memfds by /proc/PID/fd",
+            _ => "shared memory, memfds over an abstract socket",
+        };
+        let capabilities = Capabilities {
+            name,
+            kind: Kind::Shared,
+            page_size,
+            granule: PACKING_GRANULE,
+            coherent: sys::COHERENT_FETCH,
+            in_this_process: false,
+            fallback: (!link.failed.is_empty()).then(|| link.failed.join("; ")),
+        };
+        Ok(Self::over(link, capabilities, true))
+    }
+
+    /// Memory of a process on any machine: content travels in messages, zero-fill does not.
+    ///
+    /// # Errors
+    /// What the transport says, and `Unsupported` for another version of the service.
+    pub fn remote(
+        transport: Arc<dyn Transport>,
+        service: u64,
+        instance: u64,
+    ) -> Result<ServiceMapper> {
+        let link = Link::open(transport, service, instance)?;
+        let page_size = Alignment::new(link.page_size()).ok_or_else(|| {
+            Error::new(
+                Status::MapperFailed,
+                format!(
+                    "the executor's page size {} is no power of two",
+                    link.page_size()
+                ),
+            )
+        })?;
+        let capabilities = Capabilities {
+            name: "remote, content in messages",
+            kind: Kind::Remote,
+            page_size,
+            granule: PACKING_GRANULE,
+            coherent: false,
+            in_this_process: false,
+            fallback: None,
+        };
+        Ok(Self::over(link, capabilities, false))
+    }
+
+    /// Says why a better mapper was not taken.
+    pub fn instead_of(mut self, reason: String) -> ServiceMapper {
+        let before = self.capabilities.fallback.take();
+        let reasons = [Some(reason), before];
+        self.capabilities.fallback = Some(
+            reasons
+                .into_iter()
+                .flatten()
+                .collect::<Vec<String>>()
+                .join("; "),
+        );
+        self
+    }
+
+    fn over(link: Link, capabilities: Capabilities, shares: bool) -> ServiceMapper {
+        let link = Arc::new(link);
+        ServiceMapper {
+            capabilities,
+            shares,
+            changes: Changes::new(Arc::clone(&link)),
+            batches: Batches::new(Arc::clone(&link)),
+            link,
+            chunks: Mutex::default(),
+            unsettled: Arc::default(),
+        }
+    }
+
+    /// Has the executor map a chunk whose progress says that it is under way.
+    fn map(&self, chunk: &Arc<ChunkState>) {
+        let mapped = Arc::clone(chunk);
+        let unsettled = Arc::clone(&self.unsettled);
+        let done = Completion::new(move |answer| mapped.answered(answer, &unsettled));
+        let range = wire_range(chunk.range);
+        // The lock is not held while the request is made: it may be answered inside.
+        let file = match &mut *chunk.progress.lock() {
+            Progress::UnderWay(file, _) => file.as_ref().map(MemFile::try_clone),
+            _ => None,
+        };
+        match file {
+            Some(Ok(file)) => self.changes.map(range, chunk.protection, &file, done),
+            Some(Err(error)) => done.complete(Err(sys::explain("duplicate a memfd", error))),
+            None => {
+                let (protection, commit) = (chunk.protection, chunk.commit);
+                self.changes.make(
+                    Step::MapOwn {
+                        range,
+                        protection,
+                        commit,
+                    },
+                    done,
+                );
+            }
+        }
+    }
+
+    /// The chunks of these segments that are not mapped yet.
+    fn unsettled_chunks(&self, segments: &[SegmentContent]) -> SmallVec<[Arc<ChunkState>; 4]> {
+        let mut found: SmallVec<[Arc<ChunkState>; 4]> = SmallVec::new();
+        if self.settled() {
+            return found;
+        }
+        let chunks = self.chunks.lock();
+        for segment in segments {
+            let chunk = chunks.range(..=segment.range.start()).next_back();
+            let chunk = chunk.map(|(_, chunk)| chunk);
+            if let Some(chunk) = chunk.filter(|chunk| !chunk.mapped()) {
+                if !found.iter().any(|known| Arc::ptr_eq(known, chunk)) {
+                    found.push(Arc::clone(chunk));
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Drop for ServiceMapper {
+    fn drop(&mut self) {
+        // Here and not with the last of those who share the link, which may be a thread of ours.
+        self.link.close();
+    }
+}
+
+impl ChunkState {
+    fn mapped(&self) -> bool {
+        matches!(*self.progress.lock(), Progress::Mapped)
+    }
+
+    fn answered(&self, answer: Result<()>, unsettled: &AtomicUsize) {
+        let waiting = {
+            let mut progress = self.progress.lock();
+            let (file, waiting) = match std::mem::replace(&mut *progress, Progress::Mapped) {
+                Progress::UnderWay(file, waiting) => (file, waiting),
+                _ => (None, Vec::new()),
+            };
+            match &answer {
+                Ok(()) => {
+                    unsettled.fetch_sub(1, Ordering::AcqRel);
+                }
+                Err(_) => *progress = Progress::Failed(file),
+            }
+            waiting
+        };
+        waiting
+            .into_iter()
+            .for_each(|done| done.complete(answer.clone()));
+    }
+
+    /// Completes once the executor has mapped it; `true` if it must be told again.
+    fn when_mapped(&self, done: Completion<()>) -> bool {
+        let mut progress = self.progress.lock();
+        match &mut *progress {
+            Progress::Mapped => {
+                drop(progress);
+                done.complete(Ok(()));
+                false
+            }
+            Progress::UnderWay(_, waiting) => {
+                waiting.push(done);
+                false
+            }
+            Progress::Failed(file) => {
+                *progress = Progress::UnderWay(file.take(), vec![done]);
+                true
+            }
+        }
+    }
+}
+
+/// An allocation's item without anything that lives elsewhere.
+fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: bool) -> Item<'a> {
+    let content = segments.iter().filter_map(|segment| {
+        let bytes = Bytes(segment.content()?);
+        Some(Content {
+            range: wire_range(segment.range),
+            zeroed: segment.zeroed,
+            bytes,
+        })
+    });
+    // Code in pages of the executor's own is seen to where it is written.
+    let code = segments.iter().filter(|segment| {
+        !coherent && segment.content.is_none() && segment.group.protection.executable()
+    });
+    let actions = actions.iter().map(|action| ActionPair {
+        finalize: wire_call(&action.finalize),
+        dealloc: wire_call(&action.dealloc),
+    });
+    Item::Initialize {
+        content: content.collect(),
+        code: code.map(|segment| wire_range(segment.range)).collect(),
+        actions: actions.collect(),
+    }
+}
+
+impl Mapper for ServiceMapper {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0
+    }
+
+    fn may_be_waited_for(&self) -> bool {
+        self.link.has_channel()
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        self.link.traffic()
+    }
+
+    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
+        let at = match placement {
+            Placement::Default => At::Default {},
+            Placement::Near(address) => At::Near { address },
+            Placement::Fixed(address) => At::Fixed { address },
+        };
+        let mut message = self.link.message();
+        Reserve { size, least, at }.encode(&mut message);
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
+            done.complete(reserved.and_then(|reserved| {
+                let range = reserved.range;
+                let range = AddressRange::new(range.start.0, range.size())
+                    .filter(|range| range.size() > 0 && range.size() <= size);
+                let range = range.ok_or_else(|| {
+                    let message = format!("the executor reserved {:x?}", reserved.range);
+                    Error::new(Status::MapperFailed, message)
+                })?;
+                Ok(Reserved {
+                    range,
+                    in_reach: reserved.in_reach,
+                })
+            }));
+        });
+        self.link
+            .call(self.link.functions().reserve, message, &[], done);
+    }
+
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
+        let Chunk {
+            range,
+            group,
+            commit,
+        } = chunk;
+        let (view, file) = match self.shares {
+            true => {
+                let (view, file) = WriterView::new(range.size(), group.protection, commit)?;
+                (Some(view), Some(file))
+            }
+            false => (None, None),
+        };
+        let prepared = match &view {
+            Some(view) => Prepared::shared(view.address(), range.size(), 2),
+            None => Prepared::copied(if group.protection.writable() { 1 } else { 2 }),
+        };
+        let state = Arc::new(ChunkState {
+            range,
+            protection: group.protection.bits() as u8,
+            commit,
+            view,
+            progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
+        });
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        self.chunks.lock().insert(range.start(), Arc::clone(&state));
+        self.map(&state);
+        Ok(prepared)
+    }
+
+    fn initialize(
+        &self,
+        segments: SmallVec<[SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<Teardown>,
+    ) {
+        let coherent = self.capabilities.coherent;
+        let done = Completion::new(move |answer: Result<u64>| {
+            done.complete(answer.map(|key| match key {
+                0 => Teardown::Nothing,
+                key => Teardown::Key(key),
+            }));
+        });
+        let chunks = self.unsettled_chunks(&segments);
+        let go = {
+            let batches = self.batches.handle();
+            move |ready: Result<()>| match ready {
+                Err(error) => done.complete(Err(error)),
+                Ok(()) if actions.is_empty() && coherent => done.complete(Ok(0)),
+                Ok(()) => batches.submit(&item(&segments, &actions, coherent), done),
+            }
+        };
+        if chunks.is_empty() {
+            return go(Ok(()));
+        }
+        let ready = join_all(chunks.len(), Completion::new(go));
+        for (chunk, ready) in chunks.iter().zip(ready) {
+            if chunk.when_mapped(ready) {
+                self.map(chunk);
+            }
+        }
+    }
+
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+        let all = join_all(retired.len(), done);
+        for (retired, done) in retired.iter().rev().zip(all) {
+            let key = match retired.teardown {
+                Teardown::Key(key) => key,
+                _ => 0,
+            };
+            let code = retired
+                .copied
+                .iter()
+                .filter(|(_, group)| group.protection.executable());
+            let traps: Vec<AddrRange> = code.map(|(range, _)| wire_range(*range)).collect();
+            let done = Completion::new(move |answer: Result<u64>| done.complete(answer.map(drop)));
+            if key == 0 && traps.is_empty() {
+                done.complete(Ok(0));
+            } else {
+                self.batches
+                    .handle()
+                    .submit(&Item::Deinitialize { key, traps }, done);
+            }
+        }
+    }
+
+    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
+        let state = self.chunks.lock().remove(&chunk.start());
+        let Some(state) = state else {
+            return Err(invalid_argument(format!(
+                "no chunk starts at {:#x}",
+                chunk.start()
+            )));
+        };
+        if let Progress::Failed(_) = *state.progress.lock() {
+            // The executor has nothing there.
+            self.unsettled.fetch_sub(1, Ordering::AcqRel);
+            return Ok(());
+        }
+        // If the executor can't, the chunk that comes in its place is refused there, and says so.
+        let range = wire_range(chunk);
+        self.changes
+            .make(Step::Unmap { range }, Completion::new(move |_| drop(state)));
+        Ok(())
+    }
+
+    fn release(&self, window: AddressRange, done: Completion<()>) {
+        let inside = |start: &u64| window.start() <= *start && *start < window.end();
+        self.chunks.lock().retain(|start, _| !inside(start));
+        self.changes.make(
+            Step::Release {
+                range: wire_range(window),
+            },
+            done,
+        );
+    }
+}
