@@ -8,6 +8,7 @@ LLVM_ROOT ?= /usr/lib/llvm-
 llvm = $(LLVM_ROOT)$(1)/lib/cmake/llvm
 BENCH_ARGS ?=
 DEMO_ARGS ?=
+FUZZ_SECONDS ?= 30
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -20,6 +21,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export CTEST_OUTPUT_ON_FAILURE := 1
 
 STAGE := $(CURDIR)/build/prefix
+CARGO_FUZZ := build/tools/bin/cargo-fuzz
 
 headline = @printf '\n== %s\n' '$(1)'
 # $(call project,<source>,<build directory>[,<cmake argument>...]) builds a project that finds the
@@ -148,6 +150,24 @@ check-valgrind: setup stage ## C and C++ tests under valgrind
 # Linked code is written through one view and run through another, which valgrind does not notice
 # by itself: --smc-check=all.
 VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(CURDIR)/tests/valgrind.supp
+
+.PHONY: check-fuzz
+check-fuzz: setup $(CARGO_FUZZ) ## what reads messages, fuzzed (FUZZ_SECONDS=30 for each target)
+	$(call headline,fuzzing)
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/corpus/$$target; \
+	  (set -x; RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ) fuzz run --target-dir build/fuzz/target $$target \
+	    build/fuzz/corpus/$$target fuzz/corpus/$$target -- $(FUZZ_FLAGS)); \
+	done
+# libFuzzer writes what it finds into the first folder and starts from the seeds in the second.
+# No message of its size (4 KiB) needs 4 MiB in one piece.
+FUZZ_FLAGS = -max_total_time=$(FUZZ_SECONDS) -timeout=5 -malloc_limit_mb=4 -verbosity=0
+FUZZ_TARGETS = $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+# Sanitizers and coverage are nightly's; RUSTC_BOOTSTRAP=1 above has stable Rust do them too.
+$(CARGO_FUZZ):
+	cargo install cargo-fuzz --locked --version 0.13.2 --root build/tools
 
 .PHONY: stage
 stage: build # Installs into the build tree, for the projects above.
