@@ -134,6 +134,10 @@ enum jitmem_fallback
    * A window lies out of 32-bit reach of the process's images.
    */
   JITMEM_FALLBACK_OUT_OF_REACH = 4,
+  /**
+   * A better way to the executor, or a better mapper for it, could not be taken.
+   */
+  JITMEM_FALLBACK_WAY = 8,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -275,6 +279,14 @@ enum jitmem_mapper_kind
    * The host's own table of callbacks.
    */
   JITMEM_MAPPER_CUSTOM = 3,
+  /**
+   * Another process on this machine, shared pages.
+   */
+  JITMEM_MAPPER_SHARED = 4,
+  /**
+   * A process anywhere, content in messages.
+   */
+  JITMEM_MAPPER_REMOTE = 5,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -360,6 +372,18 @@ typedef struct jitmem_manager jitmem_manager;
  * fine. All functions on it are thread-safe.
  */
 typedef struct jitmem_mapper jitmem_mapper;
+
+/**
+ * An executor's service: controllers that know its symbols get memory in this process. Freeing it
+ * ends their sessions. All functions on it are thread-safe.
+ */
+typedef struct jitmem_service jitmem_service;
+
+/**
+ * A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
+ * mappers use it is fine. All functions on it are thread-safe.
+ */
+typedef struct jitmem_transport jitmem_transport;
 
 /**
  * Names one request to a custom mapper, which it answers with jitmem_mapper_complete.
@@ -647,6 +671,51 @@ typedef void (*jitmem_allocated_fn)(void *ctx,
 typedef void (*jitmem_done_fn)(void *ctx, const struct jitmem_error *error);
 
 /**
+ * Which service of an executor, and why this mapper. Set struct_size to
+ * sizeof(jitmem_executor_options) and the rest to zero for the defaults.
+ */
+typedef struct jitmem_executor_options {
+  /**
+   * sizeof(jitmem_executor_options).
+   */
+  size_t struct_size;
+  /**
+   * Executor address of jitmem_service_open; 0: what the transport knows by this name.
+   */
+  uint64_t service;
+  /**
+   * The number published as jitmem_service_instance; 0: what the transport knows by this name, or
+   * the service that every process with this library has.
+   */
+  uint64_t instance;
+  /**
+   * Why a better mapper was not taken, for the statistics; copied; may be NULL.
+   */
+  const char *instead_of;
+} jitmem_executor_options;
+
+/**
+ * What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
+ * byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
+ * 0 or the address of an error message from malloc.
+ */
+typedef struct jitmem_wrapper_result {
+  /**
+   * Bytes, or an address.
+   */
+  uint64_t data;
+  /**
+   * Number of bytes.
+   */
+  size_t size;
+} jitmem_wrapper_result;
+
+/**
+ * Sees one bootstrap symbol; `name` is static.
+ */
+typedef void (*jitmem_symbol_fn)(void *ctx, const char *name, uint64_t address);
+
+/**
  * Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
  * Set struct_size to sizeof(jitmem_stats) before the call.
  */
@@ -744,6 +813,14 @@ typedef struct jitmem_stats {
    * Ranges that the kernel refused to unmap in this process; lost until it exits.
    */
   uint64_t unmap_failures;
+  /**
+   * Messages sent to the executor for the mapper's purposes, all its managers together.
+   */
+  uint64_t messages;
+  /**
+   * Bytes of these messages and of their answers.
+   */
+  uint64_t message_bytes;
 } jitmem_stats;
 
 /**
@@ -776,6 +853,41 @@ typedef struct jitmem_layout_item {
  * Sees one piece of the layout; `item` is valid during the call.
  */
 typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *item);
+
+/**
+ * Names one call of a custom transport, which it answers with jitmem_transport_answer.
+ */
+typedef uint64_t jitmem_call;
+
+/**
+ * A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
+ */
+typedef struct jitmem_transport_callbacks {
+  /**
+   * sizeof(jitmem_transport_callbacks).
+   */
+  size_t struct_size;
+  /**
+   * Passed to every function.
+   */
+  void *ctx;
+  /**
+   * Called once when nothing uses the transport any more; may be NULL.
+   */
+  jitmem_destroy_fn destroy;
+  /**
+   * Calls the wrapper function at executor address `function` with `args`, which are valid during
+   * this call only, and has the answer given, now or later, from any thread, exactly once, with
+   * jitmem_transport_answer. Called with no lock held, from any thread, several at a time; must
+   * not wait for the answer and must not throw. Not NULL.
+   */
+  void (*call)(void *ctx, uint64_t function, const void *args, size_t args_size, jitmem_call call);
+} jitmem_transport_callbacks;
+
+/**
+ * Receives the result of a call; `bytes` is valid during the call of this function only.
+ */
+typedef void (*jitmem_bytes_fn)(void *ctx, const void *bytes, size_t size);
 
 #ifdef __cplusplus
 extern "C" {
@@ -1073,6 +1185,41 @@ jitmem_status jitmem_mapper_in_process(uint32_t kind,
                                        struct jitmem_error **error);
 
 /**
+ * Makes a mapper of another process's memory on this machine, through shared pages: what the linker
+ * writes here is what the executor sees there, and no content is sent.
+ *
+ * `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
+ * the transport's answers come from. On success `*mapper` is the new mapper, to be freed with
+ * jitmem_mapper_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE,
+ * JITMEM_UNSUPPORTED if the executor has no service, or another version of it, or memfds can't be
+ * handed to it (the message says what was tried), JITMEM_DISCONNECTED.
+ *
+ * Requires:
+ * `transport` is NULL or a handle of this library; `options` is NULL or a struct of the size that it
+ * says; `mapper` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_mapper_shared(const struct jitmem_transport *transport,
+                                   const struct jitmem_executor_options *options,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
+
+/**
+ * Makes a mapper of the memory of a process on any machine: content travels in the transport's
+ * messages, zero-fill does not.
+ *
+ * As jitmem_mapper_shared, but for handing memfds over.
+ *
+ * Requires:
+ * As jitmem_mapper_shared.
+ */
+jitmem_status jitmem_mapper_remote(const struct jitmem_transport *transport,
+                                   const struct jitmem_executor_options *options,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
+
+/**
  * Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
  * before: does nothing.
  *
@@ -1080,6 +1227,53 @@ jitmem_status jitmem_mapper_in_process(uint32_t kind,
  * `mapper` is NULL or came from this library, and no other thread uses this handle.
  */
 void jitmem_mapper_free(struct jitmem_mapper *mapper);
+
+/**
+ * The wrapper function with which a controller opens a session; not to be called from C. It is what
+ * dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
+ * publishes.
+ *
+ * Requires:
+ * `args` has `size` bytes.
+ */
+struct jitmem_wrapper_result jitmem_service_open(const char *args, size_t size);
+
+/**
+ * Makes a service of its own in this process.
+ *
+ * On success `*service` is the new service, to be freed with jitmem_service_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL.
+ *
+ * Requires:
+ * `service` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_service_create(struct jitmem_service **service, struct jitmem_error **error);
+
+/**
+ * Calls `visit` in this thread for each symbol that the executor must publish to its controller
+ * (ORC: as bootstrap symbols). Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+ *
+ * Requires:
+ * `service` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+ * or a place for a pointer.
+ */
+jitmem_status jitmem_service_symbols(const struct jitmem_service *service,
+                                     jitmem_symbol_fn visit,
+                                     void *ctx,
+                                     struct jitmem_error **error);
+
+/**
+ * Frees a service and ends its sessions: deallocation actions that are left run, last to first, in
+ * this thread, and the memory goes, so no linked code may run any more. NULL and a service that was
+ * freed before: does nothing.
+ *
+ * Requires:
+ * `service` is NULL or came from this library, and no other thread uses this handle.
+ */
+void jitmem_service_free(struct jitmem_service *service);
 
 /**
  * Fills `stats`. Thread-safe; the figures are those of one moment.
@@ -1150,6 +1344,90 @@ void jitmem_error_free(struct jitmem_error *error);
  * Thread-safe; never fails.
  */
 const char *jitmem_status_name(uint32_t status);
+
+/**
+ * Makes a transport of a host's callbacks.
+ *
+ * `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the transport any
+ * more or if this call fails. On success `*transport` is the new transport, to be freed with
+ * jitmem_transport_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function. If the struct
+ * can't be read (NULL, a wrong struct_size, fields that this library does not know) `destroy` is
+ * not called.
+ *
+ * Requires:
+ * `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
+ * as documented; `transport` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *callbacks,
+                                      struct jitmem_transport **transport,
+                                      struct jitmem_error **error);
+
+/**
+ * Answers a call of a custom transport, from any thread.
+ *
+ * `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
+ * `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
+ * JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
+ * waits may run inside this call. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
+ * JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).
+ *
+ * Requires:
+ * `bytes` has `size` bytes or is NULL; `message` is NULL or a NUL-terminated string; `error` is NULL
+ * or a place for a pointer.
+ */
+jitmem_status jitmem_transport_answer(jitmem_call call,
+                                      uint32_t status,
+                                      const char *message,
+                                      const void *bytes,
+                                      size_t size,
+                                      struct jitmem_error **error);
+
+/**
+ * Calls the wrapper function at executor address `function` with `args` and waits for its result,
+ * with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
+ * function's own message, JITMEM_DISCONNECTED.
+ *
+ * Requires:
+ * `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
+ * may be called with `ctx`; `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_transport_call(const struct jitmem_transport *transport,
+                                    uint64_t function,
+                                    const void *args,
+                                    size_t args_size,
+                                    jitmem_bytes_fn result,
+                                    void *ctx,
+                                    struct jitmem_error **error);
+
+/**
+ * The address that the executor published as `name` when the connection was made. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
+ * published (custom transports know no names); JITMEM_INVALID_HANDLE.
+ *
+ * Requires:
+ * `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;
+ * `address` is NULL or a place for a number; `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_transport_symbol(const struct jitmem_transport *transport,
+                                      const char *name,
+                                      uint64_t *address,
+                                      struct jitmem_error **error);
+
+/**
+ * Frees a transport; mappers that use it keep what they need. NULL and a transport that was freed
+ * before: does nothing.
+ *
+ * Requires:
+ * `transport` is NULL or came from this library, and no other thread uses this handle.
+ */
+void jitmem_transport_free(struct jitmem_transport *transport);
 
 /**
  * The version of the library that runs: major << 16 | minor << 8 | patch, as JITMEM_VERSION.

@@ -2,6 +2,7 @@
 //! Taking arguments from C: NULL, counts, and structs that may grow.
 
 use crate::error::{Result, invalid_argument};
+use std::ffi::{CStr, c_char};
 use std::mem::size_of;
 
 /// Fails if a place to write or read is NULL or misaligned.
@@ -15,6 +16,18 @@ pub(super) fn required<T>(pointer: *const T, name: &str) -> Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// A string of C.
+///
+/// # Safety
+/// `pointer` is NULL or a NUL-terminated string that nobody changes during `'a`.
+pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
+    required(pointer, name)?;
+    // SAFETY: not NULL, and the caller says that it is a string.
+    let text = unsafe { CStr::from_ptr(pointer) };
+    text.to_str()
+        .map_err(|_| invalid_argument(format!("{name} is not UTF-8")))
 }
 
 /// An array of C.

@@ -3,9 +3,13 @@
 
 use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
+use super::transport::{jitmem_transport, transport_of};
 use super::{guard, input};
-use crate::error::{Result, invalid_argument};
-use crate::mapper::{InProcess, InProcessKind, Mapper};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::mapper::{InProcess, InProcessKind, Mapper, ServiceMapper};
+use crate::transport::Transport;
+use std::ffi::c_char;
+use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 
 /// Where memory comes from. May serve any number of managers; freeing it while managers use it is
@@ -71,6 +75,119 @@ pub unsafe extern "C" fn jitmem_mapper_in_process(
         unsafe { mapper.write(handle) };
         Ok(())
     };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Which service of an executor, and why this mapper. Set struct_size to
+/// sizeof(jitmem_executor_options) and the rest to zero for the defaults.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_executor_options {
+    /// sizeof(jitmem_executor_options).
+    pub struct_size: usize,
+    /// Executor address of jitmem_service_open; 0: what the transport knows by this name.
+    pub service: u64,
+    /// The number published as jitmem_service_instance; 0: what the transport knows by this name, or
+    /// the service that every process with this library has.
+    pub instance: u64,
+    /// Why a better mapper was not taken, for the statistics; copied; may be NULL.
+    pub instead_of: *const c_char,
+}
+
+const LEAST_OPTIONS: usize = offset_of!(jitmem_executor_options, instead_of) + size_of::<usize>();
+
+/// Makes a mapper with `make`, which gets transport, service and instance.
+///
+/// # Safety
+/// As [`jitmem_mapper_shared`] has it.
+unsafe fn over_service(
+    transport: *const jitmem_transport,
+    options: *const jitmem_executor_options,
+    mapper: *mut *mut jitmem_mapper,
+    make: impl FnOnce(Arc<dyn Transport>, u64, u64) -> Result<ServiceMapper>,
+) -> Result<()> {
+    // SAFETY: as the caller says.
+    let transport = unsafe { transport_of(transport) }?;
+    input::required(mapper, "mapper")?;
+    let (mut service, mut instance, mut reason) = (0, 0, None);
+    if !options.is_null() {
+        // SAFETY: plain numbers and a pointer; the caller vouches for the size.
+        let options =
+            unsafe { input::versioned(options, LEAST_OPTIONS, "jitmem_executor_options") }?;
+        (service, instance) = (options.service, options.instance);
+        if !options.instead_of.is_null() {
+            // SAFETY: the caller says that it is a string.
+            reason = Some(unsafe { input::text(options.instead_of, "instead_of") }?.to_owned());
+        }
+    }
+    if service == 0 {
+        service = transport.symbol("jitmem_service_open").ok_or_else(|| {
+            Error::new(
+                Status::Unsupported,
+                "the executor published no jitmem_service_open and jitmem_executor_options.service \
+                 is 0: link jitmem's service into the executor or load libjitmem.so there",
+            )
+        })?;
+    }
+    if instance == 0 {
+        instance = transport.symbol("jitmem_service_instance").unwrap_or(0);
+    }
+    let new = make(transport, service, instance)?;
+    let new = match reason {
+        Some(reason) => new.instead_of(reason),
+        None => new,
+    };
+    let handle = handle::give(jitmem_mapper(Arc::new(new)));
+    // SAFETY: not NULL, and the caller says it is a place for a pointer.
+    unsafe { mapper.write(handle) };
+    Ok(())
+}
+
+/// Makes a mapper of another process's memory on this machine, through shared pages: what the linker
+/// writes here is what the executor sees there, and no content is sent.
+///
+/// `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
+/// the transport's answers come from. On success `*mapper` is the new mapper, to be freed with
+/// jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE,
+/// JITMEM_UNSUPPORTED if the executor has no service, or another version of it, or memfds can't be
+/// handed to it (the message says what was tried), JITMEM_DISCONNECTED.
+///
+/// # Safety
+/// `transport` is NULL or a handle of this library; `options` is NULL or a struct of the size that it
+/// says; `mapper` and `error` are NULL or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_mapper_shared(
+    transport: *const jitmem_transport,
+    options: *const jitmem_executor_options,
+    mapper: *mut *mut jitmem_mapper,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    // SAFETY: as the caller says.
+    let body = || unsafe { over_service(transport, options, mapper, ServiceMapper::shared) };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Makes a mapper of the memory of a process on any machine: content travels in the transport's
+/// messages, zero-fill does not.
+///
+/// As jitmem_mapper_shared, but for handing memfds over.
+///
+/// # Safety
+/// As jitmem_mapper_shared.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_mapper_remote(
+    transport: *const jitmem_transport,
+    options: *const jitmem_executor_options,
+    mapper: *mut *mut jitmem_mapper,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    // SAFETY: as the caller says.
+    let body = || unsafe { over_service(transport, options, mapper, ServiceMapper::remote) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }

@@ -7,6 +7,7 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::invalid_argument;
 use crate::manager::LayoutKind;
+use crate::mapper::Kind;
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 
@@ -21,6 +22,10 @@ pub enum jitmem_mapper_kind {
     JITMEM_MAPPER_MPROTECT = 2,
     /// The host's own table of callbacks.
     JITMEM_MAPPER_CUSTOM = 3,
+    /// Another process on this machine, shared pages.
+    JITMEM_MAPPER_SHARED = 4,
+    /// A process anywhere, content in messages.
+    JITMEM_MAPPER_REMOTE = 5,
 }
 
 /// What was fallen back from; bits of jitmem_stats.fallbacks.
@@ -34,6 +39,8 @@ pub enum jitmem_fallback {
     JITMEM_FALLBACK_SMALLER_WINDOW = 2,
     /// A window lies out of 32-bit reach of the process's images.
     JITMEM_FALLBACK_OUT_OF_REACH = 4,
+    /// A better way to the executor, or a better mapper for it, could not be taken.
+    JITMEM_FALLBACK_WAY = 8,
 }
 
 /// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
@@ -89,6 +96,10 @@ pub struct jitmem_stats {
     pub fallback_reason: *const c_char,
     /// Ranges that the kernel refused to unmap in this process; lost until it exits.
     pub unmap_failures: u64,
+    /// Messages sent to the executor for the mapper's purposes, all its managers together.
+    pub messages: u64,
+    /// Bytes of these messages and of their answers.
+    pub message_bytes: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -118,7 +129,10 @@ pub unsafe extern "C" fn jitmem_manager_stats(
         let now = manager.manager().stats();
         let mut fallbacks = 0;
         if now.mapper_fallback {
-            fallbacks |= jitmem_fallback::JITMEM_FALLBACK_MPROTECT as u32;
+            fallbacks |= match now.mapper {
+                Kind::Shared | Kind::Remote => jitmem_fallback::JITMEM_FALLBACK_WAY,
+                _ => jitmem_fallback::JITMEM_FALLBACK_MPROTECT,
+            } as u32;
         }
         if now.smaller_window {
             fallbacks |= jitmem_fallback::JITMEM_FALLBACK_SMALLER_WINDOW as u32;
@@ -151,6 +165,8 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             mapper_name: manager.mapper_name(),
             fallback_reason: manager.fallback_reason(),
             unmap_failures: now.unmap_failures,
+            messages: now.messages,
+            message_bytes: now.message_bytes,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

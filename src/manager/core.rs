@@ -395,7 +395,13 @@ impl Core {
 
     pub(super) fn stats(&self) -> Stats {
         let window_size = self.options.window_size;
-        stats::collect(&self.space.lock(), self.mapper.capabilities(), window_size)
+        let traffic = self.mapper.traffic();
+        stats::collect(
+            &self.space.lock(),
+            self.mapper.capabilities(),
+            traffic,
+            window_size,
+        )
     }
 
     pub(super) fn layout(&self) -> Vec<LayoutItem> {

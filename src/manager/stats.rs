@@ -48,6 +48,10 @@ pub struct Stats {
     pub span: u64,
     /// Ranges that the kernel refused to unmap in this process; lost until it exits.
     pub unmap_failures: u64,
+    /// Messages sent to the executor for the mapper's purposes.
+    pub messages: u64,
+    /// Bytes of these messages and of their answers.
+    pub message_bytes: u64,
     /// Windows that lie out of reach of the process's images.
     pub windows_out_of_reach: u64,
     /// A window is smaller than asked for, because address space is limited.
@@ -105,7 +109,12 @@ fn fallbacks(mapper: &Capabilities, sums: &Sums, window_size: u64) -> Option<Str
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
-pub(super) fn collect(space: &Space, mapper: &Capabilities, window_size: u64) -> Stats {
+pub(super) fn collect(
+    space: &Space,
+    mapper: &Capabilities,
+    traffic: (u64, u64),
+    window_size: u64,
+) -> Stats {
     let sums = space.sums();
     let counters = space.counters;
     Stats {
@@ -127,6 +136,8 @@ pub(super) fn collect(space: &Space, mapper: &Capabilities, window_size: u64) ->
         system_calls: sys::system_calls(),
         span: sums.span,
         unmap_failures: unmap_failures(),
+        messages: traffic.0,
+        message_bytes: traffic.1,
         windows_out_of_reach: sums.out_of_reach,
         smaller_window: sums.smallest_window < window_size,
         mapper: mapper.kind,

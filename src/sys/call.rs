@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Calling executor addresses: wrapper functions with LLVM's `CWrapperFunctionResult` ABI.
+//! Calling executor addresses, and being called: wrapper functions with LLVM's
+//! `CWrapperFunctionResult` ABI.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// The 16 bytes that a wrapper function returns (in RAX:RDX on x86-64, X0:X1 on AArch64).
 ///
@@ -13,6 +16,13 @@ pub(crate) struct RawWrapperResult {
     size: usize,
 }
 
+impl RawWrapperResult {
+    /// Both words, for the C API's own type.
+    pub(crate) fn parts(self) -> (u64, usize) {
+        (self.data, self.size)
+    }
+}
+
 /// What a wrapper function answered, owned.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WrapperResult {
@@ -21,6 +31,9 @@ pub(crate) enum WrapperResult {
     /// It could not answer; this is its message.
     OutOfBand(String),
 }
+
+/// What a wrapper function of ours answers: result bytes, or an out-of-band error.
+pub(crate) type Answer = Result<Vec<u8>, String>;
 
 type WrapperFunction = unsafe extern "C" fn(*const u8, usize) -> RawWrapperResult;
 
@@ -68,6 +81,115 @@ fn take(raw: RawWrapperResult) -> WrapperResult {
             WrapperResult::Bytes(bytes)
         }
     }
+}
+
+/// Answers a call of a wrapper function of ours. A panic becomes an out-of-band error.
+///
+/// # Safety
+/// `args` points to `size` bytes that nobody changes meanwhile; it may be NULL if there are none.
+pub(crate) unsafe fn serve(
+    args: *const u8,
+    size: usize,
+    body: impl FnOnce(&[u8]) -> Answer,
+) -> RawWrapperResult {
+    let args = match size {
+        0 => &[],
+        // SAFETY: the caller vouches for the bytes.
+        size => unsafe { std::slice::from_raw_parts(args, size) },
+    };
+    give(
+        catch_unwind(AssertUnwindSafe(|| body(args))).unwrap_or_else(|_| {
+            Err(
+                "jitmem panicked, which is a defect in it: please report what it wrote to stderr"
+                    .into(),
+            )
+        }),
+    )
+}
+
+fn give(answer: Answer) -> RawWrapperResult {
+    match answer {
+        Ok(bytes) if bytes.len() <= 8 => {
+            let mut data = [0; 8];
+            data[..bytes.len()].copy_from_slice(&bytes);
+            RawWrapperResult {
+                data: u64::from_le_bytes(data),
+                size: bytes.len(),
+            }
+        }
+        Ok(bytes) => RawWrapperResult {
+            data: give_block(&bytes),
+            size: bytes.len(),
+        },
+        Err(message) => {
+            let mut text = message.replace('\0', "\u{fffd}").into_bytes();
+            text.push(0);
+            RawWrapperResult {
+                data: give_block(&text),
+                size: 0,
+            }
+        }
+    }
+}
+
+/// A copy that the caller of a wrapper function frees with the C library's `free`. Without memory
+/// for it the process ends, as it would where Rust's own heap is short.
+fn give_block(bytes: &[u8]) -> u64 {
+    // SAFETY: a plain allocation.
+    let block = unsafe { libc::malloc(bytes.len()) }.cast::<u8>();
+    if block.is_null() {
+        std::alloc::handle_alloc_error(std::alloc::Layout::for_value(bytes));
+    }
+    // SAFETY: the block is new and as long as `bytes`.
+    unsafe { block.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    block.expose_provenance() as u64
+}
+
+/// A function or closure that holds nothing, so that it can be had without being stored anywhere.
+trait Stateless: Copy {
+    const PROOF: () = assert!(
+        size_of::<Self>() == 0,
+        "the function must not hold anything"
+    );
+
+    fn conjure() -> Self {
+        let () = Self::PROOF;
+        // SAFETY: a value without bytes is read from anywhere; one existed, and it is Copy.
+        unsafe { std::ptr::NonNull::<Self>::dangling().read() }
+    }
+}
+
+impl<F: Copy> Stateless for F {}
+
+/// The address of a wrapper function that answers as `_body` does.
+pub(crate) fn wrapper_address<F: Fn(&[u8]) -> Answer + Copy>(_body: F) -> u64 {
+    unsafe extern "C" fn wrapper<F: Fn(&[u8]) -> Answer + Copy>(
+        args: *const u8,
+        size: usize,
+    ) -> RawWrapperResult {
+        // SAFETY: callers keep to the ABI of wrapper functions.
+        unsafe { serve(args, size, F::conjure()) }
+    }
+    let wrapper: WrapperFunction = wrapper::<F>;
+    (wrapper as *const ()).expose_provenance() as u64
+}
+
+/// The address of a `__orc_rt_jit_dispatch` function: `_body` is given context, tag and argument
+/// bytes.
+pub(crate) fn dispatch_address<F: Fn(u64, u64, &[u8]) -> Answer + Copy>(_body: F) -> u64 {
+    type Dispatch = unsafe extern "C" fn(usize, usize, *const u8, usize) -> RawWrapperResult;
+    unsafe extern "C" fn dispatch<F: Fn(u64, u64, &[u8]) -> Answer + Copy>(
+        context: usize,
+        tag: usize,
+        args: *const u8,
+        size: usize,
+    ) -> RawWrapperResult {
+        let body = |args: &[u8]| F::conjure()(context as u64, tag as u64, args);
+        // SAFETY: callers keep to the ABI of the dispatch function.
+        unsafe { serve(args, size, body) }
+    }
+    let dispatch: Dispatch = dispatch::<F>;
+    (dispatch as *const ()).expose_provenance() as u64
 }
 
 #[cfg(test)]
@@ -121,5 +243,45 @@ mod tests {
             WrapperResult::OutOfBand("broken".to_owned())
         );
         assert_eq!(call(empty, &[]), WrapperResult::Bytes(vec![]));
+    }
+
+    #[test]
+    fn what_is_given_is_what_is_taken() {
+        let echo = wrapper_address(|args: &[u8]| Ok(args.to_vec()));
+        for size in [0, 1, 7, 8, 9, 4096] {
+            let bytes: Vec<u8> = (0..size).map(|index| index as u8).collect();
+            assert_eq!(call_wrapper(echo, &bytes), WrapperResult::Bytes(bytes));
+        }
+        let failing = wrapper_address(|_: &[u8]| Err("a\0b".to_owned()));
+        let answer = call_wrapper(failing, &[]);
+        assert_eq!(answer, WrapperResult::OutOfBand("a\u{fffd}b".to_owned()));
+        let silent = wrapper_address(|_: &[u8]| Err(String::new()));
+        let answer = call_wrapper(silent, &[]);
+        assert_eq!(answer, WrapperResult::OutOfBand(String::new()));
+    }
+
+    #[test]
+    fn a_panic_is_an_out_of_band_error() {
+        let panicking = wrapper_address(|_: &[u8]| panic!("on purpose"));
+        let WrapperResult::OutOfBand(message) = call_wrapper(panicking, &[]) else {
+            panic!("it answered");
+        };
+        assert!(message.contains("defect"), "{message}");
+    }
+
+    #[test]
+    fn dispatch_passes_context_and_tag() {
+        let address = dispatch_address(|context, tag, args: &[u8]| {
+            Ok([&context.to_le_bytes()[..], &tag.to_le_bytes(), args].concat())
+        });
+        type Dispatch = unsafe extern "C" fn(usize, usize, *const u8, usize) -> RawWrapperResult;
+        let pointer: *const () = std::ptr::with_exposed_provenance(address as usize);
+        // SAFETY: the function above, called with an array that lives through the call.
+        let answer = unsafe {
+            let dispatch = std::mem::transmute::<*const (), Dispatch>(pointer);
+            dispatch(1, 2, b"abc".as_ptr(), 3)
+        };
+        let expected = [&1u64.to_le_bytes()[..], &2u64.to_le_bytes(), b"abc"].concat();
+        assert_eq!(take(answer), WrapperResult::Bytes(expected));
     }
 }

@@ -8,26 +8,39 @@
 
 mod call;
 mod code;
+mod dl;
 mod explain;
 #[cfg(test)]
 pub(crate) mod fault;
 mod fork;
+mod jit_debug;
 mod map;
 mod maps;
 mod memfile;
+mod program;
+mod raw;
+mod shm;
 pub(crate) mod socket;
+mod stream;
 mod thread;
 
-pub(crate) use call::{WrapperResult, call_wrapper};
+pub(crate) use call::{Answer, RawWrapperResult, WrapperResult, call_wrapper, serve, dispatch_address, wrapper_address};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
+pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 pub(crate) use explain::explain;
 use explain::limit;
 pub(crate) use fork::{at_exit_once, fork_generation};
+pub(crate) use jit_debug::{debug_symbols, register_debug_object};
 pub(crate) use map::{
     At, decommit, dont_fork, map_anonymous, map_file, populate, protect, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;
+pub(crate) use program::{call_int, call_main, call_on_frames, call_void, spawn_for_programs};
+pub(crate) use raw::{Memory, discard};
+pub(crate) use shm::SharedName;
+pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, read};
+pub(crate) use socket::random;
 pub(crate) use thread::spawn;
 
 use crate::page::Alignment;

@@ -18,6 +18,11 @@ pub trait Transport: Send + Sync {
     /// Calls the wrapper function at `function` with `args` and completes with its result bytes, or
     /// with its out-of-band error, or with [`Status::Disconnected`] when the executor is gone.
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>);
+
+    /// The address that the executor published under a name when the connection was made.
+    fn symbol(&self, _name: &str) -> Option<u64> {
+        None
+    }
 }
 
 /// Calls and waits.

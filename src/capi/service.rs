@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! `jitmem_service`: the executor's side.
+
+use super::guard;
+use super::handle::{self, Handle};
+use super::input;
+use super::status::{jitmem_error, jitmem_status};
+use crate::error::invalid_argument;
+use crate::executor::service::{self, Function, Service};
+use crate::sys::{RawWrapperResult, serve};
+use crate::wire::service::Functions;
+use crate::wire::sps::ExecutorAddr;
+use std::ffi::{c_char, c_void};
+
+/// An executor's service: controllers that know its symbols get memory in this process. Freeing it
+/// ends their sessions. All functions on it are thread-safe.
+#[allow(non_camel_case_types)]
+pub struct jitmem_service(Service);
+
+static SERVICES: handle::Pool<jitmem_service> = handle::Pool::new(0x6a69_746d_7365_7276);
+
+impl Handle for jitmem_service {
+    fn pool() -> &'static handle::Pool<Self> {
+        &SERVICES
+    }
+    const NAME: &'static str = "jitmem_service";
+}
+
+/// What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
+/// byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
+/// 0 or the address of an error message from malloc.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_wrapper_result {
+    /// Bytes, or an address.
+    pub data: u64,
+    /// Number of bytes.
+    pub size: usize,
+}
+
+impl From<RawWrapperResult> for jitmem_wrapper_result {
+    fn from(result: RawWrapperResult) -> jitmem_wrapper_result {
+        let (data, size) = result.parts();
+        jitmem_wrapper_result { data, size }
+    }
+}
+
+macro_rules! wrappers {
+    ($($name:ident: $function:ident,)*) => {$(
+        unsafe extern "C" fn $name(args: *const c_char, size: usize) -> jitmem_wrapper_result {
+            let body = |args: &[u8]| service::call(Function::$function, args, Vec::new());
+            // SAFETY: whoever calls a wrapper function passes bytes that live through the call.
+            unsafe { serve(args.cast(), size, body) }.into()
+        }
+    )*};
+}
+
+wrappers! {
+    attach: Attach,
+    reserve: Reserve,
+    change: Change,
+    run: Run,
+    close: Close,
+}
+
+type Wrapper = unsafe extern "C" fn(*const c_char, usize) -> jitmem_wrapper_result;
+
+fn address(function: Wrapper) -> u64 {
+    function as *const () as u64
+}
+
+fn functions() -> Functions {
+    let of = |function| ExecutorAddr(address(function));
+    Functions {
+        attach: of(attach),
+        reserve: of(reserve),
+        change: of(change),
+        run: of(run),
+        close: of(close),
+    }
+}
+
+/// The wrapper function with which a controller opens a session; not to be called from C. It is what
+/// dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
+/// publishes.
+///
+/// # Safety
+/// `args` has `size` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_open(
+    args: *const c_char,
+    size: usize,
+) -> jitmem_wrapper_result {
+    // SAFETY: as the caller says.
+    unsafe { serve(args.cast(), size, |args| service::open(args, &functions())) }.into()
+}
+
+/// Makes a service of its own in this process.
+///
+/// On success `*service` is the new service, to be freed with jitmem_service_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL.
+///
+/// # Safety
+/// `service` and `error` are NULL or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_create(
+    service: *mut *mut jitmem_service,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        input::required(service, "service")?;
+        let handle = handle::give(jitmem_service(Service::new()));
+        // SAFETY: not NULL, and the caller says it is a place for a pointer.
+        unsafe { service.write(handle) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Sees one bootstrap symbol; `name` is static.
+#[allow(non_camel_case_types)]
+pub type jitmem_symbol_fn =
+    Option<unsafe extern "C" fn(ctx: *mut c_void, name: *const c_char, address: u64)>;
+
+/// Calls `visit` in this thread for each symbol that the executor must publish to its controller
+/// (ORC: as bootstrap symbols). Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// # Safety
+/// `service` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+/// or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_symbols(
+    service: *const jitmem_service,
+    visit: jitmem_symbol_fn,
+    ctx: *mut c_void,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let service = unsafe { handle::get(service) }?;
+        let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
+        let symbols = [
+            (c"jitmem_service_open", address(jitmem_service_open)),
+            (c"jitmem_service_instance", service.0.instance()),
+        ];
+        for (name, address) in symbols {
+            // SAFETY: the host's function takes a context, a static string and a number.
+            unsafe { visit(ctx, name.as_ptr(), address) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Frees a service and ends its sessions: deallocation actions that are left run, last to first, in
+/// this thread, and the memory goes, so no linked code may run any more. NULL and a service that was
+/// freed before: does nothing.
+///
+/// # Safety
+/// `service` is NULL or came from this library, and no other thread uses this handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_free(service: *mut jitmem_service) {
+    // SAFETY: as the caller says.
+    let taken = unsafe { handle::take(service) };
+    let _ = guard::catch(|| drop(taken));
+}

@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! `jitmem_transport`: calls of wrapper functions in an executor.
+
+use super::callback::{Context, jitmem_destroy_fn};
+use super::handle::{self, Handle};
+use super::status::{jitmem_error, jitmem_status};
+use super::{guard, input};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::transport::{self, Transport};
+use parking_lot::Mutex;
+use slotmap::{DefaultKey, Key, KeyData, SlotMap};
+use std::ffi::{CStr, c_char, c_void};
+use std::mem::{offset_of, size_of};
+use std::sync::Arc;
+
+/// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
+/// mappers use it is fine. All functions on it are thread-safe.
+#[allow(non_camel_case_types)]
+pub struct jitmem_transport(pub(super) Arc<dyn Transport>);
+
+static TRANSPORTS: handle::Pool<jitmem_transport> = handle::Pool::new(0x6a69_746d_7472_616e);
+
+impl Handle for jitmem_transport {
+    fn pool() -> &'static handle::Pool<Self> {
+        &TRANSPORTS
+    }
+    const NAME: &'static str = "jitmem_transport";
+}
+
+/// Names one call of a custom transport, which it answers with jitmem_transport_answer.
+#[allow(non_camel_case_types)]
+pub type jitmem_call = u64;
+
+/// A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_transport_callbacks {
+    /// sizeof(jitmem_transport_callbacks).
+    pub struct_size: usize,
+    /// Passed to every function.
+    pub ctx: *mut c_void,
+    /// Called once when nothing uses the transport any more; may be NULL.
+    pub destroy: jitmem_destroy_fn,
+    /// Calls the wrapper function at executor address `function` with `args`, which are valid during
+    /// this call only, and has the answer given, now or later, from any thread, exactly once, with
+    /// jitmem_transport_answer. Called with no lock held, from any thread, several at a time; must
+    /// not wait for the answer and must not throw. Not NULL.
+    pub call: Option<
+        unsafe extern "C" fn(
+            ctx: *mut c_void,
+            function: u64,
+            args: *const c_void,
+            args_size: usize,
+            call: jitmem_call,
+        ),
+    >,
+}
+
+const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
+
+static PENDING: Mutex<Option<SlotMap<DefaultKey, Completion<Vec<u8>>>>> = Mutex::new(None);
+
+struct Host {
+    table: jitmem_transport_callbacks,
+    context: Arc<Context>,
+}
+
+// SAFETY: the table is documented to be called from any thread, several at a time.
+unsafe impl Send for Host {}
+// SAFETY: as above.
+unsafe impl Sync for Host {}
+
+impl Transport for Host {
+    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        // The host's context lives until its last call is answered.
+        let context = Arc::clone(&self.context);
+        let done = Completion::new(move |answer| {
+            done.complete(answer);
+            drop(context);
+        });
+        let key = PENDING.lock().get_or_insert_with(SlotMap::new).insert(done);
+        let host = self
+            .table
+            .call
+            .expect("checked when the transport was made");
+        let (ctx, size) = (self.context.pointer(), args.len());
+        // SAFETY: the host says that its function takes these; `args` lives through the call.
+        unsafe {
+            host(
+                ctx,
+                function,
+                args.as_ptr().cast(),
+                size,
+                key.data().as_ffi(),
+            )
+        }
+    }
+}
+
+/// Makes a transport of a host's callbacks.
+///
+/// `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the transport any
+/// more or if this call fails. On success `*transport` is the new transport, to be freed with
+/// jitmem_transport_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function. If the struct
+/// can't be read (NULL, a wrong struct_size, fields that this library does not know) `destroy` is
+/// not called.
+///
+/// # Safety
+/// `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
+/// as documented; `transport` and `error` are NULL or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_custom(
+    callbacks: *const jitmem_transport_callbacks,
+    transport: *mut *mut jitmem_transport,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: numbers, pointers and optional functions; the caller vouches for the size.
+        let table = unsafe { input::versioned(callbacks, LEAST, "jitmem_transport_callbacks") }?;
+        let context = Arc::new(Context::new(table.ctx, table.destroy));
+        input::required(transport, "transport")?;
+        if table.call.is_none() {
+            return Err(invalid_argument("jitmem_transport_callbacks.call is NULL"));
+        }
+        let handle = handle::give(jitmem_transport(Arc::new(Host { table, context })));
+        // SAFETY: not NULL, and the caller says it is a place for a pointer.
+        unsafe { transport.write(handle) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Answers a call of a custom transport, from any thread.
+///
+/// `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
+/// `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
+/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
+/// waits may run inside this call. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
+/// JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).
+///
+/// # Safety
+/// `bytes` has `size` bytes or is NULL; `message` is NULL or a NUL-terminated string; `error` is NULL
+/// or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_answer(
+    call: jitmem_call,
+    status: u32,
+    message: *const c_char,
+    bytes: *const c_void,
+    size: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: the caller says that they are there.
+        let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?.to_vec();
+        let key = DefaultKey::from(KeyData::from_ffi(call));
+        // A key of slotmap is made odd on the way in, so another number could name it.
+        let named = key.data().as_ffi() == call;
+        let done = PENDING
+            .lock()
+            .as_mut()
+            .filter(|_| named)
+            .and_then(|all| all.remove(key));
+        let Some(done) = done else {
+            return Err(invalid_handle(format!(
+                "call {call:#x} was answered before or never made"
+            )));
+        };
+        done.complete(if status == 0 {
+            Ok(bytes)
+        } else {
+            // SAFETY: the caller says that it is NULL or a string.
+            let text = (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) });
+            let text = text.map_or("no message".into(), CStr::to_string_lossy);
+            let status = Status::from_code(status).unwrap_or(Status::MapperFailed);
+            Err(Error::new(status, text))
+        });
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Receives the result of a call; `bytes` is valid during the call of this function only.
+#[allow(non_camel_case_types)]
+pub type jitmem_bytes_fn =
+    Option<unsafe extern "C" fn(ctx: *mut c_void, bytes: *const c_void, size: usize)>;
+
+/// Calls the wrapper function at executor address `function` with `args` and waits for its result,
+/// with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
+/// function's own message, JITMEM_DISCONNECTED.
+///
+/// # Safety
+/// `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
+/// may be called with `ctx`; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_call(
+    transport: *const jitmem_transport,
+    function: u64,
+    args: *const c_void,
+    args_size: usize,
+    result: jitmem_bytes_fn,
+    ctx: *mut c_void,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let transport = unsafe { handle::get(transport) }?;
+        // SAFETY: the caller says that they are there.
+        let args = unsafe { input::array(args.cast::<u8>(), args_size, "args") }?.to_vec();
+        let transport = Arc::clone(&transport.0);
+        let bytes = transport::call(&*transport, function, args)?;
+        if let Some(result) = result {
+            // SAFETY: the host's function takes a context and bytes that live through the call.
+            unsafe { result(ctx, bytes.as_ptr().cast(), bytes.len()) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// The address that the executor published as `name` when the connection was made. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
+/// published (custom transports know no names); JITMEM_INVALID_HANDLE.
+///
+/// # Safety
+/// `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;
+/// `address` is NULL or a place for a number; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_symbol(
+    transport: *const jitmem_transport,
+    name: *const c_char,
+    address: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let transport = unsafe { handle::get(transport) }?;
+        input::required(address, "address")?;
+        // SAFETY: the caller says that it is NULL or a string.
+        let name = unsafe { input::text(name, "name") }?;
+        let found = transport
+            .0
+            .symbol(name)
+            .ok_or_else(|| invalid_argument(format!("the executor published no symbol {name}")))?;
+        // SAFETY: not NULL, and the caller says it is a place for a number.
+        unsafe { address.write(found) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Frees a transport; mappers that use it keep what they need. NULL and a transport that was freed
+/// before: does nothing.
+///
+/// # Safety
+/// `transport` is NULL or came from this library, and no other thread uses this handle.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_free(transport: *mut jitmem_transport) {
+    // SAFETY: as the caller says.
+    let taken = unsafe { handle::take(transport) };
+    let _ = guard::catch(|| drop(taken));
+}
+
+/// The transport behind a handle.
+///
+/// # Safety
+/// `transport` is NULL or a handle of this library.
+pub(super) unsafe fn transport_of(
+    transport: *const jitmem_transport,
+) -> Result<Arc<dyn Transport>> {
+    // SAFETY: as the caller says.
+    unsafe { handle::get(transport) }.map(|transport| Arc::clone(&transport.0))
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! GDB's JIT interface: a list of object files in memory that a debugger reads.
+//!
+//! A debugger finds the list, and the function where it has a breakpoint, by their names. Both are
+//! weak, so that a program that links LLVM statically as well has one of each, and libjitmem.so does
+//! not export them: libLLVM.so's own references to its list would come here then, while its
+//! function stays where it is, and a debugger would look for the objects of the one in the list of
+//! the other. A debugger reads the symbol table, where the names are all the same.
+
+use parking_lot::Mutex;
+
+std::arch::global_asm!(
+    r#"
+    .pushsection .text.__jit_debug_register_code, "ax", %progbits
+    .weak __jit_debug_register_code
+    .type __jit_debug_register_code, %function
+    .p2align 4
+__jit_debug_register_code:
+    ret
+    .size __jit_debug_register_code, . - __jit_debug_register_code
+    .popsection
+
+    .pushsection .data.__jit_debug_descriptor, "aw", %progbits
+    .weak __jit_debug_descriptor
+    .type __jit_debug_descriptor, %object
+    .p2align 3
+__jit_debug_descriptor:
+    .4byte 1
+    .4byte 0
+    .8byte 0
+    .8byte 0
+    .size __jit_debug_descriptor, 24
+    .popsection
+    "#
+);
+
+const REGISTER: u32 = 1;
+
+#[repr(C)]
+struct Entry {
+    next: *mut Entry,
+    previous: *mut Entry,
+    object: u64,
+    size: u64,
+}
+
+#[repr(C)]
+struct Descriptor {
+    version: u32,
+    action: u32,
+    relevant: *mut Entry,
+    first: *mut Entry,
+}
+
+unsafe extern "C" {
+    static mut __jit_debug_descriptor: Descriptor;
+    fn __jit_debug_register_code();
+}
+
+static LIST: Mutex<()> = Mutex::new(());
+
+/// Puts an object file in memory at the head of the list; with `tell`, a debugger that is there
+/// looks at it now. The entry stays for good.
+pub(crate) fn register_debug_object(object: u64, size: u64, tell: bool) {
+    let list = LIST.lock();
+    let descriptor = &raw mut __jit_debug_descriptor;
+    // SAFETY: the lock keeps others of ours out; entries are never freed.
+    unsafe {
+        let next = (*descriptor).first;
+        let entry = Box::into_raw(Box::new(Entry {
+            next,
+            previous: std::ptr::null_mut(),
+            object,
+            size,
+        }));
+        if !next.is_null() {
+            (*next).previous = entry;
+        }
+        (*descriptor).first = entry;
+        (*descriptor).relevant = entry;
+        (*descriptor).action = REGISTER;
+        if tell {
+            __jit_debug_register_code();
+        }
+    }
+    drop(list);
+}
+
+/// Where list and function are, by the names that they are looked up by.
+pub(crate) fn debug_symbols() -> [(&'static str, u64); 2] {
+    let function: unsafe extern "C" fn() = __jit_debug_register_code;
+    let function = (function as *const ()).expose_provenance() as u64;
+    let descriptor = (&raw const __jit_debug_descriptor).expose_provenance() as u64;
+    [
+        ("__jit_debug_descriptor", descriptor),
+        ("__jit_debug_register_code", function),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::raw::Memory;
+    use super::*;
+
+    #[test]
+    fn entries_go_to_the_head_of_a_list_that_a_debugger_can_follow() {
+        register_debug_object(0x1000, 1, true);
+        register_debug_object(0x2000, 2, true);
+        let [(_, descriptor), _] = debug_symbols();
+        let mut memory = Memory::to_read();
+        assert_eq!(memory.load(descriptor), Ok(1u32));
+        assert_eq!(memory.load(descriptor + 4), Ok(REGISTER));
+        // Other tests may register objects of their own meanwhile.
+        let mut found = Vec::new();
+        let mut entry: u64 = memory.load(descriptor + 16).unwrap();
+        let mut previous = 0;
+        while entry != 0 {
+            assert_eq!(memory.load(entry + 8), Ok(previous));
+            let object: u64 = memory.load(entry + 16).unwrap();
+            if [0x1000, 0x2000].contains(&object) {
+                found.push((object, memory.load::<u64>(entry + 24).unwrap()));
+            }
+            previous = entry;
+            entry = memory.load(entry).unwrap();
+        }
+        assert_eq!(found, [(0x2000, 2), (0x1000, 1)]);
+    }
+}

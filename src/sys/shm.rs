@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Named shared memory, which LLVM's own protocol for it asks for. Nothing else here has a name.
+
+use super::gate;
+use rustix::fs::Mode;
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A name under which shared memory can be opened, until this is dropped at the latest.
+#[derive(Debug)]
+pub(crate) struct SharedName(std::ffi::CString);
+
+impl SharedName {
+    /// Makes shared memory of `size` bytes, all zero. `EEXIST` if the name is taken.
+    pub(crate) fn create(name: &CStr, size: u64) -> io::Result<(SharedName, OwnedFd)> {
+        if super::limit(libc::RLIMIT_FSIZE).is_some_and(|limit| size > limit) {
+            // The call would not only fail, it would send SIGXFSZ.
+            return Err(io::Error::from_raw_os_error(libc::EFBIG));
+        }
+        gate("shm_open")?;
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
+        let mode = Mode::RWXU.as_raw_mode();
+        // SAFETY: a string and plain numbers.
+        let fd = unsafe { libc::shm_open(name.as_ptr(), flags, mode) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this descriptor and nobody else has it.
+        let file = unsafe { OwnedFd::from_raw_fd(fd) };
+        let name = SharedName(name.to_owned());
+        gate("ftruncate")?;
+        rustix::fs::ftruncate(&file, size)?;
+        Ok((name, file))
+    }
+
+    /// The name, with its slash.
+    pub(crate) fn as_str(&self) -> &str {
+        self.0.to_str().unwrap_or_default()
+    }
+}
+
+impl Drop for SharedName {
+    fn drop(&mut self) {
+        // SAFETY: a string. Whoever opened it has usually unlinked it long since.
+        unsafe { libc::shm_unlink(self.0.as_ptr()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_taken_once_and_goes_with_its_owner() {
+        let text = std::ffi::CString::new(format!("/jitmem-test-{:x}", super::super::random().unwrap())).unwrap();
+        let (name, _file) = SharedName::create(&text, 4096).unwrap();
+        assert_eq!(name.as_str(), text.to_str().unwrap());
+        let taken = SharedName::create(&text, 4096).unwrap_err();
+        assert_eq!(taken.raw_os_error(), Some(libc::EEXIST));
+        drop(name);
+        drop(SharedName::create(&text, 4096).unwrap());
+    }
+}

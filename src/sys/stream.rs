@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Byte streams that somebody else made: pipes, sockets, terminals, blocking or not.
+
+use super::gate;
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
+use rustix::net::{SendAncillaryBuffer, SendFlags};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// Waits until something can be read or written, or the other side is gone.
+fn wait(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
+    let mut polled = [PollFd::from_borrowed_fd(stream, what)];
+    loop {
+        match rustix::event::poll(&mut polled, None) {
+            Err(Errno::INTR) => continue,
+            ready => return Ok(ready.map(drop)?),
+        }
+    }
+}
+
+/// Reads what is there, at least one byte unless the stream has ended, behind what `buffer` holds
+/// and into the room that it has left.
+pub(crate) fn read(stream: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+    gate("read")?;
+    loop {
+        match rustix::io::read(stream, rustix::buffer::spare_capacity(buffer)) {
+            Err(Errno::INTR) => continue,
+            Err(Errno::AGAIN) => wait(stream.as_fd(), PollFlags::IN)?,
+            count => return Ok(count?),
+        }
+    }
+}
+
+/// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
+#[derive(Debug)]
+pub(crate) struct Outlet {
+    stream: OwnedFd,
+    socket: bool,
+}
+
+/// What POSIX promises to be written at once where there is room at all.
+pub(crate) const WRITTEN_AT_ONCE: usize = libc::PIPE_BUF;
+
+impl Outlet {
+    pub(crate) fn new(stream: OwnedFd) -> io::Result<Outlet> {
+        let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&stream)?.st_mode);
+        let socket = kind == rustix::fs::FileType::Socket;
+        Ok(Outlet { stream, socket })
+    }
+
+    /// Whether [`WRITTEN_AT_ONCE`] bytes can be written now without waiting for the other side.
+    pub(crate) fn has_room(&self) -> bool {
+        let mut polled = [PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::OUT)];
+        let now = rustix::event::Timespec::default();
+        matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
+    }
+
+    /// Writes both parts, one behind the other.
+    pub(crate) fn write(&self, first: &[u8], second: &[u8]) -> io::Result<()> {
+        gate("write")?;
+        let _quiet = (!self.socket).then(NoPipeSignal::new);
+        let mut parts = [IoSlice::new(first), IoSlice::new(second)];
+        let mut left = &mut parts[..];
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            let sent = if self.socket {
+                let mut nothing = SendAncillaryBuffer::new(&mut []);
+                rustix::net::sendmsg(&self.stream, left, &mut nothing, SendFlags::NOSIGNAL)
+            } else {
+                rustix::io::writev(&self.stream, left)
+            };
+            match sent {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => IoSlice::advance_slices(&mut left, count),
+                Err(Errno::INTR) => (),
+                Err(Errno::AGAIN) => wait(self.stream.as_fd(), PollFlags::OUT)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// While it lives, this thread gets no SIGPIPE. The process's own handling of the signal is not
+/// touched: a program's output may go through a pipe as well, and end with it.
+struct NoPipeSignal {
+    before: libc::sigset_t,
+    pending: bool,
+}
+
+fn pipe_signal() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset fills the set.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
+        set.assume_init()
+    }
+}
+
+fn is_pending() -> bool {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigpending fills the set; it fails only for a bad address.
+    unsafe {
+        libc::sigpending(set.as_mut_ptr());
+        libc::sigismember(set.as_ptr(), libc::SIGPIPE) == 1
+    }
+}
+
+impl NoPipeSignal {
+    fn new() -> NoPipeSignal {
+        let mut before = MaybeUninit::uninit();
+        // SAFETY: two sets, one filled and one to fill; the call fails only for a bad `how`.
+        let before = unsafe {
+            libc::pthread_sigmask(libc::SIG_BLOCK, &pipe_signal(), before.as_mut_ptr());
+            before.assume_init()
+        };
+        // SAFETY: a set that was filled.
+        let blocked = unsafe { libc::sigismember(&before, libc::SIGPIPE) } == 1;
+        NoPipeSignal {
+            before,
+            pending: blocked && is_pending(),
+        }
+    }
+}
+
+impl Drop for NoPipeSignal {
+    fn drop(&mut self) {
+        if !self.pending && is_pending() {
+            let now = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            // SAFETY: takes the signal that our write has raised; a set and a time to read.
+            unsafe { libc::sigtimedwait(&pipe_signal(), std::ptr::null_mut(), &now) };
+        }
+        // SAFETY: the mask that this thread had before.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        let (reader, writer) = io::pipe().unwrap();
+        (reader.into(), writer.into())
+    }
+
+    #[test]
+    fn large_parts_arrive_whole_through_a_stream_that_does_not_block() {
+        let (reader, writer) = pipe();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let large = vec![7; 1 << 20];
+        let sent = large.clone();
+        let sender = std::thread::spawn(move || {
+            let outlet = Outlet::new(writer).unwrap();
+            outlet.write(b"head", &sent).unwrap();
+            outlet.write(b"", b"").unwrap();
+        });
+        let mut all = Vec::with_capacity(large.len() + 5);
+        while read(&reader, &mut all).unwrap() > 0 {}
+        sender.join().unwrap();
+        assert_eq!(&all[..4], b"head");
+        assert!(all[4..] == large);
+    }
+
+    #[test]
+    fn nobody_reading_is_an_error_and_no_signal() {
+        // Rust programs ignore the signal; here it shall be what it is for others.
+        extern "C" fn fail(_: libc::c_int) {
+            std::process::abort();
+        }
+        let handler: extern "C" fn(libc::c_int) = fail;
+        // SAFETY: the handler ends the process, so nothing runs after it.
+        let before = unsafe { libc::signal(libc::SIGPIPE, handler as libc::sighandler_t) };
+        let (reader, writer) = pipe();
+        let outlet = Outlet::new(writer).unwrap();
+        drop(reader);
+        let error = outlet.write(b"a", b"b").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        assert!(!is_pending());
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let outlet = Outlet::new(there.into()).unwrap();
+        drop(here);
+        let error = outlet.write(b"a", b"b").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        // SAFETY: what it was.
+        unsafe { libc::signal(libc::SIGPIPE, before) };
+    }
+
+    #[test]
+    fn room_is_known() {
+        let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let outlet = Outlet::new(there.into()).unwrap();
+        assert!(outlet.has_room());
+        let (_reader, writer) = pipe();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let outlet = Outlet::new(writer.try_clone().unwrap()).unwrap();
+        assert!(outlet.has_room());
+        let mut file = std::fs::File::from(writer);
+        while file.write(&[0; 4096]).is_ok() {}
+        assert!(!outlet.has_room());
+        here.write_all(b"x").unwrap();
+    }
+}
