@@ -56,6 +56,9 @@ pub struct jitmem_transport_callbacks {
             call: jitmem_call,
         ),
     >,
+    /// The executor address that was published as `name` when the connection was made; 0 if none
+    /// was. Called from any thread. NULL: no names are known.
+    pub symbol: Option<unsafe extern "C" fn(ctx: *mut c_void, name: *const c_char) -> u64>,
 }
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();

@@ -10,11 +10,13 @@
 pub(crate) mod actions;
 mod custom;
 mod in_process;
+mod llvm;
 mod service;
 
 pub use actions::{Action, WrapperCall};
 pub use custom::CustomMapper;
 pub use in_process::{InProcess, InProcessKind};
+pub use llvm::LlvmSharedMapper;
 pub use service::ServiceMapper;
 
 use crate::completion::Completion;
@@ -59,6 +61,10 @@ pub enum Kind {
     Shared = 4,
     /// A process anywhere, content in messages.
     Remote = 5,
+    /// Another process on this machine, through LLVM's own shared-memory service.
+    LlvmShared = 6,
+    /// A process anywhere, through LLVM's own memory manager service.
+    LlvmSimple = 7,
 }
 
 /// A reserved window.

@@ -10,7 +10,7 @@ use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain};
 use std::cell::UnsafeCell;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static UNMAP_FAILURES: AtomicU64 = AtomicU64::new(0);
@@ -329,6 +329,25 @@ impl WriterView {
         };
         sealed.map_err(|e| failed("seal the memfd", e))?;
         Ok((view, file))
+    }
+
+    /// A view of `size` bytes of a file from `offset` on.
+    pub(crate) fn of(
+        file: BorrowedFd<'_>,
+        offset: u64,
+        size: u64,
+        commit: bool,
+    ) -> Result<WriterView> {
+        let failed =
+            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let start =
+            sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
+        let view = WriterView { start, size };
+        sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        if commit {
+            sys::populate(start, size).map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
+        }
+        Ok(view)
     }
 
     /// Where the first byte is written.

@@ -45,6 +45,7 @@ fn mmap(
     prot: libc::c_int,
     mut flags: libc::c_int,
     file: libc::c_int,
+    offset: u64,
 ) -> io::Result<u64> {
     gate("mmap")?;
     let address = match at {
@@ -59,9 +60,11 @@ fn mmap(
         }
     };
     let length = size_of(size)?;
+    let offset =
+        libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
     // SAFETY: MAP_FIXED replaces only a range that the caller owns (this module's precondition);
     // every other form maps where nothing was.
-    let start = unsafe { libc::mmap(pointer(address), length, prot, flags, file, 0) };
+    let start = unsafe { libc::mmap(pointer(address), length, prot, flags, file, offset) };
     if start == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -77,13 +80,13 @@ fn mmap(
 /// Reserves address space without memory: PROT_NONE, not counted against overcommit.
 pub(crate) fn reserve(at: At, size: u64) -> io::Result<u64> {
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    mmap(at, size, libc::PROT_NONE, flags, -1)
+    mmap(at, size, libc::PROT_NONE, flags, -1, 0)
 }
 
 /// Maps private zeroed memory.
 pub(crate) fn map_anonymous(at: At, size: u64, protection: Protection) -> io::Result<u64> {
     let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    mmap(at, size, flags(protection), kind, -1)
+    mmap(at, size, flags(protection), kind, -1, 0)
 }
 
 /// Maps the first `size` bytes of `file`, shared.
@@ -93,12 +96,21 @@ pub(crate) fn map_file(
     protection: Protection,
     file: BorrowedFd<'_>,
 ) -> io::Result<u64> {
+    let file = file.as_raw_fd();
+    mmap(at, size, flags(protection), libc::MAP_SHARED, file, 0)
+}
+
+/// Maps `size` bytes of `file` from `offset` on, shared and for writing, anywhere.
+pub(crate) fn map_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<u64> {
+    let protection = flags(Protection::READ_WRITE);
+    let file = file.as_raw_fd();
     mmap(
-        at,
+        At::Anywhere,
         size,
-        flags(protection),
+        protection,
         libc::MAP_SHARED,
-        file.as_raw_fd(),
+        file,
+        offset,
     )
 }
 

@@ -32,13 +32,13 @@ use explain::limit;
 pub(crate) use fork::{at_exit_once, fork_generation};
 pub(crate) use jit_debug::{debug_symbols, register_debug_object};
 pub(crate) use map::{
-    At, decommit, dont_fork, map_anonymous, map_file, populate, protect, reserve, unmap,
+    At, decommit, dont_fork, map_anonymous, map_file, map_part, populate, protect, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;
 pub(crate) use program::{call_int, call_main, call_on_frames, call_void, spawn_for_programs};
 pub(crate) use raw::{Memory, discard};
-pub(crate) use shm::SharedName;
+pub(crate) use shm::{SharedName, punch_hole, take_shared_memory};
 pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, read};
 pub(crate) use socket::random;
 pub(crate) use thread::spawn;

@@ -5,7 +5,7 @@ use super::gate;
 use rustix::fs::Mode;
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 /// A name under which shared memory can be opened, until this is dropped at the latest.
 #[derive(Debug)]
@@ -47,13 +47,41 @@ impl Drop for SharedName {
     }
 }
 
+/// Opens shared memory that somebody else has made, at least `size` bytes, and takes its name away.
+pub(crate) fn take_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
+    gate("shm_open")?;
+    let file = rustix::shm::open(name, rustix::shm::OFlags::RDWR, Mode::empty());
+    // Whoever made it is not coming back to it.
+    let unlinked = rustix::shm::unlink(name);
+    let file = file?;
+    unlinked?;
+    let there = rustix::fs::fstat(&file)?.st_size;
+    if u64::try_from(there).is_ok_and(|there| there >= size) {
+        return Ok(file);
+    }
+    let message = format!("it has {there} bytes instead of {size}");
+    Err(io::Error::new(io::ErrorKind::InvalidData, message))
+}
+
+/// Gives the pages of a part of a file back; it reads as zero afterwards.
+pub(crate) fn punch_hole(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<()> {
+    use rustix::fs::FallocateFlags;
+    gate("fallocate")?;
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    Ok(rustix::fs::fallocate(file, flags, offset, size)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_name_is_taken_once_and_goes_with_its_owner() {
-        let text = std::ffi::CString::new(format!("/jitmem-test-{:x}", super::super::random().unwrap())).unwrap();
+        let text = std::ffi::CString::new(format!(
+            "/jitmem-test-{:x}",
+            super::super::random().unwrap()
+        ))
+        .unwrap();
         let (name, _file) = SharedName::create(&text, 4096).unwrap();
         assert_eq!(name.as_str(), text.to_str().unwrap());
         let taken = SharedName::create(&text, 4096).unwrap_err();

@@ -1,0 +1,347 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! LLVM's ExecutorSharedMemoryMapperService: windows are POSIX shared memory that the executor makes
+//! under a name of its own. The name is unlinked as soon as the window is open here.
+
+use super::{group_byte, outcome, symbol, value, wire_actions};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Lifetime;
+use crate::mapper::{
+    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown,
+};
+use crate::memory::view::{Placement, WriterView};
+use crate::page::AddressRange;
+use crate::sys::{self, explain};
+use crate::transport::Transport;
+use crate::wire::sps::{Encode, ExecutorAddr, to_bytes};
+use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+const PREFIX: &str = "__llvm_orc_ExecutorSharedMemoryMapperService_";
+
+/// A mapper over LLVM's shared-memory service.
+pub struct LlvmSharedMapper {
+    capabilities: Capabilities,
+    transport: Arc<dyn Transport>,
+    service: Service,
+    windows: Arc<Mutex<Vec<Window>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Service {
+    instance: ExecutorAddr,
+    reserve: ExecutorAddr,
+    initialize: ExecutorAddr,
+    deinitialize: ExecutorAddr,
+    release: ExecutorAddr,
+}
+
+struct Window {
+    range: AddressRange,
+    memory: OwnedFd,
+    views: BTreeMap<u64, WriterView>,
+}
+
+type WireSegment = (u8, ExecutorAddr, u64);
+
+impl LlvmSharedMapper {
+    /// Speaks with the executor's service, found by its published names.
+    ///
+    /// # Errors
+    /// `Unsupported` if a name is missing.
+    pub fn new(transport: Arc<dyn Transport>) -> Result<LlvmSharedMapper> {
+        let find = |name: &str| symbol(&*transport, &format!("{PREFIX}{name}"));
+        let service = Service {
+            instance: find("Instance")?,
+            reserve: find("Reserve")?,
+            initialize: find("Initialize")?,
+            deinitialize: find("Deinitialize")?,
+            release: find("Release")?,
+        };
+        let page_size = sys::page_size();
+        let capabilities = Capabilities {
+            name: "shared memory, LLVM's service",
+            kind: Kind::LlvmShared,
+            page_size,
+            granule: page_size,
+            coherent: false,
+            in_this_process: false,
+            fallback: None,
+        };
+        Ok(LlvmSharedMapper {
+            capabilities,
+            transport,
+            service,
+            windows: Arc::default(),
+        })
+    }
+
+    /// Says why a better mapper was not taken.
+    pub fn instead_of(mut self, reason: String) -> LlvmSharedMapper {
+        self.capabilities.fallback = Some(reason);
+        self
+    }
+
+    fn call(&self, function: ExecutorAddr, args: &impl Encode, done: Completion<Vec<u8>>) {
+        self.transport.call(function.0, to_bytes(args), done);
+    }
+
+    /// The window that holds a segment.
+    fn window_of(&self, segments: &[SegmentContent]) -> Result<ExecutorAddr> {
+        let first = segments.first().map(|segment| segment.range);
+        let windows = self.windows.lock();
+        let window = match first {
+            Some(range) => windows.iter().find(|window| window.range.contains(range)),
+            // Actions alone: any window will do.
+            None => windows.first(),
+        };
+        let start = window.map(|window| ExecutorAddr(window.range.start()));
+        start.ok_or_else(|| invalid_argument("no window of this mapper holds the allocation"))
+    }
+
+    /// Sets protections and, with actions, runs them. Answers the allocation's key.
+    fn set(
+        &self,
+        window: ExecutorAddr,
+        segments: Vec<WireSegment>,
+        actions: &[Action],
+        done: Completion<u64>,
+    ) {
+        let request = (
+            self.service.instance,
+            window,
+            (segments, wire_actions(actions)),
+        );
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            let key = answer.and_then(|bytes| value::<ExecutorAddr>("Initialize", &bytes));
+            done.complete(key.map(|key| key.0));
+        });
+        self.call(self.service.initialize, &request, done);
+    }
+}
+
+/// Opens the memory behind a window and takes its name away.
+fn open_window(base: u64, name: &str, size: u64) -> Result<Window> {
+    let what = format!("open the executor's shared memory {name}");
+    let range = AddressRange::new(base, size)
+        .filter(|range| sys::page_size().divides(range.start()))
+        .ok_or_else(|| {
+            Error::new(
+                Status::MapperFailed,
+                format!("{what}: a window at {base:#x}"),
+            )
+        })?;
+    let memory = sys::take_shared_memory(name, size).map_err(|error| {
+        explain(what, error).remedy(
+            "controller and executor must share /dev/shm (user, mount and IPC namespace), mounted \
+             without noexec; jitmem's own service needs none of it",
+        )
+    })?;
+    Ok(Window {
+        range,
+        memory,
+        views: BTreeMap::new(),
+    })
+}
+
+/// Whether a window is where the host wants it; this service puts it where it likes.
+fn placed(placement: Placement, range: AddressRange) -> bool {
+    let near = |address: u64| {
+        let reach = 1 << 31;
+        range.start().abs_diff(address) < reach && range.end().abs_diff(address) < reach
+    };
+    match placement {
+        Placement::Default => true,
+        Placement::Near(address) => near(address),
+        Placement::Fixed(address) => address == range.start(),
+    }
+}
+
+impl Mapper for LlvmSharedMapper {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
+        let (windows, service) = (Arc::clone(&self.windows), self.service);
+        let transport = Arc::clone(&self.transport);
+        let reserved = Completion::new(move |answer: Result<Vec<u8>>| {
+            let answer =
+                answer.and_then(|bytes| value::<(ExecutorAddr, String)>("Reserve", &bytes));
+            let (base, window) = match answer {
+                Ok((base, name)) => (base, open_window(base.0, &name, size)),
+                Err(error) => return done.complete(Err(error)),
+            };
+            let window = window.and_then(|window| match placed(placement, window.range) {
+                true => Ok(window),
+                false => Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "LLVM's service put the window at {:?}, not where it was wanted",
+                        window.range
+                    ),
+                )),
+            });
+            match window {
+                Ok(window) => {
+                    let range = window.range;
+                    windows.lock().push(window);
+                    done.complete(Ok(Reserved {
+                        range,
+                        in_reach: true,
+                    }));
+                }
+                Err(error) => {
+                    let request = to_bytes(&(service.instance, vec![base]));
+                    let release = Completion::new(move |_| done.complete(Err(error)));
+                    transport.call(service.release.0, request, release);
+                }
+            }
+        });
+        self.call(
+            self.service.reserve,
+            &(self.service.instance, size),
+            reserved,
+        );
+    }
+
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
+        let Chunk { range, commit, .. } = chunk;
+        let mut windows = self.windows.lock();
+        let window = windows
+            .iter_mut()
+            .find(|window| window.range.contains(range));
+        let window =
+            window.ok_or_else(|| invalid_argument(format!("chunk {range:?} lies in no window")))?;
+        let offset = range.start() - window.range.start();
+        let view = WriterView::of(window.memory.as_fd(), offset, range.size(), commit)?;
+        let prepared = Prepared::shared(view.address(), range.size(), 2);
+        window.views.insert(range.start(), view);
+        Ok(prepared)
+    }
+
+    fn initialize(
+        &self,
+        segments: SmallVec<[SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<Teardown>,
+    ) {
+        if segments.is_empty() && actions.is_empty() {
+            return done.complete(Ok(Teardown::Nothing));
+        }
+        let window = match self.window_of(&segments) {
+            Ok(window) => window,
+            Err(error) => return done.complete(Err(error)),
+        };
+        let wire = |segment: &SegmentContent| {
+            let range = segment.range;
+            (
+                group_byte(segment.group),
+                ExecutorAddr(range.start()),
+                range.size(),
+            )
+        };
+        let serves = |segment: &&SegmentContent| segment.group.lifetime == Lifetime::Finalize;
+        let serving: Vec<WireSegment> = segments.iter().filter(serves).map(wire).collect();
+        let stays = |segment: &&SegmentContent| !serves(segment);
+        let staying: Vec<WireSegment> = segments.iter().filter(stays).map(wire).collect();
+        let keep = !actions.is_empty();
+        let done = Completion::new(move |answer: Result<u64>| {
+            // Without actions the executor has nothing to remember.
+            let teardown = |key| {
+                if keep {
+                    Teardown::Key(key)
+                } else {
+                    Teardown::Nothing
+                }
+            };
+            done.complete(answer.map(teardown));
+        });
+        if serving.is_empty() || staying.is_empty() {
+            return self.set(window, [serving, staying].concat(), &actions, done);
+        }
+        // The executor knows an allocation by its lowest address, and what is given back after
+        // finalize must not be the name of what stays.
+        let this = self.again();
+        let then = Completion::new(move |answer: Result<u64>| match answer {
+            Ok(_) => this.set(window, staying, &actions, done),
+            Err(error) => done.complete(Err(error)),
+        });
+        self.set(window, serving, &[], then);
+    }
+
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+        let key = |retired: &Retired| match retired.teardown {
+            Teardown::Key(key) => Some(ExecutorAddr(key)),
+            _ => None,
+        };
+        // It goes through them last to first.
+        let keys: Vec<ExecutorAddr> = retired.iter().filter_map(key).collect();
+        if keys.is_empty() {
+            return done.complete(Ok(()));
+        }
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            done.complete(answer.and_then(|bytes| outcome("Deinitialize", &bytes)));
+        });
+        self.call(
+            self.service.deinitialize,
+            &(self.service.instance, keys),
+            done,
+        );
+    }
+
+    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
+        let mut windows = self.windows.lock();
+        let window = windows
+            .iter_mut()
+            .find(|window| window.range.contains(chunk));
+        let Some(window) = window else {
+            return Err(invalid_argument(format!(
+                "chunk {chunk:?} lies in no window"
+            )));
+        };
+        let offset = chunk.start() - window.range.start();
+        // The executor keeps its mapping, of pages that are not there any more.
+        sys::punch_hole(window.memory.as_fd(), offset, chunk.size()).map_err(|error| {
+            explain(
+                format_args!("give back a chunk of {} bytes", chunk.size()),
+                error,
+            )
+        })?;
+        window.views.remove(&chunk.start());
+        Ok(())
+    }
+
+    fn release(&self, window: AddressRange, done: Completion<()>) {
+        let known = {
+            let mut windows = self.windows.lock();
+            let position = windows.iter().position(|known| known.range == window);
+            position.map(|position| windows.swap_remove(position))
+        };
+        if known.is_none() {
+            let message = format!("no window is reserved at {window:?}");
+            return done.complete(Err(invalid_argument(message)));
+        }
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            done.complete(answer.and_then(|bytes| outcome("Release", &bytes)));
+        });
+        let bases = vec![ExecutorAddr(window.start())];
+        self.call(self.service.release, &(self.service.instance, bases), done);
+    }
+}
+
+impl LlvmSharedMapper {
+    /// Another handle of the same windows, for callbacks.
+    fn again(&self) -> LlvmSharedMapper {
+        LlvmSharedMapper {
+            capabilities: self.capabilities.clone(),
+            transport: Arc::clone(&self.transport),
+            service: self.service,
+            windows: Arc::clone(&self.windows),
+        }
+    }
+}
