@@ -287,6 +287,14 @@ enum jitmem_mapper_kind
    * A process anywhere, content in messages.
    */
   JITMEM_MAPPER_REMOTE = 5,
+  /**
+   * Another process on this machine, through LLVM's own shared-memory service.
+   */
+  JITMEM_MAPPER_LLVM_SHARED = 6,
+  /**
+   * A process anywhere, through LLVM's own memory manager service.
+   */
+  JITMEM_MAPPER_LLVM_SIMPLE = 7,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -882,6 +890,11 @@ typedef struct jitmem_transport_callbacks {
    * not wait for the answer and must not throw. Not NULL.
    */
   void (*call)(void *ctx, uint64_t function, const void *args, size_t args_size, jitmem_call call);
+  /**
+   * The executor address that was published as `name` when the connection was made; 0 if none
+   * was. Called from any thread. NULL: no names are known.
+   */
+  uint64_t (*symbol)(void *ctx, const char *name);
 } jitmem_transport_callbacks;
 
 /**
@@ -1220,6 +1233,27 @@ jitmem_status jitmem_mapper_remote(const struct jitmem_transport *transport,
                                    struct jitmem_error **error);
 
 /**
+ * Makes a mapper of another process's memory on this machine through LLVM's own shared-memory service
+ * (ExecutorSharedMemoryMapperService), which executors have that know nothing of jitmem: protections
+ * are set for each allocation, so each takes whole pages and a message.
+ *
+ * The transport must know the service's bootstrap symbols by name. `instead_of` says why a better
+ * mapper was not taken, for the statistics; copied; may be NULL. On success `*mapper` is the new
+ * mapper, to be freed with jitmem_mapper_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+ * does not publish the service.
+ *
+ * Requires:
+ * `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
+ * `mapper` and `error` are NULL or places for a pointer.
+ */
+jitmem_status jitmem_mapper_llvm_shared(const struct jitmem_transport *transport,
+                                        const char *instead_of,
+                                        struct jitmem_mapper **mapper,
+                                        struct jitmem_error **error);
+
+/**
  * Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
  * before: does nothing.
  *
@@ -1409,7 +1443,7 @@ jitmem_status jitmem_transport_call(const struct jitmem_transport *transport,
  * The address that the executor published as `name` when the connection was made. Thread-safe.
  *
  * Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
- * published (custom transports know no names); JITMEM_INVALID_HANDLE.
+ * published; JITMEM_INVALID_HANDLE.
  *
  * Requires:
  * `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;

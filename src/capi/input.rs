@@ -30,6 +30,21 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
         .map_err(|_| invalid_argument(format!("{name} is not UTF-8")))
 }
 
+/// [`text`] that may be NULL.
+///
+/// # Safety
+/// As [`text`].
+pub(super) unsafe fn optional_text<'a>(
+    pointer: *const c_char,
+    name: &str,
+) -> Result<Option<&'a str>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: as the caller says.
+    unsafe { text(pointer, name) }.map(Some)
+}
+
 /// An array of C.
 ///
 /// # Safety

@@ -6,7 +6,7 @@ use super::status::{jitmem_error, jitmem_status};
 use super::transport::{jitmem_transport, transport_of};
 use super::{guard, input};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::mapper::{InProcess, InProcessKind, Mapper, ServiceMapper};
+use crate::mapper::{InProcess, InProcessKind, LlvmSharedMapper, Mapper, ServiceMapper};
 use crate::transport::Transport;
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
@@ -117,10 +117,9 @@ unsafe fn over_service(
         let options =
             unsafe { input::versioned(options, LEAST_OPTIONS, "jitmem_executor_options") }?;
         (service, instance) = (options.service, options.instance);
-        if !options.instead_of.is_null() {
-            // SAFETY: the caller says that it is a string.
-            reason = Some(unsafe { input::text(options.instead_of, "instead_of") }?.to_owned());
-        }
+        // SAFETY: the caller says that it is NULL or a string.
+        let text = unsafe { input::optional_text(options.instead_of, "instead_of") }?;
+        reason = text.map(str::to_owned);
     }
     if service == 0 {
         service = transport.symbol("jitmem_service_open").ok_or_else(|| {
@@ -188,6 +187,47 @@ pub unsafe extern "C" fn jitmem_mapper_remote(
 ) -> jitmem_status {
     // SAFETY: as the caller says.
     let body = || unsafe { over_service(transport, options, mapper, ServiceMapper::remote) };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Makes a mapper of another process's memory on this machine through LLVM's own shared-memory service
+/// (ExecutorSharedMemoryMapperService), which executors have that know nothing of jitmem: protections
+/// are set for each allocation, so each takes whole pages and a message.
+///
+/// The transport must know the service's bootstrap symbols by name. `instead_of` says why a better
+/// mapper was not taken, for the statistics; copied; may be NULL. On success `*mapper` is the new
+/// mapper, to be freed with jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+/// does not publish the service.
+///
+/// # Safety
+/// `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
+/// `mapper` and `error` are NULL or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_mapper_llvm_shared(
+    transport: *const jitmem_transport,
+    instead_of: *const c_char,
+    mapper: *mut *mut jitmem_mapper,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let transport = unsafe { transport_of(transport) }?;
+        input::required(mapper, "mapper")?;
+        // SAFETY: the caller says that it is NULL or a string.
+        let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
+        let new = LlvmSharedMapper::new(transport)?;
+        let new = match reason {
+            Some(reason) => new.instead_of(reason.to_owned()),
+            None => new,
+        };
+        let handle = handle::give(jitmem_mapper(Arc::new(new)));
+        // SAFETY: not NULL, and the caller says it is a place for a pointer.
+        unsafe { mapper.write(handle) };
+        Ok(())
+    };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }

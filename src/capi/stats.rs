@@ -26,6 +26,10 @@ pub enum jitmem_mapper_kind {
     JITMEM_MAPPER_SHARED = 4,
     /// A process anywhere, content in messages.
     JITMEM_MAPPER_REMOTE = 5,
+    /// Another process on this machine, through LLVM's own shared-memory service.
+    JITMEM_MAPPER_LLVM_SHARED = 6,
+    /// A process anywhere, through LLVM's own memory manager service.
+    JITMEM_MAPPER_LLVM_SIMPLE = 7,
 }
 
 /// What was fallen back from; bits of jitmem_stats.fallbacks.
@@ -130,8 +134,8 @@ pub unsafe extern "C" fn jitmem_manager_stats(
         let mut fallbacks = 0;
         if now.mapper_fallback {
             fallbacks |= match now.mapper {
-                Kind::Shared | Kind::Remote => jitmem_fallback::JITMEM_FALLBACK_WAY,
-                _ => jitmem_fallback::JITMEM_FALLBACK_MPROTECT,
+                Kind::Mprotect => jitmem_fallback::JITMEM_FALLBACK_MPROTECT,
+                _ => jitmem_fallback::JITMEM_FALLBACK_WAY,
             } as u32;
         }
         if now.smaller_window {

@@ -10,7 +10,7 @@ use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Transport};
 use parking_lot::Mutex;
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 
@@ -99,6 +99,14 @@ impl Transport for Host {
                 key.data().as_ffi(),
             )
         }
+    }
+
+    fn symbol(&self, name: &str) -> Option<u64> {
+        let host = self.table.symbol?;
+        let name = CString::new(name).ok()?;
+        // SAFETY: the host says that its function takes a context and a string.
+        let address = unsafe { host(self.context.pointer(), name.as_ptr()) };
+        (address != 0).then_some(address)
     }
 }
 
@@ -235,7 +243,7 @@ pub unsafe extern "C" fn jitmem_transport_call(
 /// The address that the executor published as `name` when the connection was made. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
-/// published (custom transports know no names); JITMEM_INVALID_HANDLE.
+/// published; JITMEM_INVALID_HANDLE.
 ///
 /// # Safety
 /// `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;

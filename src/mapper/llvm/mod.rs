@@ -28,14 +28,11 @@ fn wire_call(call: &WrapperCall) -> Call<'_> {
 }
 
 fn wire_actions(actions: &[Action]) -> Vec<ActionPair<'_>> {
-    let pair = |action| {
-        let Action { finalize, dealloc } = action;
-        ActionPair {
-            finalize: wire_call(finalize),
-            dealloc: wire_call(dealloc),
-        }
-    };
-    actions.iter().map(pair).collect()
+    let pairs = actions.iter().map(|action| ActionPair {
+        finalize: wire_call(&action.finalize),
+        dealloc: wire_call(&action.dealloc),
+    });
+    pairs.collect()
 }
 
 fn said(message: String) -> Error {
