@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The executor's side: what runs where the linked code runs.
 
+pub(crate) mod llvm;
 pub mod service;

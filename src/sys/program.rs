@@ -112,7 +112,10 @@ mod tests {
         assert_eq!(call_main(main, &[b"abc", b"", b"x"]), -301);
         assert_eq!(call_main(main, &[]), 0);
         let seven: unsafe extern "C" fn() -> i32 = seven;
-        assert_eq!(call_void((seven as *const ()).expose_provenance() as u64), 7);
+        assert_eq!(
+            call_void((seven as *const ()).expose_provenance() as u64),
+            7
+        );
         let negate: unsafe extern "C" fn(i32) -> i32 = negate;
         let negate = (negate as *const ()).expose_provenance() as u64;
         assert_eq!(call_int(negate, i32::MAX), -i32::MAX);

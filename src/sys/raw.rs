@@ -102,11 +102,18 @@ impl Memory {
     }
 
     /// Appends the bytes at an address.
-    pub(crate) fn read(&mut self, address: u64, size: u64, out: &mut Vec<u8>) -> Result<(), String> {
+    pub(crate) fn read(
+        &mut self,
+        address: u64,
+        size: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<(), String> {
         self.check(address, size)?;
         let count = size as usize; // memory that was checked is no larger than addresses go
         if out.try_reserve(count).is_err() {
-            return Err(format!("read {size} bytes at {address:#x}: the heap has no room for them"));
+            return Err(format!(
+                "read {size} bytes at {address:#x}: the heap has no room for them"
+            ));
         }
         let from: *const u8 = std::ptr::with_exposed_provenance(address as usize);
         let length = out.len();
@@ -208,7 +215,9 @@ mod tests {
         Memory::to_read().read(at, 5, &mut out).unwrap();
         Memory::to_read().read_string(at, &mut out).unwrap();
         assert_eq!(out, b"<hellohello");
-        Memory::to_write().store(at, 0x0807_0605_0403_0201u64).unwrap();
+        Memory::to_write()
+            .store(at, 0x0807_0605_0403_0201u64)
+            .unwrap();
         assert_eq!(Memory::to_read().load::<u16>(at + 1), Ok(0x0302));
         Memory::to_write().store(start, 7u32).unwrap();
         assert_eq!(Memory::to_read().load::<u32>(start), Ok(7));

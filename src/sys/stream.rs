@@ -52,7 +52,10 @@ impl Outlet {
 
     /// Whether [`WRITTEN_AT_ONCE`] bytes can be written now without waiting for the other side.
     pub(crate) fn has_room(&self) -> bool {
-        let mut polled = [PollFd::from_borrowed_fd(self.stream.as_fd(), PollFlags::OUT)];
+        let mut polled = [PollFd::from_borrowed_fd(
+            self.stream.as_fd(),
+            PollFlags::OUT,
+        )];
         let now = rustix::event::Timespec::default();
         matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
     }

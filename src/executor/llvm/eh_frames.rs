@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Making the frames of linked code known to the unwinder, so that exceptions pass through it.
+//!
+//! The unwinder is the one that the process has, found by name: a process of C code alone may have
+//! none before linked code wants one. An unwinder believes what it is told, and one of them aborts
+//! when it is to forget what it never knew, so frames are looked at and remembered here.
+
+use super::{Told, outcome};
+use crate::sys::{self, Answer, Memory};
+use crate::wire::sps::AddrRange;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// The unwinder's functions.
+struct Unwinder {
+    register: u64,
+    deregister: u64,
+    /// LLVM's libunwind takes one frame description a call, libgcc a whole section.
+    one_by_one: bool,
+}
+
+fn unwinder() -> Told<&'static Unwinder> {
+    static FOUND: OnceLock<Unwinder> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(found);
+    }
+    let find = || {
+        let register = sys::symbol(c"__register_frame")?;
+        let deregister = sys::symbol(c"__deregister_frame")?;
+        let image = sys::image_of(register);
+        let other = sys::symbol(c"__unw_add_dynamic_fde").and_then(sys::image_of);
+        Some(Unwinder {
+            register,
+            deregister,
+            one_by_one: image.is_some() && image == other,
+        })
+    };
+    let found =
+        match find() {
+            Some(found) => found,
+            None => {
+                let opened = sys::open_library(Some(c"libgcc_s.so.1")).map(|_| ());
+                find().ok_or_else(|| {
+                format!(
+                    "register eh-frames: no unwinder is in this process, nor is libgcc_s.so.1 to \
+                     be had ({}); link the executor with libgcc_s or libunwind",
+                    opened.err().as_deref().unwrap_or("it has no __register_frame")
+                )
+            })?
+            }
+        };
+    Ok(FOUND.get_or_init(|| found))
+}
+
+/// Addresses of the frame descriptions of a section, or why it is none. It ends with a zero length,
+/// which is where the unwinder stops.
+fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
+    let mut memory = Memory::to_read();
+    let mut found = Vec::new();
+    let mut here = section.start.0;
+    loop {
+        let wrong = |why: &str| {
+            Err(format!(
+                "the .eh_frame section {:#x} -- {:#x}: the record at {here:#x} {why}",
+                section.start.0, section.end.0
+            ))
+        };
+        if here > section.end.0 {
+            return wrong("ends outside");
+        }
+        // At the end of the section this looks behind it, as the unwinder will.
+        let length: u32 = memory.load(here)?;
+        let (length, header) = match length {
+            0 => return Ok(found),
+            u32::MAX => (memory.load::<u64>(here.saturating_add(4))?, 12),
+            length => (u64::from(length), 4),
+        };
+        let body = here + header; // inside memory that was just read
+        if length < 4 {
+            return wrong("is too short");
+        }
+        let Some(next) = body.checked_add(length) else {
+            return wrong("ends outside");
+        };
+        if memory.load::<u32>(body)? != 0 {
+            found.push(here);
+        }
+        here = next;
+    }
+}
+
+/// How often each section is registered at the moment, and its frame descriptions.
+static REGISTERED: Mutex<BTreeMap<u64, (usize, Vec<u64>)>> = Mutex::new(BTreeMap::new());
+
+/// `error (addr range)`.
+pub(super) fn register(args: &[u8]) -> Answer {
+    outcome(args, |section: AddrRange| {
+        let start = section.start.0;
+        let mut frames = descriptions(section)?;
+        if frames.is_empty() {
+            // Unwinders take no notice of it.
+            return Ok(());
+        }
+        let unwinder = unwinder()?;
+        let calls = if unwinder.one_by_one {
+            frames.clone()
+        } else {
+            frames.clear();
+            vec![start]
+        };
+        REGISTERED.lock().entry(start).or_insert((0, frames)).0 += 1;
+        for frames in calls {
+            sys::call_on_frames(unwinder.register, frames);
+        }
+        Ok(())
+    })
+}
+
+/// `error (addr range)`.
+pub(super) fn deregister(args: &[u8]) -> Answer {
+    outcome(args, |section: AddrRange| {
+        let start = section.start.0;
+        let frames = {
+            let mut registered = REGISTERED.lock();
+            match registered.get_mut(&start) {
+                Some((count, frames)) if *count > 1 => {
+                    *count -= 1;
+                    frames.clone()
+                }
+                Some(_) => registered
+                    .remove(&start)
+                    .map(|(_, frames)| frames)
+                    .unwrap_or_default(),
+                None if descriptions(section).is_ok_and(|frames| frames.is_empty()) => {
+                    return Ok(());
+                }
+                None => {
+                    return Err(format!(
+                        "deregister eh-frames: no section is registered at {start:#x}"
+                    ));
+                }
+            }
+        };
+        let unwinder = unwinder()?;
+        let calls = if unwinder.one_by_one {
+            frames
+        } else {
+            vec![start]
+        };
+        for frames in calls.into_iter().rev() {
+            sys::call_on_frames(unwinder.deregister, frames);
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::sps::{ExecutorAddr, Outcome, from_bytes, to_bytes};
+
+    fn range_of(bytes: &[u8]) -> AddrRange {
+        let start = bytes.as_ptr().expose_provenance() as u64;
+        AddrRange {
+            start: ExecutorAddr(start),
+            end: ExecutorAddr(start + bytes.len() as u64),
+        }
+    }
+
+    fn record(id: u32, body: &[u8]) -> Vec<u8> {
+        let length = 4 + body.len() as u32;
+        [&length.to_le_bytes()[..], &id.to_le_bytes(), body].concat()
+    }
+
+    /// A CIE for a code pointer of 8 bytes, and a description of code at `code`.
+    fn frames(code: u64) -> Vec<u8> {
+        let cie = record(0, &[1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1, 0, 0]);
+        let mut body = code.to_le_bytes().to_vec();
+        body.extend(16u64.to_le_bytes());
+        body.extend([0; 4]);
+        let fde = record(cie.len() as u32 + 4, &body);
+        [cie, fde, vec![0; 4]].concat()
+    }
+
+    #[test]
+    fn descriptions_are_found_and_common_parts_are_not() {
+        let bytes = frames(0x1000);
+        let start = bytes.as_ptr().expose_provenance() as u64;
+        assert_eq!(descriptions(range_of(&bytes)), Ok(vec![start + 20]));
+        assert_eq!(descriptions(range_of(&[0; 4])), Ok(Vec::new()));
+        // The end of the section stands behind the range, where the unwinder finds it.
+        let mut range = range_of(&bytes);
+        range.end.0 -= 4;
+        assert_eq!(descriptions(range), Ok(vec![start + 20]));
+    }
+
+    #[test]
+    fn what_is_no_section_is_refused() {
+        let refused = |bytes: &[u8]| descriptions(range_of(bytes)).is_err();
+        assert!(refused(&[3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]));
+        assert!(refused(&[64, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]));
+        let huge = [&[0xff; 12][..], &[0; 16]].concat();
+        assert!(refused(&huge));
+        let nowhere = AddrRange {
+            start: ExecutorAddr(8),
+            end: ExecutorAddr(16),
+        };
+        assert!(descriptions(nowhere).is_err());
+        let answer = register(&to_bytes(&nowhere)).unwrap();
+        assert!(from_bytes::<Outcome>(&answer).unwrap().0.is_err());
+    }
+
+    #[test]
+    fn sections_are_forgotten_as_often_as_they_were_registered() {
+        let bytes = frames(0x7000_0000_1000);
+        let args = to_bytes(&range_of(&bytes));
+        for _ in 0..2 {
+            assert_eq!(register(&args), Ok(vec![0]));
+        }
+        for _ in 0..2 {
+            assert_eq!(deregister(&args), Ok(vec![0]));
+        }
+        let unknown = from_bytes::<Outcome>(&deregister(&args).unwrap()).unwrap();
+        assert!(unknown.0.unwrap_err().contains("no section is registered"));
+        let empty = to_bytes(&range_of(&[0; 4]));
+        assert_eq!(register(&empty), Ok(vec![0]));
+        assert_eq!(deregister(&empty), Ok(vec![0]));
+    }
+}

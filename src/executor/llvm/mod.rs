@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! LLVM's own protocols on the executor's side, of LLVM 14 to 22, one file each.
+//!
+//! A wrapper function here is a safe function from argument bytes to result bytes. An argument that
+//! LLVM calls an instance is a number that [`Registry`] gave out; another number is an error. What
+//! a controller may address freely, by the protocol's own meaning, goes through [`crate::sys`].
+//!
+//! Where a message begins with a capital letter it is the stock executor's, word for word.
+
+mod dylib;
+mod eh_frames;
+mod gdb;
+mod memory_access;
+mod request;
+mod run;
+mod shared;
+mod simple;
+mod symbols;
+#[cfg(test)]
+mod testing;
+
+pub(crate) use symbols::{Function, Patience, Services, Symbol};
+
+use crate::sys::Answer;
+use crate::wire::sps::{Decode, Encode, Expected, Outcome, from_bytes, to_bytes};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a controller is told when something fails.
+type Told<T> = Result<T, String>;
+
+/// Decodes arguments, and encodes what `body` makes of them.
+fn answer<'a, A: Decode<'a>, R: Encode>(args: &'a [u8], body: impl FnOnce(A) -> R) -> Answer {
+    match from_bytes(args) {
+        Ok(args) => Ok(to_bytes(&body(args))),
+        Err(malformed) => Err(format!(
+            "Could not deserialize arguments for wrapper function call: {malformed}"
+        )),
+    }
+}
+
+/// [`answer`] with an `SPSExpected`.
+fn expected<'a, A: Decode<'a>, R: Encode>(
+    args: &'a [u8],
+    body: impl FnOnce(A) -> Told<R>,
+) -> Answer {
+    answer(args, |args| Expected(body(args)))
+}
+
+/// [`answer`] with an `SPSError`.
+fn outcome<'a, A: Decode<'a>>(args: &'a [u8], body: impl FnOnce(A) -> Told<()>) -> Answer {
+    answer(args, |args| Outcome(body(args)))
+}
+
+/// Instances by the number that a controller knows them by. No number is given twice in a process,
+/// so one that is gone, or belongs to another registry, is never taken for another.
+pub(crate) struct Registry<T> {
+    what: &'static str,
+    live: Mutex<BTreeMap<u64, Arc<T>>>,
+}
+
+impl<T> Registry<T> {
+    pub(crate) const fn new(what: &'static str) -> Registry<T> {
+        Registry {
+            what,
+            live: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    pub(crate) fn add(&self, instance: Arc<T>) -> u64 {
+        // Numbers that are small, but not 0: LLVM takes 0 for a symbol that is not there.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.live.lock().insert(number, instance);
+        number
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Told<Arc<T>> {
+        self.live.lock().get(&number).cloned().ok_or_else(|| {
+            format!(
+                "no {} has the number {number:#x}: its session has ended, or the controller asks \
+                 another process than it thinks",
+                self.what
+            )
+        })
+    }
+
+    pub(crate) fn remove(&self, number: u64) {
+        self.live.lock().remove(&number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_never_given_twice() {
+        static ONE: Registry<u8> = Registry::new("one");
+        static TWO: Registry<u8> = Registry::new("two");
+        let one = ONE.add(Arc::new(1));
+        let two = TWO.add(Arc::new(2));
+        assert_ne!(one, two);
+        assert_eq!(ONE.get(one).as_deref(), Ok(&1));
+        assert!(
+            TWO.get(one)
+                .unwrap_err()
+                .starts_with("no two has the number 0x")
+        );
+        ONE.remove(one);
+        assert!(ONE.get(one).is_err());
+        assert!(ONE.add(Arc::new(3)) > one);
+    }
+
+    #[test]
+    fn malformed_arguments_are_an_out_of_band_error() {
+        let refused = answer(&[1, 2], |_: u64| ()).unwrap_err();
+        assert!(
+            refused.starts_with("Could not deserialize arguments for wrapper function call"),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What requests for memory have in common, whichever service they go to.
+
+use super::Told;
+use crate::error::{Error, Result, invalid_argument};
+use crate::group::{AllocGroup, Protection};
+use crate::mapper::actions::join;
+use crate::mapper::{Action, WrapperCall};
+use crate::page::AddressRange;
+use crate::sys::{self, explain};
+use crate::wire::sps::{ActionPair, Call, ExecutorAddr, RemoteAllocGroup};
+
+/// The actions of a request, out of its message.
+pub(super) fn actions(pairs: &[ActionPair<'_>]) -> Vec<Action> {
+    let call = |call: &Call<'_>| WrapperCall {
+        function: call.function.0,
+        args: call.args.0.to_vec(),
+    };
+    let action = |pair: &ActionPair<'_>| Action {
+        finalize: call(&pair.finalize),
+        dealloc: call(&pair.dealloc),
+    };
+    pairs.iter().map(action).collect()
+}
+
+/// What the protection of a segment is, and where it lies.
+pub(super) fn placed(
+    group: RemoteAllocGroup,
+    address: ExecutorAddr,
+    size: u64,
+) -> Result<(AddressRange, Protection)> {
+    let range = AddressRange::new(address.0, size).ok_or_else(|| {
+        invalid_argument(format!(
+            "segment of {size} bytes at {:#x}: it goes beyond the end of memory",
+            address.0
+        ))
+    })?;
+    let group = AllocGroup::try_from(group)
+        .map_err(|error| error.context(format!("segment at {:#x}", address.0)))?;
+    Ok((range, group.protection))
+}
+
+/// The whole pages that a range touches.
+pub(super) fn pages_of(range: AddressRange) -> AddressRange {
+    let page = sys::page_size();
+    let start = page.round_down(range.start());
+    let end = page.round_up(range.end()).unwrap_or(range.end());
+    AddressRange::new(start, end - start).unwrap_or(range)
+}
+
+/// Changes the protection of the pages that a range touches.
+pub(super) fn protect(range: AddressRange, protection: Protection) -> Result<()> {
+    let pages = pages_of(range);
+    if pages.size() == 0 {
+        return Ok(());
+    }
+    sys::protect(pages.start(), pages.size(), protection)
+        .map_err(|error| explain(format_args!("mprotect {pages:?} to {protection:?}"), error))
+}
+
+/// An error in the words for a controller.
+pub(super) fn told(error: Error) -> String {
+    error.message().to_owned()
+}
+
+/// Does it for each, the last one first, whatever happens to the others.
+pub(super) fn last_to_first(
+    addresses: Vec<ExecutorAddr>,
+    body: impl Fn(u64) -> Result<()>,
+) -> Told<()> {
+    let addresses = addresses.into_iter().rev();
+    let result = addresses.fold(Ok(()), |so_far, address| join(so_far, body(address.0)));
+    result.map_err(told)
+}

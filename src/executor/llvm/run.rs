@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Running a program's functions.
+
+use super::answer;
+use crate::sys::{self, Answer};
+use crate::wire::sps::{Bytes, ExecutorAddr};
+
+/// `int64_t (addr function, sequence<string> args)`.
+pub(super) fn as_main(args: &[u8]) -> Answer {
+    answer(args, |(function, args): (ExecutorAddr, Vec<Bytes<'_>>)| {
+        let args: Vec<&[u8]> = args.into_iter().map(|arg| arg.0).collect();
+        i64::from(sys::call_main(function.0, &args))
+    })
+}
+
+/// `int32_t (addr function)`.
+pub(super) fn as_void(args: &[u8]) -> Answer {
+    answer(args, |function: ExecutorAddr| sys::call_void(function.0))
+}
+
+/// `int32_t (addr function, int32_t argument)`.
+pub(super) fn as_int(args: &[u8]) -> Answer {
+    answer(args, |(function, argument): (ExecutorAddr, i32)| {
+        sys::call_int(function.0, argument)
+    })
+}

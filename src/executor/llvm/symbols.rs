@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The services of one session under the names that controllers know them by.
+//!
+//! All generations' names are published at once: a controller takes those that it knows. Only one
+//! function differs between them under the same name.
+
+use super::dylib::{self, DylibManager};
+use super::shared::{self, SharedMapper};
+use super::simple::{self, MemoryManager};
+use super::{eh_frames, gdb, memory_access as memory, run};
+use crate::sys::{self, Answer, wrapper_address};
+use crate::wire::frame::SetupLayout;
+use std::sync::Arc;
+
+/// What is behind a published wrapper function.
+#[derive(Clone, Copy)]
+pub(crate) struct Function {
+    /// Its address, for calls from anywhere.
+    pub(crate) address: u64,
+    /// The same, for calls from the server itself.
+    pub(crate) answer: fn(&[u8]) -> Answer,
+    /// How long it may take.
+    pub(crate) patience: Patience,
+}
+
+/// How long a function may take, and what it may leave behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// It waits for nobody and runs no linked code.
+    Brief,
+    /// It may run linked code, but only such as ends soon: actions, constructors of libraries.
+    Patient,
+    /// It runs a program, which may leave thread-locals behind that end with the thread.
+    Program,
+}
+
+/// A value that is published under a name: a function, or the number of an instance.
+pub(crate) enum Symbol {
+    Function(Function),
+    Instance(u64),
+}
+
+fn function<F: Fn(&[u8]) -> Answer + Copy>(
+    patience: Patience,
+    body: F,
+    answer: fn(&[u8]) -> Answer,
+) -> Symbol {
+    Symbol::Function(Function {
+        address: wrapper_address(body),
+        answer,
+        patience,
+    })
+}
+
+/// A list of names and functions.
+macro_rules! functions {
+    ($($patience:ident $name:literal $function:path;)*) => {
+        [$(($name, function(Patience::$patience, $function, $function))),*]
+    };
+}
+
+/// What controllers of LLVM 14 to 19 ask the process for by name, as if it exported them. They are
+/// answered here and not exported: libLLVM exports the same names, and a host may have both.
+pub(super) fn found_by_lookup(name: &[u8]) -> Option<u64> {
+    match name {
+        b"llvm_orc_registerEHFrameSectionWrapper" => Some(wrapper_address(eh_frames::register)),
+        b"llvm_orc_deregisterEHFrameSectionWrapper" => Some(wrapper_address(eh_frames::deregister)),
+        b"llvm_orc_registerJITLoaderGDBWrapper" => Some(wrapper_address(gdb::register)),
+        b"__jit_debug_descriptor" | b"__jit_debug_register_code" => sys::debug_symbols()
+            .into_iter()
+            .find(|(known, _)| known.as_bytes() == name)
+            .map(|(_, address)| address),
+        _ => None,
+    }
+}
+
+/// The services of one session. Shut down when dropped, at the latest.
+pub(crate) struct Services {
+    mapper: (Arc<SharedMapper>, u64),
+    memory: (Arc<MemoryManager>, u64),
+    dylibs: (Arc<DylibManager>, u64),
+}
+
+impl Services {
+    /// New services; `runtime`: whether what programs in C++ need is loaded when a symbol is
+    /// missing.
+    pub(crate) fn new(runtime: bool) -> Services {
+        Services {
+            mapper: SharedMapper::publish(),
+            memory: MemoryManager::publish(),
+            dylibs: DylibManager::publish(runtime),
+        }
+    }
+
+    /// Everything that is published. The layout tells the generation.
+    pub(crate) fn symbols(&self, layout: SetupLayout) -> Vec<(&'static str, Symbol)> {
+        let mut all: Vec<(&'static str, Symbol)> = vec![
+            (
+                "__llvm_orc_ExecutorSharedMemoryMapperService_Instance",
+                Symbol::Instance(self.mapper.1),
+            ),
+            (
+                "__llvm_orc_SimpleExecutorMemoryManager_Instance",
+                Symbol::Instance(self.memory.1),
+            ),
+            (
+                "__llvm_orc_SimpleExecutorDylibManager_Instance",
+                Symbol::Instance(self.dylibs.1),
+            ),
+        ];
+        all.extend(functions! {
+            Program "__llvm_orc_bootstrap_run_as_main_wrapper" run::as_main;
+            Program "__llvm_orc_bootstrap_run_as_void_function_wrapper" run::as_void;
+            Program "__llvm_orc_bootstrap_run_as_int_function_wrapper" run::as_int;
+
+            Patient "__llvm_orc_SimpleExecutorDylibManager_open_wrapper" dylib::open;
+            Patient "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper" dylib::resolve;
+
+            Brief "__llvm_orc_SimpleExecutorMemoryManager_reserve_wrapper" simple::reserve;
+            Patient "__llvm_orc_SimpleExecutorMemoryManager_finalize_wrapper" simple::finalize;
+            Patient "__llvm_orc_SimpleExecutorMemoryManager_deallocate_wrapper" simple::deallocate;
+            Patient "__llvm_orc_SimpleExecutorMemoryManager_initialize_wrapper" simple::initialize;
+            Patient "__llvm_orc_SimpleExecutorMemoryManager_deinitialize_wrapper"
+                simple::deinitialize;
+            Patient "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper" simple::release;
+
+            Brief "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve" shared::reserve;
+            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize" shared::initialize;
+            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Deinitialize"
+                shared::deinitialize;
+            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Release" shared::release;
+
+            Patient "__llvm_orc_bootstrap_register_ehframe_section_wrapper" eh_frames::register;
+            Patient "__llvm_orc_bootstrap_deregister_ehframe_section_wrapper"
+                eh_frames::deregister;
+            Patient "llvm_orc_registerEHFrameSectionWrapper" eh_frames::register;
+            Patient "llvm_orc_deregisterEHFrameSectionWrapper" eh_frames::deregister;
+            Patient "llvm_orc_registerEHFrameAllocAction" eh_frames::register;
+            Patient "llvm_orc_deregisterEHFrameAllocAction" eh_frames::deregister;
+            Patient "llvm_orc_registerJITLoaderGDBWrapper" gdb::register;
+            Patient "llvm_orc_registerJITLoaderGDBAllocAction" gdb::register;
+
+            Brief "__llvm_orc_bootstrap_mem_write_uint8s_wrapper" memory::write_uint8s;
+            Brief "__llvm_orc_bootstrap_mem_write_uint16s_wrapper" memory::write_uint16s;
+            Brief "__llvm_orc_bootstrap_mem_write_uint32s_wrapper" memory::write_uint32s;
+            Brief "__llvm_orc_bootstrap_mem_write_uint64s_wrapper" memory::write_uint64s;
+            Brief "__llvm_orc_bootstrap_mem_write_pointers_wrapper" memory::write_pointers;
+            Brief "__llvm_orc_bootstrap_mem_write_buffers_wrapper" memory::write_buffers;
+            Brief "__llvm_orc_bootstrap_mem_read_uint8s_wrapper" memory::read_uint8s;
+            Brief "__llvm_orc_bootstrap_mem_read_uint16s_wrapper" memory::read_uint16s;
+            Brief "__llvm_orc_bootstrap_mem_read_uint32s_wrapper" memory::read_uint32s;
+            Brief "__llvm_orc_bootstrap_mem_read_uint64s_wrapper" memory::read_uint64s;
+            Brief "__llvm_orc_bootstrap_mem_read_pointers_wrapper" memory::read_pointers;
+            Brief "__llvm_orc_bootstrap_mem_read_buffers_wrapper" memory::read_buffers;
+            Brief "__llvm_orc_bootstrap_mem_read_strings_wrapper" memory::read_strings;
+        });
+        // The one name whose answer changed: addresses first, definitions since LLVM 17.
+        all.extend(match layout {
+            SetupLayout::Symbols => functions! {
+                Patient "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
+                    dylib::lookup_addresses;
+            },
+            SetupLayout::MapAndSymbols => functions! {
+                Patient "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
+                    dylib::lookup_definitions;
+            },
+        });
+        all
+    }
+}
+
+impl Drop for Services {
+    /// The last one published first.
+    fn drop(&mut self) {
+        // Nobody is left who could be told what an action answers.
+        let _ = self.mapper.0.shut_down(self.mapper.1);
+        let _ = self.memory.0.shut_down(self.memory.1);
+        self.dylibs.0.shut_down(self.dylibs.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_name_stands_twice_and_every_function_has_an_address() {
+        let services = Services::new(true);
+        for layout in [SetupLayout::Symbols, SetupLayout::MapAndSymbols] {
+            let symbols = services.symbols(layout);
+            let names: BTreeSet<&str> = symbols.iter().map(|(name, _)| *name).collect();
+            assert_eq!(names.len(), symbols.len());
+            for (name, symbol) in symbols {
+                let value = match symbol {
+                    Symbol::Function(function) => function.address,
+                    Symbol::Instance(number) => number,
+                };
+                assert_ne!(value, 0, "{name}");
+                assert_eq!(
+                    name.ends_with("_Instance"),
+                    matches!(symbol, Symbol::Instance(_))
+                );
+            }
+        }
+    }
+}
