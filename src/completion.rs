@@ -4,6 +4,7 @@
 use crate::error::{Error, Result, Status};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
+use std::time::Instant;
 
 type Callback<T> = Box<dyn FnOnce(Result<T>) + Send>;
 
@@ -68,6 +69,14 @@ pub(crate) fn join_all(count: usize, done: Completion<()>) -> Vec<Completion<()>
 
 /// Runs an asynchronous request and waits for its answer.
 pub fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T> {
+    wait_until(None, request).expect("without a deadline the answer is waited for")
+}
+
+/// [`wait`], but no longer than until `deadline`.
+pub(crate) fn wait_until<T: Send + 'static>(
+    deadline: Option<Instant>,
+    request: impl FnOnce(Completion<T>),
+) -> Option<Result<T>> {
     let shared = Arc::new((Mutex::new(None), Condvar::new()));
     let answer = Arc::clone(&shared);
     request(Completion::new(move |result| {
@@ -77,8 +86,14 @@ pub fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T>
     let mut slot = shared.0.lock();
     loop {
         match slot.take() {
-            Some(result) => return result,
-            None => shared.1.wait(&mut slot),
+            Some(result) => return Some(result),
+            None => match deadline {
+                None => shared.1.wait(&mut slot),
+                Some(deadline) if deadline <= Instant::now() => return None,
+                Some(deadline) => {
+                    shared.1.wait_until(&mut slot, deadline);
+                }
+            },
         }
     }
 }

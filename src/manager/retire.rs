@@ -4,12 +4,13 @@
 use super::core::Core;
 use super::records::{Key, State};
 use super::space::Leaving;
-use crate::completion::{Completion, wait};
+use crate::completion::{Completion, wait_until};
 use crate::error::Result;
 use crate::mapper::{Action, Retired, SegmentContent, Teardown};
 use crate::sys;
 use smallvec::SmallVec;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Allocations on their way out together.
 #[derive(Default)]
@@ -268,13 +269,14 @@ impl Drop for Core {
             .collect();
         let windows = space.take_windows();
         let mapper = &self.mapper;
-        if mapper.may_be_waited_for() {
+        if let Some(patience) = mapper.patience() {
             // Whoever frees a manager finds its actions done and its memory gone.
+            let deadline = Some(Instant::now() + patience);
             if !retired.iter().all(Retired::is_nothing) {
-                let _ = wait(|done| mapper.deinitialize(retired, done));
+                let _ = wait_until(deadline, |done| mapper.deinitialize(retired, done));
             }
             for window in windows {
-                let _ = wait(|done| mapper.release(window, done));
+                let _ = wait_until(deadline, |done| mapper.release(window, done));
             }
             return;
         }

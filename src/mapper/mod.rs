@@ -25,6 +25,7 @@ use crate::group::AllocGroup;
 use crate::memory::view::{Buffer, Placement, Writer};
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
+use std::time::Duration;
 
 /// What the manager must know of a mapper before it divides anything.
 #[derive(Clone, Debug)]
@@ -181,10 +182,10 @@ pub trait Mapper: Send + Sync {
         true
     }
 
-    /// Whether the end of a manager may be waited for in any thread: answers come in threads of our
-    /// own, never in one of the host's that may be waiting.
-    fn may_be_waited_for(&self) -> bool {
-        false
+    /// How long the end of a manager is waited for. Only where that may be done in any thread: answers
+    /// come in threads of our own, never in one of the host's that may be waiting.
+    fn patience(&self) -> Option<Duration> {
+        None
     }
 
     /// Messages sent to the executor, and the bytes of both directions.

@@ -54,7 +54,7 @@ pub(crate) fn listen_at(name: &[u8]) -> io::Result<OwnedFd> {
     gate("bind")?;
     rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
     gate("listen")?;
-    rustix::net::listen(&socket, 1)?;
+    rustix::net::listen(&socket, 16)?;
     Ok(socket)
 }
 
@@ -62,7 +62,10 @@ pub(crate) fn listen_at(name: &[u8]) -> io::Result<OwnedFd> {
 pub(crate) fn connect_to(name: &[u8]) -> io::Result<OwnedFd> {
     let socket = packet_socket()?;
     gate("connect")?;
+    // Where others have filled the listener's queue this fails and does not wait for its turn.
+    rustix::io::ioctl_fionbio(&socket, true)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    rustix::io::ioctl_fionbio(&socket, false)?;
     Ok(socket)
 }
 

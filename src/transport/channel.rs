@@ -2,16 +2,16 @@
 //! The controller's end of a channel to our executor service.
 
 use super::packet::{self, Packet};
+use super::pending::Pending;
 use super::{Traffic, Transport, crew, disconnected};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{explain, socket};
 use crate::wire::frame::{Header, Opcode};
-use parking_lot::Mutex;
-use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The tag of a result that is an out-of-band error.
 pub(crate) const OUT_OF_BAND: u64 = 1;
@@ -23,6 +23,8 @@ pub(crate) struct Channel(Arc<Calls>);
 struct Calls {
     socket: Arc<OwnedFd>,
     state: Mutex<State>,
+    /// `state` has its reason.
+    ended: AtomicBool,
     traffic: Traffic,
 }
 
@@ -40,6 +42,7 @@ impl Channel {
         let calls = Arc::new(Calls {
             socket: Arc::clone(&socket),
             state: Mutex::default(),
+            ended: AtomicBool::new(false),
             traffic: Traffic::default(),
         });
         crew::start(socket, Arc::clone(&calls))
@@ -56,17 +59,8 @@ impl Channel {
         done: Completion<Vec<u8>>,
     ) {
         let calls = &self.0;
-        let sequence = {
-            let mut state = calls.state.lock();
-            if let Some(error) = &state.ended {
-                let error = error.clone();
-                drop(state);
-                return done.complete(Err(error));
-            }
-            let sequence = state.next;
-            state.next += 1;
-            state.waiting.insert(sequence, done);
-            sequence
+        let Some(sequence) = calls.pending.add(done) else {
+            return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
@@ -84,11 +78,15 @@ impl Channel {
                 ),
             };
             // Unless the end of the channel has answered it already.
-            let done = calls.state.lock().waiting.remove(&sequence);
-            if let Some(done) = done {
+            if let Some(done) = calls.pending.take(sequence) {
                 done.complete(Err(error));
             }
         }
+    }
+
+    /// Whether nothing can be sent any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.0.ended.load(Ordering::Acquire)
     }
 
     pub(crate) fn traffic(&self) -> &Traffic {
@@ -115,6 +113,7 @@ impl Calls {
         let waiting = {
             let mut state = self.state.lock();
             let error = state.ended.get_or_insert(error).clone();
+            self.ended.store(true, Ordering::Release);
             let waiting = std::mem::take(&mut state.waiting);
             waiting.into_values().map(move |done| (done, error.clone()))
         };
@@ -126,7 +125,7 @@ impl crew::Post for Calls {
     fn handle(self: Arc<Self>, packet: Packet) {
         let Packet { header, body, .. } = packet;
         let done = match header.opcode {
-            Opcode::Result => self.state.lock().waiting.remove(&header.sequence),
+            Opcode::Result => self.pending.take(header.sequence),
             _ => None,
         };
         self.traffic.received(header.size as usize);
@@ -137,7 +136,7 @@ impl crew::Post for Calls {
             }
             Some(done) => done.complete(Ok(body)),
             None => {
-                self.end(Error::new(
+                self.pending.end(Error::new(
                     Status::Disconnected,
                     format!(
                         "the executor sent {:?} {} through its channel, which answers no call; \
@@ -151,7 +150,7 @@ impl crew::Post for Calls {
     }
 
     fn ended(self: Arc<Self>, why: Option<io::Error>) {
-        self.end(match why {
+        self.pending.end(match why {
             None => disconnected("the end of its channel was reached"),
             Some(error) => disconnected(format_args!("reading its channel failed: {error}")),
         });
@@ -164,7 +163,7 @@ mod tests {
     use crate::completion::wait;
 
     fn receive(socket: &OwnedFd) -> Packet {
-        packet::receive(socket, &mut vec![0; packet::MOST_BYTES])
+        packet::receive(socket, &mut Vec::new())
             .unwrap()
             .unwrap()
     }
@@ -211,7 +210,7 @@ mod tests {
                     answer(&there, first.header.sequence, OUT_OF_BAND, b"no");
                     answer(&there, first.header.sequence, 0, b"");
                     // The controller hangs up.
-                    assert!(packet::receive(&there, &mut [0; 64]).unwrap().is_none());
+                    assert!(packet::receive(&there, &mut Vec::new()).unwrap().is_none());
                 }
                 drop(second);
             });

@@ -1,15 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! The threads that read a channel.
+//! The threads that read a connection.
 //!
-//! Several wait for packets of the same socket and the kernel wakes one for each, so a thread that
-//! has got a packet just handles it: handling may block for as long as it likes, because another
-//! thread is there to read on. When the last one waiting gets a packet it starts one more first.
-//! In the steady state two threads serve, and none is started or handed anything.
+//! Several wait for packets at once and each packet wakes one, so a thread that has got a packet
+//! just handles it: handling may block for as long as it likes, because another thread is there to
+//! read on. When the last one waiting gets a packet it starts one more first. In the steady state
+//! two threads serve, and none is started or handed anything.
 
-use super::packet::{self, MOST_BYTES, Packet};
+use super::packet::Packet;
 use crate::sys;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,26 +16,31 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// More threads than this do not wait for packets; the others end.
 const MOST_WAITING: usize = 2;
 
-/// What is done with the packets of a channel.
+/// A connection: where packets come from, and what is done with them.
 pub(crate) trait Post: Send + Sync + 'static {
+    /// Waits for the next packet, in several threads at once; `None` at the end. The buffer is the
+    /// thread's own.
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>>;
+
     /// Handles one packet; may block.
     fn handle(self: Arc<Self>, packet: Packet);
 
-    /// The channel has come to its end, or this is why it was ended. Called once.
+    /// Makes whoever waits see the end.
+    fn hang_up(&self);
+
+    /// The connection has come to its end, or this is why it was ended. Called once.
     fn ended(self: Arc<Self>, why: Option<io::Error>);
 }
 
 struct Crew<P> {
-    socket: Arc<OwnedFd>,
     post: Arc<P>,
     waiting: AtomicUsize,
     ended: AtomicBool,
 }
 
-/// Has the packets of `socket` handled until its end. Whoever wants the end hangs up.
-pub(crate) fn start<P: Post>(socket: Arc<OwnedFd>, post: Arc<P>) -> io::Result<()> {
+/// Has the packets of a connection handled until its end. Whoever wants the end hangs up.
+pub(crate) fn start<P: Post>(post: Arc<P>) -> io::Result<()> {
     let crew = Arc::new(Crew {
-        socket,
         post,
         waiting: AtomicUsize::new(0),
         ended: AtomicBool::new(false),
@@ -54,9 +58,9 @@ fn reinforce<P: Post>(crew: &Arc<Crew<P>>) -> io::Result<()> {
 
 impl<P: Post> Crew<P> {
     fn work(self: Arc<Self>) {
-        let mut buffer = vec![0; MOST_BYTES];
+        let mut buffer = Vec::new();
         loop {
-            match packet::receive(&self.socket, &mut buffer) {
+            match self.post.receive(&mut buffer) {
                 Ok(Some(packet)) => {
                     if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
                         // Without another thread packets wait until this one is back.
@@ -83,7 +87,7 @@ impl<P: Post> Crew<P> {
     }
 
     fn end(&self, why: Option<io::Error>) {
-        sys::socket::hang_up(&self.socket);
+        self.post.hang_up();
         if !self.ended.swap(true, Ordering::AcqRel) {
             Arc::clone(&self.post).ended(why);
         }

@@ -1,13 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Ways to call a wrapper function in the executor: bytes there, bytes back.
 //!
-//! A host's EPC is one, a connected socket that speaks EPC's framing another, and a session with
-//! our own service has a [`Channel`](channel::Channel) of its own, which can hand memfds over and
-//! starts no thread per message.
+//! A host's EPC is one, a connected socket that speaks EPC's framing another ([`Stream`]), and a
+//! session with our own service has a [`Channel`](channel::Channel) of its own, which can hand memfds
+//! over and starts no thread per message.
 
 pub(crate) mod channel;
 pub(crate) mod crew;
+pub(crate) mod frames;
 pub(crate) mod packet;
+mod pending;
+mod stream;
+
+pub use stream::Stream;
 
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) const MOST_BYTES: usize = 64 << 10;
 
 /// No body is larger, whatever a header says.
-const MOST_BODY: u64 = 1 << 30;
+pub(super) const MOST_BODY: u64 = 1 << 30;
 
 #[derive(Debug)]
 pub(crate) struct Packet {
@@ -41,8 +41,9 @@ pub(crate) fn send(
     socket::send(socket, &[&bytes], &all)
 }
 
-/// Waits for a packet; `None` at the end. `buffer` has [`MOST_BYTES`].
-pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Option<Packet>> {
+/// Waits for a packet; `None` at the end. The buffer is for whatever comes next as well.
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+    buffer.resize(MOST_BYTES, 0);
     let received = socket::receive(socket, buffer)?;
     if received.size == 0 {
         return Ok(None);
@@ -86,7 +87,7 @@ mod tests {
     #[test]
     fn packets_of_any_size_come_back_with_their_descriptors() {
         let (here, there) = socket::packet_pair().unwrap();
-        let mut buffer = vec![0; MOST_BYTES];
+        let mut buffer = Vec::new();
         for size in [0, 1, MOST_BYTES - HEADER_SIZE, MOST_BYTES, 1 << 20] {
             let body: Vec<u8> = (0..size).map(|index| index as u8).collect();
             send(&here, header(size), &body, &[here.as_fd()]).unwrap();
@@ -100,8 +101,8 @@ mod tests {
     #[test]
     fn packets_that_lie_are_refused() {
         let (here, there) = socket::packet_pair().unwrap();
-        let mut buffer = vec![0; MOST_BYTES];
-        let refused = |bytes: &[u8], descriptors: &[BorrowedFd<'_>], buffer: &mut [u8]| {
+        let mut buffer = Vec::new();
+        let refused = |bytes: &[u8], descriptors: &[BorrowedFd<'_>], buffer: &mut Vec<u8>| {
             socket::send(&here, &[bytes], descriptors).unwrap();
             receive(&there, buffer).unwrap_err().kind() == ErrorKind::InvalidData
         };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The executor's end of a session's channel.
 
-use super::{Answer, call, function_at};
-use crate::sys::socket;
+use super::{call, function_at};
+use crate::sys::{Answer, socket};
 use crate::transport::channel::OUT_OF_BAND;
 use crate::transport::crew;
 use crate::transport::packet::{self, Packet};
@@ -20,14 +20,18 @@ struct Line {
 /// Serves calls from `socket` in threads of our own until its end. What is left of the session then
 /// is for whoever owns it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
-    let line = Line {
-        socket: Arc::clone(&socket),
-        functions,
-    };
-    crew::start(socket, Arc::new(line))
+    crew::start(Arc::new(Line { socket, functions }))
 }
 
 impl crew::Post for Line {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+        packet::receive(&self.socket, buffer)
+    }
+
+    fn hang_up(&self) {
+        socket::hang_up(&self.socket);
+    }
+
     fn handle(self: Arc<Self>, packet: Packet) {
         let Packet {
             header,

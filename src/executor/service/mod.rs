@@ -9,7 +9,7 @@ mod line;
 mod session;
 
 use crate::error::{Error, Result, Status, invalid_handle};
-use crate::sys;
+use crate::sys::{self, Answer};
 use crate::wire::service::{
     Attach, Change, Functions, Item, Open, Opened, Reply, Reserve, VERSION,
 };
@@ -20,9 +20,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// What a wrapper function answers: result bytes, or an out-of-band error.
-pub(crate) type Answer = std::result::Result<Vec<u8>, String>;
 
 /// The sessions of this process, in the order in which they were opened.
 static SESSIONS: Mutex<BTreeMap<u64, Arc<Session>>> = Mutex::new(BTreeMap::new());

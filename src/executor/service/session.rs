@@ -265,14 +265,13 @@ impl Session {
                 code,
                 actions,
             } => {
-                content.iter().try_for_each(|content| self.write(content))?;
-                for range in code {
-                    let range = range_of(range)?;
-                    window_of(&mut self.windows.lock(), range)?;
-                    sys::flush_instruction_cache(range.start(), range.size());
-                }
-                let calls = run_finalize(actions.iter().map(action).collect())?;
-                Ok(self.teardowns.lock().add(calls))
+                let initialized = self.initialize(&content, code, &actions);
+                initialized.inspect_err(|_| {
+                    // What did not come to life must not run.
+                    for content in &content {
+                        let _ = self.trap(content.range);
+                    }
+                })
             }
             Item::Deinitialize { key, traps } => {
                 let calls = match key {
@@ -287,6 +286,22 @@ impl Session {
                 join(result, trapped).map(|()| 0)
             }
         }
+    }
+
+    fn initialize(
+        &self,
+        content: &[Content<'_>],
+        code: Vec<AddrRange>,
+        actions: &[ActionPair<'_>],
+    ) -> Result<u64> {
+        content.iter().try_for_each(|content| self.write(content))?;
+        for range in code {
+            let range = range_of(range)?;
+            window_of(&mut self.windows.lock(), range)?;
+            sys::flush_instruction_cache(range.start(), range.size());
+        }
+        let calls = run_finalize(actions.iter().map(action).collect())?;
+        Ok(self.teardowns.lock().add(calls))
     }
 
     /// Writes content into pages of our own; code in them is seen by the processor at once.

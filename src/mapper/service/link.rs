@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A session with an executor's service, and the way its memfds and messages go.
 
-use crate::completion::{Completion, wait};
+use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, MemFile, explain, socket};
 use crate::transport::channel::Channel;
-use crate::transport::{Traffic, Transport, call};
+use crate::transport::{Traffic, Transport, call, disconnected};
 use crate::wire::service::{Attach, Attached, File, Functions, Open, Opened, Reply, VERSION};
 use crate::wire::sps::{Bytes, Decode, Encode, ExecutorAddr, from_bytes, to_bytes};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How long the first packet of a connection that exists already may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an executor may take for what it does at once, unless it is stopped or stuck: to send the
+/// first packet of a connection that exists already, to end a session.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub(super) struct Link {
     pub(super) failed: Vec<String>,
     traffic: Traffic,
     closed: AtomicBool,
+    /// The transport has said that the executor is gone.
+    lost: Arc<AtomicBool>,
 }
 
 /// The value in the bytes of a reply.
@@ -74,6 +77,7 @@ impl Link {
             failed: Vec::new(),
             traffic: Traffic::default(),
             closed: AtomicBool::new(false),
+            lost: Arc::default(),
         })
     }
 
@@ -102,6 +106,15 @@ impl Link {
             Some(channel) => channel.call_with(function.0, &message, descriptors, done),
             None => {
                 self.traffic.sent(message.len());
+                let lost = Arc::clone(&self.lost);
+                let done = Completion::new(move |answer: Result<Vec<u8>>| {
+                    if let Err(error) = &answer {
+                        if error.status() == Status::Disconnected {
+                            lost.store(true, Ordering::Release);
+                        }
+                    }
+                    done.complete(answer);
+                });
                 self.transport.call(function.0, message, done);
             }
         }
@@ -139,11 +152,27 @@ impl Link {
         // Nobody is left to tell; a channel that is gone has ended the session on both sides.
         let close = |done| self.call(function, self.message(), &[], done);
         if self.has_channel() {
-            let _ = wait(close);
+            let _ = wait_until(Some(Instant::now() + PATIENCE), close);
         } else {
             // The host's own transport may need this very thread to answer.
             close(Completion::new(|_| ()));
         }
+    }
+
+    /// Whether it is known that the executor is gone.
+    pub(super) fn is_lost(&self) -> bool {
+        match &self.channel {
+            Some(channel) => channel.has_ended(),
+            None => self.lost.load(Ordering::Acquire),
+        }
+    }
+
+    /// Fails if it is known that the executor is gone.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_lost() {
+            return Err(disconnected("its connection has ended"));
+        }
+        Ok(())
     }
 
     /// Whether answers come in threads of our own.

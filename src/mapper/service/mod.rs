@@ -20,12 +20,13 @@ use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
 use batch::Batches;
 use change::Changes;
-use link::{Link, Way, decoded};
+use link::{Link, PATIENCE, Way, decoded};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// What JITLink aligns code to; different allocations share pages.
 const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
@@ -308,11 +309,11 @@ impl Mapper for ServiceMapper {
     }
 
     fn settled(&self) -> bool {
-        self.unsettled.load(Ordering::Acquire) == 0
+        self.unsettled.load(Ordering::Acquire) == 0 && !self.link.is_lost()
     }
 
-    fn may_be_waited_for(&self) -> bool {
-        self.link.has_channel()
+    fn patience(&self) -> Option<Duration> {
+        self.link.has_channel().then_some(PATIENCE)
     }
 
     fn traffic(&self) -> (u64, u64) {
@@ -393,7 +394,8 @@ impl Mapper for ServiceMapper {
         let chunks = self.unsettled_chunks(&segments);
         let go = {
             let batches = self.batches.handle();
-            move |ready: Result<()>| match ready {
+            let link = Arc::clone(&self.link);
+            move |ready: Result<()>| match ready.and_then(|()| link.check()) {
                 Err(error) => done.complete(Err(error)),
                 Ok(()) if actions.is_empty() && coherent => done.complete(Ok(0)),
                 Ok(()) => batches.submit(&item(&segments, &actions, coherent), done),

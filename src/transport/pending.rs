@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Calls that wait for their answers.
+
+use crate::completion::Completion;
+use crate::error::{Error, invalid_handle};
+use crate::sys;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+
+type Answered = Completion<Vec<u8>>;
+
+/// The calls of one connection. Each is answered once, the last ones when the connection ends.
+pub(super) struct Pending {
+    state: Mutex<State>,
+    /// Whose connection it is; see [`sys::fork_generation`].
+    generation: u32,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    waiting: HashMap<u64, Answered>,
+    ended: Option<Error>,
+}
+
+impl Pending {
+    pub(super) fn new() -> Pending {
+        Pending {
+            state: Mutex::default(),
+            generation: sys::fork_generation(),
+        }
+    }
+
+    /// The number of a new call. None: nobody would answer it, so it has been answered with why.
+    pub(super) fn add(&self, done: Answered) -> Option<u64> {
+        if self.is_the_parents() {
+            done.complete(Err(invalid_handle(
+                "this connection to an executor belongs to the parent process; a forked child must \
+                 make one of its own",
+            )));
+            return None;
+        }
+        let mut state = self.state.lock();
+        if let Some(error) = state.ended.clone() {
+            drop(state);
+            done.complete(Err(error));
+            return None;
+        }
+        let sequence = state.next;
+        state.next += 1;
+        state.waiting.insert(sequence, done);
+        Some(sequence)
+    }
+
+    /// The call with this number, for whoever answers it.
+    pub(super) fn take(&self, sequence: u64) -> Option<Answered> {
+        self.state.lock().waiting.remove(&sequence)
+    }
+
+    /// Answers what waits, and all that comes, with `error`, or with what the end was before.
+    pub(super) fn end(&self, error: Error) {
+        let waiting = {
+            let mut state = self.state.lock();
+            let error = state.ended.get_or_insert(error).clone();
+            let waiting = std::mem::take(&mut state.waiting);
+            waiting.into_values().map(move |done| (done, error.clone()))
+        };
+        waiting.for_each(|(done, error)| done.complete(Err(error)));
+    }
+
+    /// Whether this is a forked child, which has the parent's connection but none of the threads
+    /// that read it, and must leave it alone.
+    pub(super) fn is_the_parents(&self) -> bool {
+        self.generation != sys::fork_generation()
+    }
+}
