@@ -50,7 +50,7 @@ struct ChunkState {
     protection: u8,
     commit: bool,
     /// Where we write; none where content travels in messages.
-    view: Option<WriterView>,
+    _view: Option<WriterView>,
     progress: Mutex<Progress>,
 }
 
@@ -369,7 +369,7 @@ impl Mapper for ServiceMapper {
             range,
             protection: group.protection.bits() as u8,
             commit,
-            view,
+            _view: view,
             progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
         });
         self.unsettled.fetch_add(1, Ordering::AcqRel);
