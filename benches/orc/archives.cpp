@@ -5,9 +5,9 @@
 
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/BinaryFormat/ELF.h"
+#include "llvm/ExecutionEngine/Orc/ExecutorProcessControl.h"
 #include "llvm/Object/Archive.h"
 #include "llvm/Object/ELF.h"
-#include "llvm/Support/DynamicLibrary.h"
 #include "llvm/Support/FormatVariadic.h"
 #include "llvm/Support/Path.h"
 
@@ -104,11 +104,15 @@ static Error checkResults(ExecutionSession &ES, const SymbolMap &Symbols) {
   return Error::success();
 }
 
-static Error run(ExecutionSession &ES, Probe &P, const std::vector<Library> &Libraries,
-                 uint64_t Members) {
+static Error run(ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive,
+                 const std::vector<Library> &Libraries, uint64_t Members) {
   auto Session = LinkSession::Create(ES);
   if (!Session)
     return Session.takeError();
+  Alive = *Session;
+  // The members refer to it.
+  if (auto LibM = ES.getExecutorProcessControl().getDylibMgr().loadDylib("libm.so.6"); !LibM)
+    return LibM.takeError();
   SymbolMap Symbols;
   auto Link = [&]() -> Error {
     for (const Library &L : Libraries) {
@@ -135,11 +139,6 @@ static Error run(ExecutionSession &ES, Probe &P, const std::vector<Library> &Lib
 }
 
 Expected<Workload> archives(const Settings &S) {
-  // The members refer to libm.
-  std::string Message;
-  if (sys::DynamicLibrary::LoadLibraryPermanently("libm.so.6", &Message))
-    return createStringError("load libm.so.6: %s", Message.c_str());
-
   auto Libraries = std::make_shared<std::vector<Library>>();
   uint64_t Members = 0, Content = 0;
   std::string Names;
@@ -162,8 +161,8 @@ Expected<Workload> archives(const Settings &S) {
   W.Operation = "object";
   W.Rounds = S.rounds(31);
   W.HasSum = true;
-  W.Run = [Libraries, Members](ExecutionSession &ES, Probe &P) {
-    return run(ES, P, *Libraries, Members);
+  W.Run = [Libraries, Members](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive) {
+    return run(ES, P, Alive, *Libraries, Members);
   };
   return W;
 }

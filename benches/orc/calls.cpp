@@ -65,9 +65,8 @@ Expected<Workload> calls(const Settings &S, unsigned Functions) {
             " tiny functions, each in a graph of its own like those of (a)";
   W.Operation = "call";
   W.Rounds = S.rounds(7);
-  W.NeedsInProcess = true;
   W.CountSystemCalls = false;
-  W.Run = [Functions](ExecutionSession &ES, Probe &P) {
+  W.Run = [Functions](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     std::vector<SmallGraphs::FinalizedAlloc> Live;
     Error Err = runCalls(Graphs, P, Functions, Live);

@@ -3,16 +3,25 @@
 #include "child.hpp"
 #include "footprint.hpp"
 
+#include "llvm/Support/FormatVariadic.h"
+#include <jitmem/orc.hpp>
+
 #include <atomic>
 #include <cerrno>
 #include <csignal>
+#include <cstdlib>
 #include <cstring>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <malloc.h>
+#include <mutex>
 #include <new>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <unordered_map>
 
 using namespace llvm;
 
@@ -25,7 +34,7 @@ constexpr unsigned MaxPhases = 8;
 struct ChildPhase {
   char Name[64];
   uint64_t Operations;
-  uint64_t SystemCalls;
+  uint64_t SystemCalls, ExecutorSystemCalls;
   bool IsHeld;
   Footprint Held;
   uint64_t Live;
@@ -42,6 +51,7 @@ struct ChildReport {
   int TraceError;
   bool Finished;
   char Failure[512];
+  bool Unsupported;
 };
 
 template <size_t N> void copyText(char (&To)[N], StringRef From) {
@@ -53,6 +63,13 @@ template <size_t N> void copyText(char (&To)[N], StringRef From) {
 class ChildProbe : public Probe {
 public:
   ChildProbe(ChildReport &Report, Footprint Before) : Report(Report), Before(Before) {}
+
+  void begin(const Host &H) override {
+    if (!H.Other)
+      return;
+    Other = H.Other->pid();
+    Before = Before + H.Other->baseline();
+  }
 
   Error measure(StringRef Name, uint64_t Operations, function_ref<Error()> Body) override {
     unsigned Index = phase(Name);
@@ -66,13 +83,13 @@ public:
 
   void hold(StringRef Name, uint64_t Live, StringRef Note) override {
     ChildPhase &P = Report.Phase[phase(Name)];
-    Expected<Footprint> Now = footprint();
-    if (!Now) {
-      copyText(P.Note, toString(Now.takeError()));
+    Expected<Footprint> Now = footprint(), OthersNow = Other ? footprint(Other) : Footprint();
+    if (!Now || !OthersNow) {
+      copyText(P.Note, toString(joinErrors(Now.takeError(), OthersNow.takeError())));
       return;
     }
     P.IsHeld = true;
-    P.Held = *Now - Before;
+    P.Held = *Now + *OthersNow - Before;
     P.Live = Live;
     copyText(P.Note, Note);
   }
@@ -90,6 +107,7 @@ private:
 
   ChildReport &Report;
   Footprint Before;
+  pid_t Other = 0;
 };
 
 class IgnoringProbe : public Probe {
@@ -100,44 +118,114 @@ public:
 
 } // namespace
 
-Error runOnce(const ManagerSpec &M, const Workload &W, Probe &P) {
-  auto EPC = M.Create();
-  if (!EPC)
-    return EPC.takeError();
-  orc::ExecutionSession ES(std::move(*EPC));
+static Error runSession(Host &H, const Workload &W, Probe &P) {
+  orc::ExecutionSession ES(std::move(H.EPC));
   // A failed link is reported here, and lookups only say which symbols were affected by it.
+  std::mutex Mutex;
   Error Reported = Error::success();
-  ES.setErrorReporter(
-      [&](Error Err) { Reported = joinErrors(std::move(Reported), std::move(Err)); });
-  Error Err = W.Run(ES, P);
+  ES.setErrorReporter([&](Error Err) {
+    std::lock_guard<std::mutex> Lock(Mutex);
+    Reported = joinErrors(std::move(Reported), std::move(Err));
+  });
+  P.begin(H);
+  std::shared_ptr<void> Alive;
+  Error Err = W.Run(ES, P, Alive);
   Err = joinErrors(std::move(Err), ES.endSession());
   return joinErrors(std::move(Reported), std::move(Err));
 }
 
-static Error runInChild(const ManagerSpec &M, const Workload &W, ChildReport &Report) {
-  // Without mappings made by malloc, every new mapping is the manager's.
+Error runOnce(const Contender &C, const Workload &W, Probe &P) {
+  Expected<Host> H = C.Manager.Create(makeDispatcher(C.Tasks));
+  if (!H)
+    return H.takeError();
+  Error Err = runSession(*H, W, P);
+  if (H->Other)
+    Err = joinErrors(std::move(Err), H->Other->waitForEnd());
+  return Err;
+}
+
+static bool saysUnsupported(const Error &Err) {
+  bool Says = false;
+  visitErrors(Err, [&](const ErrorInfoBase &Info) {
+    if (Info.isA<jitmem::orc::MemoryError>())
+      Says |= static_cast<const jitmem::orc::MemoryError &>(Info).status() == JITMEM_UNSUPPORTED;
+  });
+  return Says;
+}
+
+void recordFailure(Results &R, const Workload &W, const Contender &C, Error Err) {
+  bool Unsupported = saysUnsupported(Err);
+  R.fail(W, C.row(), toString(std::move(Err)), Unsupported);
+}
+
+/// Lets the parent trace the system calls of this process and of what it starts. A filter that
+/// stops at each costs half of what ptrace's own two stops per call do, which would be minutes.
+static void beTraced(ChildReport &Report) {
+  if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr)) {
+    Report.TraceError = errno;
+    return;
+  }
+  raise(SIGSTOP); // the parent takes over here
+  if (Report.TraceError)
+    return;
+  sock_filter Trace = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE);
+  sock_fprog Filter = {1, &Trace};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &Filter))
+    Report.TraceError = errno;
+}
+
+static Error runInChild(const Contender &C, const Workload &W, ChildReport &Report) {
+  // Without mappings made by malloc, and with one heap for all threads, every new mapping is the
+  // manager's or a thread's stack. The variables say the same to the executor.
   mallopt(M_MMAP_MAX, 0);
+  mallopt(M_ARENA_MAX, 1);
+  setenv("MALLOC_MMAP_MAX_", "0", 1);
+  setenv("MALLOC_ARENA_MAX", "1", 1);
   if (W.CountSystemCalls) {
     IgnoringProbe Ignore;
-    if (Error Err = runOnce(M, W, Ignore))
+    if (Error Err = runOnce(C, W, Ignore))
       return Err;
   }
   Expected<Footprint> Before = footprint();
   if (!Before)
     return Before.takeError();
-  if (W.CountSystemCalls) {
-    if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr))
-      Report.TraceError = errno;
-    else
-      raise(SIGSTOP); // the parent takes over here
-  }
+  if (W.CountSystemCalls)
+    beTraced(Report);
   ChildProbe P(Report, *Before);
-  return runOnce(M, W, P);
+  return runOnce(C, W, P);
 }
+
+namespace {
+
+/// Which of the threads that are traced belong to a process.
+class ThreadsOf {
+public:
+  explicit ThreadsOf(pid_t Process) : Process(Process) {}
+
+  bool contains(pid_t Thread) {
+    auto [Entry, IsNew] = Known.try_emplace(Thread, false);
+    if (IsNew) {
+      // A process lists its own threads only.
+      std::string Name = formatv("/proc/{0}/task/{1}", Process, Thread);
+      Entry->second = access(Name.c_str(), F_OK) == 0;
+    }
+    return Entry->second;
+  }
+
+  /// The kernel may give the number to another thread.
+  void forget(pid_t Thread) { Known.erase(Thread); }
+
+private:
+  pid_t Process;
+  std::unordered_map<pid_t, bool> Known;
+};
+
+} // namespace
 
 /// Counts the system calls of Child and of what it starts until it has ended.
 static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
   bool IsSetUp = false;
+  ThreadsOf Controller(Child);
   for (;;) {
     int StatusNow;
     pid_t Stopped = waitpid(-1, &StatusNow, __WALL);
@@ -147,6 +235,7 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
       return createStringError(std::error_code(errno, std::generic_category()), "waitpid");
     }
     if (WIFEXITED(StatusNow) || WIFSIGNALED(StatusNow)) {
+      Controller.forget(Stopped);
       if (Stopped != Child)
         continue;
       Status = StatusNow;
@@ -155,23 +244,21 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
     int Signal = WSTOPSIG(StatusNow);
     if (!IsSetUp && Stopped == Child) {
       IsSetUp = true;
-      long Options = PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE |
+      long Options = PTRACE_O_TRACESECCOMP | PTRACE_O_EXITKILL | PTRACE_O_TRACECLONE |
                      PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
       if (ptrace(PTRACE_SETOPTIONS, Child, nullptr, Options))
         Report.TraceError = errno;
       Signal = 0;
-    } else if (Signal == (SIGTRAP | 0x80)) {
-      __ptrace_syscall_info Info;
-      if (ptrace(__ptrace_request(PTRACE_GET_SYSCALL_INFO), Stopped, sizeof Info, &Info) < 0)
-        Report.TraceError = errno;
-      else if (Report.Counting && Info.op == PTRACE_SYSCALL_INFO_ENTRY)
-        ++Report.Phase[Report.Current].SystemCalls;
+    } else if (StatusNow >> 8 == (SIGTRAP | PTRACE_EVENT_SECCOMP << 8)) {
+      if (Report.Counting) {
+        ChildPhase &P = Report.Phase[Report.Current];
+        ++(Controller.contains(Stopped) ? P.SystemCalls : P.ExecutorSystemCalls);
+      }
       Signal = 0;
     } else if (Signal == SIGTRAP || Signal == SIGSTOP) {
       Signal = 0; // a stop of ptrace's own, or the first one of a new thread
     }
-    auto How = __ptrace_request(Report.TraceError ? PTRACE_CONT : PTRACE_SYSCALL);
-    if (ptrace(How, Stopped, nullptr, long(Signal)) && errno != ESRCH)
+    if (ptrace(PTRACE_CONT, Stopped, nullptr, long(Signal)) && errno != ESRCH)
       return createStringError(std::error_code(errno, std::generic_category()), "ptrace");
   }
 }
@@ -184,7 +271,7 @@ static std::string endOf(const ChildReport &Report, int Status) {
   return Report.Finished ? "" : "the process ended early";
 }
 
-Error measureInChild(const ManagerSpec &M, const Workload &W, Results &R, std::string &Refusal) {
+Error measureInChild(const Contender &C, const Workload &W, Results &R, std::string &Refusal) {
   void *Page =
       mmap(nullptr, sizeof(ChildReport), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (Page == MAP_FAILED)
@@ -198,8 +285,10 @@ Error measureInChild(const ManagerSpec &M, const Workload &W, Results &R, std::s
     return createStringError(std::error_code(Errno, std::generic_category()), "fork");
   }
   if (Child == 0) {
-    if (Error Err = runInChild(M, W, Report))
+    if (Error Err = runInChild(C, W, Report)) {
+      Report.Unsupported = saysUnsupported(Err);
       copyText(Report.Failure, toString(std::move(Err)));
+    }
     Report.Finished = true;
     _exit(0);
   }
@@ -207,21 +296,25 @@ Error measureInChild(const ManagerSpec &M, const Workload &W, Results &R, std::s
   int Status = 0;
   Error Err = traceToTheEnd(Child, Report, Status);
   if (Report.TraceError)
-    Refusal = std::string("ptrace failed: ") + strerror(Report.TraceError) +
-              ", as it does in a process that is traced already or where seccomp refuses it";
+    Refusal = std::string("a child can't be traced by ptrace and seccomp: ") +
+              strerror(Report.TraceError) +
+              ", as in a process that is traced already or in a container that forbids it";
   std::string Failure = endOf(Report, Status);
   for (unsigned I = 0; I != Report.Phases; ++I) {
     const ChildPhase &P = Report.Phase[I];
-    Cell &C = R.phase(W, P.Name).cell(M.Name);
-    if (W.CountSystemCalls && P.Operations && !Report.TraceError)
-      C.SystemCalls = double(P.SystemCalls) / P.Operations;
+    Cell &Measured = R.phase(W, P.Name).cell(C.row());
+    if (W.CountSystemCalls && P.Operations && !Report.TraceError) {
+      Measured.SystemCalls = double(P.SystemCalls) / P.Operations;
+      if (!C.Manager.InProcess)
+        Measured.ExecutorSystemCalls = double(P.ExecutorSystemCalls) / P.Operations;
+    }
     if (P.IsHeld)
-      C.Held = P.Held;
-    C.Live = P.Live;
-    C.Note = P.Note;
+      Measured.Held = P.Held;
+    Measured.Live = P.Live;
+    Measured.Note = P.Note;
   }
   if (!Failure.empty())
-    R.fail(W, M.Name, Failure);
+    R.fail(W, C.row(), Failure, Report.Unsupported);
   munmap(Page, sizeof(ChildReport));
   return Err;
 }

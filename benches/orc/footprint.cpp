@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <string>
 
 using namespace llvm;
 
@@ -29,11 +30,11 @@ static Backing backingOf(StringRef Path) {
   return Backing::Other;
 }
 
-Expected<Footprint> footprint() {
-  const char *Name = "/proc/self/smaps";
-  std::unique_ptr<FILE, int (*)(FILE *)> File(fopen(Name, "re"), fclose);
+Expected<Footprint> footprint(pid_t Process) {
+  std::string Name = "/proc/" + (Process ? std::to_string(Process) : "self") + "/smaps";
+  std::unique_ptr<FILE, int (*)(FILE *)> File(fopen(Name.c_str(), "re"), fclose);
   if (!File)
-    return createStringError(std::error_code(errno, std::generic_category()), "open %s", Name);
+    return createStringError(std::error_code(errno, std::generic_category()), "open " + Name);
   Footprint Total;
   Backing Current = Backing::Other;
   char Line[512];
@@ -45,7 +46,8 @@ Expected<Footprint> footprint() {
       ++Total.Mappings;
       Current = backingOf(StringRef(Line + Path).rtrim());
     } else if (sscanf(Line, "Pss: %ld kB", &Size) == 1) {
-      // The proportional size counts each of a page's two views in this process as a half.
+      // The proportional size counts each of a page's two views as a half, be they in one process
+      // or in two.
       if (Current == Backing::Mapped)
         Total.MappedKB += Size;
       else if (Current == Backing::Heap)
@@ -57,6 +59,10 @@ Expected<Footprint> footprint() {
 
 Footprint operator-(const Footprint &A, const Footprint &B) {
   return {A.Mappings - B.Mappings, A.MappedKB - B.MappedKB, A.HeapKB - B.HeapKB};
+}
+
+Footprint operator+(const Footprint &A, const Footprint &B) {
+  return {A.Mappings + B.Mappings, A.MappedKB + B.MappedKB, A.HeapKB + B.HeapKB};
 }
 
 } // namespace bench

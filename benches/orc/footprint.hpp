@@ -5,10 +5,13 @@
 
 #include "llvm/Support/Error.h"
 
+#include <sys/types.h>
+
 namespace bench {
 
-/// What this process holds now.
-llvm::Expected<Footprint> footprint();
+/// What a process holds now; 0: this one.
+llvm::Expected<Footprint> footprint(pid_t Process = 0);
 Footprint operator-(const Footprint &A, const Footprint &B);
+Footprint operator+(const Footprint &A, const Footprint &B);
 
 } // namespace bench

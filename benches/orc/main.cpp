@@ -4,6 +4,7 @@
 #include "managers.hpp"
 #include "report.hpp"
 #include "results.hpp"
+#include "timing.hpp"
 #include "workload.hpp"
 
 #include "llvm/ADT/STLExtras.h"
@@ -12,97 +13,58 @@
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/raw_ostream.h"
 
-#include <ctime>
+#include <algorithm>
+#include <array>
+#include <csignal>
 #include <deque>
-#include <sys/resource.h>
 
 using namespace llvm;
 using namespace bench;
 
 static cl::OptionCategory Category("jitmem-bench options");
 static cl::opt<bool> Quick("quick", cl::desc("a third of the rounds"), cl::cat(Category));
-static cl::list<std::string> Only("only", cl::CommaSeparated, cl::value_desc("a,b,c,d,e"),
-                                  cl::desc("measure these workloads"), cl::cat(Category));
+static cl::opt<unsigned> Rounds("rounds", cl::value_desc("number"),
+                                cl::desc("timed rounds of each workload"), cl::cat(Category));
+static cl::list<std::string>
+    Only("only", cl::CommaSeparated, cl::value_desc("key,..."),
+         cl::desc("measure these workloads: a, b, c, d, e, oop-a, oop-b, oop-c; oop is all three "
+                  "that are out of process"),
+         cl::cat(Category));
 static cl::list<std::string>
     Chosen("managers", cl::CommaSeparated, cl::value_desc("name,..."),
            cl::desc("measure these managers (default: all but jitmem-mprotect)"),
            cl::cat(Category));
+static cl::list<std::string>
+    Dispatchers("dispatchers", cl::CommaSeparated, cl::value_desc("name,..."),
+                cl::desc("out of process, measure under these: in-place, pool, threads"),
+                cl::cat(Category));
+static cl::opt<std::string> Program("executor", cl::value_desc("file"),
+                                    cl::init(JITMEM_BENCH_EXECUTOR),
+                                    cl::desc("the executor: LLVM 22's llvm-jitlink-executor"),
+                                    cl::cat(Category));
 static cl::opt<std::string> JsonFile("json", cl::value_desc("file"),
                                      cl::desc("write everything measured to this file too"),
                                      cl::cat(Category));
 
-static double seconds(clockid_t Clock) {
-  timespec Now;
-  clock_gettime(Clock, &Now);
-  return double(Now.tv_sec) + double(Now.tv_nsec) / 1e9;
-}
-
-static long minorFaults() {
-  rusage Usage;
-  getrusage(RUSAGE_SELF, &Usage);
-  return Usage.ru_minflt;
-}
-
-namespace {
-
-class TimingProbe : public Probe {
-public:
-  TimingProbe(Results &R, const Workload &W, const ManagerSpec &M) : R(R), W(W), M(M) {}
-
-  Error measure(StringRef Name, uint64_t Operations, function_ref<Error()> Body) override {
-    long Faults = minorFaults();
-    double Processor = seconds(CLOCK_PROCESS_CPUTIME_ID);
-    double Wall = seconds(CLOCK_MONOTONIC);
-    Error Err = Body();
-    Wall = seconds(CLOCK_MONOTONIC) - Wall;
-    Processor = seconds(CLOCK_PROCESS_CPUTIME_ID) - Processor;
-    Faults = minorFaults() - Faults;
-    if (Err)
-      return Err;
-    Cell &C = R.phase(W, Name).cell(M.Name);
-    C.InProcess = M.InProcess;
-    C.Samples.push_back(
-        {Wall * 1e9 / Operations, Processor * 1e9 / Operations, double(Faults) / Operations});
-    return Error::success();
-  }
-
-  void hold(StringRef, uint64_t, StringRef) override {}
-
-private:
-  Results &R;
-  const Workload &W;
-  const ManagerSpec &M;
-};
-
-} // namespace
-
-static std::vector<ManagerSpec> applicable(const RunInfo &Info, const Workload &W) {
-  std::vector<ManagerSpec> Managers;
-  for (const ManagerSpec &M : Info.Managers)
-    if (M.InProcess || !W.NeedsInProcess)
-      Managers.push_back(M);
-  return Managers;
-}
-
 static void runRounds(const RunInfo &Info, const Workload &W, Results &R) {
-  std::vector<ManagerSpec> Managers = applicable(Info, W);
+  const std::vector<Contender> &Contenders = Info.contenders(W);
   Results WarmUp;
-  // Round 0 warms up. Each manager comes first equally often: the one before leaves caches behind.
+  // Round 0 warms up. Each contender comes first equally often: the one before leaves caches
+  // behind.
   for (unsigned Round = 0; Round != W.Rounds + 1; ++Round) {
-    for (unsigned I = 0; I != Managers.size(); ++I) {
-      unsigned Index = (I + Round) % Managers.size();
-      const ManagerSpec &M = Managers[Index];
-      if (R.failed(W, M.Name))
+    for (unsigned I = 0; I != Contenders.size(); ++I) {
+      const Contender &C = Contenders[(I + Round) % Contenders.size()];
+      if (R.failure(W, C.row()))
         continue;
-      TimingProbe P(Round ? R : WarmUp, W, M);
-      if (Error Err = runOnce(M, W, P))
-        R.fail(W, M.Name, toString(std::move(Err)));
+      TimingProbe P(Round ? R : WarmUp, W, C);
+      if (Error Err = runOnce(C, W, P))
+        recordFailure(R, W, C, std::move(Err));
     }
   }
 }
 
 static Expected<std::vector<ManagerSpec>> chosenManagers() {
-  std::vector<ManagerSpec> All = allManagers(), Managers;
+  std::vector<ManagerSpec> All = allManagers(Program), Managers;
   for (const std::string &Name : Chosen)
     if (none_of(All, [&](const ManagerSpec &M) { return M.Name == Name; }))
       return createStringError(
@@ -114,35 +76,76 @@ static Expected<std::vector<ManagerSpec>> chosenManagers() {
   return Managers;
 }
 
+static Expected<std::vector<Dispatch>> chosenDispatches() {
+  std::vector<Dispatch> Dispatches;
+  for (const std::string &Name : Dispatchers)
+    if (none_of(AllDispatches, [&](Dispatch D) { return nameOf(D) == Name; }))
+      return createStringError("--dispatchers: no dispatcher is called '%s', only in-place, pool, "
+                               "threads",
+                               Name.c_str());
+  for (Dispatch D : AllDispatches)
+    if (Dispatchers.empty() || is_contained(Dispatchers, nameOf(D)))
+      Dispatches.push_back(D);
+  return Dispatches;
+}
+
+static bool isWanted(StringRef Key) {
+  return Only.empty() || is_contained(Only, Key) ||
+         (Key.starts_with("oop-") && is_contained(Only, "oop"));
+}
+
+/// Adds the workload under its own key, and once more across processes.
+static Error addLink(std::deque<Workload> &Workloads, StringRef Key, const Settings &S,
+                     Expected<Workload> (*Make)(const Settings &), unsigned RoundsAcross) {
+  std::string KeyAcross = ("oop-" + Key).str();
+  if (!isWanted(Key) && !isWanted(KeyAcross))
+    return Error::success();
+  Expected<Workload> W = Make(S);
+  if (!W)
+    return W.takeError();
+  if (isWanted(Key))
+    Workloads.push_back(*W);
+  if (isWanted(KeyAcross)) {
+    W->Key = KeyAcross;
+    W->Rounds = S.rounds(RoundsAcross);
+    W->AcrossProcesses = true;
+    Workloads.push_back(std::move(*W));
+  }
+  return Error::success();
+}
+
 /// A deque: results refer to the workloads.
 static Error chosenWorkloads(std::deque<Workload> &Workloads) {
-  Settings S{Quick};
+  Settings S{Quick, Rounds};
+  static constexpr std::array<StringLiteral, 9> Keys = {"a",     "b",     "c",     "d",  "e",
+                                                        "oop-a", "oop-b", "oop-c", "oop"};
   for (const std::string &Key : Only)
-    if (Key.size() != 1 || Key[0] < 'a' || Key[0] > 'e')
-      return createStringError("--only: no workload is called '%s', only a, b, c, d, e",
-                               Key.c_str());
-  auto Wanted = [](StringRef Key) { return Only.empty() || is_contained(Only, Key); };
-  auto Add = [&](Expected<Workload> W) -> Error {
-    if (!W)
-      return W.takeError();
-    Workloads.push_back(std::move(*W));
-    return Error::success();
-  };
-  Error Err = Error::success();
-  if (Wanted("a")) {
+    if (!is_contained(Keys, Key))
+      return createStringError("--only: no workload is called '%s', only %s", Key.c_str(),
+                               join(Keys, ", ").c_str());
+  if (isWanted("a")) {
     Workloads.push_back(segments(S));
     Workloads.push_back(churn(S));
   }
-  if (Wanted("b"))
-    Err = joinErrors(std::move(Err), Add(tinyObjects(S)));
-  if (Wanted("c"))
-    Err = joinErrors(std::move(Err), Add(archives(S)));
-  if (Wanted("d"))
-    for (unsigned Functions : {10000, 20000})
-      Err = joinErrors(std::move(Err), Add(calls(S, Functions)));
-  if (Wanted("e"))
+  if (isWanted("oop-a"))
+    Workloads.push_back(segmentsAcross(S));
+  if (Error Err = addLink(Workloads, "b", S, tinyObjects, 7))
+    return Err;
+  if (Error Err = addLink(Workloads, "c", S, archives, 11))
+    return Err;
+  for (unsigned Functions : {10000, 20000}) {
+    if (!isWanted("d"))
+      break;
+    Expected<Workload> W = calls(S, Functions);
+    if (!W)
+      return W.takeError();
+    Workloads.push_back(std::move(*W));
+  }
+  if (isWanted("e"))
     Workloads.push_back(capacity());
-  return Err;
+  std::stable_partition(Workloads.begin(), Workloads.end(),
+                        [](const Workload &W) { return !W.AcrossProcesses; });
+  return Error::success();
 }
 
 static double processorShare(const Results &R) {
@@ -150,6 +153,8 @@ static double processorShare(const Results &R) {
   for (const Phase &P : R.phases())
     for (const Cell &C : P.Cells)
       for (const Sample &S : C.Samples) {
+        if (!C.ByProcessor)
+          continue;
         // Operations differ in number between phases: each sample weighs the same.
         Wall += 1;
         Processor += S.ProcessorNs / S.WallNs;
@@ -158,31 +163,45 @@ static double processorShare(const Results &R) {
 }
 
 static Error runAll() {
-  double Start = seconds(CLOCK_MONOTONIC);
+  MachineUse Use;
   RunInfo Info;
   Expected<std::vector<ManagerSpec>> Managers = chosenManagers();
   if (!Managers)
     return Managers.takeError();
-  Info.Managers = std::move(*Managers);
+  Expected<std::vector<Dispatch>> Dispatches = chosenDispatches();
+  if (!Dispatches)
+    return Dispatches.takeError();
+  Info.OneProcess = inOneProcess(*Managers);
+  Info.Across = acrossProcesses(*Managers, *Dispatches);
+  Info.Program = Program;
   std::deque<Workload> Workloads;
   if (Error Err = chosenWorkloads(Workloads))
     return Err;
 
   Results R;
   printHeader(outs(), Info);
+  outs().flush();
+  for (const Workload &W : Workloads)
+    for (const Contender &C : Info.contenders(W))
+      if (Error Err = measureInChild(C, W, R, Info.TraceRefusal))
+        return Err;
   for (const Workload &W : Workloads) {
     runRounds(Info, W, R);
-    for (const ManagerSpec &M : applicable(Info, W))
-      if (Error Err = measureInChild(M, W, R, Info.TraceRefusal))
-        return Err;
     if (W.HasSum)
       addSum(R, W, SumPhase);
     printWorkload(outs(), Info, W, R);
     outs().flush();
   }
   Info.ProcessorShare = processorShare(R);
-  Info.Seconds = seconds(CLOCK_MONOTONIC) - Start;
-  printTargets(outs(), Info, R);
+  Info.OthersShare = Use.ofOthers();
+  Info.Seconds = Use.seconds();
+  auto Has = [&](bool Across) {
+    return any_of(Workloads, [&](const Workload &W) { return W.AcrossProcesses == Across; });
+  };
+  if (Has(false))
+    printTargets(outs(), Info, R);
+  if (Has(true))
+    printTargetsAcross(outs(), R);
   printFooter(outs(), Info);
 
   if (!JsonFile.empty()) {
@@ -192,16 +211,18 @@ static Error runAll() {
       return createStringError(EC, "write %s", JsonFile.c_str());
     writeJson(File, Info, R);
   }
-  // LLVM's managers may meet their limits here; the subject must not.
+  // LLVM's managers may meet their limits here; a subject must not.
   for (const Failure &F : R.failures())
-    for (const ManagerSpec &M : Info.Managers)
-      if (M.Name == F.Manager && M.Kind == Role::Subject)
+    for (const Contender &C : Info.contenders(*F.Of))
+      if (C.row() == F.Manager && C.Manager.Kind == Role::Subject && !F.Unsupported)
         return createStringError("%s failed workload (%s): %s", F.Manager.c_str(),
                                  F.Of->Key.c_str(), F.Message.c_str());
   return Error::success();
 }
 
 int main(int argc, char **argv) {
+  // A message to an executor that is gone is an error of that row.
+  std::signal(SIGPIPE, SIG_IGN);
   cl::HideUnrelatedOptions(Category);
   cl::ParseCommandLineOptions(argc, argv, "compares memory managers for JIT-linked code\n");
   if (Error Err = runAll()) {

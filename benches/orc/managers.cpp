@@ -2,53 +2,235 @@
 
 #include "managers.hpp"
 #include "floor.hpp"
+#include "session.hpp"
 
+#include "llvm/ExecutionEngine/Orc/EPCGenericJITLinkMemoryManager.h"
 #include "llvm/ExecutionEngine/Orc/MapperJITLinkMemoryManager.h"
 #include "llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h"
-#include "llvm/ExecutionEngine/Orc/TaskDispatch.h"
+#include "llvm/ExecutionEngine/Orc/Shared/OrcRTBridge.h"
+#include "llvm/ExecutionEngine/Orc/SimpleRemoteMemoryMapper.h"
 #include <jitmem/orc.hpp>
+
+#include <type_traits>
 
 using namespace llvm;
 using namespace llvm::orc;
 
 namespace bench {
 
-static constexpr size_t MapperSlab = 64 << 20;
+static constexpr size_t InProcessSlab = 64 << 20;
+/// As llvm-jitlink has it.
+static constexpr size_t AcrossSlab = 1 << 30;
+
+using MemMgrPtr = std::unique_ptr<jitlink::JITLinkMemoryManager>;
+using DispatcherPtr = std::unique_ptr<TaskDispatcher>;
 
 template <class Manager>
-static Expected<std::unique_ptr<ExecutorProcessControl>>
-inThisProcess(Expected<std::unique_ptr<Manager>> MemMgr) {
+static Expected<Host> inThisProcess(DispatcherPtr D, Expected<std::unique_ptr<Manager>> MemMgr) {
   if (!MemMgr)
     return MemMgr.takeError();
-  return SelfExecutorProcessControl::Create(nullptr, std::make_unique<InPlaceTaskDispatcher>(),
-                                            std::move(*MemMgr));
+  auto EPC = SelfExecutorProcessControl::Create(nullptr, std::move(D), std::move(*MemMgr));
+  if (!EPC)
+    return EPC.takeError();
+  return Host{nullptr, std::move(*EPC), nullptr};
 }
 
-std::vector<ManagerSpec> allManagers() {
-  std::vector<ManagerSpec> Managers;
+/// Create makes the manager for the connected EPC.
+static Expected<Host> inAnotherProcess(const std::string &Program, DispatcherPtr D,
+                                       Executor::CreateManager Create) {
+  auto Other = Executor::Start(Program);
+  if (!Other)
+    return Other.takeError();
+  auto EPC = (*Other)->connect(std::move(D), std::move(Create));
+  if (!EPC)
+    return EPC.takeError();
+  return Host{std::move(*Other), std::move(*EPC), nullptr};
+}
+
+static Expected<MemMgrPtr> createGeneric(SimpleRemoteEPC &EPC) {
+  EPCGenericJITLinkMemoryManager::SymbolAddrs Service;
+  if (Error Err = EPC.getBootstrapSymbols(
+          {{Service.Allocator, rt::SimpleExecutorMemoryManagerInstanceName},
+           {Service.Reserve, rt::SimpleExecutorMemoryManagerReserveWrapperName},
+           {Service.Initialize, rt::SimpleExecutorMemoryManagerInitializeWrapperName},
+           {Service.Deinitialize, rt::SimpleExecutorMemoryManagerDeinitializeWrapperName},
+           {Service.Release, rt::SimpleExecutorMemoryManagerReleaseWrapperName}}))
+    return Expected<MemMgrPtr>(std::move(Err));
+  return std::make_unique<EPCGenericJITLinkMemoryManager>(EPC, Service);
+}
+
+/// Makes the manager reserve its slab, by one graph that lives until the executor ends.
+///
+/// LLVM's mapper manager holds its mutex from a request for the first slab until the answer has
+/// been handled. If by then every worker of a pool waits for that mutex, nobody handles the answer.
+static Error reserveSlab(jitlink::JITLinkMemoryManager &Manager, SimpleRemoteEPC &EPC) {
+  Completion<Expected<jitlink::SimpleSegmentAlloc>> Created;
+  jitlink::SimpleSegmentAlloc::Create(Manager, EPC.getSymbolStringPool(), EPC.getTargetTriple(),
+                                      nullptr, {{AllocGroup(MemProt::Read), {1, Align(1)}}},
+                                      Created.callback());
+  auto Graph = Created.wait();
+  if (!Graph)
+    return Graph.takeError();
+  Completion<Expected<jitlink::JITLinkMemoryManager::FinalizedAlloc>> Finalized;
+  Graph->finalize(Finalized.callback());
+  auto Alloc = Finalized.wait();
+  if (!Alloc)
+    return Alloc.takeError();
+  Alloc->release();
+  return Error::success();
+}
+
+template <class Mapper>
+static Expected<MemMgrPtr> createMapperManager(SimpleRemoteEPC &EPC,
+                                               const typename Mapper::SymbolAddrs &Service) {
+  auto Manager = MapperJITLinkMemoryManager::CreateWithMapper<Mapper>(AcrossSlab, EPC, Service);
+  if (!Manager)
+    return Manager.takeError();
+  if (Error Err = reserveSlab(**Manager, EPC))
+    return Expected<MemMgrPtr>(std::move(Err));
+  return std::move(*Manager);
+}
+
+static Expected<MemMgrPtr> createShared(SimpleRemoteEPC &EPC) {
+  SharedMemoryMapper::SymbolAddrs Service;
+  if (Error Err = EPC.getBootstrapSymbols(
+          {{Service.Instance, rt::ExecutorSharedMemoryMapperServiceInstanceName},
+           {Service.Reserve, rt::ExecutorSharedMemoryMapperServiceReserveWrapperName},
+           {Service.Initialize, rt::ExecutorSharedMemoryMapperServiceInitializeWrapperName},
+           {Service.Deinitialize, rt::ExecutorSharedMemoryMapperServiceDeinitializeWrapperName},
+           {Service.Release, rt::ExecutorSharedMemoryMapperServiceReleaseWrapperName}}))
+    return Expected<MemMgrPtr>(std::move(Err));
+  return createMapperManager<SharedMemoryMapper>(EPC, Service);
+}
+
+static Expected<MemMgrPtr> createSimpleRemote(SimpleRemoteEPC &EPC) {
+  SimpleRemoteMemoryMapper::SymbolAddrs Service;
+  if (Error Err = EPC.getBootstrapSymbols(
+          {{Service.Instance, rt::SimpleExecutorMemoryManagerInstanceName},
+           {Service.Reserve, rt::SimpleExecutorMemoryManagerReserveWrapperName},
+           {Service.Initialize, rt::SimpleExecutorMemoryManagerInitializeWrapperName},
+           {Service.Deinitialize, rt::SimpleExecutorMemoryManagerDeinitializeWrapperName},
+           {Service.Release, rt::SimpleExecutorMemoryManagerReleaseWrapperName}}))
+    return Expected<MemMgrPtr>(std::move(Err));
+  return createMapperManager<SimpleRemoteMemoryMapper>(EPC, Service);
+}
+
+/// What jitmem counts of its own channel, in versions whose statistics have it.
+template <class Stats, class = void> struct ChannelOf {
+  static Traffic read(const Stats &) { return {}; }
+};
+
+template <class Stats>
+struct ChannelOf<Stats, std::void_t<decltype(Stats::messages), decltype(Stats::message_bytes)>> {
+  static Traffic read(const Stats &S) { return {S.messages, S.message_bytes}; }
+};
+
+using CreateJitmem = Expected<std::unique_ptr<jitmem::orc::MemoryManager>> (*)(
+    ExecutorProcessControl &, jitmem::orc::Options);
+
+static Expected<Host> jitmemInAnotherProcess(const std::string &Program, DispatcherPtr D,
+                                             CreateJitmem Create) {
+  jitmem::orc::MemoryManager *Manager = nullptr;
+  auto H = inAnotherProcess(Program, std::move(D), [&](SimpleRemoteEPC &EPC) {
+    auto MemMgr = Create(EPC, {});
+    if (MemMgr)
+      Manager = MemMgr->get();
+    return Expected<MemMgrPtr>(std::move(MemMgr));
+  });
+  if (H)
+    H->OwnTraffic = [Manager] { return ChannelOf<jitmem_stats>::read(Manager->stats()); };
+  return H;
+}
+
+static void addThisProcess(std::vector<ManagerSpec> &Managers) {
   Managers.push_back({LLVMInProcess.str(), "jitlink::InProcessMemoryManager", Role::Reference, true,
-                      [] { return inThisProcess(jitlink::InProcessMemoryManager::Create()); }});
+                      [](DispatcherPtr D) {
+                        return inThisProcess(std::move(D),
+                                             jitlink::InProcessMemoryManager::Create());
+                      }});
   Managers.push_back(
       {LLVMMapper.str(), "orc::MapperJITLinkMemoryManager over InProcessMemoryMapper, 64 MiB slab",
-       Role::Reference, true, [] {
+       Role::Reference, true, [](DispatcherPtr D) {
          return inThisProcess(
-             MapperJITLinkMemoryManager::CreateWithMapper<InProcessMemoryMapper>(MapperSlab));
+             std::move(D),
+             MapperJITLinkMemoryManager::CreateWithMapper<InProcessMemoryMapper>(InProcessSlab));
        }});
   Managers.push_back(
       {FloorName.str(), "a bumped pointer in two-view memory, frees nothing, checks nothing",
-       Role::Floor, true, [] { return inThisProcess(FloorMemoryManager::Create()); }});
+       Role::Floor, true,
+       [](DispatcherPtr D) { return inThisProcess(std::move(D), FloorMemoryManager::Create()); }});
   Managers.push_back({Jitmem.str(), "jitmem::orc::MemoryManager::CreateInProcess()", Role::Subject,
-                      true,
-                      [] { return inThisProcess(jitmem::orc::MemoryManager::CreateInProcess()); }});
+                      true, [](DispatcherPtr D) {
+                        return inThisProcess(std::move(D),
+                                             jitmem::orc::MemoryManager::CreateInProcess());
+                      }});
   Managers.push_back({JitmemMprotect.str(),
                       "jitmem::orc::MemoryManager over whole pages whose protection changes, for "
                       "systems that refuse memfds",
-                      Role::Extra, true, [] {
+                      Role::Extra, true, [](DispatcherPtr D) {
                         jitmem::orc::Options O;
                         O.Mapper = JITMEM_IN_PROCESS_MPROTECT;
-                        return inThisProcess(jitmem::orc::MemoryManager::CreateInProcess(O));
+                        return inThisProcess(std::move(D),
+                                             jitmem::orc::MemoryManager::CreateInProcess(O));
                       }});
+}
+
+static void addAnotherProcess(std::vector<ManagerSpec> &Managers, const std::string &Program) {
+  Managers.push_back({LLVMGeneric.str(), "orc::EPCGenericJITLinkMemoryManager", Role::Reference,
+                      false, [Program](DispatcherPtr D) {
+                        return inAnotherProcess(Program, std::move(D), createGeneric);
+                      }});
+  Managers.push_back({LLVMShared.str(),
+                      "orc::MapperJITLinkMemoryManager over SharedMemoryMapper, 1 GiB slab",
+                      Role::Reference, false, [Program](DispatcherPtr D) {
+                        return inAnotherProcess(Program, std::move(D), createShared);
+                      }});
+  Managers.push_back({LLVMSimpleRemote.str(),
+                      "orc::MapperJITLinkMemoryManager over SimpleRemoteMemoryMapper, 1 GiB slab",
+                      Role::Reference, false, [Program](DispatcherPtr D) {
+                        return inAnotherProcess(Program, std::move(D), createSimpleRemote);
+                      }});
+  Managers.push_back({JitmemShared.str(), "jitmem::orc::MemoryManager::CreateShared(EPC)",
+                      Role::Subject, false, [Program](DispatcherPtr D) {
+                        return jitmemInAnotherProcess(Program, std::move(D),
+                                                      &jitmem::orc::MemoryManager::CreateShared);
+                      }});
+  Managers.push_back({JitmemRemote.str(), "jitmem::orc::MemoryManager::CreateRemote(EPC)",
+                      Role::Subject, false, [Program](DispatcherPtr D) {
+                        return jitmemInAnotherProcess(Program, std::move(D),
+                                                      &jitmem::orc::MemoryManager::CreateRemote);
+                      }});
+}
+
+std::vector<ManagerSpec> allManagers(const std::string &Program) {
+  std::vector<ManagerSpec> Managers;
+  addThisProcess(Managers);
+  addAnotherProcess(Managers, Program);
   return Managers;
+}
+
+std::string rowName(StringRef Manager, Dispatch Tasks) {
+  return (Manager + (Tasks == Dispatch::InPlace ? "" : ", " + nameOf(Tasks))).str();
+}
+
+std::string Contender::row() const { return rowName(Manager.Name, Tasks); }
+
+std::vector<Contender> inOneProcess(const std::vector<ManagerSpec> &Managers) {
+  std::vector<Contender> Contenders;
+  for (const ManagerSpec &M : Managers)
+    if (M.InProcess)
+      Contenders.push_back({M, Dispatch::InPlace});
+  return Contenders;
+}
+
+std::vector<Contender> acrossProcesses(const std::vector<ManagerSpec> &Managers,
+                                       ArrayRef<Dispatch> Dispatches) {
+  std::vector<Contender> Contenders;
+  for (Dispatch Tasks : Dispatches)
+    for (const ManagerSpec &M : Managers)
+      if (!M.InProcess || M.Name == LLVMInProcess || M.Name == Jitmem)
+        Contenders.push_back({M, Tasks});
+  return Contenders;
 }
 
 } // namespace bench

@@ -73,10 +73,12 @@ static Expected<std::vector<Object>> compileTinyObjects() {
   return Objects;
 }
 
-static Error run(ExecutionSession &ES, Probe &P, const std::vector<Object> &Objects) {
+static Error run(ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive,
+                 const std::vector<Object> &Objects) {
   auto Session = LinkSession::Create(ES);
   if (!Session)
     return Session.takeError();
+  Alive = *Session;
   auto JD = (*Session)->addDylib("tiny");
   if (!JD)
     return JD.takeError();
@@ -121,7 +123,9 @@ Expected<Workload> tinyObjects(const Settings &S) {
   W.Operation = "object";
   W.Rounds = S.rounds(31);
   W.HasSum = true;
-  W.Run = [Objects](ExecutionSession &ES, Probe &P) { return run(ES, P, *Objects); };
+  W.Run = [Objects](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive) {
+    return run(ES, P, Alive, *Objects);
+  };
   return W;
 }
 

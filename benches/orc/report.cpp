@@ -4,7 +4,7 @@
 
 #include "llvm/Config/llvm-config.h"
 #include "llvm/Support/FormatVariadic.h"
-#include "llvm/Support/JSON.h"
+#include "llvm/Support/Path.h"
 #include "llvm/TargetParser/Host.h"
 
 #include <sys/utsname.h>
@@ -24,8 +24,8 @@ std::string timeText(double Nanoseconds) {
 
 static const Cell *fastestOf(const Phase &P, const RunInfo &Info, Role Kind) {
   const Cell *Best = nullptr;
-  for (const ManagerSpec &M : Info.Managers) {
-    const Cell *C = M.Kind == Kind ? P.find(M.Name) : nullptr;
+  for (const Contender &M : Info.contenders(*P.Of)) {
+    const Cell *C = M.Manager.Kind == Kind ? P.find(M.row()) : nullptr;
     if (C && C->timed() && (!Best || C->cost() < Best->cost()))
       Best = C;
   }
@@ -40,8 +40,7 @@ const Cell *floorCell(const Phase &P, const RunInfo &Info) {
   return fastestOf(P, Info, Role::Floor);
 }
 
-/// So that a figure which is small but not nothing doesn't read as nothing.
-static std::string countText(double Count) {
+std::string countText(double Count) {
   if (Count == 0)
     return "0";
   if (Count < 0.1)
@@ -49,10 +48,9 @@ static std::string countText(double Count) {
   return formatv("{0:F2}", Count);
 }
 
-/// One line fits into a table; the JSON has them all.
-static StringRef firstLine(StringRef Text) { return Text.split('\n').first; }
+StringRef firstLine(StringRef Text) { return Text.split('\n').first; }
 
-static std::string ratioText(const Cell *Over, const Cell *Under) {
+std::string ratioText(const Cell *Over, const Cell *Under) {
   std::optional<double> Ratio = ratio(Over, Under);
   return Ratio ? formatv("{0:F2}", *Ratio).str() : "–";
 }
@@ -64,16 +62,27 @@ void printHeader(raw_ostream &OS, const RunInfo &Info) {
   if (uname(&System) == 0)
     OS << ", " << System.sysname << ' ' << System.release << ' ' << System.machine;
   OS << ", " << sys::getHostCPUName() << ", " << sysconf(_SC_NPROCESSORS_ONLN)
-     << " processors. Every manager runs under " << DispatcherName
-     << ". Rounds are interleaved, the order changes from round to round, figures are medians over "
-        "rounds. Ratios are medians of each round's ratio of processor times, so that waiting for "
-        "a "
-        "processor on a busy machine does not count. Page faults and system calls are per "
-        "operation. Memory and mappings are what a child process that runs this manager alone "
-        "gained, a page mapped twice counted once, without the C heap; system calls are counted "
-        "there too.\n\n";
-  for (const ManagerSpec &M : Info.Managers)
-    OS << "- `" << M.Name << "`: " << M.Summary << '\n';
+     << " processors. Rounds are interleaved, the order changes from round to round, figures are "
+        "medians over rounds, ratios medians of each round's ratio. Page faults and system calls "
+        "are per operation. Memory and mappings are what a child process that runs this manager "
+        "alone gained, a page mapped twice counted once, without the C heap; system calls are "
+        "counted there too.\n\nIn one process every manager runs under InPlaceTaskDispatcher, "
+        "and ratios are of processor times, so that waiting for a processor on a busy machine does "
+        "not count:\n\n";
+  for (const Contender &C : Info.OneProcess)
+    OS << "- `" << C.Manager.Name << "`: " << C.Manager.Summary << '\n';
+  OS << "\nOut of process the executor is " << sys::path::filename(Info.Program)
+     << ", a new one for each row of each round, connected by two pipes; starting it is not timed. "
+        "Ratios are of the time that passed. Where a cell has two figures, the first is the "
+        "controller's and the second the executor's. Messages are those that the controller sent, "
+        "each of which has an answer; bytes are those of both directions. Memory and mappings are "
+        "both processes' together, threads' stacks included:\n\n";
+  for (const Contender &C : Info.Across)
+    if (!C.Manager.InProcess && C.Tasks == Info.Across.front().Tasks)
+      OS << "- `" << C.Manager.Name << "`: " << C.Manager.Summary << '\n';
+  OS << "\nDispatchers:\n\n";
+  for (Dispatch D : AllDispatches)
+    OS << "- " << nameOf(D) << ": " << summaryOf(D) << '\n';
 }
 
 static void printTimed(raw_ostream &OS, const RunInfo &Info, const Phase &P) {
@@ -83,20 +92,20 @@ static void printTimed(raw_ostream &OS, const RunInfo &Info, const Phase &P) {
         "system calls | memory KB | mappings |\n"
      << "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
   const Cell *Reference = fasterReference(P, Info), *Floor = floorCell(P, Info);
-  for (const ManagerSpec &M : Info.Managers) {
-    const Cell *Found = P.find(M.Name);
+  for (const Contender &M : Info.OneProcess) {
+    const Cell *Found = P.find(M.row());
     if (!Found)
       continue;
     const Cell &C = *Found;
     OS << "| " << C.Manager << " | ";
     if (C.timed())
       OS << timeText(C.median()) << " | " << timeText(C.fastest()) << " to "
-         << timeText(C.slowest()) << " | " << timeText(C.medianProcessor()) << " | ";
+         << timeText(C.slowest()) << " | " << timeText(C.median(&Sample::ProcessorNs)) << " | ";
     else
       OS << "– | – | – | ";
     OS << ratioText(Reference, &C) << " | " << ratioText(&C, Floor) << " | "
-       << countText(C.faults()) << " | " << (C.SystemCalls ? countText(*C.SystemCalls) : "–")
-       << " | ";
+       << countText(C.median(&Sample::Faults)) << " | "
+       << (C.SystemCalls ? countText(*C.SystemCalls) : "–") << " | ";
     if (C.Held)
       OS << C.Held->MappedKB << " | " << C.Held->Mappings << " |\n";
     else
@@ -120,76 +129,28 @@ void printWorkload(raw_ostream &OS, const RunInfo &Info, const Workload &W, cons
   for (const Phase &P : R.phases()) {
     if (&W != P.Of)
       continue;
-    if (W.Rounds)
+    if (W.AcrossProcesses)
+      printAcross(OS, Info, P, R);
+    else if (W.Rounds)
       printTimed(OS, Info, P);
     else
       printHeld(OS, P);
   }
+  // Out of process, the rows themselves say it.
   for (const Failure &F : R.failures())
-    if (F.Of == &W)
+    if (F.Of == &W && !W.AcrossProcesses)
       OS << "\n`" << F.Manager << "` failed: " << firstLine(F.Message) << '\n';
 }
 
 void printFooter(raw_ostream &OS, const RunInfo &Info) {
-  OS << formatv("\nThe whole run took {0:F0} s; in the timed phases the process had a processor "
-                "{1:F0} % of the time{2}.\n",
-                Info.Seconds, Info.ProcessorShare * 100,
-                Info.ProcessorShare < 0.97 ? ", so the machine was busy: repeat when it is idle"
-                                           : "");
+  bool Busy = Info.ProcessorShare < 0.97 || Info.OthersShare > 0.03;
+  OS << formatv("\nThe whole run took {0:F0} s. In the timed phases of one thread, that had a "
+                "processor {1:F0} % of the time; over the whole run other programs took {2:F0} % "
+                "of the processors{3}.\n",
+                Info.Seconds, Info.ProcessorShare * 100, Info.OthersShare * 100,
+                Busy ? ", so the machine was busy: repeat when it is idle" : "");
   if (!Info.TraceRefusal.empty())
     OS << "System calls not measured: " << Info.TraceRefusal << ".\n";
-}
-
-static json::Object toJson(const Cell &C) {
-  json::Object O{{"manager", C.Manager}};
-  if (C.timed()) {
-    json::Array Wall, Processor;
-    for (const Sample &S : C.Samples) {
-      Wall.push_back(S.WallNs);
-      Processor.push_back(S.ProcessorNs);
-    }
-    O["median_ns"] = C.median();
-    O["median_processor_ns"] = C.medianProcessor();
-    O["wall_ns"] = std::move(Wall);
-    O["processor_ns"] = std::move(Processor);
-    O["page_faults"] = C.faults();
-  }
-  if (C.SystemCalls)
-    O["system_calls"] = *C.SystemCalls;
-  if (C.Held) {
-    O["live"] = int64_t(C.Live);
-    O["memory_kb"] = C.Held->MappedKB;
-    O["heap_kb"] = C.Held->HeapKB;
-    O["mappings"] = C.Held->Mappings;
-  }
-  if (!C.Note.empty())
-    O["note"] = C.Note;
-  return O;
-}
-
-void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R) {
-  json::Array Phases;
-  for (const Phase &P : R.phases()) {
-    json::Array Cells;
-    for (const Cell &C : P.Cells)
-      Cells.push_back(toJson(C));
-    Phases.push_back(json::Object{{"workload", P.Of->Key},
-                                  {"title", P.Of->Title},
-                                  {"phase", P.Name},
-                                  {"operation", P.Of->Operation},
-                                  {"cells", std::move(Cells)}});
-  }
-  json::Array Failures;
-  for (const Failure &F : R.failures())
-    Failures.push_back(
-        json::Object{{"workload", F.Of->Key}, {"manager", F.Manager}, {"message", F.Message}});
-  OS << formatv("{0:2}", json::Value(json::Object{{"llvm", LLVM_VERSION_STRING},
-                                                  {"dispatcher", DispatcherName},
-                                                  {"processor_share", Info.ProcessorShare},
-                                                  {"trace_refusal", Info.TraceRefusal},
-                                                  {"phases", std::move(Phases)},
-                                                  {"failures", std::move(Failures)}}))
-     << '\n';
 }
 
 } // namespace bench

@@ -7,18 +7,27 @@
 
 #include "llvm/Support/raw_ostream.h"
 
+#include <optional>
 #include <string>
 #include <vector>
 
 namespace bench {
 
 struct RunInfo {
-  std::vector<ManagerSpec> Managers;
-  /// Of the time of all timed phases, how much the process had a processor.
+  std::vector<Contender> OneProcess, Across;
+  /// The executor of those managers whose linked code runs in another process.
+  std::string Program;
+  /// Of the time of all timed phases in one thread, how much that had a processor.
   double ProcessorShare = 0;
+  /// Of the time of all processors during the run, what other programs took.
+  double OthersShare = 0;
   /// Why system calls were not counted; empty if they were.
   std::string TraceRefusal;
   double Seconds = 0;
+
+  const std::vector<Contender> &contenders(const Workload &W) const {
+    return W.AcrossProcesses ? Across : OneProcess;
+  }
 };
 
 void printHeader(llvm::raw_ostream &OS, const RunInfo &Info);
@@ -32,8 +41,26 @@ const Cell *floorCell(const Phase &P, const RunInfo &Info);
 
 /// "431 ns", "17.32 µs"
 std::string timeText(double Nanoseconds);
+/// So that a figure which is small but not nothing doesn't read as nothing.
+std::string countText(double Count);
+/// One line fits into a table; the JSON has them all.
+llvm::StringRef firstLine(llvm::StringRef Text);
+std::string ratioText(const Cell *Over, const Cell *Under);
 
+/// A phase of a workload across processes.
+void printAcross(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, const Results &R);
+
+struct TargetOutcome {
+  std::string Measured;
+  /// No value: one side of the comparison was not measured.
+  std::optional<bool> Reached;
+};
+
+/// One line of a table of targets.
+void printTarget(llvm::raw_ostream &OS, const llvm::Twine &What, llvm::StringRef Must,
+                 const TargetOutcome &O);
 /// What the project has set itself to reach, and what was measured here.
 void printTargets(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
+void printTargetsAcross(llvm::raw_ostream &OS, const Results &R);
 
 } // namespace bench

@@ -21,9 +21,24 @@ static std::vector<double> column(const std::vector<Sample> &Samples, double Sam
   return Values;
 }
 
-double Cell::median() const { return medianOf(column(Samples, &Sample::WallNs)); }
+static constexpr double Sample::*AllFigures[] = {
+    &Sample::WallNs,   &Sample::ProcessorNs,         &Sample::Faults,
+    &Sample::Messages, &Sample::ExecutorProcessorNs, &Sample::ExecutorFaults,
+    &Sample::Bytes,    &Sample::OwnMessages,         &Sample::OwnBytes,
+};
 
-double Cell::medianProcessor() const { return medianOf(column(Samples, &Sample::ProcessorNs)); }
+Sample &Sample::operator+=(const Sample &Other) {
+  for (auto Figure : AllFigures)
+    this->*Figure += Other.*Figure;
+  return *this;
+}
+
+void Sample::scale(double Factor) {
+  for (auto Figure : AllFigures)
+    this->*Figure *= Factor;
+}
+
+double Cell::median(double Sample::*Figure) const { return medianOf(column(Samples, Figure)); }
 
 double Cell::fastest() const {
   std::vector<double> Values = column(Samples, &Sample::WallNs);
@@ -34,8 +49,6 @@ double Cell::slowest() const {
   std::vector<double> Values = column(Samples, &Sample::WallNs);
   return Values.empty() ? 0 : *std::max_element(Values.begin(), Values.end());
 }
-
-double Cell::faults() const { return medianOf(column(Samples, &Sample::Faults)); }
 
 Cell &Phase::cell(llvm::StringRef Manager) {
   for (Cell &C : Cells)
@@ -68,23 +81,24 @@ const Phase *Results::find(llvm::StringRef WorkloadKey, llvm::StringRef Name) co
   return nullptr;
 }
 
-void Results::fail(const Workload &W, llvm::StringRef Manager, llvm::StringRef Message) {
-  if (!failed(W, Manager))
-    Failures.push_back({&W, Manager.str(), Message.str()});
+void Results::fail(const Workload &W, llvm::StringRef Manager, llvm::StringRef Message,
+                   bool Unsupported) {
+  if (!failure(W, Manager))
+    Failures.push_back({&W, Manager.str(), Message.str(), Unsupported});
 }
 
-bool Results::failed(const Workload &W, llvm::StringRef Manager) const {
+const Failure *Results::failure(const Workload &W, llvm::StringRef Manager) const {
   for (const Failure &F : Failures)
     if (F.Of == &W && F.Manager == Manager)
-      return true;
-  return false;
+      return &F;
+  return nullptr;
 }
 
 std::optional<double> ratio(const Cell *A, const Cell *B) {
   // One that failed half-way has fewer samples than there were rounds: nothing to compare.
   if (!A || !B || !A->timed() || A->Samples.size() != B->Samples.size())
     return std::nullopt;
-  auto Cost = A->InProcess && B->InProcess ? &Sample::ProcessorNs : &Sample::WallNs;
+  auto Cost = A->ByProcessor && B->ByProcessor ? &Sample::ProcessorNs : &Sample::WallNs;
   std::vector<double> Ratios;
   for (size_t I = 0; I != A->Samples.size(); ++I)
     Ratios.push_back(A->Samples[I].*Cost / (B->Samples[I].*Cost));
@@ -100,16 +114,16 @@ void addSum(Results &R, const Workload &W, llvm::StringRef Name) {
       auto Sum = std::find_if(Sums.begin(), Sums.end(),
                               [&](const Cell &S) { return S.Manager == C.Manager; });
       if (Sum == Sums.end()) {
-        Sums.push_back({C.Manager, C.Samples, C.InProcess, C.SystemCalls, std::nullopt, 0, ""});
+        Sums.push_back(C);
+        Sums.back().Held.reset();
         continue;
       }
-      for (size_t I = 0; I != std::min(Sum->Samples.size(), C.Samples.size()); ++I) {
-        Sum->Samples[I].WallNs += C.Samples[I].WallNs;
-        Sum->Samples[I].ProcessorNs += C.Samples[I].ProcessorNs;
-        Sum->Samples[I].Faults += C.Samples[I].Faults;
-      }
+      for (size_t I = 0; I != std::min(Sum->Samples.size(), C.Samples.size()); ++I)
+        Sum->Samples[I] += C.Samples[I];
       if (Sum->SystemCalls && C.SystemCalls)
         *Sum->SystemCalls += *C.SystemCalls;
+      if (Sum->ExecutorSystemCalls && C.ExecutorSystemCalls)
+        *Sum->ExecutorSystemCalls += *C.ExecutorSystemCalls;
     }
   }
   for (Cell &Sum : Sums)

@@ -17,14 +17,27 @@ namespace bench {
 
 /// One timed run of a phase; every figure is per operation.
 struct Sample {
-  double WallNs;
-  double ProcessorNs;
-  double Faults;
+  double WallNs = 0;
+  /// Of this process, all its threads.
+  double ProcessorNs = 0;
+  double Faults = 0;
+  /// Of the executor, where that is another process.
+  double ExecutorProcessorNs = 0;
+  double ExecutorFaults = 0;
+  /// Sent by the controller over EPC, each of which has an answer, and bytes in both directions.
+  double Messages = 0;
+  double Bytes = 0;
+  /// The same for a channel that the manager has for itself.
+  double OwnMessages = 0;
+  double OwnBytes = 0;
+
+  Sample &operator+=(const Sample &Other);
+  void scale(double Factor);
 };
 
 /// Memory a process holds, or the difference of two such states.
 struct Footprint {
-  /// Lines in /proc/self/maps.
+  /// Lines in /proc/PID/maps.
   int64_t Mappings = 0;
   /// Resident memory that backs neither a file, the heap nor a stack; a page mapped twice counts
   /// once.
@@ -36,10 +49,10 @@ struct Footprint {
 struct Cell {
   std::string Manager;
   std::vector<Sample> Samples;
-  /// This process does all the work, so its processor time is what the work costs.
-  bool InProcess = true;
+  /// One thread does all the work, so its processor time is what the work costs.
+  bool ByProcessor = true;
   /// Per operation.
-  std::optional<double> SystemCalls;
+  std::optional<double> SystemCalls, ExecutorSystemCalls;
   /// While what the phase made is live.
   std::optional<Footprint> Held;
   /// Operations whose result was live when Held was taken.
@@ -47,14 +60,12 @@ struct Cell {
   std::string Note;
 
   bool timed() const { return !Samples.empty(); }
-  double median() const;
-  double medianProcessor() const;
+  double median(double Sample::*Figure = &Sample::WallNs) const;
   /// What ratios compare: processor time, in which waiting for a processor is not counted; where
-  /// another process does some of the work, the time that passed.
-  double cost() const { return InProcess ? medianProcessor() : median(); }
+  /// several threads or processes share the work, the time that passed.
+  double cost() const { return median(ByProcessor ? &Sample::ProcessorNs : &Sample::WallNs); }
   double fastest() const;
   double slowest() const;
-  double faults() const;
 };
 
 struct Phase {
@@ -72,6 +83,8 @@ struct Failure {
   const Workload *Of;
   std::string Manager;
   std::string Message;
+  /// The manager says so itself: it is not there on this system, or not yet.
+  bool Unsupported;
 };
 
 /// Refers to the workloads, which must stay where they are.
@@ -84,8 +97,10 @@ public:
   const std::deque<Phase> &phases() const { return Phases; }
 
   /// Only the first failure of a manager at a workload is kept.
-  void fail(const Workload &W, llvm::StringRef Manager, llvm::StringRef Message);
-  bool failed(const Workload &W, llvm::StringRef Manager) const;
+  void fail(const Workload &W, llvm::StringRef Manager, llvm::StringRef Message,
+            bool Unsupported = false);
+  /// nullptr if it did not fail.
+  const Failure *failure(const Workload &W, llvm::StringRef Manager) const;
   const std::vector<Failure> &failures() const { return Failures; }
 
 private:

@@ -20,6 +20,7 @@ using Allocs = std::vector<SmallGraphs::FinalizedAlloc>;
 
 // LLVM's managers can't hold more than about 21,800.
 static constexpr unsigned GraphsPerRound = 10000;
+static constexpr unsigned GraphsAcross = 5000;
 static constexpr unsigned ChurnLive = 500;
 static constexpr unsigned ChurnSteps = 10000;
 static constexpr unsigned CapacityLimit = 100000;
@@ -75,10 +76,12 @@ Error SmallGraphs::removeAll(Allocs All) {
   return Done.wait();
 }
 
-static Error addMany(SmallGraphs &Graphs, unsigned Count, Allocs &Live) {
+/// Last is set to where the code of the last graph is.
+static Error addMany(SmallGraphs &Graphs, unsigned Count, Allocs &Live,
+                     ExecutorAddr *Last = nullptr) {
   Live.reserve(Live.size() + Count);
   for (unsigned I = 0; I != Count; ++I) {
-    auto Alloc = Graphs.add(I);
+    auto Alloc = Graphs.add(I, Last);
     if (!Alloc)
       return Alloc.takeError();
     Live.push_back(std::move(*Alloc));
@@ -127,10 +130,44 @@ Workload segments(const Settings &S) {
             std::to_string(GraphsPerRound) + " graphs a round";
   W.Operation = "graph";
   W.Rounds = S.rounds(9);
-  W.Run = [](ExecutionSession &ES, Probe &P) {
+  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     Error Err = runSegments(Graphs, P, Live);
+    return giveBack(Graphs, std::move(Live), std::move(Err));
+  };
+  return W;
+}
+
+static Error runAcross(ExecutionSession &ES, SmallGraphs &Graphs, Probe &P, Allocs &Live) {
+  ExecutorAddr Last;
+  auto Fill = [&] { return addMany(Graphs, GraphsAcross, Live, &Last); };
+  if (Error Err = P.measure(AllocatePhase, GraphsAcross, Fill))
+    return Err;
+  P.hold(AllocatePhase, GraphsAcross);
+#ifdef __x86_64__
+  if (Error Err = expectCall(ES, Last, "the last graph", 1, GraphsAcross))
+    return Err;
+#endif
+  auto Empty = [&] { return removeOneByOne(Graphs, Live); };
+  if (Error Err = P.measure(DeallocateOldestPhase, GraphsAcross, Empty))
+    return Err;
+  Live.clear();
+  return Error::success();
+}
+
+Workload segmentsAcross(const Settings &S) {
+  Workload W;
+  W.Key = "oop-a";
+  W.Title = "The manager alone: SimpleSegmentAlloc, R-X 256 B, R-- 64 B, RW- 64 B, no actions, " +
+            std::to_string(GraphsAcross) + " graphs a round, one after the other";
+  W.Operation = "graph";
+  W.Rounds = S.rounds(5);
+  W.AcrossProcesses = true;
+  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+    SmallGraphs Graphs(ES);
+    Allocs Live;
+    Error Err = runAcross(ES, Graphs, P, Live);
     return giveBack(Graphs, std::move(Live), std::move(Err));
   };
   return W;
@@ -169,7 +206,7 @@ Workload churn(const Settings &S) {
             std::to_string(ChurnLive) + " chosen at random and allocates and finalizes another";
   W.Operation = "step";
   W.Rounds = S.rounds(9);
-  W.Run = [](ExecutionSession &ES, Probe &P) {
+  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     Error Err = runChurn(Graphs, P, Live);
@@ -184,7 +221,7 @@ Workload capacity() {
   W.Title = "How many small graphs can be live, up to " + std::to_string(CapacityLimit);
   W.Operation = "graph";
   W.CountSystemCalls = false;
-  W.Run = [](ExecutionSession &ES, Probe &P) {
+  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     std::string End = "reached";

@@ -38,20 +38,13 @@ Expected<Object> readObject(std::unique_ptr<MemoryBuffer> Buffer) {
   return O;
 }
 
-Expected<std::unique_ptr<LinkSession>> LinkSession::Create(ExecutionSession &ES) {
-  std::unique_ptr<LinkSession> S(new LinkSession(ES));
+Expected<std::shared_ptr<LinkSession>> LinkSession::Create(ExecutionSession &ES) {
+  std::shared_ptr<LinkSession> S(new LinkSession(ES));
   auto Unwind = EHFrameRegistrationPlugin::Create(ES);
   if (!Unwind)
     return Unwind.takeError();
   S->Layer.addPlugin(std::move(*Unwind));
   return S;
-}
-
-LinkSession::~LinkSession() {
-  // The layer must not outlive anything linked through it; after removeAll this finds nothing.
-  for (JITDylib *JD : Dylibs)
-    if (Error Err = JD->clear())
-      ES.reportError(std::move(Err));
 }
 
 Expected<JITDylib &> LinkSession::addDylib(StringRef Name) {

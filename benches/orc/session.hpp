@@ -52,12 +52,11 @@ struct Object {
 
 llvm::Expected<Object> readObject(std::unique_ptr<llvm::MemoryBuffer> Buffer);
 
-/// ObjectLinkingLayer with eh-frames registered, and a JITDylib to link into.
+/// ObjectLinkingLayer with eh-frames registered, and JITDylibs to link into. Must live until the
+/// session has ended: a look-up is answered before the last task of a link has left the layer.
 class LinkSession {
 public:
-  static llvm::Expected<std::unique_ptr<LinkSession>> Create(llvm::orc::ExecutionSession &ES);
-  /// Gives back what is still linked.
-  ~LinkSession();
+  static llvm::Expected<std::shared_ptr<LinkSession>> Create(llvm::orc::ExecutionSession &ES);
 
   llvm::Expected<llvm::orc::JITDylib &> addDylib(llvm::StringRef Name);
   llvm::Error add(llvm::orc::JITDylib &JD, const Object &O);

@@ -12,10 +12,7 @@ namespace bench {
 
 namespace {
 
-struct Outcome {
-  std::string Measured;
-  std::optional<bool> Reached;
-};
+using Outcome = TargetOutcome;
 
 const Outcome NotMeasured{"not measured", std::nullopt};
 
@@ -29,7 +26,7 @@ public:
   const Cell *cell(StringRef Key, StringRef Name, StringRef Manager) const {
     const Phase *P = R.find(Key, Name);
     const Cell *C = P ? P->find(Manager) : nullptr;
-    return C && !R.failed(*P->Of, Manager) ? C : nullptr;
+    return C && !R.failure(*P->Of, Manager) ? C : nullptr;
   }
 
   std::optional<double> ofFasterLLVM(StringRef Key, StringRef Name) const {
@@ -103,6 +100,14 @@ static Outcome capacityOutcome(const Cell *C) {
           C->Live >= 100000 && C->Held->Mappings <= 64};
 }
 
+void printTarget(raw_ostream &OS, const Twine &What, StringRef Must, const TargetOutcome &O) {
+  OS << "| " << What << " | " << Must << " | " << O.Measured << " | "
+     << (!O.Reached   ? "–"
+         : *O.Reached ? "yes"
+                      : "no")
+     << " |\n";
+}
+
 void printTargets(raw_ostream &OS, const RunInfo &Info, const Results &R) {
   Figures F(Info, R);
   auto OfLLVM = [&](StringRef Key, StringRef Name) { return F.ofFasterLLVM(Key, Name); };
@@ -112,11 +117,7 @@ void printTargets(raw_ostream &OS, const RunInfo &Info, const Results &R) {
      << "Against the faster of LLVM's two managers unless it says otherwise.\n\n"
      << "| | must reach | measured | reached |\n|---|---|---|---|\n";
   auto Row = [&](const Twine &What, StringRef Must, const Outcome &O) {
-    OS << "| " << What << " | " << Must << " | " << O.Measured << " | "
-       << (!O.Reached   ? "–"
-           : *O.Reached ? "yes"
-                        : "no")
-       << " |\n";
+    printTarget(OS, What, Must, O);
   };
 
   Row("(a) allocate + finalize", "5 times faster, within 1.25 of the floor",

@@ -11,14 +11,19 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace bench {
 
+struct Host;
+
 class Probe {
 public:
   virtual ~Probe() = default;
+  /// Called before the workload, which runs on H.
+  virtual void begin(const Host &) {}
   /// Runs Body, which performs Operations operations.
   virtual llvm::Error measure(llvm::StringRef Phase, uint64_t Operations,
                               llvm::function_ref<llvm::Error()> Body) = 0;
@@ -27,25 +32,34 @@ public:
 };
 
 struct Workload {
+  /// As --only has it.
   std::string Key;
   std::string Title;
   std::string Operation;
   /// Timed rounds; 0: only what a child process can say about it.
   unsigned Rounds = 0;
-  /// The workload calls linked code through pointers of this process.
-  bool NeedsInProcess = false;
+  /// Compares managers of other processes and their dispatchers, beside some of this process.
+  bool AcrossProcesses = false;
   /// Whether the child counts system calls. It then does the work once beforehand, so that what
   /// only a process's first run does isn't counted.
   bool CountSystemCalls = true;
   /// The phases are the parts of one thing, whose cost in all is shown too.
   bool HasSum = false;
-  std::function<llvm::Error(llvm::orc::ExecutionSession &, Probe &)> Run;
+  /// Leaves in Alive what tasks that have not ended yet may use. It outlives the session.
+  std::function<llvm::Error(llvm::orc::ExecutionSession &, Probe &, std::shared_ptr<void> &Alive)>
+      Run;
 };
 
 struct Settings {
   bool Quick = false;
+  /// 0: each workload's own choice.
+  unsigned Rounds = 0;
   /// Rounds a workload should take, out of those that it takes by default.
-  unsigned rounds(unsigned Default) const { return Quick ? (Default + 2) / 3 : Default; }
+  unsigned rounds(unsigned Default) const {
+    if (Rounds)
+      return Rounds;
+    return Quick ? (Default + 2) / 3 : Default;
+  }
 };
 
 /// (a) The manager alone, through SimpleSegmentAlloc.
@@ -59,6 +73,9 @@ llvm::Expected<Workload> archives(const Settings &S);
 llvm::Expected<Workload> calls(const Settings &S, unsigned Functions);
 /// (e) How many small graphs can be live.
 Workload capacity();
+/// (oop-a) As (a), but fewer graphs, and never memory that was given back: LLVM's executor of
+/// version 22 makes none of that writable again, which crashes it under SimpleRemoteMemoryMapper.
+Workload segmentsAcross(const Settings &S);
 
 /// The names of phases that the table of targets looks up.
 inline constexpr llvm::StringLiteral AllocatePhase = "allocate + finalize";
