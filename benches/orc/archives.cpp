@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "session.hpp"
+#include "system_error.hpp"
 #include "workload.hpp"
 
 #include "llvm/ADT/StringExtras.h"
@@ -60,7 +61,7 @@ static Expected<Object> readMember(MemoryBufferRef Member) {
 static Expected<Library> readLibrary(StringRef Path) {
   auto File = MemoryBuffer::getFile(Path);
   if (!File)
-    return createStringError(File.getError(), "read %s", Path.str().c_str());
+    return systemError(File.getError().value(), "read " + Path);
   auto Archive = object::Archive::create((*File)->getMemBufferRef());
   if (!Archive)
     return Archive.takeError();

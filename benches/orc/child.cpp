@@ -2,6 +2,7 @@
 
 #include "child.hpp"
 #include "footprint.hpp"
+#include "system_error.hpp"
 
 #include "llvm/Support/FormatVariadic.h"
 #include <jitmem/orc.hpp>
@@ -119,10 +120,10 @@ public:
 } // namespace
 
 static Error runSession(Host &H, const Workload &W, Probe &P) {
-  orc::ExecutionSession ES(std::move(H.EPC));
   // A failed link is reported here, and lookups only say which symbols were affected by it.
   std::mutex Mutex;
   Error Reported = Error::success();
+  orc::ExecutionSession ES(std::move(H.EPC));
   ES.setErrorReporter([&](Error Err) {
     std::lock_guard<std::mutex> Lock(Mutex);
     Reported = joinErrors(std::move(Reported), std::move(Err));
@@ -140,7 +141,8 @@ Error runOnce(const Contender &C, const Workload &W, Probe &P) {
     return H.takeError();
   Error Err = runSession(*H, W, P);
   if (H->Other)
-    Err = joinErrors(std::move(Err), H->Other->waitForEnd());
+    // First how it ended: if it crashed, all other errors come from that.
+    Err = joinErrors(H->Other->waitForEnd(), std::move(Err));
   return Err;
 }
 
@@ -175,6 +177,7 @@ static void beTraced(ChildReport &Report) {
 }
 
 static Error runInChild(const Contender &C, const Workload &W, ChildReport &Report) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL);
   // Without mappings made by malloc, and with one heap for all threads, every new mapping is the
   // manager's or a thread's stack. The variables say the same to the executor.
   mallopt(M_MMAP_MAX, 0);
@@ -232,7 +235,7 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
     if (Stopped < 0) {
       if (errno == EINTR)
         continue;
-      return createStringError(std::error_code(errno, std::generic_category()), "waitpid");
+      return systemError(errno, "waitpid");
     }
     if (WIFEXITED(StatusNow) || WIFSIGNALED(StatusNow)) {
       Controller.forget(Stopped);
@@ -259,7 +262,7 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
       Signal = 0; // a stop of ptrace's own, or the first one of a new thread
     }
     if (ptrace(PTRACE_CONT, Stopped, nullptr, long(Signal)) && errno != ESRCH)
-      return createStringError(std::error_code(errno, std::generic_category()), "ptrace");
+      return systemError(errno, "ptrace");
   }
 }
 
@@ -275,14 +278,14 @@ Error measureInChild(const Contender &C, const Workload &W, Results &R, std::str
   void *Page =
       mmap(nullptr, sizeof(ChildReport), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (Page == MAP_FAILED)
-    return createStringError(std::error_code(errno, std::generic_category()), "mmap");
+    return systemError(errno, "mmap");
   auto &Report = *new (Page) ChildReport();
 
   pid_t Child = fork();
   if (Child < 0) {
     int Errno = errno;
     munmap(Page, sizeof(ChildReport));
-    return createStringError(std::error_code(Errno, std::generic_category()), "fork");
+    return systemError(Errno, "fork");
   }
   if (Child == 0) {
     if (Error Err = runInChild(C, W, Report)) {

@@ -2,6 +2,7 @@
 
 #include "executor.hpp"
 #include "footprint.hpp"
+#include "system_error.hpp"
 
 #include <cerrno>
 #include <csignal>
@@ -19,10 +20,6 @@ using namespace llvm::orc;
 namespace bench {
 
 static constexpr int EndTimeoutMs = 10000;
-
-static Error systemError(int Errno, const Twine &Operation) {
-  return createStringError(std::error_code(Errno, std::generic_category()), Operation);
-}
 
 namespace {
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "floor.hpp"
+#include "system_error.hpp"
 
 #include "llvm/ExecutionEngine/JITLink/JITLink.h"
 #include "llvm/Support/Memory.h"
@@ -22,8 +23,7 @@ static constexpr size_t WindowSize = 3 * AreaSize;
 static constexpr uint64_t Reach = (uint64_t(2) << 30) - (uint64_t(2) << 20);
 
 static Error systemError(const char *Operation) {
-  return createStringError(std::error_code(errno, std::generic_category()), "floor: %s failed",
-                           Operation);
+  return bench::systemError(errno, Twine("floor: ") + Operation);
 }
 
 static uint64_t distance(const void *A, const void *B) {

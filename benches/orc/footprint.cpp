@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "footprint.hpp"
+#include "system_error.hpp"
 
 #include <cerrno>
 #include <cstdio>
@@ -34,7 +35,7 @@ Expected<Footprint> footprint(pid_t Process) {
   std::string Name = "/proc/" + (Process ? std::to_string(Process) : "self") + "/smaps";
   std::unique_ptr<FILE, int (*)(FILE *)> File(fopen(Name.c_str(), "re"), fclose);
   if (!File)
-    return createStringError(std::error_code(errno, std::generic_category()), "open " + Name);
+    return systemError(errno, "open " + Name);
   Footprint Total;
   Backing Current = Backing::Other;
   char Line[512];

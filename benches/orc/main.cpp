@@ -4,6 +4,7 @@
 #include "managers.hpp"
 #include "report.hpp"
 #include "results.hpp"
+#include "system_error.hpp"
 #include "timing.hpp"
 #include "workload.hpp"
 
@@ -208,7 +209,7 @@ static Error runAll() {
     std::error_code EC;
     raw_fd_ostream File(JsonFile, EC, sys::fs::OF_Text);
     if (EC)
-      return createStringError(EC, "write %s", JsonFile.c_str());
+      return systemError(EC.value(), "write " + JsonFile);
     writeJson(File, Info, R);
   }
   // LLVM's managers may meet their limits here; a subject must not.

@@ -126,9 +126,11 @@ static void printHeld(raw_ostream &OS, const Phase &P) {
 
 void printWorkload(raw_ostream &OS, const RunInfo &Info, const Workload &W, const Results &R) {
   OS << "\n## (" << W.Key << ") " << W.Title << '\n';
+  bool HasPhase = false;
   for (const Phase &P : R.phases()) {
     if (&W != P.Of)
       continue;
+    HasPhase = true;
     if (W.AcrossProcesses)
       printAcross(OS, Info, P, R);
     else if (W.Rounds)
@@ -136,9 +138,9 @@ void printWorkload(raw_ostream &OS, const RunInfo &Info, const Workload &W, cons
     else
       printHeld(OS, P);
   }
-  // Out of process, the rows themselves say it.
+  // Out of process, the rows themselves say it, if there are any.
   for (const Failure &F : R.failures())
-    if (F.Of == &W && !W.AcrossProcesses)
+    if (F.Of == &W && !(W.AcrossProcesses && HasPhase))
       OS << "\n`" << F.Manager << "` failed: " << firstLine(F.Message) << '\n';
 }
 
