@@ -1399,6 +1399,27 @@ jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *c
                                       struct jitmem_error **error);
 
 /**
+ * Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
+ * serves, for instance one that was started with filedescs=N,N.
+ *
+ * Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
+ * else may read or write, has it closed on exec and reads it in threads of its own; when the handle
+ * and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
+ * still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
+ * success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
+ * other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
+ *
+ * Requires:
+ * `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
+ * or places for a pointer.
+ */
+jitmem_status jitmem_transport_socket(int32_t fd,
+                                      struct jitmem_transport **transport,
+                                      struct jitmem_error **error);
+
+/**
  * Answers a call of a custom transport, from any thread.
  *
  * `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with

@@ -7,11 +7,12 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
-use crate::transport::{self, Transport};
+use crate::transport::{self, Stream, Transport};
 use parking_lot::Mutex;
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
@@ -138,6 +139,48 @@ pub unsafe extern "C" fn jitmem_transport_custom(
             return Err(invalid_argument("jitmem_transport_callbacks.call is NULL"));
         }
         let handle = handle::give(jitmem_transport(Arc::new(Host { table, context })));
+        // SAFETY: not NULL, and the caller says it is a place for a pointer.
+        unsafe { transport.write(handle) };
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
+/// serves, for instance one that was started with filedescs=N,N.
+///
+/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
+/// else may read or write, has it closed on exec and reads it in threads of its own; when the handle
+/// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
+/// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
+/// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
+/// other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
+///
+/// # Safety
+/// `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
+/// or places for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_socket(
+    fd: i32,
+    transport: *mut *mut jitmem_transport,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        input::required(transport, "transport")?;
+        if fd < 0 {
+            return Err(invalid_argument(format!("fd {fd} is no descriptor")));
+        }
+        // SAFETY: no negative number, and the caller says that it is nobody else's.
+        let socket = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
+        let stream = Stream::connect(Arc::clone(&socket)).map_err(|error| {
+            // It stays the caller's.
+            Arc::into_inner(socket).map(IntoRawFd::into_raw_fd);
+            error.context(format!("connect to the executor at descriptor {fd}"))
+        })?;
+        let handle = handle::give(jitmem_transport(Arc::new(stream)));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { transport.write(handle) };
         Ok(())

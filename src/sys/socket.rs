@@ -184,6 +184,20 @@ pub(crate) struct Received {
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
+/// Whether a descriptor, somebody else's so far, is a connected stream socket.
+pub(crate) fn check_stream(socket: &OwnedFd) -> io::Result<()> {
+    if rustix::net::sockopt::socket_type(socket)? != SocketType::STREAM {
+        return Err(Errno::PROTOTYPE.into());
+    }
+    Ok(rustix::net::getpeername(socket).map(drop)?)
+}
+
+/// Has a descriptor go when this process starts another program.
+pub(crate) fn close_on_exec(socket: &OwnedFd) {
+    // Fails for nothing that is a descriptor.
+    let _ = rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC);
+}
+
 /// Waits for the next packet.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];

@@ -20,17 +20,22 @@ fn wait(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
     }
 }
 
-/// Reads what is there, at least one byte unless the stream has ended, behind what `buffer` holds
-/// and into the room that it has left.
-pub(crate) fn read(stream: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<usize> {
+/// Reads what is there, up to `most` bytes and at least one unless the stream has ended, behind what
+/// `buffer` holds and into the room that it has left.
+pub(crate) fn read(stream: &OwnedFd, buffer: &mut Vec<u8>, most: usize) -> io::Result<usize> {
     gate("read")?;
-    loop {
-        match rustix::io::read(stream, rustix::buffer::spare_capacity(buffer)) {
+    let room = buffer.spare_capacity_mut();
+    let size = room.len().min(most);
+    let count = loop {
+        match rustix::io::read(stream, &mut room[..size]) {
             Err(Errno::INTR) => continue,
             Err(Errno::AGAIN) => wait(stream.as_fd(), PollFlags::IN)?,
-            count => return Ok(count?),
+            result => break result?.0.len(),
         }
-    }
+    };
+    // SAFETY: as many bytes behind the others were just written.
+    unsafe { buffer.set_len(buffer.len() + count) };
+    Ok(count)
 }
 
 /// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
@@ -167,7 +172,7 @@ mod tests {
             outlet.write(b"", b"").unwrap();
         });
         let mut all = Vec::with_capacity(large.len() + 5);
-        while read(&reader, &mut all).unwrap() > 0 {}
+        while read(&reader, &mut all, usize::MAX).unwrap() > 0 {}
         sender.join().unwrap();
         assert_eq!(&all[..4], b"head");
         assert!(all[4..] == large);

@@ -11,7 +11,6 @@ use crate::wire::frame::{Header, Opcode};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The tag of a result that is an out-of-band error.
 pub(crate) const OUT_OF_BAND: u64 = 1;
@@ -21,31 +20,20 @@ pub(crate) const OUT_OF_BAND: u64 = 1;
 pub(crate) struct Channel(Arc<Calls>);
 
 struct Calls {
-    socket: Arc<OwnedFd>,
-    state: Mutex<State>,
-    /// `state` has its reason.
-    ended: AtomicBool,
+    socket: OwnedFd,
+    pending: Pending,
     traffic: Traffic,
-}
-
-#[derive(Default)]
-struct State {
-    next: u64,
-    waiting: HashMap<u64, Completion<Vec<u8>>>,
-    ended: Option<Error>,
 }
 
 impl Channel {
     /// Serves a connected socket.
     pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
-        let socket = Arc::new(socket);
         let calls = Arc::new(Calls {
-            socket: Arc::clone(&socket),
-            state: Mutex::default(),
-            ended: AtomicBool::new(false),
+            socket,
+            pending: Pending::new(),
             traffic: Traffic::default(),
         });
-        crew::start(socket, Arc::clone(&calls))
+        crew::start(Arc::clone(&calls))
             .map_err(|error| explain("start a thread that reads a channel", error))?;
         Ok(Channel(calls))
     }
@@ -86,7 +74,7 @@ impl Channel {
 
     /// Whether nothing can be sent any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.0.ended.load(Ordering::Acquire)
+        self.0.pending.has_ended()
     }
 
     pub(crate) fn traffic(&self) -> &Traffic {
@@ -102,26 +90,25 @@ impl Transport for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        self.0.end(disconnected("its session was closed"));
-        socket::hang_up(&self.0.socket);
-    }
-}
-
-impl Calls {
-    /// Answers what waits; nothing more is accepted.
-    fn end(&self, error: Error) {
-        let waiting = {
-            let mut state = self.state.lock();
-            let error = state.ended.get_or_insert(error).clone();
-            self.ended.store(true, Ordering::Release);
-            let waiting = std::mem::take(&mut state.waiting);
-            waiting.into_values().map(move |done| (done, error.clone()))
-        };
-        waiting.for_each(|(done, error)| done.complete(Err(error)));
+        let Calls {
+            socket, pending, ..
+        } = &*self.0;
+        if !pending.is_the_parents() {
+            pending.end(disconnected("its session was closed"));
+            socket::hang_up(socket);
+        }
     }
 }
 
 impl crew::Post for Calls {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+        packet::receive(&self.socket, buffer)
+    }
+
+    fn hang_up(&self) {
+        socket::hang_up(&self.socket);
+    }
+
     fn handle(self: Arc<Self>, packet: Packet) {
         let Packet { header, body, .. } = packet;
         let done = match header.opcode {
@@ -163,9 +150,7 @@ mod tests {
     use crate::completion::wait;
 
     fn receive(socket: &OwnedFd) -> Packet {
-        packet::receive(socket, &mut Vec::new())
-            .unwrap()
-            .unwrap()
+        packet::receive(socket, &mut Vec::new()).unwrap().unwrap()
     }
 
     fn answer(socket: &OwnedFd, sequence: u64, tag: u64, body: &[u8]) {

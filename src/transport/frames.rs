@@ -74,7 +74,7 @@ impl Frames {
             if self.buffer.len() == self.buffer.capacity() {
                 self.buffer.reserve(AHEAD);
             }
-            if sys::read(&self.stream, &mut self.buffer)? == 0 {
+            if sys::read(&self.stream, &mut self.buffer, usize::MAX)? == 0 {
                 return match self.buffer.is_empty() {
                     true => Ok(false),
                     false => Err(malformed(FrameError::EndOfFile)),
@@ -110,11 +110,15 @@ mod tests {
             let (mut there, mut frames) = stream();
             let all = all.clone();
             let sender = std::thread::spawn(move || {
-                all.chunks(step).for_each(|part| there.write_all(part).unwrap());
+                all.chunks(step)
+                    .for_each(|part| there.write_all(part).unwrap());
             });
             for (number, body) in (1..).zip(&bodies) {
                 let packet = frames.next().unwrap().unwrap();
-                assert_eq!(packet.header, Header::new(Opcode::Result, number, 0, body.len()));
+                assert_eq!(
+                    packet.header,
+                    Header::new(Opcode::Result, number, 0, body.len())
+                );
                 assert!(packet.body == *body, "{number}");
             }
             assert!(frames.next().unwrap().is_none());
@@ -133,8 +137,14 @@ mod tests {
             (whole[..41].to_vec(), "Unexpected end-of-file"),
             (header(31), "Message size too small"),
             (header(42), "Unexpected opcode"),
-            (Header::new(Opcode::Result, 0, 0, 1 << 40).encode().into(), "Message of 10995"),
-            (Header::new(Opcode::Result, 0, 0, 1 << 29).encode().into(), "Unexpected end-of-file"),
+            (
+                Header::new(Opcode::Result, 0, 0, 1 << 40).encode().into(),
+                "Message of 10995",
+            ),
+            (
+                Header::new(Opcode::Result, 0, 0, 1 << 29).encode().into(),
+                "Unexpected end-of-file",
+            ),
         ];
         for (bytes, words) in lies {
             let (mut there, mut frames) = stream();

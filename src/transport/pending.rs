@@ -6,12 +6,15 @@ use crate::error::{Error, invalid_handle};
 use crate::sys;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type Answered = Completion<Vec<u8>>;
 
 /// The calls of one connection. Each is answered once, the last ones when the connection ends.
 pub(super) struct Pending {
     state: Mutex<State>,
+    /// The state has its reason.
+    ended: AtomicBool,
     /// Whose connection it is; see [`sys::fork_generation`].
     generation: u32,
 }
@@ -27,6 +30,7 @@ impl Pending {
     pub(super) fn new() -> Pending {
         Pending {
             state: Mutex::default(),
+            ended: AtomicBool::new(false),
             generation: sys::fork_generation(),
         }
     }
@@ -62,10 +66,16 @@ impl Pending {
         let waiting = {
             let mut state = self.state.lock();
             let error = state.ended.get_or_insert(error).clone();
+            self.ended.store(true, Ordering::Release);
             let waiting = std::mem::take(&mut state.waiting);
             waiting.into_values().map(move |done| (done, error.clone()))
         };
         waiting.for_each(|(done, error)| done.complete(Err(error)));
+    }
+
+    /// Whether all that comes is answered with an error.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Whether this is a forked child, which has the parent's connection but none of the threads
