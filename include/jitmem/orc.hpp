@@ -12,7 +12,9 @@
 
 #include "../jitmem.h"
 #include "orc_compat.hpp"
+#include "orc_error.hpp"
 #include "orc_layout.hpp"
+#include "orc_transport.hpp"
 
 #include <llvm/ADT/SmallVector.h>
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
@@ -21,13 +23,12 @@
 
 #include <memory>
 #include <string>
-#include <system_error>
 #include <utility>
 #include <vector>
 
 namespace jitmem::orc {
 
-/// Choices for a memory manager. All zero: the defaults.
+/// Choices for a memory manager.
 struct Options {
   /// Bytes of address space per window, at most 2 GiB less 2 MiB; 0: 1 GiB.
   uint64_t WindowSize = 0;
@@ -43,58 +44,13 @@ struct Options {
   bool Commit = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
-};
-
-/// A jitmem_error as an llvm::Error.
-class MemoryError : public llvm::ErrorInfo<MemoryError> {
-public:
-  static inline char ID = 0;
-
-  MemoryError(jitmem_status Status, int32_t OSCode, std::string Message)
-      : Status(Status), OSCode(OSCode), Message(std::move(Message)) {}
-
-  void log(llvm::raw_ostream &OS) const override { OS << Message; }
-  std::error_code convertToErrorCode() const override {
-    if (OSCode != 0)
-      return std::error_code(OSCode, std::generic_category());
-    return llvm::inconvertibleErrorCode();
-  }
-
-  /// What kind of failure it is.
-  jitmem_status status() const { return Status; }
-  /// errno of the system call behind it; 0 if there was none.
-  int32_t osCode() const { return OSCode; }
-
-private:
-  jitmem_status Status;
-  int32_t OSCode;
-  std::string Message;
+  /// Load libjitmem.so into executors that do not publish its service.
+  bool LoadExecutorLibrary = true;
+  /// Its path in the executor; empty: the path of the one that this process runs.
+  std::string ExecutorLibrary;
 };
 
 namespace detail {
-
-/// NULL is success.
-inline llvm::Error toError(const jitmem_error *E) {
-  if (!E)
-    return llvm::Error::success();
-  return llvm::make_error<MemoryError>(jitmem_error_status(E), jitmem_error_os_code(E),
-                                       jitmem_error_message(E));
-}
-
-/// An error that a call has handed over.
-class OwnedError {
-public:
-  OwnedError() = default;
-  OwnedError(const OwnedError &) = delete;
-  OwnedError &operator=(const OwnedError &) = delete;
-  ~OwnedError() { jitmem_error_free(E); }
-
-  jitmem_error **out() { return &E; }
-  llvm::Error take() const { return toError(E); }
-
-private:
-  jitmem_error *E = nullptr;
-};
 
 struct FreeManager {
   void operator()(jitmem_manager *M) const { jitmem_manager_free(M); }
@@ -134,24 +90,45 @@ public:
     return create(*Mapper, O);
   }
 
-  /// Memory of another process on this machine. Not available yet.
+  /// Memory of another process on this machine, through shared pages. The executor publishes
+  /// jitmem's service (see orc_executor.hpp), or libjitmem.so is loaded there. Waits for the
+  /// executor. EPC must be there for as long as the manager is used, not while it is destroyed.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  CreateShared(llvm::orc::ExecutorProcessControl &, Options = {}) {
-    return notYet("another process through shared memory");
+  CreateShared(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    return S ? createOver(*S, jitmem_mapper_shared, O) : S.takeError();
   }
 
-  /// Memory of a process on any machine. Not available yet.
+  /// Memory of a process on any machine: content travels in EPC's messages. Otherwise as
+  /// CreateShared. Callbacks run as tasks of EPC's dispatcher.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  CreateRemote(llvm::orc::ExecutorProcessControl &, Options = {}) {
-    return notYet("a process on another machine");
+  CreateRemote(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    return S ? createOver(*S, jitmem_mapper_remote, O) : S.takeError();
   }
 
-  /// The best that works for this EPC; stats() says which.
+  /// The best that works for this EPC; stats() says which, and why nothing better.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   Create(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
     if (detail::isThisProcess(EPC))
       return CreateInProcess(O);
-    return CreateShared(EPC, O);
+    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    if (!S)
+      return S.takeError();
+    auto Shared = createOver(*S, jitmem_mapper_shared, O);
+    if (Shared)
+      return Shared;
+    std::string Reason = "shared memory: " + llvm::toString(Shared.takeError());
+    auto Remote = createOver(*S, jitmem_mapper_remote, O, Reason.c_str());
+    if (Remote)
+      return Remote;
+    return llvm::make_error<MemoryError>(
+        JITMEM_UNSUPPORTED, 0, Reason + "; remote: " + llvm::toString(Remote.takeError()));
+  }
+
+  ~MemoryManager() override {
+    if (Way)
+      Way->close();
   }
 
   using JITLinkMemoryManager::allocate;
@@ -249,11 +226,26 @@ private:
     return std::unique_ptr<MemoryManager>(new MemoryManager(Manager));
   }
 
-  static llvm::Error notYet(const char *What) {
-    return llvm::make_error<MemoryError>(
-        JITMEM_UNSUPPORTED, 0,
-        std::string("memory of ") + What + " is not available yet in jitmem " +
-            jitmem_version_string() + "; use CreateInProcess, or LLVM's own manager for this EPC");
+  /// Over jitmem's service in an executor; `InsteadOf` says why nothing better was taken.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  createOver(const detail::Service &S, decltype(&jitmem_mapper_shared) Make, const Options &O,
+             const char *InsteadOf = nullptr) {
+    jitmem_executor_options Chosen = {};
+    Chosen.struct_size = sizeof(Chosen);
+    Chosen.service = S.Open;
+    Chosen.instance = S.Instance;
+    Chosen.instead_of = InsteadOf;
+    detail::OwnedError E;
+    jitmem_mapper *NewMapper = nullptr;
+    if (Make(S.Handle.get(), &Chosen, &NewMapper, E.out()) != JITMEM_OK)
+      return E.take();
+    std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
+    auto MM = create(*Mapper, O);
+    if (MM) {
+      (*MM)->Way = S.Way;
+      S.Way->dispatchAnswers();
+    }
+    return MM;
   }
 
   /// The callback of requests that end in an error or nothing.
@@ -357,6 +349,8 @@ private:
   };
 
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
+  /// To the executor, if that is not this process.
+  std::shared_ptr<detail::Connection> Way;
 };
 
 } // namespace jitmem::orc

@@ -11,11 +11,14 @@
 #error "jitmem's ORC adapter needs LLVM 19 or later"
 #endif
 
+#include <llvm/ExecutionEngine/Orc/Core.h>
 #include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
 #include <llvm/ExecutionEngine/Orc/Shared/MemoryFlags.h>
 #if LLVM_VERSION_MAJOR >= 21 && __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
 #include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
 #endif
+
+#include <string>
 
 namespace jitmem::orc::detail {
 
@@ -25,6 +28,30 @@ namespace jitmem::orc::detail {
 inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
   const auto &Dispatch = EPC.getJITDispatchInfo();
   return Dispatch.JITDispatchContext == llvm::orc::ExecutorAddr::fromPtr(&EPC);
+}
+
+/// Loads a library into the executor and looks a symbol up in it.
+inline llvm::Expected<llvm::orc::ExecutorAddr>
+findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, const char *Name) {
+#if LLVM_VERSION_MAJOR >= 21
+  auto &Dylibs = EPC.getDylibMgr();
+#else
+  auto &Dylibs = EPC;
+#endif
+  auto Library = Dylibs.loadDylib(Path.c_str());
+  if (!Library)
+    return Library.takeError();
+  llvm::orc::SymbolLookupSet Names(EPC.intern(Name));
+  auto Found = Dylibs.lookupSymbols({{*Library, Names}});
+  if (!Found)
+    return Found.takeError();
+  // A required symbol that is not there is an error above.
+  const auto &Symbol = Found->front().front();
+#if LLVM_VERSION_MAJOR >= 21
+  return Symbol->getAddress();
+#else
+  return Symbol.getAddress();
+#endif
 }
 
 } // namespace jitmem::orc::detail

@@ -40,11 +40,18 @@ TEST(Create, DefaultIsTwoViews) {
   EXPECT_STREQ(Default->stats().mapper_name, statsOf(*TwoViews).mapper_name);
 }
 
-TEST(Create, SharedAndRemoteSayNotYet) {
+TEST(Create, WithoutAServiceTheErrorSaysWhatWasTried) {
   auto EPC = must(SelfExecutorProcessControl::Create());
-  EXPECT_TRUE(mentions(messageOf(MemoryManager::CreateShared(*EPC)), {"shared", "not", "yet"}));
-  EXPECT_TRUE(
-      mentions(messageOf(MemoryManager::CreateRemote(*EPC)), {"another machine", "not", "yet"}));
+  jitmem::orc::Options O;
+  O.ExecutorLibrary = "/nowhere/libjitmem.so";
+  for (auto *Create : {MemoryManager::CreateShared, MemoryManager::CreateRemote}) {
+    EXPECT_TRUE(mentions(messageOf(Create(*EPC, O)),
+                         {"jitmem_service_open", "/nowhere/libjitmem.so", "ExecutorLibrary"}));
+    jitmem::orc::Options Forbidden;
+    Forbidden.LoadExecutorLibrary = false;
+    EXPECT_TRUE(mentions(messageOf(Create(*EPC, Forbidden)),
+                         {"jitmem_service_open", "LoadExecutorLibrary", "ExecutorService"}));
+  }
 }
 
 TEST(Create, HandleGivesTheCInterface) {

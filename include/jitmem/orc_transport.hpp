@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// An EPC as the way to an executor, and jitmem's service there. Hosts include <jitmem/orc.hpp>.
+
+#ifndef JITMEM_ORC_TRANSPORT_HPP
+#define JITMEM_ORC_TRANSPORT_HPP
+
+#include "orc_compat.hpp"
+#include "orc_error.hpp"
+
+#include <llvm/ADT/ArrayRef.h>
+#include <llvm/ADT/StringRef.h>
+
+#include <atomic>
+#include <dlfcn.h>
+#include <memory>
+#include <stdlib.h>
+#include <string>
+#include <utility>
+
+namespace jitmem::orc::detail {
+
+struct FreeTransport {
+  void operator()(jitmem_transport *T) const { jitmem_transport_free(T); }
+};
+using Transport = std::unique_ptr<jitmem_transport, FreeTransport>;
+
+/// Calls through an EPC for as long as it may be used.
+///
+/// Nothing can be asked of an EPC that has disconnected: it would report each further call as an
+/// error of the session, and one that owns its memory manager is half destroyed when the manager
+/// goes. So the connection notices the end by itself, and the manager closes it before it goes.
+class Connection {
+  using EPCRef = llvm::orc::ExecutorProcessControl &;
+
+public:
+  explicit Connection(EPCRef EPC) : EPC(EPC) {}
+
+  /// The connection as the C API's transport.
+  static llvm::Expected<Transport> transport(std::shared_ptr<Connection> C) {
+    jitmem_transport_callbacks Callbacks = {};
+    Callbacks.struct_size = sizeof(Callbacks);
+    Callbacks.ctx = new std::shared_ptr<Connection>(std::move(C));
+    Callbacks.destroy = [](void *Ctx) { delete static_cast<std::shared_ptr<Connection> *>(Ctx); };
+    Callbacks.call = [](void *Ctx, uint64_t Function, const void *Args, size_t Size,
+                        jitmem_call Call) {
+      (*static_cast<std::shared_ptr<Connection> *>(Ctx))
+          ->call(llvm::orc::ExecutorAddr(Function),
+                 {static_cast<const char *>(Args), Args ? Size : 0}, Call);
+    };
+    OwnedError E;
+    jitmem_transport *T = nullptr;
+    if (jitmem_transport_custom(&Callbacks, &T, E.out()) != JITMEM_OK)
+      return E.take();
+    return Transport(T);
+  }
+
+  /// From now on answers may run callbacks of the host, which may block: each becomes a task of the
+  /// EPC's dispatcher. Until then somebody waits for them, perhaps in the thread that runs tasks.
+  void dispatchAnswers() { Dispatches = true; }
+
+  /// The EPC is not touched any more; calls are answered with JITMEM_DISCONNECTED.
+  void close() { Closed = true; }
+
+private:
+  /// Answers one call. If it is dropped, as a dispatcher that was shut down does with tasks, the
+  /// connection has ended.
+  class Answer {
+  public:
+    Answer(Connection &C, jitmem_call Call) : C(&C), Call(Call) {}
+    Answer(Answer &&Other) : C(std::exchange(Other.C, nullptr)), Call(Other.Call) {}
+    Answer &operator=(Answer &&) = delete;
+    ~Answer() {
+      if (C)
+        disconnected();
+    }
+
+    /// WrapperFunctionResult, as LLVM 22 renamed it or not.
+    template <typename ResultT> void operator()(const ResultT &Result) {
+      const char *Message = Result.getOutOfBandError();
+      if (!Message)
+        give(JITMEM_OK, nullptr, Result.data(), Result.size());
+      else if (llvm::StringRef(Message) == "disconnecting") // what SimpleRemoteEPC says
+        disconnected();
+      else
+        give(JITMEM_MAPPER_FAILED, Message, nullptr, 0);
+    }
+
+  private:
+    void disconnected() {
+      C->close();
+      give(JITMEM_DISCONNECTED,
+           "the executor is gone: its EPC has disconnected, or the memory manager was destroyed",
+           nullptr, 0);
+    }
+
+    void give(jitmem_status Status, const char *Message, const void *Bytes, size_t Size) {
+      C = nullptr; // the transport may go with its last answer
+      jitmem_transport_answer(Call, Status, Message, Bytes, Size, nullptr);
+    }
+
+    Connection *C;
+    jitmem_call Call;
+  };
+
+  void call(llvm::orc::ExecutorAddr Function, llvm::ArrayRef<char> Args, jitmem_call Call) {
+    using llvm::orc::ExecutorProcessControl;
+    auto Done = [A = Answer(*this, Call)](auto Result) mutable { A(Result); };
+    if (Closed)
+      return;
+    if (Dispatches)
+      EPC.callWrapperAsync(ExecutorProcessControl::RunAsTask(EPC.getDispatcher()), Function,
+                           std::move(Done), Args);
+    else
+      EPC.callWrapperAsync(ExecutorProcessControl::RunInPlace(), Function, std::move(Done), Args);
+  }
+
+  EPCRef EPC;
+  std::atomic<bool> Dispatches{false}, Closed{false};
+};
+
+/// The file of the library that this process runs; empty if jitmem is linked statically here.
+inline std::string ownLibrary() {
+  // An address of its data: that of a function may be an entry of the executable's own.
+  Dl_info Info;
+  if (!dladdr(jitmem_version_string(), &Info) || !Info.dli_fname)
+    return "";
+  llvm::StringRef Path(Info.dli_fname);
+  if (!Path.substr(Path.rfind('/') + 1).starts_with("libjitmem.so"))
+    return "";
+  // The executor may have another working directory.
+  std::unique_ptr<char, void (*)(void *)> Absolute(realpath(Info.dli_fname, nullptr), free);
+  return Absolute ? Absolute.get() : "";
+}
+
+/// jitmem's service in an executor.
+struct Service {
+  std::shared_ptr<Connection> Way;
+  Transport Handle;
+  /// Address of jitmem_service_open.
+  uint64_t Open = 0;
+  /// 0: the one that every process with the library has.
+  uint64_t Instance = 0;
+
+  /// Finds the service that the executor publishes, or loads `Library` there.
+  static llvm::Expected<Service> find(llvm::orc::ExecutorProcessControl &EPC, bool Load,
+                                      std::string Library) {
+    Service S;
+    if (auto Err = S.locate(EPC, Load, std::move(Library)))
+      return Err;
+    S.Way = std::make_shared<Connection>(EPC);
+    auto NewHandle = Connection::transport(S.Way);
+    if (!NewHandle)
+      return NewHandle.takeError();
+    S.Handle = std::move(*NewHandle);
+    return S;
+  }
+
+private:
+  llvm::Error locate(llvm::orc::ExecutorProcessControl &EPC, bool Load, std::string Library) {
+    const auto &Published = EPC.getBootstrapSymbolsMap();
+    if (auto Found = Published.find("jitmem_service_open"); Found != Published.end()) {
+      Open = Found->second.getValue();
+      if (auto Number = Published.find("jitmem_service_instance"); Number != Published.end())
+        Instance = Number->second.getValue();
+      return llvm::Error::success();
+    }
+    if (!Load)
+      return notThere("and Options::LoadExecutorLibrary forbids to load it; link "
+                      "jitmem::orc::ExecutorService into the executor");
+    if (Library.empty())
+      Library = ownLibrary();
+    if (Library.empty())
+      return notThere("and there is no libjitmem.so to load, since jitmem is linked statically "
+                      "here; name one in Options::ExecutorLibrary");
+    auto Found = findInLibrary(EPC, Library, "jitmem_service_open");
+    if (!Found)
+      return notThere("and loading " + Library +
+                      " there failed: " + llvm::toString(Found.takeError()) +
+                      "; name the executor's own libjitmem.so in Options::ExecutorLibrary");
+    Open = Found->getValue();
+    return llvm::Error::success();
+  }
+
+  static llvm::Error notThere(const std::string &Why) {
+    return llvm::make_error<MemoryError>(
+        JITMEM_UNSUPPORTED, 0,
+        "find jitmem's executor service: the executor does not publish jitmem_service_open, " +
+            Why);
+  }
+};
+
+} // namespace jitmem::orc::detail
+
+#endif // JITMEM_ORC_TRANSPORT_HPP
