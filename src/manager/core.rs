@@ -11,7 +11,7 @@ use super::window::{Grant, Pieces};
 use super::{Allocated, Options, Request};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
-use crate::mapper::{Mapper, Reserved};
+use crate::mapper::{Kind, Mapper, Reserved};
 use crate::memory::view::{Buffer, Placement};
 use crate::sys;
 use parking_lot::Mutex;
@@ -90,11 +90,12 @@ impl Core {
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
-        let here = self.mapper.capabilities().in_this_process;
-        if here && self.generation != sys::fork_generation() {
+        // Only a host can know what its own mapper does in a child.
+        let ours = self.mapper.capabilities().kind != Kind::Custom;
+        if ours && self.generation != sys::fork_generation() {
             return Err(invalid_handle(
                 "this manager belongs to the parent process: a forked child shares its code pages \
-                 and must not change them; create a manager in the child",
+                 or its connection and must leave both alone; create a manager in the child",
             ));
         }
         Ok(())

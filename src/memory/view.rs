@@ -302,9 +302,19 @@ fn restore(executor: AddressRange) {
 pub(crate) struct WriterView {
     start: u64,
     size: u64,
+    /// In which process; see [`sys::fork_generation`].
+    generation: u32,
 }
 
 impl WriterView {
+    fn at(start: u64, size: u64) -> WriterView {
+        WriterView {
+            start,
+            size,
+            generation: sys::fork_generation(),
+        }
+    }
+
     /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
     /// that is writable, nobody can ever map it writable again.
     pub(crate) fn new(
@@ -321,7 +331,7 @@ impl WriterView {
         }
         let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
             .map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView { start, size };
+        let view = WriterView::at(start, size);
         sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
         let sealed = match protection.writable() {
             true => file.fix_size(),
@@ -342,7 +352,7 @@ impl WriterView {
             |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
         let start =
             sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView { start, size };
+        let view = WriterView::at(start, size);
         sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
         if commit {
             sys::populate(start, size).map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
@@ -358,7 +368,10 @@ impl WriterView {
 
 impl Drop for WriterView {
     fn drop(&mut self) {
-        unmap(self.start, self.size);
+        // A forked child does not have the view, and something else may lie there.
+        if self.generation == sys::fork_generation() {
+            unmap(self.start, self.size);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Knowing that we are in a forked child, without a system call per question.
 
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 static GENERATION: AtomicU32 = AtomicU32::new(0);
@@ -10,13 +10,25 @@ extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Has `handler` called when the process exits, however often this is asked for.
-pub(crate) fn at_exit_once(handler: extern "C" fn()) {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
+/// What to call at exit, and in which process.
+static AT_EXIT: OnceLock<(fn(), u32)> = OnceLock::new();
+
+extern "C" fn at_exit() {
+    if let Some((handler, generation)) = AT_EXIT.get() {
+        if *generation == fork_generation() {
+            handler();
+        }
+    }
+}
+
+/// Has `handler` called when the process exits, however often this is asked for. Not in forked
+/// children, which inherit the C library's list: what ends there is not the parent's.
+pub(crate) fn at_exit_once(handler: fn()) {
+    AT_EXIT.get_or_init(|| {
         // SAFETY: a plain function of ours; libjitmem.so is never unloaded. Without memory for it
         // nothing is called, and then there is nothing to say it to either.
-        unsafe { libc::atexit(handler) };
+        unsafe { libc::atexit(at_exit) };
+        (handler, fork_generation())
     });
 }
 

@@ -82,7 +82,7 @@ fn close_all(instance: u64) {
 
 /// The process's own service ends with the process, when its threads may still run linked code:
 /// deallocation actions run, but memory stays.
-extern "C" fn at_exit() {
+fn at_exit() {
     let sessions: Vec<Arc<Session>> = SESSIONS.lock().values().cloned().collect();
     for session in sessions
         .into_iter()

@@ -115,8 +115,11 @@ impl Submit {
 
 impl Drop for Batches {
     fn drop(&mut self) {
-        self.0.queue.lock().closing = true;
-        self.0.bell.notify_all();
+        // In a forked child the lock may be held by a thread that is not there.
+        if !self.0.link.is_the_parents() {
+            self.0.queue.lock().closing = true;
+            self.0.bell.notify_all();
+        }
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Link {
     pub(super) failed: Vec<String>,
     traffic: Traffic,
     closed: AtomicBool,
+    /// Whose session it is; see [`sys::fork_generation`].
+    generation: u32,
     /// The transport has said that the executor is gone.
     lost: Arc<AtomicBool>,
 }
@@ -77,6 +79,7 @@ impl Link {
             failed: Vec::new(),
             traffic: Traffic::default(),
             closed: AtomicBool::new(false),
+            generation: sys::fork_generation(),
             lost: Arc::default(),
         })
     }
@@ -145,7 +148,7 @@ impl Link {
     /// Ends the session, once. The executor runs what deallocation actions are left; with a channel
     /// whoever asked finds that done.
     pub(super) fn close(&self) {
-        if self.closed.swap(true, Ordering::AcqRel) {
+        if self.is_the_parents() || self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         let function = self.opened.functions.close;
@@ -157,6 +160,11 @@ impl Link {
             // The host's own transport may need this very thread to answer.
             close(Completion::new(|_| ()));
         }
+    }
+
+    /// Whether this is a forked child, which must leave its parent's session alone.
+    pub(super) fn is_the_parents(&self) -> bool {
+        self.generation != sys::fork_generation()
     }
 
     /// Whether it is known that the executor is gone.
