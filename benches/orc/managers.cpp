@@ -11,8 +11,6 @@
 #include "llvm/ExecutionEngine/Orc/SimpleRemoteMemoryMapper.h"
 #include <jitmem/orc.hpp>
 
-#include <type_traits>
-
 using namespace llvm;
 using namespace llvm::orc;
 
@@ -115,21 +113,11 @@ static Expected<MemMgrPtr> createSimpleRemote(SimpleRemoteEPC &EPC) {
   return createMapperManager<SimpleRemoteMemoryMapper>(EPC, Service);
 }
 
-/// What jitmem counts of its own channel, in versions whose statistics have it.
-template <class Stats, class = void> struct ChannelOf {
-  static Traffic read(const Stats &) { return {}; }
-};
-
-template <class Stats>
-struct ChannelOf<Stats, std::void_t<decltype(Stats::messages), decltype(Stats::message_bytes)>> {
-  static Traffic read(const Stats &S) { return {S.messages, S.message_bytes}; }
-};
-
 using CreateJitmem = Expected<std::unique_ptr<jitmem::orc::MemoryManager>> (*)(
     ExecutorProcessControl &, jitmem::orc::Options);
 
 static Expected<Host> jitmemInAnotherProcess(const std::string &Program, DispatcherPtr D,
-                                             CreateJitmem Create) {
+                                             CreateJitmem Create, bool HasOwnChannel) {
   jitmem::orc::MemoryManager *Manager = nullptr;
   auto H = inAnotherProcess(Program, std::move(D), [&](SimpleRemoteEPC &EPC) {
     auto MemMgr = Create(EPC, {});
@@ -137,8 +125,12 @@ static Expected<Host> jitmemInAnotherProcess(const std::string &Program, Dispatc
       Manager = MemMgr->get();
     return Expected<MemMgrPtr>(std::move(MemMgr));
   });
-  if (H)
-    H->OwnTraffic = [Manager] { return ChannelOf<jitmem_stats>::read(Manager->stats()); };
+  // What it sends by EPC is counted there.
+  if (H && HasOwnChannel)
+    H->OwnTraffic = [Manager] {
+      jitmem_stats Stats = Manager->stats();
+      return Traffic{Stats.messages, Stats.message_bytes};
+    };
   return H;
 }
 
@@ -192,13 +184,14 @@ static void addAnotherProcess(std::vector<ManagerSpec> &Managers, const std::str
                       }});
   Managers.push_back({JitmemShared.str(), "jitmem::orc::MemoryManager::CreateShared(EPC)",
                       Role::Subject, false, [Program](DispatcherPtr D) {
-                        return jitmemInAnotherProcess(Program, std::move(D),
-                                                      &jitmem::orc::MemoryManager::CreateShared);
+                        return jitmemInAnotherProcess(
+                            Program, std::move(D), &jitmem::orc::MemoryManager::CreateShared, true);
                       }});
   Managers.push_back({JitmemRemote.str(), "jitmem::orc::MemoryManager::CreateRemote(EPC)",
                       Role::Subject, false, [Program](DispatcherPtr D) {
                         return jitmemInAnotherProcess(Program, std::move(D),
-                                                      &jitmem::orc::MemoryManager::CreateRemote);
+                                                      &jitmem::orc::MemoryManager::CreateRemote,
+                                                      false);
                       }});
 }
 
