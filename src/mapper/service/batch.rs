@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Group commit: while a message with allocations is under way, others gather and go together.
+//! Group commit: allocations that come in a stream go as a few messages.
 //!
-//! What is alone goes at once. What comes while a message is under way is a sign that more is
-//! coming: it goes when there is enough of it, or when it has waited for [`BOUND`], even if the
-//! message before has no answer yet; an action in it may be waiting for what was gathered here.
-//! So nothing waits longer than twice the bound for others' sake.
+//! What is alone goes at once. In a stream what comes is gathered, and goes when there is enough of it
+//! or when it has waited for [`BOUND`], even if the message before has no answer yet: an action in
+//! that may be waiting for what was gathered here. So nothing waits longer than twice the bound for
+//! others' sake.
+//!
+//! A stream is known by what comes while a message is under way. One whose messages are answered
+//! faster than the next item comes is found by gathering for once; if then nothing else comes, somebody
+//! waits for each answer, and gathering is not tried again for twice as many items as before.
 
 use super::link::{Link, decoded};
 use crate::completion::Completion;
@@ -22,6 +26,11 @@ const BOUND: Duration = Duration::from_micros(250);
 const ENOUGH: usize = 16;
 /// That many bytes go even while another message is under way.
 const MANY_BYTES: usize = 256 << 10;
+/// After a pause of this length there is no stream any more.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Items that go at once before gathering is tried, at first and at most.
+const FIRST_TRY: u32 = 8;
+const LAST_TRY: u32 = 1024;
 /// The patrol goes home after so many rounds without anything to do.
 const IDLE_ROUNDS: u32 = 40;
 
@@ -35,16 +44,21 @@ struct Inner {
     bell: Condvar,
 }
 
-#[derive(Default)]
 struct Queue {
     /// The items, encoded.
     items: Vec<u8>,
     done: Vec<Completion<u64>>,
+    /// When the first of them came.
     since: Option<Instant>,
+    /// When the last item came.
+    last: Option<Instant>,
     /// Messages without an answer.
     under_way: usize,
-    /// More is expected.
-    holding: bool,
+    /// There is a stream, or it is being tried whether there is one.
+    gathering: bool,
+    /// Items that go at once before that is tried, and how many it will be after a failure.
+    before_try: u32,
+    next_try: u32,
     /// A thread looks after what waits.
     patrolled: bool,
     closing: bool,
@@ -57,9 +71,63 @@ struct Batch {
 }
 
 impl Queue {
+    fn new() -> Queue {
+        Queue {
+            items: Vec::new(),
+            done: Vec::new(),
+            since: None,
+            last: None,
+            under_way: 0,
+            gathering: false,
+            before_try: FIRST_TRY,
+            next_try: FIRST_TRY,
+            patrolled: false,
+            closing: false,
+        }
+    }
+
+    /// Adds an item and says whether it goes at once, with what is there.
+    fn add(&mut self, item: Vec<u8>, done: Completion<u64>) -> bool {
+        let now = Instant::now();
+        let paused = self.last.replace(now).is_none_or(|last| now - last > PAUSE);
+        self.items.extend(item);
+        self.done.push(done);
+        self.since.get_or_insert(now);
+        let free = self.under_way == 0;
+        if self.items.len() >= MANY_BYTES || free && self.done.len() >= ENOUGH {
+            return true;
+        }
+        if paused && self.done.len() == 1 {
+            self.stop_gathering();
+        }
+        if !free || self.gathering {
+            return false;
+        }
+        self.before_try -= 1;
+        self.gathering = self.before_try == 0;
+        !self.gathering
+    }
+
+    fn stop_gathering(&mut self) {
+        self.gathering = false;
+        if self.before_try == 0 {
+            self.before_try = self.next_try;
+        }
+    }
+
     fn take(&mut self) -> Batch {
+        let streams = self.done.len() > 1;
+        if self.gathering {
+            self.next_try = if streams {
+                FIRST_TRY
+            } else {
+                LAST_TRY.min(self.next_try * 2)
+            };
+            if !streams {
+                self.stop_gathering();
+            }
+        }
         self.under_way += 1;
-        self.holding = false;
         self.since = None;
         // The next one will be about as large.
         let capacity = self.items.len();
@@ -74,7 +142,7 @@ impl Batches {
     pub(super) fn new(link: Arc<Link>) -> Batches {
         Batches(Arc::new(Inner {
             link,
-            queue: Mutex::default(),
+            queue: Mutex::new(Queue::new()),
             bell: Condvar::new(),
         }))
     }
@@ -95,12 +163,7 @@ impl Submit {
         item.encode(&mut encoded);
         let batch = {
             let mut queue = self.0.queue.lock();
-            queue.items.extend(encoded);
-            queue.done.push(done);
-            queue.since.get_or_insert_with(Instant::now);
-            let free = queue.under_way == 0;
-            let full = queue.items.len() >= MANY_BYTES;
-            let go = full || free && (!queue.holding || queue.done.len() >= ENOUGH);
+            let go = queue.add(encoded, done);
             if go || !self.0.patrol(&mut queue) {
                 Some(queue.take())
             } else {
@@ -145,7 +208,7 @@ impl Inner {
     fn next(&self) -> Option<Batch> {
         let mut queue = self.queue.lock();
         queue.under_way -= 1;
-        queue.holding = !queue.done.is_empty();
+        queue.gathering |= !queue.done.is_empty();
         (queue.under_way == 0 && queue.done.len() >= ENOUGH).then(|| queue.take())
     }
 
@@ -212,5 +275,61 @@ fn complete(done: Vec<Completion<u64>>, answer: Result<Vec<Reply<u64>>>) {
             done.into_iter()
                 .for_each(|done| done.complete(Err(error.clone())));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ignored() -> Completion<u64> {
+        Completion::new(|_| ())
+    }
+
+    #[test]
+    fn somebody_who_waits_for_each_answer_hardly_ever_waits_for_others() {
+        let mut queue = Queue::new();
+        let held = (0..1000).filter(|_| {
+            let go = queue.add(vec![1], ignored());
+            let batch = queue.take(); // by the patrol, if it was held
+            assert_eq!(batch.done.len(), 1);
+            queue.under_way -= 1;
+            !go
+        });
+        assert!((1..=8).contains(&held.count()));
+    }
+
+    #[test]
+    fn a_stream_whose_answers_come_fast_is_gathered() {
+        let mut queue = Queue::new();
+        let mut messages = 0;
+        for _ in 0..1000 {
+            if queue.add(vec![1], ignored()) {
+                assert!(queue.take().done.len() <= ENOUGH);
+                queue.under_way -= 1; // answered before the next one comes
+                messages += 1;
+            }
+        }
+        assert!((1000 / ENOUGH..100).contains(&messages), "{messages}");
+    }
+
+    #[test]
+    fn after_a_pause_one_alone_goes_at_once() {
+        let mut queue = Queue::new();
+        queue.gathering = true;
+        queue.before_try = 0;
+        queue.last = Instant::now().checked_sub(2 * PAUSE);
+        assert!(queue.add(vec![1], ignored()));
+    }
+
+    #[test]
+    fn what_comes_meanwhile_waits_but_not_if_it_is_much() {
+        let mut queue = Queue::new();
+        assert!(queue.add(vec![1], ignored()));
+        assert_eq!(queue.take().done.len(), 1);
+        assert!(!queue.add(vec![1], ignored()));
+        assert!(queue.add(vec![1; MANY_BYTES], ignored()));
+        let batch = queue.take();
+        assert_eq!((batch.done.len(), queue.under_way), (2, 2));
     }
 }
