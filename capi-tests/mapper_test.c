@@ -206,7 +206,7 @@ static void a_smaller_window_will_do(void **state) {
 
 static void chunks_are_reclaimed(void **state) {
   struct hosted *hosted = *state;
-  uint64_t handles[100];
+  uint64_t handles[400];
   for (size_t i = 0; i < COUNT(handles); i++) {
     handles[i] = allocate_one(hosted->manager, segment(20000, 0, RW), 1).handle;
     finalize(hosted->manager, handles[i]);
@@ -215,8 +215,11 @@ static void chunks_are_reclaimed(void **state) {
   assert_true(prepared > 3);
   for (size_t i = 0; i < COUNT(handles); i++)
     deallocate(hosted->manager, handles[i]);
-  assert_int_equal(hosted->host.calls[RECLAIM], prepared - 1);
-  assert_int_equal(stats_of(hosted->manager).chunks, 1);
+  // Up to 2 MiB stay for what comes next, and something does.
+  jitmem_stats stats = stats_of(hosted->manager);
+  assert_in_range(stats.committed, 1, 2 * MIB);
+  assert_in_range(stats.chunks, 1, prepared - 1);
+  assert_int_equal(hosted->host.calls[RECLAIM], prepared - stats.chunks);
 }
 
 // ---- much later ----

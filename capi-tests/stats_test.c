@@ -80,9 +80,9 @@ static void empty_chunks_go_back(void **state) {
     deallocate(manager, graphs[i].handle);
   jitmem_stats empty = stats_of(manager);
   assert_true(full.chunks > 4 && full.committed >= GRAPHS * 20000);
-  // One of each group is kept for what comes next.
-  assert_int_equal(empty.chunks, 2);
-  assert_true(empty.committed < full.committed);
+  // Of each of the two groups up to 2 MiB are kept for what comes next, and something is.
+  assert_in_range(empty.chunks, 2, full.chunks - 2);
+  assert_in_range(empty.committed, 1, 2 * 2 * MIB);
 }
 
 // ---- layout ----
