@@ -3,7 +3,7 @@
 // Allocation actions: order, roll-back, every way to fail, and memory that is free afterwards.
 
 #include "code.h"
-#include "wrapper.h"
+#include "here.h"
 
 // What ran, in order: each note is its argument byte.
 static char noted[64];
@@ -322,19 +322,19 @@ static void an_action_may_use_its_manager(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      EACH(first_to_last_and_back),
-      EACH(a_batch_goes_last_to_first),
-      EACH(what_is_left_goes_with_the_manager),
-      EACH(null_functions_are_no_calls),
-      EACH(arguments_are_copied),
-      EACH(no_arguments),
-      EACH(linked_code_is_called),
-      EACH(the_nth_failure_rolls_back_those_before),
-      EACH(a_failure_while_rolling_back_is_reported_too),
-      EACH(results_that_are_no_success),
-      EACH(all_run_though_one_fails),
-      EACH(a_manager_goes_though_an_action_fails),
-      EACH(an_action_may_use_its_manager),
+      EVERYWHERE(first_to_last_and_back),
+      EVERYWHERE(a_batch_goes_last_to_first),
+      EVERYWHERE(what_is_left_goes_with_the_manager),
+      EVERYWHERE(null_functions_are_no_calls),
+      EVERYWHERE(arguments_are_copied),
+      EVERYWHERE(no_arguments),
+      EVERYWHERE(linked_code_is_called),
+      EVERYWHERE(the_nth_failure_rolls_back_those_before),
+      EVERYWHERE(a_failure_while_rolling_back_is_reported_too),
+      EVERYWHERE(results_that_are_no_success),
+      EVERYWHERE(all_run_though_one_fails),
+      EVERYWHERE(a_manager_goes_though_an_action_fails),
+      EVERYWHERE(an_action_may_use_its_manager),
   };
   return cmocka_run_group_tests_name("actions", tests, NULL, NULL);
 }

@@ -4,7 +4,7 @@
 // it is freed.
 
 #include "code.h"
-#include "harness.h"
+#include "here.h"
 
 #include <dlfcn.h>
 
@@ -157,13 +157,13 @@ static void nothing_is_ever_writable_and_executable(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      EACH(code_runs),
-      EACH(code_reaches_constants_and_data),
-      EACH(the_c_library_is_in_reach),
-      EACH(other_code_runs_in_the_same_place),
-      EACH(freed_code_traps),
-      EACH(abandoned_code_can_not_be_seen),
-      EACH(nothing_is_ever_writable_and_executable),
+      EVERYWHERE(code_runs),
+      EVERYWHERE(code_reaches_constants_and_data),
+      EVERYWHERE(the_c_library_is_in_reach),
+      EVERYWHERE(other_code_runs_in_the_same_place),
+      EVERYWHERE(freed_code_traps),
+      EVERYWHERE(abandoned_code_can_not_be_seen),
+      EVERYWHERE(nothing_is_ever_writable_and_executable),
   };
   return cmocka_run_group_tests_name("code", tests, NULL, NULL);
 }

@@ -2,7 +2,7 @@
 //
 // Handles used after they are gone, twice, in the wrong state or with the wrong manager.
 
-#include "harness.h"
+#include "here.h"
 
 // ---- handles to objects ----
 
@@ -270,19 +270,19 @@ static void a_handle_with_one_bit_wrong(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      EACH(a_freed_manager),
-      EACH(a_freed_manager_stays_gone_when_others_are_made),
-      EACH(a_freed_mapper),
+      EVERYWHERE(a_freed_manager),
+      EVERYWHERE(a_freed_manager_stays_gone_when_others_are_made),
+      EVERYWHERE(a_freed_mapper),
       cmocka_unit_test(a_freed_error),
       cmocka_unit_test(an_error_that_is_there_already),
-      EACH(each_state_admits_only_its_own_calls),
-      EACH(abandoned_is_gone),
-      EACH(a_reused_record_gets_a_new_handle),
-      EACH(a_batch_with_something_wrong),
-      EACH(a_batch_that_names_one_twice),
-      EACH(handles_of_another_manager),
-      EACH(numbers_that_are_no_handles),
-      EACH(a_handle_with_one_bit_wrong),
+      EVERYWHERE(each_state_admits_only_its_own_calls),
+      EVERYWHERE(abandoned_is_gone),
+      EVERYWHERE(a_reused_record_gets_a_new_handle),
+      EVERYWHERE(a_batch_with_something_wrong),
+      EVERYWHERE(a_batch_that_names_one_twice),
+      EVERYWHERE(handles_of_another_manager),
+      EVERYWHERE(numbers_that_are_no_handles),
+      EVERYWHERE(a_handle_with_one_bit_wrong),
   };
   return cmocka_run_group_tests_name("handles", tests, NULL, NULL);
 }

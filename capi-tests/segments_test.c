@@ -2,7 +2,7 @@
 //
 // What may be asked for and what one gets: sizes, alignment, protection, lifetime, zero-fill.
 
-#include "harness.h"
+#include "here.h"
 
 #define WINDOW (64 * MIB)
 
@@ -308,19 +308,19 @@ static void finalize_lifetime_ends_with_finalize(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      EACH(sizes_that_overflow),
-      EACH(sizes_larger_than_any_window),
-      EACH(alignments),
-      EACH(protections_and_lifetimes),
-      EACH(writes_outside_the_content),
-      EACH(no_segments_at_all),
-      EACH(segments_of_no_bytes),
-      EACH(no_alloc_segments_get_nothing),
-      EACH(every_protection),
-      EACH(alignment_is_kept),
-      EACH(segments_do_not_overlap),
-      EACH(zero_fill_is_zero_in_used_memory),
-      EACH(finalize_lifetime_ends_with_finalize),
+      EVERYWHERE(sizes_that_overflow),
+      EVERYWHERE(sizes_larger_than_any_window),
+      EVERYWHERE(alignments),
+      EVERYWHERE(protections_and_lifetimes),
+      EVERYWHERE(writes_outside_the_content),
+      EVERYWHERE(no_segments_at_all),
+      EVERYWHERE(segments_of_no_bytes),
+      EVERYWHERE(no_alloc_segments_get_nothing),
+      EVERYWHERE(every_protection),
+      EVERYWHERE(alignment_is_kept),
+      EVERYWHERE(segments_do_not_overlap),
+      EVERYWHERE(zero_fill_is_zero_in_used_memory),
+      EVERYWHERE(finalize_lifetime_ends_with_finalize),
   };
   return cmocka_run_group_tests_name("segments", tests, NULL, NULL);
 }

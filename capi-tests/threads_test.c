@@ -3,7 +3,7 @@
 // Many threads on one manager, each graph passed from thread to thread, its pattern checked all the
 // way.
 
-#include "harness.h"
+#include "here.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -208,9 +208,9 @@ static void one_mapper_serves_managers_of_many_threads(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      EACH(small_graphs),
-      EACH(chunks_and_windows_come_and_go),
-      EACH(one_mapper_serves_managers_of_many_threads),
+      EVERYWHERE(small_graphs),
+      EVERYWHERE(chunks_and_windows_come_and_go),
+      EVERYWHERE(one_mapper_serves_managers_of_many_threads),
   };
   return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
 }
