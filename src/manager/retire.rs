@@ -128,7 +128,7 @@ impl Core {
         match key {
             Ok(key) => {
                 self.give_back(&[key], leaving);
-                done.complete(Ok(()));
+                Arc::clone(&self.mapper).quiesce(done);
             }
             Err(error) => self.failed(error, done),
         }
@@ -164,7 +164,9 @@ impl Core {
         } = batch;
         self.retire(retired, move |answer| {
             core.give_back(&keys, leaving);
-            done.complete(core.counted(answer));
+            let answer = core.counted(answer);
+            let mapper = Arc::clone(&core.mapper);
+            mapper.quiesce(Completion::new(move |_| done.complete(answer)));
         });
     }
 

@@ -188,6 +188,12 @@ pub trait Mapper: Send + Sync {
         None
     }
 
+    /// Completes once what `reclaim` and `prepare` have begun is done, where a host may end the
+    /// connection as soon as it has been told that its memory is free.
+    fn quiesce(&self, done: Completion<()>) {
+        done.complete(Ok(()));
+    }
+
     /// Messages sent to the executor, and the bytes of both directions.
     fn traffic(&self) -> (u64, u64) {
         (0, 0)

@@ -26,6 +26,8 @@ struct Inner {
 struct Queue {
     waiting: VecDeque<Waiting>,
     under_way: bool,
+    /// For when nothing is waiting or under way.
+    idle: Vec<Completion<()>>,
 }
 
 struct Waiting {
@@ -85,6 +87,16 @@ impl Changes {
         });
     }
 
+    /// Completes once all that was asked for has been answered.
+    pub(super) fn when_idle(&self, done: Completion<()>) {
+        let mut queue = self.0.queue.lock();
+        if queue.under_way {
+            return queue.idle.push(done);
+        }
+        drop(queue);
+        done.complete(Ok(()));
+    }
+
     fn push(&self, waiting: Waiting) {
         let mut queue = self.0.queue.lock();
         queue.waiting.push_back(waiting);
@@ -97,12 +109,17 @@ impl Changes {
 
 impl Inner {
     fn send(self: &Arc<Self>) {
-        let waiting: Vec<Waiting> = {
+        let (waiting, idle) = {
             let mut queue = self.queue.lock();
             let count = queue.waiting.len().min(MOST_DESCRIPTORS);
             queue.under_way = count > 0;
-            queue.waiting.drain(..count).collect()
+            let waiting: Vec<Waiting> = queue.waiting.drain(..count).collect();
+            match count {
+                0 => (waiting, std::mem::take(&mut queue.idle)),
+                _ => (waiting, Vec::new()),
+            }
         };
+        idle.into_iter().for_each(|done| done.complete(Ok(())));
         if waiting.is_empty() {
             return;
         }

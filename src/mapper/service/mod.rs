@@ -316,6 +316,14 @@ impl Mapper for ServiceMapper {
         self.link.has_channel().then_some(PATIENCE)
     }
 
+    fn quiesce(&self, done: Completion<()>) {
+        // What goes through a channel of our own does not end with the host's transport.
+        match self.link.has_channel() {
+            true => done.complete(Ok(())),
+            false => self.changes.when_idle(done),
+        }
+    }
+
     fn traffic(&self) -> (u64, u64) {
         self.link.traffic()
     }
