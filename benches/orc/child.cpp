@@ -177,7 +177,7 @@ static void beTraced(ChildReport &Report) {
 }
 
 static Error runInChild(const Contender &C, const Workload &W, ChildReport &Report) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
+  prctl(PR_SET_PDEATHSIG, SIGKILL); // a run that is interrupted leaves nothing behind
   // Without mappings made by malloc, and with one heap for all threads, every new mapping is the
   // manager's or a thread's stack. The variables say the same to the executor.
   mallopt(M_MMAP_MAX, 0);
@@ -225,7 +225,7 @@ private:
 
 } // namespace
 
-/// Counts the system calls of Child and of what it starts until it has ended.
+/// Counts the system calls of Child and of what it starts until all that has ended.
 static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
   bool IsSetUp = false;
   ThreadsOf Controller(Child);
@@ -235,14 +235,15 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
     if (Stopped < 0) {
       if (errno == EINTR)
         continue;
+      if (errno == ECHILD)
+        return Error::success();
       return systemError(errno, "waitpid");
     }
     if (WIFEXITED(StatusNow) || WIFSIGNALED(StatusNow)) {
       Controller.forget(Stopped);
-      if (Stopped != Child)
-        continue;
-      Status = StatusNow;
-      return Error::success();
+      if (Stopped == Child)
+        Status = StatusNow;
+      continue;
     }
     int Signal = WSTOPSIG(StatusNow);
     if (!IsSetUp && Stopped == Child) {

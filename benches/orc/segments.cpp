@@ -20,7 +20,7 @@ using Allocs = std::vector<SmallGraphs::FinalizedAlloc>;
 
 // LLVM's managers can't hold more than about 21,800.
 static constexpr unsigned GraphsPerRound = 10000;
-static constexpr unsigned GraphsAcross = 5000;
+static constexpr unsigned GraphsAcross = 3000;
 static constexpr unsigned ChurnLive = 500;
 static constexpr unsigned ChurnSteps = 10000;
 static constexpr unsigned CapacityLimit = 100000;
