@@ -3,7 +3,7 @@
 // NULL for every pointer of every function: an error that names it, nothing done, nothing written.
 // REFUSED makes each call twice, the second time with error == NULL.
 
-#include "harness.h"
+#include "here.h"
 
 enum { UNTOUCHED = 0x5a };
 
@@ -71,6 +71,123 @@ static void mappers(void **state) {
           jitmem_mapper_complete(0, JITMEM_OK, NULL, 0, 0, error));
   REFUSED(JITMEM_INVALID_HANDLE, "request 0xffffffffffffffff",
           jitmem_mapper_complete(UINT64_MAX, JITMEM_SYSTEM, "why", 0, 0, error));
+}
+
+static void never_called(void *ctx, uint64_t function, const void *args, size_t size,
+                         jitmem_call call) {
+  (void)ctx, (void)function, (void)args, (void)size, (void)call;
+  abort();
+}
+
+static void transports(void **state) {
+  (void)state;
+  jitmem_transport *transport = NULL;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport_callbacks is NULL",
+          jitmem_transport_custom(NULL, &transport, error));
+  struct calls calls = {0};
+  jitmem_transport_callbacks callbacks = {
+      .struct_size = sizeof callbacks, .ctx = &calls, .destroy = destroy};
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport_callbacks.call is NULL",
+          jitmem_transport_custom(&callbacks, &transport, error));
+  callbacks.call = never_called;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL",
+          jitmem_transport_custom(&callbacks, NULL, error));
+  assert_int_equal(calls.destroyed, 4);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL", jitmem_transport_socket(0, NULL, error));
+  assert_null(transport);
+
+  REFUSED(JITMEM_INVALID_HANDLE, "call 0x0",
+          jitmem_transport_answer(0, JITMEM_OK, NULL, NULL, 0, error));
+  REFUSED(JITMEM_INVALID_HANDLE, "call 0xffffffffffffffff",
+          jitmem_transport_answer(UINT64_MAX, JITMEM_DISCONNECTED, "why", NULL, 0, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "bytes is NULL",
+          jitmem_transport_answer(1, JITMEM_OK, NULL, NULL, 1, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_transport_call(NULL, 1, "", 1, NULL, NULL, error));
+  uint64_t address = UNTOUCHED;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_transport_symbol(NULL, "name", &address, error));
+  // No destructor, and no names.
+  callbacks.destroy = NULL;
+  OK(jitmem_transport_custom(&callbacks, &transport, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "args is NULL",
+          jitmem_transport_call(transport, 1, NULL, 1, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "name is NULL",
+          jitmem_transport_symbol(transport, NULL, &address, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "address is NULL",
+          jitmem_transport_symbol(transport, "name", NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "no symbol name",
+          jitmem_transport_symbol(transport, "name", &address, error));
+  assert_int_equal(address, UNTOUCHED);
+  jitmem_transport_free(transport);
+  jitmem_transport_free(NULL);
+}
+
+static void mappers_of_an_executor(void **state) {
+  (void)state;
+  struct here here;
+  here_set_up(&here, here_call);
+  jitmem_mapper *mapper = NULL;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_mapper_shared(NULL, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
+          jitmem_mapper_shared(here.transport, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_mapper_remote(NULL, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
+          jitmem_mapper_remote(here.transport, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_mapper_llvm_shared(NULL, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
+          jitmem_mapper_llvm_shared(here.transport, NULL, NULL, error));
+  assert_null(mapper);
+  here_tear_down(&here);
+}
+
+static void ignore_symbol(void *ctx, const char *name, uint64_t address) {
+  (void)ctx, (void)name, (void)address;
+}
+
+static void services(void **state) {
+  (void)state;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "service is NULL", jitmem_service_create(NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_service is NULL",
+          jitmem_service_symbols(NULL, ignore_symbol, NULL, error));
+  jitmem_service *service = NULL;
+  OK(jitmem_service_create(&service, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "visit is NULL",
+          jitmem_service_symbols(service, NULL, NULL, error));
+  OK(jitmem_service_symbols(service, ignore_symbol, NULL, error));
+  jitmem_service_free(service);
+  jitmem_service_free(NULL);
+  // A controller that says nothing is told so, in more than 8 bytes.
+  jitmem_wrapper_result result = jitmem_service_open(NULL, 0);
+  assert_true(result.size > 8);
+  free((void *)(uintptr_t)result.data);
+}
+
+static void serving(void **state) {
+  (void)state;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "in_fd -1 is no open descriptor",
+          jitmem_executor_serve(-1, 0, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "out_fd 1000000 is no open descriptor",
+          jitmem_executor_serve(0, 1000000, NULL, error));
+  jitmem_bootstrap_symbol nameless = {.address = 1};
+  jitmem_serve_options options = {.struct_size = sizeof options, .symbol_count = 1};
+  REFUSED(JITMEM_INVALID_ARGUMENT, "symbols is NULL", jitmem_executor_serve(0, 0, &options, error));
+  options.symbols = &nameless;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "symbols[0].name is NULL",
+          jitmem_executor_serve(0, 0, &options, error));
+  options.symbol_count = 0;
+  options.llvm_version = 13;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "llvm_version 13",
+          jitmem_executor_serve(0, 0, &options, error));
+  options.llvm_version = 16;
+  options.c_only = 2;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "c_only 2", jitmem_executor_serve(0, 0, &options, error));
+  options.struct_size = 8;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_serve_options.struct_size is 8",
+          jitmem_executor_serve(0, 0, &options, error));
 }
 
 static void creating_a_manager(void **state) {
@@ -226,11 +343,20 @@ static void looking(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(errors),  cmocka_unit_test(versions_and_status_names),
-      cmocka_unit_test(mappers), EACH(creating_a_manager),
-      EACH(allocating),          EACH(writing),
-      EACH(finalizing),          EACH(abandoning),
-      EACH(deallocating),        EACH(looking),
+      cmocka_unit_test(errors),
+      cmocka_unit_test(versions_and_status_names),
+      cmocka_unit_test(mappers),
+      cmocka_unit_test(transports),
+      cmocka_unit_test(mappers_of_an_executor),
+      cmocka_unit_test(services),
+      cmocka_unit_test(serving),
+      EVERYWHERE(creating_a_manager),
+      EVERYWHERE(allocating),
+      EVERYWHERE(writing),
+      EVERYWHERE(finalizing),
+      EVERYWHERE(abandoning),
+      EVERYWHERE(deallocating),
+      EVERYWHERE(looking),
   };
   return cmocka_run_group_tests_name("NULL", tests, NULL, NULL);
 }

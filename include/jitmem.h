@@ -576,6 +576,54 @@ typedef struct jitmem_mapper_callbacks {
 } jitmem_mapper_callbacks;
 
 /**
+ * A name that an executor publishes to its controller, and the address or number behind it.
+ */
+typedef struct jitmem_bootstrap_symbol {
+  /**
+   * UTF-8 text.
+   */
+  const char *name;
+  /**
+   * What the name stands for.
+   */
+  uint64_t address;
+} jitmem_bootstrap_symbol;
+
+/**
+ * Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
+ * for the defaults.
+ */
+typedef struct jitmem_serve_options {
+  /**
+   * sizeof(jitmem_serve_options).
+   */
+  size_t struct_size;
+  /**
+   * What the host publishes beside the services' own names, or in place of them.
+   */
+  const struct jitmem_bootstrap_symbol *symbols;
+  /**
+   * Number of them.
+   */
+  size_t symbol_count;
+  /**
+   * The service that controllers with jitmem open sessions with. NULL: one that ends with the
+   * call.
+   */
+  const struct jitmem_service *service;
+  /**
+   * The controller's LLVM, 14 to 22. Until 16 it expects another first message than since, and
+   * nothing that it sends tells which. 0: 22.
+   */
+  uint32_t llvm_version;
+  /**
+   * 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
+   * a symbol that the process has not.
+   */
+  uint32_t c_only;
+} jitmem_serve_options;
+
+/**
  * Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
  * for the defaults.
  */
@@ -943,6 +991,29 @@ jitmem_status jitmem_mapper_complete(jitmem_request request,
 jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbacks,
                                    struct jitmem_mapper **mapper,
                                    struct jitmem_error **error);
+
+/**
+ * Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
+ * what is called, until the controller hangs up.
+ *
+ * `in_fd` is read and `out_fd` written; they may be the same socket. Both are duplicated and stay
+ * the host's. `options` may be NULL for the defaults. Linked code runs in other threads; this one
+ * waits until all of it has returned. Then deallocation actions that are left run, last to first, and
+ * the controller's memory goes. Thread-safe: several controllers may be served at a time.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
+ * a wrong struct_size, a symbol without name; JITMEM_DISCONNECTED if the controller breaks the
+ * protocol or the stream fails, with the message that llvm-jitlink-executor has for it; what the
+ * system refuses before the first message.
+ *
+ * Requires:
+ * `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
+ * the descriptors stay open during the call; `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_executor_serve(int in_fd,
+                                    int out_fd,
+                                    const struct jitmem_serve_options *options,
+                                    struct jitmem_error **error);
 
 /**
  * Makes a manager over a mapper and reserves its first window.

@@ -17,6 +17,7 @@
 
 mod callback;
 mod custom;
+mod executor;
 mod guard;
 mod handle;
 mod input;
@@ -32,6 +33,7 @@ mod version;
 
 pub use callback::jitmem_destroy_fn;
 pub use custom::*;
+pub use executor::*;
 pub use manager::*;
 pub use mapper::*;
 pub use options::*;

@@ -2,4 +2,5 @@
 //! The executor's side: what runs where the linked code runs.
 
 pub(crate) mod llvm;
+pub mod server;
 pub mod service;

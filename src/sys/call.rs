@@ -192,6 +192,28 @@ pub(crate) fn dispatch_address<F: Fn(u64, u64, &[u8]) -> Answer + Copy>(_body: F
     (dispatch as *const ()).expose_provenance() as u64
 }
 
+/// What linked code does, for tests.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+
+    /// Calls a `__orc_rt_jit_dispatch` function.
+    pub(crate) fn call_dispatch(
+        function: u64,
+        context: u64,
+        tag: u64,
+        args: &[u8],
+    ) -> WrapperResult {
+        type Dispatch = unsafe extern "C" fn(usize, usize, *const u8, usize) -> RawWrapperResult;
+        let pointer: *const () = std::ptr::with_exposed_provenance(function as usize);
+        // SAFETY: the tests pass addresses of such functions, and bytes that live through the call.
+        take(unsafe {
+            let dispatch = std::mem::transmute::<*const (), Dispatch>(pointer);
+            dispatch(context as usize, tag as usize, args.as_ptr(), args.len())
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,14 +296,8 @@ mod tests {
         let address = dispatch_address(|context, tag, args: &[u8]| {
             Ok([&context.to_le_bytes()[..], &tag.to_le_bytes(), args].concat())
         });
-        type Dispatch = unsafe extern "C" fn(usize, usize, *const u8, usize) -> RawWrapperResult;
-        let pointer: *const () = std::ptr::with_exposed_provenance(address as usize);
-        // SAFETY: the function above, called with an array that lives through the call.
-        let answer = unsafe {
-            let dispatch = std::mem::transmute::<*const (), Dispatch>(pointer);
-            dispatch(1, 2, b"abc".as_ptr(), 3)
-        };
         let expected = [&1u64.to_le_bytes()[..], &2u64.to_le_bytes(), b"abc"].concat();
-        assert_eq!(take(answer), WrapperResult::Bytes(expected));
+        let answer = testing::call_dispatch(address, 1, 2, b"abc");
+        assert_eq!(answer, WrapperResult::Bytes(expected));
     }
 }

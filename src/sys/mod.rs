@@ -25,6 +25,8 @@ mod stream;
 mod thread;
 
 pub(crate) use call::{Answer, RawWrapperResult, WrapperResult, call_wrapper, serve, dispatch_address, wrapper_address};
+#[cfg(test)]
+pub(crate) use call::testing;
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 pub(crate) use explain::explain;

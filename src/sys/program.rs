@@ -62,19 +62,17 @@ pub(crate) fn call_on_frames(function: u64, frames: u64) {
     }
 }
 
-/// Starts a thread that may run programs: with the signals of the thread that starts it, and as much
-/// stack as a main thread.
-pub(crate) fn spawn_for_programs(
-    name: &str,
-    body: impl FnOnce() + Send + 'static,
-) -> io::Result<()> {
+/// Starts a thread that may run programs: with the name and the signals of the thread that starts
+/// it, and as much stack as a main thread. To join it is to wait for the destructors of its
+/// thread-locals as well.
+pub(crate) fn spawn_for_programs<T: Send + 'static>(
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<T>> {
     gate("clone")?;
     let stack = super::limit(libc::RLIMIT_STACK).unwrap_or(STACK).max(STACK);
     std::thread::Builder::new()
-        .name(name.to_owned())
         .stack_size(stack as usize)
         .spawn(body)
-        .map(drop)
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ use std::sync::Arc;
 pub(crate) struct Function {
     /// Its address, for calls from anywhere.
     pub(crate) address: u64,
-    /// The same, for calls from the server itself.
-    pub(crate) answer: fn(&[u8]) -> Answer,
+    /// The same, for calls from the server itself, if it is one of ours.
+    pub(crate) answer: Option<fn(&[u8]) -> Answer>,
     /// How long it may take.
     pub(crate) patience: Patience,
 }
@@ -47,7 +47,7 @@ fn function<F: Fn(&[u8]) -> Answer + Copy>(
 ) -> Symbol {
     Symbol::Function(Function {
         address: wrapper_address(body),
-        answer,
+        answer: Some(answer),
         patience,
     })
 }

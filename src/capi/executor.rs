@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Serving a controller: what an executor program does.
+
+use super::service::{
+    jitmem_service, jitmem_service_create, jitmem_service_free, jitmem_service_symbols,
+};
+use super::status::{jitmem_error, jitmem_status};
+use super::{guard, input};
+use crate::error::{Result, invalid_argument};
+use crate::executor::server::{Options, serve};
+use crate::wire::frame::SetupLayout;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::mem::{offset_of, size_of};
+use std::os::fd::BorrowedFd;
+
+/// A name that an executor publishes to its controller, and the address or number behind it.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_bootstrap_symbol {
+    /// UTF-8 text.
+    pub name: *const c_char,
+    /// What the name stands for.
+    pub address: u64,
+}
+
+/// Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
+/// for the defaults.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_serve_options {
+    /// sizeof(jitmem_serve_options).
+    pub struct_size: usize,
+    /// What the host publishes beside the services' own names, or in place of them.
+    pub symbols: *const jitmem_bootstrap_symbol,
+    /// Number of them.
+    pub symbol_count: usize,
+    /// The service that controllers with jitmem open sessions with. NULL: one that ends with the
+    /// call.
+    pub service: *const jitmem_service,
+    /// The controller's LLVM, 14 to 22. Until 16 it expects another first message than since, and
+    /// nothing that it sends tells which. 0: 22.
+    pub llvm_version: u32,
+    /// 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
+    /// a symbol that the process has not.
+    pub c_only: u32,
+}
+
+const LEAST: usize = offset_of!(jitmem_serve_options, c_only) + size_of::<u32>();
+
+fn layout(llvm_version: u32) -> Result<SetupLayout> {
+    match llvm_version {
+        14..=16 => Ok(SetupLayout::Symbols),
+        0 | 17..=22 => Ok(SetupLayout::MapAndSymbols),
+        _ => Err(invalid_argument(format!(
+            "llvm_version {llvm_version} is none of 14 to 22, and not 0 for the default"
+        ))),
+    }
+}
+
+/// What the host chose.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size that it says, whose symbols have names.
+unsafe fn chosen(options: *const jitmem_serve_options) -> Result<(Options, *const jitmem_service)> {
+    let mut chosen = Options::default();
+    if options.is_null() {
+        return Ok((chosen, std::ptr::null()));
+    }
+    // SAFETY: numbers and pointers; the caller vouches for the size.
+    let given = unsafe { input::versioned(options, LEAST, "jitmem_serve_options") }?;
+    chosen.layout = layout(given.llvm_version)?;
+    chosen.cxx_runtime = match given.c_only {
+        0 => true,
+        1 => false,
+        other => {
+            return Err(invalid_argument(format!(
+                "c_only {other} is neither 0 nor 1"
+            )));
+        }
+    };
+    // SAFETY: the caller vouches for the array.
+    let symbols = unsafe { input::array(given.symbols, given.symbol_count, "symbols") }?;
+    for (index, symbol) in symbols.iter().enumerate() {
+        input::required(symbol.name, &format!("symbols[{index}].name"))?;
+        // SAFETY: not NULL, and the caller says that it is a string.
+        let name = unsafe { CStr::from_ptr(symbol.name) }.to_string_lossy();
+        chosen.symbols.push((name.into_owned(), symbol.address));
+    }
+    Ok((chosen, given.service))
+}
+
+/// A service that ends with this.
+struct OwnService(*mut jitmem_service);
+
+impl OwnService {
+    fn new() -> Result<OwnService> {
+        let mut service = std::ptr::null_mut();
+        // SAFETY: a place for a pointer, and no error object is asked for.
+        let status = unsafe { jitmem_service_create(&mut service, std::ptr::null_mut()) };
+        succeeded(status, "make a service")?;
+        Ok(OwnService(service))
+    }
+}
+
+impl Drop for OwnService {
+    fn drop(&mut self) {
+        // SAFETY: made above, and nobody else knows it.
+        unsafe { jitmem_service_free(self.0) }
+    }
+}
+
+fn succeeded(status: jitmem_status, what: &str) -> Result<()> {
+    match status {
+        jitmem_status::JITMEM_OK => Ok(()),
+        other => Err(invalid_argument(format!("{what}: {other:?}"))),
+    }
+}
+
+unsafe extern "C" fn collect(symbols: *mut c_void, name: *const c_char, address: u64) {
+    // SAFETY: `publish` passes a vector, and jitmem_service_symbols static names.
+    let (symbols, name) = unsafe {
+        let symbols: &mut Vec<(String, u64)> = &mut *symbols.cast();
+        (symbols, CStr::from_ptr(name))
+    };
+    symbols.push((name.to_string_lossy().into_owned(), address));
+}
+
+/// Publishes our own service beside LLVM's.
+///
+/// # Safety
+/// `service` is a handle of this library.
+unsafe fn publish(options: &mut Options, service: *const jitmem_service) -> Result<()> {
+    let mut symbols: Vec<(String, u64)> = Vec::new();
+    let place = std::ptr::from_mut(&mut symbols).cast();
+    // SAFETY: as the caller says; `collect` is called with the vector, before this returns.
+    let status =
+        unsafe { jitmem_service_symbols(service, Some(collect), place, std::ptr::null_mut()) };
+    succeeded(status, "jitmem_serve_options.service")?;
+    // The host's own names come last, so that they take the place of others.
+    symbols.append(&mut options.symbols);
+    options.symbols = symbols;
+    Ok(())
+}
+
+/// # Safety
+/// `descriptor` is not closed before the call that it was passed to returns.
+unsafe fn borrowed<'a>(descriptor: c_int, name: &str) -> Result<BorrowedFd<'a>> {
+    // SAFETY: asks about a number.
+    if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
+        return Err(invalid_argument(format!(
+            "{name} {descriptor} is no open descriptor"
+        )));
+    }
+    // SAFETY: it is open, and stays so as the caller says.
+    Ok(unsafe { BorrowedFd::borrow_raw(descriptor) })
+}
+
+/// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
+/// what is called, until the controller hangs up.
+///
+/// `in_fd` is read and `out_fd` written; they may be the same socket. Both are duplicated and stay
+/// the host's. `options` may be NULL for the defaults. Linked code runs in other threads; this one
+/// waits until all of it has returned. Then deallocation actions that are left run, last to first, and
+/// the controller's memory goes. Thread-safe: several controllers may be served at a time.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
+/// a wrong struct_size, a symbol without name; JITMEM_DISCONNECTED if the controller breaks the
+/// protocol or the stream fails, with the message that llvm-jitlink-executor has for it; what the
+/// system refuses before the first message.
+///
+/// # Safety
+/// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
+/// the descriptors stay open during the call; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_executor_serve(
+    in_fd: c_int,
+    out_fd: c_int,
+    options: *const jitmem_serve_options,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let (mut options, service) = unsafe { chosen(options) }?;
+        // SAFETY: as the caller says.
+        let (input, output) = unsafe { (borrowed(in_fd, "in_fd")?, borrowed(out_fd, "out_fd")?) };
+        let own = if service.is_null() {
+            Some(OwnService::new()?)
+        } else {
+            None
+        };
+        let service = own.as_ref().map_or(service, |own| own.0.cast_const());
+        // SAFETY: the host's handle, or our own.
+        unsafe { publish(&mut options, service) }?;
+        serve(input, output, &options)
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}

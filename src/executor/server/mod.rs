@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does.
+//!
+//! [`input`] takes messages off the stream, [`workers`] are the threads that do what they ask,
+//! [`calls`] is what goes the other way.
+
+mod calls;
+mod input;
+#[cfg(test)]
+mod tests;
+mod workers;
+
+use super::llvm::{Function, Patience, Services, Symbol};
+use crate::error::Result;
+use crate::sys::{self, Outlet, explain};
+use crate::wire::frame::{Setup, SetupLayout};
+use crate::wire::sps::ExecutorAddr;
+use calls::Calls;
+use input::Input;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use workers::Workers;
+
+/// Choices for a session.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What the controller expects: [`SetupLayout::Symbols`] if it is of LLVM 14 to 16. Nothing on
+    /// the stream tells.
+    pub layout: SetupLayout,
+    /// Whether libgcc_s, libm and libstdc++ are loaded when the controller looks for a symbol that
+    /// the process has not, as programs in C++ need it.
+    pub cxx_runtime: bool,
+    /// Names and values that are published beside the services' own, or in place of them.
+    pub symbols: Vec<(String, u64)>,
+    /// Addresses of further wrapper functions that run no program, but at most actions and the like.
+    /// Such calls share threads; what may run a program gets a thread of its own each time.
+    pub services: Vec<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            layout: SetupLayout::MapAndSymbols,
+            cxx_runtime: true,
+            symbols: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+}
+
+/// The target triple of this process, as LLVM writes it.
+fn triple() -> String {
+    let vendor = if cfg!(target_arch = "x86_64") {
+        "pc"
+    } else {
+        "unknown"
+    };
+    let abi = if cfg!(target_env = "musl") {
+        "musl"
+    } else {
+        "gnu"
+    };
+    format!("{}-{vendor}-linux-{abi}", std::env::consts::ARCH)
+}
+
+/// What the session introduces itself with, and the functions that it knows by address.
+fn introduce(
+    services: &Services,
+    context: u64,
+    options: &Options,
+) -> (Setup, HashMap<u64, Function>) {
+    let mut symbols = BTreeMap::new();
+    let mut functions = HashMap::new();
+    for (name, symbol) in services.symbols(options.layout) {
+        let value = match symbol {
+            Symbol::Instance(number) => number,
+            Symbol::Function(function) => {
+                functions.insert(function.address, function);
+                function.address
+            }
+        };
+        symbols.insert(name.to_owned(), ExecutorAddr(value));
+    }
+    let dispatch = [
+        ("__llvm_orc_SimpleRemoteEPC_dispatch_ctx", context),
+        (
+            "__llvm_orc_SimpleRemoteEPC_dispatch_fn",
+            sys::dispatch_address(calls::dispatch),
+        ),
+    ];
+    let dispatch = dispatch.map(|(name, value)| (name.to_owned(), value));
+    let more = dispatch.iter().chain(&options.symbols);
+    symbols.extend(more.map(|(name, value)| (name.clone(), ExecutorAddr(*value))));
+    let setup = Setup {
+        triple: triple(),
+        page_size: sys::page_size().bytes(),
+        bootstrap_map: BTreeMap::new(),
+        bootstrap_symbols: symbols,
+    };
+    (setup, functions)
+}
+
+/// Serves the controller that reads `output` and writes `input`, which may be one socket, until it
+/// hangs up. Calls run in threads of their own; this one waits for all of them.
+///
+/// When this returns, deallocation actions that were left have run, last to first, and all memory
+/// that the controller had is gone.
+///
+/// # Errors
+/// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
+/// LLVM's own executor has for it; whatever the system refuses before the first message.
+pub fn serve(input: BorrowedFd<'_>, output: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    // Linked code may still be in the middle of a call when the caller has closed its own.
+    let own = |stream: BorrowedFd<'_>| {
+        let duplicate = stream.try_clone_to_owned();
+        duplicate.map_err(|error| explain("duplicate the controller's descriptor", error))
+    };
+    let input = Input::new(own(input)?);
+    let outlet = Outlet::new(own(output)?)
+        .map_err(|error| explain("look at the controller's descriptor", error))?;
+    let calls = Arc::new(Calls::new(outlet));
+    let services = Services::new(options.cxx_runtime);
+    let context = calls::publish(Arc::clone(&calls));
+    let (setup, mut functions) = introduce(&services, context, options);
+    functions.extend(options.services.iter().map(|address| {
+        let function = Function {
+            address: *address,
+            answer: None,
+            patience: Patience::Patient,
+        };
+        (*address, function)
+    }));
+    let result = calls
+        .send_setup(&setup.encode(options.layout))
+        .and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
+    drop(services);
+    calls::forget(context);
+    result
+}

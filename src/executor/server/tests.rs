@@ -1,0 +1,404 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Sessions with a controller in this process, over pipes and sockets.
+
+use super::*;
+use crate::error::{Error, Status};
+use crate::sys::{Answer, WrapperResult, call_wrapper, wrapper_address};
+use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
+use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
+use parking_lot::{Condvar, Mutex};
+use std::io::{PipeReader, PipeWriter, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+
+/// A controller's end of a session.
+struct Controller<R, W> {
+    input: R,
+    output: Option<W>,
+    setup: Setup,
+    executor: JoinHandle<Result<()>>,
+    next: u64,
+}
+
+type OverPipes = Controller<PipeReader, PipeWriter>;
+
+fn over_pipes() -> OverPipes {
+    let (their_input, output) = std::io::pipe().unwrap();
+    let (input, their_output) = std::io::pipe().unwrap();
+    let executor = std::thread::spawn(move || {
+        serve(
+            their_input.as_fd(),
+            their_output.as_fd(),
+            &Options::default(),
+        )
+    });
+    Controller::new(input, output, executor, SetupLayout::MapAndSymbols)
+}
+
+fn over_socket(options: Options) -> Controller<UnixStream, UnixStream> {
+    let (here, there) = UnixStream::pair().unwrap();
+    let layout = options.layout;
+    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    Controller::new(here.try_clone().unwrap(), here, executor, layout)
+}
+
+impl<R: Read, W: Write> Controller<R, W> {
+    fn new(
+        mut input: R,
+        output: W,
+        executor: JoinHandle<Result<()>>,
+        layout: SetupLayout,
+    ) -> Controller<R, W> {
+        let (header, body) = receive(&mut input).unwrap();
+        assert_eq!(header, Header::new(Opcode::Setup, 0, 0, body.len()));
+        Controller {
+            input,
+            output: Some(output),
+            setup: Setup::decode(&body, layout).unwrap(),
+            executor,
+            next: 0,
+        }
+    }
+
+    fn symbol(&self, name: &str) -> u64 {
+        self.setup.bootstrap_symbols[name].0
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.output.as_mut().unwrap().write_all(bytes).unwrap();
+    }
+
+    fn start(&mut self, function: u64, args: &[u8]) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        self.send(&message(Opcode::CallWrapper, sequence, function, args));
+        sequence
+    }
+
+    fn receive(&mut self) -> (Header, Vec<u8>) {
+        receive(&mut self.input).unwrap()
+    }
+
+    fn result(&mut self, sequence: u64) -> Vec<u8> {
+        let (header, body) = self.receive();
+        assert_eq!(header, Header::new(Opcode::Result, sequence, 0, body.len()));
+        body
+    }
+
+    fn call(&mut self, function: u64, args: &[u8]) -> Vec<u8> {
+        let sequence = self.start(function, args);
+        self.result(sequence)
+    }
+
+    /// Hangs up as `llvm-jitlink` does, and waits for the executor.
+    fn finish(self) -> Result<()> {
+        drop((self.input, self.output));
+        self.executor.join().unwrap()
+    }
+}
+
+fn receive(input: &mut impl Read) -> std::io::Result<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_SIZE];
+    input.read_exact(&mut header)?;
+    let header = Header::decode(&header).unwrap();
+    let mut body = vec![0; header.body_size() as usize];
+    input.read_exact(&mut body)?;
+    Ok((header, body))
+}
+
+const READ: &str = "__llvm_orc_bootstrap_mem_read_uint8s_wrapper";
+const RESERVE: &str = "__llvm_orc_SimpleExecutorMemoryManager_reserve_wrapper";
+const INITIALIZE: &str = "__llvm_orc_SimpleExecutorMemoryManager_initialize_wrapper";
+const MANAGER: &str = "__llvm_orc_SimpleExecutorMemoryManager_Instance";
+const DISPATCH: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_fn";
+const CONTEXT: &str = "__llvm_orc_SimpleRemoteEPC_dispatch_ctx";
+
+fn nothing() -> Vec<u8> {
+    to_bytes(&0u64)
+}
+
+#[test]
+fn a_session_over_pipes_answers_and_ends() {
+    let mut controller = over_pipes();
+    assert!(controller.setup.triple.ends_with("-linux-gnu"));
+    let read = controller.symbol(READ);
+    assert_eq!(controller.call(read, &nothing()), nothing());
+    let byte = 7u8;
+    let here = std::ptr::from_ref(&byte).expose_provenance() as u64;
+    let answer = controller.call(read, &to_bytes(&vec![here]));
+    assert_eq!(answer, to_bytes(&vec![7u8]));
+    assert_eq!(controller.call(read, &[1]), []); // malformed
+    assert_eq!(controller.call(0, &[]), []);
+    let page = (ExecutorAddr(controller.symbol(MANAGER)), 1u64);
+    let reserve = controller.symbol(RESERVE);
+    let base = controller.call(reserve, &to_bytes(&page));
+    assert!(
+        from_bytes::<Expected<ExecutorAddr>>(&base)
+            .unwrap()
+            .0
+            .is_ok()
+    );
+    controller.finish().unwrap();
+}
+
+#[test]
+fn one_socket_serves_both_directions_and_hangup_ends() {
+    let options = Options {
+        layout: SetupLayout::Symbols,
+        symbols: vec![("mine".to_owned(), 77), (READ.to_owned(), 78)],
+        ..Options::default()
+    };
+    let mut controller = over_socket(options);
+    assert_eq!(controller.symbol("mine"), 77);
+    assert_eq!(controller.symbol(READ), 78);
+    let lookup = "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper";
+    assert_eq!(controller.call(controller.symbol(lookup), &[]), []);
+    controller.send(&message(Opcode::Hangup, 0, 0, &[0]));
+    assert_eq!(controller.executor.join().unwrap(), Ok(()));
+    // The stream has ended for the controller as well.
+    assert_eq!(controller.input.read(&mut [0]).unwrap(), 0);
+}
+
+#[test]
+fn calls_that_block_hinder_nobody() {
+    static OPEN: (Mutex<u32>, Condvar) = (Mutex::new(0), Condvar::new());
+    const COUNT: usize = 33;
+    fn wait_for_all(args: &[u8]) -> Answer {
+        let mut count = OPEN.0.lock();
+        *count += 1;
+        OPEN.1.notify_all();
+        while *count < COUNT as u32 {
+            OPEN.1.wait(&mut count);
+        }
+        Ok(args.to_vec())
+    }
+    let function = wrapper_address(wait_for_all);
+    for services in [vec![], vec![function]] {
+        *OPEN.0.lock() = 0;
+        let mut controller = over_socket(Options {
+            services,
+            ..Options::default()
+        });
+        let mut left: Vec<u64> = (0..COUNT - 1)
+            .map(|number| controller.start(function, &[number as u8]))
+            .collect();
+        // Others are answered while all those wait.
+        let read = controller.symbol(READ);
+        assert_eq!(controller.call(read, &nothing()), nothing());
+        left.push(controller.start(function, &[COUNT as u8]));
+        while !left.is_empty() {
+            let (header, body) = controller.receive();
+            assert_eq!(body.len(), 1);
+            let place = left.iter().position(|number| *number == header.sequence);
+            left.remove(place.expect("each call is answered once"));
+        }
+        controller.finish().unwrap();
+    }
+}
+
+/// A wrapper function that dispatches: arguments are function, context, tag; what the controller
+/// answers comes back, an out-of-band error as text behind an exclamation mark.
+fn dispatching(args: &[u8]) -> Answer {
+    let (dispatch, context, tag): (u64, u64, u64) = from_bytes(args).unwrap();
+    let answer = crate::sys::testing::call_dispatch(dispatch, context, tag, b"question");
+    Ok(match answer {
+        WrapperResult::Bytes(bytes) => bytes,
+        WrapperResult::OutOfBand(message) => format!("!{message}").into_bytes(),
+    })
+}
+
+fn dispatch_args(controller: &OverPipes, tag: u64) -> Vec<u8> {
+    to_bytes(&(controller.symbol(DISPATCH), controller.symbol(CONTEXT), tag))
+}
+
+#[test]
+fn linked_code_calls_the_controller_and_calls_nest() {
+    let mut controller = over_pipes();
+    let function = wrapper_address(dispatching);
+    let outer = controller.start(function, &dispatch_args(&controller, 0xabc));
+    let (question, body) = controller.receive();
+    assert_eq!(question, Header::new(Opcode::CallWrapper, 0, 0xabc, 8));
+    assert_eq!(body, b"question");
+    // The controller calls back before it answers, and that dispatches as well.
+    let inner = controller.start(function, &dispatch_args(&controller, 0xdef));
+    let (nested, _) = controller.receive();
+    assert_eq!((nested.sequence, nested.tag), (1, 0xdef));
+    let large = vec![9; 100_000];
+    controller.send(&message(Opcode::Result, 1, 0, &large));
+    assert!(controller.result(inner) == large);
+    controller.send(&message(Opcode::Result, 0, 0, b""));
+    assert_eq!(controller.result(outer), b"");
+    controller.finish().unwrap();
+}
+
+#[test]
+fn the_end_fails_what_is_outstanding_and_waits_for_what_runs() {
+    let mut controller = over_pipes();
+    let function = wrapper_address(dispatching);
+    let args = dispatch_args(&controller, 1);
+    let call = controller.start(function, &args);
+    let _question = controller.receive();
+    controller.output = None;
+    assert_eq!(controller.result(call), b"!disconnecting");
+    assert_eq!(controller.executor.join().unwrap(), Ok(()));
+    let late = call_wrapper(function, &args);
+    let expected = b"!jit_dispatch not available (EPC server shut down)".to_vec();
+    assert_eq!(late, WrapperResult::Bytes(expected));
+}
+
+#[test]
+fn actions_that_are_left_run_at_the_end() {
+    static RAN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    fn note(args: &[u8]) -> Answer {
+        RAN.lock().extend(args);
+        Ok(to_bytes(&Outcome(Ok(()))))
+    }
+    let mut controller = over_pipes();
+    let manager = ExecutorAddr(controller.symbol(MANAGER));
+    let reserve = controller.symbol(RESERVE);
+    let base = controller.call(reserve, &to_bytes(&(manager, 1u64)));
+    let base = from_bytes::<Expected<ExecutorAddr>>(&base)
+        .unwrap()
+        .0
+        .unwrap();
+    let mut request = Vec::new();
+    (manager, 1u64).encode(&mut request);
+    (1u8, base, 1u64, "x").encode(&mut request);
+    2u64.encode(&mut request);
+    for number in [1u8, 2] {
+        let note = ExecutorAddr(wrapper_address(note));
+        let call = (note, vec![number]);
+        (ExecutorAddr(0), 0u64, call).encode(&mut request);
+    }
+    let initialize = controller.symbol(INITIALIZE);
+    let key = controller.call(initialize, &request);
+    assert_eq!(
+        from_bytes::<Expected<ExecutorAddr>>(&key).unwrap().0,
+        Ok(base)
+    );
+    assert_eq!(*RAN.lock(), []);
+    controller.finish().unwrap();
+    assert_eq!(*RAN.lock(), [2, 1]);
+}
+
+#[test]
+fn thread_locals_of_a_program_end_before_its_answer() {
+    static ENDED: Mutex<u32> = Mutex::new(0);
+    struct Counted;
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            *ENDED.lock() += 1;
+        }
+    }
+    thread_local!(static LOCAL: Counted = const { Counted });
+    fn program(_: &[u8]) -> Answer {
+        LOCAL.with(|_| ());
+        Ok(Vec::new())
+    }
+    let mut controller = over_pipes();
+    for number in 1..=3 {
+        controller.call(wrapper_address(program), &[]);
+        assert_eq!(*ENDED.lock(), number);
+    }
+    controller.finish().unwrap();
+}
+
+#[test]
+fn a_controller_that_reads_late_gets_all_answers() {
+    let mut controller = over_pipes();
+    let read = controller.symbol(READ);
+    // More than fits into the pipes, both ways.
+    let count = 20_000;
+    let mut output = controller.output.take().unwrap();
+    let (written, told) = std::sync::mpsc::channel();
+    let sender = std::thread::spawn(move || {
+        for number in 0..count {
+            let call = message(Opcode::CallWrapper, number, read, &nothing());
+            output.write_all(&call).unwrap();
+        }
+        written.send(()).unwrap();
+        output
+    });
+    // All is written although nothing is read: the executor never stops reading.
+    told.recv_timeout(std::time::Duration::from_secs(60))
+        .unwrap();
+    controller.output = Some(sender.join().unwrap());
+    let mut seen = vec![false; count as usize];
+    for _ in 0..count {
+        let (header, body) = controller.receive();
+        assert_eq!(body, nothing());
+        assert!(!std::mem::replace(
+            &mut seen[header.sequence as usize],
+            true
+        ));
+    }
+    controller.finish().unwrap();
+}
+
+fn ended_with(bytes: &[u8]) -> Error {
+    let mut controller = over_pipes();
+    controller.send(bytes);
+    controller.finish().unwrap_err()
+}
+
+#[test]
+fn a_broken_protocol_ends_the_session_in_the_words_of_stock_executors() {
+    let mut small = message(Opcode::Hangup, 0, 0, &[]);
+    small[0] = 31;
+    let mut unknown = message(Opcode::Hangup, 0, 0, &[]);
+    unknown[8] = 4;
+    let whole = message(Opcode::CallWrapper, 0, 0, &[1, 2, 3]);
+    let cases: [(&[u8], &str); 8] = [
+        (&small, "Message size too small"),
+        (&unknown, "Unexpected opcode"),
+        (
+            &message(Opcode::Setup, 0, 0, &[]),
+            "Unexpected Setup opcode",
+        ),
+        (&whole[..7], "Unexpected end-of-file"),
+        (&whole[..HEADER_SIZE], "Unexpected end-of-file"),
+        (&whole[..HEADER_SIZE + 2], "Unexpected end-of-file"),
+        (
+            &message(Opcode::Result, 17, 0, &[]),
+            "No call for sequence number 17",
+        ),
+        (
+            &message(Opcode::Result, 0, 1, &[]),
+            "Unexpected tag in a Result message",
+        ),
+    ];
+    for (bytes, words) in cases {
+        let error = ended_with(bytes);
+        assert_eq!(error.message(), words);
+        assert_eq!(error.status(), Status::Disconnected);
+    }
+}
+
+#[test]
+fn a_controller_that_can_not_hear_is_left() {
+    let mut controller = over_pipes();
+    let read = controller.symbol(READ);
+    let (closed, _) = std::io::pipe().unwrap();
+    drop(std::mem::replace(&mut controller.input, closed));
+    controller.start(read, &nothing());
+    // Calls that were read before the loss was noticed are done, but no session goes on for ever.
+    let error = loop {
+        let call = message(Opcode::CallWrapper, 1, read, &nothing());
+        let gone = controller
+            .output
+            .as_mut()
+            .unwrap()
+            .write_all(&call)
+            .is_err();
+        if gone || controller.executor.is_finished() {
+            break controller.finish().unwrap_err();
+        }
+        std::thread::yield_now();
+    };
+    assert!(
+        error.message().starts_with("write to the controller: "),
+        "{error}"
+    );
+    assert_eq!(error.os_code(), Some(libc::EPIPE));
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The threads of a session.
+//!
+//! One of them reads. When it gets a call it lets another one read, starting it only if none is
+//! idle, and does the call itself: nothing is handed over, and however many calls block, somebody
+//! reads. In the steady state no thread is started. What is answered without waiting for anybody
+//! is answered by the reader, which reads on.
+//!
+//! Only a program gets a thread of its own, which has ended before the answer goes out: it may leave
+//! thread-locals behind whose destructors are code that the controller will take away.
+
+use super::calls::Calls;
+use super::input::{Input, Message, broken};
+use crate::error::{Error, Result, Status};
+use crate::executor::llvm::{Function, Patience};
+use crate::sys::{self, Answer, WrapperResult, explain};
+use crate::wire::frame::{FrameError, Opcode};
+use parking_lot::{Condvar, Mutex};
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A thread that was idle for so long ends, if another one is idle too.
+const IDLE: Duration = Duration::from_secs(5);
+
+pub(super) struct Workers {
+    input: Mutex<Input>,
+    calls: Arc<Calls>,
+    functions: HashMap<u64, Function>,
+    state: Mutex<State>,
+    /// Somebody may read now, or the session has ended.
+    turn: Condvar,
+    /// The last thread has gone.
+    gone: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// One of the threads reads, or will.
+    reading: bool,
+    idle: usize,
+    threads: usize,
+    ended: Option<Result<()>>,
+}
+
+/// A call that was read.
+struct Call {
+    sequence: u64,
+    tag: u64,
+    args: Vec<u8>,
+}
+
+impl Workers {
+    pub(super) fn new(
+        input: Input,
+        calls: Arc<Calls>,
+        functions: HashMap<u64, Function>,
+    ) -> Arc<Workers> {
+        Arc::new(Workers {
+            input: Mutex::new(input),
+            calls,
+            functions,
+            state: Mutex::default(),
+            turn: Condvar::new(),
+            gone: Condvar::new(),
+        })
+    }
+
+    /// Has everything done until the session ends, and all calls have returned.
+    pub(super) fn serve(self: Arc<Workers>) -> Result<()> {
+        self.start()
+            .map_err(|error| explain("start a thread that serves the controller", error))?;
+        let mut state = self.state.lock();
+        while state.threads > 0 {
+            self.gone.wait(&mut state);
+        }
+        state.ended.take().unwrap_or(Ok(()))
+    }
+
+    fn start(self: &Arc<Workers>) -> std::io::Result<()> {
+        self.state.lock().threads += 1;
+        let worker = Worker(Arc::clone(self));
+        // If there is no thread to be had, the worker is dropped, and counted off.
+        sys::spawn_for_programs(move || worker.work()).map(drop)
+    }
+
+    fn end(&self, why: Result<()>) {
+        let mut state = self.state.lock();
+        state.reading = false;
+        state.ended.get_or_insert(why);
+        drop(state);
+        self.calls.end();
+        self.turn.notify_all();
+    }
+
+    /// Waits for its turn to read; `false` if this thread is not needed any more.
+    fn take_turn(&self) -> bool {
+        let mut state = self.state.lock();
+        loop {
+            if state.ended.is_some() {
+                return false;
+            }
+            if !state.reading {
+                state.reading = true;
+                return true;
+            }
+            state.idle += 1;
+            let waited = self.turn.wait_for(&mut state, IDLE);
+            state.idle -= 1;
+            if waited.timed_out() && state.reading && state.idle > 0 {
+                return false;
+            }
+        }
+    }
+
+    /// Lets another thread read; `false` if there is none.
+    fn pass_turn(self: &Arc<Workers>) -> bool {
+        let mut state = self.state.lock();
+        state.reading = false;
+        if state.idle > 0 {
+            drop(state);
+            self.turn.notify_one();
+            return true;
+        }
+        drop(state);
+        let started = self.start().is_ok();
+        if !started {
+            // An idle thread may have come meanwhile and be reading.
+            let mut state = self.state.lock();
+            if state.reading {
+                return true;
+            }
+            state.reading = true;
+        }
+        started
+    }
+
+    /// Reads until there is a call that may take its time; `None` when the session has ended.
+    fn read(self: &Arc<Workers>) -> Option<Call> {
+        let mut input = self.input.lock();
+        let end = loop {
+            let message = match input.next() {
+                Ok(Some(message)) => message,
+                Ok(None) => break Ok(()),
+                Err(error) => break Err(error),
+            };
+            if let Some(lost) = self.calls.lost() {
+                break Err(lost);
+            }
+            let Message { header, body } = message;
+            if let Err(error) = header.check() {
+                break Err(broken(error));
+            }
+            match header.opcode {
+                Opcode::Setup => break Err(broken(FrameError::UnexpectedSetup)),
+                Opcode::Hangup => break Ok(()),
+                Opcode::Result => {
+                    if !self.calls.answer(header.sequence, body) {
+                        break Err(broken(FrameError::UnknownSequence(header.sequence)));
+                    }
+                }
+                Opcode::CallWrapper => {
+                    let call = Call {
+                        sequence: header.sequence,
+                        tag: header.tag,
+                        args: body,
+                    };
+                    let brief = self.patience(&call) == Patience::Brief;
+                    if !brief {
+                        return Some(call);
+                    }
+                    let answer = self.answer(&call);
+                    let unwritten = self.calls.start_to_send_result(call.sequence, answer);
+                    if let Some(unwritten) = unwritten {
+                        // The controller is slow to read. Whatever it says meanwhile is heard.
+                        drop(input);
+                        let passed = self.pass_turn();
+                        self.calls.write_on(unwritten);
+                        if passed && !self.take_turn() {
+                            return None;
+                        }
+                        input = self.input.lock();
+                    }
+                }
+            }
+        };
+        drop(input);
+        self.end(end);
+        None
+    }
+
+    fn patience(&self, call: &Call) -> Patience {
+        let function = self.functions.get(&call.tag);
+        function.map_or(Patience::Program, |function| function.patience)
+    }
+
+    /// Does a call. What is no answer but an error travels as an answer without bytes.
+    fn answer(&self, call: &Call) -> Vec<u8> {
+        let known = self.functions.get(&call.tag);
+        let body = || -> Answer {
+            match known.and_then(|function| function.answer) {
+                Some(answer) => answer(&call.args),
+                None if call.tag == 0 => Err("no function is at address 0".to_owned()),
+                None => match sys::call_wrapper(call.tag, &call.args) {
+                    WrapperResult::Bytes(bytes) => Ok(bytes),
+                    WrapperResult::OutOfBand(message) => Err(message),
+                },
+            }
+        };
+        match catch_unwind(AssertUnwindSafe(body)) {
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(_)) | Err(_) => Vec::new(),
+        }
+    }
+
+    /// Does a call that was read, and sends its answer.
+    fn handle(self: &Arc<Workers>, call: Call) {
+        let sequence = call.sequence;
+        let answer = if self.patience(&call) == Patience::Program {
+            let workers = Arc::clone(self);
+            let program = sys::spawn_for_programs(move || workers.answer(&call));
+            program.map_or_else(|_| Vec::new(), |thread| thread.join().unwrap_or_default())
+        } else {
+            self.answer(&call)
+        };
+        self.calls.send_result(sequence, answer);
+    }
+}
+
+/// One of the threads, while it lives.
+struct Worker(Arc<Workers>);
+
+impl Worker {
+    fn work(self) {
+        let workers = &self.0;
+        while workers.take_turn() {
+            let Some(call) = workers.read() else { return };
+            if workers.pass_turn() {
+                workers.handle(call);
+            } else {
+                // Whoever waits inside a call would wait for ever if nobody reads.
+                workers.calls.send_result(call.sequence, Vec::new());
+                workers.state.lock().reading = false;
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end(Err(Error::new(
+                Status::Internal,
+                "jitmem panicked while it served a controller, which is a defect in it",
+            )));
+        }
+        let mut state = self.0.state.lock();
+        state.threads -= 1;
+        if state.threads == 0 {
+            self.0.gone.notify_all();
+        }
+    }
+}
