@@ -180,8 +180,7 @@ static void serving(void **state) {
           jitmem_executor_serve(0, 0, &options, error));
   options.symbol_count = 0;
   options.llvm_version = 13;
-  REFUSED(JITMEM_INVALID_ARGUMENT, "llvm_version 13",
-          jitmem_executor_serve(0, 0, &options, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "llvm_version 13", jitmem_executor_serve(0, 0, &options, error));
   options.llvm_version = 16;
   options.c_only = 2;
   REFUSED(JITMEM_INVALID_ARGUMENT, "c_only 2", jitmem_executor_serve(0, 0, &options, error));
