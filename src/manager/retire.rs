@@ -61,13 +61,20 @@ impl Core {
         let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
             Ok(teardown) => {
                 let served = core.space.lock().mark_finalized(key, teardown);
+                if served.pieces.is_empty() {
+                    // Whoever frees the manager on hearing of it shall find it the last holder.
+                    drop(core);
+                    return done.complete(Ok(handle));
+                }
                 core.free_served(handle, served, done);
             }
             Err(error) => {
                 let mut leaving = Leaving::default();
                 core.space.lock().take_pieces(key, &mut leaving);
                 core.give_back(&[key], leaving);
-                core.failed(error, done);
+                let answer = core.counted(Err(error));
+                drop(core);
+                done.complete(answer);
             }
         });
         Arc::clone(&self.mapper).initialize(segments, actions, initialized);
@@ -96,9 +103,6 @@ impl Core {
     /// Frees the segments of finalize lifetime, which have served, and answers: the allocation is
     /// finalized, so a mapper that fails to clean up after them is counted and no more.
     fn free_served(self: &Arc<Self>, handle: u64, mut served: Leaving, done: Completion<u64>) {
-        if served.pieces.is_empty() {
-            return done.complete(Ok(handle));
-        }
         let core = Arc::clone(self);
         let copied = std::mem::take(&mut served.copied);
         let retired = Retired {
@@ -108,6 +112,7 @@ impl Core {
         self.retire(vec![retired], move |answer| {
             core.give_back(&[], served);
             let _ = core.counted(answer);
+            drop(core);
             done.complete(Ok(handle));
         });
     }
@@ -166,6 +171,7 @@ impl Core {
             core.give_back(&keys, leaving);
             let answer = core.counted(answer);
             let mapper = Arc::clone(&core.mapper);
+            drop(core);
             mapper.quiesce(Completion::new(move |_| done.complete(answer)));
         });
     }
