@@ -90,7 +90,7 @@ const Target Targets[] = {
        return F.ratioTo("oop-c", SumPhase, JitmemShared, LLVMInProcess, D);
      },
      1.15, false, "{0:F3}"},
-    {"messages per graph in (b), jitmem-shared", AllDispatches, "0.2",
+    {"messages per graph in (b), own channel included, jitmem-shared", AllDispatches, "0.2",
      [](const Figures &F, Dispatch D) { return F.messages("oop-b", SumPhase, JitmemShared, D); },
      0.2, false, "{0:F3}"},
     {"memory for (b), KB, jitmem-shared", AllDispatches, "700",
