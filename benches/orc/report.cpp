@@ -52,7 +52,7 @@ StringRef firstLine(StringRef Text) { return Text.split('\n').first; }
 
 std::string ratioText(const Cell *Over, const Cell *Under) {
   std::optional<double> Ratio = ratio(Over, Under);
-  return Ratio ? formatv("{0:F2}", *Ratio).str() : "–";
+  return Ratio ? countText(*Ratio) : "–";
 }
 
 void printHeader(raw_ostream &OS, const RunInfo &Info) {

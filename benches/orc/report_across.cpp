@@ -33,7 +33,9 @@ static std::string sent(const Contender &Row, const Cell &C, double Sample::*EPC
   return Text(C.median(EPC)) + (OwnCount ? ", own " + Text(OwnCount) : "");
 }
 
-static std::string bytesText(double Bytes) { return formatv("{0:F0}", Bytes); }
+static std::string bytesText(double Bytes) {
+  return Bytes < 10 ? countText(Bytes) : formatv("{0:F0}", Bytes).str();
+}
 
 static void printCell(raw_ostream &OS, const Contender &Row, const Phase &P, const Cell &C) {
   OS << timeText(C.median()) << " | " << timeText(C.fastest()) << " to " << timeText(C.slowest())
