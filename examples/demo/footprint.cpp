@@ -5,6 +5,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <cstdlib>
 #include <malloc.h>
 
 using namespace llvm;
@@ -22,13 +23,12 @@ static bool mayHoldLinkedCode(StringRef Line) {
          Name.starts_with("[anon");
 }
 
-Expected<Footprint> Footprint::of(StringRef Process) {
-  std::string Path = ("/proc/" + Process + "/smaps").str();
+static Error add(Footprint &Sum, const std::string &Process) {
+  std::string Path = "/proc/" + Process + "/smaps";
   auto Text = MemoryBuffer::getFileAsStream(Path);
   if (!Text)
     return createStringError(Text.getError(), "cannot read %s: %s", Path.c_str(),
                              Text.getError().message().c_str());
-  Footprint Sum;
   bool Counted = false;
   for (StringRef Line : split((*Text)->getBuffer(), '\n')) {
     // Only a mapping's first line starts with an address, in lower case; the lines about it with a
@@ -41,6 +41,14 @@ Expected<Footprint> Footprint::of(StringRef Process) {
       Sum.Bytes += KiB << 10;
     }
   }
+  return Error::success();
+}
+
+Expected<Footprint> Footprint::of(ArrayRef<std::string> Processes) {
+  Footprint Sum;
+  for (const std::string &Process : Processes)
+    if (auto E = add(Sum, Process))
+      return E;
   return Sum;
 }
 
@@ -48,6 +56,8 @@ void keepMallocInHeap() {
 #ifdef __GLIBC__
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_ARENA_MAX, 1);
+  setenv("MALLOC_MMAP_MAX_", "0", /*replace=*/1);
+  setenv("MALLOC_ARENA_MAX", "1", /*replace=*/1);
 #endif
 }
 

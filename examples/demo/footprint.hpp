@@ -2,23 +2,25 @@
 #ifndef JITMEM_DEMO_FOOTPRINT_HPP
 #define JITMEM_DEMO_FOOTPRINT_HPP
 
+#include "llvm/ADT/ArrayRef.h"
 #include "llvm/Support/Error.h"
 
 #include <cstdint>
+#include <string>
 
 namespace demo {
 
-/// What a process has mapped besides files on disk, its heap and its stack: where JIT'd code lives.
+/// What processes have mapped besides files on disk, heap and stack: where JIT'd code lives.
 struct Footprint {
-  uint64_t Bytes = 0; ///< pages really used, each counted once (Pss)
+  uint64_t Bytes = 0; ///< pages really used, each counted once (Pss), whoever has it mapped
   int64_t Mappings = 0;
 
-  /// Reads /proc/Process/smaps; Process is a process id or "self".
-  static llvm::Expected<Footprint> of(llvm::StringRef Process);
+  /// Reads /proc/PROCESS/smaps of each; a process is its id or "self".
+  static llvm::Expected<Footprint> of(llvm::ArrayRef<std::string> Processes);
 };
 
-/// Keeps malloc within the heap, so that what the linker itself allocates stays out of every
-/// Footprint.
+/// Keeps malloc within the heap, in this process and in those that it starts, so that what the
+/// linker and the executor allocate for themselves stays out of every Footprint.
 void keepMallocInHeap();
 
 } // namespace demo

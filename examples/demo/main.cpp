@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Links every object of four static libraries through jitmem, uses the libraries, and shows what
-// that cost, beside LLVM's own memory manager.
+// Links every object of four static libraries through jitmem, for another process and for this one,
+// uses the libraries there, and shows what that cost, beside LLVM's own memory managers.
 #include "layout.hpp"
-#include "session.hpp"
+#include "managers.hpp"
+#include "report.hpp"
 #include "text.hpp"
 
-#include <jitmem/orc.hpp>
-
-#include "llvm/ExecutionEngine/JITLink/JITLinkMemoryManager.h"
 #include "llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Format.h"
 
-#include <optional>
+#include <csignal>
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -26,8 +26,13 @@ namespace {
 cl::OptionCategory Options("jitmem-demo");
 cl::opt<unsigned> Rounds("rounds", cl::desc("How often to link everything with each manager"),
                          cl::init(5), cl::cat(Options));
+cl::opt<bool> InProcess("in-process", cl::desc("Start no other process; link for this one only"),
+                        cl::cat(Options));
+cl::opt<std::string> ExecutorPath("executor", cl::desc("Program that runs the linked code"),
+                                  cl::value_desc("llvm-jitlink-executor"), cl::init(DEMO_EXECUTOR),
+                                  cl::cat(Options));
 cl::opt<jitmem_in_process_kind> Mapper(
-    "mapper", cl::desc("How jitmem gets memory"), cl::init(JITMEM_IN_PROCESS_AUTO),
+    "mapper", cl::desc("How jitmem gets memory of this process"), cl::init(JITMEM_IN_PROCESS_AUTO),
     cl::values(clEnumValN(JITMEM_IN_PROCESS_AUTO, "auto", "two views where the system allows them"),
                clEnumValN(JITMEM_IN_PROCESS_TWO_VIEWS, "two-views",
                           "two views of the same pages, neither writable and executable"),
@@ -53,137 +58,78 @@ const Library Libraries[] = {
     {"zstd", DEMO_ZSTD, "libzstd-dev", "demo_zstd"},
 };
 
-/// What became of one library, or of all together, with one manager.
-struct Outcome {
-  std::optional<Figures> Cost;
-  std::string Failure;
-  std::vector<double> Times;
-
-  void record(Expected<Figures> F) {
-    if (F) {
-      Cost = *F;
-      Times.push_back(F->Milliseconds);
-    } else {
-      Failure = toString(F.takeError());
-    }
-  }
-};
-
-/// One memory manager and how it did.
-struct Contender {
-  std::string Name;
-  Session::CreateMemoryManager CreateMemMgr;
-  std::vector<Outcome> Libraries = std::vector<Outcome>(std::size(demo::Libraries));
-  Outcome All = {};
-
-  const std::string *failure() const {
-    for (const Outcome &O : Libraries)
-      if (!O.Failure.empty())
-        return &O.Failure;
-    return All.Failure.empty() ? nullptr : &All.Failure;
-  }
-};
-
 /// Links all libraries and, if that worked, uses them. Inspect sees the session while all is in
 /// memory.
-Error runOnce(Contender &C, bool Quiet, function_ref<Error()> Inspect) {
-  // In place, so that both managers run under the same, simplest dispatcher.
-  auto EPC = SelfExecutorProcessControl::Create(nullptr, std::make_unique<InPlaceTaskDispatcher>());
-  if (!EPC)
-    return EPC.takeError();
-  auto S = Session::Create(std::move(*EPC), C.CreateMemMgr);
-  if (!S)
-    return S.takeError();
+Error linkAndUse(Contender &C, Session &S, bool Quiet, function_ref<Error(Session &)> Inspect) {
   for (auto [Lib, Result] : zip(Libraries, C.Libraries)) {
-    Result.record((*S)->link(Lib));
-    if (!Quiet && Result.Cost)
-      outs() << format("  %-8s%4zu objects of ", Lib.Name.c_str(), Result.Cost->Objects)
+    Result.record(S.link(Lib));
+    if (!Quiet && Result.Failure.empty())
+      outs() << format("  %-8s%4zu objects of ", Lib.Name.c_str(), Result.Runs.back().Objects)
              << Lib.Archive << '\n';
   }
-  if (C.failure()) {
-    C.All = {};
-    return Error::success();
+  if (!C.failure())
+    C.All.record(S.total());
+  if (const std::string *Failure = C.failure()) {
+    C.All.Runs.clear();
+    return S.jitmem() ? createStringError(*Failure) : Error::success();
   }
-  C.All.record((*S)->total());
-  if (C.failure())
-    return Error::success();
-  if (auto E = (*S)->linkDriver(DriverPath))
+  if (auto E = S.linkDriver(DriverPath))
     return E;
   if (!Quiet)
     outs() << "\nUsed in the linked code, answers checked:\n";
   for (const Library &Lib : Libraries) {
     // The driver writes to the same place through a stream of its own.
     outs().flush();
-    if (auto E = (*S)->run(Lib, Quiet))
+    if (auto E = S.run(Lib, Quiet))
       return E;
   }
-  return Inspect();
+  return Inspect(S);
 }
 
-double median(std::vector<double> Values) {
-  llvm::sort(Values);
-  size_t Half = Values.size() / 2;
-  return Values.size() % 2 ? Values[Half] : (Values[Half - 1] + Values[Half]) / 2;
-}
-
-void printOutcome(StringRef Label, const Contender &C, const Outcome &O) {
-  outs() << formatv("  {0,-8}{1,-11}", Label, C.Name);
-  if (!O.Failure.empty())
-    outs() << "failed, see below\n";
-  else if (O.Cost)
-    outs() << format("%7zu %7.1f ms %10s %10s %9lld %10s\n", O.Cost->Objects, median(O.Times),
-                     bytes(O.Cost->Content).c_str(), bytes(O.Cost->Memory).c_str(),
-                     static_cast<long long>(O.Cost->Mappings), bytes(O.Cost->Distance).c_str());
-  else
-    outs() << "not all linked\n";
-}
-
-void printTable(const Contender &Jitmem, const Contender &Stock) {
-  outs() << "\nWhat it cost (link time: median of " << Rounds
-         << (Rounds == 1 ? " round" : " rounds") << "):\n\n"
-         << "                     objects  link time    content     memory  mappings     widest\n"
-         << "                                                                          distance\n";
-  for (size_t I = 0; I < std::size(Libraries); ++I) {
-    printOutcome(Libraries[I].Name, Jitmem, Jitmem.Libraries[I]);
-    printOutcome("", Stock, Stock.Libraries[I]);
+/// One session, from the making of the manager to its end.
+Error runSession(Contender &C, std::unique_ptr<ExecutorProcessControl> EPC, const Executor *Other,
+                 bool Quiet, function_ref<Error(Session &)> Inspect) {
+  std::unique_ptr<Session> S;
+  if (auto E = Session::Create(std::move(EPC), Other, C.Create).moveInto(S))
+    return E;
+  if (!Quiet) {
+    printMapper(S->jitmem()->stats());
+    outs() << "Linked through jitmem:\n";
   }
-  printOutcome("all", Jitmem, Jitmem.All);
-  printOutcome("", Stock, Stock.All);
-  for (auto [Lib, Result] : zip(Libraries, Stock.Libraries))
-    if (!Result.Failure.empty())
-      outs() << "\n" << Stock.Name << " failed on " << Lib.Name << ": " << Result.Failure << '\n';
-  outs() << "\n"
-            "  content   bytes that the linker wrote\n"
-            "  memory    pages really used, each counted once, as the kernel counts them (Pss)\n"
-            "  mappings  lines of /proc/self/maps\n"
-            "  distance  from the lowest to the highest byte of linked code and data\n"
-            "A library's memory and mappings are what it added. Those of all include what the\n"
-            "manager took when it was made. jitmem's distance is that from the bottom of its\n"
-            "window, where code lies, to the top, where data lies: 32-bit references reach across\n"
-            "it, and it never gets wider. LLVM is its InProcessMemoryManager, whose distance is\n"
-            "the kernel's choice. Both ran in one thread, under InPlaceTaskDispatcher, in turns.\n";
+  if (auto E = linkAndUse(C, *S, Quiet, Inspect))
+    return E;
+  // What failed is told already, and so is why.
+  if (auto E = S->end(); E && !C.failure())
+    return E;
+  else
+    consumeError(std::move(E));
+  return Error::success();
 }
 
-/// Tells which mapper the manager uses and what it had to make do with.
-void printMapper(const jitmem_stats &Stats) {
-  outs() << "Linked through jitmem (" << Stats.mapper_name << "):\n";
-  if (Stats.fallbacks & JITMEM_FALLBACK_MPROTECT)
-    outs() << "  note: pages change protection, since " << Stats.fallback_reason << '\n';
-  if (Stats.fallbacks & JITMEM_FALLBACK_SMALLER_WINDOW)
-    outs() << "  note: the window is of " << bytes(Stats.reserved)
-           << " only, since address space is limited\n";
-  if (Stats.fallbacks & JITMEM_FALLBACK_OUT_OF_REACH)
-    outs() << "  note: the window is out of 32-bit reach of the C library, since no gap near\n"
-              "  it is wide enough; objects that refer to its data directly fail to link\n";
-}
-
-void printStats(const jitmem_stats &Stats) {
-  outs() << "\njitmem with all of it linked:\n"
-         << "  " << bytes(Stats.reserved) << " of address space reserved\n"
-         << "  " << bytes(Stats.committed) << " committed, in " << Stats.chunks << " chunks\n"
-         << "  " << bytes(Stats.live) << " in use by " << Stats.finalized
-         << " allocations (the driver is one), and " << bytes(Stats.padding) << " of padding\n"
-         << "  " << bytes(Stats.free) << " free\n";
+Error runOnce(Contender &C, bool Quiet, function_ref<Error(Session &)> Inspect) {
+  C.Libraries.resize(std::size(Libraries));
+  if (!Quiet)
+    outs() << "Process " << getpid() << " links, and ";
+  // In place, so that all managers run under the same, simplest dispatcher.
+  auto Dispatcher = std::make_unique<InPlaceTaskDispatcher>();
+  std::unique_ptr<ExecutorProcessControl> EPC;
+  if (!C.IsAcross) {
+    if (!Quiet)
+      outs() << "runs the linked code itself\n";
+    if (auto E = SelfExecutorProcessControl::Create(nullptr, std::move(Dispatcher)).moveInto(EPC))
+      return E;
+    return runSession(C, std::move(EPC), nullptr, Quiet, Inspect);
+  }
+  std::unique_ptr<Executor> Other;
+  if (auto E = Executor::Start(ExecutorPath).moveInto(Other))
+    return E;
+  if (!Quiet)
+    outs() << "process " << Other->pid() << " runs the linked code: " << ExecutorPath << '\n';
+  if (auto E = Other->connect(std::move(Dispatcher)).moveInto(EPC))
+    return E;
+  auto Failure = runSession(C, std::move(EPC), Other.get(), Quiet, Inspect);
+  C.Lookups = Other->lookups();
+  return joinErrors(std::move(Failure), Other->waitForEnd());
 }
 
 /// Takes address space where the kernel would place what is mapped next. It has no memory behind it
@@ -203,53 +149,40 @@ Error runDemo() {
   if (LargeHeap)
     if (auto E = reserveLargeHeap())
       return E;
-  jitmem::orc::Options Choices;
-  Choices.Mapper = Mapper;
-  jitmem::orc::MemoryManager *Live = nullptr;
-  Contender Jitmem{
-      "jitmem",
-      [&](ExecutorProcessControl &EPC) -> Expected<std::unique_ptr<jitlink::JITLinkMemoryManager>> {
-        auto MemMgr = jitmem::orc::MemoryManager::Create(EPC, Choices);
-        if (!MemMgr)
-          return MemMgr.takeError();
-        if (!std::exchange(Live, MemMgr->get()))
-          printMapper(Live->stats());
-        return std::move(*MemMgr);
-      }};
-  Contender Stock{
-      "LLVM", [](ExecutorProcessControl &) { return jitlink::InProcessMemoryManager::Create(); }};
-  auto DoNothing = [] { return Error::success(); };
+  std::vector<Contender> Contenders;
+  if (!InProcess)
+    Contenders = managersAcross();
+  append_range(Contenders, managersInProcess(Mapper));
+  Contender &Shown = Contenders.front();
+  auto DoNothing = [](Session &) { return Error::success(); };
 
-  if (auto E = runOnce(Jitmem, /*Quiet=*/false, DoNothing))
+  if (auto E = runOnce(Shown, /*Quiet=*/false, DoNothing))
     return E;
-  if (const std::string *Failure = Jitmem.failure())
-    return createStringError(*Failure);
+  // That first run also paid for what happens only once in a process, so it does not count.
+  Shown.Libraries.clear();
+  Shown.All = {};
 
-  // That first run also paid for what happens only once in a process, so its times are left out.
-  Jitmem.All.Times.clear();
-  for (Outcome &O : Jitmem.Libraries)
-    O.Times.clear();
   jitmem_stats Stats{};
-  for (unsigned Round = 0; Round < Rounds; ++Round) {
-    if (!Stock.failure())
-      if (auto E = runOnce(Stock, /*Quiet=*/true, DoNothing))
-        return E;
-    auto Inspect = [&]() -> Error {
-      if (Round + 1 < Rounds)
-        return Error::success();
-      Stats = Live->stats();
-      return drawLayout(Live->handle(), LayoutPath);
-    };
-    if (auto E = runOnce(Jitmem, /*Quiet=*/true, Inspect))
-      return E;
-    if (const std::string *Failure = Jitmem.failure())
-      return createStringError(*Failure);
-  }
-  printTable(Jitmem, Stock);
+  for (unsigned Round = 0; Round < Rounds; ++Round)
+    for (Contender &C : Contenders) {
+      auto Inspect = [&](Session &S) -> Error {
+        if (&C != &Shown || Round + 1 < Rounds)
+          return Error::success();
+        Stats = S.jitmem()->stats();
+        return drawLayout(S.jitmem()->handle(), LayoutPath);
+      };
+      if (!C.failure())
+        if (auto E = runOnce(C, /*Quiet=*/true, Inspect))
+          return createStringError(C.Name + ": " + toString(std::move(E)));
+    }
+  printTable(Libraries, Contenders, Rounds);
   printStats(Stats);
   SmallString<128> Place(LayoutPath);
   sys::fs::make_absolute(Place);
   outs() << "\nPicture of the memory: " << Place << '\n';
+  printSummary(Contenders);
+  if (waitpid(-1, nullptr, WNOHANG) != -1 || errno != ECHILD)
+    return createStringError("a process that was started is left over");
   return Error::success();
 }
 
@@ -258,6 +191,8 @@ Error runDemo() {
 
 int main(int argc, char **argv) {
   demo::keepMallocInHeap();
+  // An executor that is gone shall be an error of the call that finds out.
+  signal(SIGPIPE, SIG_IGN);
   cl::HideUnrelatedOptions(demo::Options);
   cl::ParseCommandLineOptions(argc, argv,
                               "links real libraries in memory, uses them, and shows the cost\n");

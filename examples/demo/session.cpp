@@ -15,6 +15,12 @@ using namespace llvm::orc;
 
 namespace demo {
 
+using Clock = std::chrono::steady_clock;
+
+static double millisecondsSince(Clock::time_point Start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - Start).count();
+}
+
 // What one library, or several, came to.
 struct Tally {
   size_t Objects = 0;
@@ -78,7 +84,7 @@ private:
 };
 
 static Figures toFigures(const Tally &T, double Milliseconds, const Footprint &Before,
-                         const Footprint &After) {
+                         const Footprint &After, Traffic Crossed) {
   Figures F;
   F.Objects = T.Objects;
   F.Milliseconds = Milliseconds;
@@ -86,11 +92,15 @@ static Figures toFigures(const Tally &T, double Milliseconds, const Footprint &B
   F.Memory = After.Bytes > Before.Bytes ? After.Bytes - Before.Bytes : 0;
   F.Mappings = After.Mappings - Before.Mappings;
   F.Distance = T.distance();
+  F.Messages = Crossed.Messages;
+  F.MessageBytes = Crossed.Bytes;
   return F;
 }
 
-Session::Session(std::unique_ptr<ExecutorProcessControl> EPC, std::string Process)
-    : Process(std::move(Process)), Measure(std::make_shared<Meter>()), ES(std::move(EPC)) {
+Session::Session(std::unique_ptr<ExecutorProcessControl> EPC, const Executor *Other)
+    : Other(Other), Processes({"self"}), Measure(std::make_shared<Meter>()), ES(std::move(EPC)) {
+  if (Other)
+    Processes.push_back(std::to_string(Other->pid()));
   // A lookup's own error only says which symbols failed. The reason is reported here.
   ES.setErrorReporter([this](Error E) {
     std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
@@ -98,33 +108,22 @@ Session::Session(std::unique_ptr<ExecutorProcessControl> EPC, std::string Proces
   });
 }
 
-Session::~Session() {
-  if (auto E = ES.endSession())
-    ES.reportError(std::move(E));
+Session::~Session() { consumeError(end()); }
+
+Error Session::end() {
+  if (std::exchange(HasEnded, true))
+    return Error::success();
+  Error Failure = ES.endSession();
+  std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
   for (const std::string &Diagnostic : Diagnostics)
-    errs() << "jitmem-demo: " << Diagnostic << '\n';
+    Failure = joinErrors(std::move(Failure), createStringError(Diagnostic));
+  return Failure;
 }
 
 Expected<std::unique_ptr<Session>> Session::Create(std::unique_ptr<ExecutorProcessControl> EPC,
-                                                   CreateMemoryManager CreateMemMgr,
-                                                   std::string Process) {
-  std::unique_ptr<Session> S(new Session(std::move(EPC), std::move(Process)));
+                                                   const Executor *Other, CreateManager Create) {
+  std::unique_ptr<Session> S(new Session(std::move(EPC), Other));
   ExecutionSession &ES = S->ES;
-  auto Before = Footprint::of(S->Process);
-  if (!Before)
-    return Before.takeError();
-  S->Before = *Before;
-
-  auto MemMgr = CreateMemMgr(ES.getExecutorProcessControl());
-  if (!MemMgr)
-    return MemMgr.takeError();
-  S->Layer = std::make_unique<ObjectLinkingLayer>(ES, std::move(*MemMgr));
-  S->Layer->addPlugin(S->Measure);
-  auto EHFrames = EHFrameRegistrationPlugin::Create(ES);
-  if (!EHFrames)
-    return EHFrames.takeError();
-  S->Layer->addPlugin(std::move(*EHFrames));
-
   S->ProcessSymbols = &ES.createBareJITDylib("process");
   auto InProcess = EPCDynamicLibrarySearchGenerator::GetForTargetProcess(ES);
   if (!InProcess)
@@ -135,7 +134,39 @@ Expected<std::unique_ptr<Session>> Session::Create(std::unique_ptr<ExecutorProce
   if (!Math)
     return Math.takeError();
   S->ProcessSymbols->addGenerator(std::move(*Math));
+
+  auto Before = Footprint::of(S->Processes);
+  if (!Before)
+    return Before.takeError();
+  S->Before = *Before;
+  S->CrossedBefore = S->crossed();
+  auto Start = Clock::now();
+  auto MemMgr = Create(ES.getExecutorProcessControl());
+  if (!MemMgr)
+    return MemMgr.takeError();
+  S->Milliseconds = millisecondsSince(Start);
+  S->Jitmem = MemMgr->Jitmem;
+  S->Layer = std::make_unique<ObjectLinkingLayer>(ES, std::move(MemMgr->Owned));
+  S->Layer->addPlugin(S->Measure);
+  auto EHFrames = EHFrameRegistrationPlugin::Create(ES);
+  if (!EHFrames)
+    return EHFrames.takeError();
+  S->Layer->addPlugin(std::move(*EHFrames));
   return S;
+}
+
+// What a manager of jitmem's sends by its own channel counts as much as what EPC sends.
+Traffic Session::crossed() const {
+  Traffic Sum;
+  if (Other)
+    Sum += Other->traffic();
+  if (!Jitmem)
+    return Sum;
+  jitmem_stats Stats = Jitmem->stats();
+  // EPC's transport has counted the others'.
+  if (Stats.mapper == JITMEM_MAPPER_SHARED)
+    Sum += {Stats.messages, Stats.message_bytes};
+  return Sum;
 }
 
 // Debian's Lua is compiled with "internal" visibility, which JITLink refuses. It is hidden
@@ -166,8 +197,11 @@ Error Session::addObject(JITDylib &JD, MemoryBufferRef Object, SymbolLookupSet &
   auto Interface = getObjectFileInterface(ES, Object);
   if (!Interface)
     return Interface.takeError();
-  // A lookup links what it finds, and some members define nothing. So each gets one more symbol,
-  // without an address, to look up.
+  // There is nothing to link, and LLVM's EPCGenericJITLinkMemoryManager fails on such objects.
+  if (Interface->SymbolFlags.empty())
+    return Error::success();
+  // Some members define symbols for themselves only. So each gets one more, without an address, to
+  // look up.
   if (!Interface->InitSymbol) {
     Interface->InitSymbol = ES.intern(("linked " + Object.getBufferIdentifier()).str());
     Interface->SymbolFlags[Interface->InitSymbol] = JITSymbolFlags::MaterializationSideEffectsOnly;
@@ -230,17 +264,18 @@ Expected<Figures> Session::link(const Library &Lib) {
   if (auto E = addMembers(JD, *Members, Linked))
     return createFileError(Lib.Archive, std::move(E));
 
-  auto Earlier = Footprint::of(Process);
+  auto Earlier = Footprint::of(Processes);
   if (!Earlier)
     return Earlier.takeError();
   Measure->startPart();
+  Traffic CrossedEarlier = crossed();
   size_t MemberCount = Linked.size();
-  auto Start = std::chrono::steady_clock::now();
+  auto Start = Clock::now();
   if (auto E = lookup(JD, std::move(Linked)))
     return E;
-  std::chrono::duration<double, std::milli> Elapsed = std::chrono::steady_clock::now() - Start;
-  Milliseconds += Elapsed.count();
-  auto Now = Footprint::of(Process);
+  double Elapsed = millisecondsSince(Start);
+  Milliseconds += Elapsed;
+  auto Now = Footprint::of(Processes);
   if (!Now)
     return Now.takeError();
   Tally Part = Measure->part();
@@ -248,14 +283,14 @@ Expected<Figures> Session::link(const Library &Lib) {
     return createStringError("linked %zu of the %zu members of %s", Part.Objects, MemberCount,
                              Lib.Archive.c_str());
   Libraries.push_back(&JD);
-  return toFigures(Part, Elapsed.count(), *Earlier, *Now);
+  return toFigures(Part, Elapsed, *Earlier, *Now, crossed() - CrossedEarlier);
 }
 
 Expected<Figures> Session::total() const {
-  auto Now = Footprint::of(Process);
+  auto Now = Footprint::of(Processes);
   if (!Now)
     return Now.takeError();
-  return toFigures(Measure->whole(), Milliseconds, Before, *Now);
+  return toFigures(Measure->whole(), Milliseconds, Before, *Now, crossed() - CrossedBefore);
 }
 
 Error Session::linkDriver(StringRef Path) {

@@ -2,9 +2,11 @@
 #ifndef JITMEM_DEMO_SESSION_HPP
 #define JITMEM_DEMO_SESSION_HPP
 
+#include "executor.hpp"
 #include "footprint.hpp"
 
-#include "llvm/ExecutionEngine/Orc/ExecutorProcessControl.h"
+#include <jitmem/orc.hpp>
+
 #include "llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h"
 #include "llvm/Object/Archive.h"
 
@@ -32,7 +34,15 @@ struct Figures {
   uint64_t Content = 0;
   uint64_t Memory = 0; ///< bytes of pages really used
   int64_t Mappings = 0;
-  uint64_t Distance = 0; ///< highest end minus lowest start of all blocks
+  uint64_t Distance = 0;     ///< highest end minus lowest start of all blocks
+  uint64_t Messages = 0;     ///< to the executor, but for lookups of symbols
+  uint64_t MessageBytes = 0; ///< of these messages and their answers
+};
+
+/// A memory manager; if it is jitmem's, both pointers have it.
+struct Manager {
+  std::unique_ptr<llvm::jitlink::JITLinkMemoryManager> Owned;
+  const jitmem::orc::MemoryManager *Jitmem = nullptr;
 };
 
 /// Collects a Figures' Objects, Content and Distance as objects are linked.
@@ -41,21 +51,19 @@ class Meter;
 /// One ORC session on one memory manager.
 class Session {
 public:
-  using CreateMemoryManager =
-      std::function<llvm::Expected<std::unique_ptr<llvm::jitlink::JITLinkMemoryManager>>(
-          llvm::orc::ExecutorProcessControl &)>;
+  using CreateManager = std::function<llvm::Expected<Manager>(llvm::orc::ExecutorProcessControl &)>;
 
-  /// Process names the executor's entry in /proc.
+  /// Other is EPC's executor, or nullptr if that is this process.
   static llvm::Expected<std::unique_ptr<Session>>
-  Create(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, CreateMemoryManager CreateMemMgr,
-         std::string Process = "self");
+  Create(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, const Executor *Other,
+         CreateManager Create);
+  /// Ends the session.
   ~Session();
 
   /// Links every member of the library.
   llvm::Expected<Figures> link(const Library &Lib);
 
-  /// All that was linked so far. Its memory and mappings include what the memory manager took when
-  /// it was made.
+  /// All that was linked so far, and what it took to make the memory manager.
   llvm::Expected<Figures> total() const;
 
   /// Links the object file that holds the libraries' functions against all that was linked so far.
@@ -64,9 +72,16 @@ public:
   /// Runs a library's function in the executor. A wrong answer is an error.
   llvm::Error run(const Library &Lib, bool Quiet);
 
-private:
-  Session(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, std::string Process);
+  /// Gives all memory back and disconnects. Fails if something went wrong that nobody was told.
+  llvm::Error end();
 
+  /// nullptr if the memory manager is not jitmem's.
+  const jitmem::orc::MemoryManager *jitmem() const { return Jitmem; }
+
+private:
+  Session(std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC, const Executor *Other);
+
+  Traffic crossed() const;
   llvm::Expected<llvm::object::Archive &> open(const Library &Lib);
   llvm::Error addMembers(llvm::orc::JITDylib &JD, llvm::object::Archive &Members,
                          llvm::orc::SymbolLookupSet &Linked);
@@ -77,14 +92,18 @@ private:
 
   std::vector<llvm::object::OwningBinary<llvm::object::Archive>> Archives;
   std::vector<std::unique_ptr<llvm::MemoryBuffer>> Objects;
-  std::string Process;
+  const Executor *Other;
+  std::vector<std::string> Processes; ///< entries in /proc of all that have linked code mapped
   std::mutex DiagnosticsMutex;
   std::vector<std::string> Diagnostics; ///< why symbols could not be linked; not yet told to anyone
   Footprint Before;
+  Traffic CrossedBefore;
   double Milliseconds = 0;
   std::shared_ptr<Meter> Measure;
   llvm::orc::ExecutionSession ES;
   std::unique_ptr<llvm::orc::ObjectLinkingLayer> Layer;
+  const jitmem::orc::MemoryManager *Jitmem = nullptr;
+  bool HasEnded = false;
   llvm::orc::JITDylib *ProcessSymbols = nullptr;
   llvm::orc::JITDylib *Driver = nullptr;
   std::vector<llvm::orc::JITDylib *> Libraries;

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+#include "executor.hpp"
+
+#include "llvm/Config/llvm-config.h"
+#include "llvm/ExecutionEngine/Orc/Shared/OrcRTBridge.h"
+#include "llvm/Support/Errno.h"
+
+#include <cerrno>
+#include <csignal>
+#include <fcntl.h>
+#include <poll.h>
+#include <spawn.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+using namespace llvm;
+using namespace llvm::orc;
+
+namespace demo {
+
+static Error systemError(int Errno, const Twine &What) {
+  return createStringError(std::error_code(Errno, std::generic_category()),
+                           "cannot " + What + ": " + sys::StrError(Errno));
+}
+
+/// Passes on what an EPC and its executor tell each other, and counts it.
+class Executor::CountingTransport : public SimpleRemoteEPCTransport,
+                                    private SimpleRemoteEPCTransportClient {
+public:
+  static Expected<std::unique_ptr<CountingTransport>> Create(SimpleRemoteEPCTransportClient &EPC,
+                                                             Executor &E) {
+    std::unique_ptr<CountingTransport> T(new CountingTransport(EPC, E));
+    auto Pipes = FDSimpleRemoteEPCTransport::Create(*T, E.In, E.Out);
+    if (!Pipes)
+      return Pipes.takeError();
+    T->Pipes = std::move(*Pipes);
+    return T;
+  }
+
+  Error start() override { return Pipes->start(); }
+  void disconnect() override { Pipes->disconnect(); }
+
+  Error sendMessage(SimpleRemoteEPCOpcode Opcode, uint64_t Sequence, ExecutorAddr Tag,
+                    ArrayRef<char> Args) override {
+    E.sent(Sequence, Tag, Args.size());
+    return Pipes->sendMessage(Opcode, Sequence, Tag, Args);
+  }
+
+private:
+  CountingTransport(SimpleRemoteEPCTransportClient &EPC, Executor &E) : EPC(EPC), E(E) {}
+
+  Expected<HandleMessageAction> handleMessage(SimpleRemoteEPCOpcode Opcode, uint64_t Sequence,
+                                              ExecutorAddr Tag,
+                                              shared::WrapperFunctionBuffer Args) override {
+    E.received(Sequence, Args.size());
+    return EPC.handleMessage(Opcode, Sequence, Tag, std::move(Args));
+  }
+  void handleDisconnect(Error Why) override { EPC.handleDisconnect(std::move(Why)); }
+
+  SimpleRemoteEPCTransportClient &EPC;
+  Executor &E;
+  std::unique_ptr<FDSimpleRemoteEPCTransport> Pipes;
+};
+
+// A message begins with its size, operation, sequence number and tag.
+static constexpr uint64_t HeaderSize = 4 * sizeof(uint64_t);
+
+void Executor::sent(uint64_t Sequence, ExecutorAddr Function, size_t Size) {
+  std::lock_guard<std::mutex> Lock(Mutex);
+  bool IsLookup = LookupFunction && Function == LookupFunction;
+  if (IsLookup)
+    UnansweredLookups.insert(Sequence);
+  (IsLookup ? Lookups : Others) += {1, HeaderSize + Size};
+}
+
+void Executor::received(uint64_t Sequence, size_t Size) {
+  std::lock_guard<std::mutex> Lock(Mutex);
+  (UnansweredLookups.erase(Sequence) ? Lookups : Others) += {0, HeaderSize + Size};
+}
+
+Traffic Executor::traffic() const {
+  std::lock_guard<std::mutex> Lock(Mutex);
+  return Others;
+}
+
+Traffic Executor::lookups() const {
+  std::lock_guard<std::mutex> Lock(Mutex);
+  return Lookups;
+}
+
+Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program) {
+  int There[2], Back[2]; // reading end, writing end
+  if (pipe2(There, O_CLOEXEC))
+    return systemError(errno, "make a pipe");
+  if (pipe2(Back, O_CLOEXEC)) {
+    int Errno = errno;
+    close(There[0]);
+    close(There[1]);
+    return systemError(Errno, "make a pipe");
+  }
+  posix_spawn_file_actions_t Files;
+  posix_spawn_file_actions_init(&Files);
+  // What is duplicated onto itself stays open in the program.
+  posix_spawn_file_actions_adddup2(&Files, There[0], There[0]);
+  posix_spawn_file_actions_adddup2(&Files, Back[1], Back[1]);
+  // This process ignores the signal; linked code shall not inherit that.
+  sigset_t Defaults;
+  sigemptyset(&Defaults);
+  sigaddset(&Defaults, SIGPIPE);
+  posix_spawnattr_t Attributes;
+  posix_spawnattr_init(&Attributes);
+  posix_spawnattr_setsigdefault(&Attributes, &Defaults);
+  posix_spawnattr_setflags(&Attributes, POSIX_SPAWN_SETSIGDEF);
+  std::string Ends = "filedescs=" + std::to_string(There[0]) + "," + std::to_string(Back[1]);
+  char *Args[] = {const_cast<char *>(Program.c_str()), Ends.data(), nullptr};
+  pid_t Pid;
+  int Errno = posix_spawn(&Pid, Program.c_str(), &Files, &Attributes, Args, environ);
+  posix_spawnattr_destroy(&Attributes);
+  posix_spawn_file_actions_destroy(&Files);
+  close(There[0]);
+  close(Back[1]);
+  if (Errno) {
+    close(There[1]);
+    close(Back[0]);
+    return systemError(Errno, "start " + Program + " (Debian's package llvm-22-tools has it)");
+  }
+  return std::unique_ptr<Executor>(new Executor(Program, Pid, Back[0], There[1]));
+}
+
+Executor::~Executor() {
+  if (HasEnded)
+    return;
+  kill(Pid, SIGKILL);
+  while (waitpid(Pid, nullptr, 0) < 0 && errno == EINTR)
+    ;
+}
+
+Expected<std::unique_ptr<ExecutorProcessControl>>
+Executor::connect(std::unique_ptr<TaskDispatcher> D) {
+  auto EPC = SimpleRemoteEPC::Create<CountingTransport>(std::move(D), {}, *this);
+  if (!EPC)
+    return createStringError("cannot connect to " + Program + ": " + toString(EPC.takeError()) +
+                             "; it must be an llvm-jitlink-executor of LLVM " LLVM_VERSION_STRING);
+  ExecutorAddr Function;
+  if (auto E = (*EPC)->getBootstrapSymbols(
+          {{Function, rt::SimpleExecutorDylibManagerResolveWrapperName}}))
+    return joinErrors(std::move(E), (*EPC)->disconnect());
+  std::lock_guard<std::mutex> Lock(Mutex);
+  LookupFunction = Function;
+  return std::move(*EPC);
+}
+
+Error Executor::waitForEnd() {
+  constexpr int PatienceSeconds = 10;
+  int Ended = int(syscall(SYS_pidfd_open, Pid, 0));
+  if (Ended < 0)
+    return systemError(errno, "watch " + Program);
+  pollfd Wanted{Ended, POLLIN, 0};
+  int Ready;
+  do
+    Ready = poll(&Wanted, 1, PatienceSeconds * 1000);
+  while (Ready < 0 && errno == EINTR);
+  close(Ended);
+  if (Ready == 0)
+    return createStringError("%s, process %d, is left over: it still runs %d seconds after it "
+                             "was disconnected",
+                             Program.c_str(), int(Pid), PatienceSeconds);
+  int Status;
+  while (waitpid(Pid, &Status, 0) < 0)
+    if (errno != EINTR)
+      return systemError(errno, "wait for " + Program);
+  HasEnded = true;
+  if (WIFSIGNALED(Status))
+    return createStringError("%s was ended by signal %d", Program.c_str(), WTERMSIG(Status));
+  if (WEXITSTATUS(Status))
+    return createStringError("%s ended with status %d", Program.c_str(), WEXITSTATUS(Status));
+  return Error::success();
+}
+
+} // namespace demo
