@@ -16,16 +16,26 @@ use crate::wire::service::{
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
 use parking_lot::Mutex;
 use session::Session;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The sessions of this process, in the order in which they were opened.
-static SESSIONS: Mutex<BTreeMap<u64, Arc<Session>>> = Mutex::new(BTreeMap::new());
-
 /// The number of the service that a process has without asking for one.
 const OWN_INSTANCE: u64 = 0;
+
+/// The services and sessions of this process.
+struct Registry {
+    /// Those that were asked for.
+    services: BTreeSet<u64>,
+    /// In the order in which they were opened.
+    sessions: BTreeMap<u64, Arc<Session>>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    services: BTreeSet::new(),
+    sessions: BTreeMap::new(),
+});
 
 /// A service with sessions of its own. Dropping it ends them: their deallocation actions run, last
 /// to first, and their memory goes.
@@ -38,9 +48,9 @@ impl Service {
     /// A service that no controller knows yet.
     pub fn new() -> Service {
         static NEXT: AtomicU64 = AtomicU64::new(OWN_INSTANCE + 1);
-        Service {
-            instance: NEXT.fetch_add(1, Ordering::Relaxed),
-        }
+        let instance = NEXT.fetch_add(1, Ordering::Relaxed);
+        REGISTRY.lock().services.insert(instance);
+        Service { instance }
     }
 
     /// The number that controllers open sessions of this service with.
@@ -56,26 +66,22 @@ impl Default for Service {
 }
 
 impl Drop for Service {
+    /// Ends the sessions, the last one first; no more are opened.
     fn drop(&mut self) {
-        close_all(self.instance);
-    }
-}
-
-/// Ends the sessions of a service, the last one first.
-fn close_all(instance: u64) {
-    let mine: Vec<u64> = {
-        let sessions = SESSIONS.lock();
-        let mine = sessions
-            .iter()
-            .filter(|(_, session)| session.instance() == instance);
-        mine.map(|(id, _)| *id).collect()
-    };
-    for id in mine.into_iter().rev() {
-        let session = SESSIONS.lock().remove(&id);
-        if let Some(session) = session {
-            // Nobody is left who could be told.
-            let _ = session.close();
-            session.hang_up();
+        let mine: Vec<u64> = {
+            let mut registry = REGISTRY.lock();
+            registry.services.remove(&self.instance);
+            let sessions = registry.sessions.iter();
+            let mine = sessions.filter(|(_, session)| session.is_of(self.instance));
+            mine.map(|(id, _)| *id).collect()
+        };
+        for id in mine.into_iter().rev() {
+            let session = REGISTRY.lock().sessions.remove(&id);
+            if let Some(session) = session {
+                // Nobody is left who could be told.
+                let _ = session.close();
+                session.hang_up();
+            }
         }
     }
 }
@@ -83,11 +89,11 @@ fn close_all(instance: u64) {
 /// The process's own service ends with the process, when its threads may still run linked code:
 /// deallocation actions run, but memory stays.
 fn at_exit() {
-    let sessions: Vec<Arc<Session>> = SESSIONS.lock().values().cloned().collect();
+    let sessions: Vec<Arc<Session>> = REGISTRY.lock().sessions.values().cloned().collect();
     for session in sessions
         .into_iter()
         .rev()
-        .filter(|session| session.instance() == OWN_INSTANCE)
+        .filter(|session| session.is_of(OWN_INSTANCE))
     {
         let _ = session.tear_down();
     }
@@ -123,7 +129,14 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
             sys::at_exit_once(at_exit);
         }
         let session = Arc::new(Session::new(id, open.instance, functions.clone()));
-        SESSIONS.lock().insert(id, session);
+        let mut registry = REGISTRY.lock();
+        if open.instance != OWN_INSTANCE && !registry.services.contains(&open.instance) {
+            return Err(invalid_handle(format!(
+                "open a session: this executor has no service {}: it was freed before",
+                open.instance
+            )));
+        }
+        registry.sessions.insert(id, session);
         Ok(Opened {
             session: id,
             process: sys::socket::process(),
@@ -157,7 +170,7 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
             Ok(answers.collect::<Vec<Reply<u64>>>())
         })),
         Function::Close => reply(session.and_then(|session| {
-            SESSIONS.lock().remove(&session.id());
+            REGISTRY.lock().sessions.remove(&session.id());
             session.close()
         })),
     };
@@ -178,7 +191,7 @@ fn decoded<'a, T: Decode<'a>>(args: &mut Reader<'a>) -> Result<T> {
 }
 
 fn find(id: u64) -> Result<Arc<Session>> {
-    let session = SESSIONS.lock().get(&id).cloned();
+    let session = REGISTRY.lock().sessions.get(&id).cloned();
     session.ok_or_else(|| {
         invalid_handle(format!(
             "jitmem's executor service: no session {id}: it was closed before"

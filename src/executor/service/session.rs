@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub(super) struct Session {
     id: u64,
     instance: u64,
+    /// In which process; see [`sys::fork_generation`].
+    generation: u32,
     functions: Functions,
     windows: Mutex<Vec<Window>>,
     teardowns: Mutex<Teardowns>,
@@ -61,6 +63,7 @@ impl Session {
         Session {
             id,
             instance,
+            generation: sys::fork_generation(),
             functions,
             windows: Mutex::default(),
             teardowns: Mutex::default(),
@@ -73,8 +76,10 @@ impl Session {
         self.id
     }
 
-    pub(super) fn instance(&self) -> u64 {
-        self.instance
+    /// Whether it is that service's. In a forked child none of the parent's is: controllers reach
+    /// those there.
+    pub(super) fn is_of(&self, instance: u64) -> bool {
+        self.instance == instance && self.generation == sys::fork_generation()
     }
 
     // ---- the channel ----
