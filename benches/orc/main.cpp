@@ -18,6 +18,7 @@
 #include <array>
 #include <csignal>
 #include <deque>
+#include <iterator>
 
 using namespace llvm;
 using namespace bench;
@@ -95,9 +96,10 @@ static bool isWanted(StringRef Key) {
          (Key.starts_with("oop-") && is_contained(Only, "oop"));
 }
 
-/// Adds the workload under its own key, and once more across processes.
-static Error addLink(std::deque<Workload> &Workloads, StringRef Key, const Settings &S,
-                     Expected<Workload> (*Make)(const Settings &), unsigned RoundsAcross) {
+/// Adds the workload under its own key, and to Across once more across processes.
+static Error addLink(std::deque<Workload> &Workloads, std::deque<Workload> &Across, StringRef Key,
+                     const Settings &S, Expected<Workload> (*Make)(const Settings &),
+                     unsigned RoundsAcross) {
   std::string KeyAcross = ("oop-" + Key).str();
   if (!isWanted(Key) && !isWanted(KeyAcross))
     return Error::success();
@@ -110,7 +112,7 @@ static Error addLink(std::deque<Workload> &Workloads, StringRef Key, const Setti
     W->Key = KeyAcross;
     W->Rounds = S.rounds(RoundsAcross);
     W->AcrossProcesses = true;
-    Workloads.push_back(std::move(*W));
+    Across.push_back(std::move(*W));
   }
   return Error::success();
 }
@@ -124,15 +126,16 @@ static Error chosenWorkloads(std::deque<Workload> &Workloads) {
     if (!is_contained(Keys, Key))
       return createStringError("--only: no workload is called '%s', only %s", Key.c_str(),
                                join(Keys, ", ").c_str());
+  std::deque<Workload> Across;
   if (isWanted("a")) {
     Workloads.push_back(segments(S));
     Workloads.push_back(churn(S));
   }
   if (isWanted("oop-a"))
-    Workloads.push_back(segmentsAcross(S));
-  if (Error Err = addLink(Workloads, "b", S, tinyObjects, 7))
+    Across.push_back(segmentsAcross(S));
+  if (Error Err = addLink(Workloads, Across, "b", S, tinyObjects, 7))
     return Err;
-  if (Error Err = addLink(Workloads, "c", S, archives, 11))
+  if (Error Err = addLink(Workloads, Across, "c", S, archives, 11))
     return Err;
   for (unsigned Functions : {10000, 20000}) {
     if (!isWanted("d"))
@@ -144,8 +147,7 @@ static Error chosenWorkloads(std::deque<Workload> &Workloads) {
   }
   if (isWanted("e"))
     Workloads.push_back(capacity());
-  std::stable_partition(Workloads.begin(), Workloads.end(),
-                        [](const Workload &W) { return !W.AcrossProcesses; });
+  std::move(Across.begin(), Across.end(), std::back_inserter(Workloads));
   return Error::success();
 }
 
