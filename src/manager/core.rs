@@ -12,7 +12,8 @@ use super::{Allocated, Options, Request};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, Mapper, Reserved};
-use crate::memory::view::{Buffer, Placement};
+use crate::memory::buffer::BufferPool;
+use crate::memory::view::Placement;
 use crate::sys;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub(super) struct Core {
     /// See [`sys::fork_generation`].
     generation: u32,
     pub(super) space: Mutex<Space>,
+    /// Working memory of content that the mapper copies.
+    buffers: Arc<BufferPool>,
     /// Requests that can be answered only once a change outside the lock is done.
     waiting: Mutex<Vec<Waiting>>,
     /// The host has freed the manager.
@@ -69,6 +72,7 @@ impl Core {
             options,
             generation: sys::fork_generation(),
             space: Mutex::new(space),
+            buffers: Arc::default(),
             waiting: Mutex::default(),
             closed: AtomicBool::new(false),
         })
@@ -350,7 +354,7 @@ impl Core {
                 buffers.push(None);
                 continue;
             }
-            let buffer = Box::new(Buffer::new(piece.content as usize)?);
+            let buffer = Box::new(self.buffers.get(piece.content as usize)?);
             let segment = &mut grant.segments[piece.segment as usize];
             segment.working_memory = buffer.writer().pointer();
             buffers.push(Some(buffer));

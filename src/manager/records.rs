@@ -4,8 +4,8 @@
 use super::window::Pieces;
 use crate::error::{Result, invalid_handle};
 use crate::mapper::Teardown;
+use crate::memory::buffer::Buffer;
 use crate::memory::paged::Paged;
-use crate::memory::view::Buffer;
 
 /// How far an allocation has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

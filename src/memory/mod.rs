@@ -4,6 +4,8 @@
 //! No RPC, no policy, no lock. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
 //! serve address space of any process; [`view`] and [`placement`] are about this process.
 
+#[allow(unsafe_code)]
+pub(crate) mod buffer;
 pub(crate) mod paged;
 pub(crate) mod placement;
 pub(crate) mod ranges;

@@ -2,14 +2,13 @@
 //! Views: the mappings through which this process writes and runs memory.
 //!
 //! Executor memory is never a Rust reference, because linked code changes it behind Rust's back;
-//! it is an address. Writing goes through [`Writer`] and [`Buffer`], which check bounds.
+//! it is an address. Writing goes through [`Writer`], which checks bounds.
 
 use super::placement::{WRITER_DISTANCE, candidates, images_around};
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain};
-use std::cell::UnsafeCell;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -121,56 +120,6 @@ impl WorkingPointer {
     /// The pointer.
     pub fn get(self) -> *mut u8 {
         self.0
-    }
-}
-
-/// Working memory for content that a mapper copies: zeroed bytes on the heap that the linker
-/// writes through a raw pointer.
-pub(crate) struct Buffer(Box<[UnsafeCell<u8>]>);
-
-// SAFETY: the bytes are written by whoever holds the in-flight allocation and read only after
-// finalize took it, so the accesses of different threads are ordered by that hand-over.
-unsafe impl Send for Buffer {}
-// SAFETY: as above.
-unsafe impl Sync for Buffer {}
-
-/// Bytes of heap that must remain after a buffer is made.
-const SMALL_BLOCKS: usize = 64 << 10;
-
-impl Buffer {
-    /// `size` zero bytes.
-    pub(crate) fn new(size: usize) -> Result<Buffer> {
-        // What is left over is for the small blocks that nobody asks about.
-        let mut left_over: Vec<u8> = Vec::new();
-        let mut bytes = Vec::new();
-        left_over
-            .try_reserve_exact(SMALL_BLOCKS)
-            .and_then(|()| bytes.try_reserve_exact(size))
-            .map_err(|_| {
-                Error::new(
-                    Status::OutOfMemory,
-                    format!("working memory of {size} bytes: the heap has no room for it; free memory, or raise \
-                     RLIMIT_AS or the memory limit"),
-                )
-            })?;
-        bytes.resize_with(size, || UnsafeCell::new(0));
-        Ok(Buffer(bytes.into_boxed_slice()))
-    }
-
-    /// Where the linker writes.
-    pub(crate) fn writer(&self) -> Writer {
-        let start = self.0.as_ptr().cast::<u8>().cast_mut();
-        Writer {
-            start,
-            size: self.0.len() as u64,
-        }
-    }
-
-    /// The content, once nobody writes any more.
-    pub(crate) fn content(&self) -> &[u8] {
-        let start = self.0.as_ptr().cast::<u8>();
-        // SAFETY: the bytes live as long as `self`; finalize ended the linker's writing.
-        unsafe { std::slice::from_raw_parts(start, self.0.len()) }
     }
 }
 
@@ -601,11 +550,5 @@ mod tests {
         assert!(reservation.range().start().abs_diff(near) < 1 << 31);
         assert!(reservation.range().end().abs_diff(near) < 1 << 31);
         assert!(Reservation::new(page, Placement::Near(u64::MAX)).is_err());
-    }
-
-    #[test]
-    #[should_panic(expected = "outside")]
-    fn writing_outside_is_caught() {
-        Buffer::new(4).unwrap().writer().write(2, b"abc");
     }
 }

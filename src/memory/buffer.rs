@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Working memory on the heap, for content that a mapper copies.
+
+use super::view::Writer;
+use crate::error::{Error, Result, Status};
+use parking_lot::Mutex;
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+
+/// Bytes on the heap that the linker writes through a raw pointer.
+type Bytes = Box<[UnsafeCell<u8>]>;
+
+/// Working memory for content that a mapper copies, in blocks that serve again: graphs come and go
+/// in batches, and a heap that shrinks and grows with them takes page faults for each.
+#[derive(Default)]
+pub(crate) struct BufferPool([Mutex<Vec<Bytes>>; CLASSES]);
+
+/// Blocks of the smallest class; each further one is twice as large.
+const SMALLEST_BLOCK: usize = 64;
+/// Up to 64 KiB; larger buffers come from the heap and go back to it.
+const CLASSES: usize = 11;
+/// Bytes of one class that are kept at most.
+const MOST_KEPT: usize = 256 << 10;
+
+// SAFETY: blocks in the pool belong to nobody; a block is handed to one owner at a time.
+unsafe impl Send for BufferPool {}
+// SAFETY: as above, and the lists are behind locks.
+unsafe impl Sync for BufferPool {}
+
+/// Bytes of heap that must remain after a buffer is made.
+const SMALL_BLOCKS: usize = 64 << 10;
+
+impl BufferPool {
+    /// The class of buffers of `size` bytes, and the size of its blocks.
+    fn class(size: usize) -> Option<(usize, usize)> {
+        let block = size.max(SMALLEST_BLOCK).checked_next_power_of_two()?;
+        let class = (block / SMALLEST_BLOCK).ilog2() as usize;
+        (class < CLASSES).then_some((class, block))
+    }
+
+    /// A buffer of `size` zero bytes.
+    pub(crate) fn get(self: &Arc<Self>, size: usize) -> Result<Buffer> {
+        let class = Self::class(size);
+        let kept = class.and_then(|(class, _)| self.0[class].lock().pop());
+        let (bytes, used) = match kept {
+            Some(bytes) => (bytes, true),
+            None => (Self::make(class.map_or(size, |(_, block)| block))?, false),
+        };
+        let buffer = Buffer {
+            bytes,
+            size,
+            pool: Arc::clone(self),
+        };
+        if used {
+            buffer.writer().zero(0, size as u64);
+        }
+        Ok(buffer)
+    }
+
+    fn make(size: usize) -> Result<Bytes> {
+        // What is left over is for the small blocks that nobody asks about.
+        let mut left_over: Vec<u8> = Vec::new();
+        let mut bytes = Vec::new();
+        left_over
+            .try_reserve_exact(SMALL_BLOCKS)
+            .and_then(|()| bytes.try_reserve_exact(size))
+            .map_err(|_| {
+                Error::new(
+                    Status::OutOfMemory,
+                    format!(
+                        "working memory of {size} bytes: the heap has no room for it; free memory, \
+                         or raise RLIMIT_AS or the memory limit"
+                    ),
+                )
+            })?;
+        bytes.resize_with(size, || UnsafeCell::new(0));
+        Ok(bytes.into_boxed_slice())
+    }
+
+    fn put(&self, bytes: Bytes) {
+        if let Some((class, block)) = Self::class(bytes.len()) {
+            let mut kept = self.0[class].lock();
+            if (kept.len() + 1) * block <= MOST_KEPT {
+                kept.push(bytes);
+            }
+        }
+    }
+}
+
+/// A block of a [`BufferPool`], which takes it back.
+pub(crate) struct Buffer {
+    bytes: Bytes,
+    /// Bytes in use.
+    size: usize,
+    pool: Arc<BufferPool>,
+}
+
+// SAFETY: the bytes are written by whoever holds the in-flight allocation and read only after
+// finalize took it, so the accesses of different threads are ordered by that hand-over.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+impl Buffer {
+    /// Where the linker writes.
+    pub(crate) fn writer(&self) -> Writer {
+        let start = self.bytes.as_ptr().cast::<u8>().cast_mut();
+        Writer::new(start.expose_provenance() as u64, self.size as u64)
+    }
+
+    /// The content, once nobody writes any more.
+    pub(crate) fn content(&self) -> &[u8] {
+        let start = self.bytes.as_ptr().cast::<u8>();
+        // SAFETY: a block has at least `size` bytes and lives as long as `self`; finalize ended the
+        // linker's writing.
+        unsafe { std::slice::from_raw_parts(start, self.size) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.pool.put(std::mem::take(&mut self.bytes));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "outside")]
+    fn writing_outside_is_caught() {
+        let pool: Arc<BufferPool> = Arc::default();
+        pool.get(4).unwrap().writer().write(2, b"abc");
+    }
+
+    #[test]
+    fn buffers_serve_again_and_are_zero_each_time() {
+        let pool: Arc<BufferPool> = Arc::default();
+        for size in [0, 1, 64, 65, 4096, 65_536, 65_537, 1 << 20] {
+            let first = pool.get(size).unwrap();
+            let second = pool.get(size).unwrap();
+            let places = [&first, &second].map(|buffer| buffer.bytes.as_ptr());
+            assert!(size == 0 || places[0] != places[1]);
+            first.writer().write(0, &vec![7; size]);
+            assert_eq!(first.content(), vec![7; size]);
+            drop(first);
+            let third = pool.get(size).unwrap();
+            assert_eq!(third.content(), vec![0; size]);
+            assert!(size > 65_536 || third.bytes.as_ptr() == places[0], "{size}");
+        }
+        let many: Vec<Buffer> = (0..100).map(|_| pool.get(65_536).unwrap()).collect();
+        drop(many);
+        let kept: usize = pool.0.iter().map(|class| class.lock().len()).sum();
+        assert!(kept <= 8 + CLASSES, "{kept}");
+    }
+}
