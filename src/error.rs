@@ -56,6 +56,14 @@ impl Status {
         }
     }
 
+    /// What somebody outside says with this number: what only we may say is their failure.
+    pub(crate) fn said_by_others(code: u32) -> Status {
+        match Status::from_code(code) {
+            None | Some(Status::Internal | Status::WouldBlock) => Status::MapperFailed,
+            Some(status) => status,
+        }
+    }
+
     /// The status with this number; `None` for 0 (success) and for numbers that are no status.
     pub fn from_code(code: u32) -> Option<Status> {
         ALL_STATUSES

@@ -22,8 +22,9 @@ mod memory;
 pub mod wire;
 
 mod completion;
-pub mod transport;
+mod crowd;
 pub mod mapper;
+pub mod transport;
 
 pub mod manager;
 

@@ -233,7 +233,7 @@ pub unsafe extern "C" fn jitmem_transport_answer(
             // SAFETY: the caller says that it is NULL or a string.
             let text = (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) });
             let text = text.map_or("no message".into(), CStr::to_string_lossy);
-            let status = Status::from_code(status).unwrap_or(Status::MapperFailed);
+            let status = Status::said_by_others(status);
             Err(Error::new(status, text))
         });
         Ok(())

@@ -4,7 +4,7 @@
 use super::core::Core;
 use super::records::{Key, State};
 use super::space::Leaving;
-use crate::completion::{Completion, wait_until};
+use crate::completion::{Completion, join_all, wait_until};
 use crate::error::Result;
 use crate::mapper::{Action, Retired, SegmentContent, Teardown};
 use crate::sys;
@@ -276,30 +276,32 @@ impl Drop for Core {
             })
             .collect();
         let windows = space.take_windows();
-        let mapper = &self.mapper;
-        if let Some(patience) = mapper.patience() {
-            // Whoever frees a manager finds its actions done and its memory gone.
-            let deadline = Some(Instant::now() + patience);
-            if !retired.iter().all(Retired::is_nothing) {
-                let _ = wait_until(deadline, |done| mapper.deinitialize(retired, done));
-            }
-            for window in windows {
-                let _ = wait_until(deadline, |done| mapper.release(window, done));
-            }
-            return;
-        }
-        let mapper = Arc::clone(mapper);
-        let release = move |_answer: Result<()>| {
-            for window in windows {
-                let keep = Arc::clone(&mapper);
-                // Nobody is left to tell; the mapper counts what it could not unmap.
-                mapper.release(window, Completion::new(move |_| drop(keep)));
+        let mapper = Arc::clone(&self.mapper);
+        // Actions, then memory: none may go while an action still runs in it. Nobody is left to tell
+        // of failures; the mapper counts what it could not unmap.
+        let end = move |done: Completion<()>| {
+            let keep = Arc::clone(&mapper);
+            let release = move |_answer: Result<()>| {
+                let all = join_all(windows.len(), done);
+                for (window, done) in windows.into_iter().zip(all) {
+                    keep.release(window, done);
+                }
+            };
+            if retired.iter().all(Retired::is_nothing) {
+                release(Ok(()));
+            } else {
+                mapper.deinitialize(retired, Completion::new(release));
             }
         };
-        if retired.iter().all(Retired::is_nothing) {
-            release(Ok(()));
-        } else {
-            Arc::clone(&self.mapper).deinitialize(retired, Completion::new(release));
+        match self.mapper.patience() {
+            // Whoever frees a manager finds its actions done and its memory gone.
+            Some(patience) => {
+                let _ = wait_until(Some(Instant::now() + patience), end);
+            }
+            None => {
+                let keep = Arc::clone(&self.mapper);
+                end(Completion::new(move |_| drop(keep)));
+            }
         }
     }
 }

@@ -44,11 +44,16 @@ impl CustomMapper {
 
 fn broken(message: String) -> Error {
     Error::new(Status::MapperFailed, message)
-        .remedy("the custom mapper's callback breaks its contract")
+        .remedy("the custom mapper's callback, or the executor, breaks its contract")
 }
 
-/// A host's window must be aligned, not larger than asked for, and apart from all others.
-fn check_window(reserved: Reserved, size: u64, others: &[AddressRange], page: u64) -> Result<()> {
+/// A window that others made must be aligned, not larger than asked for, and apart from all others.
+pub(super) fn check_window(
+    reserved: Reserved,
+    size: u64,
+    others: &[AddressRange],
+    page: u64,
+) -> Result<()> {
     let range = reserved.range;
     let aligned = range.start() % page == 0 && range.size() % page == 0;
     if range.start() == 0 || range.size() == 0 || !aligned || range.size() > size {

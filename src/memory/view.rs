@@ -291,21 +291,15 @@ impl WriterView {
     }
 
     /// A view of `size` bytes of a file from `offset` on.
-    pub(crate) fn of(
-        file: BorrowedFd<'_>,
-        offset: u64,
-        size: u64,
-        commit: bool,
-    ) -> Result<WriterView> {
+    pub(crate) fn of(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<WriterView> {
         let failed =
             |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        // Where the file system may be small, a page that is not there would be a SIGBUS later.
+        sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
             sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
         let view = WriterView::at(start, size);
         sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
-        if commit {
-            sys::populate(start, size).map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
-        }
         Ok(view)
     }
 

@@ -84,7 +84,11 @@ impl MemFile {
             let message = format!("a file of {} bytes instead of {size}", there.len());
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
-        let mut bytes = vec![0; size as usize];
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(size as usize)
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        bytes.resize(size as usize, 0);
         gate("pread")?;
         file.read_exact_at(&mut bytes, 0)?;
         Ok(bytes)

@@ -24,9 +24,11 @@ pub(crate) mod socket;
 mod stream;
 mod thread;
 
-pub(crate) use call::{Answer, RawWrapperResult, WrapperResult, call_wrapper, serve, dispatch_address, wrapper_address};
 #[cfg(test)]
 pub(crate) use call::testing;
+pub(crate) use call::{
+    Answer, RawWrapperResult, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
+};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 pub(crate) use explain::explain;
@@ -40,9 +42,9 @@ pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;
 pub(crate) use program::{call_int, call_main, call_on_frames, call_void, spawn_for_programs};
 pub(crate) use raw::{Memory, discard};
-pub(crate) use shm::{SharedName, punch_hole, take_shared_memory};
-pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, read};
+pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
+pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, read};
 pub(crate) use thread::spawn;
 
 use crate::page::Alignment;

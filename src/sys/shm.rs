@@ -63,6 +63,13 @@ pub(crate) fn take_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
     Err(io::Error::new(io::ErrorKind::InvalidData, message))
 }
 
+/// Takes the pages of a part of a file, so that a shortage is an error here and not a SIGBUS later.
+pub(crate) fn take_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<()> {
+    gate("fallocate")?;
+    let flags = rustix::fs::FallocateFlags::empty();
+    Ok(rustix::fs::fallocate(file, flags, offset, size)?)
+}
+
 /// Gives the pages of a part of a file back; it reads as zero afterwards.
 pub(crate) fn punch_hole(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<()> {
     use rustix::fs::FallocateFlags;

@@ -225,6 +225,13 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Receive
     })
 }
 
+/// Lets a send fail, with EAGAIN, when the other side has read nothing for this long.
+pub(crate) fn limit_sends(socket: &OwnedFd, patience: Duration) -> io::Result<()> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    gate("setsockopt")?;
+    Ok(set_socket_timeout(socket, Timeout::Send, Some(patience))?)
+}
+
 /// Ends a connection in both directions: whoever waits for a packet sees the end.
 pub(crate) fn hang_up(socket: &OwnedFd) {
     // A connection that has ended already is what was wanted.

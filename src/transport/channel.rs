@@ -3,7 +3,7 @@
 
 use super::packet::{self, Packet};
 use super::pending::Pending;
-use super::{Traffic, Transport, crew, disconnected};
+use super::{PATIENCE, Traffic, Transport, crew, disconnected, lost};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{explain, socket};
@@ -28,6 +28,8 @@ struct Calls {
 impl Channel {
     /// Serves a connected socket.
     pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
+        socket::limit_sends(&socket, PATIENCE)
+            .map_err(|error| explain("limit the time that a send takes", error))?;
         let calls = Arc::new(Calls {
             socket,
             pending: Pending::new(),
@@ -54,13 +56,20 @@ impl Channel {
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         calls.traffic.sent(header.size as usize);
         if let Err(error) = packet::send(&calls.socket, header, args, &borrowed) {
-            let lost = matches!(
-                error.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            );
-            let error = match lost {
-                true => disconnected("its channel is closed"),
-                false => explain(
+            let error = match error.kind() {
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                    disconnected("its channel is closed")
+                }
+                io::ErrorKind::WouldBlock => {
+                    let error = disconnected(format_args!(
+                        "it has read nothing for {} s",
+                        PATIENCE.as_secs()
+                    ));
+                    calls.pending.end(error.clone());
+                    socket::hang_up(&calls.socket);
+                    error
+                }
+                _ => explain(
                     format_args!("send {} bytes to the executor", header.size),
                     error,
                 ),
@@ -101,46 +110,46 @@ impl Drop for Channel {
 }
 
 impl crew::Post for Calls {
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
-        packet::receive(&self.socket, buffer)
+    type Work = (Completion<Vec<u8>>, Packet);
+
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Work>> {
+        let Some(packet) = packet::receive(&self.socket, buffer)? else {
+            return Ok(None);
+        };
+        let Header {
+            opcode,
+            sequence,
+            size,
+            ..
+        } = packet.header;
+        self.traffic.received(size as usize);
+        let done = match opcode {
+            Opcode::Result => self.pending.take(sequence),
+            _ => None,
+        };
+        let done = done.ok_or_else(|| {
+            let message = format!("{opcode:?} {sequence}, which answers no call");
+            io::Error::new(io::ErrorKind::InvalidData, message)
+        });
+        Ok(Some((done?, packet)))
     }
 
     fn hang_up(&self) {
         socket::hang_up(&self.socket);
     }
 
-    fn handle(self: Arc<Self>, packet: Packet) {
-        let Packet { header, body, .. } = packet;
-        let done = match header.opcode {
-            Opcode::Result => self.pending.take(header.sequence),
-            _ => None,
-        };
-        self.traffic.received(header.size as usize);
-        match done {
-            Some(done) if header.tag == OUT_OF_BAND => {
-                let message = String::from_utf8_lossy(&body).into_owned();
-                done.complete(Err(Error::new(Status::MapperFailed, message)));
+    fn handle(self: Arc<Self>, (done, packet): Self::Work) {
+        done.complete(match packet.header.tag {
+            OUT_OF_BAND => {
+                let message = String::from_utf8_lossy(&packet.body).into_owned();
+                Err(Error::new(Status::MapperFailed, message))
             }
-            Some(done) => done.complete(Ok(body)),
-            None => {
-                self.pending.end(Error::new(
-                    Status::Disconnected,
-                    format!(
-                        "the executor sent {:?} {} through its channel, which answers no call; \
-                         the connection was closed",
-                        header.opcode, header.sequence
-                    ),
-                ));
-                socket::hang_up(&self.socket);
-            }
-        }
+            _ => Ok(packet.body),
+        });
     }
 
     fn ended(self: Arc<Self>, why: Option<io::Error>) {
-        self.pending.end(match why {
-            None => disconnected("the end of its channel was reached"),
-            Some(error) => disconnected(format_args!("reading its channel failed: {error}")),
-        });
+        self.pending.end(lost("channel", why));
     }
 }
 

@@ -5,37 +5,45 @@
 //! just handles it: handling may block for as long as it likes, because another thread is there to
 //! read on. When the last one waiting gets a packet it starts one more first. In the steady state
 //! two threads serve, and none is started or handed anything.
+//!
+//! What a packet belongs to is found while its thread still counts as waiting, and the end is told by
+//! the last one that waited: so whatever came before the end is known by then.
 
-use super::packet::Packet;
 use crate::sys;
+use parking_lot::Mutex;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// More threads than this do not wait for packets; the others end.
 const MOST_WAITING: usize = 2;
 
 /// A connection: where packets come from, and what is done with them.
 pub(crate) trait Post: Send + Sync + 'static {
+    /// A packet, and what it belongs to.
+    type Work;
+
     /// Waits for the next packet, in several threads at once; `None` at the end. The buffer is the
     /// thread's own.
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>>;
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Work>>;
 
     /// Handles one packet; may block.
-    fn handle(self: Arc<Self>, packet: Packet);
+    fn handle(self: Arc<Self>, work: Self::Work);
 
     /// Makes whoever waits see the end.
     fn hang_up(&self);
 
-    /// The connection has come to its end, or this is why it was ended. Called once.
+    /// The connection has come to its end, or this is why it was ended. May be called again, then
+    /// without a reason.
     fn ended(self: Arc<Self>, why: Option<io::Error>);
 }
 
 struct Crew<P> {
     post: Arc<P>,
+    /// Threads that are receiving.
     waiting: AtomicUsize,
-    ended: AtomicBool,
+    why: Mutex<Option<io::Error>>,
 }
 
 /// Has the packets of a connection handled until its end. Whoever wants the end hangs up.
@@ -43,7 +51,7 @@ pub(crate) fn start<P: Post>(post: Arc<P>) -> io::Result<()> {
     let crew = Arc::new(Crew {
         post,
         waiting: AtomicUsize::new(0),
-        ended: AtomicBool::new(false),
+        why: Mutex::new(None),
     });
     reinforce(&crew)
 }
@@ -61,18 +69,21 @@ impl<P: Post> Crew<P> {
         let mut buffer = Vec::new();
         loop {
             match self.post.receive(&mut buffer) {
-                Ok(Some(packet)) => {
+                Ok(Some(work)) => {
                     if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
                         // Without another thread packets wait until this one is back.
                         let _ = reinforce(&self);
                     }
                     let post = Arc::clone(&self.post);
-                    if catch_unwind(AssertUnwindSafe(|| post.handle(packet))).is_err() {
+                    if catch_unwind(AssertUnwindSafe(|| post.handle(work))).is_err() {
                         let why = io::Error::other("jitmem panicked, which is a defect in it");
+                        self.waiting.fetch_add(1, Ordering::AcqRel);
                         return self.end(Some(why));
                     }
-                    if self.waiting.fetch_add(1, Ordering::AcqRel) >= MOST_WAITING {
-                        self.waiting.fetch_sub(1, Ordering::AcqRel);
+                    // In one step: one that is counted and leaves would be relied on meanwhile.
+                    let back = |waiting| (waiting < MOST_WAITING).then_some(waiting + 1);
+                    let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
+                    if self.waiting.fetch_update(set, get, back).is_err() {
                         return;
                     }
                 }
@@ -86,9 +97,15 @@ impl<P: Post> Crew<P> {
         }
     }
 
+    /// Receives no more, and nor shall the others.
     fn end(&self, why: Option<io::Error>) {
+        {
+            let mut first = self.why.lock();
+            *first = first.take().or(why);
+        }
         self.post.hang_up();
-        if !self.ended.swap(true, Ordering::AcqRel) {
+        if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let why = self.why.lock().take();
             Arc::clone(&self.post).ended(why);
         }
     }

@@ -16,7 +16,13 @@ pub use stream::Stream;
 
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// How long the other side may take for what it does at once, unless it is stopped or stuck: to read
+/// what was sent, to send the first packet of a connection that exists already, to end a session.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Calls wrapper functions in an executor. Thread-safe; called with no lock held.
 pub trait Transport: Send + Sync {
@@ -41,6 +47,18 @@ pub(crate) fn disconnected(how: impl std::fmt::Display) -> Error {
         Status::Disconnected,
         format!("the executor is gone: {how}; it has exited, was killed, or closed its connection"),
     )
+}
+
+/// What the end of a connection tells those who wait for answers.
+fn lost(connection: &str, why: Option<io::Error>) -> Error {
+    match why {
+        None => disconnected(format_args!("the end of its {connection} was reached")),
+        Some(error) if error.kind() == io::ErrorKind::InvalidData => Error::new(
+            Status::Disconnected,
+            format!("the executor broke the protocol, so its {connection} was closed: {error}"),
+        ),
+        Some(error) => disconnected(error),
+    }
 }
 
 /// What went through: messages there, and the bytes of both directions.

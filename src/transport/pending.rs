@@ -2,6 +2,7 @@
 //! Calls that wait for their answers.
 
 use crate::completion::Completion;
+use crate::crowd::complete_all;
 use crate::error::{Error, invalid_handle};
 use crate::sys;
 use parking_lot::Mutex;
@@ -68,9 +69,11 @@ impl Pending {
             let error = state.ended.get_or_insert(error).clone();
             self.ended.store(true, Ordering::Release);
             let waiting = std::mem::take(&mut state.waiting);
-            waiting.into_values().map(move |done| (done, error.clone()))
+            waiting
+                .into_values()
+                .map(move |done| (done, Err(error.clone())))
         };
-        waiting.for_each(|(done, error)| done.complete(Err(error)));
+        complete_all(waiting);
     }
 
     /// Whether all that comes is answered with an error.

@@ -4,7 +4,7 @@
 use super::frames::Frames;
 use super::packet::Packet;
 use super::pending::Pending;
-use super::{Transport, crew, disconnected};
+use super::{Transport, crew, disconnected, lost};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::sys::{Outlet, explain, socket};
@@ -124,51 +124,55 @@ impl Calls {
                 // Part of the message may be under way, so nothing can follow it.
                 let what = format!("send {} bytes to the executor", header.size);
                 let error = explain(what, error);
-                self.end(error.clone());
+                self.pending.end(error.clone());
+                socket::hang_up(&self.socket);
                 error
             }
         })
     }
 
-    fn end(&self, error: Error) {
-        self.pending.end(error);
-        socket::hang_up(&self.socket);
-    }
-
-    fn broken(&self, what: impl std::fmt::Display) {
-        self.end(Error::new(
-            Status::Disconnected,
-            format!("the executor broke the protocol, so its connection was closed: {what}"),
-        ));
+    fn sort(&self, packet: Packet) -> io::Result<Work> {
+        let Packet { header, body, .. } = packet;
+        let broken = |error: FrameError| io::Error::new(io::ErrorKind::InvalidData, error);
+        header.check().map_err(broken)?;
+        let sequence = header.sequence;
+        match header.opcode {
+            Opcode::Result => match self.pending.take(sequence) {
+                Some(done) => Ok(Work::Answer(done, body)),
+                None => Err(broken(FrameError::UnknownSequence(sequence))),
+            },
+            Opcode::CallWrapper => Ok(Work::Call(sequence)),
+            Opcode::Hangup => Err(io::Error::other(match from_bytes(&body) {
+                Ok(Outcome(Err(message))) => format!("it said \"{message}\""),
+                _ => "it hung up".to_owned(),
+            })),
+            Opcode::Setup => Err(broken(FrameError::UnexpectedSetup)),
+        }
     }
 }
 
+enum Work {
+    Answer(Completion<Vec<u8>>, Vec<u8>),
+    /// Of the executor's own, with its number.
+    Call(u64),
+}
+
 impl crew::Post for Calls {
-    fn receive(&self, _buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+    type Work = Work;
+
+    fn receive(&self, _buffer: &mut Vec<u8>) -> io::Result<Option<Work>> {
         // The next reader waits for this lock.
-        self.input.lock().next()
+        let packet = self.input.lock().next()?;
+        packet.map(|packet| self.sort(packet)).transpose()
     }
 
-    fn handle(self: Arc<Self>, packet: Packet) {
-        let Packet { header, body, .. } = packet;
-        let sequence = header.sequence;
-        if let Err(error) = header.check() {
-            return self.broken(error);
-        }
-        match header.opcode {
-            Opcode::Result => match self.pending.take(sequence) {
-                Some(done) => done.complete(Ok(body)),
-                None => self.broken(FrameError::UnknownSequence(sequence)),
-            },
+    fn handle(self: Arc<Self>, work: Work) {
+        match work {
+            Work::Answer(done, body) => done.complete(Ok(body)),
             // Linked code asks for something of an ORC runtime's; there is none here.
-            Opcode::CallWrapper => {
+            Work::Call(sequence) => {
                 let _ = self.send(Header::new(Opcode::Result, sequence, 0, 0), &[]);
             }
-            Opcode::Hangup => self.end(match from_bytes(&body) {
-                Ok(Outcome(Err(message))) => disconnected(format_args!("it said \"{message}\"")),
-                _ => disconnected("it hung up"),
-            }),
-            Opcode::Setup => self.broken(FrameError::UnexpectedSetup),
         }
     }
 
@@ -177,11 +181,7 @@ impl crew::Post for Calls {
     }
 
     fn ended(self: Arc<Self>, why: Option<io::Error>) {
-        match why {
-            None => self.end(disconnected("the end of its socket was reached")),
-            Some(error) if error.kind() == io::ErrorKind::InvalidData => self.broken(error),
-            Some(error) => self.end(disconnected(format_args!("reading its socket: {error}"))),
-        }
+        self.pending.end(lost("socket", why));
     }
 }
 

@@ -66,7 +66,7 @@ impl From<Error> for Failure {
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
-        let status = Status::from_code(failure.status).unwrap_or(Status::MapperFailed);
+        let status = Status::said_by_others(failure.status);
         Error::new(status, failure.message)
     }
 }

@@ -270,19 +270,19 @@ mod tests {
         let both = [number, process];
         let missing = looked_up::<SymbolDef>(lookup_definitions, &both, &[(MISSING, true)]);
         assert_eq!(missing, Err(format!("Missing definition for {MISSING}")));
-        let nameless = Err("Required address for empty symbol \"\"".to_owned());
+        let nameless = "Required address for empty symbol \"\"".to_owned();
         let names = [("", true)];
         assert_eq!(
             looked_up::<SymbolDef>(lookup_definitions, &both, &names),
-            nameless
+            Err(nameless.clone())
         );
         assert_eq!(
             looked_up::<ExecutorAddr>(lookup_addresses, &both, &names).unwrap_err(),
-            *nameless.as_ref().unwrap_err()
+            nameless
         );
         assert_eq!(
             looked_up::<Option<SymbolDef>>(resolve, &[process], &names).unwrap_err(),
-            nameless.unwrap_err()
+            nameless
         );
         manager.shut_down(number.0);
     }

@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        let mut memory = vec![0u64; 2];
+        let mut memory = [0u64; 2];
         let start = std::ptr::from_mut(&mut memory[0]).expose_provenance() as u64;
         let at = |offset| ExecutorAddr(start + offset);
         let nothing = Ok(Vec::new());

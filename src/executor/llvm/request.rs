@@ -68,7 +68,9 @@ pub(super) fn last_to_first(
     addresses: Vec<ExecutorAddr>,
     body: impl Fn(u64) -> Result<()>,
 ) -> Told<()> {
-    let addresses = addresses.into_iter().rev();
-    let result = addresses.fold(Ok(()), |so_far, address| join(so_far, body(address.0)));
+    let mut result = Ok(());
+    for address in addresses.into_iter().rev() {
+        result = join(result, body(address.0));
+    }
     result.map_err(told)
 }

@@ -4,8 +4,8 @@
 use super::{call, function_at};
 use crate::sys::{Answer, socket};
 use crate::transport::channel::OUT_OF_BAND;
-use crate::transport::crew;
 use crate::transport::packet::{self, Packet};
+use crate::transport::{PATIENCE, crew};
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::Functions;
 use std::io;
@@ -20,10 +20,13 @@ struct Line {
 /// Serves calls from `socket` in threads of our own until its end. What is left of the session then
 /// is for whoever owns it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
+    socket::limit_sends(&socket, PATIENCE)?;
     crew::start(Arc::new(Line { socket, functions }))
 }
 
 impl crew::Post for Line {
+    type Work = Packet;
+
     fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
         packet::receive(&self.socket, buffer)
     }

@@ -78,9 +78,9 @@ impl Drop for Service {
         for id in mine.into_iter().rev() {
             let session = REGISTRY.lock().sessions.remove(&id);
             if let Some(session) = session {
-                // Nobody is left who could be told.
-                let _ = session.close();
+                // No more comes through its channel. Nobody is left who could be told.
                 session.hang_up();
+                let _ = session.close();
             }
         }
     }

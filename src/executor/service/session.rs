@@ -2,22 +2,25 @@
 //! What one controller has in this executor.
 
 use super::line;
-use crate::error::{Error, Result, Status, invalid_argument};
+use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::Protection;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::mapper::{Action, WrapperCall};
+use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::AddressRange;
 use crate::sys::{self, explain, socket};
+use crate::transport::PATIENCE;
 use crate::wire::service::{
     At, Attach, Attached, Content, File, Functions, Item, Reply, Reserve, ReservedAt, Step,
 };
 use crate::wire::sps::{ActionPair, AddrRange, Call, ExecutorAddr};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 pub(super) struct Session {
     id: u64,
@@ -27,6 +30,8 @@ pub(super) struct Session {
     functions: Functions,
     windows: Mutex<Vec<Window>>,
     teardowns: Mutex<Teardowns>,
+    /// Rung when nothing is running.
+    quiet: Condvar,
     /// Our end of a pair, and the end that the controller is about to take.
     offered: Mutex<Option<(OwnedFd, OwnedFd)>>,
     channel: Mutex<Option<Arc<OwnedFd>>>,
@@ -43,6 +48,10 @@ struct Window {
 struct Teardowns {
     last: u64,
     calls: BTreeMap<u64, Vec<WrapperCall>>,
+    /// Allocations that are being initialized or deinitialized.
+    running: usize,
+    /// No more will be.
+    closed: bool,
 }
 
 fn range_of(range: AddrRange) -> Result<AddressRange> {
@@ -67,6 +76,7 @@ impl Session {
             functions,
             windows: Mutex::default(),
             teardowns: Mutex::default(),
+            quiet: Condvar::new(),
             offered: Mutex::default(),
             channel: Mutex::default(),
         }
@@ -121,12 +131,13 @@ impl Session {
 
     fn serve(&self, socket: OwnedFd) -> Result<()> {
         let socket = Arc::new(socket);
-        let before = self.channel.lock().replace(Arc::clone(&socket));
+        line::serve(Arc::clone(&socket), self.functions.clone())
+            .map_err(|error| explain("start a thread that serves the channel", error))?;
+        let before = self.channel.lock().replace(socket);
         if let Some(before) = before {
             socket::hang_up(&before);
         }
-        line::serve(socket, self.functions.clone())
-            .map_err(|error| explain("start a thread that serves the channel", error))
+        Ok(())
     }
 
     pub(super) fn hang_up(&self) {
@@ -140,10 +151,10 @@ impl Session {
     pub(super) fn reserve(&self, request: Reserve) -> Result<ReservedAt> {
         let page = sys::page_size();
         let Reserve { size, least, at } = request;
-        if size == 0 || !page.divides(size) || least > size {
+        if size == 0 || size > REACH || !page.divides(size) || least > size {
             return Err(invalid_argument(format!(
-                "reserve {size} bytes, at least {least}: not a multiple of the executor's page \
-                 size {}",
+                "reserve {size} bytes, at least {least}: want a multiple of the executor's page \
+                 size {}, below 2 GiB",
                 page.bytes()
             )));
         }
@@ -264,6 +275,23 @@ impl Session {
     // ---- allocations ----
 
     pub(super) fn run(&self, item: Item<'_>) -> Result<u64> {
+        {
+            let mut teardowns = self.teardowns.lock();
+            if teardowns.closed {
+                return Err(invalid_handle("the session is closed"));
+            }
+            teardowns.running += 1;
+        }
+        let answer = self.do_item(item);
+        let mut teardowns = self.teardowns.lock();
+        teardowns.running -= 1;
+        if teardowns.running == 0 {
+            self.quiet.notify_all();
+        }
+        answer
+    }
+
+    fn do_item(&self, item: Item<'_>) -> Result<u64> {
         match item {
             Item::Initialize {
                 content,
@@ -358,17 +386,34 @@ impl Session {
     /// Runs the deallocation actions that are left, last to first.
     pub(super) fn tear_down(&self) -> Result<()> {
         let left = std::mem::take(&mut self.teardowns.lock().calls);
-        left.values()
-            .rev()
-            .fold(Ok(()), |result, calls| join(result, run_dealloc(calls)))
+        let mut result = Ok(());
+        for calls in left.values().rev() {
+            result = join(result, run_dealloc(calls));
+        }
+        result
     }
 
     /// Ends the session: actions, then memory. The channel stays until the controller hangs up, for
-    /// the answer goes through it.
+    /// the answer may go through it. Memory in which an action still runs after a while stays.
     pub(super) fn close(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let stuck = {
+            let mut teardowns = self.teardowns.lock();
+            teardowns.closed = true;
+            let mut late = false;
+            while teardowns.running > 0 && !late {
+                late = self.quiet.wait_until(&mut teardowns, deadline).timed_out();
+            }
+            teardowns.running > 0
+        };
         let result = self.tear_down();
-        self.windows.lock().clear();
-        result
+        let windows = std::mem::take(&mut *self.windows.lock());
+        if !stuck {
+            return result;
+        }
+        std::mem::forget(windows);
+        let message = "close a session: an allocation action has not returned; its memory stays";
+        join(result, Err(Error::new(Status::ActionFailed, message)))
     }
 }
 

@@ -210,7 +210,7 @@ impl Mapper for LlvmSharedMapper {
     }
 
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
-        let Chunk { range, commit, .. } = chunk;
+        let range = chunk.range;
         let mut windows = self.windows.lock();
         let window = windows
             .iter_mut()
@@ -218,7 +218,7 @@ impl Mapper for LlvmSharedMapper {
         let window =
             window.ok_or_else(|| invalid_argument(format!("chunk {range:?} lies in no window")))?;
         let offset = range.start() - window.range.start();
-        let view = WriterView::of(window.memory.as_fd(), offset, range.size(), commit)?;
+        let view = WriterView::of(window.memory.as_fd(), offset, range.size())?;
         let prepared = Prepared::shared(view.address(), range.size(), 2);
         window.views.insert(range.start(), view);
         Ok(prepared)

@@ -10,11 +10,12 @@
 //! faster than the next item comes is found by gathering for once; if then nothing else comes, somebody
 //! waits for each answer, and gathering is not tried again for twice as many items as before.
 
-use super::link::{Link, decoded};
+use super::link::{Link, decoded_list};
 use crate::completion::Completion;
-use crate::error::{Error, Result, Status};
+use crate::crowd::complete_all;
+use crate::error::Result;
 use crate::sys;
-use crate::wire::service::{Item, Reply};
+use crate::wire::service::Item;
 use crate::wire::sps::Encode;
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -86,18 +87,20 @@ impl Queue {
         }
     }
 
-    /// Adds an item and says whether it goes at once, with what is there.
-    fn add(&mut self, item: Vec<u8>, done: Completion<u64>) -> bool {
+    /// Adds items that belong into one message, in their order, and says whether they go at once,
+    /// with what is there.
+    fn add(&mut self, items: Vec<u8>, done: Vec<Completion<u64>>) -> bool {
         let now = Instant::now();
         let paused = self.last.replace(now).is_none_or(|last| now - last > PAUSE);
-        self.items.extend(item);
-        self.done.push(done);
+        let first = self.done.is_empty();
+        self.items.extend(items);
+        self.done.extend(done);
         self.since.get_or_insert(now);
         let free = self.under_way == 0;
         if self.items.len() >= MANY_BYTES || free && self.done.len() >= ENOUGH {
             return true;
         }
-        if paused && self.done.len() == 1 {
+        if paused && first {
             self.stop_gathering();
         }
         if !free || self.gathering {
@@ -161,9 +164,22 @@ impl Submit {
     pub(super) fn submit(&self, item: &Item<'_>, done: Completion<u64>) {
         let mut encoded = Vec::with_capacity(256);
         item.encode(&mut encoded);
+        self.submit_encoded(encoded, vec![done]);
+    }
+
+    /// Has items done one after the other: the next one begins when the one before it has ended.
+    pub(super) fn submit_in_order(&self, items: &[Item<'_>], done: Vec<Completion<u64>>) {
+        let mut encoded = Vec::new();
+        items.iter().for_each(|item| item.encode(&mut encoded));
+        if !done.is_empty() {
+            self.submit_encoded(encoded, done);
+        }
+    }
+
+    fn submit_encoded(&self, items: Vec<u8>, done: Vec<Completion<u64>>) {
         let batch = {
             let mut queue = self.0.queue.lock();
-            let go = queue.add(encoded, done);
+            let go = queue.add(items, done);
             if go || !self.0.patrol(&mut queue) {
                 Some(queue.take())
             } else {
@@ -198,7 +214,8 @@ impl Inner {
             if let Some(next) = inner.next() {
                 inner.send(next);
             }
-            complete(done, answer.and_then(|bytes| decoded(&bytes)));
+            let answer = answer.and_then(|bytes| decoded_list(&bytes, done.len()));
+            complete(done, answer);
         });
         self.link
             .call(self.link.functions().run, message, &[], answered);
@@ -229,10 +246,17 @@ impl Inner {
             match due {
                 Some(due) if due <= Instant::now() => {
                     let batch = queue.take();
+                    // What is sent may be answered inside, by callbacks that wait for what they
+                    // submit: then somebody else must be there to look after that.
+                    queue.patrolled = false;
                     drop(queue);
                     self.send(batch);
                     idle = 0;
                     queue = self.queue.lock();
+                    if queue.patrolled {
+                        return;
+                    }
+                    queue.patrolled = true;
                 }
                 Some(due) => {
                     self.bell.wait_until(&mut queue, due);
@@ -253,29 +277,10 @@ impl Inner {
     }
 }
 
-fn complete(done: Vec<Completion<u64>>, answer: Result<Vec<Reply<u64>>>) {
-    match answer {
-        Ok(replies) if replies.len() == done.len() => {
-            for (done, Reply(reply)) in done.into_iter().zip(replies) {
-                done.complete(reply.map_err(Error::from));
-            }
-        }
-        other => {
-            let error = match other {
-                Err(error) => error,
-                Ok(replies) => Error::new(
-                    Status::MapperFailed,
-                    format!(
-                        "the executor gave {} answers to {} items",
-                        replies.len(),
-                        done.len()
-                    ),
-                ),
-            };
-            done.into_iter()
-                .for_each(|done| done.complete(Err(error.clone())));
-        }
-    }
+fn complete(done: Vec<Completion<u64>>, answer: Result<Vec<Result<u64>>>) {
+    let count = done.len();
+    let answers = answer.unwrap_or_else(|error| vec![Err(error); count]);
+    complete_all(done.into_iter().zip(answers));
 }
 
 #[cfg(test)]
@@ -290,7 +295,7 @@ mod tests {
     fn somebody_who_waits_for_each_answer_hardly_ever_waits_for_others() {
         let mut queue = Queue::new();
         let held = (0..1000).filter(|_| {
-            let go = queue.add(vec![1], ignored());
+            let go = queue.add(vec![1], vec![ignored()]);
             let batch = queue.take(); // by the patrol, if it was held
             assert_eq!(batch.done.len(), 1);
             queue.under_way -= 1;
@@ -304,7 +309,7 @@ mod tests {
         let mut queue = Queue::new();
         let mut messages = 0;
         for _ in 0..1000 {
-            if queue.add(vec![1], ignored()) {
+            if queue.add(vec![1], vec![ignored()]) {
                 assert!(queue.take().done.len() <= ENOUGH);
                 queue.under_way -= 1; // answered before the next one comes
                 messages += 1;
@@ -319,16 +324,16 @@ mod tests {
         queue.gathering = true;
         queue.before_try = 0;
         queue.last = Instant::now().checked_sub(2 * PAUSE);
-        assert!(queue.add(vec![1], ignored()));
+        assert!(queue.add(vec![1], vec![ignored()]));
     }
 
     #[test]
     fn what_comes_meanwhile_waits_but_not_if_it_is_much() {
         let mut queue = Queue::new();
-        assert!(queue.add(vec![1], ignored()));
+        assert!(queue.add(vec![1], vec![ignored()]));
         assert_eq!(queue.take().done.len(), 1);
-        assert!(!queue.add(vec![1], ignored()));
-        assert!(queue.add(vec![1; MANY_BYTES], ignored()));
+        assert!(!queue.add(vec![1], vec![ignored()]));
+        assert!(queue.add(vec![1; MANY_BYTES], vec![ignored()]));
         let batch = queue.take();
         assert_eq!((batch.done.len(), queue.under_way), (2, 2));
     }

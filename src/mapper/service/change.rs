@@ -2,12 +2,13 @@
 //! Changes of what lies where in the executor's windows, strictly one message after the other, so
 //! that addresses which were given back can be taken again without waiting.
 
-use super::link::{Link, Way, decoded, file_of};
+use super::link::{Link, Way, decoded_list, file_of};
 use crate::completion::Completion;
-use crate::error::{Error, Result, Status};
+use crate::crowd::complete_all;
+use crate::error::Result;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
-use crate::wire::service::{Change, Reply, Step};
+use crate::wire::service::{Change, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use parking_lot::Mutex;
 use std::collections::VecDeque;
@@ -26,12 +27,11 @@ struct Inner {
 struct Queue {
     waiting: VecDeque<Waiting>,
     under_way: bool,
-    /// For when nothing is waiting or under way.
-    idle: Vec<Completion<()>>,
 }
 
 struct Waiting {
-    step: Step,
+    /// None: completes when all before it have been answered.
+    step: Option<Step>,
     /// Goes along with the message; or stays open here until the executor has opened it.
     file: Option<OwnedFd>,
     done: Completion<()>,
@@ -70,7 +70,7 @@ impl Changes {
         };
         match clone.and_then(|clone| Ok((step(&clone)?, clone))) {
             Ok((step, clone)) => self.push(Waiting {
-                step,
+                step: Some(step),
                 file: Some(clone),
                 done,
             }),
@@ -81,20 +81,19 @@ impl Changes {
     /// Any change that needs no file.
     pub(super) fn make(&self, step: Step, done: Completion<()>) {
         self.push(Waiting {
-            step,
+            step: Some(step),
             file: None,
             done,
         });
     }
 
-    /// Completes once all that was asked for has been answered.
-    pub(super) fn when_idle(&self, done: Completion<()>) {
-        let mut queue = self.0.queue.lock();
-        if queue.under_way {
-            return queue.idle.push(done);
-        }
-        drop(queue);
-        done.complete(Ok(()));
+    /// Completes once all that was asked for before has been answered.
+    pub(super) fn when_done(&self, done: Completion<()>) {
+        self.push(Waiting {
+            step: None,
+            file: None,
+            done,
+        });
     }
 
     fn push(&self, waiting: Waiting) {
@@ -109,20 +108,12 @@ impl Changes {
 
 impl Inner {
     fn send(self: &Arc<Self>) {
-        let (waiting, idle) = {
+        let waiting: Vec<Waiting> = {
             let mut queue = self.queue.lock();
             let count = queue.waiting.len().min(MOST_DESCRIPTORS);
             queue.under_way = count > 0;
-            let waiting: Vec<Waiting> = queue.waiting.drain(..count).collect();
-            match count {
-                0 => (waiting, std::mem::take(&mut queue.idle)),
-                _ => (waiting, Vec::new()),
-            }
+            queue.waiting.drain(..count).collect()
         };
-        idle.into_iter().for_each(|done| done.complete(Ok(())));
-        if waiting.is_empty() {
-            return;
-        }
         let (mut changes, mut files, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for Waiting {
             step,
@@ -130,44 +121,39 @@ impl Inner {
             done: one,
         } in waiting
         {
-            changes.push(step);
+            done.push((step.is_some(), one));
+            changes.extend(step);
             files.extend(file);
-            done.push(one);
         }
-        let mut message = self.link.message();
+        if done.is_empty() {
+            return;
+        }
+        if changes.is_empty() {
+            self.send();
+            return complete_all(done.into_iter().map(|(_, done)| (done, Ok(()))));
+        }
+        let (count, mut message) = (changes.len(), self.link.message());
         Change { changes }.encode(&mut message);
         let files = Arc::new(files);
         let (inner, open) = (Arc::clone(self), Arc::clone(&files));
         let answered = Completion::new(move |answer: Result<Vec<u8>>| {
             drop(open);
             inner.send();
-            let replies = answer.and_then(|bytes| decoded::<Vec<Reply<()>>>(&bytes));
-            let replies = replies.and_then(|replies| match replies.len() == done.len() {
-                true => Ok(replies),
-                false => Err(Error::new(
-                    Status::MapperFailed,
-                    format!(
-                        "the executor gave {} answers to {} changes",
-                        replies.len(),
-                        done.len()
-                    ),
-                )),
+            let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
+            let mut answers = answers
+                .unwrap_or_else(|error| vec![Err(error); count])
+                .into_iter();
+            let done = done.into_iter().map(|(asked, done)| {
+                let answer = if asked { answers.next() } else { None };
+                (done, answer.unwrap_or(Ok(())))
             });
-            match replies {
-                Ok(replies) => done
-                    .into_iter()
-                    .zip(replies)
-                    .for_each(|(done, Reply(reply))| done.complete(reply.map_err(Error::from))),
-                Err(error) => done
-                    .into_iter()
-                    .for_each(|done| done.complete(Err(error.clone()))),
-            }
+            complete_all(done.collect::<Vec<_>>());
         });
         let descriptors = match self.link.way {
             Way::Files => &[],
             _ => files.as_slice(),
         };
-        self.link
-            .call(self.link.functions().change, message, descriptors, answered);
+        let change = self.link.functions().change;
+        self.link.call(change, message, descriptors, answered);
     }
 }

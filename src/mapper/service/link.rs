@@ -5,17 +5,17 @@ use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, MemFile, explain, socket};
 use crate::transport::channel::Channel;
-use crate::transport::{Traffic, Transport, call, disconnected};
-use crate::wire::service::{Attach, Attached, File, Functions, Open, Opened, Reply, VERSION};
-use crate::wire::sps::{Bytes, Decode, Encode, ExecutorAddr, from_bytes, to_bytes};
+use crate::transport::{PATIENCE, Traffic, Transport, call, disconnected};
+use crate::wire::service::{
+    Attach, Attached, Failure, File, Functions, Open, Opened, Reply, VERSION,
+};
+use crate::wire::sps::{
+    Bytes, Decode, Encode, ExecutorAddr, Malformed, Reader, from_bytes, to_bytes,
+};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// How long an executor may take for what it does at once, unless it is stopped or stuck: to send the
-/// first packet of a connection that exists already, to end a session.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+use std::time::Instant;
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) struct Link {
     pub(super) way: Way,
     /// Which steps of the ladder failed, and why.
     pub(super) failed: Vec<String>,
-    traffic: Traffic,
+    traffic: Arc<Traffic>,
     closed: AtomicBool,
     /// Whose session it is; see [`sys::fork_generation`].
     generation: u32,
@@ -54,6 +54,38 @@ pub(super) fn decoded<T: for<'a> Decode<'a>>(bytes: &[u8]) -> Result<T> {
             Status::MapperFailed,
             format!(
                 "the executor answered {} bytes that are no reply: {malformed}",
+                bytes.len()
+            ),
+        )),
+    }
+}
+
+/// The values in the bytes of a reply that must have `count` of them.
+pub(super) fn decoded_list<T: for<'a> Decode<'a>>(
+    bytes: &[u8],
+    count: usize,
+) -> Result<Vec<Result<T>>> {
+    let mut reader = Reader::new(bytes);
+    let mut list = || {
+        if !bool::decode(&mut reader)? {
+            return Ok(Err(Failure::decode(&mut reader)?));
+        }
+        // Before anything is made of them: each takes more room here than there.
+        if u64::decode(&mut reader)? != count as u64 {
+            return Err(Malformed::Length(count as u64));
+        }
+        let replies = (0..count).map(|_| {
+            let Reply(reply) = Reply::decode(&mut reader)?;
+            Ok(reply.map_err(Error::from))
+        });
+        replies.collect::<Result<_, Malformed>>().map(Ok)
+    };
+    match list() {
+        Ok(list) => list.map_err(Error::from),
+        Err(malformed) => Err(Error::new(
+            Status::MapperFailed,
+            format!(
+                "the executor answered {} bytes that are no {count} replies: {malformed}",
                 bytes.len()
             ),
         )),
@@ -77,7 +109,7 @@ impl Link {
             opened,
             way: Way::None,
             failed: Vec::new(),
-            traffic: Traffic::default(),
+            traffic: Arc::default(),
             closed: AtomicBool::new(false),
             generation: sys::fork_generation(),
             lost: Arc::default(),
@@ -109,12 +141,14 @@ impl Link {
             Some(channel) => channel.call_with(function.0, &message, descriptors, done),
             None => {
                 self.traffic.sent(message.len());
-                let lost = Arc::clone(&self.lost);
+                let (lost, traffic) = (Arc::clone(&self.lost), Arc::clone(&self.traffic));
                 let done = Completion::new(move |answer: Result<Vec<u8>>| {
-                    if let Err(error) = &answer {
-                        if error.status() == Status::Disconnected {
+                    match &answer {
+                        Ok(bytes) => traffic.received(bytes.len()),
+                        Err(error) if error.status() == Status::Disconnected => {
                             lost.store(true, Ordering::Release);
                         }
+                        Err(_) => {}
                     }
                     done.complete(answer);
                 });
@@ -138,7 +172,7 @@ impl Link {
     /// Messages sent and bytes of both directions.
     pub(super) fn traffic(&self) -> (u64, u64) {
         let channel = self.channel.as_ref().map(|channel| channel.traffic());
-        let all = [Some(&self.traffic), channel];
+        let all = [Some(&*self.traffic), channel];
         let all = all.iter().flatten();
         all.fold((0, 0), |(messages, bytes), traffic| {
             (messages + traffic.messages(), bytes + traffic.bytes())
@@ -249,7 +283,7 @@ impl Link {
                 explain(format_args!("take a socket of process {process}"), error)
             })
             .and_then(|socket| match socket::cookie(&socket) {
-                Ok(cookie) if cookie == offer.cookie => Ok(socket),
+                Ok(cookie) if cookie == offer.cookie && is_ours(&socket) => Ok(socket),
                 _ => Err(Error::new(
                     Status::Unsupported,
                     format!(
@@ -305,11 +339,16 @@ fn random() -> Result<u128> {
     socket::random().map_err(|error| explain("getrandom", error))
 }
 
+/// Whether a connection was made by the same user, or root.
+fn is_ours(socket: &OwnedFd) -> bool {
+    let trusted = |user| user == socket::user() || user == 0;
+    socket::peer_user(socket).is_ok_and(trusted)
+}
+
 /// Whether whoever connected knows the token and is the same user, or root.
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
-    let trusted = |user| user == socket::user() || user == 0;
     let mut buffer = [0; 64];
-    socket::peer_user(socket).is_ok_and(trusted)
+    is_ours(socket)
         && socket::readable(socket.as_fd(), PATIENCE).unwrap_or(false)
         && socket::receive(socket, &mut buffer)
             .is_ok_and(|received| &buffer[..received.size] == token)

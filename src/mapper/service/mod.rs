@@ -6,21 +6,23 @@ mod batch;
 mod change;
 mod link;
 
+use super::custom::check_window;
 use super::{
     Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, WrapperCall,
 };
 use crate::completion::{Completion, join_all};
+use crate::crowd::complete_all;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, MemFile};
-use crate::transport::Transport;
+use crate::transport::{PATIENCE, Transport};
 use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
 use batch::Batches;
 use change::Changes;
-use link::{Link, PATIENCE, Way, decoded};
+use link::{Link, Way, decoded};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -31,6 +33,9 @@ use std::time::Duration;
 /// What JITLink aligns code to; different allocations share pages.
 const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 
+/// Bytes of a page on any machine.
+const PAGE_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 20;
+
 /// A mapper over our executor service.
 pub struct ServiceMapper {
     capabilities: Capabilities,
@@ -39,6 +44,7 @@ pub struct ServiceMapper {
     changes: Changes,
     batches: Batches,
     chunks: Mutex<BTreeMap<u64, Arc<ChunkState>>>,
+    windows: Arc<Mutex<Vec<AddressRange>>>,
     /// Chunks that the executor has not mapped yet.
     unsettled: Arc<AtomicUsize>,
 }
@@ -51,6 +57,8 @@ struct ChunkState {
     commit: bool,
     /// Where we write; none where content travels in messages.
     _view: Option<WriterView>,
+    /// Counts the chunks that are not mapped.
+    unsettled: Arc<AtomicUsize>,
     progress: Mutex<Progress>,
 }
 
@@ -129,15 +137,17 @@ impl ServiceMapper {
         instance: u64,
     ) -> Result<ServiceMapper> {
         let link = Link::open(transport, service, instance)?;
-        let page_size = Alignment::new(link.page_size()).ok_or_else(|| {
-            Error::new(
-                Status::MapperFailed,
-                format!(
-                    "the executor's page size {} is no power of two",
-                    link.page_size()
-                ),
-            )
-        })?;
+        let page_size = Alignment::new(link.page_size())
+            .filter(|page| PAGE_SIZES.contains(&page.bytes()))
+            .ok_or_else(|| {
+                Error::new(
+                    Status::MapperFailed,
+                    format!(
+                        "no page has {} bytes, as the executor says",
+                        link.page_size()
+                    ),
+                )
+            })?;
         let capabilities = Capabilities {
             name: "remote, content in messages",
             kind: Kind::Remote,
@@ -173,6 +183,7 @@ impl ServiceMapper {
             batches: Batches::new(Arc::clone(&link)),
             link,
             chunks: Mutex::default(),
+            windows: Arc::default(),
             unsettled: Arc::default(),
         }
     }
@@ -180,8 +191,7 @@ impl ServiceMapper {
     /// Has the executor map a chunk whose progress says that it is under way.
     fn map(&self, chunk: &Arc<ChunkState>) {
         let mapped = Arc::clone(chunk);
-        let unsettled = Arc::clone(&self.unsettled);
-        let done = Completion::new(move |answer| mapped.answered(answer, &unsettled));
+        let done = Completion::new(move |answer| mapped.answered(answer));
         let range = wire_range(chunk.range);
         // The lock is not held while the request is made: it may be answered inside.
         let file = match &mut *chunk.progress.lock() {
@@ -232,12 +242,20 @@ impl Drop for ServiceMapper {
     }
 }
 
+impl Drop for ChunkState {
+    fn drop(&mut self) {
+        if !matches!(self.progress.get_mut(), Progress::Mapped) {
+            self.unsettled.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
 impl ChunkState {
     fn mapped(&self) -> bool {
         matches!(*self.progress.lock(), Progress::Mapped)
     }
 
-    fn answered(&self, answer: Result<()>, unsettled: &AtomicUsize) {
+    fn answered(&self, answer: Result<()>) {
         let waiting = {
             let mut progress = self.progress.lock();
             let (file, waiting) = match std::mem::replace(&mut *progress, Progress::Mapped) {
@@ -246,15 +264,13 @@ impl ChunkState {
             };
             match &answer {
                 Ok(()) => {
-                    unsettled.fetch_sub(1, Ordering::AcqRel);
+                    self.unsettled.fetch_sub(1, Ordering::AcqRel);
                 }
                 Err(_) => *progress = Progress::Failed(file),
             }
             waiting
         };
-        waiting
-            .into_iter()
-            .for_each(|done| done.complete(answer.clone()));
+        complete_all(waiting.into_iter().map(|done| (done, answer.clone())));
     }
 
     /// Completes once the executor has mapped it; `true` if it must be told again.
@@ -320,7 +336,7 @@ impl Mapper for ServiceMapper {
         // What goes through a channel of our own does not end with the host's transport.
         match self.link.has_channel() {
             true => done.complete(Ok(())),
-            false => self.changes.when_idle(done),
+            false => self.changes.when_done(done),
         }
     }
 
@@ -336,20 +352,21 @@ impl Mapper for ServiceMapper {
         };
         let mut message = self.link.message();
         Reserve { size, least, at }.encode(&mut message);
+        let (windows, page) = (Arc::clone(&self.windows), self.capabilities.page_size);
         let done = Completion::new(move |answer: Result<Vec<u8>>| {
             let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
             done.complete(reserved.and_then(|reserved| {
-                let range = reserved.range;
-                let range = AddressRange::new(range.start.0, range.size())
-                    .filter(|range| range.size() > 0 && range.size() <= size);
-                let range = range.ok_or_else(|| {
-                    let message = format!("the executor reserved {:x?}", reserved.range);
-                    Error::new(Status::MapperFailed, message)
-                })?;
-                Ok(Reserved {
+                let at = reserved.range;
+                let range = AddressRange::new(at.start.0, at.size())
+                    .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
+                let reserved = Reserved {
                     range,
                     in_reach: reserved.in_reach,
-                })
+                };
+                let mut windows = windows.lock();
+                check_window(reserved, size, &windows, page.bytes())?;
+                windows.push(range);
+                Ok(reserved)
             }));
         });
         self.link
@@ -378,6 +395,7 @@ impl Mapper for ServiceMapper {
             protection: group.protection.bits() as u8,
             commit,
             _view: view,
+            unsettled: Arc::clone(&self.unsettled),
             progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
         });
         self.unsettled.fetch_add(1, Ordering::AcqRel);
@@ -421,26 +439,25 @@ impl Mapper for ServiceMapper {
     }
 
     fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
-        let all = join_all(retired.len(), done);
-        for (retired, done) in retired.iter().rev().zip(all) {
+        let item = |retired: &Retired| {
             let key = match retired.teardown {
                 Teardown::Key(key) => key,
                 _ => 0,
             };
-            let code = retired
-                .copied
-                .iter()
-                .filter(|(_, group)| group.protection.executable());
+            let code = retired.copied.iter();
+            let code = code.filter(|(_, group)| group.protection.executable());
             let traps: Vec<AddrRange> = code.map(|(range, _)| wire_range(*range)).collect();
-            let done = Completion::new(move |answer: Result<u64>| done.complete(answer.map(drop)));
-            if key == 0 && traps.is_empty() {
-                done.complete(Ok(0));
-            } else {
-                self.batches
-                    .handle()
-                    .submit(&Item::Deinitialize { key, traps }, done);
-            }
-        }
+            (key != 0 || !traps.is_empty()).then_some(Item::Deinitialize { key, traps })
+        };
+        // One message, for the last one must have ended before the one before it begins.
+        let items: Vec<Item<'_>> = retired.iter().rev().filter_map(item).collect();
+        let all = join_all(items.len(), done).into_iter();
+        let all = all.map(|done| {
+            Completion::new(move |answer: Result<u64>| {
+                done.complete(answer.map(drop));
+            })
+        });
+        self.batches.handle().submit_in_order(&items, all.collect());
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
@@ -453,7 +470,6 @@ impl Mapper for ServiceMapper {
         };
         if let Progress::Failed(_) = *state.progress.lock() {
             // The executor has nothing there.
-            self.unsettled.fetch_sub(1, Ordering::AcqRel);
             return Ok(());
         }
         // If the executor can't, the chunk that comes in its place is refused there, and says so.
@@ -464,6 +480,7 @@ impl Mapper for ServiceMapper {
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {
+        self.windows.lock().retain(|known| *known != window);
         let inside = |start: &u64| window.start() <= *start && *start < window.end();
         self.chunks.lock().retain(|start, _| !inside(start));
         self.changes.make(

@@ -48,7 +48,7 @@ fn segments<'a>(request: &[SegmentOnWire<'a>]) -> Result<Vec<Segment<'a>>> {
         let content = content.0;
         if content.len() as u64 > *size {
             return Err(invalid_argument(format!(
-                "Segment {:#x} content size {:#x} exceeds segment size {size:#x}",
+                "Segment {:#x} content size ({:#x} bytes) exceeds segment size ({size:#x} bytes)",
                 address.0,
                 content.len()
             )));
@@ -138,10 +138,10 @@ impl MemoryManager {
         let (on_wire, pairs) = request;
         let Some(key) = on_wire.iter().map(|(_, address, ..)| address.0).min() else {
             return match rules {
-                Rules::Finalize if pairs.is_empty() => Ok(0),
-                Rules::Finalize => Err(invalid_argument(
+                _ if !pairs.is_empty() => Err(invalid_argument(
                     "Finalization actions attached to empty finalization request",
                 )),
+                Rules::Finalize => Ok(0),
                 Rules::Initialize => Err(invalid_argument("Finalization request is empty")),
             };
         };

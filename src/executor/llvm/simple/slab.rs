@@ -173,7 +173,7 @@ impl Slabs {
     ) -> Result<Option<(u64, AddressRange, Vec<WrapperCall>)>> {
         let Some((base, slab)) = self.around(key) else {
             return Err(unknown(format!(
-                "In deinitialize, {key:#x} is not part of any reserved address range"
+                "In deinitialize, address {key:#x} is not part of any reserved address range"
             )));
         };
         let ended = slab.ended.contains(&key);

@@ -122,7 +122,7 @@ fn the_old_rules_for_requests() {
     let long = session.finalize(&[segment(R, base, 2, b"abc")], vec![]);
     starts(
         long,
-        &format!("Segment {base:#x} content size 0x3 exceeds segment size 0x2"),
+        &format!("Segment {base:#x} content size (0x3 bytes) exceeds segment size (0x2 bytes)"),
     );
     session
         .finalize(&[segment(R, base, 64, &bytes)], vec![])
@@ -194,7 +194,7 @@ fn regions_come_and_go_inside_a_slab() {
          region"
     );
     assert_eq!(session.end(deinitialize, &[slab]), Err(words));
-    let words = "In deinitialize, 0x10 is not part of any reserved address range";
+    let words = "In deinitialize, address 0x10 is not part of any reserved address range";
     assert_eq!(session.end(deinitialize, &[16]), Err(words.to_owned()));
 
     let first = vec![pair(noting(&one), noting(&two))];
@@ -281,6 +281,11 @@ fn requests_that_jitmem_can_not_honour_are_refused_whole() {
         assert!(message.contains(words), "{message}");
     };
     refused(&[], "Finalization request is empty");
+    let orphan = session.initialize(&[], vec![pair(NOTHING, NOTHING)]);
+    starts(
+        orphan,
+        "Finalization actions attached to empty finalization request",
+    );
     refused(&[segment(RWX, slab, 64, &bytes)], "writable and executable");
     refused(&[segment(0x13, slab, 64, &bytes)], "bits other than");
     refused(&[segment(R, u64::MAX, 2, b"")], "beyond the end of memory");
@@ -288,8 +293,8 @@ fn requests_that_jitmem_can_not_honour_are_refused_whole() {
         &[segment(R, slab, 2 * page + 1, b"")],
         "does not lie inside its reservation",
     );
-    let pair = [segment(R, slab, 8, b"a"), segment(RX, slab + 8, 8, b"b")];
-    refused(&pair, "share a page");
+    let adjacent = [segment(R, slab, 8, b"a"), segment(RX, slab + 8, 8, b"b")];
+    refused(&adjacent, "share a page");
     refused(
         &[segment(R, 16, 2, b"ab")],
         "In initialize, 0x10 -- 0x12 is not part of",
