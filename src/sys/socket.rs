@@ -181,6 +181,8 @@ pub(crate) struct Received {
     pub(crate) size: usize,
     /// The packet was longer than the buffer.
     pub(crate) truncated: bool,
+    /// Descriptors came with it that this process had no room for.
+    pub(crate) short_of_descriptors: bool,
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
@@ -221,6 +223,7 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Receive
     Ok(Received {
         size: message.bytes,
         truncated: message.flags.contains(rustix::net::ReturnFlags::TRUNC),
+        short_of_descriptors: message.flags.contains(rustix::net::ReturnFlags::CTRUNC),
         descriptors,
     })
 }

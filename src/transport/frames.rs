@@ -58,6 +58,7 @@ impl Frames {
             header,
             body,
             descriptors: Vec::new(),
+            lost: None,
         }))
     }
 

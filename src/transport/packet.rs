@@ -18,6 +18,9 @@ pub(crate) struct Packet {
     pub(crate) header: Header,
     pub(crate) body: Vec<u8>,
     pub(crate) descriptors: Vec<OwnedFd>,
+    /// The body was in a file that this process could not take or read, and this is why; the rest of
+    /// the connection is as good as before.
+    pub(crate) lost: Option<String>,
 }
 
 fn malformed(what: impl std::fmt::Display) -> io::Error {
@@ -55,13 +58,26 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Opti
         .ok_or_else(|| malformed(format!("a packet of {} bytes", received.size)))?;
     let header = Header::decode(header).map_err(malformed)?;
     let size = header.body_size();
+    let mut lost = None;
     let body = if size == rest.len() as u64 {
         rest.to_vec()
     } else if rest.is_empty() && size <= MOST_BODY {
-        let file = descriptors
-            .pop()
-            .ok_or_else(|| malformed("a packet without its body"))?;
-        MemFile::content(file, size)?
+        match descriptors.pop().map(|file| MemFile::content(file, size)) {
+            Some(Ok(body)) => body,
+            Some(Err(error)) if error.kind() == ErrorKind::InvalidData => return Err(error),
+            Some(Err(error)) => {
+                lost = Some(format!("read a message of {size} bytes: {error}"));
+                Vec::new()
+            }
+            None if received.short_of_descriptors => {
+                lost = Some(format!(
+                    "take a message of {size} bytes: this process has as many descriptors as it may; \
+                     raise RLIMIT_NOFILE (ulimit -n)"
+                ));
+                Vec::new()
+            }
+            None => return Err(malformed("a packet without its body")),
+        }
     } else {
         return Err(malformed(format!(
             "a packet whose header says {} bytes",
@@ -72,6 +88,7 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Opti
         header,
         body,
         descriptors,
+        lost,
     }))
 }
 

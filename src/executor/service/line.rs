@@ -40,6 +40,7 @@ impl crew::Post for Line {
             header,
             body,
             descriptors,
+            lost,
         } = packet;
         let Header {
             opcode,
@@ -51,6 +52,7 @@ impl crew::Post for Line {
             return socket::hang_up(&self.socket);
         }
         let answer: Answer = match function_at(&self.functions, tag) {
+            _ if lost.is_some() => Err(lost.unwrap_or_default()),
             Some(function) => call(function, &body, descriptors),
             None => Err(format!(
                 "no function of jitmem's executor service is at {tag:#x}"
