@@ -193,6 +193,27 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_came_before_the_end_is_one() {
+        for _ in 0..500 {
+            let (here, there) = socket::packet_pair().unwrap();
+            let channel = Channel::new(here).unwrap();
+            let (sender, receiver) = std::sync::mpsc::channel();
+            for _ in 0..2 {
+                let sender = sender.clone();
+                let done = Completion::new(move |answer: Result<Vec<u8>>| {
+                    sender.send(answer.is_ok()).unwrap();
+                });
+                channel.call(7, vec![], done);
+            }
+            drop(sender);
+            let first = receive(&there).header.sequence;
+            answer(&there, first, 0, b"yes");
+            socket::hang_up(&there);
+            assert_eq!(receiver.iter().filter(|answered| *answered).count(), 1);
+        }
+    }
+
+    #[test]
     fn an_executor_that_answers_twice_or_hangs_up_ends_every_call_once() {
         for twice in [true, false] {
             let (here, there) = socket::packet_pair().unwrap();

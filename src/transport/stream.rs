@@ -438,6 +438,20 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_came_before_the_end_is_one() {
+        for _ in 0..500 {
+            let (mut executor, stream) = connected();
+            let answers = calls(&stream, 2);
+            let call = executor.call();
+            executor.answer(&call, b"yes");
+            executor.socket.shutdown(Shutdown::Both).unwrap();
+            let (answered, lost): (Vec<_>, Vec<_>) =
+                answers.iter().partition(|(_, one)| one.is_ok());
+            assert_eq!((answered.len(), lost.len()), (1, 1));
+        }
+    }
+
+    #[test]
     fn dropping_it_answers_what_waits() {
         let (mut executor, stream) = connected();
         let answers = calls(&stream, 2);
