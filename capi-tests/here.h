@@ -115,11 +115,16 @@ static inline void here_tear_down(struct here *here) {
 // ---- managers ----
 
 // `shared`: through shared memory, else through messages.
-static inline jitmem_manager *manager_here(struct here *here, int shared, jitmem_mapper **mapper) {
+static inline jitmem_manager *manager_over(jitmem_transport *transport, int shared,
+                                           jitmem_mapper **mapper) {
   jitmem_manager *manager = NULL;
-  OK((shared ? jitmem_mapper_shared : jitmem_mapper_remote)(here->transport, NULL, mapper, error));
+  OK((shared ? jitmem_mapper_shared : jitmem_mapper_remote)(transport, NULL, mapper, error));
   OK(jitmem_manager_create(*mapper, NULL, &manager, error));
   return manager;
+}
+
+static inline jitmem_manager *manager_here(struct here *here, int shared, jitmem_mapper **mapper) {
+  return manager_over(here->transport, shared, mapper);
 }
 
 struct fixture_here {
