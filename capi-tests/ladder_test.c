@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Ways to hand memfds to an executor, each refused in turn: the next one is taken and said to be,
+// and when none is left the error tells of them all. The controller is a child as well, for the
+// filters.
+
+#include "executor.h"
+#include "limits.h"
+
+#include <sched.h>
+
+static jitmem_transport *connect_executor(struct executor executor) {
+  jitmem_transport *transport = NULL;
+  MUST_OK(jitmem_transport_socket(executor.socket, &transport, error));
+  return transport;
+}
+
+static void end_executor(struct executor executor, jitmem_transport *transport) {
+  jitmem_transport_free(transport);
+  MUST(status_of_executor(executor) == 0);
+}
+
+// Linked code runs in the executor, which got it in this way and for these reasons.
+static void must_go(struct executor executor, const char *way, const char *reason,
+                    const char *other_reason) {
+  jitmem_transport *transport = connect_executor(executor);
+  jitmem_mapper *mapper = NULL;
+  jitmem_manager *manager = NULL;
+  MUST_OK(jitmem_mapper_shared(transport, NULL, &mapper, error));
+  MUST_OK(jitmem_manager_create(mapper, NULL, &manager, error));
+  jitmem_stats stats = child_stats(manager);
+  MUST(stats.mapper == JITMEM_MAPPER_SHARED);
+  MUST(strstr(stats.mapper_name, way) != NULL);
+  MUST(!(stats.fallbacks & JITMEM_FALLBACK_WAY) == (reason == NULL));
+  MUST((stats.fallback_reason == NULL) == (reason == NULL));
+  if (reason != NULL) {
+    MUST(strstr(stats.fallback_reason, reason) != NULL);
+    MUST(strstr(stats.fallback_reason, other_reason) != NULL);
+  }
+  for (int i = 0; i < 100; i++) {
+    // Larger ones now and then: chunks of their own, each of which goes the same way.
+    const uint64_t size = i % 10 ? 200 : 3 * MIB;
+    const jitmem_segment segments[] = {segment(ADD_SIZE, 0, RX), segment(size, 100, RW)};
+    jitmem_segment_memory memory[2];
+    uint64_t allocation;
+    int32_t answer = 0;
+    MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, error));
+    emit_add(memory[0].working_memory, i);
+    MUST_OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
+    MUST_OK(call_int(transport, memory[0].address, 1000, &answer, error));
+    MUST(answer == 1000 + i);
+    MUST_OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
+  }
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+  end_executor(executor, transport);
+}
+
+static void no_connect(void) { deny(SYS_connect, EPERM); }
+
+static void no_connect_no_open(void) {
+  deny(SYS_connect, EPERM);
+  deny(SYS_openat, EACCES);
+}
+
+static void no_socket(void) { deny(SYS_connect, ENOSYS); }
+
+LIMITED(an_abstract_socket) { must_go(start_executor(NULL), "abstract socket", NULL, NULL); }
+
+LIMITED(pidfd_getfd) {
+  must_go(start_executor(no_connect), "pidfd_getfd", "an abstract Unix socket", "os error 1)");
+}
+
+LIMITED(files_of_proc) {
+  struct executor executor = start_executor(no_connect);
+  deny(SYS_pidfd_getfd, EPERM);
+  must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
+}
+
+LIMITED(files_of_proc_on_old_kernels) {
+  struct executor executor = start_executor(no_socket);
+  deny(SYS_pidfd_open, ENOSYS);
+  must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
+}
+
+LIMITED(no_way_at_all) {
+  struct executor executor = start_executor(no_connect_no_open);
+  deny(SYS_pidfd_getfd, EPERM);
+  jitmem_transport *transport = connect_executor(executor);
+  jitmem_mapper *mapper = NULL;
+  jitmem_error *problem = NULL;
+  MUST(jitmem_mapper_shared(transport, NULL, &mapper, &problem) == JITMEM_UNSUPPORTED);
+  const char *message = jitmem_error_message(problem);
+  const char *const words[] = {"an abstract Unix socket: ", "connect to the controller's socket",
+                               "; pidfd_getfd: ",           "take a socket of process",
+                               "; /proc/PID/fd: ",          "a memfd of the controller's",
+                               "run it on this machine"};
+  for (size_t i = 0; i < COUNT(words); i++)
+    if (strstr(message, words[i]) == NULL) {
+      fprintf(stderr, "ERROR: \"%s\" is not in \"%s\"\n", words[i], message);
+      _exit(CHILD_FAILED);
+    }
+  jitmem_error_free(problem);
+  // Nothing is left in its way: content still goes in messages.
+  jitmem_manager *manager = NULL;
+  MUST_OK(jitmem_mapper_remote(transport, NULL, &mapper, error));
+  MUST_OK(jitmem_manager_create(mapper, NULL, &manager, error));
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+  end_executor(executor, transport);
+}
+
+// ---- namespaces ----
+
+// Skips what needs namespaces that can't be had here.
+static void must_have(int flags) {
+  pid_t probe = fork();
+  if (probe == 0)
+    _exit(unshare(flags) == 0 ? 0 : errno);
+  int status = 0;
+  MUST(waitpid(probe, &status, 0) == probe && WIFEXITED(status));
+  if (status != 0)
+    SKIP_CHILD("no new namespaces here: %s", strerror(WEXITSTATUS(status)));
+}
+
+static void enter_another_network(void) { MUST(unshare(CLONE_NEWNET) == 0); }
+
+LIMITED(another_network) {
+  must_have(CLONE_NEWNET);
+  must_go(start_executor(enter_another_network), "pidfd_getfd", "an abstract Unix socket",
+          "connect to the controller's socket");
+}
+
+// Only children are in a new namespace of processes, so the executor is one, and ends this one.
+static void enter_another_world(void) {
+  MUST(unshare(CLONE_NEWNET | CLONE_NEWPID) == 0);
+  pid_t process = fork();
+  MUST(process >= 0);
+  if (process != 0)
+    _exit(status_of_executor((struct executor){.process = process}) == 0 ? 0 : CHILD_FAILED);
+}
+
+LIMITED(another_network_and_other_processes) {
+  must_have(CLONE_NEWNET | CLONE_NEWPID);
+  must_go(start_executor(enter_another_world), "/proc/PID/fd", "an abstract Unix socket",
+          "process 1");
+}
+
+int main(int argc, char **argv) {
+  const struct CMUnitTest tests[] = {
+      LIMIT(an_abstract_socket),
+      LIMIT(pidfd_getfd),
+      LIMIT(files_of_proc),
+      LIMIT(files_of_proc_on_old_kernels),
+      LIMIT(no_way_at_all),
+      LIMIT(another_network),
+      LIMIT(another_network_and_other_processes),
+  };
+  return RUN_LIMITS(tests, argc, argv);
+}
