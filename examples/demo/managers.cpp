@@ -56,10 +56,6 @@ std::vector<Contender> managersAcross() {
        }},
       {"LLVM shared", "llvm::orc::MapperJITLinkMemoryManager over SharedMemoryMapper", true,
        createShared},
-      {"jitmem remote", "jitmem::orc::MemoryManager::CreateRemote(EPC)", true,
-       [](ExecutorProcessControl &EPC) {
-         return toManager(jitmem::orc::MemoryManager::CreateRemote(EPC));
-       }},
       {"LLVM EPC", "llvm::orc::EPCGenericJITLinkMemoryManager", true, createGeneric},
   };
 }
