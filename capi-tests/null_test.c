@@ -100,6 +100,7 @@ static void transports(void **state) {
           jitmem_transport_answer(0, JITMEM_OK, NULL, NULL, 0, error));
   REFUSED(JITMEM_INVALID_HANDLE, "call 0xffffffffffffffff",
           jitmem_transport_answer(UINT64_MAX, JITMEM_DISCONNECTED, "why", NULL, 0, error));
+  REFUSED(JITMEM_INVALID_HANDLE, "task 0x0", jitmem_task_run(0, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "bytes is NULL",
           jitmem_transport_answer(1, JITMEM_OK, NULL, NULL, 1, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",

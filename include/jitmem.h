@@ -916,6 +916,11 @@ typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *ite
 typedef uint64_t jitmem_call;
 
 /**
+ * Names callbacks that wait to be run, once, by jitmem_task_run.
+ */
+typedef uint64_t jitmem_task;
+
+/**
  * A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
  */
 typedef struct jitmem_transport_callbacks {
@@ -943,6 +948,13 @@ typedef struct jitmem_transport_callbacks {
    * was. Called from any thread. NULL: no names are known.
    */
   uint64_t (*symbol)(void *ctx, const char *name);
+  /**
+   * Has jitmem_task_run called with `task`, now or later, from any thread, exactly once: there run
+   * the callbacks of asynchronous requests that the executor has answered, which may block and
+   * which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
+   * of jitmem's or where jitmem_transport_answer is called.
+   */
+  void (*dispatch)(void *ctx, jitmem_task task);
 } jitmem_transport_callbacks;
 
 /**
@@ -1511,6 +1523,16 @@ jitmem_status jitmem_transport_answer(jitmem_call call,
                                       const void *bytes,
                                       size_t size,
                                       struct jitmem_error **error);
+
+/**
+ * Runs the callbacks that a custom transport's `dispatch` was given.
+ *
+ * Errors: JITMEM_INVALID_HANDLE for a task that has run before or never was one.
+ *
+ * Requires:
+ * `error` is NULL or a place for a pointer.
+ */
+jitmem_status jitmem_task_run(jitmem_task task, struct jitmem_error **error);
 
 /**
  * Calls the wrapper function at executor address `function` with `args` and waits for its result,

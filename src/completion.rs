@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Completions: callbacks that run exactly once, whatever happens.
 
+use crate::crowd;
 use crate::error::{Error, Result, Status};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -15,6 +16,15 @@ impl<T> Completion<T> {
     /// Calls `callback` once with the answer, in the thread that completes.
     pub fn new(callback: impl FnOnce(Result<T>) + Send + 'static) -> Self {
         Completion(Some(Box::new(callback)))
+    }
+
+    /// Calls a callback of the host's, which may block: where many answers arrive together it runs
+    /// when they have all been dealt with, where the host wants it.
+    pub(crate) fn for_host(callback: impl FnOnce(Result<T>) + Send + 'static) -> Self
+    where
+        T: Send + 'static,
+    {
+        Completion::new(move |answer| crowd::run_callback(move || callback(answer)))
     }
 
     /// Answers.

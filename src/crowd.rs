@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Running many callbacks of hosts that may wait for each other.
+//! Running callbacks of hosts, which may take long and wait for each other.
 //!
-//! The answers to many requests often arrive together. Run one after the other, a callback that
-//! waits for what its neighbour will do would wait for ever. So they stand in a list that one thread
-//! goes through, and a watch sees to it that another thread goes on where one is stuck.
+//! The answers to many requests often arrive together. What jitmem itself does with them never
+//! blocks and is done at once. The host's callbacks are collected meanwhile and then run where the
+//! host wants them, all of a message as one task: a task each costs more than most callbacks. Run one
+//! after the other, a callback that waits for what its neighbour will do would wait for ever. So they
+//! stand in a list that one thread goes through, and a watch sees to it that another thread goes on
+//! where one is stuck.
 
-use crate::completion::Completion;
-use crate::error::Result;
 use crate::sys;
 use parking_lot::Mutex;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +20,8 @@ const TOO_LONG: Duration = Duration::from_millis(2);
 /// The watch ends after so many rounds with nothing to look after.
 const IDLE_ROUNDS: u32 = 50;
 
-type Task = Box<dyn FnOnce() + Send>;
+/// Something to do once.
+pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
 struct List {
     tasks: Mutex<VecDeque<Task>>,
@@ -36,14 +39,43 @@ static WATCH: Mutex<Watch> = Mutex::new(Watch {
     on: None,
 });
 
-/// Completes all, in order; one that blocks does not keep the others from going on.
-pub(crate) fn complete_all<T: Send + 'static>(
-    answered: impl IntoIterator<Item = (Completion<T>, Result<T>)>,
-) {
-    let task = |(done, answer): (Completion<T>, Result<T>)| -> Task {
-        Box::new(move || done.complete(answer))
-    };
-    run_all(answered.into_iter().map(task).collect());
+thread_local! {
+    /// What [`deliver`] has collected in this thread so far.
+    static COLLECTED: RefCell<Option<VecDeque<Task>>> = const { RefCell::new(None) };
+}
+
+/// Runs a callback of a host's, unless it is to be collected.
+pub(crate) fn run_callback(callback: impl FnOnce() + Send + 'static) {
+    let mut callback = Some(callback);
+    COLLECTED.with_borrow_mut(|collected| {
+        if let Some(tasks) = collected {
+            tasks.extend(callback.take().map(|callback| Box::new(callback) as Task));
+        }
+    });
+    if let Some(callback) = callback {
+        callback();
+    }
+}
+
+/// Collects the callbacks that `body` comes to and has them run by `dispatch`, as one task.
+pub(crate) fn deliver(body: impl FnOnce(), dispatch: impl FnOnce(Task)) {
+    struct Collecting;
+    impl Drop for Collecting {
+        fn drop(&mut self) {
+            COLLECTED.set(None);
+        }
+    }
+    if COLLECTED.with_borrow(Option::is_some) {
+        return body(); // whoever collects here already sees to them
+    }
+    COLLECTED.set(Some(VecDeque::new()));
+    let collecting = Collecting;
+    body();
+    let tasks = COLLECTED.take().unwrap_or_default();
+    drop(collecting);
+    if !tasks.is_empty() {
+        dispatch(Box::new(move || run_all(tasks)));
+    }
 }
 
 fn run_all(mut tasks: VecDeque<Task>) {
@@ -121,40 +153,46 @@ mod tests {
         let mut receivers = receivers.into_iter();
         let first = receivers.next().unwrap();
         let (finished, all) = channel();
-        // Each waits for the next one; the last waits for nobody.
-        let done = senders.into_iter().enumerate().map(|(index, sender)| {
-            let next = receivers.next();
-            let finished = finished.clone();
-            let done = Completion::new(move |answer: Result<usize>| {
-                if let Some(next) = next {
-                    next.recv().unwrap();
-                }
-                sender.send(()).unwrap();
-                finished.send(answer.unwrap()).unwrap();
-            });
-            (done, Ok(index))
-        });
-        complete_all(done.collect::<Vec<_>>());
+        let body = || {
+            // Each waits for the next one; the last waits for nobody.
+            for (index, sender) in senders.into_iter().enumerate() {
+                let (next, finished) = (receivers.next(), finished.clone());
+                run_callback(move || {
+                    if let Some(next) = next {
+                        next.recv().unwrap();
+                    }
+                    finished.send(index).unwrap();
+                    sender.send(()).unwrap();
+                });
+            }
+        };
+        deliver(body, |task| task());
         first.recv().unwrap();
         let order: Vec<usize> = all.iter().take(COUNT).collect();
         assert_eq!(order, [4, 3, 2, 1, 0]);
     }
 
     #[test]
-    fn those_that_wait_for_nobody_run_in_order_in_one_thread() {
+    fn what_is_collected_runs_in_order_as_one_task() {
         let (sender, receiver) = channel();
-        let done = (0..100).map(|index| {
-            let sender = sender.clone();
-            let done = Completion::new(move |answer: Result<u32>| {
-                let here = std::thread::current().id();
-                sender.send((answer.unwrap(), here)).unwrap();
-            });
-            (done, Ok(index))
-        });
-        complete_all(done.collect::<Vec<_>>());
-        let here = std::thread::current().id();
-        for index in 0..100 {
-            assert_eq!(receiver.recv().unwrap(), (index, here));
-        }
+        let mut tasks = Vec::new();
+        let body = || {
+            for index in 0..100 {
+                let sender = sender.clone();
+                // Nobody collects twice.
+                let inner = || run_callback(move || sender.send(index).unwrap());
+                deliver(inner, |_| unreachable!("the outer one dispatches"));
+            }
+        };
+        deliver(body, |task| tasks.push(task));
+        assert!(receiver.try_recv().is_err());
+        assert_eq!(tasks.len(), 1);
+        tasks.pop().unwrap()();
+        assert_eq!(
+            receiver.try_iter().collect::<Vec<_>>(),
+            (0..100).collect::<Vec<_>>()
+        );
+        run_callback(move || sender.send(1000).unwrap());
+        assert_eq!(receiver.try_recv(), Ok(1000), "nobody collects");
     }
 }

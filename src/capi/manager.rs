@@ -205,7 +205,7 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
         // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
-        let done = Completion::new(move |answer: Result<Manager>| {
+        let done = Completion::for_host(move |answer: Result<Manager>| {
             let (manager, error) = match answer {
                 Ok(manager) => (handle::give(jitmem_manager::new(manager)), None),
                 Err(error) => (std::ptr::null_mut(), Some(error)),
@@ -356,7 +356,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
         // SAFETY: as the caller says.
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
-        let done = Completion::new(move |answer: Result<Allocated>| match answer {
+        let done = Completion::for_host(move |answer: Result<Allocated>| match answer {
             Ok(allocated) => {
                 let (entries, count) = (memory_of(&allocated), allocated.segments.len());
                 let none = std::ptr::null();
@@ -439,9 +439,9 @@ pub unsafe extern "C" fn jitmem_manager_write(
 pub type jitmem_done_fn =
     Option<unsafe extern "C" fn(ctx: *mut c_void, error: *const jitmem_error)>;
 
-fn done<T>(callback: jitmem_done_fn, context: Context) -> Result<Completion<T>> {
+fn done<T: Send + 'static>(callback: jitmem_done_fn, context: Context) -> Result<Completion<T>> {
     let callback = callback.ok_or_else(|| invalid_argument("fn is NULL"))?;
-    Ok(Completion::new(move |answer: Result<T>| {
+    Ok(Completion::for_host(move |answer: Result<T>| {
         lend(answer.err(), |error| {
             // SAFETY: the host says that its function takes these.
             unsafe { callback(context.pointer(), error) }

@@ -6,6 +6,7 @@ use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::Completion;
+use crate::crowd::Task;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Stream, Transport};
 use parking_lot::Mutex;
@@ -60,11 +61,22 @@ pub struct jitmem_transport_callbacks {
     /// The executor address that was published as `name` when the connection was made; 0 if none
     /// was. Called from any thread. NULL: no names are known.
     pub symbol: Option<unsafe extern "C" fn(ctx: *mut c_void, name: *const c_char) -> u64>,
+    /// Has jitmem_task_run called with `task`, now or later, from any thread, exactly once: there run
+    /// the callbacks of asynchronous requests that the executor has answered, which may block and
+    /// which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
+    /// of jitmem's or where jitmem_transport_answer is called.
+    pub dispatch: Option<unsafe extern "C" fn(ctx: *mut c_void, task: jitmem_task)>,
 }
+
+/// Names callbacks that wait to be run, once, by jitmem_task_run.
+#[allow(non_camel_case_types)]
+pub type jitmem_task = u64;
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
 
 static PENDING: Mutex<Option<SlotMap<DefaultKey, Completion<Vec<u8>>>>> = Mutex::new(None);
+
+static TASKS: Mutex<Option<SlotMap<DefaultKey, Task>>> = Mutex::new(None);
 
 struct Host {
     table: jitmem_transport_callbacks,
@@ -108,6 +120,21 @@ impl Transport for Host {
         // SAFETY: the host says that its function takes a context and a string.
         let address = unsafe { host(self.context.pointer(), name.as_ptr()) };
         (address != 0).then_some(address)
+    }
+
+    fn dispatch(&self, task: Task) {
+        let Some(host) = self.table.dispatch else {
+            return task();
+        };
+        // The host's context lives until its last task has run.
+        let context = Arc::clone(&self.context);
+        let task: Task = Box::new(move || {
+            task();
+            drop(context);
+        });
+        let key = TASKS.lock().get_or_insert_with(SlotMap::new).insert(task);
+        // SAFETY: the host says that its function takes these.
+        unsafe { host(self.context.pointer(), key.data().as_ffi()) }
     }
 }
 
@@ -236,6 +263,39 @@ pub unsafe extern "C" fn jitmem_transport_answer(
             let status = Status::said_by_others(status);
             Err(Error::new(status, text))
         });
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Runs the callbacks that a custom transport's `dispatch` was given.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a task that has run before or never was one.
+///
+/// # Safety
+/// `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_task_run(
+    task: jitmem_task,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        let key = DefaultKey::from(KeyData::from_ffi(task));
+        // A key of slotmap is made odd on the way in, so another number could name it.
+        let named = key.data().as_ffi() == task;
+        let mut tasks = TASKS.lock();
+        let found = tasks
+            .as_mut()
+            .filter(|_| named)
+            .and_then(|all| all.remove(key));
+        drop(tasks);
+        let Some(found) = found else {
+            return Err(invalid_handle(format!(
+                "task {task:#x} has run before or never was one"
+            )));
+        };
+        found();
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -34,6 +34,11 @@ pub trait Transport: Send + Sync {
     fn symbol(&self, _name: &str) -> Option<u64> {
         None
     }
+
+    /// Runs callbacks of the host's that follow from answers, which may block, where it wants them.
+    fn dispatch(&self, task: Box<dyn FnOnce() + Send>) {
+        task();
+    }
 }
 
 /// Calls and waits.

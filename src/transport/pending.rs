@@ -2,7 +2,6 @@
 //! Calls that wait for their answers.
 
 use crate::completion::Completion;
-use crate::crowd::complete_all;
 use crate::error::{Error, invalid_handle};
 use crate::sys;
 use parking_lot::Mutex;
@@ -69,11 +68,9 @@ impl Pending {
             let error = state.ended.get_or_insert(error).clone();
             self.ended.store(true, Ordering::Release);
             let waiting = std::mem::take(&mut state.waiting);
-            waiting
-                .into_values()
-                .map(move |done| (done, Err(error.clone())))
+            waiting.into_values().map(move |done| (done, error.clone()))
         };
-        complete_all(waiting);
+        waiting.for_each(|(done, error)| done.complete(Err(error)));
     }
 
     /// Whether all that comes is answered with an error.

@@ -12,7 +12,6 @@
 
 use super::link::{Link, decoded_list};
 use crate::completion::Completion;
-use crate::crowd::complete_all;
 use crate::error::Result;
 use crate::sys;
 use crate::wire::service::Item;
@@ -215,7 +214,7 @@ impl Inner {
                 inner.send(next);
             }
             let answer = answer.and_then(|bytes| decoded_list(&bytes, done.len()));
-            complete(done, answer);
+            inner.link.deliver(|| complete(done, answer));
         });
         self.link
             .call(self.link.functions().run, message, &[], answered);
@@ -280,7 +279,9 @@ impl Inner {
 fn complete(done: Vec<Completion<u64>>, answer: Result<Vec<Result<u64>>>) {
     let count = done.len();
     let answers = answer.unwrap_or_else(|error| vec![Err(error); count]);
-    complete_all(done.into_iter().zip(answers));
+    for (done, answer) in done.into_iter().zip(answers) {
+        done.complete(answer);
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 
 use super::link::{Link, Way, decoded_list, file_of};
 use crate::completion::Completion;
-use crate::crowd::complete_all;
 use crate::error::Result;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
@@ -130,7 +129,9 @@ impl Inner {
         }
         if changes.is_empty() {
             self.send();
-            return complete_all(done.into_iter().map(|(_, done)| (done, Ok(()))));
+            return self.link.deliver(|| {
+                done.into_iter().for_each(|(_, done)| done.complete(Ok(())));
+            });
         }
         let (count, mut message) = (changes.len(), self.link.message());
         Change { changes }.encode(&mut message);
@@ -143,11 +144,12 @@ impl Inner {
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
                 .into_iter();
-            let done = done.into_iter().map(|(asked, done)| {
-                let answer = if asked { answers.next() } else { None };
-                (done, answer.unwrap_or(Ok(())))
+            inner.link.deliver(|| {
+                for (asked, done) in done {
+                    let answer = if asked { answers.next() } else { None };
+                    done.complete(answer.unwrap_or(Ok(())));
+                }
             });
-            complete_all(done.collect::<Vec<_>>());
         });
         let descriptors = match self.link.way {
             Way::Files => &[],

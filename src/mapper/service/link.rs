@@ -2,6 +2,7 @@
 //! A session with an executor's service, and the way its memfds and messages go.
 
 use crate::completion::{Completion, wait, wait_until};
+use crate::crowd;
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, MemFile, explain, socket};
 use crate::transport::channel::Channel;
@@ -155,6 +156,11 @@ impl Link {
                 self.transport.call(function.0, message, done);
             }
         }
+    }
+
+    /// Completes requests; what the host does then runs where it wants that, as one task.
+    pub(super) fn deliver(&self, complete: impl FnOnce()) {
+        crowd::deliver(complete, |task| self.transport.dispatch(task));
     }
 
     /// Asks and waits.

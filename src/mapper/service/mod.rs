@@ -12,7 +12,6 @@ use super::{
     Teardown, WrapperCall,
 };
 use crate::completion::{Completion, join_all};
-use crate::crowd::complete_all;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
 use crate::page::{AddressRange, Alignment};
@@ -270,7 +269,9 @@ impl ChunkState {
             }
             waiting
         };
-        complete_all(waiting.into_iter().map(|done| (done, answer.clone())));
+        for done in waiting {
+            done.complete(answer.clone());
+        }
     }
 
     /// Completes once the executor has mapped it; `true` if it must be told again.
@@ -353,9 +354,10 @@ impl Mapper for ServiceMapper {
         let mut message = self.link.message();
         Reserve { size, least, at }.encode(&mut message);
         let (windows, page) = (Arc::clone(&self.windows), self.capabilities.page_size);
+        let link = Arc::clone(&self.link);
         let done = Completion::new(move |answer: Result<Vec<u8>>| {
             let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
-            done.complete(reserved.and_then(|reserved| {
+            let reserved = reserved.and_then(|reserved| {
                 let at = reserved.range;
                 let range = AddressRange::new(at.start.0, at.size())
                     .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
@@ -367,7 +369,8 @@ impl Mapper for ServiceMapper {
                 check_window(reserved, size, &windows, page.bytes())?;
                 windows.push(range);
                 Ok(reserved)
-            }));
+            });
+            link.deliver(|| done.complete(reserved));
         });
         self.link
             .call(self.link.functions().reserve, message, &[], done);
