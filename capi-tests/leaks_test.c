@@ -3,29 +3,7 @@
 // Nothing lingers: mappings, descriptors and threads are as many as before, however a manager
 // ended.
 
-#include "harness.h"
-
-#include <dirent.h>
-
-static long entries(const char *path) {
-  DIR *directory = opendir(path);
-  assert_non_null(directory);
-  long count = 0;
-  while (readdir(directory) != NULL)
-    count++;
-  closedir(directory);
-  return count;
-}
-
-struct footprint {
-  long mappings, descriptors, threads;
-};
-
-static struct footprint footprint(void) {
-  return (struct footprint){.mappings = line_count("/proc/self/maps"),
-                            .descriptors = entries("/proc/self/fd"),
-                            .threads = entries("/proc/self/task")};
-}
+#include "footprint.h"
 
 // Makes a manager, uses it and frees it with graphs in every state, of every size.
 static void one_life(uint32_t kind, int i) {
