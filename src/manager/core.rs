@@ -7,6 +7,7 @@
 use super::records::{Key, State};
 use super::space::{Attempt, Detached, Effort, Growth, Leaving, Space};
 use super::stats::{self, LayoutItem, Stats};
+use super::undivided::Blocks;
 use super::window::{Grant, Pieces};
 use super::{Allocated, Options, Request};
 use crate::completion::Completion;
@@ -29,11 +30,13 @@ pub(super) struct Core {
     generation: u32,
     pub(super) space: Mutex<Space>,
     /// Working memory of content that the mapper copies.
-    buffers: Arc<BufferPool>,
+    pub(super) buffers: Arc<BufferPool>,
     /// Requests that can be answered only once a change outside the lock is done.
     waiting: Mutex<Vec<Waiting>>,
     /// The host has freed the manager.
     closed: AtomicBool,
+    /// Each allocation has a reservation of its own.
+    undivided: bool,
 }
 
 struct Waiting {
@@ -54,20 +57,21 @@ pub(super) fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-fn freed() -> Error {
+pub(super) fn freed() -> Error {
     invalid_handle("the manager was freed while the request waited")
 }
 
 impl Core {
     pub(super) fn new(mapper: Arc<dyn Mapper>, options: Options) -> Arc<Core> {
         let capabilities = mapper.capabilities();
-        let space = Space::new(
-            capabilities.page_size,
-            capabilities.granule,
-            &options,
-            random(),
-        );
+        let page_size = capabilities.page_size;
+        let mut space = Space::new(page_size, capabilities.granule, &options, random());
+        let undivided = !mapper.divides();
+        if undivided {
+            space.blocks = Some(Box::new(Blocks::new(page_size, &options)));
+        }
         Arc::new(Core {
+            undivided,
             mapper,
             options,
             generation: sys::fork_generation(),
@@ -91,6 +95,10 @@ impl Core {
                 .into_iter()
                 .for_each(|waiting| waiting.done.complete(Err(freed())));
         }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
@@ -121,6 +129,9 @@ impl Core {
 
     /// Serves a request, if that takes no waiting.
     pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
+        if self.undivided {
+            return None;
+        }
         match self.allocate_now(request, false) {
             Now::Answer(answer) => Some(answer),
             Now::Wait | Now::AnotherWindow(_) => None,
@@ -175,6 +186,9 @@ impl Core {
     }
 
     pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
+        if self.undivided {
+            return self.allocate_undivided(request, done);
+        }
         Arc::clone(self).allocate_or_wait(request, 0, false, done);
     }
 
@@ -186,7 +200,7 @@ impl Core {
         done: Completion<Allocated>,
     ) {
         loop {
-            if self.closed.load(Ordering::Relaxed) {
+            if self.is_closed() {
                 return done.complete(Err(freed()));
             }
             let now = self.allocate_now(&request, last_resort);
@@ -374,21 +388,11 @@ impl Core {
     ) -> Result<()> {
         self.check_process()?;
         let mut space = self.space.lock();
-        let (_, record) = space.records.find(handle, State::InFlight)?;
-        let position = record
-            .pieces
-            .iter()
-            .position(|piece| piece.segment as usize == segment);
+        let (key, _) = space.records.find(handle, State::InFlight)?;
         let end = offset.checked_add(bytes.len() as u64);
-        match position.map(|position| (position, record.pieces[position])) {
-            Some((position, piece)) if end.is_some_and(|end| end <= piece.content.into()) => {
-                let buffers = record.buffers.as_ref();
-                let buffer = buffers.and_then(|buffers| buffers[position].as_ref());
-                let buffer = buffer.map(|buffer| buffer.writer());
-                let writer = buffer.or_else(|| space.place(&piece).writer);
-                writer
-                    .expect("an in-flight piece has memory")
-                    .write(offset, bytes);
+        match space.working_memory(key, segment) {
+            Some((writer, content)) if end.is_some_and(|end| end <= content) => {
+                writer.write(offset, bytes);
                 Ok(())
             }
             _ => Err(invalid_argument(format!(

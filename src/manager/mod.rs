@@ -14,6 +14,7 @@ mod stats;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests;
+mod undivided;
 mod window;
 
 pub use request::{Request, Segment};
@@ -94,7 +95,7 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Reserves the first window and completes with the manager.
+    /// Reserves the first window, if the mapper divides any, and completes with the manager.
     pub fn create(mapper: Arc<dyn Mapper>, options: Options, done: Completion<Manager>) {
         let page = mapper.capabilities().page_size;
         let Some(size) = page
@@ -116,6 +117,12 @@ impl Manager {
             window_size: size,
             ..options
         };
+        if !mapper.divides() {
+            let manager = undivided::check(&options).map(|()| Manager {
+                core: Core::new(mapper, options),
+            });
+            return done.complete(manager);
+        }
         let core = Core::new(Arc::clone(&mapper), options);
         let reserved = Completion::new(move |answer: Result<Reserved>| {
             done.complete(answer.map(|reserved| {

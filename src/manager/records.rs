@@ -31,9 +31,10 @@ impl State {
 pub(super) struct Record {
     pub(super) state: State,
     pub(super) pieces: Pieces,
-    /// What is left to do when it goes.
+    /// What is left to do when it goes. In flight there is nothing but a reservation of its own.
     pub(super) teardown: Option<Box<Teardown>>,
-    /// Working memory of copied pieces, in the order of `pieces`; none if there are none.
+    /// Working memory of copied pieces, in the order of `pieces` or of its reservation; none if there
+    /// are none.
     pub(super) buffers: Option<Box<Buffers>>,
     /// 0 if its window need not be remembered.
     pub(super) dylib: u64,
@@ -45,7 +46,7 @@ pub(super) struct Record {
 pub(super) type Buffers = Vec<Option<Box<Buffer>>>;
 
 /// Which record: valid from [`Records::insert`] to [`Records::remove`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key(u32);
 
 #[derive(Default)]

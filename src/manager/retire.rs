@@ -87,6 +87,9 @@ impl Core {
         record.state = State::Finalizing;
         let mut buffers = record.buffers.take();
         let pieces = record.pieces.clone();
+        if let Some(blocks) = &space.blocks {
+            return Ok((key, blocks.content(key, buffers)));
+        }
         let content = pieces.iter().enumerate().map(|(index, piece)| {
             let place = space.place(piece);
             SegmentContent {
@@ -121,22 +124,35 @@ impl Core {
 
     pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
         let mut leaving = Leaving::default();
-        let key = self.check_process().and_then(|()| {
+        let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let (key, record) = space.records.find(handle, State::InFlight)?;
             // No second abandon or finalize may find it.
             record.state = State::Finalizing;
+            let teardown = record.teardown.take();
             space.take_pieces(key, &mut leaving);
             space.counters.abandon += 1;
-            Ok(key)
+            Ok((key, teardown))
         });
-        match key {
-            Ok(key) => {
-                self.give_back(&[key], leaving);
-                Arc::clone(&self.mapper).quiesce(done);
-            }
-            Err(error) => self.failed(error, done),
-        }
+        let (key, teardown) = match taken {
+            Ok(taken) => taken,
+            Err(error) => return self.failed(error, done),
+        };
+        let Some(teardown) = teardown else {
+            self.give_back(&[key], leaving);
+            return Arc::clone(&self.mapper).quiesce(done);
+        };
+        let core = Arc::clone(self);
+        let retired = Retired {
+            teardown: *teardown,
+            copied: SmallVec::new(),
+        };
+        self.retire(vec![retired], move |answer| {
+            core.give_back(&[key], leaving);
+            let answer = core.counted(answer);
+            drop(core);
+            done.complete(answer);
+        });
     }
 
     /// Deallocates, if the mapper has no part in it.

@@ -5,6 +5,7 @@
 
 use super::records::{Key, Record, Records, State};
 use super::request::{Planned, Request};
+use super::undivided::Blocks;
 use super::window::{
     ChunkState, Grant, MOST_CHUNKS, MOST_SPARE, POOLS, Piece, Pieces, Place, Sums, Window,
 };
@@ -100,6 +101,8 @@ pub(super) struct Space {
     /// Whether there may be more than one window, so that JITDylibs must be kept together.
     many_windows: bool,
     homes: HashMap<u64, Home>,
+    /// What takes the windows' place where the mapper does not divide any.
+    pub(super) blocks: Option<Box<Blocks>>,
     next_order: u64,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
@@ -109,6 +112,13 @@ pub(super) struct Space {
     pub(super) live: u64,
     pub(super) in_flight: u64,
     pub(super) finalized: u64,
+}
+
+#[cold]
+pub(super) fn heap_is_full() -> Error {
+    let message = "allocate: the heap has no room for the manager's own records; free memory, or \
+                   raise RLIMIT_AS or the memory limit";
+    Error::new(Status::OutOfMemory, message)
 }
 
 impl Space {
@@ -128,6 +138,7 @@ impl Space {
             windows: Vec::new(),
             records: Records::new(random),
             homes: HashMap::new(),
+            blocks: None,
             next_order: 0,
             changes: 0,
             counters: Counters::default(),
@@ -181,6 +192,9 @@ impl Space {
 
     /// Takes an allocation's pieces out of its record.
     pub(super) fn take_pieces(&mut self, key: Key, leaving: &mut Leaving) {
+        if self.blocks.is_some() {
+            return self.drop_block(key);
+        }
         let pieces = std::mem::take(&mut self.records.get(key).pieces);
         // Their ranges are noted in different places, most of them not in any cache by now: waiting
         // for all of them at once took a tenth off deallocating in random order.
@@ -214,6 +228,27 @@ impl Space {
         self.windows[piece.window as usize].place(piece)
     }
 
+    /// How an in-flight allocation's segment is written, and how many bytes of content it has.
+    pub(super) fn working_memory(&mut self, key: Key, segment: usize) -> Option<(Writer, u64)> {
+        let record = self.records.get(key);
+        let buffer = |position: usize| {
+            let buffers = record.buffers.as_ref()?;
+            buffers[position].as_ref().map(|buffer| buffer.writer())
+        };
+        if let Some(blocks) = &self.blocks {
+            let (position, content) = blocks.find(key, segment)?;
+            return Some((buffer(position)?, content));
+        }
+        let mut pieces = record.pieces.iter();
+        let position = pieces.position(|piece| piece.segment as usize == segment)?;
+        let piece = record.pieces[position];
+        let writer = match buffer(position) {
+            Some(writer) => writer,
+            None => self.place(&piece).writer?,
+        };
+        Some((writer, piece.content.into()))
+    }
+
     /// Forgets an allocation whose pieces were taken out of its record.
     pub(super) fn forget(&mut self, key: Key) -> Record {
         let record = self.records.remove(key);
@@ -233,12 +268,12 @@ impl Space {
     }
 
     /// The teardowns of what is finalized and still there, oldest first, each with its copied
-    /// segments.
+    /// segments. Before them, reservations that nothing was finalized in.
     pub(super) fn take_finalized(&mut self) -> Vec<(Teardown, Leaving)> {
         let mut left: Vec<Record> = self
             .records
             .drain()
-            .filter(|record| record.state == State::Finalized)
+            .filter(|record| record.state == State::Finalized || record.teardown.is_some())
             .collect();
         left.sort_by_key(|record| record.order);
         let out = |record: Record| {
@@ -355,12 +390,7 @@ impl Space {
                 .windows
                 .iter_mut()
                 .all(|window| window.make_spare(&request.planned));
-        if spare {
-            return Ok(());
-        }
-        let message = "allocate: the heap has no room for the manager's own records; free memory, \
-                       or raise RLIMIT_AS or the memory limit";
-        Err(Error::new(Status::OutOfMemory, message))
+        if spare { Ok(()) } else { Err(heap_is_full()) }
     }
 
     /// The windows that may hold a request, best first.
@@ -424,8 +454,13 @@ impl Space {
     }
 
     fn over_quota(&self, request: &Request) -> Option<Error> {
+        self.quota?;
+        self.beyond_quota(self.wanted(request))
+    }
+
+    /// Why no more than there are bytes in use may be handed out.
+    pub(super) fn beyond_quota(&self, wanted: u64) -> Option<Error> {
         let quota = self.quota?;
-        let wanted = self.wanted(request);
         if self.taken.saturating_add(wanted) <= quota {
             return None;
         }
@@ -481,7 +516,7 @@ impl Space {
         )
     }
 
-    fn admit(
+    pub(super) fn admit(
         &mut self,
         request: &Request,
         window: usize,
@@ -577,7 +612,8 @@ impl Space {
     // ---- looking ----
 
     pub(super) fn windows(&self) -> usize {
-        self.windows.len()
+        let blocks = self.blocks.as_ref().map_or(0, |blocks| blocks.count());
+        self.windows.len() + blocks
     }
 
     pub(super) fn sums(&self) -> Sums {
@@ -585,6 +621,9 @@ impl Space {
         self.windows
             .iter()
             .for_each(|window| window.add_to(&mut sums));
+        if let Some(blocks) = &self.blocks {
+            blocks.add_to(&mut sums);
+        }
         sums
     }
 
@@ -593,6 +632,9 @@ impl Space {
         self.windows
             .iter()
             .for_each(|window| window.visit(&mut visit));
+        if let Some(blocks) = &self.blocks {
+            blocks.visit(&mut visit);
+        }
         for piece in self.records.iter().flat_map(|record| &record.pieces) {
             let Place { range, group, .. } = self.place(piece);
             visit(LayoutItem {

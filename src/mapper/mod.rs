@@ -16,7 +16,7 @@ mod service;
 pub use actions::{Action, WrapperCall};
 pub use custom::CustomMapper;
 pub use in_process::{InProcess, InProcessKind};
-pub use llvm::LlvmSharedMapper;
+pub use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
 pub use service::ServiceMapper;
 
 use crate::completion::Completion;
@@ -176,6 +176,15 @@ impl Retired {
 pub trait Mapper: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
+
+    /// Whether addresses of a window can be used again once an allocation is gone. Where not, each
+    /// allocation has a window of its own, wherever `reserve` finds one, and no chunks: its lowest
+    /// segment lies at the window's start, which is the key that `initialize` answers; and the window
+    /// is given back by `deinitialize`, which takes windows that hold nothing as well, and by an
+    /// `initialize` that fails.
+    fn divides(&self) -> bool {
+        true
+    }
 
     /// Whether all chunks are as they were prepared. Until then an allocation without actions goes
     /// through `initialize` even where writing is seeing.

@@ -168,7 +168,7 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
 /// A request of two groups, of which one has no room, is refused and leaves the room to others.
 #[test]
 fn half_a_request_is_no_request() {
-    for kind in KINDS {
+    for kind in all_kinds() {
         let manager = manager(
             kind,
             Options {

@@ -5,6 +5,8 @@ mod actions;
 mod faults;
 mod growth;
 mod oracle;
+mod simple;
+mod undivided;
 
 use super::core::random;
 use super::window::MOST_SPARE;
@@ -13,11 +15,12 @@ use crate::completion::wait;
 use crate::error::Status;
 use crate::executor::service::here::{Here, OPEN};
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::mapper::{InProcess, InProcessKind, ServiceMapper, WrapperCall};
+use crate::mapper::{InProcess, InProcessKind, LlvmSimpleMapper, ServiceMapper, WrapperCall};
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
 use parking_lot::Mutex;
 use proptest::test_runner::{RngAlgorithm, TestRng};
+use simple::{GENERATIONS, Generation, SimpleExecutor};
 use std::collections::BTreeMap;
 
 /// The mappers that everything is tried with.
@@ -27,17 +30,28 @@ enum Kind {
     /// Over the executor service, which is in this process too.
     Shared,
     Remote,
+    /// Over LLVM's memory manager service, which divides nothing.
+    Simple(Generation),
 }
 
 const TWO_VIEWS: Kind = Kind::InProcess(InProcessKind::TwoViews);
 const MPROTECT: Kind = Kind::InProcess(InProcessKind::Mprotect);
-const KINDS: [Kind; 4] = [TWO_VIEWS, MPROTECT, Kind::Shared, Kind::Remote];
+const DIVIDING: [Kind; 4] = [TWO_VIEWS, MPROTECT, Kind::Shared, Kind::Remote];
+const UNDIVIDED: [Kind; 2] = [Kind::Simple(GENERATIONS[0]), Kind::Simple(GENERATIONS[1])];
+
+fn all_kinds() -> impl Iterator<Item = Kind> {
+    DIVIDING.into_iter().chain(UNDIVIDED)
+}
 
 fn mapper(kind: Kind) -> Result<Arc<dyn Mapper>> {
     Ok(match kind {
         Kind::InProcess(kind) => Arc::new(InProcess::new(kind)?),
         Kind::Shared => Arc::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
         Kind::Remote => Arc::new(ServiceMapper::remote(Arc::new(Here), OPEN, 0)?),
+        Kind::Simple(generation) => {
+            let executor = Arc::new(SimpleExecutor::new(generation));
+            Arc::new(LlvmSimpleMapper::new(executor)?)
+        }
     })
 }
 
@@ -170,7 +184,7 @@ fn handles_of_other_managers_and_other_times_are_refused() {
 
 #[test]
 fn quota_and_window_are_limits_that_lift_again() {
-    for kind in KINDS {
+    for kind in all_kinds() {
         let options = Options {
             quota: Some(100_000),
             ..Options::default()
@@ -241,7 +255,7 @@ fn a_dylib_stays_in_its_window_and_others_get_another() {
 
 #[test]
 fn segments_of_finalize_lifetime_are_gone_after_finalize() {
-    for kind in KINDS {
+    for kind in DIVIDING {
         let manager = manager(kind, Options::default()).unwrap();
         let mut segments = small_graph();
         segments[0].group.lifetime = Lifetime::Finalize;

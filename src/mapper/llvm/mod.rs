@@ -3,8 +3,10 @@
 //! protections for each allocation, so pages are not shared and every allocation takes a message.
 
 mod shared;
+mod simple;
 
 pub use shared::LlvmSharedMapper;
+pub use simple::LlvmSimpleMapper;
 
 use crate::error::{Error, Result, Status};
 use crate::group::{AllocGroup, Lifetime};

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! LLVM's SimpleExecutorMemoryManager: content travels in messages, and addresses can't be used twice.
+//!
+//! Until LLVM 19 a reservation is finalized once, as a whole, and deallocated; its first address is
+//! the name of the allocation. In LLVM 22 parts of one can be initialized, but what was
+//! deinitialized keeps its protection, and writing there again ends a stock executor. So in either
+//! generation each allocation has a reservation of its own, and both are spoken with the same three
+//! functions: reserve, install, give back.
+
+use super::{group_byte, outcome, said, symbol, value, wire_actions, wire_call};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Protection;
+use crate::mapper::{
+    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown, WrapperCall,
+};
+use crate::memory::view::Placement;
+use crate::page::AddressRange;
+use crate::sys;
+use crate::transport::{Traffic, Transport};
+use crate::wire::sps::{
+    ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, from_bytes, to_bytes,
+};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+const PREFIX: &str = "__llvm_orc_SimpleExecutorMemoryManager_";
+
+/// A mapper over LLVM's memory manager service.
+pub struct LlvmSimpleMapper {
+    capabilities: Capabilities,
+    link: Arc<Link>,
+}
+
+/// What answers are handled with.
+struct Link {
+    transport: Arc<dyn Transport>,
+    service: Service,
+    traffic: Traffic,
+}
+
+struct Service {
+    instance: ExecutorAddr,
+    reserve: ExecutorAddr,
+    /// `finalize` or `initialize`.
+    install: ExecutorAddr,
+    /// `deallocate` or `release`; ends reservations that hold nothing as well.
+    give_back: ExecutorAddr,
+    generation: Generation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Generation {
+    /// LLVM 14 to 19: finalize and deallocate.
+    Finalize,
+    /// LLVM 22: initialize and release.
+    Initialize,
+}
+
+impl Service {
+    fn find(transport: &dyn Transport) -> Result<Service> {
+        let find = |name: &str| symbol(transport, &format!("{PREFIX}{name}"));
+        let (install, give_back, generation) = match find("initialize_wrapper") {
+            Ok(initialize) => (initialize, find("release_wrapper")?, Generation::Initialize),
+            Err(newer) => (
+                find("finalize_wrapper").map_err(|older| newer.join(older))?,
+                find("deallocate_wrapper")?,
+                Generation::Finalize,
+            ),
+        };
+        Ok(Service {
+            instance: find("Instance")?,
+            reserve: find("reserve_wrapper")?,
+            install,
+            give_back,
+            generation,
+        })
+    }
+
+    /// The byte for protection and lifetime. There was no lifetime before LLVM 16, and nobody looks
+    /// at it until LLVM 19.
+    fn group_byte(&self, segment: &SegmentContent) -> u8 {
+        match self.generation {
+            Generation::Finalize => segment.group.protection.bits() as u8,
+            Generation::Initialize => group_byte(segment.group),
+        }
+    }
+}
+
+type WireSegment<'a> = (u8, ExecutorAddr, u64, Bytes<'a>);
+
+fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> WireSegment<'a> {
+    let content = segment.content().unwrap_or_default();
+    // What was reserved is zero, readable and writable, so zero-fill of data needs nobody to write
+    // it. Not empty all the same: it would be no segment to some executors.
+    let size = match segment.group.protection {
+        Protection::READ_WRITE => content.len().max(1) as u64,
+        _ => segment.range.size(),
+    };
+    let group = service.group_byte(segment);
+    let address = ExecutorAddr(segment.range.start());
+    (group, address, size, Bytes(content))
+}
+
+/// `actions` with `nothing`, a call that succeeds, in place of each call that is missing from a
+/// pair: stock executors of LLVM 14 to 19 call address 0 for it, when they finalize and when they
+/// roll back.
+fn without_gaps<'a>(actions: &'a [Action], nothing: &'a WrapperCall) -> Vec<ActionPair<'a>> {
+    let filled = |call: &'a WrapperCall| -> Call<'a> {
+        wire_call(if call.function == 0 { nothing } else { call })
+    };
+    let calls = |action: &&Action| action.finalize.function != 0 || action.dealloc.function != 0;
+    let pairs = actions.iter().filter(calls).map(|action| ActionPair {
+        finalize: filled(&action.finalize),
+        dealloc: filled(&action.dealloc),
+    });
+    pairs.collect()
+}
+
+impl LlvmSimpleMapper {
+    /// Speaks with the executor's memory manager, found by its published names.
+    ///
+    /// # Errors
+    /// `Unsupported` if a name is missing.
+    pub fn new(transport: Arc<dyn Transport>) -> Result<LlvmSimpleMapper> {
+        let service = Service::find(&*transport)?;
+        // The executor does not say how large its pages are.
+        let page_size = sys::page_size();
+        let capabilities = Capabilities {
+            name: match service.generation {
+                Generation::Finalize => "remote, LLVM's service (finalize and deallocate)",
+                Generation::Initialize => "remote, LLVM's service (initialize and release)",
+            },
+            kind: Kind::LlvmSimple,
+            page_size,
+            granule: page_size,
+            coherent: false,
+            in_this_process: false,
+            fallback: None,
+        };
+        let link = Link {
+            transport,
+            service,
+            traffic: Traffic::default(),
+        };
+        Ok(LlvmSimpleMapper {
+            capabilities,
+            link: Arc::new(link),
+        })
+    }
+
+    /// Says why a better mapper was not taken.
+    pub fn instead_of(mut self, reason: String) -> LlvmSimpleMapper {
+        self.capabilities.fallback = Some(reason);
+        self
+    }
+}
+
+/// Why content is not in, and what became of its reservation.
+struct NotInstalled {
+    error: Error,
+    /// The executor has given it back already.
+    gone: bool,
+}
+
+impl Link {
+    fn call(
+        self: &Arc<Self>,
+        function: ExecutorAddr,
+        args: &impl Encode,
+        done: Completion<Vec<u8>>,
+    ) {
+        let args = to_bytes(args);
+        self.traffic.sent(args.len());
+        let link = Arc::clone(self);
+        let counted = Completion::new(move |answer: Result<Vec<u8>>| {
+            if let Ok(bytes) = &answer {
+                link.traffic.received(bytes.len());
+            }
+            done.complete(answer);
+        });
+        self.transport.call(function.0, args, counted);
+    }
+
+    /// What the answer to `install` says.
+    fn installed(&self, answer: Result<Vec<u8>>) -> Result<(), NotInstalled> {
+        let still_there = |error| NotInstalled { error, gone: false };
+        let bytes = answer.map_err(|error| NotInstalled {
+            gone: error.status() == Status::Disconnected,
+            error,
+        })?;
+        match self.service.generation {
+            Generation::Initialize => value::<ExecutorAddr>("initialize", &bytes)
+                .map(drop)
+                .map_err(still_there),
+            Generation::Finalize => match from_bytes::<Outcome>(&bytes) {
+                // Its first address may be somebody else's by now.
+                Ok(Outcome(Err(message))) => Err(NotInstalled {
+                    error: said(message),
+                    gone: true,
+                }),
+                _ => outcome("finalize", &bytes).map_err(still_there),
+            },
+        }
+    }
+
+    /// Ends reservations, the last one first. Their deallocation actions run.
+    fn give_back(self: &Arc<Self>, bases: Vec<ExecutorAddr>, done: Completion<()>) {
+        if bases.is_empty() {
+            return done.complete(Ok(()));
+        }
+        let what = match self.service.generation {
+            Generation::Finalize => "deallocate",
+            Generation::Initialize => "release",
+        };
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            done.complete(answer.and_then(|bytes| outcome(what, &bytes)));
+        });
+        self.call(
+            self.service.give_back,
+            &(self.service.instance, bases),
+            done,
+        );
+    }
+}
+
+/// The reservation of `size` bytes that the executor says is at `base`.
+fn reserved(base: u64, size: u64) -> Result<AddressRange> {
+    let page = sys::page_size();
+    let range = AddressRange::new(base, size).filter(|_| base != 0 && page.divides(base));
+    range.ok_or_else(|| {
+        let message = format!("LLVM's executor: reserve of {size} bytes answered {base:#x}");
+        Error::new(Status::MapperFailed, message).remedy(format!(
+            "want an address on a page; pages must have {} bytes there as they have here",
+            page.bytes()
+        ))
+    })
+}
+
+impl Mapper for LlvmSimpleMapper {
+    fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    fn divides(&self) -> bool {
+        false
+    }
+
+    fn traffic(&self) -> (u64, u64) {
+        (self.link.traffic.messages(), self.link.traffic.bytes())
+    }
+
+    /// Where it lies is the executor's choice.
+    fn reserve(&self, size: u64, _least: u64, _placement: Placement, done: Completion<Reserved>) {
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            let base = answer.and_then(|bytes| value::<ExecutorAddr>("reserve", &bytes));
+            let range = base.and_then(|base| reserved(base.0, size));
+            done.complete(range.map(|range| Reserved {
+                range,
+                in_reach: true,
+            }));
+        });
+        let Service {
+            instance, reserve, ..
+        } = self.link.service;
+        self.link.call(reserve, &(instance, size), done);
+    }
+
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
+        Err(no_chunks("prepare", chunk.range))
+    }
+
+    fn initialize(
+        &self,
+        segments: SmallVec<[SegmentContent; 4]>,
+        actions: Vec<Action>,
+        done: Completion<Teardown>,
+    ) {
+        let Some(base) = segments.iter().map(|segment| segment.range.start()).min() else {
+            return done.complete(Err(invalid_argument(
+                "initialize a reservation: no segments",
+            )));
+        };
+        let service = &self.link.service;
+        let nothing = WrapperCall {
+            function: service.give_back.0,
+            args: to_bytes(&(service.instance, Vec::<ExecutorAddr>::new())),
+        };
+        let on_wire: Vec<WireSegment<'_>> = segments
+            .iter()
+            .map(|segment| wire_segment(service, segment))
+            .collect();
+        let pairs = match service.generation {
+            Generation::Finalize => without_gaps(&actions, &nothing),
+            Generation::Initialize => wire_actions(&actions),
+        };
+        let link = Arc::clone(&self.link);
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            let error = match link.installed(answer) {
+                Ok(()) => return done.complete(Ok(Teardown::Key(base))),
+                Err(NotInstalled { error, gone: true }) => return done.complete(Err(error)),
+                Err(NotInstalled { error, gone: false }) => error,
+            };
+            let given_back = Completion::new(move |answer: Result<()>| {
+                done.complete(Err(match answer {
+                    Ok(()) => error,
+                    Err(second) => error.join(second),
+                }));
+            });
+            link.give_back(vec![ExecutorAddr(base)], given_back);
+        });
+        let request = (service.instance, (on_wire, pairs));
+        self.link.call(service.install, &request, done);
+    }
+
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+        let base = |retired: &Retired| match retired.teardown {
+            Teardown::Key(base) => Some(ExecutorAddr(base)),
+            _ => None,
+        };
+        let bases = retired.iter().filter_map(base).collect();
+        self.link.give_back(bases, done);
+    }
+
+    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
+        Err(no_chunks("reclaim", chunk))
+    }
+
+    fn release(&self, window: AddressRange, done: Completion<()>) {
+        self.link
+            .give_back(vec![ExecutorAddr(window.start())], done);
+    }
+}
+
+fn no_chunks(what: &str, chunk: AddressRange) -> Error {
+    let message = format!("{what} chunk {chunk:?}: LLVM's memory manager divides no reservation");
+    Error::new(Status::Unsupported, message)
+}
