@@ -141,6 +141,10 @@ static void mappers_of_an_executor(void **state) {
           jitmem_mapper_llvm_shared(NULL, NULL, &mapper, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
           jitmem_mapper_llvm_shared(here.transport, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_mapper_llvm_simple(NULL, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
+          jitmem_mapper_llvm_simple(here.transport, NULL, NULL, error));
   assert_null(mapper);
   here_tear_down(&here);
 }

@@ -1337,6 +1337,36 @@ jitmem_status jitmem_mapper_llvm_shared(const struct jitmem_transport *transport
                                         struct jitmem_error **error);
 
 /**
+ * Makes a mapper of the memory of a process on any machine through LLVM's own memory manager service
+ * (SimpleExecutorMemoryManager, of LLVM 14 to 19 or of LLVM 22), which every executor has: content
+ * travels in the transport's messages, and each allocation has a reservation of its own. So it takes
+ * whole pages, three messages from allocate to deallocate (one deallocates any number), and addresses
+ * that the executor chooses.
+ *
+ * The transport must know the service's bootstrap symbols by name, and the executor's pages must be as
+ * large as this process's. `instead_of` says why a better mapper was not taken, for the statistics;
+ * copied; may be NULL. On success `*mapper` is the new mapper, to be freed with jitmem_mapper_free.
+ * Thread-safe.
+ *
+ * What is different for its managers: each reservation counts as a window. An allocation that would
+ * lie out of reach of 32-bit references from what is live is refused with JITMEM_WINDOW_FULL; with
+ * JITMEM_GROWTH_ANOTHER_WINDOW only from what is live of the same JITDylib. JITMEM_PLACEMENT_FIXED is
+ * JITMEM_UNSUPPORTED, commit has no effect, a quota counts whole reservations, and segments of
+ * finalize lifetime stay until their allocation is deallocated. The try functions answer
+ * JITMEM_WOULD_BLOCK.
+ *
+ * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+ * does not publish the service.
+ *
+ * Requires:
+ * As jitmem_mapper_llvm_shared.
+ */
+jitmem_status jitmem_mapper_llvm_simple(const struct jitmem_transport *transport,
+                                        const char *instead_of,
+                                        struct jitmem_mapper **mapper,
+                                        struct jitmem_error **error);
+
+/**
  * Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
  * before: does nothing.
  *

@@ -6,7 +6,9 @@ use super::status::{jitmem_error, jitmem_status};
 use super::transport::{jitmem_transport, transport_of};
 use super::{guard, input};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::mapper::{InProcess, InProcessKind, LlvmSharedMapper, Mapper, ServiceMapper};
+use crate::mapper::{
+    InProcess, InProcessKind, LlvmSharedMapper, LlvmSimpleMapper, Mapper, ServiceMapper,
+};
 use crate::transport::Transport;
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
@@ -212,24 +214,78 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_shared(
     mapper: *mut *mut jitmem_mapper,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = || {
-        // SAFETY: as the caller says.
-        let transport = unsafe { transport_of(transport) }?;
-        input::required(mapper, "mapper")?;
-        // SAFETY: the caller says that it is NULL or a string.
-        let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
+    let make = |transport, reason: Option<String>| {
         let new = LlvmSharedMapper::new(transport)?;
-        let new = match reason {
-            Some(reason) => new.instead_of(reason.to_owned()),
-            None => new,
-        };
-        let handle = handle::give(jitmem_mapper(Arc::new(new)));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { mapper.write(handle) };
-        Ok(())
+        let new = reason.into_iter().fold(new, LlvmSharedMapper::instead_of);
+        Ok(Arc::new(new) as Arc<dyn Mapper>)
     };
     // SAFETY: as the caller says.
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, make) };
+    // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
+}
+
+/// Makes a mapper of the memory of a process on any machine through LLVM's own memory manager service
+/// (SimpleExecutorMemoryManager, of LLVM 14 to 19 or of LLVM 22), which every executor has: content
+/// travels in the transport's messages, and each allocation has a reservation of its own. So it takes
+/// whole pages, three messages from allocate to deallocate (one deallocates any number), and addresses
+/// that the executor chooses.
+///
+/// The transport must know the service's bootstrap symbols by name, and the executor's pages must be as
+/// large as this process's. `instead_of` says why a better mapper was not taken, for the statistics;
+/// copied; may be NULL. On success `*mapper` is the new mapper, to be freed with jitmem_mapper_free.
+/// Thread-safe.
+///
+/// What is different for its managers: each reservation counts as a window. An allocation that would
+/// lie out of reach of 32-bit references from what is live is refused with JITMEM_WINDOW_FULL; with
+/// JITMEM_GROWTH_ANOTHER_WINDOW only from what is live of the same JITDylib. JITMEM_PLACEMENT_FIXED is
+/// JITMEM_UNSUPPORTED, commit has no effect, a quota counts whole reservations, and segments of
+/// finalize lifetime stay until their allocation is deallocated. The try functions answer
+/// JITMEM_WOULD_BLOCK.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+/// does not publish the service.
+///
+/// # Safety
+/// As jitmem_mapper_llvm_shared.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_mapper_llvm_simple(
+    transport: *const jitmem_transport,
+    instead_of: *const c_char,
+    mapper: *mut *mut jitmem_mapper,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let make = |transport, reason: Option<String>| {
+        let new = LlvmSimpleMapper::new(transport)?;
+        let new = reason.into_iter().fold(new, LlvmSimpleMapper::instead_of);
+        Ok(Arc::new(new) as Arc<dyn Mapper>)
+    };
+    // SAFETY: as the caller says.
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, make) };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Makes a mapper with `make`, which gets transport and reason.
+///
+/// # Safety
+/// As [`jitmem_mapper_llvm_shared`] has it.
+unsafe fn over_llvm(
+    transport: *const jitmem_transport,
+    instead_of: *const c_char,
+    mapper: *mut *mut jitmem_mapper,
+    make: impl FnOnce(Arc<dyn Transport>, Option<String>) -> Result<Arc<dyn Mapper>>,
+) -> Result<()> {
+    // SAFETY: as the caller says.
+    let transport = unsafe { transport_of(transport) }?;
+    input::required(mapper, "mapper")?;
+    // SAFETY: the caller says that it is NULL or a string.
+    let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
+    let new = make(transport, reason.map(str::to_owned))?;
+    let handle = handle::give(jitmem_mapper(new));
+    // SAFETY: not NULL, and the caller says it is a place for a pointer.
+    unsafe { mapper.write(handle) };
+    Ok(())
 }
 
 /// Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
