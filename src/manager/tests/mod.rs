@@ -6,6 +6,7 @@ mod faults;
 mod growth;
 mod oracle;
 mod simple;
+mod stock;
 mod undivided;
 
 use super::core::random;
