@@ -156,7 +156,7 @@ static void leave_nothing(void (*life)(int shared, uint64_t *random), int shared
   assert_int_equal(after.threads, before.threads);
   assert_int_equal(after.descriptors, before.descriptors);
   // Stacks of threads and heaps of theirs are kept by the C library, not one for each life.
-  assert_true(after.mappings <= before.mappings + 50);
+  assert_true(after.mappings <= before.mappings + 20);
 }
 
 static void killed_at_work_shared(void **state) {
