@@ -74,10 +74,13 @@ void submit(std::unique_ptr<ContextT> Ctx, SubmitT Submit, RefusedT Refused) {
 
 /// A JITLinkMemoryManager that divides large reservations among many graphs.
 ///
-/// Thread-safe; may be called from inside its own callbacks. Callbacks run in the thread that
-/// completes the request, which for this process's memory is the calling one. Must outlive what it
-/// allocated; what is still finalized when it is destroyed is deallocated, its actions last to
-/// first.
+/// Thread-safe; may be called from inside its own callbacks. Callbacks run in the calling thread
+/// before the call returns, or, if an executor must answer first, as tasks of the EPC's dispatcher:
+/// with one that runs tasks in place, in a thread that the session does not wait for. Must outlive
+/// what it allocated; what is still finalized when it is destroyed is deallocated, its actions last
+/// to first. But a remote manager leaves that to the executor, which does it when its connection
+/// ends: ORC destroys managers after their EPC has disconnected or together with it. close() does
+/// it at once.
 class MemoryManager : public llvm::jitlink::JITLinkMemoryManager {
 public:
   /// Memory of this process.
@@ -100,7 +103,7 @@ public:
   }
 
   /// Memory of a process on any machine: content travels in EPC's messages. Otherwise as
-  /// CreateShared. Callbacks run as tasks of EPC's dispatcher.
+  /// CreateShared.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   CreateRemote(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
     auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
@@ -128,8 +131,12 @@ public:
 
   ~MemoryManager() override {
     if (Way)
-      Way->close();
+      Way->cut();
   }
+
+  /// Deallocates what is still finalized and gives all memory back, in the executor too, which must
+  /// be connected. Nothing but destruction may follow.
+  void close() { Manager.reset(); }
 
   using JITLinkMemoryManager::allocate;
   using JITLinkMemoryManager::deallocate;
@@ -241,10 +248,8 @@ private:
       return E.take();
     std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
     auto MM = create(*Mapper, O);
-    if (MM) {
+    if (MM)
       (*MM)->Way = S.Way;
-      S.Way->dispatchAnswers();
-    }
     return MM;
   }
 
@@ -260,8 +265,11 @@ private:
     InFlight(MemoryManager &MM, LinkGraph &G, uint64_t Handle) : MM(MM), G(G), Handle(Handle) {}
 
     ~InFlight() override {
-      if (Handle)
-        jitmem_manager_abandon(MM.handle(), Handle, nullptr);
+      if (!Handle)
+        return;
+      // Not to be waited for: this may be the thread in which the executor's answers arrive.
+      jitmem_done_fn Nothing = [](void *, const jitmem_error *) {};
+      jitmem_manager_abandon_async(MM.handle(), Handle, Nothing, nullptr, nullptr, nullptr);
     }
 
     void abandon(OnAbandonedFunction OnAbandoned) override {

@@ -14,6 +14,8 @@
 #include <atomic>
 #include <dlfcn.h>
 #include <memory>
+#include <mutex>
+#include <shared_mutex>
 #include <stdlib.h>
 #include <string>
 #include <utility>
@@ -25,11 +27,11 @@ struct FreeTransport {
 };
 using Transport = std::unique_ptr<jitmem_transport, FreeTransport>;
 
-/// Calls through an EPC for as long as it may be used.
+/// What an EPC is good for: calls into its executor, and its dispatcher, for as long as there are.
 ///
 /// Nothing can be asked of an EPC that has disconnected: it would report each further call as an
 /// error of the session, and one that owns its memory manager is half destroyed when the manager
-/// goes. So the connection notices the end by itself, and the manager closes it before it goes.
+/// goes. So the connection notices the end by itself, and the manager cuts it before it goes.
 class Connection {
   using EPCRef = llvm::orc::ExecutorProcessControl &;
 
@@ -48,6 +50,11 @@ public:
           ->call(llvm::orc::ExecutorAddr(Function),
                  {static_cast<const char *>(Args), Args ? Size : 0}, Call);
     };
+    Callbacks.dispatch = [](void *Ctx, jitmem_task Task) {
+      (*static_cast<std::shared_ptr<Connection> *>(Ctx))->run([Task] {
+        jitmem_task_run(Task, nullptr);
+      });
+    };
     OwnedError E;
     jitmem_transport *T = nullptr;
     if (jitmem_transport_custom(&Callbacks, &T, E.out()) != JITMEM_OK)
@@ -55,16 +62,33 @@ public:
     return Transport(T);
   }
 
-  /// From now on answers may run callbacks of the host, which may block: each becomes a task of the
-  /// EPC's dispatcher. Until then somebody waits for them, perhaps in the thread that runs tasks.
-  void dispatchAnswers() { Dispatches = true; }
-
   /// The EPC is not touched any more; calls are answered with JITMEM_DISCONNECTED.
-  void close() { Closed = true; }
+  void cut() {
+    Closed = Cut = true;
+    if (!inUse())
+      std::unique_lock<std::shared_mutex> OthersAreDone(Gate);
+  }
 
 private:
-  /// Answers one call. If it is dropped, as a dispatcher that was shut down does with tasks, the
-  /// connection has ended.
+  /// Calls a function once, also if it is dropped, as a dispatcher that was shut down does.
+  template <typename FunctionT> class Certainly {
+  public:
+    explicit Certainly(FunctionT F) : F(std::move(F)) {}
+    Certainly(Certainly &&Other) : F(std::move(Other.F)), Due(std::exchange(Other.Due, false)) {}
+    Certainly &operator=(Certainly &&) = delete;
+    ~Certainly() { (*this)(); }
+
+    void operator()() {
+      if (std::exchange(Due, false))
+        F();
+    }
+
+  private:
+    FunctionT F;
+    bool Due = true;
+  };
+
+  /// Answers one call. If it is dropped, the EPC has ended.
   class Answer {
   public:
     Answer(Connection &C, jitmem_call Call) : C(&C), Call(Call) {}
@@ -88,7 +112,7 @@ private:
 
   private:
     void disconnected() {
-      C->close();
+      C->Closed = true;
       give(JITMEM_DISCONNECTED,
            "the executor is gone: its EPC has disconnected, or the memory manager was destroyed",
            nullptr, 0);
@@ -103,20 +127,47 @@ private:
     jitmem_call Call;
   };
 
+  /// Whether this thread is using the EPC further out, and holds the gate.
+  static bool &inUse() {
+    thread_local bool InUse = false;
+    return InUse;
+  }
+
+  /// Uses the EPC, unless it is cut off before; whoever cuts it off waits for this.
+  template <typename FunctionT> void use(FunctionT F) {
+    bool Outer = std::exchange(inUse(), true);
+    std::shared_lock<std::shared_mutex> Lock(Gate, std::defer_lock);
+    if (!Outer)
+      Lock.lock();
+    F();
+    inUse() = Outer;
+  }
+
+  /// Answers are given where the EPC receives them: only the host's callbacks may block.
   void call(llvm::orc::ExecutorAddr Function, llvm::ArrayRef<char> Args, jitmem_call Call) {
-    using llvm::orc::ExecutorProcessControl;
-    auto Done = [A = Answer(*this, Call)](auto Result) mutable { A(Result); };
-    if (Closed)
-      return;
-    if (Dispatches)
-      EPC.callWrapperAsync(ExecutorProcessControl::RunAsTask(EPC.getDispatcher()), Function,
-                           std::move(Done), Args);
-    else
-      EPC.callWrapperAsync(ExecutorProcessControl::RunInPlace(), Function, std::move(Done), Args);
+    Answer A(*this, Call);
+    use([&] {
+      if (!Closed)
+        EPC.callWrapperAsync(
+            llvm::orc::ExecutorProcessControl::RunInPlace(), Function,
+            [A = std::move(A)](auto Result) mutable { A(Result); }, Args);
+    });
+  }
+
+  /// Runs callbacks of the host as a task. They may block, which must not keep others waiting; and
+  /// they may be what somebody waits for who then ends the session, which waits for tasks only.
+  template <typename FunctionT> void run(FunctionT Callbacks) {
+    Certainly<FunctionT> F(std::move(Callbacks));
+    use([&] {
+      if (!Cut)
+        EPC.getDispatcher().dispatch(
+            llvm::orc::makeGenericNamedTask(std::move(F), "jitmem callbacks"));
+    });
   }
 
   EPCRef EPC;
-  std::atomic<bool> Dispatches{false}, Closed{false};
+  std::atomic<bool> Closed{false}, Cut{false};
+  std::shared_mutex Gate;
 };
 
 /// The file of the library that this process runs; empty if jitmem is linked statically here.
