@@ -16,6 +16,7 @@
 #include "orc_layout.hpp"
 #include "orc_transport.hpp"
 
+#include <llvm/ADT/STLFunctionalExtras.h>
 #include <llvm/ADT/SmallVector.h>
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
 #include <llvm/ExecutionEngine/JITLink/JITLinkMemoryManager.h>
@@ -110,23 +111,41 @@ public:
     return S ? createOver(*S, jitmem_mapper_remote, O) : S.takeError();
   }
 
-  /// The best that works for this EPC; stats() says which, and why nothing better.
+  /// The best that works for this EPC: this process; shared pages with jitmem's service, or with
+  /// LLVM's; messages with jitmem's service, or with LLVM's. stats() says which, and why nothing
+  /// better.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   Create(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
     if (detail::isThisProcess(EPC))
       return CreateInProcess(O);
-    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
-    if (!S)
-      return S.takeError();
-    auto Shared = createOver(*S, jitmem_mapper_shared, O);
-    if (Shared)
-      return Shared;
-    std::string Reason = "shared memory: " + llvm::toString(Shared.takeError());
-    auto Remote = createOver(*S, jitmem_mapper_remote, O, Reason.c_str());
-    if (Remote)
-      return Remote;
-    return llvm::make_error<MemoryError>(
-        JITMEM_UNSUPPORTED, 0, Reason + "; remote: " + llvm::toString(Remote.takeError()));
+    std::string Why;
+    llvm::Expected<std::unique_ptr<MemoryManager>> MM = nullptr;
+    auto Works = [&](const char *What, llvm::Expected<std::unique_ptr<MemoryManager>> Tried) {
+      if (!Tried) {
+        Why += (Why.empty() ? "" : "; ") + std::string(What) + llvm::toString(Tried.takeError());
+        return false;
+      }
+      MM = std::move(Tried);
+      return true;
+    };
+    auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    auto Way = detail::Way::to(EPC);
+    if (!Way) {
+      llvm::consumeError(Ours.takeError());
+      return Way.takeError();
+    }
+    bool HasOurs = bool(Ours);
+    if (!HasOurs)
+      Why = "jitmem's service: " + llvm::toString(Ours.takeError());
+    if ((HasOurs && Works("shared memory: ", createOver(*Ours, jitmem_mapper_shared, O))) ||
+        Works("LLVM's shared memory: ",
+              createOver(*Way, jitmem_mapper_llvm_shared, O, Why.c_str())) ||
+        (HasOurs && Works("remote: ", createOver(*Ours, jitmem_mapper_remote, O, Why.c_str()))) ||
+        Works("LLVM's memory manager: ",
+              createOver(*Way, jitmem_mapper_llvm_simple, O, Why.c_str())))
+      return MM;
+    llvm::consumeError(MM.takeError());
+    return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
   }
 
   ~MemoryManager() override {
@@ -242,14 +261,31 @@ private:
     Chosen.service = S.Open;
     Chosen.instance = S.Instance;
     Chosen.instead_of = InsteadOf;
+    return createOver(S.Connected, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
+      return Make(S.Connected.Handle.get(), &Chosen, Mapper, E);
+    });
+  }
+
+  /// Over a service of LLVM's.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  createOver(const detail::Way &W, decltype(&jitmem_mapper_llvm_shared) Make, const Options &O,
+             const char *InsteadOf) {
+    return createOver(W, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
+      return Make(W.Handle.get(), InsteadOf, Mapper, E);
+    });
+  }
+
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  createOver(const detail::Way &W, const Options &O,
+             llvm::function_ref<jitmem_status(jitmem_mapper **, jitmem_error **)> Make) {
     detail::OwnedError E;
     jitmem_mapper *NewMapper = nullptr;
-    if (Make(S.Handle.get(), &Chosen, &NewMapper, E.out()) != JITMEM_OK)
+    if (Make(&NewMapper, E.out()) != JITMEM_OK)
       return E.take();
     std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
     auto MM = create(*Mapper, O);
     if (MM)
-      (*MM)->Way = S.Way;
+      (*MM)->Way = W.EPC;
     return MM;
   }
 

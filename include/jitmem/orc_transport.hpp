@@ -50,6 +50,9 @@ public:
           ->call(llvm::orc::ExecutorAddr(Function),
                  {static_cast<const char *>(Args), Args ? Size : 0}, Call);
     };
+    Callbacks.symbol = [](void *Ctx, const char *Name) {
+      return (*static_cast<std::shared_ptr<Connection> *>(Ctx))->symbol(Name);
+    };
     Callbacks.dispatch = [](void *Ctx, jitmem_task Task) {
       (*static_cast<std::shared_ptr<Connection> *>(Ctx))->run([Task] {
         jitmem_task_run(Task, nullptr);
@@ -165,6 +168,18 @@ private:
     });
   }
 
+  uint64_t symbol(const char *Name) {
+    uint64_t Address = 0;
+    use([&] {
+      if (Closed)
+        return;
+      const auto &Published = EPC.getBootstrapSymbolsMap();
+      if (auto Found = Published.find(Name); Found != Published.end())
+        Address = Found->second.getValue();
+    });
+    return Address;
+  }
+
   EPCRef EPC;
   std::atomic<bool> Closed{false}, Cut{false};
   std::shared_mutex Gate;
@@ -184,10 +199,25 @@ inline std::string ownLibrary() {
   return Absolute ? Absolute.get() : "";
 }
 
+/// A way to an executor.
+struct Way {
+  std::shared_ptr<Connection> EPC;
+  Transport Handle;
+
+  static llvm::Expected<Way> to(llvm::orc::ExecutorProcessControl &EPC) {
+    Way W;
+    W.EPC = std::make_shared<Connection>(EPC);
+    auto NewHandle = Connection::transport(W.EPC);
+    if (!NewHandle)
+      return NewHandle.takeError();
+    W.Handle = std::move(*NewHandle);
+    return W;
+  }
+};
+
 /// jitmem's service in an executor.
 struct Service {
-  std::shared_ptr<Connection> Way;
-  Transport Handle;
+  Way Connected;
   /// Address of jitmem_service_open.
   uint64_t Open = 0;
   /// 0: the one that every process with the library has.
@@ -199,11 +229,10 @@ struct Service {
     Service S;
     if (auto Err = S.locate(EPC, Load, std::move(Library)))
       return Err;
-    S.Way = std::make_shared<Connection>(EPC);
-    auto NewHandle = Connection::transport(S.Way);
-    if (!NewHandle)
-      return NewHandle.takeError();
-    S.Handle = std::move(*NewHandle);
+    auto W = Way::to(EPC);
+    if (!W)
+      return W.takeError();
+    S.Connected = std::move(*W);
     return S;
   }
 

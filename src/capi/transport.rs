@@ -6,7 +6,7 @@ use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::Completion;
-use crate::crowd::Task;
+use crate::crowd::{self, Task};
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Stream, Transport};
 use parking_lot::Mutex;
@@ -78,6 +78,7 @@ static PENDING: Mutex<Option<SlotMap<DefaultKey, Completion<Vec<u8>>>>> = Mutex:
 
 static TASKS: Mutex<Option<SlotMap<DefaultKey, Task>>> = Mutex::new(None);
 
+#[derive(Clone)]
 struct Host {
     table: jitmem_transport_callbacks,
     context: Arc<Context>,
@@ -91,10 +92,9 @@ unsafe impl Sync for Host {}
 impl Transport for Host {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
         // The host's context lives until its last call is answered.
-        let context = Arc::clone(&self.context);
+        let host = self.clone();
         let done = Completion::new(move |answer| {
-            done.complete(answer);
-            drop(context);
+            crowd::deliver(|| done.complete(answer), |task| host.dispatch(task));
         });
         let key = PENDING.lock().get_or_insert_with(SlotMap::new).insert(done);
         let host = self
