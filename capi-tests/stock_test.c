@@ -167,19 +167,22 @@ static void with_the_library_loaded(void **state) {
   end_stock(stock);
 }
 
-static void with_its_own_shared_memory(void **state) {
+static void with_its_own_services(void **state) {
   (void)state;
   struct stock stock = start_stock();
-  jitmem_mapper *mapper = NULL;
-  jitmem_manager *manager = NULL;
-  OK(jitmem_mapper_llvm_shared(stock.transport, "it is as it came", &mapper, error));
-  OK(jitmem_manager_create(mapper, NULL, &manager, error));
-  run_graphs(&stock, manager, 50);
-  jitmem_stats stats = stats_of(manager);
-  assert_int_equal(stats.mapper, JITMEM_MAPPER_LLVM_SHARED);
-  assert_string_equal(stats.fallback_reason, "it is as it came");
-  jitmem_manager_free(manager);
-  jitmem_mapper_free(mapper);
+  for (int shared = 0; shared < 2; shared++) {
+    jitmem_mapper *mapper = NULL;
+    jitmem_manager *manager = NULL;
+    OK((shared ? jitmem_mapper_llvm_shared
+               : jitmem_mapper_llvm_simple)(stock.transport, "it is as it came", &mapper, error));
+    OK(jitmem_manager_create(mapper, NULL, &manager, error));
+    run_graphs(&stock, manager, 50);
+    jitmem_stats stats = stats_of(manager);
+    assert_int_equal(stats.mapper, shared ? JITMEM_MAPPER_LLVM_SHARED : JITMEM_MAPPER_LLVM_SIMPLE);
+    assert_string_equal(stats.fallback_reason, "it is as it came");
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+  }
   end_stock(stock);
 }
 
@@ -230,7 +233,7 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(what_it_publishes_can_be_called),
       cmocka_unit_test(with_the_library_loaded),
-      cmocka_unit_test(with_its_own_shared_memory),
+      cmocka_unit_test(with_its_own_services),
       cmocka_unit_test(it_goes_while_it_has_memory),
       cmocka_unit_test(the_connection_is_closed_first),
   };

@@ -339,6 +339,95 @@ static void an_executor_that_never_answers(void **state) {
   jitmem_service_free(fading.here.service);
 }
 
+// ---- a host with places of its own for callbacks ----
+
+struct stage {
+  struct here here;
+  jitmem_transport *transport;
+  struct counter destroyed, dispatched;
+  jitmem_task tasks[64];
+};
+
+static void stage_call(void *ctx, uint64_t function, const void *args, size_t size,
+                       jitmem_call call) {
+  here_call(ctx, function, args, size, call);
+}
+
+static uint64_t stage_symbol(void *ctx, const char *name) {
+  return here_symbol(&((struct stage *)ctx)->here, name);
+}
+
+static void stage_destroy(void *ctx) { count(&((struct stage *)ctx)->destroyed); }
+
+static void keep_task(void *ctx, jitmem_task task) {
+  struct stage *stage = ctx;
+  pthread_mutex_lock(&stage->dispatched.lock);
+  if (stage->dispatched.count == COUNT(stage->tasks))
+    abort();
+  stage->tasks[stage->dispatched.count++] = task;
+  pthread_cond_broadcast(&stage->dispatched.changed);
+  pthread_mutex_unlock(&stage->dispatched.lock);
+}
+
+static struct wrapper_result nothing(const char *args, size_t size) {
+  (void)args, (void)size;
+  return succeed();
+}
+
+static int calls_of(struct outcome *outcomes, size_t count) {
+  int calls = 0;
+  for (size_t i = 0; i < count; i++)
+    calls += counted(&outcomes[i].called, 0);
+  return calls;
+}
+
+static void callbacks_run_where_the_host_wants_them(void **state) {
+  (void)state;
+  for (int shared = 0; shared < 2; shared++) {
+    struct stage stage = {.destroyed = COUNTER, .dispatched = COUNTER};
+    here_set_up(&stage.here, here_call);
+    const jitmem_transport_callbacks callbacks = {.struct_size = sizeof callbacks,
+                                                  .ctx = &stage,
+                                                  .destroy = stage_destroy,
+                                                  .call = stage_call,
+                                                  .symbol = stage_symbol,
+                                                  .dispatch = keep_task};
+    OK(jitmem_transport_custom(&callbacks, &stage.transport, error));
+    jitmem_mapper *mapper = NULL;
+    // What is waited for needs no dispatcher.
+    jitmem_manager *manager = manager_over(stage.transport, shared, &mapper);
+    const jitmem_action action = {.finalize = call_of(nothing, "", 0),
+                                  .dealloc = call_of(nothing, "", 0)};
+    struct graph graphs[3];
+    struct outcome outcomes[COUNT(graphs)];
+    for (size_t i = 0; i < COUNT(graphs); i++) {
+      graphs[i] = allocate_three(manager, (uint8_t)i);
+      OK(jitmem_manager_finalize(manager, graphs[i].handle, &action, 1, error));
+      outcomes[i] = (struct outcome){.called = COUNTER, .destroyed = COUNTER};
+      OK(jitmem_manager_deallocate_async(manager, &graphs[i].handle, 1, done, &outcomes[i],
+                                         outcome_destroyed, error));
+    }
+    // They come in one task or in several, and run when the host has them run.
+    for (int ran = 0; calls_of(outcomes, COUNT(outcomes)) < (int)COUNT(outcomes); ran++) {
+      assert_true(ran < counted(&stage.dispatched, ran + 1));
+      int before = calls_of(outcomes, COUNT(outcomes));
+      OK(jitmem_task_run(stage.tasks[ran], error));
+      assert_true(calls_of(outcomes, COUNT(outcomes)) > before);
+      REFUSED(JITMEM_INVALID_HANDLE, "task", jitmem_task_run(stage.tasks[ran], error));
+    }
+    for (size_t i = 0; i < COUNT(graphs); i++) {
+      assert_int_equal(counted(&outcomes[i].destroyed, 1), 1);
+      assert_int_equal(outcomes[i].called.count, 1);
+      assert_int_equal(outcomes[i].status, JITMEM_OK);
+    }
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+    jitmem_transport_free(stage.transport);
+    assert_int_equal(counted(&stage.destroyed, 1), 1);
+    here_tear_down(&stage.here);
+  }
+}
+
 // ---- bytes that mean nothing ----
 
 enum lie { EMPTY, CUT, LONG, NOISE, HUGE_LENGTHS, FLIPPED, LIES };
@@ -470,6 +559,7 @@ int main(void) {
       cmocka_unit_test(sizes_of_the_struct),
       cmocka_unit_test(names_come_from_the_host),
       cmocka_unit_test(an_executor_that_never_answers),
+      cmocka_unit_test(callbacks_run_where_the_host_wants_them),
       cmocka_unit_test(bytes_that_mean_nothing),
   };
   return cmocka_run_group_tests_name("transports", tests, NULL, NULL);
