@@ -111,6 +111,8 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	$(call headline,examples)
 	@$(call project,examples/plain-c,build/plain-c)
 	build/plain-c/jitmem-plain-c
+	@$(call project,examples/child-c,build/child-c)
+	build/child-c/jitmem-child-c
 	@for version in 22 19; do \
 	  $(call project,examples/lljit,build/lljit-$$version,-DJITMEM_LLVM_VERSION=$$version \
 	    -DLLVM_DIR=$(call llvm,$$version)); \
