@@ -2,7 +2,7 @@
 //! Serving a controller: what an executor program does.
 
 use super::service::{
-    jitmem_service, jitmem_service_create, jitmem_service_free, jitmem_service_symbols,
+    addresses, jitmem_service, jitmem_service_create, jitmem_service_free, jitmem_service_symbols,
 };
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
@@ -141,6 +141,7 @@ unsafe fn publish(options: &mut Options, service: *const jitmem_service) -> Resu
     // The host's own names come last, so that they take the place of others.
     symbols.append(&mut options.symbols);
     options.symbols = symbols;
+    options.services.extend(addresses());
     Ok(())
 }
 

@@ -81,6 +81,13 @@ fn functions() -> Functions {
     }
 }
 
+/// Every wrapper function of the service.
+pub(super) fn addresses() -> Vec<u64> {
+    [jitmem_service_open, attach, reserve, change, run, close]
+        .map(address)
+        .into()
+}
+
 /// The wrapper function with which a controller opens a session; not to be called from C. It is what
 /// dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
 /// publishes.

@@ -19,10 +19,10 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// A thread that was idle for so long ends, if another one is idle too.
-const IDLE: Duration = Duration::from_secs(5);
+/// As many threads as were idle all through such a time end, but for one.
+const PERIOD: Duration = Duration::from_secs(5);
 
 pub(super) struct Workers {
     input: Mutex<Input>,
@@ -33,15 +33,37 @@ pub(super) struct Workers {
     turn: Condvar,
     /// The last thread has gone.
     gone: Condvar,
+    period: Duration,
 }
 
-#[derive(Default)]
 struct State {
     /// One of the threads reads, or will.
     reading: bool,
-    idle: usize,
     threads: usize,
+    idle: usize,
+    /// The fewest that were idle since `since`.
+    least_idle: usize,
+    since: Instant,
+    /// How many were idle all through the last period, and have not ended yet.
+    surplus: usize,
     ended: Option<Result<()>>,
+}
+
+impl State {
+    /// Whether a thread that is about to be idle is one too many.
+    fn too_many(&mut self, period: Duration) -> bool {
+        let now = Instant::now();
+        if now - self.since >= period {
+            self.surplus = self.least_idle;
+            self.least_idle = self.idle;
+            self.since = now;
+        }
+        let too_many = self.surplus > 0 && self.idle > 0;
+        if too_many {
+            self.surplus -= 1;
+        }
+        too_many
+    }
 }
 
 /// A call that was read.
@@ -57,13 +79,31 @@ impl Workers {
         calls: Arc<Calls>,
         functions: HashMap<u64, Function>,
     ) -> Arc<Workers> {
+        Workers::with_period(input, calls, functions, PERIOD)
+    }
+
+    fn with_period(
+        input: Input,
+        calls: Arc<Calls>,
+        functions: HashMap<u64, Function>,
+        period: Duration,
+    ) -> Arc<Workers> {
         Arc::new(Workers {
             input: Mutex::new(input),
             calls,
             functions,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                reading: false,
+                threads: 0,
+                idle: 0,
+                least_idle: 0,
+                since: Instant::now(),
+                surplus: 0,
+                ended: None,
+            }),
             turn: Condvar::new(),
             gone: Condvar::new(),
+            period,
         })
     }
 
@@ -105,12 +145,18 @@ impl Workers {
                 state.reading = true;
                 return true;
             }
-            state.idle += 1;
-            let waited = self.turn.wait_for(&mut state, IDLE);
-            state.idle -= 1;
-            if waited.timed_out() && state.reading && state.idle > 0 {
+            if state.too_many(self.period) {
                 return false;
             }
+            state.idle += 1;
+            if state.idle == 1 {
+                // One stays, however long nothing happens.
+                self.turn.wait(&mut state);
+            } else {
+                self.turn.wait_for(&mut state, self.period);
+            }
+            state.idle -= 1;
+            state.least_idle = state.least_idle.min(state.idle);
         }
     }
 
@@ -260,5 +306,69 @@ impl Drop for Worker {
         if state.threads == 0 {
             self.0.gone.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::Outlet;
+    use crate::wire::frame::{HEADER_SIZE, message};
+    use std::io::{Read, Write};
+
+    #[test]
+    fn threads_that_are_not_needed_end_even_while_others_work() {
+        static OPEN: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+        fn wait_until_open(_: &[u8]) -> Answer {
+            let mut open = OPEN.0.lock();
+            while !*open {
+                OPEN.1.wait(&mut open);
+            }
+            Ok(Vec::new())
+        }
+        const TAG: u64 = 1;
+        const COUNT: u64 = 20;
+        let function = Function {
+            address: TAG,
+            answer: Some(wait_until_open),
+            patience: Patience::Patient,
+        };
+        let (their_input, mut output) = std::io::pipe().unwrap();
+        let (mut input, their_output) = std::io::pipe().unwrap();
+        let calls = Arc::new(Calls::new(Outlet::new(their_output.into()).unwrap()));
+        let workers = Workers::with_period(
+            Input::new(their_input.into()),
+            calls,
+            [(TAG, function)].into(),
+            Duration::from_millis(50),
+        );
+        let serving = Arc::clone(&workers);
+        let serving = std::thread::spawn(move || serving.serve());
+        for number in 0..COUNT {
+            let call = message(Opcode::CallWrapper, number, TAG, &[]);
+            output.write_all(&call).unwrap();
+        }
+        let mut answers = vec![0; HEADER_SIZE];
+        *OPEN.0.lock() = true;
+        OPEN.1.notify_all();
+        for _ in 0..COUNT {
+            input.read_exact(&mut answers).unwrap();
+        }
+        let started = Instant::now();
+        loop {
+            output
+                .write_all(&message(Opcode::CallWrapper, 0, TAG, &[]))
+                .unwrap();
+            input.read_exact(&mut answers).unwrap();
+            let threads = workers.state.lock().threads;
+            if threads <= 3 {
+                break;
+            }
+            let patience = Duration::from_secs(60);
+            assert!(started.elapsed() < patience, "{threads} threads are left");
+        }
+        drop(output);
+        serving.join().unwrap().unwrap();
+        assert_eq!(workers.state.lock().threads, 0);
     }
 }
