@@ -64,7 +64,7 @@ install: build ## install library, headers, CMake package and jitmem.pc (PREFIX=
 ## Working on it
 
 .PHONY: test
-test: setup lint test-rust test-c test-orc-22 test-orc-19 test-examples test-package test-readme ## everything that must pass
+test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-package test-readme ## everything that must pass
 	$(call headline,all tests passed)
 
 .PHONY: setup
@@ -105,6 +105,12 @@ test-orc-22 test-orc-19: test-orc-%: stage
 	$(call headline,C++ tests with LLVM $*)
 	@$(call project,tests/orc,build/orc-$*,-DJITMEM_LLVM_VERSION=$* -DLLVM_DIR=$(call llvm,$*))
 	@$(call ctest,build/orc-$*)
+
+.PHONY: test-executor
+test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 to 22
+	$(call headline,executors)
+	@tests/executor/run.sh $(STAGE) build/executor
+	cargo test --locked --lib -- --ignored stock
 
 .PHONY: test-examples
 test-examples: stage ## the examples, on LLVM 22 and 19
