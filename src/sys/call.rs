@@ -49,12 +49,15 @@ fn free_wrapper_buffer(address: u64) {
 /// The address comes from whoever linked the code; like any call of JIT-linked code it can do
 /// anything at all. No lock of ours may be held here.
 pub(crate) fn call_wrapper(function: u64, args: &[u8]) -> WrapperResult {
-    let pointer: *const () = std::ptr::with_exposed_provenance(function as usize);
+    type Call = unsafe extern "C" fn(*const u8, usize, *const ()) -> RawWrapperResult;
+    let function: *const () = std::ptr::with_exposed_provenance(function as usize);
     // SAFETY: the linker says that a wrapper function is at this address; trusting the linked
-    // code is the executor's purpose.
-    let function = unsafe { std::mem::transmute::<*const (), WrapperFunction>(pointer) };
-    // SAFETY: `args` lives through the call, and the ABI is the one declared above.
-    let raw = unsafe { function(args.as_ptr(), args.len()) };
+    // code is the executor's purpose. `args` lives through the call, and the ABI is the one
+    // declared above.
+    let raw = unsafe {
+        let call = std::mem::transmute::<*const (), Call>(super::program::caller());
+        call(args.as_ptr(), args.len(), function)
+    };
     take(raw)
 }
 

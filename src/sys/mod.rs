@@ -40,7 +40,9 @@ pub(crate) use map::{
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;
-pub(crate) use program::{call_int, call_main, call_on_frames, call_void, spawn_for_programs};
+pub(crate) use program::{
+    call_int, call_main, call_on_frames, call_void, run_in_own_thread, spawn_for_programs,
+};
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;

@@ -7,6 +7,75 @@
 use super::gate;
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
+use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+// Calls the function in its third argument with the first two. Nothing says how to unwind it, so an
+// exception that linked code does not catch finds the end of the stack here, as it would in a
+// program of its own: the C++ runtime says what was thrown and ends the process, and pthread_exit
+// ends the thread. Rust's own frames would take hold of either.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    r#"
+    .pushsection .text.jitmem_call_linked_code, "ax", @progbits
+    .globl jitmem_call_linked_code
+    .hidden jitmem_call_linked_code
+    .type jitmem_call_linked_code, @function
+jitmem_call_linked_code:
+    push rbp
+    mov rbp, rsp
+    call rdx
+    pop rbp
+    ret
+    .size jitmem_call_linked_code, . - jitmem_call_linked_code
+    .popsection
+    "#
+);
+#[cfg(target_arch = "aarch64")]
+std::arch::global_asm!(
+    r#"
+    .pushsection .text.jitmem_call_linked_code, "ax", %progbits
+    .globl jitmem_call_linked_code
+    .hidden jitmem_call_linked_code
+    .type jitmem_call_linked_code, %function
+jitmem_call_linked_code:
+    stp x29, x30, [sp, #-16]!
+    mov x29, sp
+    blr x2
+    ldp x29, x30, [sp], #16
+    ret
+    .size jitmem_call_linked_code, . - jitmem_call_linked_code
+    .popsection
+    "#
+);
+#[cfg(target_arch = "riscv64")]
+std::arch::global_asm!(
+    r#"
+    .pushsection .text.jitmem_call_linked_code, "ax", %progbits
+    .globl jitmem_call_linked_code
+    .hidden jitmem_call_linked_code
+    .type jitmem_call_linked_code, %function
+jitmem_call_linked_code:
+    addi sp, sp, -16
+    sd ra, 8(sp)
+    jalr a2
+    ld ra, 8(sp)
+    addi sp, sp, 16
+    ret
+    .size jitmem_call_linked_code, . - jitmem_call_linked_code
+    .popsection
+    "#
+);
+
+unsafe extern "C" {
+    fn jitmem_call_linked_code();
+}
+
+/// The function through which linked code is called: with two arguments, and its address as the
+/// third.
+pub(super) fn caller() -> *const () {
+    jitmem_call_linked_code as *const ()
+}
 
 /// Least bytes of stack for threads that run programs: what a main thread has by default.
 const STACK: u64 = 8 << 20;
@@ -24,30 +93,28 @@ pub(crate) fn call_main(function: u64, args: &[&[u8]]) -> i32 {
         .collect();
     argv.push(std::ptr::null_mut());
     let count = c_int::try_from(args.len()).unwrap_or(c_int::MAX);
+    type Call = unsafe extern "C" fn(c_int, *mut *mut c_char, *const ()) -> c_int;
     // SAFETY: the linker says that a main function is at this address; strings and array are
     // writable and live through the call.
     unsafe {
-        let main: unsafe extern "C" fn(c_int, *mut *mut c_char) -> c_int =
-            std::mem::transmute(code(function));
-        main(count, argv.as_mut_ptr())
+        let call = std::mem::transmute::<*const (), Call>(caller());
+        call(count, argv.as_mut_ptr(), code(function))
     }
 }
 
 /// Calls `int32_t f(void)`.
 pub(crate) fn call_void(function: u64) -> i32 {
-    // SAFETY: the linker says that such a function is at this address.
-    unsafe {
-        let function: unsafe extern "C" fn() -> i32 = std::mem::transmute(code(function));
-        function()
-    }
+    call_int(function, 0)
 }
 
 /// Calls `int32_t f(int32_t)`.
 pub(crate) fn call_int(function: u64, argument: i32) -> i32 {
-    // SAFETY: the linker says that such a function is at this address.
+    type Call = unsafe extern "C" fn(i32, usize, *const ()) -> i32;
+    // SAFETY: the linker says that such a function is at this address; what it does not ask for it
+    // does not see.
     unsafe {
-        let function: unsafe extern "C" fn(i32) -> i32 = std::mem::transmute(code(function));
-        function(argument)
+        let call = std::mem::transmute::<*const (), Call>(caller());
+        call(argument, 0, code(function))
     }
 }
 
@@ -62,17 +129,67 @@ pub(crate) fn call_on_frames(function: u64, frames: u64) {
     }
 }
 
-/// Starts a thread that may run programs: with the name and the signals of the thread that starts
-/// it, and as much stack as a main thread. To join it is to wait for the destructors of its
-/// thread-locals as well.
-pub(crate) fn spawn_for_programs<T: Send + 'static>(
-    body: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<std::thread::JoinHandle<T>> {
-    gate("clone")?;
+fn stack_size() -> usize {
     let stack = super::limit(libc::RLIMIT_STACK).unwrap_or(STACK).max(STACK);
-    std::thread::Builder::new()
-        .stack_size(stack as usize)
-        .spawn(body)
+    // Up to a multiple of any page size.
+    usize::try_from(stack.next_multiple_of(1 << 16)).unwrap_or(STACK as usize)
+}
+
+/// Starts a thread that may run linked code: with the name and the signals of the thread that starts
+/// it, and as much stack as a main thread.
+pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    gate("clone")?;
+    let thread = std::thread::Builder::new().stack_size(stack_size());
+    thread.spawn(body).map(drop)
+}
+
+/// Does something in a thread like that, and waits until nothing of the thread is left: the
+/// destructors of its thread-locals have run as well. `None` if linked code has ended the thread, or
+/// it has panicked. A thread of Rust's own would expect neither.
+pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
+    body: F,
+) -> io::Result<Option<R>> {
+    struct Task<F, R> {
+        body: Option<F>,
+        result: Option<R>,
+    }
+
+    extern "C" fn start<F: FnOnce() -> R, R>(task: *mut c_void) -> *mut c_void {
+        // SAFETY: whoever started this thread keeps the task, and does not look at it meanwhile.
+        let task = unsafe { &mut *task.cast::<Task<F, R>>() };
+        if let Some(body) = task.body.take() {
+            task.result = catch_unwind(AssertUnwindSafe(body)).ok();
+        }
+        std::ptr::null_mut()
+    }
+
+    gate("clone")?;
+    let mut task = Task {
+        body: Some(body),
+        result: None,
+    };
+    let mut attributes = MaybeUninit::uninit();
+    let mut thread = MaybeUninit::uninit();
+    // SAFETY: attributes are initialized, used and destroyed; the task outlives the thread, which
+    // is joined below.
+    let code = unsafe {
+        libc::pthread_attr_init(attributes.as_mut_ptr());
+        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack_size());
+        let code = libc::pthread_create(
+            thread.as_mut_ptr(),
+            attributes.as_ptr(),
+            start::<F, R>,
+            (&raw mut task).cast(),
+        );
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        code
+    };
+    if code != 0 {
+        return Err(io::Error::from_raw_os_error(code));
+    }
+    // SAFETY: the thread was started, and nobody else joins it.
+    unsafe { libc::pthread_join(thread.assume_init(), std::ptr::null_mut()) };
+    Ok(task.result)
 }
 
 #[cfg(test)]
@@ -117,5 +234,29 @@ mod tests {
         let negate: unsafe extern "C" fn(i32) -> i32 = negate;
         let negate = (negate as *const ()).expose_provenance() as u64;
         assert_eq!(call_int(negate, i32::MAX), -i32::MAX);
+    }
+
+    #[test]
+    fn a_thread_of_its_own_answers_unless_linked_code_has_ended_it() {
+        let word = "word".to_owned();
+        let answer = run_in_own_thread(|| word.len()).unwrap();
+        assert_eq!(answer, Some(4));
+        let end = super::super::symbol(c"pthread_exit").unwrap();
+        assert_eq!(run_in_own_thread(|| call_void(end)).unwrap(), None);
+    }
+
+    #[test]
+    fn thread_locals_are_gone_when_a_thread_of_its_own_is() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        static GONE: AtomicBool = AtomicBool::new(false);
+        struct Local;
+        impl Drop for Local {
+            fn drop(&mut self) {
+                GONE.store(true, Ordering::Relaxed);
+            }
+        }
+        thread_local!(static LOCAL: Local = const { Local });
+        run_in_own_thread(|| LOCAL.with(|_| ())).unwrap();
+        assert!(GONE.load(Ordering::Relaxed));
     }
 }

@@ -45,6 +45,7 @@ PROGRAMS = {
     "weak": Program(["weak.o"], 42),
     "missing": Program(["missing.o"], 1, complaint="nowhere_at_all"),
     "exit": Program(["exits.o"], 1, "first last 7\n", complaint="disconnecting", ends=False),
+    "uncaught": Program(["uncaught.o"], 1, complaint="what():  not caught", ends=False),
     "objects": Program(["parts.o", *PARTS], 150),
     "archive": Program(["parts.o", "libparts.a"], 150),
     "runtime-arguments": Program(

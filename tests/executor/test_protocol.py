@@ -465,6 +465,14 @@ class Process(Case):
             self.assertIn("read 4 bytes at 0x8", session.ask(name.format("register"), nowhere).error())
             self.assertEnds(session, 0)
 
+    def test_a_program_that_ends_its_thread_ends_nothing_else(self):
+        with start() as session:
+            ends = u64(resolve(session, "pthread_exit"))
+            for _ in range(3):
+                self.assertEqual(session.call(RUN + "_void_function_wrapper", ends), b"")
+            self.assertEqual(session.call(READ, NOTHING), NOTHING)
+            self.assertEnds(session, 0)
+
     def test_a_crash_of_the_program_is_a_crash(self):
         with start() as session:
             session.start(RUN + "_void_function_wrapper", u64(resolve(session, "abort")))

@@ -122,7 +122,7 @@ impl Workers {
         self.state.lock().threads += 1;
         let worker = Worker(Arc::clone(self));
         // If there is no thread to be had, the worker is dropped, and counted off.
-        sys::spawn_for_programs(move || worker.work()).map(drop)
+        sys::spawn_for_programs(move || worker.work())
     }
 
     fn end(&self, why: Result<()>) {
@@ -261,12 +261,12 @@ impl Workers {
     }
 
     /// Does a call that was read, and sends its answer.
-    fn handle(self: &Arc<Workers>, call: Call) {
+    fn handle(&self, call: Call) {
         let sequence = call.sequence;
         let answer = if self.patience(&call) == Patience::Program {
-            let workers = Arc::clone(self);
-            let program = sys::spawn_for_programs(move || workers.answer(&call));
-            program.map_or_else(|_| Vec::new(), |thread| thread.join().unwrap_or_default())
+            // A program that ends its thread leaves no answer.
+            let answer = sys::run_in_own_thread(|| self.answer(&call));
+            answer.ok().flatten().unwrap_or_default()
         } else {
             self.answer(&call)
         };
