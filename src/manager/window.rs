@@ -12,12 +12,15 @@ use crate::page::{AddressRange, Alignment};
 use crate::sys;
 use smallvec::SmallVec;
 
-/// First size of a chunk; each further one of its group is larger by the factor, up to a share of
-/// the window. Its pages take no memory before they are used, but each chunk takes system calls.
+/// First size of a chunk, unless that is more than its share of the window; each further one of its
+/// group is larger by the factor, up to that share. Its pages take no memory before they are used,
+/// but each chunk takes system calls.
 const FIRST_CHUNK: u64 = 512 << 10;
 const CHUNK_FACTOR: u64 = 2;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
+/// Chunks of small windows are not smaller than this for the share's sake.
+const SMALL_CHUNK: u64 = 64 << 10;
 /// More chunks than this are never made in one window: each takes at most two views and leaves
 /// at most one gap, so a window has fewer than 512 mappings.
 pub(super) const MOST_CHUNKS: usize = 160;
@@ -216,7 +219,19 @@ impl Window {
         }
     }
 
+    /// What a chunk grows to, unless one segment needs more.
+    fn largest_chunk(&self) -> u64 {
+        let share = self.range.size() / CHUNK_SHARE;
+        self.page.round_down(share.max(SMALL_CHUNK))
+    }
+
+    /// The size that a group's chunks begin with, and that they come back to.
+    fn first_chunk(&self) -> u64 {
+        FIRST_CHUNK.min(self.largest_chunk())
+    }
+
     fn pool(&mut self, group: AllocGroup) -> &mut Pool {
+        let next_size = self.first_chunk();
         let granule = narrow(self.granule.bytes());
         self.pools[pool_index(group)].get_or_insert_with(|| {
             let ranges = Ranges::new(granule);
@@ -224,7 +239,7 @@ impl Window {
                 group,
                 ranges,
                 chunks: Vec::new(),
-                next_size: FIRST_CHUNK,
+                next_size,
             })
         })
     }
@@ -357,7 +372,7 @@ impl Window {
             return None;
         }
         let (page, granule) = (self.page, self.granule);
-        let most = page.round_down((self.range.size() / CHUNK_SHARE).max(FIRST_CHUNK));
+        let most = self.largest_chunk();
         // Room to align inside the chunk.
         let slack = u64::from(short.alignment).saturating_sub(granule.bytes());
         let need = u64::from(short.size.max(1)) + slack + guard(short.group, granule);
@@ -451,7 +466,7 @@ impl Window {
         pool: usize,
         keep: u64,
     ) -> Option<(AddressRange, AllocGroup, ChunkState)> {
-        let granule = self.granule;
+        let (granule, first) = (self.granule, self.first_chunk());
         let pool = self.pools[pool].as_mut()?;
         let empty = pool.chunks.iter().enumerate().filter_map(|(index, chunk)| {
             let chunk = chunk.as_ref()?;
@@ -467,7 +482,7 @@ impl Window {
         }
         let chunk = pool.chunks[index].take()?;
         // So that a group that goes on with little gets chunks of a size that is kept.
-        pool.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(FIRST_CHUNK);
+        pool.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(first);
         let (start, size) = usable(&chunk, pool.group, granule);
         let removed = pool.ranges.remove_region(start, size);
         debug_assert!(removed, "an empty chunk is one free range");
