@@ -336,5 +336,5 @@ int main(void) {
       EVERYWHERE(a_manager_goes_though_an_action_fails),
       EVERYWHERE(an_action_may_use_its_manager),
   };
-  return cmocka_run_group_tests_name("actions", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("actions", tests, NULL, NULL));
 }

@@ -165,5 +165,5 @@ int main(void) {
       EVERYWHERE(abandoned_code_can_not_be_seen),
       EVERYWHERE(nothing_is_ever_writable_and_executable),
   };
-  return cmocka_run_group_tests_name("code", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("code", tests, NULL, NULL));
 }

@@ -7,19 +7,6 @@
 
 #include "harness.h"
 
-#include <dirent.h>
-#include <time.h>
-
-static inline long entries(const char *path) {
-  DIR *directory = opendir(path);
-  assert_non_null(directory);
-  long count = 0;
-  while (readdir(directory) != NULL)
-    count++;
-  closedir(directory);
-  return count;
-}
-
 struct footprint {
   long mappings, descriptors, threads;
 };
@@ -31,11 +18,9 @@ static inline struct footprint footprint(void) {
 }
 
 // The footprint once there are no more threads than `threads`: ours end by themselves when there is
-// nothing more to do, and take their descriptors with them. Looks for a minute at most.
+// nothing more to do, and take their descriptors with them.
 static inline struct footprint footprint_at_rest(long threads) {
-  const struct timespec moment = {.tv_nsec = 1000000};
-  for (int looks = 0; looks < 60000 && entries("/proc/self/task") > threads; looks++)
-    nanosleep(&moment, NULL);
+  wait_for_threads(threads);
   return footprint();
 }
 

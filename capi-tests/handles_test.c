@@ -284,5 +284,5 @@ int main(void) {
       EVERYWHERE(numbers_that_are_no_handles),
       EVERYWHERE(a_handle_with_one_bit_wrong),
   };
-  return cmocka_run_group_tests_name("handles", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("handles", tests, NULL, NULL));
 }

@@ -15,6 +15,9 @@
 
 #include <cmocka.h>
 
+#include <dirent.h>
+#include <time.h>
+
 #include <jitmem.h>
 
 #define R ((uint32_t)JITMEM_PROT_READ)
@@ -214,6 +217,31 @@ static inline long line_count(const char *path) {
     lines += c == '\n';
   fclose(file);
   return lines;
+}
+
+// Entries of a folder of /proc, with the two that each folder has.
+static inline long entries(const char *path) {
+  DIR *directory = opendir(path);
+  assert_non_null(directory);
+  long count = 0;
+  while (readdir(directory) != NULL)
+    count++;
+  closedir(directory);
+  return count;
+}
+
+// Waits until there are no more threads than that, for a minute at most.
+static inline void wait_for_threads(long threads) {
+  const struct timespec moment = {.tv_nsec = 1000000};
+  for (int looks = 0; looks < 60000 && entries("/proc/self/task") > threads; looks++)
+    nanosleep(&moment, NULL);
+}
+
+// What a program returns whose tests had the library start threads: they end by themselves, but
+// valgrind takes what they have still got for lost.
+static inline int at_rest(int failed) {
+  wait_for_threads(3);
+  return failed;
 }
 
 // Numbers that look random and are the same in each run (xorshift64*).

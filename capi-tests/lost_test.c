@@ -363,5 +363,5 @@ int main(void) {
       cmocka_unit_test(linked_code_that_exits),
       cmocka_unit_test(killed_controllers),
   };
-  return cmocka_run_group_tests_name("lost executors and controllers", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("lost executors and controllers", tests, NULL, NULL));
 }

@@ -362,5 +362,5 @@ int main(void) {
       EVERYWHERE(deallocating),
       EVERYWHERE(looking),
   };
-  return cmocka_run_group_tests_name("NULL", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("NULL", tests, NULL, NULL));
 }

@@ -322,5 +322,5 @@ int main(void) {
       EVERYWHERE(zero_fill_is_zero_in_used_memory),
       EVERYWHERE(finalize_lifetime_ends_with_finalize),
   };
-  return cmocka_run_group_tests_name("segments", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("segments", tests, NULL, NULL));
 }

@@ -459,5 +459,5 @@ int main(void) {
       cmocka_unit_test(a_service_ends_its_own_sessions),
       ACROSS(children_leave_it_alone),
   };
-  return cmocka_run_group_tests_name("services", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("services", tests, NULL, NULL));
 }

@@ -392,5 +392,5 @@ int main(void) {
       cmocka_unit_test(a_child_that_serves),
       cmocka_unit_test(a_child_at_the_end_of_a_tcp_connection),
   };
-  return cmocka_run_group_tests_name("sockets", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("sockets", tests, NULL, NULL));
 }

@@ -242,5 +242,5 @@ int main(int argc, char **argv) {
     return CHILD_FAILED;
   }
   program = argv[1];
-  return cmocka_run_group_tests_name(program, tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name(program, tests, NULL, NULL));
 }

@@ -212,5 +212,5 @@ int main(void) {
       EVERYWHERE(chunks_and_windows_come_and_go),
       EVERYWHERE(one_mapper_serves_managers_of_many_threads),
   };
-  return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("threads", tests, NULL, NULL));
 }

@@ -562,5 +562,5 @@ int main(void) {
       cmocka_unit_test(callbacks_run_where_the_host_wants_them),
       cmocka_unit_test(bytes_that_mean_nothing),
   };
-  return cmocka_run_group_tests_name("transports", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("transports", tests, NULL, NULL));
 }
