@@ -79,8 +79,9 @@ impl BufferPool {
 
     fn put(&self, bytes: Bytes) {
         if let Some((class, block)) = Self::class(bytes.len()) {
-            let mut kept = self.0[class].lock();
-            if (kept.len() + 1) * block <= MOST_KEPT {
+            // Never waits: in a forked child the lock may be held by a thread that is not there.
+            let kept = self.0[class].try_lock();
+            if let Some(mut kept) = kept.filter(|kept| (kept.len() + 1) * block <= MOST_KEPT) {
                 kept.push(bytes);
             }
         }
