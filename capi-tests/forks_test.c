@@ -5,6 +5,7 @@
 
 #include "child.h"
 #include "code.h"
+#include "here.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -231,7 +232,7 @@ int main(void) {
       EACH(children_may_look),
       EACH(a_child_that_frees_does_no_harm),
       EACH(a_child_has_no_way_to_write_its_parents_code),
-      EACH(a_fork_while_others_are_at_work),
+      EVERYWHERE(a_fork_while_others_are_at_work),
   };
-  return cmocka_run_group_tests_name("forks", tests, NULL, NULL);
+  return at_rest(cmocka_run_group_tests_name("forks", tests, NULL, NULL));
 }
