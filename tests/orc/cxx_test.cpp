@@ -19,7 +19,7 @@ protected:
     add("catches.cpp");
   }
 };
-INSTANTIATE_TEST_SUITE_P(Managers, Exceptions, everyKind(), kindName);
+INSTANTIATE_TEST_SUITE_P(Managers, Exceptions, sessionKinds(), kindName);
 
 TEST_P(Exceptions, ThrownPassedAndCaughtInLinkedObjects) {
   start();
@@ -84,7 +84,7 @@ TEST_P(Exceptions, StillWorkAfterOtherFramesWereRemoved) {
 }
 
 class Statics : public JITTest {};
-INSTANTIATE_TEST_SUITE_P(Managers, Statics, everyKind(), kindName);
+INSTANTIATE_TEST_SUITE_P(Managers, Statics, sessionKinds(), kindName);
 
 TEST_P(Statics, OfAModule) {
   start();
@@ -94,7 +94,7 @@ TEST_P(Statics, OfAModule) {
 }
 
 class ThreadLocals : public JITTest {};
-INSTANTIATE_TEST_SUITE_P(Managers, ThreadLocals, everyKind(), kindName);
+INSTANTIATE_TEST_SUITE_P(Managers, ThreadLocals, sessionKinds(), kindName);
 
 TEST_P(ThreadLocals, Emulated) {
   start();

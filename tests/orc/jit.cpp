@@ -57,6 +57,8 @@ ThreadSafeModule functionReturning(const std::string &Name, int Value) {
 
 LLJITBuilder JITTest::builder() {
   LLJITBuilder Builder;
+  if (EPC)
+    Builder.setExecutorProcessControl(std::move(EPC));
   compat::setLinkingLayer(Builder,
                           [this](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
                             auto Layer = std::make_unique<ObjectLinkingLayer>(ES, *MM);

@@ -15,14 +15,26 @@
 #include <memory>
 #include <string>
 
-enum class Kind { LlvmInProcess, JitmemTwoViews, JitmemMprotect };
+enum class Kind {
+  LlvmInProcess,
+  JitmemTwoViews,
+  JitmemMprotect,
+  // Over jitmem's executor service in this very process, so that tests can look at its memory.
+  JitmemShared,
+  JitmemRemote,
+};
 
 inline bool isJitmem(Kind K) { return K != Kind::LlvmInProcess; }
+inline bool needsExecutor(Kind K) { return K == Kind::JitmemShared || K == Kind::JitmemRemote; }
 
 inline auto everyKind() {
-  return ::testing::Values(Kind::LlvmInProcess, Kind::JitmemTwoViews, Kind::JitmemMprotect);
+  return ::testing::Values(Kind::LlvmInProcess, Kind::JitmemTwoViews, Kind::JitmemMprotect,
+                           Kind::JitmemShared, Kind::JitmemRemote);
 }
-inline auto jitmemKinds() { return ::testing::Values(Kind::JitmemTwoViews, Kind::JitmemMprotect); }
+inline auto jitmemKinds() {
+  return ::testing::Values(Kind::JitmemTwoViews, Kind::JitmemMprotect, Kind::JitmemShared,
+                           Kind::JitmemRemote);
+}
 
 inline const char *nameOf(Kind K) {
   switch (K) {
@@ -32,6 +44,10 @@ inline const char *nameOf(Kind K) {
     return "jitmem";
   case Kind::JitmemMprotect:
     return "jitmem_mprotect";
+  case Kind::JitmemShared:
+    return "jitmem_shared";
+  case Kind::JitmemRemote:
+    return "jitmem_remote";
   }
   return "unknown";
 }
@@ -43,6 +59,12 @@ inline void PrintTo(Kind K, std::ostream *OS) { *OS << nameOf(K); }
 
 llvm::Expected<std::unique_ptr<llvm::jitlink::JITLinkMemoryManager>>
 createManager(Kind K, jitmem::orc::Options O = {});
+
+// An EPC whose executor is this process and publishes jitmem's service, and managers over it. A
+// session must run on its manager's EPC: it is that EPC's tasks that its end waits for.
+std::unique_ptr<llvm::orc::ExecutorProcessControl> createLoopback();
+llvm::Expected<std::unique_ptr<llvm::jitlink::JITLinkMemoryManager>>
+createManager(Kind K, llvm::orc::ExecutorProcessControl &EPC, jitmem::orc::Options O = {});
 
 // The stats of a manager that createManager made with a jitmem kind.
 jitmem_stats statsOf(const llvm::jitlink::JITLinkMemoryManager &MM);

@@ -15,7 +15,7 @@ protected:
     start(std::move(Builder));
   }
 };
-INSTANTIATE_TEST_SUITE_P(Managers, Runtime, everyKind(), kindName);
+INSTANTIATE_TEST_SUITE_P(Managers, Runtime, sessionKinds(), kindName);
 
 TEST_P(Runtime, Exceptions) {
   add("throws.cpp");
