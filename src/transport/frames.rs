@@ -1,161 +1,220 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Messages of a byte stream.
+//! Messages off a stream.
 
-use super::packet::{MOST_BODY, Packet};
 use crate::sys;
 use crate::wire::frame::{FrameError, HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-/// Room for what is read at once.
-const AHEAD: usize = 64 << 10;
+/// Bytes that are asked for at once: most messages, and often several.
+const BUFFER: usize = 64 << 10;
 
-/// The reading end of a stream that carries EPC's messages.
+/// A message.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub(crate) header: Header,
+    pub(crate) body: Vec<u8>,
+}
+
+/// The other side has broken the protocol.
+pub(crate) fn broken(why: FrameError) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, why)
+}
+
+fn ended_early() -> io::Error {
+    io::Error::new(ErrorKind::UnexpectedEof, FrameError::EndOfFile)
+}
+
+/// The reading end of a stream.
 pub(crate) struct Frames {
     stream: Arc<OwnedFd>,
     buffer: Vec<u8>,
-    /// Bytes of the buffer that are done with.
-    used: usize,
-}
-
-fn malformed(error: FrameError) -> io::Error {
-    let kind = match error {
-        FrameError::EndOfFile => ErrorKind::UnexpectedEof,
-        _ => ErrorKind::InvalidData,
-    };
-    io::Error::new(kind, error)
+    /// What of the buffer was taken already.
+    taken: usize,
 }
 
 impl Frames {
     pub(crate) fn new(stream: Arc<OwnedFd>) -> Frames {
         Frames {
             stream,
-            buffer: Vec::new(),
-            used: 0,
+            buffer: Vec::with_capacity(BUFFER),
+            taken: 0,
         }
     }
 
-    /// Waits for the next message; `None` at the end. Room for a body is made as it arrives. What
-    /// is malformed stays, and is so again the next time.
-    pub(crate) fn next(&mut self) -> io::Result<Option<Packet>> {
-        if !self.fill(HEADER_SIZE)? {
-            return Ok(None);
+    fn read(&mut self, into: Into<'_>) -> io::Result<usize> {
+        let (buffer, most) = match into {
+            Into::Buffer => (&mut self.buffer, usize::MAX),
+            Into::Body(body, most) => (body, most),
+        };
+        match sys::read(&self.stream, buffer, most) {
+            // Whoever went without reading everything has gone all the same.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
+            count => count,
         }
-        let header = self.buffer[self.used..].first_chunk();
-        let header = Header::decode(header.expect("filled above")).map_err(malformed)?;
-        if header.body_size() > MOST_BODY {
-            let message = format!("Message of {} bytes, more than {MOST_BODY}", header.size);
-            return Err(io::Error::new(ErrorKind::InvalidData, message));
-        }
-        let size = header.size as usize;
-        if !self.fill(size)? {
-            return Err(malformed(FrameError::EndOfFile));
-        }
-        let body = self.buffer[self.used..][HEADER_SIZE..size].to_vec();
-        self.used += size;
-        Ok(Some(Packet {
-            header,
-            body,
-            descriptors: Vec::new(),
-            lost: None,
-        }))
     }
 
-    /// Reads until that many bytes are there; `false` if there will be none at all.
-    fn fill(&mut self, size: usize) -> io::Result<bool> {
-        if self.buffer.len() - self.used >= size {
-            return Ok(true);
-        }
-        self.buffer.drain(..self.used);
-        self.used = 0;
-        // A large message does not keep its room for ever.
-        self.buffer.shrink_to(AHEAD);
-        while self.buffer.len() < size {
-            if self.buffer.len() == self.buffer.capacity() {
-                self.buffer.reserve(AHEAD);
-            }
-            if sys::read(&self.stream, &mut self.buffer, usize::MAX)? == 0 {
-                return match self.buffer.is_empty() {
-                    true => Ok(false),
-                    false => Err(malformed(FrameError::EndOfFile)),
+    fn there(&self) -> &[u8] {
+        &self.buffer[self.taken..]
+    }
+
+    /// Reads on behind what is in the buffer; `false` at the end of the stream.
+    fn fill(&mut self) -> io::Result<bool> {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
+        Ok(self.read(Into::Buffer)? > 0)
+    }
+
+    /// The next message; `None` if the stream ends where one could begin.
+    pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+        while self.there().len() < HEADER_SIZE {
+            if !self.fill()? {
+                return match self.there() {
+                    [] => Ok(None),
+                    _ => Err(ended_early()),
                 };
             }
         }
-        Ok(true)
+        let (header, _) = self
+            .there()
+            .split_first_chunk()
+            .expect("as many bytes are there");
+        let header = Header::decode(header).map_err(broken)?;
+        self.taken += HEADER_SIZE;
+        let body = self.body(header.body_size())?;
+        Ok(Some(Message { header, body }))
     }
+
+    /// Takes a body. Room is made as its bytes arrive, so a size that is a lie costs nothing.
+    fn body(&mut self, size: u64) -> io::Result<Vec<u8>> {
+        let too_large = |there: usize| {
+            let message =
+                format!("a message of {size} bytes: after {there} of them the heap has no room");
+            io::Error::new(ErrorKind::OutOfMemory, message)
+        };
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let mut body = Vec::new();
+        loop {
+            let missing = size - body.len();
+            let count = missing.min(self.there().len());
+            body.try_reserve(count).map_err(|_| too_large(body.len()))?;
+            body.extend_from_slice(&self.there()[..count]);
+            self.taken += count;
+            let missing = missing - count;
+            let more = match missing {
+                0 => return Ok(body),
+                1..BUFFER => self.fill()?,
+                _ => {
+                    let room = missing.min(body.len().max(BUFFER));
+                    body.try_reserve(room).map_err(|_| too_large(body.len()))?;
+                    self.read(Into::Body(&mut body, missing))? > 0
+                }
+            };
+            if !more {
+                return Err(ended_early());
+            }
+        }
+    }
+}
+
+/// Where bytes are read to.
+enum Into<'a> {
+    Buffer,
+    /// And at most how many.
+    Body(&'a mut Vec<u8>, usize),
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::frame::{Opcode, message};
+    use proptest::prelude::*;
     use std::io::Write;
-    use std::os::unix::net::UnixStream;
 
-    fn stream() -> (UnixStream, Frames) {
-        let (here, there) = UnixStream::pair().unwrap();
-        (there, Frames::new(Arc::new(here.into())))
-    }
-
-    #[test]
-    fn messages_come_back_however_they_are_cut() {
-        let bodies: Vec<Vec<u8>> = [0, 1, 31, 4096, AHEAD, 3 * AHEAD + 5]
-            .map(|size| (0..size).map(|index| index as u8).collect())
-            .into();
-        let all: Vec<u8> = (1..)
-            .zip(&bodies)
-            .flat_map(|(number, body)| message(Opcode::Result, number, 0, body))
-            .collect();
-        for step in [1 << 20, 1000, 31] {
-            let (mut there, mut frames) = stream();
-            let all = all.clone();
-            let sender = std::thread::spawn(move || {
-                all.chunks(step)
-                    .for_each(|part| there.write_all(part).unwrap());
+    /// What comes out when `bytes` go in, in pieces of these sizes.
+    fn read_all(bytes: &[u8], pieces: &[usize]) -> (Vec<Message>, io::Result<()>) {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let mut rest = bytes;
+                for size in pieces.iter().copied().chain(std::iter::repeat(bytes.len())) {
+                    let (piece, behind) =
+                        rest.split_at(size.clamp(1, rest.len().max(1)).min(rest.len()));
+                    writer.write_all(piece).unwrap();
+                    rest = behind;
+                    if rest.is_empty() {
+                        break;
+                    }
+                }
             });
-            for (number, body) in (1..).zip(&bodies) {
-                let packet = frames.next().unwrap().unwrap();
-                assert_eq!(
-                    packet.header,
-                    Header::new(Opcode::Result, number, 0, body.len())
-                );
-                assert!(packet.body == *body, "{number}");
+            let mut input = Frames::new(Arc::new(reader.into()));
+            let mut messages = Vec::new();
+            loop {
+                match input.next() {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => return (messages, Ok(())),
+                    Err(error) => return (messages, Err(error)),
+                }
             }
-            assert!(frames.next().unwrap().is_none());
-            assert!(frames.buffer.capacity() <= 2 * AHEAD);
-            sender.join().unwrap();
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn messages_come_out_whole_however_they_arrive(
+            sizes in proptest::collection::vec(
+                prop_oneof![0usize..100, Just(BUFFER - 32), Just(BUFFER), 0usize..300_000], 0..6
+            ),
+            pieces in proptest::collection::vec(1usize..100_000, 0..8),
+        ) {
+            let mut bytes = Vec::new();
+            for (number, size) in sizes.iter().enumerate() {
+                let body = vec![number as u8; *size];
+                bytes.extend(message(Opcode::CallWrapper, number as u64, 1, &body));
+            }
+            let (messages, end) = read_all(&bytes, &pieces);
+            prop_assert!(end.is_ok());
+            prop_assert_eq!(messages.len(), sizes.len());
+            for (number, (message, size)) in messages.iter().zip(&sizes).enumerate() {
+                prop_assert_eq!(message.header.sequence, number as u64);
+                prop_assert!(message.body == vec![number as u8; *size]);
+            }
+        }
+
+        #[test]
+        fn an_end_inside_a_message_is_an_error(body in 0usize..200_000, cut: proptest::sample::Index) {
+            let whole = message(Opcode::Result, 1, 0, &vec![7; body]);
+            let short = &whole[..1 + cut.index(whole.len() - 1)];
+            let (messages, end) = read_all(short, &[]);
+            prop_assert!(messages.is_empty());
+            let error = end.unwrap_err();
+            prop_assert_eq!(error.to_string(), "Unexpected end-of-file");
         }
     }
 
     #[test]
-    fn what_is_cut_off_or_lies_is_an_error_each_time() {
-        let whole = message(Opcode::Result, 0, 0, &[7; 10]);
-        let header = |size: u64| [&size.to_le_bytes()[..], &[2; 24]].concat();
-        let lies = [
-            (whole[..1].to_vec(), "Unexpected end-of-file"),
-            (whole[..32].to_vec(), "Unexpected end-of-file"),
-            (whole[..41].to_vec(), "Unexpected end-of-file"),
-            (header(31), "Message size too small"),
-            (header(42), "Unexpected opcode"),
-            (
-                Header::new(Opcode::Result, 0, 0, 1 << 40).encode().into(),
-                "Message of 10995",
-            ),
-            (
-                Header::new(Opcode::Result, 0, 0, 1 << 29).encode().into(),
-                "Unexpected end-of-file",
-            ),
-        ];
-        for (bytes, words) in lies {
-            let (mut there, mut frames) = stream();
-            there.write_all(&bytes).unwrap();
-            drop(there);
-            for _ in 0..2 {
-                let error = frames.next().unwrap_err().to_string();
-                assert!(error.contains(words), "{error}");
-            }
-            assert!(frames.buffer.capacity() <= 2 * AHEAD);
+    fn a_size_that_is_a_lie_costs_nothing() {
+        for size in [1 << 40, u64::MAX] {
+            let mut lie = Header::new(Opcode::CallWrapper, 0, 1, 0);
+            lie.size = size;
+            let (messages, end) = read_all(&lie.encode(), &[]);
+            assert!(messages.is_empty());
+            assert_eq!(end.unwrap_err().to_string(), "Unexpected end-of-file");
         }
+    }
+
+    #[test]
+    fn what_is_no_header_is_refused_in_the_words_of_stock_executors() {
+        let mut small = Header::new(Opcode::Hangup, 0, 0, 0);
+        small.size = 31;
+        let end = read_all(&small.encode(), &[]).1;
+        assert_eq!(end.unwrap_err().to_string(), "Message size too small");
+        let mut bytes = small.encode();
+        bytes[..16].copy_from_slice(&[32u64.to_le_bytes(), 4u64.to_le_bytes()].concat());
+        let end = read_all(&bytes, &[]).1;
+        assert_eq!(end.unwrap_err().to_string(), "Unexpected opcode");
     }
 }

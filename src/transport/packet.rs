@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub(crate) const MOST_BYTES: usize = 64 << 10;
 
 /// No body is larger, whatever a header says.
-pub(super) const MOST_BODY: u64 = 1 << 30;
+const MOST_BODY: u64 = 1 << 30;
 
 #[derive(Debug)]
 pub(crate) struct Packet {

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The controller's side of EPC over one connected stream socket: any ORC executor.
 
-use super::frames::Frames;
-use super::packet::Packet;
+use super::frames::{Frames, Message, broken};
 use super::pending::Pending;
 use super::{Transport, crew, disconnected, lost};
 use crate::completion::Completion;
@@ -62,13 +61,13 @@ fn first(input: &mut Frames) -> Result<Setup> {
         let message = format!("what the executor sent first is no Setup message of EPC: {what}");
         Error::new(Status::MapperFailed, message)
     };
-    let packet = match input.next() {
-        Ok(Some(packet)) => packet,
+    let message = match input.next() {
+        Ok(Some(message)) => message,
         Ok(None) => return Err(disconnected("it closed the socket without a word")),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(foreign(&error)),
         Err(error) => return Err(disconnected(error)),
     };
-    let Packet { header, body, .. } = packet;
+    let Message { header, body } = message;
     header.check().map_err(|error| foreign(&error))?;
     if header.opcode != Opcode::Setup {
         return Err(foreign(&format_args!("{:?}", header.opcode)));
@@ -131,9 +130,8 @@ impl Calls {
         })
     }
 
-    fn sort(&self, packet: Packet) -> io::Result<Work> {
-        let Packet { header, body, .. } = packet;
-        let broken = |error: FrameError| io::Error::new(io::ErrorKind::InvalidData, error);
+    fn sort(&self, message: Message) -> io::Result<Work> {
+        let Message { header, body } = message;
         header.check().map_err(broken)?;
         let sequence = header.sequence;
         match header.opcode {
@@ -162,8 +160,9 @@ impl crew::Post for Calls {
 
     fn receive(&self, _buffer: &mut Vec<u8>) -> io::Result<Option<Work>> {
         // The next reader waits for this lock.
-        let packet = self.input.lock().next()?;
-        packet.map(|packet| self.sort(packet)).transpose()
+        let mut input = self.input.lock();
+        let message = input.next()?;
+        message.map(|message| self.sort(message)).transpose()
     }
 
     fn handle(self: Arc<Self>, work: Work) {
@@ -207,11 +206,11 @@ mod tests {
             self.socket.write_all(bytes).unwrap();
         }
 
-        fn answer(&mut self, call: &Packet, body: &[u8]) {
+        fn answer(&mut self, call: &Message, body: &[u8]) {
             self.send(&message(Opcode::Result, call.header.sequence, 0, body));
         }
 
-        fn call(&mut self) -> Packet {
+        fn call(&mut self) -> Message {
             self.frames.next().unwrap().unwrap()
         }
 
@@ -316,7 +315,7 @@ mod tests {
     fn answers_find_their_calls_in_any_order() {
         let (mut executor, stream) = connected();
         let answers = calls(&stream, 3);
-        let made: Vec<Packet> = (0..3).map(|_| executor.call()).collect();
+        let made: Vec<Message> = (0..3).map(|_| executor.call()).collect();
         for call in made.iter().rev() {
             assert_eq!(call.header.tag, 7);
             executor.answer(call, &call.body.repeat(100_000));
@@ -359,7 +358,7 @@ mod tests {
         let call = executor.call();
         for sequence in [call.header.sequence, 99] {
             executor.send(&message(Opcode::CallWrapper, sequence, 5, b"args"));
-            let Packet { header, body, .. } = executor.call();
+            let Message { header, body } = executor.call();
             assert_eq!(header, Header::new(Opcode::Result, sequence, 0, 0));
             assert!(body.is_empty());
         }
@@ -369,7 +368,7 @@ mod tests {
 
     #[test]
     fn every_call_is_answered_once_however_the_connection_ends() {
-        type End = fn(&mut Executor, &Packet);
+        type End = fn(&mut Executor, &Message);
         let ends: [(End, &str); 9] = [
             (
                 |executor, _| executor.socket.shutdown(Shutdown::Both).unwrap(),
@@ -417,7 +416,7 @@ mod tests {
         for (end, words) in ends {
             let (mut executor, stream) = connected();
             let answers = calls(&stream, 3);
-            let made: Vec<Packet> = (0..3).map(|_| executor.call()).collect();
+            let made: Vec<Message> = (0..3).map(|_| executor.call()).collect();
             end(&mut executor, &made[0]);
             let errors: Vec<Error> = answers
                 .iter()

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does.
 //!
-//! [`input`] takes messages off the stream, [`workers`] are the threads that do what they ask,
+//! [`workers`] are the threads that take messages off the stream and do what they ask,
 //! [`calls`] is what goes the other way.
 
 mod calls;
-mod input;
 #[cfg(test)]
 mod tests;
 mod workers;
@@ -13,10 +12,10 @@ mod workers;
 use super::llvm::{Function, Patience, Services, Symbol};
 use crate::error::Result;
 use crate::sys::{self, Outlet, explain};
+use crate::transport::frames::Frames;
 use crate::wire::frame::{Setup, SetupLayout};
 use crate::wire::sps::ExecutorAddr;
 use calls::Calls;
-use input::Input;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -116,7 +115,7 @@ pub fn serve(input: BorrowedFd<'_>, output: BorrowedFd<'_>, options: &Options) -
         let duplicate = stream.try_clone_to_owned();
         duplicate.map_err(|error| explain("duplicate the controller's descriptor", error))
     };
-    let input = Input::new(own(input)?);
+    let input = Frames::new(Arc::new(own(input)?));
     let outlet = Outlet::new(own(output)?)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let calls = Arc::new(Calls::new(outlet));

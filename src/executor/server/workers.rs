@@ -10,13 +10,14 @@
 //! thread-locals behind whose destructors are code that the controller will take away.
 
 use super::calls::Calls;
-use super::input::{Input, Message, broken};
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{Function, Patience};
 use crate::sys::{self, Answer, WrapperResult, explain};
+use crate::transport::frames::{Frames, Message};
 use crate::wire::frame::{FrameError, Opcode};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,8 +25,27 @@ use std::time::{Duration, Instant};
 /// As many threads as were idle all through such a time end, but for one.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// The controller's end has broken the protocol.
+fn broken(why: FrameError) -> Error {
+    Error::new(Status::Disconnected, why.to_string())
+}
+
+/// Nothing more can be had of the controller's end.
+fn unreadable(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            Error::new(Status::Disconnected, error.to_string())
+        }
+        io::ErrorKind::OutOfMemory => Error::new(
+            Status::OutOfMemory,
+            format!("read from the controller: {error}"),
+        ),
+        _ => Error::system(Status::Disconnected, "read from the controller", error),
+    }
+}
+
 pub(super) struct Workers {
-    input: Mutex<Input>,
+    input: Mutex<Frames>,
     calls: Arc<Calls>,
     functions: HashMap<u64, Function>,
     state: Mutex<State>,
@@ -75,7 +95,7 @@ struct Call {
 
 impl Workers {
     pub(super) fn new(
-        input: Input,
+        input: Frames,
         calls: Arc<Calls>,
         functions: HashMap<u64, Function>,
     ) -> Arc<Workers> {
@@ -83,7 +103,7 @@ impl Workers {
     }
 
     fn with_period(
-        input: Input,
+        input: Frames,
         calls: Arc<Calls>,
         functions: HashMap<u64, Function>,
         period: Duration,
@@ -189,7 +209,7 @@ impl Workers {
             let message = match input.next() {
                 Ok(Some(message)) => message,
                 Ok(None) => break Ok(()),
-                Err(error) => break Err(error),
+                Err(error) => break Err(unreadable(error)),
             };
             if let Some(lost) = self.calls.lost() {
                 break Err(lost);
@@ -337,7 +357,7 @@ mod tests {
         let (mut input, their_output) = std::io::pipe().unwrap();
         let calls = Arc::new(Calls::new(Outlet::new(their_output.into()).unwrap()));
         let workers = Workers::with_period(
-            Input::new(their_input.into()),
+            Frames::new(Arc::new(their_input.into())),
             calls,
             [(TAG, function)].into(),
             Duration::from_millis(50),
