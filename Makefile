@@ -74,13 +74,13 @@ setup: ## install the packages that are missing
 .PHONY: lint
 lint: ## formatting and clippy
 	$(call headline,lint)
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
 
 .PHONY: fmt
 fmt: ## format the sources
-	cargo fmt
+	cargo fmt --all
 	@clang-format-22 -i $(C_AND_CPP)
 
 .PHONY: header
@@ -90,7 +90,7 @@ header: ## write include/jitmem.h anew from the Rust sources
 .PHONY: test-rust
 test-rust: ## unit, property and header tests
 	$(call headline,Rust tests)
-	cargo test --locked
+	cargo test --locked --workspace
 
 .PHONY: test-c
 test-c: stage ## the C API

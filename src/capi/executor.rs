@@ -158,6 +158,21 @@ unsafe fn borrowed<'a>(descriptor: c_int, name: &str) -> Result<BorrowedFd<'a>> 
     Ok(unsafe { BorrowedFd::borrow_raw(descriptor) })
 }
 
+/// Serves one controller with LLVM's services and with ours; for programs in Rust.
+///
+/// # Errors
+/// Those of [`serve`], and what making a service fails with.
+pub fn serve_controller(
+    input: BorrowedFd<'_>,
+    output: BorrowedFd<'_>,
+    mut options: Options,
+) -> Result<()> {
+    let service = OwnService::new()?;
+    // SAFETY: made above, and it outlives the session.
+    unsafe { publish(&mut options, service.0) }?;
+    serve(input, output, &options)
+}
+
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
 /// what is called, until the controller hangs up.
 ///

@@ -2,5 +2,6 @@
 //! The executor's side: what runs where the linked code runs.
 
 pub(crate) mod llvm;
+pub mod program;
 pub mod server;
 pub mod service;

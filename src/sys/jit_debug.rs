@@ -86,6 +86,20 @@ pub(crate) fn register_debug_object(object: u64, size: u64, tell: bool) {
     drop(list);
 }
 
+/// Where the entry is that was registered first; 0 if there is none.
+pub(crate) fn oldest_debug_entry() -> u64 {
+    let _list = LIST.lock();
+    let descriptor = &raw const __jit_debug_descriptor;
+    // SAFETY: the lock keeps others of ours out; entries are never freed.
+    unsafe {
+        let mut entry = (*descriptor).first;
+        while !entry.is_null() && !(*entry).next.is_null() {
+            entry = (*entry).next;
+        }
+        entry.expose_provenance() as u64
+    }
+}
+
 /// Where list and function are, by the names that they are looked up by.
 pub(crate) fn debug_symbols() -> [(&'static str, u64); 2] {
     let function: unsafe extern "C" fn() = __jit_debug_register_code;

@@ -7,7 +7,19 @@ use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// A descriptor of our own for what somebody has left open under a number.
+pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
+    gate("fcntl")?;
+    // SAFETY: asks for a copy; a number that is no descriptor is an error.
+    let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
+    if copy < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: just made, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
 
 /// Waits until something can be read or written, or the other side is gone.
 fn wait(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {

@@ -91,7 +91,7 @@ impl Library {
         let name = CString::new(name).ok()?;
         let found = sys::symbol_in(self.handle, &name);
         if found.is_none() && self.process && self.runtime {
-            load_runtime();
+            load_cxx_runtime();
             return sys::symbol_in(self.handle, &name);
         }
         found
@@ -108,7 +108,7 @@ impl Library {
 }
 
 /// Loads what programs in C++ need, once. Absence is no error: the symbol is missing then.
-fn load_runtime() {
+pub(crate) fn load_cxx_runtime() {
     static LOAD: Once = Once::new();
     LOAD.call_once(|| {
         for library in RUNTIME {

@@ -19,6 +19,7 @@ mod symbols;
 #[cfg(test)]
 mod testing;
 
+pub(crate) use dylib::load_cxx_runtime;
 pub(crate) use symbols::{Function, Patience, Services, Symbol};
 
 use crate::sys::Answer;

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Getting at the controller.
+
+use crate::options::Channel;
+use anyhow::{Context, Result};
+use jitmem::executor::program::inherited;
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::geteuid;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{self as unix, UnixListener, UnixStream};
+use std::path::Path;
+
+/// A way to the controller and back, which may be one socket.
+pub(crate) struct Connection {
+    input: OwnedFd,
+    output: Option<OwnedFd>,
+}
+
+impl Connection {
+    fn over(socket: impl Into<OwnedFd>) -> Connection {
+        Connection {
+            input: socket.into(),
+            output: None,
+        }
+    }
+
+    pub(crate) fn input(&self) -> BorrowedFd<'_> {
+        self.input.as_fd()
+    }
+
+    pub(crate) fn output(&self) -> BorrowedFd<'_> {
+        self.output.as_ref().unwrap_or(&self.input).as_fd()
+    }
+}
+
+/// Waits for the controller. `note` sees what whoever started the program should know.
+pub(crate) fn connect(channel: &Channel, note: impl Fn(&str)) -> Result<Connection> {
+    match channel {
+        Channel::Descriptors(input, output) => Ok(Connection {
+            input: inherited(*input)?,
+            output: Some(inherited(*output)?),
+        }),
+        Channel::Tcp(host, port) => tcp(host, *port, note),
+        Channel::Unix(path) => at_path(path, note),
+        Channel::Abstract(name) => {
+            let listen = || {
+                UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name_bytes(name))?)
+            };
+            let listener =
+                listen().with_context(|| format!("listen at abstract socket {name:?}"))?;
+            accept_own(&listener, note)
+        }
+    }
+}
+
+fn name_bytes(name: &std::ffi::OsStr) -> &[u8] {
+    use std::os::unix::ffi::OsStrExt;
+    name.as_bytes()
+}
+
+/// One TCP connection; the port is free again before the session begins.
+fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
+    let addresses: Vec<SocketAddr> = if host.is_empty() {
+        vec![(Ipv4Addr::LOCALHOST, port).into()]
+    } else {
+        let found = (host, port).to_socket_addrs();
+        found
+            .with_context(|| format!("look up host {host:?}"))?
+            .collect()
+    };
+    let listener = TcpListener::bind(&addresses[..])
+        .with_context(|| format!("listen at {host:?}, port {port}"))?;
+    let address = listener.local_addr().context("ask for the port")?;
+    if !address.ip().is_loopback() {
+        note(&format!(
+            "listening at {address}: whoever reaches this address can run code as this user; without a \
+             host, listen=:{port}, only this machine does"
+        ));
+    } else if port == 0 {
+        note(&format!("listening at {address}"));
+    }
+    let (stream, _) = listener.accept().context("accept a controller")?;
+    // Calls are small, and the other side waits for each answer.
+    stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    Ok(Connection::over(stream))
+}
+
+/// A socket in the file system, which is gone again before the session begins.
+fn at_path(path: &Path, note: impl Fn(&str)) -> Result<Connection> {
+    let listening = || format!("listen at {}", path.display());
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_over(path) => {
+            fs::remove_file(path).with_context(listening)?;
+            UnixListener::bind(path).with_context(listening)?
+        }
+        other => other.with_context(listening)?,
+    };
+    let connection = accept_own(&listener, note);
+    let removed = fs::remove_file(path).with_context(|| format!("remove {}", path.display()));
+    removed.and(connection)
+}
+
+/// Whether nobody listens at this socket any more.
+fn is_left_over(path: &Path) -> bool {
+    let socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    let refused =
+        UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    socket && refused
+}
+
+/// Takes the first connection of a process that could do as this user anyway.
+fn accept_own(listener: &UnixListener, note: impl Fn(&str)) -> Result<Connection> {
+    let own = geteuid();
+    loop {
+        let (stream, _) = listener.accept().context("accept a controller")?;
+        let peer = socket_peercred(&stream).context("ask who has connected")?;
+        if peer.uid == own || peer.uid.is_root() {
+            return Ok(Connection::over(stream));
+        }
+        note(&format!(
+            "refused a connection of process {} of user {}: only user {} may connect",
+            peer.pid,
+            peer.uid.as_raw(),
+            own.as_raw()
+        ));
+    }
+}

@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The command line.
+//!
+//! What LLVM's llvm-jitlink-executor takes is taken, with its messages: words that begin with `test-`,
+//! then one word that names the channel; what comes behind that is ignored.
+
+use anyhow::{Context, Result, bail};
+use jitmem::wire::frame::SetupLayout;
+use lexopt::{Arg, Parser, ValueExt};
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+/// What `--help` prints, and what follows a mistake.
+pub(crate) const USAGE: &str = "\
+usage: jitmem-executor [options] CHANNEL
+
+Runs what an ORC controller (llvm-jitlink, clang-repl, any program with SimpleRemoteEPC) links.
+
+CHANNEL is one of
+  filedescs=IN,OUT   inherited descriptors, which may be one socket
+  listen=HOST:PORT   a TCP connection; without HOST, 127.0.0.1
+  unix=PATH          a Unix socket, of this user's processes only
+  abstract=NAME      a Unix socket without a file, of this user's processes only
+
+Options
+  --llvm N           the controller's LLVM, 14 to 22. Default: the environment's
+                     JITMEM_EXECUTOR_LLVM, else what LLVM a parent with filedescs= has loaded,
+                     else 22
+  --c-only           never load libstdc++, libgcc_s and libm
+  --preload-cxx      load them at once, and not when a symbol is first missing
+  --help, --version
+";
+
+/// Where the controller is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// Descriptors to read and to write.
+    Descriptors(RawFd, RawFd),
+    /// Host, empty for the default, and port to listen at.
+    Tcp(String, u16),
+    /// A socket in the file system.
+    Unix(PathBuf),
+    /// A socket by name alone.
+    Abstract(OsString),
+}
+
+/// When the C++ runtime is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CxxRuntime {
+    #[default]
+    WhenNeeded,
+    Ahead,
+    Never,
+}
+
+/// The choices of a command line.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub(crate) channel: Channel,
+    pub(crate) llvm: Option<u32>,
+    pub(crate) cxx_runtime: CxxRuntime,
+    /// Whether the list of debug objects is printed, for LLVM's own tests.
+    pub(crate) print_debug_list: bool,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Command {
+    Serve(Options),
+    Help,
+    Version,
+}
+
+/// The layout of the first message that this LLVM expects.
+pub(crate) fn layout(llvm: u32) -> SetupLayout {
+    match llvm {
+        ..=16 => SetupLayout::Symbols,
+        _ => SetupLayout::MapAndSymbols,
+    }
+}
+
+/// The number of a release, of those that we know.
+pub(crate) fn release(text: &str) -> Result<u32> {
+    match text.parse() {
+        Ok(number @ 14..=22) => Ok(number),
+        _ => bail!("\"{text}\" is no release of LLVM from 14 to 22"),
+    }
+}
+
+/// Reads the arguments, the program's own name left out.
+pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
+    let mut parser = Parser::from_args(arguments);
+    let mut llvm = None;
+    let mut cxx_runtime = CxxRuntime::default();
+    let mut print_debug_list = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
+            Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
+            Arg::Long("llvm") => llvm = Some(release(&parser.value()?.string()?)?),
+            Arg::Long("c-only") => cxx_runtime = CxxRuntime::Never,
+            Arg::Long("preload-cxx") => cxx_runtime = CxxRuntime::Ahead,
+            Arg::Value(word) => {
+                let text = word.to_string_lossy();
+                if text == "debug" || text.starts_with("test-") {
+                    print_debug_list |= text == "test-jitloadergdb";
+                    continue;
+                }
+                let channel = channel(&word)?;
+                return Ok(Command::Serve(Options {
+                    channel,
+                    llvm,
+                    cxx_runtime,
+                    print_debug_list,
+                }));
+            }
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    bail!("insufficient arguments")
+}
+
+fn channel(word: &OsString) -> Result<Channel> {
+    let text = word.to_string_lossy();
+    let (kind, value) = text.split_once('=').unwrap_or((&text, ""));
+    match kind {
+        "filedescs" => {
+            let (input, output) = value.split_once(',').unwrap_or((value, ""));
+            Ok(Channel::Descriptors(
+                descriptor(input)?,
+                descriptor(output)?,
+            ))
+        }
+        "listen" => {
+            let (host, port) = value.rsplit_once(':').unwrap_or((value, ""));
+            let port = port
+                .parse()
+                .ok()
+                .with_context(|| format!("port number '{port}' is not a valid integer"))?;
+            let host = host.strip_prefix('[').unwrap_or(host);
+            let host = host.strip_suffix(']').unwrap_or(host);
+            Ok(Channel::Tcp(host.to_owned(), port))
+        }
+        "unix" | "abstract" if value.is_empty() => bail!("{kind}= lacks the socket's name"),
+        "unix" => Ok(Channel::Unix(rest(word, "unix=").into())),
+        "abstract" => Ok(Channel::Abstract(rest(word, "abstract="))),
+        _ => bail!("invalid specifier type \"{kind}\""),
+    }
+}
+
+fn descriptor(text: &str) -> Result<RawFd> {
+    let number = text.parse().ok().filter(|number| *number >= 0);
+    number.with_context(|| format!("{text} is not a valid file descriptor"))
+}
+
+/// What is behind the prefix, which need not be UTF-8.
+fn rest(word: &OsString, prefix: &str) -> OsString {
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    OsString::from_vec(word.as_bytes()[prefix.len()..].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(words: &[&str]) -> Result<Command> {
+        parse(words.iter().map(OsString::from))
+    }
+
+    fn served(words: &[&str]) -> Options {
+        match parsed(words).unwrap() {
+            Command::Serve(options) => options,
+            other => panic!("{words:?} gave {other:?}"),
+        }
+    }
+
+    fn refused(words: &[&str]) -> String {
+        parsed(words).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn channels_are_of_four_kinds() {
+        let channel = |word| served(&[word]).channel;
+        assert_eq!(channel("filedescs=3,6"), Channel::Descriptors(3, 6));
+        assert_eq!(channel("filedescs=4,4"), Channel::Descriptors(4, 4));
+        assert_eq!(channel("listen=host:80"), Channel::Tcp("host".into(), 80));
+        assert_eq!(channel("listen=:80"), Channel::Tcp("".into(), 80));
+        assert_eq!(channel("listen=[::1]:80"), Channel::Tcp("::1".into(), 80));
+        assert_eq!(channel("unix=a=b"), Channel::Unix("a=b".into()));
+        assert_eq!(channel("abstract=x"), Channel::Abstract("x".into()));
+    }
+
+    #[test]
+    fn mistakes_have_the_stock_executors_words() {
+        let cases = [
+            (&[][..], "insufficient arguments"),
+            (&["test-jitloadergdb"], "insufficient arguments"),
+            (&["filedescs=x,1"], "x is not a valid file descriptor"),
+            (&["filedescs=1,-2"], "-2 is not a valid file descriptor"),
+            (&["filedescs=1"], " is not a valid file descriptor"),
+            (
+                &["listen=host:no"],
+                "port number 'no' is not a valid integer",
+            ),
+            (&["listen=host"], "port number '' is not a valid integer"),
+            (
+                &["listen=host:65536"],
+                "port number '65536' is not a valid integer",
+            ),
+            (&["pipe=1"], "invalid specifier type \"pipe\""),
+            (&["unix="], "unix= lacks the socket's name"),
+            (
+                &["--llvm", "13", "filedescs=0,1"],
+                "\"13\" is no release of LLVM from 14 to 22",
+            ),
+            (
+                &["--llvm=x", "filedescs=0,1"],
+                "\"x\" is no release of LLVM from 14 to 22",
+            ),
+            (
+                &["--no-such", "filedescs=0,1"],
+                "invalid option '--no-such'",
+            ),
+        ];
+        for (words, message) in cases {
+            assert_eq!(refused(words), message, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn options_come_before_the_channel_and_nothing_counts_behind_it() {
+        let words = [
+            "debug",
+            "--llvm",
+            "16",
+            "test-jitloadergdb",
+            "--c-only",
+            "filedescs=0,1",
+        ];
+        let options = served(&words);
+        assert_eq!(options.llvm, Some(16));
+        assert_eq!(options.cxx_runtime, CxxRuntime::Never);
+        assert!(options.print_debug_list);
+        let options = served(&["filedescs=0,1", "--no-such", "listen=x"]);
+        assert_eq!(options.channel, Channel::Descriptors(0, 1));
+        assert!(!options.print_debug_list);
+        assert_eq!(parsed(&["--help"]).unwrap(), Command::Help);
+        assert_eq!(parsed(&["--version", "x"]).unwrap(), Command::Version);
+    }
+
+    #[test]
+    fn the_layout_changed_with_17() {
+        assert_eq!([14, 16, 17, 22].map(layout), {
+            use SetupLayout::*;
+            [Symbols, Symbols, MapAndSymbols, MapAndSymbols]
+        });
+    }
+}

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Which LLVM a controller has that is this process's parent.
+
+use rustix::process::getppid;
+use std::fs;
+
+/// The release of the LLVM that the parent has loaded as a library, or of the program that it is;
+/// `None` if neither tells.
+pub(crate) fn llvm() -> Option<u32> {
+    let parent = getppid()?.as_raw_nonzero();
+    let loaded = || {
+        let maps = fs::read_to_string(format!("/proc/{parent}/maps")).ok()?;
+        maps.lines()
+            .find_map(|line| library(line.rsplit('/').next()?))
+    };
+    let named = || {
+        let path = fs::read_link(format!("/proc/{parent}/exe")).ok()?;
+        program(path.to_str()?)
+    };
+    loaded().or_else(named)
+}
+
+/// The number that a text begins with.
+fn number(text: &str) -> Option<u32> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    text[..end]
+        .parse()
+        .ok()
+        .filter(|release| (14..100).contains(release))
+}
+
+/// The release in the file name of an LLVM library: libLLVM-16.so.1, libLLVM.so.22.1.
+fn library(name: &str) -> Option<u32> {
+    let rest = name.strip_prefix("libLLVM")?;
+    number(
+        rest.strip_prefix('-')
+            .or_else(|| rest.strip_prefix(".so."))?,
+    )
+}
+
+/// The release in the path of one of LLVM's own programs: /usr/lib/llvm-16/bin/llvm-jitlink,
+/// /usr/bin/llvm-jitlink-16, /usr/bin/clang-repl-16.
+fn program(path: &str) -> Option<u32> {
+    let (folders, name) = path.rsplit_once('/')?;
+    if !name.starts_with("llvm-") && !name.starts_with("clang-") {
+        return None;
+    }
+    let installed = folders
+        .split('/')
+        .find_map(|part| number(part.strip_prefix("llvm-")?));
+    installed.or_else(|| number(name.rsplit('-').next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_tell_their_release() {
+        assert_eq!(library("libLLVM-14.so.1"), Some(14));
+        assert_eq!(library("libLLVM-19.so"), Some(19));
+        assert_eq!(library("libLLVM.so.19.1"), Some(19));
+        assert_eq!(library("libLLVM.so.22.1 (deleted)"), Some(22));
+        assert_eq!(library("libLLVMSupport.so.16"), None);
+        assert_eq!(library("libLLVM.so"), None);
+        assert_eq!(library("libc.so.6"), None);
+    }
+
+    #[test]
+    fn programs_tell_theirs_by_folder_or_name() {
+        assert_eq!(program("/usr/lib/llvm-16/bin/llvm-jitlink"), Some(16));
+        assert_eq!(program("/usr/bin/llvm-jitlink-15"), Some(15));
+        assert_eq!(program("/opt/llvm-project/bin/clang-repl"), None);
+        assert_eq!(program("/usr/bin/clang-repl-16"), Some(16));
+        assert_eq!(program("/usr/bin/postgres-15"), None);
+    }
+
+    #[test]
+    fn a_parent_without_llvm_tells_nothing() {
+        // Whatever runs the tests is no LLVM program.
+        assert_eq!(llvm(), None);
+    }
+}

@@ -1,0 +1,40 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What a program is to do whose whole purpose is to be an executor, and that a host is not.
+
+use crate::error::{Error, Result, Status};
+use crate::sys;
+use std::os::fd::{OwnedFd, RawFd};
+
+/// A descriptor that whoever started this program has left open for it, duplicated.
+///
+/// # Errors
+/// What the system says, above all that there is no such descriptor.
+pub fn inherited(descriptor: RawFd) -> Result<OwnedFd> {
+    sys::duplicate(descriptor).map_err(|error| {
+        let operation = format!("take descriptor {descriptor}");
+        Error::system(Status::InvalidArgument, operation, error)
+    })
+}
+
+/// Makes this process behave towards linked programs as one in C does: a write to a pipe that nobody
+/// reads ends it. Programs in Rust are otherwise until they call this.
+pub fn behave_as_c() {
+    sys::default_sigpipe();
+}
+
+/// Has a line on stderr say so, under this name, when a crash ends the process. Linked code may handle
+/// the signals itself.
+pub fn report_crashes(program: &str) {
+    sys::report_crashes(program);
+}
+
+/// Where the entry of GDB's list of debug objects is that was registered first; 0 if there is none.
+pub fn oldest_debug_entry() -> u64 {
+    sys::oldest_debug_entry()
+}
+
+/// Loads libstdc++, libgcc_s and libm now, where the system has them, and not when a controller first
+/// looks for a symbol that the process has not.
+pub fn load_cxx_runtime() {
+    super::llvm::load_cxx_runtime();
+}

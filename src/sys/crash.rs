@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Saying which signal ends the process.
+
+use std::ffi::{c_int, c_void};
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::sync::OnceLock;
+
+/// The signals that a program's own mistakes raise.
+const SIGNALS: [(c_int, &str); 7] = [
+    (libc::SIGABRT, "SIGABRT"),
+    (libc::SIGBUS, "SIGBUS"),
+    (libc::SIGFPE, "SIGFPE"),
+    (libc::SIGILL, "SIGILL"),
+    (libc::SIGSEGV, "SIGSEGV"),
+    (libc::SIGSYS, "SIGSYS"),
+    (libc::SIGTRAP, "SIGTRAP"),
+];
+
+/// What the message begins with. Set before the handler is installed, so that it never waits.
+static PROGRAM: OnceLock<String> = OnceLock::new();
+
+/// Characters of that which are kept.
+const LONGEST_NAME: usize = 100;
+
+/// Has a line on stderr say so when a signal of [`SIGNALS`] ends this process, under the name of the
+/// program that is given first. Whoever handles or ignores a signal himself, then or later, is left
+/// alone.
+pub(crate) fn report_crashes(program: &str) {
+    PROGRAM.get_or_init(|| program.chars().take(LONGEST_NAME).collect());
+    for (signal, _) in SIGNALS {
+        let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = report;
+        let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+        // SAFETY: all zero is a valid action, to which a handler is added that does only what signal
+        // handlers may.
+        unsafe {
+            let mut before = MaybeUninit::<libc::sigaction>::zeroed();
+            libc::sigaction(signal, std::ptr::null(), before.as_mut_ptr());
+            if before.assume_init().sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+            let place = action.as_mut_ptr();
+            (*place).sa_sigaction = handler as *const () as usize;
+            // Once: what comes next has the default action, which ends the process.
+            (*place).sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND | libc::SA_ONSTACK;
+            libc::sigaction(signal, place, std::ptr::null_mut());
+        }
+    }
+}
+
+extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
+    // SAFETY: the kernel passes a filled siginfo.
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
+    let name = SIGNALS
+        .iter()
+        .find(|(known, _)| *known == signal)
+        .map_or("?", |(_, name)| name);
+    // Neither heap nor locks: this thread may hold any of them.
+    let mut line = [0u8; 4 * LONGEST_NAME + 100];
+    let mut rest = &mut line[..];
+    let program = PROGRAM.get().map_or("", String::as_str);
+    // Kernel codes are positive; others are of kill, raise and abort.
+    let raised = code <= 0 || signal == libc::SIGABRT;
+    let written = if raised {
+        writeln!(rest, "{program}: killed by signal {signal} ({name})")
+    } else {
+        let address = address.addr();
+        writeln!(
+            rest,
+            "{program}: killed by signal {signal} ({name}) at address {address:#x}"
+        )
+    };
+    let left = rest.len();
+    let line = &line[..line.len() - left];
+    if written.is_ok() {
+        // SAFETY: the bytes are there. What does not reach stderr is lost.
+        unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    }
+    if raised {
+        // It comes when this handler has returned; a fault comes by itself.
+        // SAFETY: raises a signal for this thread.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+/// Has the process end when it writes to a pipe that nobody reads, as programs in C do unless they
+/// say otherwise. Rust's runtime says otherwise.
+pub(crate) fn default_sigpipe() {
+    // SAFETY: the default action of a signal.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
