@@ -119,11 +119,11 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
 	build/child-c/jitmem-child-c
-	@for version in 22 19; do \
-	  $(call project,examples/lljit,build/lljit-$$version,-DJITMEM_LLVM_VERSION=$$version \
-	    -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; build/lljit-$$version/jitmem-lljit); \
-	done
+	@for example in lljit child-cpp; do for version in 22 19; do \
+	  $(call project,examples/$$example,build/$$example-$$version, \
+	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
+	  (set -x; build/$$example-$$version/jitmem-$$example); \
+	done; done
 
 .PHONY: test-package
 test-package: stage ## hosts built against the installed files

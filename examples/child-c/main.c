@@ -14,6 +14,13 @@ static const uint32_t twice[] = {0x0b000000, 0xd65f03c0}; // add w0, w0, w0; ret
 static const uint8_t twice[] = {0x8d, 0x04, 0x3f, 0xc3}; // lea eax, [rdi + rdi]; ret
 #endif
 
+// What the child offers to its controller and to the code that it gets.
+static int32_t say(int32_t number) {
+  printf("%d, says the child\n", (int)number);
+  fflush(stdout);
+  return number;
+}
+
 static void take_int(void *ctx, const void *bytes, size_t size) {
   if (size == sizeof(int32_t))
     memcpy(ctx, bytes, size);
@@ -35,6 +42,7 @@ static jitmem_status call(const jitmem_transport *transport, uint64_t function, 
 
 // The controller: what it writes into working memory is what the child sees.
 static jitmem_error *link_and_call(const jitmem_transport *transport) {
+  uint64_t in_child;
   const jitmem_segment code = {.content_size = sizeof twice,
                                .alignment = 16,
                                .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC};
@@ -52,6 +60,8 @@ static jitmem_error *link_and_call(const jitmem_transport *transport) {
     memcpy(memory.working_memory, twice, sizeof twice);
     if (!jitmem_manager_finalize(manager, allocation, NULL, 0, &error) &&
         !call(transport, memory.address, 21, &answer, &error) &&
+        !jitmem_transport_symbol(transport, "say", &in_child, &error) &&
+        !call(transport, in_child, answer, &answer, &error) &&
         !jitmem_manager_stats(manager, &stats, &error)) {
       printf("2 * 21 = %d in the child, through %s\n", (int)answer, stats.mapper_name);
       jitmem_manager_deallocate(manager, &allocation, 1, &error);
@@ -73,8 +83,11 @@ int main(void) {
     return 1;
   }
   if (child == 0) { // the executor: serves until its controller hangs up
+    const jitmem_bootstrap_symbol own = {.name = "say", .address = (uintptr_t)say};
+    const jitmem_serve_options options = {
+        .struct_size = sizeof options, .symbols = &own, .symbol_count = 1};
     close(ends[0]);
-    if (jitmem_executor_serve(ends[1], ends[1], NULL, &error))
+    if (jitmem_executor_serve(ends[1], ends[1], &options, &error))
       fprintf(stderr, "child-c, child: %s\n", jitmem_error_message(error));
     _exit(error != NULL);
   }
