@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// An executor in a few lines of C, for the tests: `executor filedescs=IN,OUT`, as llvm-jitlink
-// starts one. What llvm-jitlink has no argument for comes by the environment: EXECUTOR_LLVM is the
-// controller's version, EXECUTOR_C_ONLY is 1 for no C++, EXECUTOR_REPORT names a file that says how
-// the session ended.
+// An executor in a few lines of C, for the tests of the library: `executor filedescs=IN,OUT`, as
+// llvm-jitlink starts one. What llvm-jitlink has no argument for comes by the environment:
+// EXECUTOR_LLVM is the controller's version, EXECUTOR_C_ONLY is 1 for no C++.
 
 #include <jitmem.h>
 #include <stdio.h>
@@ -15,15 +14,6 @@ static int answer(void) { return 42; }
 static uint32_t number(const char *variable) {
   const char *value = getenv(variable);
   return value ? (uint32_t)strtoul(value, NULL, 10) : 0;
-}
-
-static void report(const char *how) {
-  const char *path = getenv("EXECUTOR_REPORT");
-  FILE *file = path ? fopen(path, "w") : NULL;
-  if (file) {
-    fputs(how, file);
-    fclose(file);
-  }
 }
 
 int main(int argc, char **argv) {
@@ -39,12 +29,9 @@ int main(int argc, char **argv) {
                                   .llvm_version = number("EXECUTOR_LLVM"),
                                   .c_only = number("EXECUTOR_C_ONLY")};
   jitmem_error *error = NULL;
-  if (jitmem_executor_serve(in, out, &options, &error) == JITMEM_OK) {
-    report("ended");
+  if (jitmem_executor_serve(in, out, &options, &error) == JITMEM_OK)
     return 0;
-  }
   fprintf(stderr, "%s: %s\n", argv[0], jitmem_error_message(error));
-  report(jitmem_error_message(error));
   jitmem_error_free(error);
   return 1;
 }

@@ -2,26 +2,35 @@
 """Where run.sh has put things, and what is installed."""
 
 import os
+import re
 import shutil
 
 WORK = os.environ.get("EXECUTOR_TEST_WORK") or exit("start the tests by run.sh")
-EXECUTORS = {
+# The program that is installed, and the same as a library in a program in C.
+PROGRAM = os.path.join(os.environ["EXECUTOR_TEST_PREFIX"], "bin", "jitmem-executor")
+HOSTS = {
     "shared library": os.path.join(WORK, "executor"),
     "archive": os.path.join(WORK, "executor-static"),
 }
-LLVM = (14, 16, 19, 22)
+LLVM = (14, 15, 16, 19, 22)
+REPL = "clang-repl-22"
+
+
+def tool(name):
+    """A program of Debian's packages, all of which the tests need."""
+    return shutil.which(name) or exit(f"{name} is not installed: .ci/setup installs it")
 
 
 def controller(llvm):
-    """The llvm-jitlink of a version; None if it is not installed."""
-    return shutil.which(f"llvm-jitlink-{llvm}")
+    return tool(f"llvm-jitlink-{llvm}")
 
 
 def stock_executor(llvm):
-    return shutil.which(f"llvm-jitlink-executor-{llvm}")
+    return tool(f"llvm-jitlink-executor-{llvm}")
 
 
 def orc_runtime(llvm):
+    """Its archive; None where Debian has none for this version."""
     path = f"/usr/lib/llvm-{llvm}/lib/clang/{llvm}/lib/linux/liborc_rt-x86_64.a"
     return path if os.path.exists(path) else None
 
@@ -31,5 +40,7 @@ def objects(*names):
 
 
 def shared_memory():
-    """Names under which memory is shared at the moment."""
-    return {name for name in os.listdir("/dev/shm") if name.startswith(("jitmem-", "jitlink_"))}
+    """Names under which memory is shared whose processes are no more."""
+    names = os.listdir("/dev/shm")
+    owners = {name: re.match(r"(?:jitmem-|jitlink_)(\d+)[-_]", name) for name in names}
+    return {name for name, pid in owners.items() if pid and not os.path.exists(f"/proc/{pid[1]}")}

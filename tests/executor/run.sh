@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-# Builds an executor against an installed jitmem, and has it driven by real controllers and by one
-# that breaks the protocol.
+# Has an installed jitmem-executor, and an executor in C built against the installed library, driven by
+# real controllers and by one that breaks the protocol.
 # usage: run.sh PREFIX [WORK [TEST...]]
 #   PREFIX  where jitmem is installed; WORK  where to build; TEST  as python3 -m unittest takes them
 set -eu -o pipefail
@@ -13,6 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 prefix=$(realpath -- "$1")
 work=$(realpath -m -- "${2:-build/executor}")
 shift $(($# < 2 ? $# : 2))
+rm -rf "$work/objects"
 mkdir -p "$work/objects"
 
 export PKG_CONFIG_PATH=$prefix/lib/pkgconfig
@@ -35,7 +36,10 @@ compile() {
 }
 for source in "$here"/objects/*; do
   source=${source##*/}
-  [ "$source" = part.c ] || compile "$source" "${source%.*}"
+  case $source in
+    part.c | *.h) ;;
+    *) compile "$source" "${source%.*}" ;;
+  esac
 done
 compile catches.cpp catches-debug -g
 compile throws.cpp throws-debug -g
@@ -49,9 +53,8 @@ for ((part = 0; part <= last; part++)); do
 done
 rm -f "$work/objects/libparts.a"
 ar rcs "$work/objects/libparts.a" "$work"/objects/part-*.o
-cc -shared -fPIC -Wl,-soname,libtwice.so "$work/objects/throws.o" -o "$work/objects/libtwice.so" \
-  -lstdc++
+cc -shared "$work/objects/library.o" -o "$work/objects/liblibrary.so"
 
-export EXECUTOR_TEST_WORK=$work
+export EXECUTOR_TEST_PREFIX=$prefix EXECUTOR_TEST_WORK=$work
 cd "$here"
-exec python3 -B -W error -m unittest "${@:-discover}" ${1+-v}
+exec python3 -B -W error main.py "$@"

@@ -6,7 +6,7 @@ import unittest
 import programs
 from wire import Session, sequence, string, u8, u32, u64
 
-EXECUTOR = programs.EXECUTORS["shared library"]
+EXECUTOR = programs.PROGRAM
 
 MANAGER = "__llvm_orc_SimpleExecutorMemoryManager"
 MAPPER = "__llvm_orc_ExecutorSharedMemoryMapperService"

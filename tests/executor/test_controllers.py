@@ -4,126 +4,39 @@
 import os
 import subprocess
 import unittest
-from dataclasses import dataclass, field
 
+import controllers
 import programs
+from catalogue import BARE, BOTH, PROGRAMS, RUNTIME, defect
+from controllers import MODES
 
-MODES = {
-    14: {"generic": []},
-    16: {"generic": [], "shared": ["-use-shared-memory"]},
-    19: {"generic": [], "shared": ["-use-shared-memory"]},
-    22: {mode: [f"-use-memmgr={mode}"] for mode in ("generic", "simple-remote", "shared")},
-}
-
-
-@dataclass
-class Program:
-    """What is linked, and what comes of it."""
-
-    files: list
-    code: int
-    output: str = ""
-    args: list = field(default_factory=list)
-    # Words in what the controller says.
-    complaint: str = ""
-    # Whether the session ends in order: the program has not ended the process.
-    ends: bool = True
-    runtime: bool = False
-    # Whether the stock executor runs it as well, every time.
-    stock: bool = True
-
-
-PARTS = [f"part-{number}.o" for number in range(150)]
-THROWN = "negative: -7, 68\n"
-SAID = "+global +main's +thread's -thread's main -global -main's "
-PROGRAMS = {
-    "arguments": Program(["arguments.o"], 42, "<*ne><*wo three> 1\n", ["one", "two three"]),
-    "no-arguments": Program(["arguments.o"], 40, " 1\n"),
-    "exceptions": Program(["catches.o", "throws.o"], 68, THROWN),
-    "debug-info": Program(["catches-debug.o", "throws-debug.o"], 68, THROWN),
-    "zero-fill": Program(["zeros.o"], 42),
-    "weak": Program(["weak.o"], 42),
-    "missing": Program(["missing.o"], 1, complaint="nowhere_at_all"),
-    "exit": Program(["exits.o"], 1, "first last 7\n", complaint="disconnecting", ends=False),
-    "uncaught": Program(["uncaught.o"], 1, complaint="what():  not caught", ends=False),
-    "objects": Program(["parts.o", *PARTS], 150),
-    "archive": Program(["parts.o", "libparts.a"], 150),
-    "runtime-arguments": Program(
-        ["arguments.o"], 42, "<*ne><*wo three> 1\n", ["one", "two three"], runtime=True
-    ),
-    "runtime-exceptions": Program(["catches.o", "throws.o"], 68, THROWN, runtime=True),
-    # The stock executor answers before main's thread-locals end, and their code goes meanwhile.
-    "runtime-lifetimes": Program(["lifetimes.o"], 42, SAID, runtime=True, stock=False),
-}
-
-
-@dataclass
-class Run:
-    code: int
-    output: str
-    complaint: str
-    report: str
-
-
-# What a controller can not do with any executor, its own included.
-DEFECTS = {
-    (14, "runtime"): "LLVM 14 has no ORC runtime for ELF that llvm-jitlink could load",
-    (19, "objects"): "LLVM 19 calls main before all objects are finalized",
-    (19, "archive"): "LLVM 19 calls main before all objects are finalized",
-    (19, "shared", "runtime"): "LLVM 19 calls the runtime before it is finalized",
-    (19, "runtime-exceptions"): "LLVM 19 does not register eh-frames where there is a runtime",
-}
-
-
-def defect(llvm, mode, name, program):
-    kind = "runtime" if program.runtime else ""
-    keys = [(llvm, name), (llvm, kind), (llvm, mode, kind)]
-    return next((DEFECTS[key] for key in keys if key in DEFECTS), None)
+# The library's own share: that it is the same behind its C API.
+IN_HOSTS = ("arguments", "exceptions", "exit", "zero-fill")
 
 
 def merged(files):
-    """Objects as one, for LLVM 19: see `DEFECTS`."""
-    one = programs.objects("-".join(files).replace(".o", "") + "-merged.o")
+    """Objects as one: LLVM 19 calls main before the others are finalized."""
+    one = programs.objects("-".join([files[0], str(len(files))]).replace(".o", "") + ".o")
     if not os.path.exists(one[0]):
         subprocess.run(["ld", "-r", "-o", *one, *programs.objects(*files)], check=True)
     return one
 
 
-def run(llvm, mode, program, executor, environment=None):
-    command = [programs.controller(llvm), f"-oop-executor={executor}", *MODES[llvm][mode]]
-    # LLVM 19's threads race with each other in the controller itself.
-    pin = (lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})) if llvm == 19 else None
-    if program.runtime:
-        command.append(f"-orc-runtime={programs.orc_runtime(llvm)}")
-    several = llvm == 19 and len(program.files) > 1
-    command += merged(program.files) if several else programs.objects(*program.files)
+def run(llvm, mode, linked, program, executor, **options):
+    words = list(program.options)
+    several = llvm == 19 and len(program.files) > 1 and "libparts.a" not in program.files
+    words += merged(program.files) if several else programs.objects(*program.files)
     if program.args:
-        command += ["-args", *program.args]
-    # The executor inherits the pipe, so its end is the end of both processes.
-    ended, report = os.pipe()
-    environment = dict(
-        os.environ,
-        EXECUTOR_LLVM=str(llvm),
-        EXECUTOR_REPORT=f"/dev/fd/{report}",
-        **(environment or {}),
+        words += ["-args", *program.args]
+    return controllers.jitlink(
+        llvm, mode, executor, words, linked == RUNTIME, text=program.text, **options
     )
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        pass_fds=(report,),
-        preexec_fn=pin,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    os.close(report)
-    try:
-        output, complaint = process.communicate(timeout=120)
-        with os.fdopen(ended) as pipe:
-            report = pipe.read()
-    finally:
-        process.kill()
-    return Run(process.returncode, output.decode(), complaint.decode(), report)
+
+
+def expected(program, ran):
+    """Whether a run is what should come of the program."""
+    answer = (program.code, program.output, program.status)
+    return (ran.code, ran.output, ran.status) == answer and program.complaint in ran.complaint
 
 
 class Controllers(unittest.TestCase):
@@ -131,43 +44,63 @@ class Controllers(unittest.TestCase):
 
     maxDiff = None
 
-    def check(self, llvm, mode, name, program):
-        reason = defect(llvm, mode, name, program)
-        if reason:
-            self.skipTest(reason)
-        if not programs.controller(llvm):
-            self.skipTest(f"llvm-jitlink-{llvm} is not installed")
-        if program.runtime and not programs.orc_runtime(llvm):
-            self.skipTest(f"the ORC runtime of LLVM {llvm} is not installed")
+    def check(self, llvm, mode, linked, name, program):
         before = programs.shared_memory()
-        for kind, executor in programs.EXECUTORS.items():
+        stock = programs.stock_executor(llvm)
+        reason = defect(llvm, mode, linked, name)
+        if reason:
+            ran = run(llvm, mode, linked, program, stock)
+            self.assertFalse(expected(program, ran), "the stock executor runs it, so ours must")
+            self.skipTest(reason)
+        executors = {"program": programs.PROGRAM}
+        if name in IN_HOSTS and linked == BARE:
+            executors |= programs.HOSTS
+        for kind, executor in executors.items():
             with self.subTest(executor=kind):
-                ours = run(llvm, mode, program, executor)
-                self.assertEqual((ours.code, ours.output), (program.code, program.output), ours)
-                self.assertIn(program.complaint, ours.complaint)
-                # Controllers say this and that of their own; the executor itself nothing.
-                self.assertNotIn(f"{executor}: ", ours.complaint)
-                self.assertEqual(ours.report, "ended" if program.ends else "")
+                ran = run(llvm, mode, linked, program, executor)
+                self.assertTrue(expected(program, ran), ran)
+                # Controllers say this and that of their own; the executor itself nothing else.
+                said = [line for line in ran.complaint.splitlines() if line.startswith(executor)]
+                told = f"{executor}: killed by signal {-program.status} ({program.signal})"
+                self.assertEqual([line.split(" at ")[0] for line in said], [told] * bool(program.signal))
         if program.stock:
             with self.subTest(executor="stock"):
-                stock = run(llvm, mode, program, programs.stock_executor(llvm))
-                self.assertEqual((stock.code, stock.output), (program.code, program.output), stock)
+                ran = run(llvm, mode, linked, program, stock)
+                self.assertTrue(expected(program, ran), ran)
         self.assertEqual(programs.shared_memory() - before, set())
 
 
-def add(llvm, mode, name, program):
+def add(llvm, mode, linked, name, program):
     def test(self):
-        self.check(llvm, mode, name, program)
+        self.check(llvm, mode, linked, name, program)
 
-    label = f"test_{llvm}_{mode}_{name}".replace("-", "_")
-    test.__doc__ = f"LLVM {llvm}, {mode}: {name}"
+    kind = "_runtime" if linked == RUNTIME else ""
+    label = f"test_{llvm}_{mode}{kind}_{name}".replace("-", "_")
+    test.__doc__ = f"LLVM {llvm}, {mode}, {linked}: {name}"
+    test.cell = (llvm, mode, linked, name)
     setattr(Controllers, label, test)
 
 
 for llvm, modes in MODES.items():
     for mode in modes:
-        for name, program in PROGRAMS.items():
-            add(llvm, mode, name, program)
+        for linked in BOTH if programs.orc_runtime(llvm) else (BARE,):
+            for name, program in PROGRAMS.items():
+                if linked in program.linked:
+                    add(llvm, mode, linked, name, program)
+
+
+class OneStream(unittest.TestCase):
+    """Where stdout and stderr are one pipe, what the order is in which they get there."""
+
+    def test_what_is_buffered_follows_what_is_not(self):
+        wanted = {"stdio": "2 lines\n1: one\n2: two\n", "exit": "first last 7\n"}
+        for llvm in programs.LLVM:
+            for name, output in wanted.items():
+                for executor in (programs.PROGRAM, programs.stock_executor(llvm)):
+                    with self.subTest(llvm=llvm, program=name, executor=executor):
+                        ran = run(llvm, "generic", BARE, PROGRAMS[name], executor, merged=True)
+                        # The controller's own words come when the executor has ended.
+                        self.assertEqual(ran.output[: len(output)], output)
 
 
 class COnly(unittest.TestCase):
@@ -177,11 +110,12 @@ class COnly(unittest.TestCase):
         for llvm in (19, 22):
             with self.subTest(llvm=llvm):
                 environment = {"EXECUTOR_C_ONLY": "1"}
-                executor = programs.EXECUTORS["shared library"]
-                c = run(llvm, "generic", PROGRAMS["arguments"], executor, environment)
-                self.assertEqual((c.code, c.report), (42, "ended"), c)
-                cxx = run(llvm, "generic", PROGRAMS["exceptions"], executor, environment)
-                self.assertEqual((cxx.code, cxx.report), (1, "ended"), cxx)
+                executor = programs.HOSTS["shared library"]
+                c = run(llvm, "generic", BARE, PROGRAMS["arguments"], executor, environment=environment)
+                self.assertEqual((c.code, c.status), (42, 0), c)
+                program = PROGRAMS["exceptions"]
+                cxx = run(llvm, "generic", BARE, program, executor, environment=environment)
+                self.assertEqual((cxx.code, cxx.status), (1, 0), cxx)
                 self.assertIn("__cxa", cxx.complaint)
 
 

@@ -142,7 +142,8 @@ class Session:
     def __init__(self, command, llvm=22, environment=None, **options):
         to_read, self.output = os.pipe()
         self.input, to_write = os.pipe()
-        environment = dict(os.environ, EXECUTOR_LLVM=str(llvm), **(environment or {}))
+        version = {"EXECUTOR_LLVM": str(llvm), "JITMEM_EXECUTOR_LLVM": str(llvm)}
+        environment = dict(os.environ, **version, **(environment or {}))
         self.process = subprocess.Popen(
             [*command, f"filedescs={to_read},{to_write}"],
             pass_fds=(to_read, to_write),

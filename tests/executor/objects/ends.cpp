@@ -12,9 +12,11 @@
 static volatile int zero;
 static int *volatile nowhere = reinterpret_cast<int *>(16);
 
+extern "C" int __cxa_at_quick_exit(void (*)(void *), void *);
+
 static int deeper(int depth) {
   volatile char frame[4096] = {};
-  return frame[0] + depth + deeper(depth + 1) + frame[zero];
+  return depth < 0 ? 0 : frame[0] + deeper(depth + 1) + frame[zero];
 }
 
 int main(int, char **argv) {
@@ -24,7 +26,7 @@ int main(int, char **argv) {
   if (is("_exit"))
     _exit(3);
   if (is("quick_exit")) {
-    std::at_quick_exit([] { std::fputs("quick\n", stderr); });
+    __cxa_at_quick_exit([](void *) { std::fputs("quick\n", stderr); }, nullptr);
     std::quick_exit(4);
   }
   if (is("abort"))
@@ -36,7 +38,7 @@ int main(int, char **argv) {
   if (is("overflow"))
     return deeper(0);
   if (is("divide"))
-    return 1 / zero;
+    return zero / zero;
   if (is("trap"))
     __builtin_trap();
   if (is("kill"))

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""Real controllers: how each is started, and what comes of it."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from dataclasses import dataclass
+
+import programs
+
+# Memory managers by controller, and what chooses them.
+MODES = {
+    14: {"generic": []},
+    15: {"generic": []},
+    16: {"generic": [], "shared": ["-use-shared-memory"]},
+    19: {"generic": [], "shared": ["-use-shared-memory"]},
+    22: {mode: [f"-use-memmgr={mode}"] for mode in ("generic", "simple-remote", "shared")},
+}
+REPL_MODES = {"generic": [], "shared": ["-use-shared-memory"]}
+SECONDS = 120
+
+# An executor is its controller's child and outlives it: with this, its status comes to us then.
+PR_SET_CHILD_SUBREAPER = 36
+if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+    raise OSError(ctypes.get_errno(), "prctl")
+
+
+@dataclass
+class Run:
+    """What a controller and its executor made of a program."""
+
+    code: int
+    output: str
+    complaint: str
+    # How the executor itself ended: its exit code, or less a signal.
+    status: int
+
+
+def executors_status(group):
+    """Waits for what is left of a group of processes; one of them is the executor."""
+    status = None
+    while True:
+        try:
+            _, status = os.waitpid(-group, 0)
+        except ChildProcessError:
+            return None if status is None else os.waitstatus_to_exitcode(status)
+
+
+def run(command, environment=None, text="", merged=False):
+    """Runs a controller and waits for its executor as well."""
+    process = subprocess.Popen(
+        command,
+        env=dict(os.environ, **(environment or {})),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT if merged else subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        # Both processes have these pipes: they end when both have ended.
+        output, complaint = process.communicate(text.encode(), timeout=SECONDS)
+        status = executors_status(process.pid)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, complaint = process.communicate()
+        status = executors_status(process.pid)
+        raise TimeoutError(f"{command} does not end: {output} {complaint}")
+    return Run(process.returncode, output.decode(), (complaint or b"").decode(), status)
+
+
+def jitlink(llvm, mode, executor, words, runtime=False, **options):
+    command = [programs.controller(llvm), f"-oop-executor={executor}", *MODES[llvm][mode]]
+    if runtime:
+        command.append(f"-orc-runtime={programs.orc_runtime(llvm)}")
+    # What our executor in C can't find out; the program has to.
+    environment = {"EXECUTOR_LLVM": str(llvm), **options.pop("environment", {})}
+    return run([*command, *words], environment, **options)
+
+
+def repl(mode, executor, text):
+    runtime = f"-orc-runtime={programs.orc_runtime(22)}"
+    command = [programs.tool(programs.REPL), f"-oop-executor={executor}", runtime]
+    return run([*command, *REPL_MODES[mode]], text=text)
