@@ -3,8 +3,10 @@
 //! llvm-jitlink-executor takes, with the same messages and exit codes.
 
 mod channel;
+mod contain;
 mod options;
 mod parent;
+mod seccomp;
 
 use anyhow::{Context, Result};
 use jitmem::capi::serve_controller;
@@ -45,8 +47,13 @@ fn main() {
 fn run(name: &str, options: &Options) -> Result<()> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
+    options.containment.begin()?;
     let connection = channel::connect(&options.channel, |note| eprintln!("{name}: {note}"))?;
-    if options.cxx_runtime == CxxRuntime::Ahead {
+    let cxx_ahead = match options.cxx_runtime {
+        CxxRuntime::WhenNeeded => options.containment.refuses_files(),
+        choice => choice == CxxRuntime::Ahead,
+    };
+    if cxx_ahead {
         program::load_cxx_runtime();
     }
     let server = server::Options {
@@ -61,6 +68,7 @@ fn run(name: &str, options: &Options) -> Result<()> {
         }
     };
     print_debug_list();
+    options.containment.close()?;
     let served = serve_controller(connection.input(), connection.output(), server);
     print_debug_list();
     Ok(served?)

@@ -4,6 +4,8 @@
 //! What LLVM's llvm-jitlink-executor takes is taken, with its messages: words that begin with `test-`,
 //! then one word that names the channel; what comes behind that is ignored.
 
+use crate::contain::{Containment, Limit, limited_by};
+use crate::seccomp::Profile;
 use anyhow::{Context, Result, bail};
 use jitmem::wire::frame::SetupLayout;
 use lexopt::{Arg, Parser, ValueExt};
@@ -29,6 +31,13 @@ Options
                      else 22
   --c-only           never load libstdc++, libgcc_s and libm
   --preload-cxx      load them at once, and not when a symbol is first missing
+  --seccomp PROFILE  refuse system calls once the session stands. no-exec: other programs, other
+                     processes' memory, the system's administration. sealed: that, new processes,
+                     files and sockets that are not open yet, and libraries (C++'s are loaded
+                     before, unless --c-only)
+  --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
+                     nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G
+  --die-with-parent  have this process killed when its parent ends
   --help, --version
 ";
 
@@ -60,6 +69,7 @@ pub(crate) struct Options {
     pub(crate) channel: Channel,
     pub(crate) llvm: Option<u32>,
     pub(crate) cxx_runtime: CxxRuntime,
+    pub(crate) containment: Containment,
     /// Whether the list of debug objects is printed, for LLVM's own tests.
     pub(crate) print_debug_list: bool,
 }
@@ -93,6 +103,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut parser = Parser::from_args(arguments);
     let mut llvm = None;
     let mut cxx_runtime = CxxRuntime::default();
+    let mut containment = Containment::default();
     let mut print_debug_list = false;
     while let Some(argument) = parser.next()? {
         match argument {
@@ -101,6 +112,15 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Arg::Long("llvm") => llvm = Some(release(&parser.value()?.string()?)?),
             Arg::Long("c-only") => cxx_runtime = CxxRuntime::Never,
             Arg::Long("preload-cxx") => cxx_runtime = CxxRuntime::Ahead,
+            Arg::Long("seccomp") => {
+                containment.seccomp = Some(Profile::parse(&parser.value()?.string()?)?);
+            }
+            Arg::Long("die-with-parent") => containment.die_with_parent = true,
+            Arg::Long(option) if limited_by(option).is_some() => {
+                let resource = limited_by(option).context("a resource")?;
+                let limit = Limit::parse(resource, &parser.value()?.string()?)?;
+                containment.limits.push(limit);
+            }
             Arg::Value(word) => {
                 let text = word.to_string_lossy();
                 if text == "debug" || text.starts_with("test-") {
@@ -112,6 +132,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     channel,
                     llvm,
                     cxx_runtime,
+                    containment,
                     print_debug_list,
                 }));
             }
@@ -247,6 +268,29 @@ mod tests {
         assert!(!options.print_debug_list);
         assert_eq!(parsed(&["--help"]).unwrap(), Command::Help);
         assert_eq!(parsed(&["--version", "x"]).unwrap(), Command::Version);
+    }
+
+    #[test]
+    fn bounds_are_off_unless_asked_for() {
+        assert_eq!(
+            served(&["filedescs=0,1"]).containment,
+            Containment::default()
+        );
+        let words = ["--seccomp=sealed", "--rlimit-cpu", "5", "--rlimit-as=2G"];
+        let all = [&words[..], &["--die-with-parent", "filedescs=0,1"]].concat();
+        let found = served(&all).containment;
+        assert_eq!(found.seccomp, Some(Profile::Sealed));
+        assert!(found.die_with_parent);
+        let limits = [("rlimit-cpu", "5"), ("rlimit-as", "2G")];
+        let limits = limits.map(|(name, most)| {
+            let resource = limited_by(name).unwrap();
+            Limit::parse(resource, most).unwrap()
+        });
+        assert_eq!(found.limits, limits);
+        let refused = |words| parsed(words).unwrap_err().to_string();
+        assert!(refused(&["--seccomp", "x"]).contains("\"x\" is no profile"));
+        assert!(refused(&["--rlimit-as", "x"]).contains("\"x\" is no number"));
+        assert!(refused(&["--rlimit-rss", "1"]).contains("invalid option"));
     }
 
     #[test]

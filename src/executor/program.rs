@@ -2,7 +2,7 @@
 //! What a program is to do whose whole purpose is to be an executor, and that a host is not.
 
 use crate::error::{Error, Result, Status};
-use crate::sys;
+use crate::sys::{self, explain};
 use std::os::fd::{OwnedFd, RawFd};
 
 /// A descriptor that whoever started this program has left open for it, duplicated.
@@ -26,6 +26,15 @@ pub fn behave_as_c() {
 /// the signals itself.
 pub fn report_crashes(program: &str) {
     sys::report_crashes(program);
+}
+
+/// Starts a thread that takes none of the process's signals: those are for linked code.
+///
+/// # Errors
+/// What the system says when there is no thread to be had.
+pub fn start_thread(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let started = sys::spawn(name, body);
+    started.map_err(|error| explain(format_args!("start thread {name}"), error))
 }
 
 /// Where the entry of GDB's list of debug objects is that was registered first; 0 if there is none.

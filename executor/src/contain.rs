@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What keeps linked code, and this process with it, inside bounds. Nothing of it is on by default.
+
+use crate::seccomp::Profile;
+use anyhow::{Context, Result, bail, ensure};
+use jitmem::executor::program;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process,
+    pidfd_open, setrlimit,
+};
+use std::os::fd::OwnedFd;
+
+/// The choices of a command line.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Containment {
+    pub(crate) seccomp: Option<Profile>,
+    pub(crate) limits: Vec<Limit>,
+    pub(crate) die_with_parent: bool,
+}
+
+impl Containment {
+    /// Bounds that this program itself can be set up in. Called before there is a controller.
+    pub(crate) fn begin(&self) -> Result<()> {
+        // The limits may leave no room for a thread.
+        if self.die_with_parent {
+            die_with_parent().context("--die-with-parent")?;
+        }
+        self.limits.iter().try_for_each(Limit::set)
+    }
+
+    /// Whether no file can be opened once the bounds are closed.
+    pub(crate) fn refuses_files(&self) -> bool {
+        self.seccomp == Some(Profile::Sealed)
+    }
+
+    /// The bounds that leave no way to set anything up. Called before there is linked code.
+    pub(crate) fn close(&self) -> Result<()> {
+        let enter = |profile: Profile| {
+            let entered = profile.enter();
+            entered.with_context(|| format!("--seccomp={}", profile.name()))
+        };
+        self.seccomp.map_or(Ok(()), enter)
+    }
+}
+
+/// A limit of the process's, soft and hard.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Limit {
+    resource: Resource,
+    most: u64,
+}
+
+/// By the names of the options, which are the manual's without their prefix.
+const RESOURCES: [(&str, Resource); 9] = [
+    ("as", Resource::As),
+    ("core", Resource::Core),
+    ("cpu", Resource::Cpu),
+    ("data", Resource::Data),
+    ("fsize", Resource::Fsize),
+    ("memlock", Resource::Memlock),
+    ("nofile", Resource::Nofile),
+    ("nproc", Resource::Nproc),
+    ("stack", Resource::Stack),
+];
+
+/// The resource that an option limits, its dashes left out.
+pub(crate) fn limited_by(option: &str) -> Option<Resource> {
+    let name = option.strip_prefix("rlimit-")?;
+    let found = RESOURCES.iter().find(|(known, _)| *known == name);
+    found.map(|(_, resource)| *resource)
+}
+
+fn name_of(resource: Resource) -> &'static str {
+    let found = RESOURCES.iter().find(|(_, known)| *known == resource);
+    found.map_or("?", |(name, _)| name)
+}
+
+impl Limit {
+    /// Reads the number, which may have a unit behind it.
+    pub(crate) fn parse(resource: Resource, text: &str) -> Result<Limit> {
+        let (digits, unit) = match text.as_bytes().last() {
+            Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
+            Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
+            Some(b'G' | b'g') => (&text[..text.len() - 1], 1 << 30),
+            _ => (text, 1),
+        };
+        let name = name_of(resource);
+        ensure!(
+            !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()),
+            "--rlimit-{name}: \"{text}\" is no number, with K, M or G behind it for 1024 and its powers"
+        );
+        let number: Option<u64> = digits.parse().ok();
+        let most = number.and_then(|number| number.checked_mul(unit));
+        let most = most.with_context(|| format!("--rlimit-{name}: {text} is too large"))?;
+        Ok(Limit { resource, most })
+    }
+
+    fn set(&self) -> Result<()> {
+        let Limit { resource, most } = *self;
+        let limit = Rlimit {
+            current: Some(most),
+            maximum: Some(most),
+        };
+        let result = setrlimit(resource, limit);
+        result.with_context(|| {
+            let name = name_of(resource);
+            match getrlimit(resource).maximum {
+                Some(hard) if hard < most => format!(
+                    "--rlimit-{name}: set it to {most}, above the hard limit {hard} that only root may raise"
+                ),
+                _ => format!("--rlimit-{name}: set it to {most}"),
+            }
+        })
+    }
+}
+
+/// Has this process killed when its parent ends. The kernel's own PR_SET_PDEATHSIG comes when the
+/// thread ends that has started this process, though others of the parent may go on.
+fn die_with_parent() -> Result<()> {
+    let Some(parent) = getppid() else {
+        bail!("the parent can't be seen from this process's PID namespace");
+    };
+    ensure!(
+        parent != Pid::INIT,
+        "the parent is process 1: what started this program is gone already, or it is the first process of its \
+         namespace, with which all others end anyway; then leave the option out"
+    );
+    let watched = pidfd_open(parent, PidfdFlags::empty());
+    let watched = watched.with_context(|| format!("pidfd_open of process {parent}"))?;
+    // Its number may have been given to another process before that; an orphan has a new parent.
+    ensure!(
+        getppid() == Some(parent) && !has_ended(&watched, Some(&Timespec::default()))?,
+        "the parent, process {parent}, is gone already"
+    );
+    let own = getpid();
+    let watch = move || {
+        // Whatever the reason, from here on nobody would be watching.
+        let _ = has_ended(&watched, None);
+        let _ = kill_process(own, Signal::KILL);
+    };
+    program::start_thread("jitmem-parent", watch)?;
+    Ok(())
+}
+
+/// Whether a process ends before the time is over.
+fn has_ended(process: &OwnedFd, patience: Option<&Timespec>) -> Result<bool> {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    loop {
+        match poll(&mut polled, patience) {
+            Err(Errno::INTR) => continue,
+            ready => return Ok(ready.context("poll of the parent's pidfd")? > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn most(text: &str) -> Result<u64> {
+        Limit::parse(Resource::As, text).map(|limit| limit.most)
+    }
+
+    #[test]
+    fn numbers_may_have_units() {
+        let cases = [
+            ("0", 0),
+            ("17", 17),
+            ("3K", 3 << 10),
+            ("3m", 3 << 20),
+            ("2G", 2 << 30),
+            ("18446744073709551615", u64::MAX),
+        ];
+        for (text, number) in cases {
+            assert_eq!(most(text).unwrap(), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        for text in ["", "K", "-1", "+1", "1.5G", "1T", "0x10", "unlimited", "1 "] {
+            let refused = most(text).unwrap_err().to_string();
+            let expected = format!("--rlimit-as: \"{text}\" is no number");
+            assert!(refused.starts_with(&expected), "{refused}");
+        }
+        for text in ["18446744073709551616", "17179869184G"] {
+            let refused = most(text).unwrap_err().to_string();
+            assert_eq!(refused, format!("--rlimit-as: {text} is too large"));
+        }
+    }
+
+    #[test]
+    fn options_name_resources() {
+        assert_eq!(limited_by("rlimit-nofile"), Some(Resource::Nofile));
+        assert_eq!(limited_by("rlimit-"), None);
+        assert_eq!(limited_by("rlimit-rss"), None);
+        assert_eq!(limited_by("as"), None);
+    }
+}
