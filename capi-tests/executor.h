@@ -19,12 +19,10 @@ struct executor {
   int socket;
 };
 
-// Starts a child that calls `before`, if there is something to do before, and then serves.
-static inline struct executor start_executor(void (*before)(void)) {
-  int ends[2];
+// Starts a child that calls `before`, if there is something to do before, and then serves the
+// second of two ends of a connection.
+static inline struct executor start_executor_at(const int ends[2], void (*before)(void)) {
   fflush(NULL);
-  if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0)
-    abort();
   pid_t process = fork();
   if (process < 0)
     abort();
@@ -41,6 +39,14 @@ static inline struct executor start_executor(void (*before)(void)) {
   }
   close(ends[1]);
   return (struct executor){.process = process, .socket = ends[0]};
+}
+
+// The same over a Unix socket.
+static inline struct executor start_executor(void (*before)(void)) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0)
+    abort();
+  return start_executor_at(ends, before);
 }
 
 // Starts a program that is an ORC executor.

@@ -7,7 +7,22 @@
 #include "executor.h"
 #include "limits.h"
 
+#include <netinet/in.h>
 #include <sched.h>
+
+// An executor at the other end of a TCP connection, with which no socket can be sent along.
+static struct executor start_far_executor(void (*before)(void)) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t size = sizeof address;
+  int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  MUST(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+  MUST(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+  int ends[2] = {socket(AF_INET, SOCK_STREAM, 0), -1};
+  MUST(connect(ends[0], (struct sockaddr *)&address, size) == 0);
+  ends[1] = accept(listener, NULL, NULL);
+  MUST(ends[1] >= 0 && close(listener) == 0);
+  return start_executor_at(ends, before);
+}
 
 static jitmem_transport *connect_executor(struct executor executor) {
   jitmem_transport *transport = NULL;
@@ -65,26 +80,55 @@ static void no_connect_no_open(void) {
 
 static void no_socket(void) { deny(SYS_connect, ENOSYS); }
 
-LIMITED(an_abstract_socket) { must_go(start_executor(NULL), "abstract socket", NULL, NULL); }
+LIMITED(a_socket_that_both_share) {
+  must_go(start_executor(NULL), "came with the connection", NULL, NULL);
+}
+
+LIMITED(nothing_but_a_socket_that_both_share) {
+  struct executor executor = start_executor(no_connect_no_open);
+  deny(SYS_pidfd_getfd, EPERM);
+  must_go(executor, "came with the connection", NULL, NULL);
+}
+
+// It is one session's own; the next one finds another way.
+LIMITED(a_second_session) {
+  struct executor executor = start_executor(NULL);
+  jitmem_transport *transport = connect_executor(executor);
+  const char *const ways[] = {"came with the connection", "abstract socket", "abstract socket"};
+  jitmem_mapper *mappers[COUNT(ways)];
+  for (size_t i = 0; i < COUNT(ways); i++) {
+    jitmem_manager *manager = NULL;
+    MUST_OK(jitmem_mapper_shared(transport, NULL, &mappers[i], error));
+    MUST_OK(jitmem_manager_create(mappers[i], NULL, &manager, error));
+    jitmem_stats stats = child_stats(manager);
+    MUST(strstr(stats.mapper_name, ways[i]) != NULL && stats.fallback_reason == NULL);
+    jitmem_manager_free(manager);
+  }
+  for (size_t i = 0; i < COUNT(ways); i++)
+    jitmem_mapper_free(mappers[i]);
+  end_executor(executor, transport);
+}
+
+LIMITED(an_abstract_socket) { must_go(start_far_executor(NULL), "abstract socket", NULL, NULL); }
 
 LIMITED(pidfd_getfd) {
-  must_go(start_executor(no_connect), "pidfd_getfd", "an abstract Unix socket", "os error 1)");
+  must_go(start_far_executor(no_connect), "pidfd_getfd", "an abstract Unix socket", "os error 1)");
 }
 
 LIMITED(files_of_proc) {
-  struct executor executor = start_executor(no_connect);
+  struct executor executor = start_far_executor(no_connect);
   deny(SYS_pidfd_getfd, EPERM);
   must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
 }
 
 LIMITED(files_of_proc_on_old_kernels) {
-  struct executor executor = start_executor(no_socket);
+  struct executor executor = start_far_executor(no_socket);
   deny(SYS_pidfd_open, ENOSYS);
   must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
 }
 
 LIMITED(no_way_at_all) {
-  struct executor executor = start_executor(no_connect_no_open);
+  struct executor executor = start_far_executor(no_connect_no_open);
   deny(SYS_pidfd_getfd, EPERM);
   jitmem_transport *transport = connect_executor(executor);
   jitmem_mapper *mapper = NULL;
@@ -127,7 +171,7 @@ static void enter_another_network(void) { MUST(unshare(CLONE_NEWNET) == 0); }
 
 LIMITED(another_network) {
   must_have(CLONE_NEWNET);
-  must_go(start_executor(enter_another_network), "pidfd_getfd", "an abstract Unix socket",
+  must_go(start_far_executor(enter_another_network), "pidfd_getfd", "an abstract Unix socket",
           "connect to the controller's socket");
 }
 
@@ -142,12 +186,20 @@ static void enter_another_world(void) {
 
 LIMITED(another_network_and_other_processes) {
   must_have(CLONE_NEWNET | CLONE_NEWPID);
-  must_go(start_executor(enter_another_world), "/proc/PID/fd", "an abstract Unix socket",
+  must_go(start_far_executor(enter_another_world), "/proc/PID/fd", "an abstract Unix socket",
           "process 1");
+}
+
+LIMITED(a_shared_socket_into_another_world) {
+  must_have(CLONE_NEWNET | CLONE_NEWPID);
+  must_go(start_executor(enter_another_world), "came with the connection", NULL, NULL);
 }
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
+      LIMIT(a_socket_that_both_share),
+      LIMIT(nothing_but_a_socket_that_both_share),
+      LIMIT(a_second_session),
       LIMIT(an_abstract_socket),
       LIMIT(pidfd_getfd),
       LIMIT(files_of_proc),
@@ -155,6 +207,7 @@ int main(int argc, char **argv) {
       LIMIT(no_way_at_all),
       LIMIT(another_network),
       LIMIT(another_network_and_other_processes),
+      LIMIT(a_shared_socket_into_another_world),
   };
   return RUN_LIMITS(tests, argc, argv);
 }

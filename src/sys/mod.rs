@@ -48,7 +48,7 @@ pub(crate) use program::{
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
-pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, duplicate, read};
+pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, duplicate, read, receive};
 pub(crate) use thread::spawn;
 
 use crate::page::Alignment;

@@ -143,6 +143,23 @@ pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Re
     thread.spawn(body).map(drop)
 }
 
+/// Bytes for signal handlers where a program has used up the rest of its stack: much more than any
+/// processor's registers take.
+const HANDLERS_STACK: usize = 64 << 10;
+
+/// Has this thread's signal handlers that ask for it run on `stack`, which must outlive the thread: a
+/// stack overflow could not be reported otherwise.
+fn handle_signals_on(stack: &mut [MaybeUninit<u8>]) {
+    let stack = libc::stack_t {
+        ss_sp: stack.as_mut_ptr().cast(),
+        ss_flags: 0,
+        ss_size: stack.len(),
+    };
+    // SAFETY: nobody else uses the memory while the thread is there. Where the kernel wants more of
+    // it, there is no such stack.
+    unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+}
+
 /// Does something in a thread like that, and waits until nothing of the thread is left: the
 /// destructors of its thread-locals have run as well. `None` if linked code has ended the thread, or
 /// it has panicked. A thread of Rust's own would expect neither.
@@ -152,11 +169,13 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     struct Task<F, R> {
         body: Option<F>,
         result: Option<R>,
+        handlers_stack: Box<[MaybeUninit<u8>]>,
     }
 
     extern "C" fn start<F: FnOnce() -> R, R>(task: *mut c_void) -> *mut c_void {
         // SAFETY: whoever started this thread keeps the task, and does not look at it meanwhile.
         let task = unsafe { &mut *task.cast::<Task<F, R>>() };
+        handle_signals_on(&mut task.handlers_stack);
         if let Some(body) = task.body.take() {
             task.result = catch_unwind(AssertUnwindSafe(body)).ok();
         }
@@ -167,6 +186,7 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     let mut task = Task {
         body: Some(body),
         result: None,
+        handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
     };
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Byte streams that somebody else made: pipes, sockets, terminals, blocking or not.
 
-use super::gate;
+use super::{gate, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::net::{SendAncillaryBuffer, SendFlags};
+use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -50,6 +50,33 @@ pub(crate) fn read(stream: &OwnedFd, buffer: &mut Vec<u8>, most: usize) -> io::R
     Ok(count)
 }
 
+/// [`read`] for the first bytes of a connection, with the descriptors that are sent along.
+pub(crate) fn receive(stream: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Vec<OwnedFd>> {
+    if !passes_descriptors(stream) {
+        return read(stream, buffer, usize::MAX).map(|_| Vec::new());
+    }
+    let before = buffer.len();
+    buffer.resize(buffer.capacity(), 0);
+    let received = loop {
+        match socket::receive(stream, &mut buffer[before..]) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait(stream.as_fd(), PollFlags::IN)?;
+            }
+            received => break received,
+        }
+    };
+    buffer.truncate(before + received.as_ref().map_or(0, |received| received.size));
+    Ok(received?.descriptors)
+}
+
+/// Whether a stream is one that descriptors can be sent along with.
+pub(crate) fn passes_descriptors(stream: &OwnedFd) -> bool {
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    // What is no socket has neither.
+    socket_domain(stream).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        && socket_type(stream).is_ok_and(|kind| kind == SocketType::STREAM)
+}
+
 /// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
 #[derive(Debug)]
 pub(crate) struct Outlet {
@@ -75,6 +102,26 @@ impl Outlet {
         )];
         let now = rustix::event::Timespec::default();
         matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
+    }
+
+    /// Whether descriptors can be sent along.
+    pub(crate) fn passes_descriptors(&self) -> bool {
+        passes_descriptors(&self.stream)
+    }
+
+    /// Writes some bytes with a descriptor, which arrives with the first of them. Only for who has found
+    /// that this [`passes_descriptors`](Outlet::passes_descriptors).
+    pub(crate) fn write_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        let (first, rest) = bytes.split_at(bytes.len().min(1));
+        loop {
+            match socket::send(&self.stream, &[first], &[descriptor]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait(self.stream.as_fd(), PollFlags::OUT)?;
+                }
+                sent => break sent?,
+            }
+        }
+        self.write(rest, &[])
     }
 
     /// Writes both parts, one behind the other.

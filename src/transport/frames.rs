@@ -55,6 +55,11 @@ impl Frames {
         }
     }
 
+    /// Reads on, once, and takes descriptors that are sent along.
+    pub(crate) fn receive(&mut self) -> io::Result<Vec<OwnedFd>> {
+        sys::receive(&self.stream, &mut self.buffer)
+    }
+
     fn there(&self) -> &[u8] {
         &self.buffer[self.taken..]
     }

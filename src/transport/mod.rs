@@ -17,6 +17,7 @@ pub use stream::Stream;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -32,6 +33,12 @@ pub trait Transport: Send + Sync {
 
     /// The address that the executor published under a name when the connection was made.
     fn symbol(&self, _name: &str) -> Option<u64> {
+        None
+    }
+
+    /// A socket for one session's own packets, if the executor sent one along when the connection was
+    /// made. Nobody gets the same one twice.
+    fn take_channel(&self) -> Option<OwnedFd> {
         None
     }
 

@@ -24,6 +24,8 @@ struct Calls {
     output: Mutex<Outlet>,
     pending: Pending,
     setup: Setup,
+    /// What the executor has sent along, until a session takes it.
+    channel: Mutex<Option<OwnedFd>>,
 }
 
 impl Stream {
@@ -36,6 +38,7 @@ impl Stream {
         socket::check_stream(&socket)
             .map_err(|error| invalid_argument(format!("no connected stream socket: {error}")))?;
         let mut input = Frames::new(Arc::clone(&socket));
+        let mut sent_along = input.receive().map_err(disconnected)?;
         let setup = first(&mut input)?;
         let output = socket
             .try_clone()
@@ -47,6 +50,7 @@ impl Stream {
             output: Mutex::new(output),
             pending: Pending::new(),
             setup,
+            channel: Mutex::new(sent_along.pop()),
         });
         crew::start(Arc::clone(&calls))
             .map_err(|error| explain("start a thread that reads a socket", error))?;
@@ -96,6 +100,10 @@ impl Transport for Stream {
     fn symbol(&self, name: &str) -> Option<u64> {
         let symbol = self.0.setup.bootstrap_symbols.get(name);
         symbol.map(|address| address.0)
+    }
+
+    fn take_channel(&self) -> Option<OwnedFd> {
+        self.0.channel.lock().take()
     }
 }
 

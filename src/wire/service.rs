@@ -200,6 +200,11 @@ choice! {
             /// The file.
             file: File,
         }
+        /// Serve the other end of the socket that came with the first message of the connection.
+        4 Shared {
+            /// The kernel's number of the socket that came.
+            cookie: u64,
+        }
     }
 }
 
@@ -426,6 +431,7 @@ mod tests {
             Attach::Offer {},
             Attach::Taken { taken: true },
             Attach::Files { file },
+            Attach::Shared { cookie: 7 },
         ] {
             assert_eq!(from_bytes(&to_bytes(&attach)), Ok(attach));
         }

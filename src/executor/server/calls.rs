@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -149,9 +150,21 @@ impl Calls {
         self.outlet.write(&together, &[])
     }
 
-    /// Introduces the executor.
-    pub(super) fn send_setup(&self, setup: &[u8]) -> Result<()> {
-        self.send(Header::new(Opcode::Setup, 0, 0, setup.len()), setup.into());
+    /// Whether a descriptor can be sent along.
+    pub(super) fn passes_descriptors(&self) -> bool {
+        self.outlet.passes_descriptors()
+    }
+
+    /// Introduces the executor, before anything else is sent.
+    pub(super) fn send_setup(&self, setup: &[u8], along: Option<BorrowedFd<'_>>) -> Result<()> {
+        let header = Header::new(Opcode::Setup, 0, 0, setup.len());
+        if let Some((header, setup)) = self.leave(header, setup.into()) {
+            let sent = match along {
+                Some(descriptor) => self.outlet.write_with(&header, descriptor),
+                None => self.outlet.write(&header, &[]),
+            };
+            self.finish(sent.and_then(|()| self.outlet.write(&setup, &[])));
+        }
         self.lost().map_or(Ok(()), Err)
     }
 

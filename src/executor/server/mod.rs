@@ -10,6 +10,7 @@ mod tests;
 mod workers;
 
 use super::llvm::{Function, Patience, Services, Symbol};
+use super::service::Offered;
 use crate::error::Result;
 use crate::sys::{self, Outlet, explain};
 use crate::transport::frames::Frames;
@@ -17,7 +18,7 @@ use crate::wire::frame::{Setup, SetupLayout};
 use crate::wire::sps::ExecutorAddr;
 use calls::Calls;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use workers::Workers;
 
@@ -119,6 +120,13 @@ pub fn serve(input: BorrowedFd<'_>, output: BorrowedFd<'_>, options: &Options) -
     let outlet = Outlet::new(own(output)?)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let calls = Arc::new(Calls::new(outlet));
+    // A controller that reads bytes alone never sees the socket, which is closed then. Where there is
+    // no descriptor to be had, there are other ways.
+    let offered = match calls.passes_descriptors() {
+        true => Offered::new().ok(),
+        false => None,
+    };
+    let (_offered, along) = offered.unzip();
     let services = Services::new(options.cxx_runtime);
     let context = calls::publish(Arc::clone(&calls));
     let (setup, mut functions) = introduce(&services, context, options);
@@ -130,9 +138,12 @@ pub fn serve(input: BorrowedFd<'_>, output: BorrowedFd<'_>, options: &Options) -
         };
         (*address, function)
     }));
-    let result = calls
-        .send_setup(&setup.encode(options.layout))
-        .and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
+    let sent = calls.send_setup(
+        &setup.encode(options.layout),
+        along.as_ref().map(AsFd::as_fd),
+    );
+    drop(along);
+    let result = sent.and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
     drop(services);
     calls::forget(context);
     result

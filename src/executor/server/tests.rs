@@ -402,3 +402,53 @@ fn a_controller_that_can_not_hear_is_left() {
     );
     assert_eq!(error.os_code(), Some(libc::EPIPE));
 }
+
+#[test]
+fn a_socket_comes_along_once_and_ends_with_the_session() {
+    use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
+    use crate::transport::{Stream, Transport};
+    use crate::wire::service::{Attach, Attached, Reply};
+
+    let (here, there) = UnixStream::pair().unwrap();
+    let options = Options::default();
+    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    let stream = Stream::connect(Arc::new(here.into())).unwrap();
+    let socket = stream.take_channel().unwrap();
+    assert!(stream.take_channel().is_none());
+    let cookie = sys::socket::cookie(&socket).unwrap();
+
+    let service = Service::new();
+    let session = crate::executor::service::opened(&service);
+    let attach = |cookie: u64| {
+        let mut message = to_bytes(&session);
+        Attach::Shared { cookie }.encode(&mut message);
+        let answer = call_service(ServiceFunction::Attach, &message, Vec::new()).unwrap();
+        let Reply::<Attached>(reply) = from_bytes(&answer).unwrap();
+        reply.map(drop).map_err(Error::from)
+    };
+    let refused = attach(cookie + 1).unwrap_err();
+    assert_eq!(refused.status(), Status::InvalidArgument);
+    assert!(refused.message().contains("not sent along"), "{refused}");
+    attach(cookie).unwrap();
+    assert!(attach(cookie).is_err());
+    drop(service);
+    // The session has gone, and its end of the socket with it.
+    assert_eq!(sys::socket::receive(&socket, &mut [0]).unwrap().size, 0);
+
+    drop(stream);
+    executor.join().unwrap().unwrap();
+}
+
+#[test]
+fn what_nobody_took_is_taken_back() {
+    use crate::transport::{Stream, Transport};
+
+    let (here, there) = UnixStream::pair().unwrap();
+    let options = Options::default();
+    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    let stream = Stream::connect(Arc::new(here.into())).unwrap();
+    let socket = stream.take_channel().unwrap();
+    drop(stream);
+    executor.join().unwrap().unwrap();
+    assert_eq!(sys::socket::receive(&socket, &mut [0]).unwrap().size, 0);
+}

@@ -99,6 +99,35 @@ fn at_exit() {
     }
 }
 
+/// Ends of pairs of sockets whose other ends were sent to controllers, by the cookies of those.
+static OFFERED: Mutex<BTreeMap<u64, OwnedFd>> = Mutex::new(BTreeMap::new());
+
+/// A socket for a controller at the other end of a Unix socket, and the promise to serve it once a
+/// session asks for that. Dropping it takes the promise back.
+pub(crate) struct Offered {
+    cookie: u64,
+}
+
+impl Offered {
+    /// An offer, and what the controller is to get.
+    pub(crate) fn new() -> std::io::Result<(Offered, OwnedFd)> {
+        let (ours, theirs) = sys::socket::packet_pair()?;
+        let cookie = sys::socket::cookie(&theirs)?;
+        OFFERED.lock().insert(cookie, ours);
+        Ok((Offered { cookie }, theirs))
+    }
+
+    fn take(cookie: u64) -> Option<OwnedFd> {
+        OFFERED.lock().remove(&cookie)
+    }
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        Offered::take(self.cookie);
+    }
+}
+
 /// What a function of the service does, apart from `open`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Function {
@@ -145,6 +174,18 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
         })
     };
     Ok(to_bytes(&Reply::from(body())))
+}
+
+/// For tests: the number of a new session.
+#[cfg(test)]
+pub(crate) fn opened(service: &Service) -> u64 {
+    let request = Open {
+        version: VERSION,
+        instance: service.instance(),
+    };
+    let answer = open(&to_bytes(&request), &here::functions()).expect("it always answers");
+    let Reply::<Opened>(reply) = crate::wire::sps::from_bytes(&answer).expect("a reply");
+    reply.expect("the service is there").session
 }
 
 /// Answers a call of any other function. Descriptors come only through a channel.
@@ -230,7 +271,7 @@ pub(crate) mod here {
 
     pub(crate) const OPEN: u64 = 100;
 
-    fn functions() -> Functions {
+    pub(super) fn functions() -> Functions {
         let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
         Functions {
             attach,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What one controller has in this executor.
 
+use super::Offered;
 use super::line;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::Protection;
@@ -126,6 +127,11 @@ impl Session {
                 (_, false) => Ok(nothing),
             },
             Attach::Files { file } => open(&file, false).map(|_| nothing),
+            Attach::Shared { cookie } => {
+                let ours = Offered::take(cookie)
+                    .ok_or_else(|| invalid_argument("this socket was not sent along"))?;
+                self.serve(ours).map(|()| nothing)
+            }
         }
     }
 

@@ -23,6 +23,8 @@ use std::time::Instant;
 pub(super) enum Way {
     /// Not at all.
     None,
+    /// Through a channel that the transport brought along.
+    SharedSocket,
     /// Through a channel that began at an abstract Unix socket.
     AbstractSocket,
     /// Through a channel whose end was taken out of the executor.
@@ -235,6 +237,16 @@ impl Link {
     /// # Errors
     /// `Unsupported` with what each step said.
     pub(super) fn attach(&mut self) -> Result<()> {
+        // Most transports bring none along, which is no failure.
+        if let Some(socket) = self.transport.take_channel() {
+            match self.attach_by_shared(socket) {
+                Err(error) if error.status() != Status::Disconnected => {
+                    self.failed
+                        .push(format!("a socket that both share: {error}"));
+                }
+                done => return done,
+            }
+        }
         type Step = fn(&mut Link) -> Result<()>;
         let steps: [(&str, Step); 3] = [
             ("an abstract Unix socket", Link::attach_by_name),
@@ -260,6 +272,13 @@ impl Link {
 
     fn step(&self, attach: Attach<'_>) -> Result<Attached> {
         self.ask(self.opened.functions.attach, &attach)
+    }
+
+    fn attach_by_shared(&mut self, socket: OwnedFd) -> Result<()> {
+        let cookie =
+            socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
+        self.step(Attach::Shared { cookie })?;
+        self.attached(socket, Way::SharedSocket)
     }
 
     fn attach_by_name(&mut self) -> Result<()> {

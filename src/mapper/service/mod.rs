@@ -110,6 +110,9 @@ impl ServiceMapper {
             ));
         }
         let name = match link.way {
+            Way::SharedSocket => {
+                "shared memory, memfds over a socket that came with the connection"
+            }
             Way::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
             Way::Files => "shared memory, memfds by /proc/PID/fd",
             _ => "shared memory, memfds over an abstract socket",
