@@ -8,7 +8,7 @@
 mod calls;
 
 use anyhow::{Context, Result, bail};
-use calls::{HARMLESS_FCNTLS, HARMLESS_IOCTLS, HARMLESS_PRCTLS, INSIDE, OUTSIDE};
+use calls::{INSIDE, OUTSIDE, TO_OPEN, TO_PROCESSES};
 use libc::c_long;
 use rustix::process::getpid;
 use seccompiler::{
@@ -29,8 +29,21 @@ pub(crate) enum Profile {
 
 const PROFILES: [(&str, Profile); 2] = [("no-exec", Profile::NoExec), ("sealed", Profile::Sealed)];
 
-/// A system call, and lists of conditions of which one must hold.
-type Conditional = (c_long, Vec<Vec<SeccompCondition>>);
+/// A condition on an argument. Of those that are asked about by number the kernel looks at the lower
+/// half only, and so do these.
+enum Test {
+    /// Of the argument these bits are one of these.
+    Is(u8, u32, &'static [u32]),
+    /// The argument is none of these.
+    IsNot(u8, &'static [u32]),
+    /// The argument is this process.
+    IsOwn(u8),
+    /// The pointer is null.
+    IsNull(u8),
+}
+
+/// A system call that is allowed if all of its tests hold.
+type Conditional = (c_long, &'static [Test]);
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
@@ -60,123 +73,71 @@ impl Profile {
         Ok(())
     }
 
+    /// What is allowed always, and what on conditions.
+    fn calls(self) -> ([&'static [c_long]; 2], &'static [Conditional]) {
+        match self {
+            Profile::NoExec => ([INSIDE, OUTSIDE], TO_PROCESSES),
+            Profile::Sealed => ([INSIDE, &[]], TO_OPEN),
+        }
+    }
+
     fn rules(self) -> Result<Rules> {
-        let outside = if self == Profile::NoExec {
-            OUTSIDE
-        } else {
-            &[]
-        };
-        let always = INSIDE.iter().chain(outside);
+        let (always, conditional) = self.calls();
+        let always = always.into_iter().flatten();
         let mut rules: Rules = always.map(|call| (*call, Vec::new())).collect();
-        for (call, alternatives) in self.conditional() {
-            let alternatives = alternatives.into_iter().map(SeccompRule::new);
-            rules.insert(call, alternatives.collect::<Result<_, _>>()?);
+        for (call, tests) in conditional {
+            rules.insert(*call, alternatives(tests)?);
         }
         Ok(rules)
     }
+}
 
-    fn conditional(self) -> Vec<Conditional> {
-        let prctl = (libc::SYS_prctl, one_of(0, &HARMLESS_PRCTLS));
-        let mut conditional = match self {
-            Profile::NoExec => no_exec(),
-            Profile::Sealed => sealed(getpid().as_raw_nonzero().get().unsigned_abs().into()),
-        };
-        conditional.push(prctl);
-        conditional
+/// Lists of conditions: the tests hold if all of any one list do.
+fn alternatives(tests: &[Test]) -> Result<Vec<SeccompRule>> {
+    use SeccompCmpArgLen::{Dword, Qword};
+    use SeccompCmpOp::{Eq, MaskedEq, Ne};
+    let mut lists = vec![Vec::new()];
+    for test in tests {
+        let mut one_of = Vec::new();
+        let mut all_of = Vec::new();
+        match *test {
+            Test::Is(argument, mask, values) => {
+                for value in values {
+                    let how = MaskedEq(mask.into());
+                    one_of.push(SeccompCondition::new(
+                        argument,
+                        Dword,
+                        how,
+                        (*value).into(),
+                    )?);
+                }
+            }
+            Test::IsNot(argument, values) => {
+                for value in values {
+                    all_of.push(SeccompCondition::new(argument, Dword, Ne, (*value).into())?);
+                }
+            }
+            Test::IsOwn(argument) => {
+                let own = getpid().as_raw_nonzero().get().unsigned_abs();
+                all_of.push(SeccompCondition::new(argument, Dword, Eq, own.into())?);
+            }
+            Test::IsNull(argument) => {
+                all_of.push(SeccompCondition::new(argument, Qword, Eq, 0)?);
+            }
+        }
+        lists
+            .iter_mut()
+            .for_each(|list| list.extend(all_of.iter().cloned()));
+        if !one_of.is_empty() {
+            let each = |list: Vec<SeccompCondition>| {
+                let with = |condition| [&list[..], &[condition]].concat();
+                one_of.iter().cloned().map(with).collect::<Vec<_>>()
+            };
+            lists = lists.into_iter().flat_map(each).collect();
+        }
     }
-}
-
-/// Flags of clone that make namespaces, and the one that makes a child the controller's.
-const ESTRANGING: i32 = libc::CLONE_NEWCGROUP
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWUSER
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_PARENT;
-
-fn no_exec() -> Vec<Conditional> {
-    // Whatever can be typed into a terminal can be made to run.
-    let typing = [libc::TIOCSTI, libc::TIOCLINUX].map(|request| is_not(1, request));
-    // Devices are the system's.
-    let kinds = |argument: u8| {
-        let kinds = [libc::S_IFREG, libc::S_IFIFO, libc::S_IFSOCK].into_iter();
-        let kinds = kinds.map(|kind| vec![masked(argument, libc::S_IFMT, kind)]);
-        kinds.collect::<Vec<_>>()
-    };
-    vec![
-        (libc::SYS_clone, vec![vec![masked(0, ESTRANGING as u32, 0)]]),
-        (libc::SYS_ioctl, vec![typing.into()]),
-        (libc::SYS_mknodat, kinds(2)),
-        #[cfg(target_arch = "x86_64")]
-        (libc::SYS_mknod, kinds(1)),
-        // Limits are asked for and not changed.
-        (libc::SYS_prlimit64, vec![vec![is_null(2)]]),
-    ]
-}
-
-/// `process`: this one, for no other comes of it.
-fn sealed(process: u64) -> Vec<Conditional> {
-    let thread = libc::CLONE_THREAD as u32;
-    let unix = libc::AF_UNIX as u64;
-    let socket = libc::SOL_SOCKET as u64;
-    // Datagram sockets reach others without being connected to them.
-    let pairs = [libc::SOCK_STREAM, libc::SOCK_SEQPACKET].into_iter();
-    let pairs = pairs.map(|kind| vec![is(0, unix), masked(1, 0xf, kind as u32)]);
-    let options = [
-        libc::SO_SNDTIMEO,
-        libc::SO_RCVTIMEO,
-        libc::SO_SNDBUF,
-        libc::SO_RCVBUF,
-    ];
-    let options = options.into_iter();
-    let options = options.map(|option| vec![is(1, socket), is(2, option as u64)]);
-    vec![
-        (
-            libc::SYS_clone,
-            vec![vec![masked(0, thread | ESTRANGING as u32, thread)]],
-        ),
-        (libc::SYS_fcntl, one_of(1, &HARMLESS_FCNTLS)),
-        (libc::SYS_ioctl, one_of(1, &HARMLESS_IOCTLS)),
-        (libc::SYS_kill, one_of(0, &[process])),
-        (libc::SYS_prlimit64, vec![vec![is(0, 0), is_null(2)]]),
-        (libc::SYS_rt_sigqueueinfo, one_of(0, &[process])),
-        (libc::SYS_rt_tgsigqueueinfo, one_of(0, &[process])),
-        (libc::SYS_sched_setaffinity, one_of(0, &[0])),
-        (libc::SYS_setsockopt, options.collect()),
-        (libc::SYS_socketpair, pairs.collect()),
-        (libc::SYS_tgkill, one_of(0, &[process])),
-    ]
-}
-
-/// A condition on the lower half of an argument, which is all that the kernel looks at in those
-/// that are asked about here.
-fn half(argument: u8, how: SeccompCmpOp, value: u64) -> SeccompCondition {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, how, value)
-        .expect("system calls have six arguments")
-}
-
-fn is(argument: u8, value: u64) -> SeccompCondition {
-    half(argument, SeccompCmpOp::Eq, value)
-}
-
-fn is_not(argument: u8, value: u64) -> SeccompCondition {
-    half(argument, SeccompCmpOp::Ne, value)
-}
-
-fn masked(argument: u8, mask: u32, value: u32) -> SeccompCondition {
-    half(argument, SeccompCmpOp::MaskedEq(mask.into()), value.into())
-}
-
-fn is_null(argument: u8) -> SeccompCondition {
-    SeccompCondition::new(argument, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)
-        .expect("system calls have six arguments")
-}
-
-fn one_of(argument: u8, values: &[u64]) -> Vec<Vec<SeccompCondition>> {
-    let conditions = values.iter().map(|value| vec![is(argument, *value)]);
-    conditions.collect()
+    let rules = lists.into_iter().map(SeccompRule::new);
+    Ok(rules.collect::<Result<_, _>>()?)
 }
 
 fn error(errno: i32) -> SeccompAction {
@@ -209,23 +170,25 @@ mod tests {
     #[test]
     fn no_call_is_allowed_twice_and_sealed_allows_no_more_than_no_exec() {
         let [no_exec, sealed] = PROFILES.map(|(_, profile)| {
-            let listed = if profile == Profile::NoExec {
-                OUTSIDE
-            } else {
-                &[]
-            };
-            let conditional = profile.conditional().into_iter().map(|(call, _)| call);
-            let all: Vec<c_long> = INSIDE
-                .iter()
-                .chain(listed)
-                .copied()
-                .chain(conditional)
-                .collect();
+            let (always, conditional) = profile.calls();
+            let always = always.into_iter().flatten();
+            let all = always.chain(conditional.iter().map(|(call, _)| call));
             let rules = profile.rules().unwrap();
-            assert_eq!(rules.len(), all.len(), "{profile:?}");
+            assert_eq!(rules.len(), all.count(), "{profile:?}");
             rules.into_keys().collect::<BTreeSet<_>>()
         });
         assert!(no_exec.is_superset(&sealed), "{:?}", &sealed - &no_exec);
+    }
+
+    #[test]
+    fn each_value_is_an_alternative_and_what_must_hold_is_in_all() {
+        let count = |tests| alternatives(tests).unwrap().len();
+        assert_eq!(count(&[Test::IsOwn(0)]), 1);
+        assert_eq!(count(&[Test::IsNot(1, &[1, 2, 3]), Test::IsNull(2)]), 1);
+        assert_eq!(
+            count(&[Test::Is(0, 1, &[0, 1]), Test::Is(1, 3, &[1, 2, 3])]),
+            6
+        );
     }
 
     #[test]

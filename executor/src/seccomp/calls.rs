@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! The system calls that are allowed, whatever their arguments.
+//! The system calls that are allowed.
 //!
 //! Not here, and so refused by both profiles: starting programs (execve, execveat); other processes'
 //! memory and descriptors (ptrace, process_vm_readv, process_madvise, pidfd_getfd, kcmp,
@@ -8,6 +8,8 @@
 //! system's time, name, log, swap and quotas; opening files by handle; personality, modify_ldt, ports
 //! (iopl); setrlimit.
 
+use super::Conditional;
+use super::Test::{Is, IsNot, IsNull, IsOwn};
 use libc::*;
 
 /// What stays in the process, or goes through what is open.
@@ -105,41 +107,133 @@ pub(super) const OUTSIDE: &[c_long] = &[
     #[cfg(target_arch = "x86_64")] SYS_vfork,
 ];
 
-/// Options of prctl that concern the caller alone and take nothing from a profile.
-pub(super) const HARMLESS_PRCTLS: [u64; 9] = [
-    PR_SET_NAME as u64,
-    PR_GET_NAME as u64,
-    PR_SET_TIMERSLACK as u64,
-    PR_GET_TIMERSLACK as u64,
-    PR_GET_DUMPABLE as u64,
-    PR_CAPBSET_READ as u64,
-    PR_SET_NO_NEW_PRIVS as u64,
-    PR_GET_NO_NEW_PRIVS as u64,
-    PR_SET_VMA as u64,
+/// All bits of a number.
+const ALL: u32 = u32::MAX;
+
+/// Flags of clone that make namespaces, and the one that makes a child the controller's.
+const ESTRANGING: u32 = (CLONE_NEWCGROUP
+    | CLONE_NEWIPC
+    | CLONE_NEWNET
+    | CLONE_NEWNS
+    | CLONE_NEWPID
+    | CLONE_NEWUSER
+    | CLONE_NEWUTS
+    | CLONE_PARENT) as u32;
+
+const THREAD: u32 = CLONE_THREAD as u32;
+
+/// Options that concern the caller alone and take nothing from a profile.
+const PRCTL: Conditional = (
+    SYS_prctl,
+    &[Is(
+        0,
+        ALL,
+        &[
+            PR_SET_NAME as u32,
+            PR_GET_NAME as u32,
+            PR_SET_TIMERSLACK as u32,
+            PR_GET_TIMERSLACK as u32,
+            PR_GET_DUMPABLE as u32,
+            PR_CAPBSET_READ as u32,
+            PR_SET_NO_NEW_PRIVS as u32,
+            PR_GET_NO_NEW_PRIVS as u32,
+            PR_SET_VMA as u32,
+        ],
+    )],
+);
+
+/// Devices are the system's.
+const PLAIN_FILES: &[u32] = &[S_IFREG, S_IFIFO, S_IFSOCK];
+
+/// What reaches processes that are the user's anyway, but for some ways.
+pub(super) const TO_PROCESSES: &[Conditional] = &[
+    (SYS_clone, &[Is(0, ESTRANGING, &[0])]),
+    // Whatever can be typed into a terminal can be made to run.
+    (SYS_ioctl, &[IsNot(1, &[TIOCSTI as u32, TIOCLINUX as u32])]),
+    #[cfg(target_arch = "x86_64")]
+    (SYS_mknod, &[Is(1, S_IFMT, PLAIN_FILES)]),
+    (SYS_mknodat, &[Is(2, S_IFMT, PLAIN_FILES)]),
+    PRCTL,
+    // Limits are asked for and not changed.
+    (SYS_prlimit64, &[IsNull(2)]),
 ];
 
-/// Requests of ioctl that ask, or change how a descriptor is read and written.
-pub(super) const HARMLESS_IOCTLS: [u64; 8] = [
-    TCGETS, TIOCGWINSZ, TIOCGPGRP, TIOCOUTQ, FIONREAD, FIONBIO, FIOCLEX, FIONCLEX,
-];
-
-/// Commands of fcntl that have nobody sent a signal.
-pub(super) const HARMLESS_FCNTLS: [u64; 17] = [
-    F_DUPFD as u64,
-    F_DUPFD_CLOEXEC as u64,
-    F_GETFD as u64,
-    F_SETFD as u64,
-    F_GETFL as u64,
-    F_SETFL as u64,
-    F_GETLK as u64,
-    F_SETLK as u64,
-    F_SETLKW as u64,
-    F_OFD_GETLK as u64,
-    F_OFD_SETLK as u64,
-    F_OFD_SETLKW as u64,
-    F_GETPIPE_SZ as u64,
-    F_SETPIPE_SZ as u64,
-    F_ADD_SEALS as u64,
-    F_GET_SEALS as u64,
-    F_GETOWN as u64,
+/// What concerns this process and what it has open.
+pub(super) const TO_OPEN: &[Conditional] = &[
+    (SYS_clone, &[Is(0, THREAD | ESTRANGING, &[THREAD])]),
+    // Those that have nobody sent a signal.
+    (
+        SYS_fcntl,
+        &[Is(
+            1,
+            ALL,
+            &[
+                F_DUPFD as u32,
+                F_DUPFD_CLOEXEC as u32,
+                F_GETFD as u32,
+                F_SETFD as u32,
+                F_GETFL as u32,
+                F_SETFL as u32,
+                F_GETLK as u32,
+                F_SETLK as u32,
+                F_SETLKW as u32,
+                F_OFD_GETLK as u32,
+                F_OFD_SETLK as u32,
+                F_OFD_SETLKW as u32,
+                F_GETPIPE_SZ as u32,
+                F_SETPIPE_SZ as u32,
+                F_ADD_SEALS as u32,
+                F_GET_SEALS as u32,
+            ],
+        )],
+    ),
+    // Those that ask, or change how a descriptor is read and written.
+    (
+        SYS_ioctl,
+        &[Is(
+            1,
+            ALL,
+            &[
+                TCGETS as u32,
+                TIOCGWINSZ as u32,
+                TIOCGPGRP as u32,
+                TIOCOUTQ as u32,
+                FIONREAD as u32,
+                FIONBIO as u32,
+                FIOCLEX as u32,
+                FIONCLEX as u32,
+            ],
+        )],
+    ),
+    (SYS_kill, &[IsOwn(0)]),
+    PRCTL,
+    (SYS_prlimit64, &[Is(0, ALL, &[0]), IsNull(2)]),
+    (SYS_rt_sigqueueinfo, &[IsOwn(0)]),
+    (SYS_rt_tgsigqueueinfo, &[IsOwn(0)]),
+    (SYS_sched_setaffinity, &[Is(0, ALL, &[0])]),
+    (
+        SYS_setsockopt,
+        &[
+            Is(1, ALL, &[SOL_SOCKET as u32]),
+            Is(
+                2,
+                ALL,
+                &[
+                    SO_SNDTIMEO as u32,
+                    SO_RCVTIMEO as u32,
+                    SO_SNDBUF as u32,
+                    SO_RCVBUF as u32,
+                ],
+            ),
+        ],
+    ),
+    // Datagram sockets reach others without being connected to them.
+    (
+        SYS_socketpair,
+        &[
+            Is(0, ALL, &[AF_UNIX as u32]),
+            Is(1, 0xf, &[SOCK_STREAM as u32, SOCK_SEQPACKET as u32]),
+        ],
+    ),
+    (SYS_tgkill, &[IsOwn(0)]),
 ];
