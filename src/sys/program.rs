@@ -266,6 +266,20 @@ mod tests {
     }
 
     #[test]
+    fn signal_handlers_have_a_stack_beside_the_programs() {
+        let known = run_in_own_thread(|| {
+            let mut stack = MaybeUninit::<libc::stack_t>::uninit();
+            // SAFETY: asks only, and the answer is complete where there is no error.
+            unsafe {
+                assert_eq!(libc::sigaltstack(std::ptr::null(), stack.as_mut_ptr()), 0);
+                let stack = stack.assume_init();
+                (stack.ss_flags, stack.ss_size)
+            }
+        });
+        assert_eq!(known.unwrap(), Some((0, HANDLERS_STACK)));
+    }
+
+    #[test]
     fn thread_locals_are_gone_when_a_thread_of_its_own_is() {
         use std::sync::atomic::{AtomicBool, Ordering};
         static GONE: AtomicBool = AtomicBool::new(false);
