@@ -19,6 +19,9 @@ struct executor {
   int socket;
 };
 
+// In an executor, the end of its connection that is its host's own.
+static int served_end __attribute__((unused));
+
 // Starts a child that calls `before`, if there is something to do before, and then serves the
 // second of two ends of a connection.
 static inline struct executor start_executor_at(const int ends[2], void (*before)(void)) {
@@ -32,6 +35,7 @@ static inline struct executor start_executor_at(const int ends[2], void (*before
     for (size_t i = 0; i < COUNT(signals); i++)
       signal(signals[i], SIG_DFL);
     alarm(instrumented() ? 300 : 60);
+    served_end = ends[1];
     if (before != NULL)
       before();
     MUST_OK(jitmem_executor_serve(ends[1], ends[1], NULL, error));

@@ -282,6 +282,47 @@ static void linked_code_that_exits(void **state) {
   }
 }
 
+// A child of the executor's, which has all that its host has not closed.
+static int32_t leave_a_child(int32_t ignored) {
+  (void)ignored;
+  pid_t child = fork();
+  if (child == 0) {
+    close(served_end);
+    for (;;)
+      pause();
+  }
+  return (int32_t)child;
+}
+
+static void executors_whose_children_live_on(void **state) {
+  (void)state;
+  for (int shared = 0; shared < 2; shared++) {
+    struct executor executor = start_executor(NULL);
+    jitmem_transport *transport = NULL;
+    jitmem_mapper *mapper = NULL;
+    OK(jitmem_transport_socket(executor.socket, &transport, error));
+    jitmem_manager *manager = manager_over(transport, shared, &mapper);
+    struct graph graph = allocate(manager, two, 2);
+    const jitmem_action action = {.finalize = call_of(nothing, "", 0)};
+    int32_t child = 0, answer = 0;
+    OK(call_int(transport, (uintptr_t)leave_a_child, 0, &child, error));
+    assert_true(child > 0);
+    // The connections are as they were, for the executor itself.
+    OK(jitmem_manager_finalize(manager, graph.handle, &action, 1, error));
+    graph = allocate(manager, two, 2);
+    kill(executor.process, SIGKILL);
+    assert_true(WIFSIGNALED(status_of_executor(executor)));
+    FAILS(JITMEM_DISCONNECTED, "the executor is gone",
+          jitmem_manager_finalize(manager, graph.handle, &action, 1, error));
+    FAILS(JITMEM_DISCONNECTED, "the executor is gone",
+          call_int(transport, (uintptr_t)leave_a_child, 0, &answer, error));
+    assert_int_equal(kill(child, SIGKILL), 0);
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+    jitmem_transport_free(transport);
+  }
+}
+
 // ---- controllers ----
 
 // What actions have done, seen by all processes.
@@ -361,6 +402,7 @@ int main(void) {
       cmocka_unit_test(killed_while_connecting_remote),
       cmocka_unit_test(other_executors_go_on),
       cmocka_unit_test(linked_code_that_exits),
+      cmocka_unit_test(executors_whose_children_live_on),
       cmocka_unit_test(killed_controllers),
   };
   return at_rest(cmocka_run_group_tests_name("lost executors and controllers", tests, NULL, NULL));

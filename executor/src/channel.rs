@@ -3,48 +3,31 @@
 
 use crate::options::Channel;
 use anyhow::{Context, Result};
-use jitmem::executor::program::inherited;
+use jitmem::executor::program::take_descriptors;
 use rustix::net::sockopt::socket_peercred;
 use rustix::process::geteuid;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{self as unix, UnixListener, UnixStream};
 use std::path::Path;
 
-/// A way to the controller and back, which may be one socket.
-pub(crate) struct Connection {
-    input: OwnedFd,
-    output: Option<OwnedFd>,
-}
+/// What is read and what is written.
+pub(crate) type Connection = (OwnedFd, OwnedFd);
 
-impl Connection {
-    fn over(socket: impl Into<OwnedFd>) -> Connection {
-        Connection {
-            input: socket.into(),
-            output: None,
-        }
-    }
-
-    pub(crate) fn input(&self) -> BorrowedFd<'_> {
-        self.input.as_fd()
-    }
-
-    pub(crate) fn output(&self) -> BorrowedFd<'_> {
-        self.output.as_ref().unwrap_or(&self.input).as_fd()
-    }
+fn both_ways(socket: impl Into<OwnedFd>) -> Result<Connection> {
+    let socket = socket.into();
+    let again = socket.try_clone().context("duplicate a socket")?;
+    Ok((socket, again))
 }
 
 /// Waits for the controller. `note` sees what whoever started the program should know.
 pub(crate) fn connect(channel: &Channel, note: impl Fn(&str)) -> Result<Connection> {
     match channel {
-        Channel::Descriptors(input, output) => Ok(Connection {
-            input: inherited(*input)?,
-            output: Some(inherited(*output)?),
-        }),
+        Channel::Descriptors(input, output) => Ok(take_descriptors(*input, *output)?),
         Channel::Tcp(host, port) => tcp(host, *port, note),
         Channel::Unix(path) => at_path(path, note),
         Channel::Abstract(name) => {
@@ -87,7 +70,7 @@ fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
     let (stream, _) = listener.accept().context("accept a controller")?;
     // Calls are small, and the other side waits for each answer.
     stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    Ok(Connection::over(stream))
+    both_ways(stream)
 }
 
 /// A socket in the file system, which is gone again before the session begins.
@@ -120,7 +103,7 @@ fn accept_own(listener: &UnixListener, note: impl Fn(&str)) -> Result<Connection
         let (stream, _) = listener.accept().context("accept a controller")?;
         let peer = socket_peercred(&stream).context("ask who has connected")?;
         if peer.uid == own || peer.uid.is_root() {
-            return Ok(Connection::over(stream));
+            return both_ways(stream);
         }
         note(&format!(
             "refused a connection of process {} of user {}: only user {} may connect",

@@ -48,7 +48,7 @@ fn run(name: &str, options: &Options) -> Result<()> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
     options.containment.begin()?;
-    let connection = channel::connect(&options.channel, |note| eprintln!("{name}: {note}"))?;
+    let (input, output) = channel::connect(&options.channel, |note| eprintln!("{name}: {note}"))?;
     let cxx_ahead = match options.cxx_runtime {
         CxxRuntime::WhenNeeded => options.containment.refuses_files(),
         choice => choice == CxxRuntime::Ahead,
@@ -69,7 +69,7 @@ fn run(name: &str, options: &Options) -> Result<()> {
     };
     print_debug_list();
     options.containment.close()?;
-    let served = serve_controller(connection.input(), connection.output(), server);
+    let served = serve_controller(input, output, server);
     print_debug_list();
     Ok(served?)
 }

@@ -8,10 +8,11 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::{Result, invalid_argument};
 use crate::executor::server::{Options, serve};
+use crate::sys::{duplicate, explain};
 use crate::wire::frame::SetupLayout;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
-use std::os::fd::BorrowedFd;
+use std::os::fd::OwnedFd;
 
 /// A name that an executor publishes to its controller, and the address or number behind it.
 #[allow(non_camel_case_types)]
@@ -145,28 +146,20 @@ unsafe fn publish(options: &mut Options, service: *const jitmem_service) -> Resu
     Ok(())
 }
 
-/// # Safety
-/// `descriptor` is not closed before the call that it was passed to returns.
-unsafe fn borrowed<'a>(descriptor: c_int, name: &str) -> Result<BorrowedFd<'a>> {
-    // SAFETY: asks about a number.
-    if unsafe { libc::fcntl(descriptor, libc::F_GETFD) } < 0 {
-        return Err(invalid_argument(format!(
-            "{name} {descriptor} is no open descriptor"
-        )));
-    }
-    // SAFETY: it is open, and stays so as the caller says.
-    Ok(unsafe { BorrowedFd::borrow_raw(descriptor) })
+/// A descriptor of the host's, duplicated: linked code may still be in the middle of a call when the
+/// host has closed its own.
+fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
+    duplicate(descriptor).map_err(|error| match error.raw_os_error() {
+        Some(libc::EBADF) => invalid_argument(format!("{name} {descriptor} is no open descriptor")),
+        _ => explain(format_args!("duplicate {name} {descriptor}"), error),
+    })
 }
 
 /// Serves one controller with LLVM's services and with ours; for programs in Rust.
 ///
 /// # Errors
 /// Those of [`serve`], and what making a service fails with.
-pub fn serve_controller(
-    input: BorrowedFd<'_>,
-    output: BorrowedFd<'_>,
-    mut options: Options,
-) -> Result<()> {
+pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -> Result<()> {
     let service = OwnService::new()?;
     // SAFETY: made above, and it outlives the session.
     unsafe { publish(&mut options, service.0) }?;
@@ -199,8 +192,7 @@ pub unsafe extern "C" fn jitmem_executor_serve(
     let body = || {
         // SAFETY: as the caller says.
         let (mut options, service) = unsafe { chosen(options) }?;
-        // SAFETY: as the caller says.
-        let (input, output) = unsafe { (borrowed(in_fd, "in_fd")?, borrowed(out_fd, "out_fd")?) };
+        let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
         let own = if service.is_null() {
             Some(OwnService::new()?)
         } else {

@@ -5,15 +5,22 @@ use crate::error::{Error, Result, Status};
 use crate::sys::{self, explain};
 use std::os::fd::{OwnedFd, RawFd};
 
-/// A descriptor that whoever started this program has left open for it, duplicated.
+/// The descriptors to read and to write that whoever started this program has left open for it. They
+/// are this program's from here, under other numbers; both may be the same.
 ///
 /// # Errors
 /// What the system says, above all that there is no such descriptor.
-pub fn inherited(descriptor: RawFd) -> Result<OwnedFd> {
-    sys::duplicate(descriptor).map_err(|error| {
+pub fn take_descriptors(input: RawFd, output: RawFd) -> Result<(OwnedFd, OwnedFd)> {
+    let failed = |descriptor: RawFd, error| {
         let operation = format!("take descriptor {descriptor}");
         Error::system(Status::InvalidArgument, operation, error)
-    })
+    };
+    let reads = sys::take_over(input).map_err(|error| failed(input, error))?;
+    let writes = match input == output {
+        true => reads.try_clone(),
+        false => sys::take_over(output),
+    };
+    Ok((reads, writes.map_err(|error| failed(output, error))?))
 }
 
 /// Makes this process behave towards linked programs as one in C does: a write to a pipe that nobody

@@ -35,7 +35,7 @@ pub(crate) use crash::{default_sigpipe, report_crashes};
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 pub(crate) use explain::explain;
 use explain::limit;
-pub(crate) use fork::{at_exit_once, fork_generation};
+pub(crate) use fork::{Kept, at_exit_once, fork_generation};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
     At, decommit, dont_fork, map_anonymous, map_file, map_part, populate, protect, reserve, unmap,
@@ -48,7 +48,7 @@ pub(crate) use program::{
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
-pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, duplicate, read, receive};
+pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, duplicate, read, receive, take_over};
 pub(crate) use thread::spawn;
 
 use crate::page::Alignment;

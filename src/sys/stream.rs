@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Byte streams that somebody else made: pipes, sockets, terminals, blocking or not.
 
-use super::{gate, socket};
+use super::{Kept, gate, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType};
@@ -19,6 +19,17 @@ pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
     }
     // SAFETY: just made, and nobody else knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// The same for what was left open for this process to own. Standard streams stay open besides: they
+/// are everybody's.
+pub(crate) fn take_over(descriptor: RawFd) -> io::Result<OwnedFd> {
+    let taken = duplicate(descriptor)?;
+    if descriptor > libc::STDERR_FILENO {
+        // SAFETY: it is open, or the copy would have failed, and it was handed to this process.
+        unsafe { libc::close(descriptor) };
+    }
+    Ok(taken)
 }
 
 /// Waits until something can be read or written, or the other side is gone.
@@ -80,7 +91,7 @@ pub(crate) fn passes_descriptors(stream: &OwnedFd) -> bool {
 /// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
 #[derive(Debug)]
 pub(crate) struct Outlet {
-    stream: OwnedFd,
+    stream: Kept,
     socket: bool,
 }
 
@@ -91,6 +102,7 @@ impl Outlet {
     pub(crate) fn new(stream: OwnedFd) -> io::Result<Outlet> {
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&stream)?.st_mode);
         let socket = kind == rustix::fs::FileType::Socket;
+        let stream = Kept::new(stream);
         Ok(Outlet { stream, socket })
     }
 

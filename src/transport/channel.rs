@@ -6,7 +6,7 @@ use super::pending::Pending;
 use super::{PATIENCE, Traffic, Transport, crew, disconnected, lost};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::sys::{explain, socket};
+use crate::sys::{Kept, explain, socket};
 use crate::wire::frame::{Header, Opcode};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ pub(crate) const OUT_OF_BAND: u64 = 1;
 pub(crate) struct Channel(Arc<Calls>);
 
 struct Calls {
-    socket: OwnedFd,
+    socket: Kept,
     pending: Pending,
     traffic: Traffic,
 }
@@ -31,7 +31,7 @@ impl Channel {
         socket::limit_sends(&socket, PATIENCE)
             .map_err(|error| explain("limit the time that a send takes", error))?;
         let calls = Arc::new(Calls {
-            socket,
+            socket: Kept::new(socket),
             pending: Pending::new(),
             traffic: Traffic::default(),
         });

@@ -24,6 +24,9 @@ pub(crate) trait Post: Send + Sync + 'static {
     /// A packet, and what it belongs to.
     type Work;
 
+    /// Whether handling may run linked code, whose own threads get this one's signals.
+    const RUNS_LINKED_CODE: bool = false;
+
     /// Waits for the next packet, in several threads at once; `None` at the end. The buffer is the
     /// thread's own.
     fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Work>>;
@@ -59,7 +62,11 @@ pub(crate) fn start<P: Post>(post: Arc<P>) -> io::Result<()> {
 fn reinforce<P: Post>(crew: &Arc<Crew<P>>) -> io::Result<()> {
     let new = Arc::clone(crew);
     crew.waiting.fetch_add(1, Ordering::AcqRel);
-    sys::spawn("jitmem-channel", move || new.work()).inspect_err(|_| {
+    let started = match P::RUNS_LINKED_CODE {
+        true => sys::spawn_for_programs(move || new.work()),
+        false => sys::spawn("jitmem-channel", move || new.work()),
+    };
+    started.inspect_err(|_| {
         crew.waiting.fetch_sub(1, Ordering::AcqRel);
     })
 }

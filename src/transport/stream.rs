@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
 /// dropped; what is unanswered then is answered with an error.
@@ -24,6 +25,8 @@ struct Calls {
     output: Mutex<Outlet>,
     pending: Pending,
     setup: Setup,
+    /// Calls of the executor's that are being answered.
+    answering: AtomicUsize,
     /// What the executor has sent along, until a session takes it.
     channel: Mutex<Option<OwnedFd>>,
 }
@@ -50,6 +53,7 @@ impl Stream {
             output: Mutex::new(output),
             pending: Pending::new(),
             setup,
+            answering: AtomicUsize::new(0),
             channel: Mutex::new(sent_along.pop()),
         });
         crew::start(Arc::clone(&calls))
@@ -58,6 +62,9 @@ impl Stream {
         Ok(Stream(calls))
     }
 }
+
+/// Each of them has a thread, which waits for as long as the executor does not read.
+const MOST_ANSWERING: usize = 64;
 
 /// What the executor says of itself, before everything else.
 fn first(input: &mut Frames) -> Result<Setup> {
@@ -147,7 +154,12 @@ impl Calls {
                 Some(done) => Ok(Work::Answer(done, body)),
                 None => Err(broken(FrameError::UnknownSequence(sequence))),
             },
-            Opcode::CallWrapper => Ok(Work::Call(sequence)),
+            Opcode::CallWrapper => match self.answering.fetch_add(1, Ordering::Relaxed) {
+                0..MOST_ANSWERING => Ok(Work::Call(sequence)),
+                _ => Err(io::Error::other(format!(
+                    "it made {MOST_ANSWERING} calls without reading the answers"
+                ))),
+            },
             Opcode::Hangup => Err(io::Error::other(match from_bytes(&body) {
                 Ok(Outcome(Err(message))) => format!("it said \"{message}\""),
                 _ => "it hung up".to_owned(),
@@ -179,6 +191,7 @@ impl crew::Post for Calls {
             // Linked code asks for something of an ORC runtime's; there is none here.
             Work::Call(sequence) => {
                 let _ = self.send(Header::new(Opcode::Result, sequence, 0, 0), &[]);
+                self.answering.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
@@ -377,7 +390,7 @@ mod tests {
     #[test]
     fn every_call_is_answered_once_however_the_connection_ends() {
         type End = fn(&mut Executor, &Message);
-        let ends: [(End, &str); 9] = [
+        let ends: [(End, &str); 10] = [
             (
                 |executor, _| executor.socket.shutdown(Shutdown::Both).unwrap(),
                 "end of its socket",
@@ -394,6 +407,15 @@ mod tests {
                 "end-of-file",
             ),
             (|executor, _| executor.send(&[1; 64]), "Unexpected opcode"),
+            (
+                // Until the controller has had enough.
+                |executor, _| {
+                    let call = message(Opcode::CallWrapper, 0, 0, b"");
+                    while executor.socket.write_all(&call).is_ok() {}
+                    while let Ok(Some(_)) = executor.frames.next() {}
+                },
+                "64 calls without reading",
+            ),
             (
                 |executor, first| {
                     executor.answer(first, b"");

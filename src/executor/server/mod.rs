@@ -18,7 +18,7 @@ use crate::wire::frame::{Setup, SetupLayout};
 use crate::wire::sps::ExecutorAddr;
 use calls::Calls;
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use workers::Workers;
 
@@ -110,14 +110,9 @@ fn introduce(
 /// # Errors
 /// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
 /// LLVM's own executor has for it; whatever the system refuses before the first message.
-pub fn serve(input: BorrowedFd<'_>, output: BorrowedFd<'_>, options: &Options) -> Result<()> {
-    // Linked code may still be in the middle of a call when the caller has closed its own.
-    let own = |stream: BorrowedFd<'_>| {
-        let duplicate = stream.try_clone_to_owned();
-        duplicate.map_err(|error| explain("duplicate the controller's descriptor", error))
-    };
-    let input = Frames::new(Arc::new(own(input)?));
-    let outlet = Outlet::new(own(output)?)
+pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
+    let input = Frames::new(Arc::new(input));
+    let outlet = Outlet::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let calls = Arc::new(Calls::new(outlet));
     // A controller that reads bytes alone never sees the socket, which is closed then. Where there is

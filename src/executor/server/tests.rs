@@ -8,7 +8,6 @@ use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
 use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
 use parking_lot::{Condvar, Mutex};
 use std::io::{PipeReader, PipeWriter, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::thread::JoinHandle;
 
@@ -27,19 +26,20 @@ fn over_pipes() -> OverPipes {
     let (their_input, output) = std::io::pipe().unwrap();
     let (input, their_output) = std::io::pipe().unwrap();
     let executor = std::thread::spawn(move || {
-        serve(
-            their_input.as_fd(),
-            their_output.as_fd(),
-            &Options::default(),
-        )
+        serve(their_input.into(), their_output.into(), &Options::default())
     });
     Controller::new(input, output, executor, SetupLayout::MapAndSymbols)
+}
+
+fn serve_socket(socket: UnixStream, options: &Options) -> Result<()> {
+    let again = socket.try_clone().unwrap();
+    serve(socket.into(), again.into(), options)
 }
 
 fn over_socket(options: Options) -> Controller<UnixStream, UnixStream> {
     let (here, there) = UnixStream::pair().unwrap();
     let layout = options.layout;
-    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    let executor = std::thread::spawn(move || serve_socket(there, &options));
     Controller::new(here.try_clone().unwrap(), here, executor, layout)
 }
 
@@ -411,7 +411,7 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
 
     let (here, there) = UnixStream::pair().unwrap();
     let options = Options::default();
-    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    let executor = std::thread::spawn(move || serve_socket(there, &options));
     let stream = Stream::connect(Arc::new(here.into())).unwrap();
     let socket = stream.take_channel().unwrap();
     assert!(stream.take_channel().is_none());
@@ -445,7 +445,7 @@ fn what_nobody_took_is_taken_back() {
 
     let (here, there) = UnixStream::pair().unwrap();
     let options = Options::default();
-    let executor = std::thread::spawn(move || serve(there.as_fd(), there.as_fd(), &options));
+    let executor = std::thread::spawn(move || serve_socket(there, &options));
     let stream = Stream::connect(Arc::new(here.into())).unwrap();
     let socket = stream.take_channel().unwrap();
     drop(stream);

@@ -2,7 +2,7 @@
 //! The executor's end of a session's channel.
 
 use super::{call, function_at};
-use crate::sys::{Answer, socket};
+use crate::sys::{Answer, Kept, socket};
 use crate::transport::channel::OUT_OF_BAND;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{PATIENCE, crew};
@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 struct Line {
-    socket: Arc<OwnedFd>,
+    socket: Kept,
     functions: Functions,
 }
 
@@ -21,11 +21,13 @@ struct Line {
 /// is for whoever owns it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     socket::limit_sends(&socket, PATIENCE)?;
+    let socket = Kept::new(socket);
     crew::start(Arc::new(Line { socket, functions }))
 }
 
 impl crew::Post for Line {
     type Work = Packet;
+    const RUNS_LINKED_CODE: bool = true;
 
     fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
         packet::receive(&self.socket, buffer)
