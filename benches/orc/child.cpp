@@ -35,7 +35,7 @@ constexpr unsigned MaxPhases = 8;
 struct ChildPhase {
   char Name[64];
   uint64_t Operations;
-  uint64_t SystemCalls, ExecutorSystemCalls;
+  uint64_t SystemCalls, ExecutorSystemCalls, ExecutorThreads;
   bool IsHeld;
   Footprint Held;
   uint64_t Live;
@@ -136,7 +136,9 @@ static Error runSession(Host &H, const Workload &W, Probe &P) {
 }
 
 Error runOnce(const Contender &C, const Workload &W, Probe &P) {
-  Expected<Host> H = C.Manager.Create(makeDispatcher(C.Tasks));
+  if (W.RunAlone)
+    return W.RunAlone(C.On.Path, P);
+  Expected<Host> H = C.Manager.Create(C.On.Path, makeDispatcher(C.Tasks));
   if (!H)
     return H.takeError();
   Error Err = runSession(*H, W, P);
@@ -225,7 +227,8 @@ private:
 
 } // namespace
 
-/// Counts the system calls of Child and of what it starts until all that has ended.
+/// Counts the system calls of Child and of what it starts, and the threads that the latter starts,
+/// until all that has ended.
 static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
   bool IsSetUp = false;
   ThreadsOf Controller(Child);
@@ -258,6 +261,10 @@ static Error traceToTheEnd(pid_t Child, ChildReport &Report, int &Status) {
         ChildPhase &P = Report.Phase[Report.Current];
         ++(Controller.contains(Stopped) ? P.SystemCalls : P.ExecutorSystemCalls);
       }
+      Signal = 0;
+    } else if (StatusNow >> 8 == (SIGTRAP | PTRACE_EVENT_CLONE << 8)) {
+      if (Report.Counting && !Controller.contains(Stopped))
+        ++Report.Phase[Report.Current].ExecutorThreads;
       Signal = 0;
     } else if (Signal == SIGTRAP || Signal == SIGSTOP) {
       Signal = 0; // a stop of ptrace's own, or the first one of a new thread
@@ -309,8 +316,10 @@ Error measureInChild(const Contender &C, const Workload &W, Results &R, std::str
     Cell &Measured = R.phase(W, P.Name).cell(C.row());
     if (W.CountSystemCalls && P.Operations && !Report.TraceError) {
       Measured.SystemCalls = double(P.SystemCalls) / P.Operations;
-      if (!C.Manager.InProcess)
+      if (!C.Manager.InProcess) {
         Measured.ExecutorSystemCalls = double(P.ExecutorSystemCalls) / P.Operations;
+        Measured.ExecutorThreads = double(P.ExecutorThreads) / P.Operations;
+      }
     }
     if (P.IsHeld)
       Measured.Held = P.Held;

@@ -47,6 +47,10 @@ public:
   llvm::Error waitForEnd();
 
   pid_t pid() const { return Pid; }
+  /// This side's ends of the pipes, for who speaks to the executor without connect() and closes
+  /// them.
+  int in() const { return In; }
+  int out() const { return Out; }
   /// Before the memory manager was made.
   const Footprint &baseline() const { return Baseline; }
   /// All its threads, also those that have ended.
@@ -63,7 +67,7 @@ private:
   const std::string Program;
   const pid_t Pid;
   bool HasEnded = false;
-  /// The transport closes them.
+  /// Whoever speaks through them closes them.
   const int In, Out;
   clockid_t Clock = CLOCK_MONOTONIC;
   Footprint Baseline;

@@ -39,6 +39,8 @@ static json::Object toJson(const Cell &C) {
     O["system_calls"] = *C.SystemCalls;
   if (C.ExecutorSystemCalls)
     O["executor_system_calls"] = *C.ExecutorSystemCalls;
+  if (C.ExecutorThreads)
+    O["executor_threads"] = *C.ExecutorThreads;
   if (C.Held) {
     O["live"] = int64_t(C.Live);
     O["memory_kb"] = C.Held->MappedKB;
@@ -66,10 +68,20 @@ void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R) {
   for (const Failure &F : R.failures())
     Failures.push_back(
         json::Object{{"workload", F.Of->Key}, {"manager", F.Manager}, {"message", F.Message}});
+  json::Array Executors;
+  for (const ProgramFacts &F : Info.Facts)
+    Executors.push_back(json::Object{{"executor", F.Of.Name},
+                                     {"proportional_kb", F.AtRest.ProportionalKB},
+                                     {"private_dirty_kb", F.AtRest.PrivateDirtyKB},
+                                     {"threads", F.AtRest.Threads},
+                                     {"file_bytes", int64_t(F.FileSize)},
+                                     {"libraries", F.Libraries},
+                                     {"reinitializing", F.Reinitializing}});
   OS << formatv("{0:2}", json::Value(json::Object{{"llvm", LLVM_VERSION_STRING},
                                                   {"processor_share", Info.ProcessorShare},
                                                   {"others_share", Info.OthersShare},
                                                   {"trace_refusal", Info.TraceRefusal},
+                                                  {"executors", std::move(Executors)},
                                                   {"phases", std::move(Phases)},
                                                   {"failures", std::move(Failures)}}))
      << '\n';

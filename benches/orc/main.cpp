@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
+#include "alone.hpp"
 #include "child.hpp"
 #include "managers.hpp"
 #include "report.hpp"
@@ -12,6 +13,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <algorithm>
@@ -29,8 +31,8 @@ static cl::opt<unsigned> Rounds("rounds", cl::value_desc("number"),
                                 cl::desc("timed rounds of each workload"), cl::cat(Category));
 static cl::list<std::string>
     Only("only", cl::CommaSeparated, cl::value_desc("key,..."),
-         cl::desc("measure these workloads: a, b, c, d, e, oop-a, oop-b, oop-c; oop is all three "
-                  "that are out of process"),
+         cl::desc("measure these workloads: a, b, c, d, e, oop-a, oop-b, oop-c, executor; oop is "
+                  "all three that are out of process"),
          cl::cat(Category));
 static cl::list<std::string>
     Chosen("managers", cl::CommaSeparated, cl::value_desc("name,..."),
@@ -40,10 +42,12 @@ static cl::list<std::string>
     Dispatchers("dispatchers", cl::CommaSeparated, cl::value_desc("name,..."),
                 cl::desc("out of process, measure under these: in-place, pool, threads"),
                 cl::cat(Category));
-static cl::opt<std::string> Program("executor", cl::value_desc("file"),
-                                    cl::init(JITMEM_BENCH_EXECUTOR),
-                                    cl::desc("the executor: LLVM 22's llvm-jitlink-executor"),
-                                    cl::cat(Category));
+static cl::opt<std::string>
+    ExecutorPath("executor", cl::value_desc("file"), cl::init(JITMEM_BENCH_EXECUTOR),
+                 cl::desc("the executor of oop-a, oop-b and oop-c, of LLVM 22's protocol; "
+                          "--only=executor always compares llvm-jitlink-executor and "
+                          "jitmem-executor"),
+                 cl::cat(Category));
 static cl::opt<std::string> JsonFile("json", cl::value_desc("file"),
                                      cl::desc("write everything measured to this file too"),
                                      cl::cat(Category));
@@ -66,7 +70,7 @@ static void runRounds(const RunInfo &Info, const Workload &W, Results &R) {
 }
 
 static Expected<std::vector<ManagerSpec>> chosenManagers() {
-  std::vector<ManagerSpec> All = allManagers(Program), Managers;
+  std::vector<ManagerSpec> All = allManagers(), Managers;
   for (const std::string &Name : Chosen)
     if (none_of(All, [&](const ManagerSpec &M) { return M.Name == Name; }))
       return createStringError(
@@ -93,49 +97,73 @@ static Expected<std::vector<Dispatch>> chosenDispatches() {
 
 static bool isWanted(StringRef Key) {
   return Only.empty() || is_contained(Only, Key) ||
-         (Key.starts_with("oop-") && is_contained(Only, "oop"));
+         (Key.starts_with("oop-") && is_contained(Only, "oop")) ||
+         (Key.starts_with("executor-") && is_contained(Only, "executor"));
 }
 
-/// Adds the workload under its own key, and to Across once more across processes.
-static Error addLink(std::deque<Workload> &Workloads, std::deque<Workload> &Across, StringRef Key,
-                     const Settings &S, Expected<Workload> (*Make)(const Settings &),
-                     unsigned RoundsAcross) {
-  std::string KeyAcross = ("oop-" + Key).str();
-  if (!isWanted(Key) && !isWanted(KeyAcross))
+namespace {
+
+/// A deque: results refer to the workloads.
+using Workloads = std::deque<Workload>;
+
+/// What is measured, in the order of the report.
+struct Plan {
+  Workloads OneProcess, Across, Executors;
+};
+
+} // namespace
+
+/// W once more under Prefix, if that is wanted.
+static void addAgain(Workloads &To, Workload W, StringRef Prefix, Contest Compares,
+                     unsigned Rounds) {
+  W.Key = (Prefix + W.Key).str();
+  W.Rounds = Rounds;
+  W.Compares = Compares;
+  // Tracing takes minutes, and one workload tells enough of executors.
+  W.CountSystemCalls = Compares != Contest::OnExecutors || W.Key == "executor-b";
+  if (isWanted(W.Key))
+    To.push_back(std::move(W));
+}
+
+/// Adds the workload under its own key, across processes, and on executors.
+static Error addLink(Plan &P, StringRef Key, const Settings &S,
+                     Expected<Workload> (*Make)(const Settings &), unsigned RoundsAcross,
+                     unsigned RoundsOnExecutors) {
+  std::string Prefixed[] = {Key.str(), ("oop-" + Key).str(), ("executor-" + Key).str()};
+  if (none_of(Prefixed, isWanted))
     return Error::success();
   Expected<Workload> W = Make(S);
   if (!W)
     return W.takeError();
   if (isWanted(Key))
-    Workloads.push_back(*W);
-  if (isWanted(KeyAcross)) {
-    W->Key = KeyAcross;
-    W->Rounds = S.rounds(RoundsAcross);
-    W->AcrossProcesses = true;
-    Across.push_back(std::move(*W));
-  }
+    P.OneProcess.push_back(*W);
+  addAgain(P.Across, *W, "oop-", Contest::AcrossProcesses, S.rounds(RoundsAcross));
+  addAgain(P.Executors, *W, "executor-", Contest::OnExecutors, S.rounds(RoundsOnExecutors));
   return Error::success();
 }
 
-/// A deque: results refer to the workloads.
-static Error chosenWorkloads(std::deque<Workload> &Workloads) {
+static Error chosenWorkloads(Workloads &Chosen) {
   Settings S{Quick, Rounds};
-  static constexpr std::array<StringLiteral, 9> Keys = {"a",     "b",     "c",     "d",  "e",
-                                                        "oop-a", "oop-b", "oop-c", "oop"};
+  static constexpr std::array<StringLiteral, 10> Keys = {
+      "a", "b", "c", "d", "e", "oop-a", "oop-b", "oop-c", "oop", "executor"};
   for (const std::string &Key : Only)
     if (!is_contained(Keys, Key))
       return createStringError("--only: no workload is called '%s', only %s", Key.c_str(),
                                join(Keys, ", ").c_str());
-  std::deque<Workload> Across;
+  Plan P;
   if (isWanted("a")) {
-    Workloads.push_back(segments(S));
-    Workloads.push_back(churn(S));
+    P.OneProcess.push_back(segments(S));
+    P.OneProcess.push_back(churn(S));
   }
-  if (isWanted("oop-a"))
-    Across.push_back(segmentsAcross(S));
-  if (Error Err = addLink(Workloads, Across, "b", S, tinyObjects, 7))
+  if (isWanted("executor")) {
+    P.Executors.push_back(executorStart(S));
+    P.Executors.push_back(executorCalls(S));
+  }
+  addAgain(P.Across, segmentsAcross(), "oop-", Contest::AcrossProcesses, S.rounds(5));
+  addAgain(P.Executors, segmentsAcross(), "executor-", Contest::OnExecutors, S.rounds(5));
+  if (Error Err = addLink(P, "b", S, tinyObjects, 7, 9))
     return Err;
-  if (Error Err = addLink(Workloads, Across, "c", S, archives, 11))
+  if (Error Err = addLink(P, "c", S, archives, 11, 5))
     return Err;
   for (unsigned Functions : {10000, 20000}) {
     if (!isWanted("d"))
@@ -143,11 +171,12 @@ static Error chosenWorkloads(std::deque<Workload> &Workloads) {
     Expected<Workload> W = calls(S, Functions);
     if (!W)
       return W.takeError();
-    Workloads.push_back(std::move(*W));
+    P.OneProcess.push_back(std::move(*W));
   }
   if (isWanted("e"))
-    Workloads.push_back(capacity());
-  std::move(Across.begin(), Across.end(), std::back_inserter(Workloads));
+    P.OneProcess.push_back(capacity());
+  for (Workloads *Part : {&P.OneProcess, &P.Across, &P.Executors})
+    std::move(Part->begin(), Part->end(), std::back_inserter(Chosen));
   return Error::success();
 }
 
@@ -175,9 +204,13 @@ static Error runAll() {
   if (!Dispatches)
     return Dispatches.takeError();
   Info.OneProcess = inOneProcess(*Managers);
-  Info.Across = acrossProcesses(*Managers, *Dispatches);
-  Info.Program = Program;
-  std::deque<Workload> Workloads;
+  Info.Other = {sys::path::filename(ExecutorPath).str(), ExecutorPath};
+  Info.Across = acrossProcesses(*Managers, *Dispatches, Info.Other);
+  std::vector<Program> Executors = {{StockExecutor.str(), JITMEM_BENCH_EXECUTOR},
+                                    {JitmemExecutor.str(), JITMEM_BENCH_JITMEM_EXECUTOR}};
+  Info.OnExecutors = onExecutors(*Managers, Executors);
+  Info.Executors = executorsAlone(Executors);
+  Workloads Workloads;
   if (Error Err = chosenWorkloads(Workloads))
     return Err;
 
@@ -188,6 +221,9 @@ static Error runAll() {
     for (const Contender &C : Info.contenders(W))
       if (Error Err = measureInChild(C, W, R, Info.TraceRefusal))
         return Err;
+  if (isWanted("executor"))
+    if (Error Err = findFacts(Executors, Settings{Quick, Rounds}.rounds(9)).moveInto(Info.Facts))
+      return Err;
   for (const Workload &W : Workloads) {
     runRounds(Info, W, R);
     if (W.HasSum)
@@ -198,13 +234,17 @@ static Error runAll() {
   Info.ProcessorShare = processorShare(R);
   Info.OthersShare = Use.ofOthers();
   Info.Seconds = Use.seconds();
-  auto Has = [&](bool Across) {
-    return any_of(Workloads, [&](const Workload &W) { return W.AcrossProcesses == Across; });
+  auto Has = [&](Contest C) {
+    return any_of(Workloads, [&](const Workload &W) { return W.Compares == C; });
   };
-  if (Has(false))
+  if (Has(Contest::InOneProcess))
     printTargets(outs(), Info, R);
-  if (Has(true))
+  if (Has(Contest::AcrossProcesses))
     printTargetsAcross(outs(), R);
+  if (Has(Contest::Executors)) {
+    printFacts(outs(), Info.Facts);
+    printTargetsExecutor(outs(), Info, R);
+  }
   printFooter(outs(), Info);
 
   if (!JsonFile.empty()) {

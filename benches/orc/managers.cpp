@@ -136,30 +136,31 @@ static Expected<Host> jitmemInAnotherProcess(const std::string &Program, Dispatc
 
 static void addThisProcess(std::vector<ManagerSpec> &Managers) {
   Managers.push_back({LLVMInProcess.str(), "jitlink::InProcessMemoryManager", Role::Reference, true,
-                      [](DispatcherPtr D) {
+                      [](const std::string &, DispatcherPtr D) {
                         return inThisProcess(std::move(D),
                                              jitlink::InProcessMemoryManager::Create());
                       }});
   Managers.push_back(
       {LLVMMapper.str(), "orc::MapperJITLinkMemoryManager over InProcessMemoryMapper, 64 MiB slab",
-       Role::Reference, true, [](DispatcherPtr D) {
+       Role::Reference, true, [](const std::string &, DispatcherPtr D) {
          return inThisProcess(
              std::move(D),
              MapperJITLinkMemoryManager::CreateWithMapper<InProcessMemoryMapper>(InProcessSlab));
        }});
-  Managers.push_back(
-      {FloorName.str(), "a bumped pointer in two-view memory, frees nothing, checks nothing",
-       Role::Floor, true,
-       [](DispatcherPtr D) { return inThisProcess(std::move(D), FloorMemoryManager::Create()); }});
+  Managers.push_back({FloorName.str(),
+                      "a bumped pointer in two-view memory, frees nothing, checks nothing",
+                      Role::Floor, true, [](const std::string &, DispatcherPtr D) {
+                        return inThisProcess(std::move(D), FloorMemoryManager::Create());
+                      }});
   Managers.push_back({Jitmem.str(), "jitmem::orc::MemoryManager::CreateInProcess()", Role::Subject,
-                      true, [](DispatcherPtr D) {
+                      true, [](const std::string &, DispatcherPtr D) {
                         return inThisProcess(std::move(D),
                                              jitmem::orc::MemoryManager::CreateInProcess());
                       }});
   Managers.push_back({JitmemMprotect.str(),
                       "jitmem::orc::MemoryManager over whole pages whose protection changes, for "
                       "systems that refuse memfds",
-                      Role::Extra, true, [](DispatcherPtr D) {
+                      Role::Extra, true, [](const std::string &, DispatcherPtr D) {
                         jitmem::orc::Options O;
                         O.Mapper = JITMEM_IN_PROCESS_MPROTECT;
                         return inThisProcess(std::move(D),
@@ -167,38 +168,38 @@ static void addThisProcess(std::vector<ManagerSpec> &Managers) {
                       }});
 }
 
-static void addAnotherProcess(std::vector<ManagerSpec> &Managers, const std::string &Program) {
+static void addAnotherProcess(std::vector<ManagerSpec> &Managers) {
   Managers.push_back({LLVMGeneric.str(), "orc::EPCGenericJITLinkMemoryManager", Role::Reference,
-                      false, [Program](DispatcherPtr D) {
+                      false, [](const std::string &Program, DispatcherPtr D) {
                         return inAnotherProcess(Program, std::move(D), createGeneric);
                       }});
   Managers.push_back({LLVMShared.str(),
                       "orc::MapperJITLinkMemoryManager over SharedMemoryMapper, 1 GiB slab",
-                      Role::Reference, false, [Program](DispatcherPtr D) {
+                      Role::Reference, false, [](const std::string &Program, DispatcherPtr D) {
                         return inAnotherProcess(Program, std::move(D), createShared);
                       }});
   Managers.push_back({LLVMSimpleRemote.str(),
                       "orc::MapperJITLinkMemoryManager over SimpleRemoteMemoryMapper, 1 GiB slab",
-                      Role::Reference, false, [Program](DispatcherPtr D) {
+                      Role::Reference, false, [](const std::string &Program, DispatcherPtr D) {
                         return inAnotherProcess(Program, std::move(D), createSimpleRemote);
                       }});
   Managers.push_back({JitmemShared.str(), "jitmem::orc::MemoryManager::CreateShared(EPC)",
-                      Role::Subject, false, [Program](DispatcherPtr D) {
+                      Role::Subject, false, [](const std::string &Program, DispatcherPtr D) {
                         return jitmemInAnotherProcess(
                             Program, std::move(D), &jitmem::orc::MemoryManager::CreateShared, true);
                       }});
   Managers.push_back({JitmemRemote.str(), "jitmem::orc::MemoryManager::CreateRemote(EPC)",
-                      Role::Subject, false, [Program](DispatcherPtr D) {
+                      Role::Subject, false, [](const std::string &Program, DispatcherPtr D) {
                         return jitmemInAnotherProcess(Program, std::move(D),
                                                       &jitmem::orc::MemoryManager::CreateRemote,
                                                       false);
                       }});
 }
 
-std::vector<ManagerSpec> allManagers(const std::string &Program) {
+std::vector<ManagerSpec> allManagers() {
   std::vector<ManagerSpec> Managers;
   addThisProcess(Managers);
-  addAnotherProcess(Managers, Program);
+  addAnotherProcess(Managers);
   return Managers;
 }
 
@@ -206,23 +207,50 @@ std::string rowName(StringRef Manager, Dispatch Tasks) {
   return (Manager + (Tasks == Dispatch::InPlace ? "" : ", " + nameOf(Tasks))).str();
 }
 
-std::string Contender::row() const { return rowName(Manager.Name, Tasks); }
+std::string rowName(StringRef Manager, StringRef Executor) {
+  return (Manager + " on " + Executor).str();
+}
+
+std::string Contender::row() const {
+  if (NamesExecutor)
+    return rowName(Manager.Name, On.Name);
+  return rowName(Manager.Name, Tasks);
+}
 
 std::vector<Contender> inOneProcess(const std::vector<ManagerSpec> &Managers) {
   std::vector<Contender> Contenders;
   for (const ManagerSpec &M : Managers)
     if (M.InProcess)
-      Contenders.push_back({M, Dispatch::InPlace});
+      Contenders.push_back({M, Dispatch::InPlace, Program()});
   return Contenders;
 }
 
 std::vector<Contender> acrossProcesses(const std::vector<ManagerSpec> &Managers,
-                                       ArrayRef<Dispatch> Dispatches) {
+                                       ArrayRef<Dispatch> Dispatches, const Program &On) {
   std::vector<Contender> Contenders;
   for (Dispatch Tasks : Dispatches)
     for (const ManagerSpec &M : Managers)
       if (!M.InProcess || M.Name == LLVMInProcess || M.Name == Jitmem)
-        Contenders.push_back({M, Tasks});
+        Contenders.push_back({M, Tasks, On});
+  return Contenders;
+}
+
+std::vector<Contender> onExecutors(const std::vector<ManagerSpec> &Managers,
+                                   ArrayRef<Program> Programs) {
+  std::vector<Contender> Contenders;
+  for (const ManagerSpec &M : Managers)
+    for (const Program &P : Programs)
+      if (!M.InProcess)
+        Contenders.push_back({M, Dispatch::InPlace, P, /*NamesExecutor=*/true});
+  return Contenders;
+}
+
+std::vector<Contender> executorsAlone(ArrayRef<Program> Programs) {
+  std::vector<Contender> Contenders;
+  for (const Program &P : Programs) {
+    Role Kind = P.Name == JitmemExecutor ? Role::Subject : Role::Reference;
+    Contenders.push_back({{P.Name, P.Path, Kind, false, nullptr}, Dispatch::InPlace, P});
+  }
   return Contenders;
 }
 

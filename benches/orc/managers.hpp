@@ -32,27 +32,44 @@ struct ManagerSpec {
   Role Kind;
   /// The linked code runs in this process.
   bool InProcess;
-  std::function<llvm::Expected<Host>(std::unique_ptr<llvm::orc::TaskDispatcher>)> Create;
+  /// Program is the executor to start, unless the linked code runs in this process.
+  std::function<llvm::Expected<Host>(const std::string &Program,
+                                     std::unique_ptr<llvm::orc::TaskDispatcher>)>
+      Create;
 };
 
-/// A manager under a dispatcher: what is measured as a whole.
+/// A program that runs linked code.
+struct Program {
+  std::string Name;
+  std::string Path;
+};
+
+/// A manager under a dispatcher with an executor: what is measured as a whole.
 struct Contender {
   ManagerSpec Manager;
   Dispatch Tasks = Dispatch::InPlace;
+  Program On;
+  /// Whether it is one of several that differ in their executors.
+  bool NamesExecutor = false;
 
   /// Names its cells.
   std::string row() const;
 };
 
-/// Program is the executor of those managers whose linked code runs in another process.
-std::vector<ManagerSpec> allManagers(const std::string &Program);
+std::vector<ManagerSpec> allManagers();
 /// Those of this process, in place: with one thread, nothing but the managers differs.
 std::vector<Contender> inOneProcess(const std::vector<ManagerSpec> &Managers);
 /// Those of other processes and, beside them, one of LLVM's and jitmem of this process, each under
 /// every one of Dispatches.
 std::vector<Contender> acrossProcesses(const std::vector<ManagerSpec> &Managers,
-                                       llvm::ArrayRef<Dispatch> Dispatches);
+                                       llvm::ArrayRef<Dispatch> Dispatches, const Program &On);
+/// Those of other processes, each on every one of Programs.
+std::vector<Contender> onExecutors(const std::vector<ManagerSpec> &Managers,
+                                   llvm::ArrayRef<Program> Programs);
+/// The programs by themselves.
+std::vector<Contender> executorsAlone(llvm::ArrayRef<Program> Programs);
 std::string rowName(llvm::StringRef Manager, Dispatch Tasks);
+std::string rowName(llvm::StringRef Manager, llvm::StringRef Executor);
 
 inline constexpr llvm::StringLiteral LLVMInProcess = "llvm-in-process";
 inline constexpr llvm::StringLiteral LLVMMapper = "llvm-mapper";
@@ -64,5 +81,8 @@ inline constexpr llvm::StringLiteral LLVMShared = "llvm-shared";
 inline constexpr llvm::StringLiteral LLVMSimpleRemote = "llvm-simple-remote";
 inline constexpr llvm::StringLiteral JitmemShared = "jitmem-shared";
 inline constexpr llvm::StringLiteral JitmemRemote = "jitmem-remote";
+
+inline constexpr llvm::StringLiteral StockExecutor = "llvm-jitlink-executor";
+inline constexpr llvm::StringLiteral JitmemExecutor = "jitmem-executor";
 
 } // namespace bench

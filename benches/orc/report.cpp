@@ -4,7 +4,6 @@
 
 #include "llvm/Config/llvm-config.h"
 #include "llvm/Support/FormatVariadic.h"
-#include "llvm/Support/Path.h"
 #include "llvm/TargetParser/Host.h"
 
 #include <sys/utsname.h>
@@ -71,7 +70,7 @@ void printHeader(raw_ostream &OS, const RunInfo &Info) {
         "not count:\n\n";
   for (const Contender &C : Info.OneProcess)
     OS << "- `" << C.Manager.Name << "`: " << C.Manager.Summary << '\n';
-  OS << "\nOut of process the executor is " << sys::path::filename(Info.Program)
+  OS << "\nOut of process the executor is " << Info.Other.Name
      << ", a new one for each row of each round, connected by two pipes; starting it is not timed. "
         "Ratios are of the time that passed. Where a cell has two figures, the first is the "
         "controller's and the second the executor's. Messages are those that the controller sent, "
@@ -131,16 +130,25 @@ void printWorkload(raw_ostream &OS, const RunInfo &Info, const Workload &W, cons
     if (&W != P.Of)
       continue;
     HasPhase = true;
-    if (W.AcrossProcesses)
+    switch (W.Compares) {
+    case Contest::InOneProcess:
+      W.Rounds ? printTimed(OS, Info, P) : printHeld(OS, P);
+      break;
+    case Contest::AcrossProcesses:
       printAcross(OS, Info, P, R);
-    else if (W.Rounds)
-      printTimed(OS, Info, P);
-    else
-      printHeld(OS, P);
+      break;
+    case Contest::OnExecutors:
+      printOnExecutors(OS, Info, P, R);
+      break;
+    case Contest::Executors:
+      printExecutors(OS, Info, P, R);
+      break;
+    }
   }
   // Out of process, the rows themselves say it, if there are any.
+  bool SaidInRows = W.Compares != Contest::InOneProcess && HasPhase;
   for (const Failure &F : R.failures())
-    if (F.Of == &W && !(W.AcrossProcesses && HasPhase))
+    if (F.Of == &W && !SaidInRows)
       OS << "\n`" << F.Manager << "` failed: " << firstLine(F.Message) << '\n';
 }
 

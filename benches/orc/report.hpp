@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #pragma once
 
+#include "alone.hpp"
 #include "managers.hpp"
 #include "results.hpp"
 #include "workload.hpp"
 
+#include "llvm/Support/ErrorHandling.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <optional>
@@ -14,9 +16,11 @@
 namespace bench {
 
 struct RunInfo {
-  std::vector<Contender> OneProcess, Across;
-  /// The executor of those managers whose linked code runs in another process.
-  std::string Program;
+  std::vector<Contender> OneProcess, Across, OnExecutors, Executors;
+  /// The executor where executors are not compared.
+  Program Other;
+  /// Of the executors that are compared, if they are.
+  std::vector<ProgramFacts> Facts;
   /// Of the time of all timed phases in one thread, how much that had a processor.
   double ProcessorShare = 0;
   /// Of the time of all processors during the run, what other programs took.
@@ -26,7 +30,17 @@ struct RunInfo {
   double Seconds = 0;
 
   const std::vector<Contender> &contenders(const Workload &W) const {
-    return W.AcrossProcesses ? Across : OneProcess;
+    switch (W.Compares) {
+    case Contest::InOneProcess:
+      return OneProcess;
+    case Contest::AcrossProcesses:
+      return Across;
+    case Contest::OnExecutors:
+      return OnExecutors;
+    case Contest::Executors:
+      return Executors;
+    }
+    llvm_unreachable("no such contest");
   }
 };
 
@@ -50,6 +64,11 @@ std::string ratioText(const Cell *Over, const Cell *Under);
 /// A phase of a workload across processes.
 void printAcross(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, const Results &R);
 
+/// A phase of a workload that compares executors, or managers on them.
+void printExecutors(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, const Results &R);
+void printOnExecutors(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, const Results &R);
+void printFacts(llvm::raw_ostream &OS, llvm::ArrayRef<ProgramFacts> Facts);
+
 struct TargetOutcome {
   std::string Measured;
   /// No value: one side of the comparison was not measured.
@@ -62,5 +81,6 @@ void printTarget(llvm::raw_ostream &OS, const llvm::Twine &What, llvm::StringRef
 /// What the project has set itself to reach, and what was measured here.
 void printTargets(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
 void printTargetsAcross(llvm::raw_ostream &OS, const Results &R);
+void printTargetsExecutor(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
 
 } // namespace bench

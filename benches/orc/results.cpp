@@ -124,6 +124,8 @@ void addSum(Results &R, const Workload &W, llvm::StringRef Name) {
         *Sum->SystemCalls += *C.SystemCalls;
       if (Sum->ExecutorSystemCalls && C.ExecutorSystemCalls)
         *Sum->ExecutorSystemCalls += *C.ExecutorSystemCalls;
+      if (Sum->ExecutorThreads && C.ExecutorThreads)
+        *Sum->ExecutorThreads += *C.ExecutorThreads;
     }
   }
   for (Cell &Sum : Sums)

@@ -51,8 +51,8 @@ struct Cell {
   std::vector<Sample> Samples;
   /// One thread does all the work, so its processor time is what the work costs.
   bool ByProcessor = true;
-  /// Per operation.
-  std::optional<double> SystemCalls, ExecutorSystemCalls;
+  /// Per operation; threads are those that the executor started.
+  std::optional<double> SystemCalls, ExecutorSystemCalls, ExecutorThreads;
   /// While what the phase made is live.
   std::optional<Footprint> Held;
   /// Operations whose result was live when Held was taken.

@@ -156,14 +156,12 @@ static Error runAcross(ExecutionSession &ES, SmallGraphs &Graphs, Probe &P, Allo
   return Error::success();
 }
 
-Workload segmentsAcross(const Settings &S) {
+Workload segmentsAcross() {
   Workload W;
-  W.Key = "oop-a";
+  W.Key = "a";
   W.Title = "The manager alone: SimpleSegmentAlloc, R-X 256 B, R-- 64 B, RW- 64 B, no actions, " +
             std::to_string(GraphsAcross) + " graphs a round, one after the other";
   W.Operation = "graph";
-  W.Rounds = S.rounds(5);
-  W.AcrossProcesses = true;
   W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;

@@ -21,12 +21,12 @@ static double seconds(clockid_t Clock) {
 
 Expected<Sample> TimingProbe::read() const {
   Sample Now;
-  if (Where->OwnTraffic) {
+  if (Where && Where->OwnTraffic) {
     Traffic Own = Where->OwnTraffic();
     Now.OwnMessages = Own.Messages;
     Now.OwnBytes = Own.Bytes;
   }
-  if (const Executor *Other = Where->Other.get()) {
+  if (const Executor *Other = Where ? Where->Other.get() : nullptr) {
     Traffic EPC = Other->traffic();
     Now.Messages = EPC.Messages;
     Now.Bytes = EPC.Bytes;
@@ -61,7 +61,7 @@ Error TimingProbe::measure(StringRef Name, uint64_t Operations, function_ref<Err
   Used->scale(1 / double(Operations));
 
   Cell &Measured = R.phase(W, Name).cell(C.row());
-  Measured.ByProcessor = !W.AcrossProcesses;
+  Measured.ByProcessor = W.Compares == Contest::InOneProcess;
   Measured.Samples.push_back(*Used);
   return Error::success();
 }

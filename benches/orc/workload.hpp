@@ -31,6 +31,18 @@ public:
   virtual void hold(llvm::StringRef Phase, uint64_t Live, llvm::StringRef Note = "") = 0;
 };
 
+/// What a workload compares.
+enum class Contest {
+  /// Managers of this process.
+  InOneProcess,
+  /// Managers of other processes and their dispatchers, beside some of this process.
+  AcrossProcesses,
+  /// The same managers on two executors.
+  OnExecutors,
+  /// Two executors, without any manager.
+  Executors,
+};
+
 struct Workload {
   /// As --only has it.
   std::string Key;
@@ -38,8 +50,7 @@ struct Workload {
   std::string Operation;
   /// Timed rounds; 0: only what a child process can say about it.
   unsigned Rounds = 0;
-  /// Compares managers of other processes and their dispatchers, beside some of this process.
-  bool AcrossProcesses = false;
+  Contest Compares = Contest::InOneProcess;
   /// Whether the child counts system calls. It then does the work once beforehand, so that what
   /// only a process's first run does isn't counted.
   bool CountSystemCalls = true;
@@ -48,6 +59,8 @@ struct Workload {
   /// Leaves in Alive what tasks that have not ended yet may use. It outlives the session.
   std::function<llvm::Error(llvm::orc::ExecutionSession &, Probe &, std::shared_ptr<void> &Alive)>
       Run;
+  /// In place of Run where executors are compared: starts the program and drives it.
+  std::function<llvm::Error(const std::string &Program, Probe &)> RunAlone;
 };
 
 struct Settings {
@@ -75,7 +88,10 @@ llvm::Expected<Workload> calls(const Settings &S, unsigned Functions);
 Workload capacity();
 /// (oop-a) As (a), but fewer graphs, and never memory that was given back: LLVM's executor of
 /// version 22 makes none of that writable again, which crashes it under SimpleRemoteMemoryMapper.
-Workload segmentsAcross(const Settings &S);
+Workload segmentsAcross();
+/// (executor) How an executor starts, and what a call of it costs.
+Workload executorStart(const Settings &S);
+Workload executorCalls(const Settings &S);
 
 /// The names of phases that the table of targets looks up.
 inline constexpr llvm::StringLiteral AllocatePhase = "allocate + finalize";
@@ -86,6 +102,9 @@ inline constexpr llvm::StringLiteral LinkPhase = "add + look up";
 inline constexpr llvm::StringLiteral RemovePhase = "remove";
 inline constexpr llvm::StringLiteral SumPhase = "in all";
 inline constexpr llvm::StringLiteral CapacityPhase = "live graphs";
+inline constexpr llvm::StringLiteral SpawnPhase = "spawn to Setup received";
+inline constexpr llvm::StringLiteral FirstCallPhase = "Setup received to first answer";
 std::string callPhase(unsigned Functions);
+std::string emptyCallPhase(unsigned InFlight);
 
 } // namespace bench
