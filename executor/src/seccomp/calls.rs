@@ -221,6 +221,8 @@ pub(super) const TO_OPEN: &[Conditional] = &[
                 &[
                     SO_SNDTIMEO as u32,
                     SO_RCVTIMEO as u32,
+                    SO_SNDTIMEO_NEW as u32,
+                    SO_RCVTIMEO_NEW as u32,
                     SO_SNDBUF as u32,
                     SO_RCVBUF as u32,
                 ],
