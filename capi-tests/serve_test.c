@@ -83,10 +83,8 @@ static void choices_that_can_never_be_right(void **state) {
   OK(jitmem_service_create(&gone, error));
   jitmem_service_free(gone);
   options = (jitmem_serve_options){.struct_size = sizeof options, .service = gone};
-  jitmem_error *error = NULL;
-  assert_int_not_equal(jitmem_executor_serve(ends[1], ends[1], &options, &error), JITMEM_OK);
-  assert_non_null(strstr(jitmem_error_message(error), "service"));
-  jitmem_error_free(error);
+  REFUSED(JITMEM_INVALID_HANDLE, "jitmem_service",
+          jitmem_executor_serve(ends[1], ends[1], &options, error));
   close(ends[0]);
   close(ends[1]);
 }

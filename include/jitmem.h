@@ -1014,7 +1014,8 @@ jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbac
  * the controller's memory goes. Thread-safe: several controllers may be served at a time.
  *
  * Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
- * a wrong struct_size, a symbol without name; JITMEM_DISCONNECTED if the controller breaks the
+ * a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
+ * JITMEM_DISCONNECTED if the controller breaks the
  * protocol or the stream fails, with the message that llvm-jitlink-executor has for it; what the
  * system refuses before the first message.
  *
@@ -1282,7 +1283,8 @@ jitmem_status jitmem_mapper_in_process(uint32_t kind,
 
 /**
  * Makes a mapper of another process's memory on this machine, through shared pages: what the linker
- * writes here is what the executor sees there, and no content is sent.
+ * writes here is what the executor sees there, and no content is sent. Linked code's writable data is
+ * shared with children that the executor forks: one sees what the other writes.
  *
  * `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
  * the transport's answers come from. On success `*mapper` is the new mapper, to be freed with

@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Serving a controller: what an executor program does.
 
-use super::service::{
-    addresses, jitmem_service, jitmem_service_create, jitmem_service_free, jitmem_service_symbols,
-};
+use super::service::{addresses, jitmem_service, symbols, symbols_of};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::{Result, invalid_argument};
 use crate::executor::server::{Options, serve};
+use crate::executor::service::Service;
 use crate::sys::{duplicate, explain};
 use crate::wire::frame::SetupLayout;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
 
@@ -92,58 +91,12 @@ unsafe fn chosen(options: *const jitmem_serve_options) -> Result<(Options, *cons
     Ok((chosen, given.service))
 }
 
-/// A service that ends with this.
-struct OwnService(*mut jitmem_service);
-
-impl OwnService {
-    fn new() -> Result<OwnService> {
-        let mut service = std::ptr::null_mut();
-        // SAFETY: a place for a pointer, and no error object is asked for.
-        let status = unsafe { jitmem_service_create(&mut service, std::ptr::null_mut()) };
-        succeeded(status, "make a service")?;
-        Ok(OwnService(service))
-    }
-}
-
-impl Drop for OwnService {
-    fn drop(&mut self) {
-        // SAFETY: made above, and nobody else knows it.
-        unsafe { jitmem_service_free(self.0) }
-    }
-}
-
-fn succeeded(status: jitmem_status, what: &str) -> Result<()> {
-    match status {
-        jitmem_status::JITMEM_OK => Ok(()),
-        other => Err(invalid_argument(format!("{what}: {other:?}"))),
-    }
-}
-
-unsafe extern "C" fn collect(symbols: *mut c_void, name: *const c_char, address: u64) {
-    // SAFETY: `publish` passes a vector, and jitmem_service_symbols static names.
-    let (symbols, name) = unsafe {
-        let symbols: &mut Vec<(String, u64)> = &mut *symbols.cast();
-        (symbols, CStr::from_ptr(name))
-    };
-    symbols.push((name.to_string_lossy().into_owned(), address));
-}
-
-/// Publishes our own service beside LLVM's.
-///
-/// # Safety
-/// `service` is a handle of this library.
-unsafe fn publish(options: &mut Options, service: *const jitmem_service) -> Result<()> {
-    let mut symbols: Vec<(String, u64)> = Vec::new();
-    let place = std::ptr::from_mut(&mut symbols).cast();
-    // SAFETY: as the caller says; `collect` is called with the vector, before this returns.
-    let status =
-        unsafe { jitmem_service_symbols(service, Some(collect), place, std::ptr::null_mut()) };
-    succeeded(status, "jitmem_serve_options.service")?;
-    // The host's own names come last, so that they take the place of others.
-    symbols.append(&mut options.symbols);
-    options.symbols = symbols;
+/// Publishes our own service beside LLVM's. The host's own names come last, so that they take the
+/// place of others.
+fn publish(options: &mut Options, symbols: [(&CStr, u64); 2]) {
+    let symbols = symbols.map(|(name, address)| (name.to_string_lossy().into_owned(), address));
+    options.symbols.splice(0..0, symbols);
     options.services.extend(addresses());
-    Ok(())
 }
 
 /// A descriptor of the host's, duplicated: linked code may still be in the middle of a call when the
@@ -158,11 +111,10 @@ fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
 /// Serves one controller with LLVM's services and with ours; for programs in Rust.
 ///
 /// # Errors
-/// Those of [`serve`], and what making a service fails with.
+/// Those of [`serve`].
 pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -> Result<()> {
-    let service = OwnService::new()?;
-    // SAFETY: made above, and it outlives the session.
-    unsafe { publish(&mut options, service.0) }?;
+    let service = Service::new();
+    publish(&mut options, symbols_of(&service));
     serve(input, output, &options)
 }
 
@@ -175,7 +127,8 @@ pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -
 /// the controller's memory goes. Thread-safe: several controllers may be served at a time.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
-/// a wrong struct_size, a symbol without name; JITMEM_DISCONNECTED if the controller breaks the
+/// a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
+/// JITMEM_DISCONNECTED if the controller breaks the
 /// protocol or the stream fails, with the message that llvm-jitlink-executor has for it; what the
 /// system refuses before the first message.
 ///
@@ -193,14 +146,11 @@ pub unsafe extern "C" fn jitmem_executor_serve(
         // SAFETY: as the caller says.
         let (mut options, service) = unsafe { chosen(options) }?;
         let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
-        let own = if service.is_null() {
-            Some(OwnService::new()?)
-        } else {
-            None
-        };
-        let service = own.as_ref().map_or(service, |own| own.0.cast_const());
-        // SAFETY: the host's handle, or our own.
-        unsafe { publish(&mut options, service) }?;
+        if service.is_null() {
+            return serve_controller(input, output, options);
+        }
+        // SAFETY: as the caller says.
+        publish(&mut options, unsafe { symbols(service) }?);
         serve(input, output, &options)
     };
     // SAFETY: as the caller says.

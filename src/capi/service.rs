@@ -5,12 +5,12 @@ use super::guard;
 use super::handle::{self, Handle};
 use super::input;
 use super::status::{jitmem_error, jitmem_status};
-use crate::error::invalid_argument;
+use crate::error::{Result, invalid_argument};
 use crate::executor::service::{self, Function, Service};
 use crate::sys::{RawWrapperResult, serve};
 use crate::wire::service::Functions;
 use crate::wire::sps::ExecutorAddr;
-use std::ffi::{c_char, c_void};
+use std::ffi::{CStr, c_char, c_void};
 
 /// An executor's service: controllers that know its symbols get memory in this process. Freeing it
 /// ends their sessions. All functions on it are thread-safe.
@@ -127,6 +127,24 @@ pub unsafe extern "C" fn jitmem_service_create(
     unsafe { guard::call(error, body) }
 }
 
+/// What the executor publishes for a service.
+///
+/// # Safety
+/// `service` is NULL or a handle of this library.
+pub(super) unsafe fn symbols(service: *const jitmem_service) -> Result<[(&'static CStr, u64); 2]> {
+    // SAFETY: as the caller says.
+    let service = unsafe { handle::get(service) }?;
+    Ok(symbols_of(&service.0))
+}
+
+/// The same for one that has no handle.
+pub(super) fn symbols_of(service: &Service) -> [(&'static CStr, u64); 2] {
+    [
+        (c"jitmem_service_open", address(jitmem_service_open)),
+        (c"jitmem_service_instance", service.instance()),
+    ]
+}
+
 /// Sees one bootstrap symbol; `name` is static.
 #[allow(non_camel_case_types)]
 pub type jitmem_symbol_fn =
@@ -149,12 +167,8 @@ pub unsafe extern "C" fn jitmem_service_symbols(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: as the caller says.
-        let service = unsafe { handle::get(service) }?;
+        let symbols = unsafe { symbols(service) }?;
         let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
-        let symbols = [
-            (c"jitmem_service_open", address(jitmem_service_open)),
-            (c"jitmem_service_instance", service.0.instance()),
-        ];
         for (name, address) in symbols {
             // SAFETY: the host's function takes a context, a static string and a number.
             unsafe { visit(ctx, name.as_ptr(), address) };
