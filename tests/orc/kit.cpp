@@ -124,9 +124,9 @@ compat::ActionResult Journal::run(const char *ArgData, size_t ArgSize) {
   return Result.release();
 }
 
-std::vector<Mapping> readMappings() {
+std::vector<Mapping> readMappings(pid_t Process) {
   std::vector<Mapping> All;
-  std::ifstream Maps("/proc/self/maps");
+  std::ifstream Maps("/proc/" + (Process ? std::to_string(Process) : "self") + "/maps");
   std::string Line;
   while (std::getline(Maps, Line)) {
     std::istringstream Fields(Line);

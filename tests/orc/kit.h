@@ -12,6 +12,7 @@
 #include <initializer_list>
 #include <mutex>
 #include <stdexcept>
+#include <sys/types.h>
 #include <vector>
 
 using llvm::orc::AllocGroup;
@@ -175,7 +176,7 @@ private:
   std::vector<int> Ids;
 };
 
-// One line of /proc/self/maps.
+// One line of /proc/PID/maps.
 struct Mapping {
   uint64_t Start, End;
   std::string Perms; // "rwxp"
@@ -184,7 +185,7 @@ struct Mapping {
   bool writable() const { return Perms[1] == 'w'; }
   bool executable() const { return Perms[2] == 'x'; }
 };
-std::vector<Mapping> readMappings();
+std::vector<Mapping> readMappings(pid_t Process = 0); // 0: this one
 Mapping mappingAt(ExecutorAddr A);
 
 #endif // JITMEM_TESTS_ORC_KIT_H
