@@ -96,6 +96,25 @@ c_find_package() {
   answers "$out/with-static"
   loads "$out/with-shared"
   ! loads "$out/with-static" || fail "with-static needs the shared library"
+  names_executor "$out"
+}
+
+# names_executor <directory>: succeeds if the host that was built there has run the program.
+names_executor() {
+  grep -x "jitmem-executor $version" "$1/executor.txt"
+}
+
+# The program stands alone: it needs the C library and the unwinder, and exports what a debugger and
+# linked code look for by name.
+executor_program() {
+  local program=$prefix/bin/jitmem-executor
+  [ "$("$program" --version)" = "jitmem-executor $version" ]
+  printf '%s\n' ld-linux-x86-64.so.2 libc.so.6 libgcc_s.so.1 >"$work/executor.needed"
+  readelf -d "$program" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | LC_ALL=C sort |
+    comm -13 "$work/executor.needed" - | (! grep .)
+  nm -D --defined-only "$program" | awk '{ print $3 }' | LC_ALL=C sort >"$work/executor.symbols"
+  printf '%s\n' __jit_debug_descriptor __jit_debug_register_code | diff - "$work/executor.symbols"
+  [ "$(stat -c %s "$program")" -lt 1000000 ] || fail "$(stat -c %s "$program") bytes are no small program"
 }
 
 pkg_config_programs() {
@@ -147,6 +166,7 @@ subproject() {
   cmake --build "$out"
   after=$(stat -c %y "$out/with-shared" "$out/with-static")
   [ "$before" = "$after" ] || fail "linked anew although nothing changed"
+  names_executor "$out"
   rm -rf "$out/prefix"
   cmake --install "$out" --prefix "$out/prefix"
   answers "$out/prefix/bin/with-static"
@@ -177,6 +197,7 @@ check header-alone header_alone
 check c-find-package c_find_package
 check c-pkg-config pkg_config_programs "$work/pkg-config" "$prefix"
 check c-without-llvm no_llvm_needed
+check executor-program executor_program
 check orc-find-package orc_find_package
 minor=${version%.*}
 check version-none version_request "" accepted
