@@ -11,6 +11,8 @@ use rustix::process::{
     pidfd_open, setrlimit,
 };
 use std::os::fd::OwnedFd;
+use std::thread;
+use std::time::Duration;
 
 /// The choices of a command line.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -108,7 +110,8 @@ impl Limit {
             let name = name_of(resource);
             match getrlimit(resource).maximum {
                 Some(hard) if hard < most => format!(
-                    "--rlimit-{name}: set it to {most}, above the hard limit {hard} that only root may raise"
+                    "--rlimit-{name}: set it to {most}, above the hard limit {hard}, which takes \
+                     CAP_SYS_RESOURCE to raise"
                 ),
                 _ => format!("--rlimit-{name}: set it to {most}"),
             }
@@ -116,8 +119,12 @@ impl Limit {
     }
 }
 
-/// Has this process killed when its parent ends. The kernel's own PR_SET_PDEATHSIG comes when the
-/// thread ends that has started this process, though others of the parent may go on.
+/// What a parent that has ended leaves this process: it hangs up as well, and programs that are about
+/// to end have output to write.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Has this process killed when its parent has ended. The kernel's own PR_SET_PDEATHSIG comes when
+/// the thread ends that has started this process, though others of the parent may go on.
 fn die_with_parent() -> Result<()> {
     let Some(parent) = getppid() else {
         bail!("the parent can't be seen from this process's PID namespace");
@@ -138,6 +145,7 @@ fn die_with_parent() -> Result<()> {
     let watch = move || {
         // Whatever the reason, from here on nobody would be watching.
         let _ = has_ended(&watched, None);
+        thread::sleep(GRACE);
         let _ = kill_process(own, Signal::KILL);
     };
     program::start_thread("jitmem-parent", watch)?;

@@ -37,7 +37,7 @@ Options
                      before, unless --c-only)
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G
-  --die-with-parent  have this process killed when its parent ends
+  --die-with-parent  have this process killed when its parent has ended, after 2 s to end by itself
   --help, --version
 ";
 

@@ -1,0 +1,414 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+"""What jitmem-executor's bounds stop, tried by programs inside them; and what they let run."""
+
+import itertools
+import os
+import resource
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+import unittest
+
+import programs
+from catalogue import BARE, PROGRAMS
+from controllers import MODES, jitlink, run
+from sessions import MAPPER, READ, Case
+from wire import Background, Failed, Session, sequence, u64
+
+PROFILES = ("no-exec", "sealed")
+BOUNDED = os.path.join(programs.WORK, "bounded")
+CONTROLLER = os.path.join(programs.WORK, "controller")
+# Every bound there is, with room for what runs here.
+ALL = ("--rlimit-as=8G", "--rlimit-cpu=60", "--rlimit-core=0", "--die-with-parent")
+counter = itertools.count()
+
+
+def setUpModule():
+    os.makedirs(BOUNDED, exist_ok=True)
+    flags = {
+        what: subprocess.check_output(["pkg-config", f"--{what}", "jitmem"], text=True).split()
+        for what in ("cflags", "libs")
+    }
+    source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "controller.c")
+    library = os.path.join(os.environ["EXECUTOR_TEST_PREFIX"], "lib")
+    warnings = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    rest = [*flags["libs"], f"-Wl,-rpath,{library}", "-o", CONTROLLER]
+    subprocess.run(["cc", *warnings, *flags["cflags"], source, *rest], check=True)
+
+
+def bounded(*options, through=(), program=programs.PROGRAM):
+    """An executor with options, for controllers that can't give any: its parent is theirs."""
+    path = os.path.join(BOUNDED, str(next(counter)))
+    with open(path, "w") as script:
+        words = shlex.join([*through, program, *options])
+        script.write(f'#!/bin/sh\nexec {words} "$@"\n')
+    os.chmod(path, 0o755)
+    return path
+
+
+def attempts(llvm, *options):
+    """What came of each attempt of `attempts.c`."""
+    executor = bounded(*options)
+    ran = jitlink(llvm, "generic", executor, programs.objects("attempts.o"))
+    assert (ran.code, ran.status) == (42, 0), ran
+    return dict(line.split() for line in ran.output.splitlines())
+
+
+NEVER = set(
+    """
+    execve execveat ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp exec-in-child
+    clone-namespace bpf perf_event_open userfaultfd io_uring_setup io_uring_enter
+    io_uring_register keyctl add_key init_module finit_module delete_module kexec_load mount umount2
+    open_tree move_mount fsopen pivot_root chroot unshare setns reboot swapon personality
+    settimeofday open_by_handle_at seccomp setrlimit prctl-dumpable tiocsti tiocsti-wide x32-getpid
+    x32-execve x32-open unknown device thread-execve
+    """.split()
+)
+UNSEALED = set(
+    """
+    fork kill-parent ask-parents-limit openat open openat2 creat fopen mkdir rename unlink rmdir link
+    symlink truncate chmod chdir mkfifo access inotify_init1 shm_open shmget socket-unix socket-inet
+    connect bind listen accept datagram-pair fcntl-owner thread-open
+    """.split()
+)
+
+
+class Attempts(unittest.TestCase):
+    """What a program tries, with and without a profile."""
+
+    maxDiff = None
+
+    def check(self, llvm):
+        free = attempts(llvm)
+        self.assertEqual(NEVER | UNSEALED, (NEVER | UNSEALED) & free.keys())
+        if os.geteuid() == 0:
+            # So it is the profile, and nothing else, that refuses.
+            self.assertNotIn("EPERM", free.values())
+        for profile, refused in (("no-exec", NEVER), ("sealed", NEVER | UNSEALED)):
+            with self.subTest(profile=profile):
+                expected = {name: "EPERM" if name in refused else free[name] for name in free}
+                expected["clone3"] = "ENOSYS"
+                if profile == "sealed":
+                    # There is no child.
+                    del expected["exec-in-child"]
+                self.assertEqual(attempts(llvm, f"--seccomp={profile}"), expected)
+
+    def test_llvm_22(self):
+        self.check(22)
+
+    def test_llvm_16(self):
+        self.check(16)
+
+    def test_calls_by_another_architectures_numbers_end_the_process(self):
+        for profile in PROFILES:
+            with self.subTest(profile=profile):
+                executor = bounded(f"--seccomp={profile}")
+                ran = jitlink(22, "generic", executor, programs.objects("int80.o"))
+                self.assertEqual((ran.code, ran.status, ran.output), (1, -signal.SIGSYS, "before\n"), ran)
+
+
+RUN = """
+    arguments stdio exceptions debug-info classes exit-handlers threads deep-stack signals zero-fill weak
+    archive exit abort thread-segfault thread-uncaught
+""".split()
+
+
+class Ordinary(unittest.TestCase):
+    """Programs that try nothing run as they do without bounds."""
+
+    maxDiff = None
+
+    def check(self, llvm, mode):
+        for profile in PROFILES:
+            executor = bounded(f"--seccomp={profile}", *ALL)
+            for name in RUN:
+                program = PROGRAMS[name]
+                self.assertIn(BARE, program.linked)
+                with self.subTest(profile=profile, program=name):
+                    words = [*program.options, *programs.objects(*program.files)]
+                    words += ["-args", *program.args] if program.args else []
+                    ran = jitlink(llvm, mode, executor, words, text=program.text)
+                    found = (ran.code, ran.output, ran.status)
+                    self.assertEqual(found, (program.code, program.output, program.status), ran)
+                    self.assertIn(program.complaint, ran.complaint)
+
+    def test_llvm_16_generic(self):
+        self.check(16, "generic")
+
+    def test_llvm_22_generic(self):
+        self.check(22, "generic")
+
+    def test_llvm_22_simple_remote(self):
+        self.check(22, "simple-remote")
+
+    def test_with_the_orc_runtime(self):
+        names = ("exceptions", "streams", "constructors", "thread-locals", "threads")
+        for profile in PROFILES:
+            executor = bounded(f"--seccomp={profile}", *ALL)
+            for name in names:
+                program = PROGRAMS[name]
+                with self.subTest(profile=profile, program=name):
+                    objects = programs.objects(*program.files)
+                    ran = jitlink(22, "generic", executor, objects, runtime=True, text=program.text)
+                    found = (ran.code, ran.output, ran.status)
+                    self.assertEqual(found, (program.code, program.output, program.status), ran)
+
+    def test_no_exec_leaves_files_and_children_but_for_commands(self):
+        executor = bounded("--seccomp=no-exec", *ALL)
+        for name in ("library", "preloaded", "dlopen"):
+            program = PROGRAMS[name]
+            with self.subTest(program=name):
+                words = [*program.options, *programs.objects(*program.files)]
+                words += ["-args", *program.args] if program.args else []
+                ran = jitlink(22, "generic", executor, words)
+                self.assertEqual((ran.code, ran.output), (program.code, program.output), ran)
+        ran = jitlink(22, "generic", executor, programs.objects("forks.o"))
+        self.assertEqual((ran.code, ran.output), (42, "child 5 9 127\n"), ran)
+        ran = jitlink(22, "shared", executor, programs.objects("catches.o", "throws.o"))
+        self.assertEqual((ran.code, ran.status), (68, 0), ran)
+
+    def test_sealed_has_no_libraries_but_those_that_are_loaded(self):
+        executor = bounded("--seccomp=sealed")
+        program = PROGRAMS["dlopen"]
+        words = [*programs.objects(*program.files), "-args", *program.args]
+        ran = jitlink(22, "generic", executor, words)
+        self.assertNotEqual(ran.code, program.code, ran)
+        self.assertEqual((ran.status, "Operation not permitted" in ran.output), (0, True), ran)
+        # C++'s are, unless nobody is to have them.
+        for c_only in (False, True):
+            executor = bounded("--seccomp=sealed", *["--c-only"] * c_only)
+            ran = jitlink(22, "generic", executor, programs.objects("catches.o", "throws.o"))
+            self.assertEqual(ran.code == 68, not c_only, ran)
+            self.assertEqual("__cxa" in ran.complaint, c_only, ran)
+            ran = jitlink(22, "generic", executor, programs.objects("threads.o"))
+            self.assertEqual(ran.code, 42, ran)
+
+    def test_llvms_shared_memory_needs_files(self):
+        before = programs.shared_memory()
+        for llvm in (16, 22):
+            with self.subTest(llvm=llvm):
+                executor = bounded("--seccomp=sealed")
+                ran = jitlink(llvm, "shared", executor, programs.objects("arguments.o"))
+                # LLVM 22's controller says so and then crashes, in its debug object plugin.
+                self.assertNotIn(ran.code, (0, 42), ran)
+                self.assertEqual((ran.output, ran.status), ("", 0), ran)
+                self.assertIn("shared memory: Operation not permitted", ran.complaint)
+        self.assertEqual(programs.shared_memory() - before, set())
+
+
+class OwnMappers(unittest.TestCase):
+    """jitmem's own mappers find a way to hand memory over, whatever is refused."""
+
+    def check(self, channel, mapper, options, way, reason=""):
+        ran = run([CONTROLLER, channel, mapper, programs.PROGRAM, *options])
+        self.assertEqual(ran.code, 0, ran)
+        good, found, why, end = ran.output.splitlines()
+        self.assertEqual((good, end), ("100 good", "executor 0"), ran)
+        self.assertIn(way, found)
+        self.assertTrue(why.startswith(reason) and bool(why) == bool(reason), ran)
+
+    def test_over_a_unix_socket(self):
+        way = "a socket that came with the connection"
+        for profile in PROFILES:
+            with self.subTest(profile=profile):
+                self.check("unix", "shared", [f"--seccomp={profile}", *ALL], way)
+
+    def test_over_tcp(self):
+        self.check("tcp", "shared", ["--seccomp=no-exec", *ALL], "an abstract socket")
+        refused = "an abstract Unix socket: connect to the controller's socket: Operation not permitted"
+        self.check("tcp", "shared", ["--seccomp=sealed", *ALL], "pidfd_getfd", refused)
+
+    def test_content_in_messages(self):
+        for profile in PROFILES:
+            for channel in ("unix", "tcp"):
+                with self.subTest(profile=profile, channel=channel):
+                    self.check(channel, "remote", [f"--seccomp={profile}", *ALL], "content in messages")
+
+
+def limited(what, *options, **how):
+    words = [*programs.objects("limits.o"), "-args", what]
+    return jitlink(22, "generic", bounded(*options, **how), words)
+
+
+class Limits(Case):
+    """Resource limits, run into."""
+
+    def test_all_are_set_soft_and_hard(self):
+        wanted = {
+            **{"as": "9G", "core": "0", "cpu": "100", "data": "8G", "fsize": "1G", "memlock": "64K"},
+            **{"nofile": "200", "nproc": "10000", "stack": "16M"},
+        }
+        units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+        lines = ""
+        for name, text in wanted.items():
+            most = int(text.rstrip("KMG")) * units.get(text[-1], 1)
+            lines += f"{name} {most} {most}\n"
+        ran = limited("print", *(f"--rlimit-{name}={text}" for name, text in wanted.items()))
+        self.assertEqual((ran.code, ran.output), (42, lines), ran)
+
+    def test_processor_time(self):
+        ran = limited("spin", "--rlimit-cpu=1")
+        self.assertEqual((ran.code, ran.status), (1, -signal.SIGKILL), ran)
+
+    def stops(self, what, option, least, most, why, **how):
+        ran = limited(what, option, **how)
+        self.assertEqual(ran.status, 0, ran)
+        count, error = ran.output.split()
+        self.assertEqual(error, why, ran)
+        self.assertTrue(least <= int(count) <= most, ran)
+
+    def test_address_space(self):
+        self.stops("as", "--rlimit-as=2G", 1000, 2048, "ENOMEM")
+
+    def test_data(self):
+        self.stops("data", "--rlimit-data=512M", 300, 512, "ENOMEM")
+
+    def test_descriptors(self):
+        self.stops("nofile", "--rlimit-nofile=40", 20, 40, "EMFILE")
+
+    def test_locked_memory(self):
+        # With its capabilities root may lock what it likes.
+        through = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] * (os.geteuid() == 0)
+        self.stops("memlock", "--rlimit-memlock=64K", 16, 16, "ENOMEM", through=through)
+
+    def test_threads(self):
+        if os.geteuid() != 0:
+            # They count together with this user's other processes, so there is none to be had.
+            ran = limited("nproc", "--rlimit-nproc=1")
+            self.assertEqual((ran.code, ran.status), (1, 1), ran)
+            self.assertIn("start a thread", ran.complaint)
+            return
+        # Root is not limited; another user has to be able to read the program.
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            program = shutil.copy(programs.PROGRAM, folder)
+            through = ["setpriv", "--reuid=54321", "--clear-groups"]
+            how = {"through": through, "program": program}
+            self.stops("nproc", "--rlimit-nproc=20", 10, 19, "EAGAIN", **how)
+
+    def test_file_size(self):
+        ran = limited("write", "--rlimit-fsize=64K")
+        self.assertEqual((ran.code, ran.status), (1, -signal.SIGXFSZ), ran)
+
+    def test_core(self):
+        with open("/proc/sys/kernel/core_pattern") as pattern:
+            if pattern.read().startswith("|"):
+                self.skipTest("core dumps go to a program here, which no limit stops")
+        for option, dumped in ((), True), (("--rlimit-core=0",), False):
+            with self.subTest(option=option):
+                self.assertEqual(self.aborted_with_core(option), dumped)
+
+    def aborted_with_core(self, options):
+        """Whether there was a core when the program had aborted."""
+        limit = lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+        with Session([programs.PROGRAM, *options], cwd=BOUNDED, preexec_fn=limit) as session:
+            session.start(READ, sequence([]))
+            os.kill(session.process.pid, signal.SIGQUIT)
+            ended = os.waitid(os.P_PID, session.process.pid, os.WEXITED | os.WNOWAIT)
+        for name in os.listdir(BOUNDED):
+            if name.startswith("core"):
+                os.remove(os.path.join(BOUNDED, name))
+        self.assertIn(ended.si_code, (os.CLD_DUMPED, os.CLD_KILLED))
+        return ended.si_code == os.CLD_DUMPED
+
+    def test_stacks_of_programs_grow_with_the_limit(self):
+        ran = jitlink(22, "generic", bounded("--rlimit-stack=64M"), programs.objects("deep.o"))
+        self.assertEqual(ran.code, 42, ran)
+
+    def test_root_can_not_raise_them_under_a_profile(self):
+        free = attempts(22, "--rlimit-core=0")
+        self.assertEqual(free["setrlimit"], "ok")
+        for profile in PROFILES:
+            self.assertEqual(attempts(22, "--rlimit-core=0", f"--seccomp={profile}")["setrlimit"], "EPERM")
+
+    def test_what_can_not_be_set_is_told(self):
+        command = [programs.PROGRAM, "--rlimit-nofile=5000000000", "filedescs=0,1"]
+        ran = run(command)
+        self.assertEqual((ran.code, ran.output), (1, ""))
+        told = f"{programs.PROGRAM}: --rlimit-nofile: set it to 5000000000"
+        self.assertTrue(ran.complaint.startswith(told), ran)
+
+
+def pid_of(line):
+    return int(line.decode())
+
+
+class Parents(unittest.TestCase):
+    """Death with the parent."""
+
+    def start_spinning(self, *options):
+        """A controller whose program never ends, and a pidfd of its executor."""
+        command = [programs.controller(22), f"-oop-executor={bounded(*options)}"]
+        command += [*programs.objects("limits.o"), "-args", "spin"]
+        controller = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+        pid = pid_of(controller.stdout.readline())
+        executor = os.pidfd_open(pid)
+        self.addCleanup(os.close, executor)
+        self.addCleanup(controller.stdout.close)
+        return controller, executor, pid
+
+    def ended(self, executor, seconds):
+        return bool(select.select([executor], [], [], seconds)[0])
+
+    def test_a_killed_parents_program_is_gone(self):
+        for profile in ([], ["--seccomp=no-exec"], ["--seccomp=sealed"]):
+            with self.subTest(profile=profile):
+                controller, executor, pid = self.start_spinning("--die-with-parent", *profile)
+                self.assertFalse(self.ended(executor, 0.2))
+                controller.kill()
+                controller.wait()
+                self.assertTrue(self.ended(executor, 60))
+                # This process adopts it: controllers.py.
+                _, status = os.waitpid(pid, 0)
+                self.assertEqual(os.waitstatus_to_exitcode(status), -signal.SIGKILL)
+
+    def test_without_it_the_program_goes_on(self):
+        controller, executor, pid = self.start_spinning()
+        controller.kill()
+        controller.wait()
+        self.assertFalse(self.ended(executor, 1))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+    def test_the_thread_that_started_it_may_end(self):
+        start = lambda: Session([programs.PROGRAM, "--die-with-parent"])
+        with Background(start).get() as session:
+            self.assertEqual(session.ask(READ, sequence([])).u64(), 0)
+            executor = os.pidfd_open(session.process.pid)
+            self.assertFalse(self.ended(executor, 0.5))
+            os.close(executor)
+            self.assertEqual(session.ask(READ, sequence([])).u64(), 0)
+            self.assertEqual(session.finish(), (0, "", ""))
+
+    def test_a_parent_that_can_not_be_watched_is_an_error(self):
+        inside = ["unshare", *["--user"] * (os.geteuid() != 0), "--pid", "--fork"]
+        executor = [programs.PROGRAM, "--die-with-parent", "filedescs=0,1"]
+        ran = run([*inside, "true"])
+        if ran.code:
+            self.skipTest(f"no PID namespace is to be had here: {ran.complaint}")
+        ran = run([*inside, *executor])
+        told = "--die-with-parent: the parent can't be seen from this process's PID namespace"
+        self.assertEqual((ran.code, ran.complaint), (1, f"{programs.PROGRAM}: {told}\n"))
+        ran = run([*inside, "sh", "-c", f"{shlex.join(executor)}; exit $?"])
+        self.assertEqual(ran.code, 1)
+        told = f"{programs.PROGRAM}: --die-with-parent: the parent is process 1:"
+        self.assertTrue(ran.complaint.startswith(told), ran)
+
+
+class Sealed(Case):
+    """Services of a sealed executor."""
+
+    def test_what_needs_files_says_so(self):
+        with Session([programs.PROGRAM, "--seccomp=sealed"]) as session:
+            instance = u64(session.symbols[MAPPER + "_Instance"])
+            answer = session.ask(MAPPER + "_Reserve", instance + u64(4096))
+            with self.assertRaisesRegex(Failed, "shared memory: Operation not permitted"):
+                answer.expected(answer.u64)
+            self.assertEqual(session.finish(), (0, "", ""))
+
+
+if __name__ == "__main__":
+    unittest.main()
