@@ -47,7 +47,11 @@ def executors_status(group):
             return None if status is None else os.waitstatus_to_exitcode(status)
 
 
-def run(command, environment=None, text="", merged=False):
+def on_one_cpu():
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def run(command, environment=None, text="", merged=False, prepare=None):
     """Runs a controller and waits for its executor as well."""
     process = subprocess.Popen(
         command,
@@ -56,6 +60,7 @@ def run(command, environment=None, text="", merged=False):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=prepare,
     )
     try:
         # Both processes have these pipes: they end when both have ended.
@@ -75,7 +80,9 @@ def jitlink(llvm, mode, executor, words, runtime=False, **options):
         command.append(f"-orc-runtime={programs.orc_runtime(llvm)}")
     # What our executor in C can't find out; the program has to.
     environment = {"EXECUTOR_LLVM": str(llvm), **options.pop("environment", {})}
-    return run([*command, *words], environment, **options)
+    # Its threads race with each other, in the controller itself.
+    prepare = on_one_cpu if llvm == 19 else None
+    return run([*command, *words], environment, prepare=prepare, **options)
 
 
 def repl(mode, executor, text):

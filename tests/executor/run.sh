@@ -53,7 +53,9 @@ for ((part = 0; part <= last; part++)); do
 done
 rm -f "$work/objects/libparts.a"
 ar rcs "$work/objects/libparts.a" "$work"/objects/part-*.o
-cc -shared "$work/objects/library.o" -o "$work/objects/liblibrary.so"
+for library in library wrappers; do
+  cc -shared "$work/objects/$library.o" -o "$work/objects/lib$library.so"
+done
 
 export EXECUTOR_TEST_PREFIX=$prefix EXECUTOR_TEST_WORK=$work
 cd "$here"

@@ -23,17 +23,39 @@ def start(llvm=22, **options):
     return Session([EXECUTOR], llvm, **options)
 
 
-def resolve(session, name):
-    """Where a function of the executor's process is."""
-    if not hasattr(session, "process_handle"):
-        answer = session.ask(
-            DYLIBS + "_open_wrapper", u64(session.symbols[DYLIBS + "_Instance"]) + string("") + u64(0)
-        )
-        session.process_handle = answer.expected(answer.u64)
-    request = u64(session.process_handle) + sequence([string(name) + u8(1)])
-    answer = session.ask(DYLIBS + "_resolve_wrapper", request)
-    found = answer.expected(lambda: answer.sequence(lambda: answer.optional(answer.definition)))
-    return found[0][0] if found[0] else None
+def library(session, path=""):
+    """A library's handle; without a path, the process's."""
+    if not hasattr(session, "libraries"):
+        session.libraries = {}
+    if path not in session.libraries:
+        request = u64(session.symbols[DYLIBS + "_Instance"]) + string(path) + u64(0)
+        answer = session.ask(DYLIBS + "_open_wrapper", request)
+        session.libraries[path] = answer.expected(answer.u64)
+    return session.libraries[path]
+
+
+def resolve(session, name, path=""):
+    """Where a function of the executor's process, or of a library, is."""
+    request = u64(library(session, path)) + sequence([string(name) + u8(1)])
+    if session.llvm == 22:
+        answer = session.ask(DYLIBS + "_resolve_wrapper", request)
+        found = answer.expected(lambda: answer.sequence(lambda: answer.optional(answer.definition)))
+        return found[0][0] if found[0] else None
+    instance = u64(session.symbols[DYLIBS + "_Instance"])
+    answer = session.ask(DYLIBS + "_lookup_wrapper", instance + request)
+    element = answer.u64 if session.llvm <= 16 else lambda: answer.definition()[0]
+    return answer.expected(lambda: answer.sequence(element))[0]
+
+
+def wrapper(session, name):
+    """A function of `wrappers.c`."""
+    return resolve(session, name, *programs.objects("libwrappers.so"))
+
+
+def controller(session, tag):
+    """The arguments with which `wrappers.c` calls the controller."""
+    name = "__llvm_orc_SimpleRemoteEPC_dispatch_"
+    return u64(session.symbols[name + "fn"]) + u64(session.symbols[name + "ctx"]) + u64(tag)
 
 
 def reserve(session, size):

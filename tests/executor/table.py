@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Which controllers have run which programs."""
 
-from catalogue import ABSENT, RUNTIME
+from catalogue import NOTES, RUNTIME
 
 SHORT = {"generic": "gen", "simple-remote": "rem", "shared": "shm"}
 
@@ -18,7 +18,10 @@ class Table:
             self.cells[cell] = outcome
 
     def text(self):
-        columns = list(dict.fromkeys(cell[:3] for cell in sorted(self.cells, key=lambda c: (c[0], c[2] == RUNTIME))))
+        if not self.cells:
+            return ""
+        cells = sorted(self.cells, key=lambda cell: (str(cell[0]), cell[2] == RUNTIME))
+        columns = list(dict.fromkeys(cell[:3] for cell in cells))
         names = list(dict.fromkeys(cell[3] for cell in self.cells))
         reasons = []
 
@@ -35,7 +38,7 @@ class Table:
             return sum(wanted(self.cells[cell]) for cell in self.cells if cell[:3] == column)
 
         rows = [
-            ["", *[str(llvm) for llvm, _, _ in columns]],
+            ["LLVM", *[str(llvm) for llvm, _, _ in columns]],
             ["", *[SHORT[mode] + "+rt" * (linked == RUNTIME) for _, mode, linked in columns]],
         ]
         rows += [[name, *[mark(column, name) for column in columns]] for name in names]
@@ -46,8 +49,12 @@ class Table:
         ):
             counts = [count(column, wanted) for column in columns]
             rows.append([f"{label} ({sum(counts)})", *map(str, counts)])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(columns) + 1)]
-        lines = ["  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows]
-        notes = [f"[{index + 1}] {reason}; shown with the stock executor" for index, reason in enumerate(reasons)]
-        notes += [reason for llvm, reason in ABSENT.items()]
-        return "\n".join(["", *lines, *notes])
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines = [
+            "  ".join(word.ljust(width) for word, width in zip(row, widths)).rstrip() for row in rows
+        ]
+        notes = [
+            f"[{index}] {reason}, with the stock executor as well"
+            for index, reason in enumerate(reasons, 1)
+        ]
+        return "\n".join(["", *lines, *notes, *NOTES])

@@ -7,12 +7,12 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 import unittest
 
-import programs
 from sessions import (
-    EXECUTOR, MANAGER, MAPPER, MEMORY, NOTHING, READ, RUN, R, RW, RX, Case, dispatching, initialize,
-    putting, reserve, resolve, start,
+    EXECUTOR, MANAGER, MEMORY, NOTHING, READ, RUN, RW, Case, controller, dispatching, reserve,
+    resolve, start, wrapper,
 )
 from wire import (
     CALL, HANGUP, RESULT, SETUP, Background, Ended, call, message, pair, read_message, sequence, string,
@@ -97,6 +97,39 @@ class Framing(Case):
             self.assertTrue(answer.sequence(answer.bytes) == [data])
             self.assertEnds(session, 0)
 
+    def test_descriptors_that_do_not_block(self):
+        with start(blocking=False) as session:
+            size = 8 << 20
+            base = reserve(session, size)
+            # Larger than a pipe in both directions, so both ends are full in between.
+            write = sequence([u64(base) + string(b"x" * size)])
+            self.assertEqual(session.call(MEMORY + "_write_buffers_wrapper", write), b"")
+            number = session.start(
+                MEMORY + "_read_buffers_wrapper", sequence([u64(base) + u64(base + size)])
+            )
+            time.sleep(0.2)
+            self.assertEqual(session.result(number), sequence([string(b"x" * size)]))
+            self.assertEnds(session, 0)
+
+    def test_an_executor_that_is_stopped_goes_on(self):
+        with start() as session:
+            whole = message(CALL, 5, session.symbols[READ], NOTHING)
+            for cut in (0, 10, 32, 36):
+                session.send(whole[:cut])
+                session.process.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, session.process.pid, os.WSTOPPED)
+                session.process.send_signal(signal.SIGCONT)
+                session.send(whole[cut:])
+                self.assertEqual(session.receive(), (RESULT, 5, 0, NOTHING))
+            self.assertEnds(session, 0)
+
+    def test_numbers_are_the_callers_choice(self):
+        with start() as session:
+            for number in (0, 0, 1 << 63, (1 << 64) - 1, 7, 0):
+                session.send(message(CALL, number, session.symbols[READ], NOTHING))
+                self.assertEqual(session.receive(), (RESULT, number, 0, NOTHING))
+            self.assertEnds(session, 0)
+
     def test_one_socket_for_both_directions(self):
         here, there = socket.socketpair()
         process = subprocess.Popen(
@@ -157,6 +190,17 @@ class Calls(Case):
             session.process.stdin = None
             self.assertEqual(session.process.wait(60), 0)
 
+    def test_hangup_waits_for_what_runs(self):
+        with start(stdin=subprocess.PIPE) as session:
+            getchar = u64(resolve(session, "getchar"))
+            number = session.start(RUN + "_void_function_wrapper", getchar)
+            session.send(message(HANGUP, body=b"\0"))
+            session.process.stdin.write(b"x")
+            session.process.stdin.close()
+            session.process.stdin = None
+            self.assertEqual(session.result(number), u32(ord("x")))
+            self.assertEnds(session, 0)
+
     def test_linked_code_calls_the_controller(self):
         with start() as session:
             function = dispatching(session, 0xABC)
@@ -198,6 +242,70 @@ class Calls(Case):
             session.output = None
             # An out-of-band error, so an answer without bytes.
             self.assertEqual(session.result(number), b"")
+            self.assertEnds(session, 0)
+
+    def test_an_outstanding_dispatch_is_told_why(self):
+        with start() as session:
+            function = wrapper(session, "dispatches")
+            session.start(function, controller(session, 1) + b"?")
+            self.assertEqual(session.receive(), (CALL, 0, 1, b"?"))
+            self.assertEqual(session.finish(), (0, "disconnecting\n", ""))
+
+    def test_a_dispatch_once_the_controller_is_gone(self):
+        with start(stdin=subprocess.PIPE) as session:
+            function = wrapper(session, "dispatches_after_stdin")
+            session.start(function, controller(session, 1) + b"?")
+            # The call runs: a later one is answered.
+            self.assertEqual(session.call(READ, NOTHING), NOTHING)
+            session.hang_up()
+            with self.assertRaises(subprocess.TimeoutExpired):
+                session.process.wait(0.3)
+            out, err = session.process.communicate(timeout=60)
+            self.assertEqual((session.process.returncode, out, err), (0, b"disconnecting\n", b""))
+
+    def test_a_dispatch_once_the_session_has_ended(self):
+        with start() as session:
+            session.call(wrapper(session, "dispatches_at_exit"), controller(session, 1))
+            gone = "jit_dispatch not available (EPC server shut down)"
+            self.assertEqual(session.finish(), (0, f"{gone}\nrefused\n", ""))
+
+    def test_threads_of_linked_code_dispatch(self):
+        with start() as session:
+            function = wrapper(session, "dispatches_in_thread")
+            calls = {
+                session.start(function, controller(session, 1) + u32(index)): u32(index)
+                for index in range(20)
+            }
+            while calls:
+                opcode, number, tag, body = session.receive()
+                if opcode == CALL:
+                    self.assertEqual(tag, 1)
+                    session.send(message(RESULT, number, 0, body * 5))
+                else:
+                    self.assertEqual((opcode, body), (RESULT, calls.pop(number) * 5))
+            self.assertEnds(session, 0)
+
+    def test_actions_dispatch(self):
+        with start() as session:
+            function = wrapper(session, "dispatches")
+            instance = session.symbols[MANAGER + "_Instance"]
+            base = reserve(session, 4096)
+            action = pair(call(function, controller(session, 9) + b"?"))
+            request = sequence([u8(RW) + u64(base) + u64(8) + string(b"data")]) + sequence([action])
+            number = session.start(MANAGER + "_initialize_wrapper", u64(instance) + request)
+            self.assertEqual(session.receive(), (CALL, 0, 9, b"?"))
+            # Meanwhile memory can be had: the controller may need it for its answer.
+            self.assertGreater(reserve(session, 4096), 0)
+            session.send(message(RESULT, 0, 0, b"\0"))
+            self.assertEqual(session.result(number), u8(1) + u64(base))
+            self.assertEnds(session, 0)
+
+    def test_results_of_all_sizes(self):
+        with start() as session:
+            function = wrapper(session, "sized")
+            for size in (0, 1, 7, 8, 9, 4096, 100 << 20):
+                self.assertTrue(session.call(function, u64(size)) == b"r" * size, size)
+            self.assertEqual(session.call(wrapper(session, "out_of_band"), b"lost"), b"")
             self.assertEnds(session, 0)
 
     def test_a_result_is_taken_once(self):
@@ -254,145 +362,6 @@ class Calls(Case):
                 sender.get()
             self.assertEqual(sorted(wanted), list(range(1, 4001)))
             self.assertEnds(session, 0)
-
-
-class Memory(Case):
-    def test_bad_addresses_and_arguments_are_survived(self):
-        with start() as session:
-            for name in ("read_uint64s", "read_strings", "read_pointers"):
-                function = f"{MEMORY}_{name}_wrapper"
-                for address in (0, 8, 1 << 47, (1 << 64) - 4):
-                    self.assertEqual(session.call(function, sequence([u64(address)])), b"")
-                self.assertEqual(session.call(function, u64(1 << 61)), b"")
-            code = session.symbols[READ]
-            write = sequence([u64(code) + u64(0)])
-            self.assertEqual(session.call(MEMORY + "_write_uint64s_wrapper", write), b"")
-            self.assertEqual(session.call(READ, b"trunc"), b"")
-            self.assertEqual(session.call(0), b"")
-            # Reading code is fine, and it is what it was.
-            first = session.ask(READ, sequence([u64(code)]))
-            self.assertNotEqual(first.sequence(first.u8), [0])
-            self.assertEnds(session, 0)
-
-    def test_a_region_is_initialized_again_at_the_same_addresses(self):
-        with start() as session:
-            base = reserve(session, 1 << 30)
-            instance = u64(session.symbols[MANAGER + "_Instance"])
-            for value in (42, 43, 44):
-                code = b"\xb8" + u32(value) + b"\xc3"  # mov eax, value; ret
-                key = initialize(session, [(RX, base, 0x1B88, code), (R, base + 8192, 8, b"const")])
-                self.assertEqual(key, base)
-                answer = session.call(RUN + "_void_function_wrapper", u64(base))
-                self.assertEqual(answer, u32(value))
-                gone = session.ask(MANAGER + "_deinitialize_wrapper", instance + sequence([u64(key)]))
-                self.assertIsNone(gone.error())
-            self.assertEnds(session, 0)
-
-    def test_what_is_left_at_the_end_is_undone_last_to_first(self):
-        with start() as session:
-            put = putting(session)
-
-            def said(word):
-                return pair(dealloc=call(put, word.encode() + b"\0"))
-
-            for index in (1, 2):
-                base = reserve(session, 1)
-                actions = [said(f"{index}a"), pair(), said(f"{index}b")]
-                initialize(session, [(RW, base, 8, b"data")], actions)
-            code, out, _ = session.finish()
-            self.assertEqual((code, out), (0, "2b\n2a\n1b\n1a\n"))
-
-    def test_shared_memory_that_is_never_opened_leaves_no_name(self):
-        before = programs.shared_memory()
-        with start() as session:
-            instance = u64(session.symbols[MAPPER + "_Instance"])
-            answer = session.ask(MAPPER + "_Reserve", instance + u64(1 << 30))
-            _, name = answer.expected(lambda: (answer.u64(), answer.string()))
-            self.assertIn(name[1:], programs.shared_memory() - before)
-            self.assertEnds(session, 0)
-        self.assertEqual(programs.shared_memory() - before, set())
-
-
-class Process(Case):
-    def test_the_hosts_own_symbols_are_published(self):
-        with start() as session:
-            answer = session.symbols["executor_answer"]
-            self.assertEqual(session.call(RUN + "_void_function_wrapper", u64(answer)), u32(42))
-            self.assertEnds(session, 0)
-
-    def test_the_cxx_runtime_is_loaded_when_it_is_looked_for(self):
-        def loaded(session):
-            with open(f"/proc/{session.process.pid}/maps") as maps:
-                return "libstdc++" in maps.read()
-
-        with start() as session:
-            self.assertIsNotNone(resolve(session, "malloc"))
-            self.assertFalse(loaded(session))
-            self.assertIsNotNone(resolve(session, "__cxa_throw"))
-            self.assertTrue(loaded(session))
-            self.assertEnds(session, 0)
-        with start(environment={"EXECUTOR_C_ONLY": "1"}) as session:
-            self.assertIsNone(resolve(session, "__cxa_throw"))
-            self.assertFalse(loaded(session))
-            self.assertEnds(session, 0)
-
-    def test_debug_objects_are_where_a_debugger_looks(self):
-        with start() as session:
-            descriptor = resolve(session, "__jit_debug_descriptor")
-            self.assertIsNotNone(resolve(session, "__jit_debug_register_code"))
-            base = reserve(session, 4096)
-            objects = [(base, base + 16), (base + 16, base + 48)]
-            for index, (first, last) in enumerate(objects):
-                args = u64(first) + u64(last) + (u8(index) if index else b"")
-                function = "llvm_orc_registerJITLoaderGDBWrapper"
-                self.assertIsNone(session.ask(function, args).error())
-
-            def read(*addresses):
-                request = sequence(map(u64, addresses))
-                answer = session.ask(MEMORY + "_read_uint64s_wrapper", request)
-                return answer.sequence(answer.u64)
-
-            version, relevant, entry = read(descriptor, descriptor + 8, descriptor + 16)
-            self.assertEqual((version, relevant), (1 | 1 << 32, entry))
-            found = []
-            previous = 0
-            while entry:
-                following, back, first, size = read(entry, entry + 8, entry + 16, entry + 24)
-                self.assertEqual(back, previous)
-                found.append((first, first + size))
-                previous, entry = entry, following
-            self.assertEqual(found, objects[::-1])
-            self.assertEnds(session, 0)
-
-    def test_frames_that_were_never_registered_are_an_error(self):
-        with start() as session:
-            base = reserve(session, 4096)
-            name = "__llvm_orc_bootstrap_{}_ehframe_section_wrapper"
-            args = u64(base) + u64(base + 64)
-            # No frames are in it.
-            self.assertIsNone(session.ask(name.format("register"), args).error())
-            frames = u32(12) + u32(0) + bytes(8) + u32(12) + u32(20) + bytes(8) + u32(0)
-            session.call(MEMORY + "_write_buffers_wrapper", sequence([u64(base) + string(frames)]))
-            error = session.ask(name.format("deregister"), args).error()
-            self.assertIn("no section is registered", error)
-            nowhere = u64(8) + u64(16)
-            self.assertIn("read 4 bytes at 0x8", session.ask(name.format("register"), nowhere).error())
-            self.assertEnds(session, 0)
-
-    def test_a_program_that_ends_its_thread_ends_nothing_else(self):
-        with start() as session:
-            ends = u64(resolve(session, "pthread_exit"))
-            for _ in range(3):
-                self.assertEqual(session.call(RUN + "_void_function_wrapper", ends), b"")
-            self.assertEqual(session.call(READ, NOTHING), NOTHING)
-            self.assertEnds(session, 0)
-
-    def test_a_crash_of_the_program_is_a_crash(self):
-        with start() as session:
-            session.start(RUN + "_void_function_wrapper", u64(resolve(session, "abort")))
-            with self.assertRaises(Ended):
-                session.receive()
-            self.assertEqual(session.process.wait(60), -signal.SIGABRT)
 
 
 if __name__ == "__main__":

@@ -139,9 +139,11 @@ class Setup:
 class Session:
     """An executor program and our end of its descriptors."""
 
-    def __init__(self, command, llvm=22, environment=None, **options):
+    def __init__(self, command, llvm=22, environment=None, blocking=True, **options):
         to_read, self.output = os.pipe()
         self.input, to_write = os.pipe()
+        os.set_blocking(to_read, blocking)
+        os.set_blocking(to_write, blocking)
         version = {"EXECUTOR_LLVM": str(llvm), "JITMEM_EXECUTOR_LLVM": str(llvm)}
         environment = dict(os.environ, **version, **(environment or {}))
         self.process = subprocess.Popen(
@@ -154,6 +156,7 @@ class Session:
         )
         os.close(to_read)
         os.close(to_write)
+        self.llvm = llvm
         self.number = 0
         opcode, number, tag, body = self.receive()
         assert (opcode, number, tag) == (SETUP, 0, 0), "the first message is no Setup"
