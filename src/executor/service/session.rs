@@ -42,6 +42,8 @@ struct Window {
     reservation: Reservation,
     /// By their first addresses.
     chunks: BTreeMap<u64, View>,
+    /// What the controller has given back, but the kernel would not take: until its place is wanted.
+    refused: Vec<View>,
 }
 
 /// Deallocation actions by key; keys grow, so the last one is the latest.
@@ -177,6 +179,7 @@ impl Session {
         self.windows.lock().push(Window {
             reservation,
             chunks: BTreeMap::new(),
+            refused: Vec::new(),
         });
         Ok(reserved)
     }
@@ -258,6 +261,7 @@ impl Session {
                 view.executor()
             )));
         }
+        window.clear(range)?;
         let view = make(range, protection)?;
         window.chunks.insert(range.start(), view);
         Ok(())
@@ -273,7 +277,7 @@ impl Session {
             return Err(invalid_argument(format!("no chunk is at {range:?}")));
         };
         view.unmap().map_err(|(view, error)| {
-            window.chunks.insert(range.start(), view);
+            window.refused.push(view);
             error
         })
     }
@@ -446,12 +450,25 @@ impl Window {
         let (_, view) = self.chunks.range(..range.end()).next_back()?;
         view.executor().overlaps(range).then_some(view)
     }
+
+    /// Unmaps what lies in a range that is about to be mapped anew, though it was given back before.
+    fn clear(&mut self, range: AddressRange) -> Result<()> {
+        let overlaps = |view: &View| view.executor().overlaps(range);
+        while let Some(index) = self.refused.iter().position(overlaps) {
+            if let Err((view, error)) = self.refused.swap_remove(index).unmap() {
+                self.refused.push(view);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Drop for Window {
     fn drop(&mut self) {
-        let chunks = std::mem::take(&mut self.chunks);
-        chunks.into_values().for_each(View::unmap_writer);
+        let chunks = std::mem::take(&mut self.chunks).into_values();
+        let views = chunks.chain(std::mem::take(&mut self.refused));
+        views.for_each(View::unmap_writer);
     }
 }
 
@@ -485,5 +502,51 @@ fn open(file: &File, write: bool) -> Result<OwnedFd> {
             format!("{what}: it is another file; controller and executor count processes apart"),
         )),
         Err(error) => Err(explain(what, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::service::here::functions;
+    use crate::sys::fault::Faults;
+
+    fn outcome(session: &Session, step: Step) -> Result<()> {
+        let [Reply(reply)] = session.change(vec![step], Vec::new()).try_into().unwrap();
+        reply.map_err(Error::from)
+    }
+
+    #[test]
+    fn a_place_that_was_given_back_can_be_taken_though_the_kernel_refused_it() {
+        let session = Session::new(1, 0, functions());
+        let page = sys::page_size().bytes();
+        let (size, least, at) = (64 * page, 64 * page, At::Default {});
+        let window = session.reserve(Reserve { size, least, at }).unwrap().range;
+        let part = |first: u64, pages: u64| AddrRange {
+            start: ExecutorAddr(window.start.0 + first * page),
+            end: ExecutorAddr(window.start.0 + (first + pages) * page),
+        };
+        let map = |range| Step::MapOwn {
+            range,
+            protection: 1,
+            commit: false,
+        };
+        outcome(&session, map(part(0, 8))).unwrap();
+        let kept = Faults::one(0, libc::ENOMEM);
+        let error = outcome(&session, Step::Unmap { range: part(0, 8) }).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        assert!(kept.failed().is_some());
+        drop(kept);
+        // It was given back all the same.
+        let again = outcome(&session, Step::Unmap { range: part(0, 8) }).unwrap_err();
+        assert!(again.message().contains("no chunk is at"), "{again}");
+        {
+            let _faults = Faults::all_after(0, libc::ENOMEM);
+            assert!(outcome(&session, map(part(4, 8))).is_err());
+        }
+        outcome(&session, map(part(4, 8))).unwrap();
+        outcome(&session, map(part(0, 4))).unwrap();
+        let overlap = outcome(&session, map(part(3, 2))).unwrap_err();
+        assert!(overlap.message().contains("overlaps"), "{overlap}");
     }
 }
