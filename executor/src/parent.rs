@@ -3,21 +3,32 @@
 
 use rustix::process::getppid;
 use std::fs;
+use std::io::{BufRead, BufReader};
 
-/// The release of the LLVM that the parent has loaded as a library, or of the program that it is;
+/// More than the kernel gives of a process's mappings at once.
+const BUFFER: usize = 4 << 10;
+
+/// The release of the LLVM program that the parent is, or of the LLVM that it has loaded as a library;
 /// `None` if neither tells.
 pub(crate) fn llvm() -> Option<u32> {
     let parent = getppid()?.as_raw_nonzero();
     let loaded = || {
-        let maps = fs::read_to_string(format!("/proc/{parent}/maps")).ok()?;
-        maps.lines()
-            .find_map(|line| library(line.rsplit('/').next()?))
+        let maps = fs::File::open(format!("/proc/{parent}/maps")).ok()?;
+        // Line by line: a parent may have tens of thousands, and all that this process ever
+        // allocates it keeps.
+        let mut lines = BufReader::with_capacity(BUFFER, maps).split(b'\n');
+        lines.find_map(|line| {
+            let line = line.ok()?;
+            let name = line.rsplit(|byte| *byte == b'/').next()?;
+            library(std::str::from_utf8(name).ok()?)
+        })
     };
     let named = || {
         let path = fs::read_link(format!("/proc/{parent}/exe")).ok()?;
         program(path.to_str()?)
     };
-    loaded().or_else(named)
+    // The kernel takes a microsecond for each mapping that it lists.
+    named().or_else(loaded)
 }
 
 /// The number that a text begins with.
