@@ -102,7 +102,7 @@ fn introduce(
 }
 
 /// Serves the controller that reads `output` and writes `input`, which may be one socket, until it
-/// hangs up. Calls run in threads of their own; this one waits for all of them.
+/// hangs up. Linked code runs in other threads; this one waits for all of them.
 ///
 /// When this returns, deallocation actions that were left have run, last to first, and all memory
 /// that the controller had is gone.
@@ -111,7 +111,6 @@ fn introduce(
 /// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
 /// LLVM's own executor has for it; whatever the system refuses before the first message.
 pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
-    let input = Frames::new(Arc::new(input));
     let outlet = Outlet::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let calls = Arc::new(Calls::new(outlet));
@@ -137,7 +136,9 @@ pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
         &setup.encode(options.layout),
         along.as_ref().map(AsFd::as_fd),
     );
-    drop(along);
+    drop((along, setup));
+    // The reader's buffer comes to lie where all that was.
+    let input = Frames::new(Arc::new(input));
     let result = sent.and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
     drop(services);
     calls::forget(context);

@@ -6,13 +6,17 @@
 //! reads. In the steady state no thread is started. What is answered without waiting for anybody
 //! is answered by the reader, which reads on.
 //!
+//! The thread that serves is the first to read, so a session begins with one thread, and one of brief
+//! calls has no other. It never runs linked code, whose thread-locals would outlive the session there,
+//! and which may need more stack than the host has given it.
+//!
 //! Only a program gets a thread of its own, which has ended before the answer goes out: it may leave
 //! thread-locals behind whose destructors are code that the controller will take away.
 
 use super::calls::Calls;
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{Function, Patience};
-use crate::sys::{self, Answer, WrapperResult, explain};
+use crate::sys::{self, Answer, WrapperResult};
 use crate::transport::frames::{Frames, Message};
 use crate::wire::frame::{FrameError, Opcode};
 use parking_lot::{Condvar, Mutex};
@@ -129,8 +133,13 @@ impl Workers {
 
     /// Has everything done until the session ends, and all calls have returned.
     pub(super) fn serve(self: Arc<Workers>) -> Result<()> {
-        self.start()
-            .map_err(|error| explain("start a thread that serves the controller", error))?;
+        let mut state = self.state.lock();
+        state.threads = 1;
+        state.reading = true;
+        drop(state);
+        let first = Worker(Arc::clone(&self));
+        // A panic ends the session, as it does in the other threads, and those are waited for.
+        let _ = catch_unwind(AssertUnwindSafe(|| first.lead()));
         let mut state = self.state.lock();
         while state.threads > 0 {
             self.gone.wait(&mut state);
@@ -138,11 +147,12 @@ impl Workers {
         state.ended.take().unwrap_or(Ok(()))
     }
 
-    fn start(self: &Arc<Workers>) -> std::io::Result<()> {
+    /// Starts a thread, which has the turn to read if it is given the call that was read last.
+    fn start(self: &Arc<Workers>, call: Option<Call>) -> std::io::Result<()> {
         self.state.lock().threads += 1;
         let worker = Worker(Arc::clone(self));
         // If there is no thread to be had, the worker is dropped, and counted off.
-        sys::spawn_for_programs(move || worker.work())
+        sys::spawn_for_programs(move || worker.work(call))
     }
 
     fn end(&self, why: Result<()>) {
@@ -190,7 +200,7 @@ impl Workers {
             return true;
         }
         drop(state);
-        let started = self.start().is_ok();
+        let started = self.start(None).is_ok();
         if !started {
             // An idle thread may have come meanwhile and be reading.
             let mut state = self.state.lock();
@@ -298,10 +308,26 @@ impl Workers {
 struct Worker(Arc<Workers>);
 
 impl Worker {
-    fn work(self) {
+    /// Reads, and leaves the session to another thread when there is a call that is not brief.
+    fn lead(self) {
         let workers = &self.0;
-        while workers.take_turn() {
-            let Some(call) = workers.read() else { return };
+        while let Some(call) = workers.read() {
+            let sequence = call.sequence;
+            if workers.start(Some(call)).is_ok() {
+                return;
+            }
+            workers.calls.send_result(sequence, Vec::new());
+        }
+    }
+
+    /// Takes its turns, beginning with a call for which it has one already, if any.
+    fn work(self, mut call: Option<Call>) {
+        let workers = &self.0;
+        loop {
+            if call.is_none() && workers.take_turn() {
+                call = workers.read();
+            }
+            let Some(call) = call.take() else { return };
             if workers.pass_turn() {
                 workers.handle(call);
             } else {
@@ -335,6 +361,49 @@ mod tests {
     use crate::sys::Outlet;
     use crate::wire::frame::{HEADER_SIZE, message};
     use std::io::{Read, Write};
+    use std::thread::ThreadId;
+
+    #[test]
+    fn brief_calls_are_answered_by_the_thread_that_serves_and_others_never() {
+        static CALLED_IN: Mutex<Vec<ThreadId>> = Mutex::new(Vec::new());
+        fn note(_: &[u8]) -> Answer {
+            CALLED_IN.lock().push(std::thread::current().id());
+            Ok(Vec::new())
+        }
+        const PATIENCES: [Patience; 3] = [Patience::Brief, Patience::Patient, Patience::Program];
+        let functions = (1..).zip(PATIENCES).map(|(address, patience)| {
+            let function = Function {
+                address,
+                answer: Some(note),
+                patience,
+            };
+            (address, function)
+        });
+        let (their_input, mut output) = std::io::pipe().unwrap();
+        let (mut input, their_output) = std::io::pipe().unwrap();
+        let workers = Workers::new(
+            Frames::new(Arc::new(their_input.into())),
+            Arc::new(Calls::new(Outlet::new(their_output.into()).unwrap())),
+            functions.collect(),
+        );
+        let serving = Arc::clone(&workers);
+        let serving = std::thread::spawn(move || serving.serve());
+        let mut call = |tag| {
+            let call = message(Opcode::CallWrapper, 0, tag, &[]);
+            output.write_all(&call).unwrap();
+            input.read_exact(&mut [0; HEADER_SIZE]).unwrap();
+            *CALLED_IN.lock().last().unwrap() == serving.thread().id()
+        };
+        assert!(call(1));
+        assert!(call(1));
+        assert_eq!(workers.state.lock().threads, 1);
+        assert!(!call(2));
+        assert!(!call(3));
+        assert!(!call(2));
+        drop(output);
+        serving.join().unwrap().unwrap();
+        assert_eq!(workers.state.lock().threads, 0);
+    }
 
     #[test]
     fn threads_that_are_not_needed_end_even_while_others_work() {
