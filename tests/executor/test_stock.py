@@ -13,6 +13,11 @@ from sessions import (
 from wire import Failed, Session, call, pair, sequence, string, u8, u32, u64
 
 
+def actions_errors(text):
+    """What is said of several: ours says of which actions, and what comes first."""
+    return text and re.sub("allocation action at 0x[0-9a-f]+: ", "", text.replace("; then ", "\n"))
+
+
 class LikeStock(Case):
     """Each scenario is played with both."""
 
@@ -176,7 +181,6 @@ class LikeStock(Case):
             yield "finalize", NOTHING + sequence([pair()]), True
             yield "finalize", sequence([segment(base, 0x1000, 8)]) + NOTHING, True
             yield "deallocate", sequence([u64(16)]), True
-            yield "finalize", sequence([segment(base, 0, 4, b"12345")]) + NOTHING, True
             yield "finalize", sequence([segment(base, 0, 8, b"data", R)]) + NOTHING, True
             yield "deallocate", sequence([u64(base)]), True
             yield "deallocate", sequence([u64(base)]), True
@@ -239,20 +243,21 @@ class LikeStock(Case):
             def finalize(base, *actions):
                 request = sequence([u8(RW) + u64(base) + u64(8) + string(b"data")]) + sequence(actions)
                 answer = session.ask(MANAGER + "_finalize_wrapper", instance + request)
-                said.append(answer.error())
+                said.append(actions_errors(answer.error()))
 
             def deallocate(*bases):
                 request = instance + sequence(map(u64, bases))
-                error = session.ask(MANAGER + "_deallocate_wrapper", request).error()
-                # In the order of a hash table's, and addresses differ.
-                said.append(error and sorted(re.sub("0x[0-9a-f]+", "0x", error).split("\n")))
+                error = actions_errors(session.ask(MANAGER + "_deallocate_wrapper", request).error())
+                # Of several errors, those of actions come last or in between.
+                said.append(error and sorted(re.sub("0x[0-9a-f]{9,}", "", error).split("\n")))
 
             first, second, third, fourth = (reserved() for _ in range(4))
-            finalize(first, action("1a", "1x"), pair(), action("1b", ""), action("1c", "1z"))
+            # The stock executors call null.
+            finalize(first, action("1a", "1x"), action("1b", ""), action("1c", "1z"))
             deallocate(first)
             finalize(second, action("2a", "2x"), action("2b", "2y"), action("!2c", "2z"), action("2d", ""))
             deallocate(second)
-            finalize(third, action("", "") , action("3a", "!3x"), action("3b", "3y"), action("3c", "!3z"))
+            finalize(third, action("3a", "!3x"), action("3b", "3y"), action("3c", "!3z"))
             deallocate(16, third, 32)
             finalize(fourth, action("4a", "4x"), action("4b", "4y"))
             return said
@@ -276,11 +281,11 @@ class LikeStock(Case):
                 try:
                     said.append(answer.expected(answer.u64) - base)
                 except Failed as failed:
-                    said.append(str(failed))
+                    said.append(actions_errors(str(failed)))
 
             def undo(what, *offsets):
                 request = instance + sequence(u64(base + offset) for offset in offsets)
-                said.append(session.ask(f"{MANAGER}_{what}_wrapper", request).error())
+                said.append(actions_errors(session.ask(f"{MANAGER}_{what}_wrapper", request).error()))
 
             initialize(1, action("1a", "1x"), pair(), action("1b", ""), action("1c", "1z"))
             undo("deinitialize", 4096)
@@ -292,7 +297,7 @@ class LikeStock(Case):
             undo("release", 0)
             answer = session.ask(MANAGER + "_reserve_wrapper", instance + u64(1 << 20))
             base = answer.expected(answer.u64)
-            initialize(6, action("6a", "6x"), action("6b", "!6y"))
+            initialize(6, action("6a", "6x"), action("6b", "6y"))
             return said
 
         self.both(22, scenario)
@@ -316,11 +321,11 @@ class LikeStock(Case):
                 try:
                     said.append(answer.expected(answer.u64) - base)
                 except Failed as failed:
-                    said.append(str(failed))
+                    said.append(actions_errors(str(failed)))
 
             def undo(what, *addresses):
                 request = instance + sequence(map(u64, addresses))
-                said.append(session.ask(f"{MAPPER}_{what}", request).error())
+                said.append(actions_errors(session.ask(f"{MAPPER}_{what}", request).error()))
 
             base = reserved()
             initialize(base, 0, action("0a", "0x"), pair(), action("0b", ""), action("0c", "0z"))
@@ -344,7 +349,7 @@ class LikeStock(Case):
             answer = session.ask(MAPPER + "_Reserve", mapper + u64(4096))
             base, name = answer.expected(lambda: (answer.u64(), answer.string()))
             os.unlink("/dev/shm" + name)
-            actions = sequence([action("", "mapper")])
+            actions = sequence([action("first", "mapper")])
             request = mapper + u64(base) + sequence([u8(RW) + u64(base) + u64(8)]) + actions
             mapped = session.call(MAPPER + "_Initialize", request)
             manager = u64(session.symbols[MANAGER + "_Instance"])
@@ -352,7 +357,7 @@ class LikeStock(Case):
             base = answer.expected(answer.u64)
             name = "_initialize_wrapper" if session.llvm == 22 else "_finalize_wrapper"
             segments = sequence([u8(RW) + u64(base) + u64(8) + string(b"data")])
-            actions = sequence([action("", "manager")])
+            actions = sequence([action("second", "manager")])
             managed = session.call(MANAGER + name, manager + segments + actions)
             return mapped[:1], managed[:1]
 
