@@ -177,6 +177,16 @@ static void with_its_own_services(void **state) {
                : jitmem_mapper_llvm_simple)(stock.transport, "it is as it came", &mapper, error));
     OK(jitmem_manager_create(mapper, NULL, &manager, error));
     run_graphs(&stock, manager, 50);
+    // LLVM's shared service knows deallocation actions by an address, which must not be another's.
+    const jitmem_segment passing = {.content_size = 8,
+                                    .alignment = 8,
+                                    .protection = JITMEM_PROT_READ,
+                                    .lifetime = JITMEM_LIFETIME_FINALIZE};
+    const jitmem_action action = {.dealloc = {.function = 1}};
+    if (shared)
+      FAILS(JITMEM_UNSUPPORTED, "a segment of standard lifetime",
+            jitmem_manager_finalize(manager, allocate(manager, &passing, 1).handle, &action, 1,
+                                    error));
     jitmem_stats stats = stats_of(manager);
     assert_int_equal(stats.mapper, shared ? JITMEM_MAPPER_LLVM_SHARED : JITMEM_MAPPER_LLVM_SIMPLE);
     assert_string_equal(stats.fallback_reason, "it is as it came");

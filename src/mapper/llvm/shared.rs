@@ -249,6 +249,15 @@ impl Mapper for LlvmSharedMapper {
         let serving: Vec<WireSegment> = segments.iter().filter(serves).map(wire).collect();
         let stays = |segment: &&SegmentContent| !serves(segment);
         let staying: Vec<WireSegment> = segments.iter().filter(stays).map(wire).collect();
+        if staying.is_empty() && actions.iter().any(|action| action.dealloc.function != 0) {
+            // Another allocation will have their address, and its actions would take their place.
+            return done.complete(Err(Error::new(
+                Status::Unsupported,
+                "LLVM's shared-memory service remembers deallocation actions by an address of the \
+                 allocation that stays, and this one has none: give it a segment of standard \
+                 lifetime, or have the executor load libjitmem.so",
+            )));
+        }
         let keep = !actions.is_empty();
         let done = Completion::new(move |answer: Result<u64>| {
             // Without actions the executor has nothing to remember.
