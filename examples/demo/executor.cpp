@@ -123,7 +123,7 @@ Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program) 
   if (Errno) {
     close(There[1]);
     close(Back[0]);
-    return systemError(Errno, "start " + Program + " (Debian's package llvm-22-tools has it)");
+    return systemError(Errno, "start " + Program);
   }
   return std::unique_ptr<Executor>(new Executor(Program, Pid, Back[0], There[1]));
 }
@@ -141,7 +141,8 @@ Executor::connect(std::unique_ptr<TaskDispatcher> D) {
   auto EPC = SimpleRemoteEPC::Create<CountingTransport>(std::move(D), {}, *this);
   if (!EPC)
     return createStringError("cannot connect to " + Program + ": " + toString(EPC.takeError()) +
-                             "; it must be an llvm-jitlink-executor of LLVM " LLVM_VERSION_STRING);
+                             "; it must be jitmem-executor, or llvm-jitlink-executor of "
+                             "LLVM " LLVM_VERSION_STRING);
   ExecutorAddr Function;
   if (auto E = (*EPC)->getBootstrapSymbols(
           {{Function, rt::SimpleExecutorDylibManagerResolveWrapperName}}))

@@ -26,7 +26,7 @@ struct Traffic {
   Traffic operator-(Traffic T) const { return {Messages - T.Messages, Bytes - T.Bytes}; }
 };
 
-/// Another process for linked code to run in: a stock llvm-jitlink-executor.
+/// Another process for linked code to run in.
 class Executor {
 public:
   static llvm::Expected<std::unique_ptr<Executor>> Start(const std::string &Program);

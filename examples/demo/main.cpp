@@ -28,9 +28,14 @@ cl::opt<unsigned> Rounds("rounds", cl::desc("How often to link everything with e
                          cl::init(5), cl::cat(Options));
 cl::opt<bool> InProcess("in-process", cl::desc("Start no other process; link for this one only"),
                         cl::cat(Options));
-cl::opt<std::string> ExecutorPath("executor", cl::desc("Program that runs the linked code"),
-                                  cl::value_desc("llvm-jitlink-executor"), cl::init(DEMO_EXECUTOR),
+cl::opt<std::string> ExecutorPath("executor",
+                                  cl::desc("Program that runs the linked code, by default "
+                                           "jitmem-executor"),
+                                  cl::value_desc("file"), cl::init(DEMO_EXECUTOR),
                                   cl::cat(Options));
+cl::opt<bool> StockExecutor("stock-executor",
+                            cl::desc("Have LLVM's own llvm-jitlink-executor run the linked code"),
+                            cl::cat(Options));
 cl::opt<jitmem_in_process_kind> Mapper(
     "mapper", cl::desc("How jitmem gets memory of this process"), cl::init(JITMEM_IN_PROCESS_AUTO),
     cl::values(clEnumValN(JITMEM_IN_PROCESS_AUTO, "auto", "two views where the system allows them"),
@@ -149,6 +154,8 @@ Error runDemo() {
   if (LargeHeap)
     if (auto E = reserveLargeHeap())
       return E;
+  if (StockExecutor)
+    ExecutorPath = DEMO_STOCK_EXECUTOR;
   std::vector<Contender> Contenders;
   if (!InProcess)
     Contenders = managersAcross();

@@ -54,6 +54,10 @@ std::vector<Contender> managersAcross() {
        [](ExecutorProcessControl &EPC) {
          return toManager(jitmem::orc::MemoryManager::Create(EPC));
        }},
+      {"jitmem remote", "jitmem::orc::MemoryManager::CreateRemote(EPC), for other machines", true,
+       [](ExecutorProcessControl &EPC) {
+         return toManager(jitmem::orc::MemoryManager::CreateRemote(EPC));
+       }},
       {"LLVM shared", "llvm::orc::MapperJITLinkMemoryManager over SharedMemoryMapper", true,
        createShared},
       {"LLVM EPC", "llvm::orc::EPCGenericJITLinkMemoryManager", true, createGeneric},
