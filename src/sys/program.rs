@@ -148,16 +148,23 @@ pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Re
 const HANDLERS_STACK: usize = 64 << 10;
 
 /// Has this thread's signal handlers that ask for it run on `stack`, which must outlive the thread: a
-/// stack overflow could not be reported otherwise.
+/// stack overflow could not be reported otherwise. A sanitizer gives each thread such a stack and takes
+/// away what it finds at the end; that one stays.
 fn handle_signals_on(stack: &mut [MaybeUninit<u8>]) {
     let stack = libc::stack_t {
         ss_sp: stack.as_mut_ptr().cast(),
         ss_flags: 0,
         ss_size: stack.len(),
     };
-    // SAFETY: nobody else uses the memory while the thread is there. Where the kernel wants more of
-    // it, there is no such stack.
-    unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    let mut before = MaybeUninit::<libc::stack_t>::zeroed();
+    // SAFETY: asks into a place for the answer, which is valid when it is all zero. Nobody else uses
+    // the memory while the thread is there; where the kernel wants more of it, there is no such stack.
+    unsafe {
+        libc::sigaltstack(std::ptr::null(), before.as_mut_ptr());
+        if before.assume_init().ss_flags & libc::SS_DISABLE != 0 {
+            libc::sigaltstack(&raw const stack, std::ptr::null_mut());
+        }
+    }
 }
 
 /// Does something in a thread like that, and waits until nothing of the thread is left: the
