@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import programs
@@ -47,11 +48,7 @@ def executors_status(group):
             return None if status is None else os.waitstatus_to_exitcode(status)
 
 
-def on_one_cpu():
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-
-
-def run(command, environment=None, text="", merged=False, prepare=None):
+def run(command, environment=None, text="", merged=False):
     """Runs a controller and waits for its executor as well."""
     process = subprocess.Popen(
         command,
@@ -60,7 +57,6 @@ def run(command, environment=None, text="", merged=False, prepare=None):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT if merged else subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=prepare,
     )
     try:
         # Both processes have these pipes: they end when both have ended.
@@ -74,15 +70,22 @@ def run(command, environment=None, text="", merged=False, prepare=None):
     return Run(process.returncode, output.decode(), (complaint or b"").decode(), status)
 
 
+def at_once(function, executors):
+    """Calls a function with each executor, and gives what comes of it by executor."""
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(executors, pool.map(function, executors)))
+
+
 def jitlink(llvm, mode, executor, words, runtime=False, **options):
     command = [programs.controller(llvm), f"-oop-executor={executor}", *MODES[llvm][mode]]
     if runtime:
         command.append(f"-orc-runtime={programs.orc_runtime(llvm)}")
     # What our executor in C can't find out; the program has to.
     environment = {"EXECUTOR_LLVM": str(llvm), **options.pop("environment", {})}
-    # Its threads race with each other, in the controller itself.
-    prepare = on_one_cpu if llvm == 19 else None
-    return run([*command, *words], environment, prepare=prepare, **options)
+    if llvm == 19:
+        # Its threads race with each other, in the controller itself.
+        command = [programs.tool("taskset"), "-c", str(min(os.sched_getaffinity(0))), *command]
+    return run([*command, *words], environment, **options)
 
 
 def repl(mode, executor, text):

@@ -2,6 +2,7 @@
 """Real controllers run real programs through our executor, and the stock one gives the same."""
 
 import functools
+import itertools
 import os
 import subprocess
 import unittest
@@ -23,15 +24,22 @@ def merged(files):
     return one
 
 
-def run(llvm, mode, linked, program, executor, **options):
-    words = list(program.options)
+def words_of(llvm, program):
+    """What a controller is given."""
     several = llvm == 19 and len(program.files) > 1 and "libparts.a" not in program.files
-    words += merged(program.files) if several else programs.objects(*program.files)
-    if program.args:
-        words += ["-args", *program.args]
-    return controllers.jitlink(
-        llvm, mode, executor, words, linked == RUNTIME, text=program.text, **options
-    )
+    linked = merged(program.files) if several else programs.objects(*program.files)
+    return [*program.options, *linked, *(["-args", *program.args] if program.args else [])]
+
+
+def runs_of(llvm, mode, linked, program, executors, **options):
+    """What comes of a program, by executor."""
+    words = words_of(llvm, program)
+    options = {"text": program.text, **options}
+
+    def run(executor):
+        return controllers.jitlink(llvm, mode, executor, words, linked == RUNTIME, **options)
+
+    return controllers.at_once(run, executors)
 
 
 def expected(program, ran):
@@ -44,7 +52,8 @@ def expected(program, ran):
 def shown(llvm, mode, linked, name):
     """Whether the stock executor can't run a program either."""
     program = PROGRAMS[name]
-    return not expected(program, run(llvm, mode, linked, program, programs.stock_executor(llvm)))
+    runs = runs_of(llvm, mode, linked, program, [programs.stock_executor(llvm)])
+    return not any(expected(program, ran) for ran in runs.values())
 
 
 class Controllers(unittest.TestCase):
@@ -61,21 +70,20 @@ class Controllers(unittest.TestCase):
             example = key[3] or "arguments"
             self.assertTrue(shown(llvm, mode, linked, example), "stock runs it, so ours must")
             self.skipTest(DEFECTS[key])
-        executors = {"program": programs.PROGRAM}
+        executors = [programs.PROGRAM]
         if name in IN_HOSTS and linked == BARE:
-            executors |= programs.HOSTS
-        for kind, executor in executors.items():
-            with self.subTest(executor=kind):
-                ran = run(llvm, mode, linked, program, executor)
-                self.assertTrue(expected(program, ran), ran)
-                # Controllers say this and that of their own; the executor itself nothing else.
-                said = [line for line in ran.complaint.splitlines() if line.startswith(executor)]
-                told = f"{executor}: killed by signal {-program.status} ({program.signal})"
-                self.assertEqual([line.split(" at ")[0] for line in said], [told] * bool(program.signal))
+            executors += programs.HOSTS.values()
         if program.stock:
-            with self.subTest(executor="stock"):
-                ran = run(llvm, mode, linked, program, stock)
+            executors.append(stock)
+        for executor, ran in runs_of(llvm, mode, linked, program, executors).items():
+            with self.subTest(executor=executor):
                 self.assertTrue(expected(program, ran), ran)
+                if executor != stock:
+                    # Controllers say this and that of their own; the executor itself nothing else.
+                    lines = ran.complaint.splitlines()
+                    said = [line.split(" at ")[0] for line in lines if line.startswith(executor)]
+                    told = f"{executor}: killed by signal {-program.status} ({program.signal})"
+                    self.assertEqual(said, [told] if program.signal else [])
         self.assertEqual(programs.shared_memory() - before, set())
 
 
@@ -103,27 +111,34 @@ class OneStream(unittest.TestCase):
 
     def test_what_is_buffered_follows_what_is_not(self):
         wanted = {"stdio": "2 lines\n1: one\n2: two\n", "exit": "first last 7\n"}
-        for llvm in programs.LLVM:
-            for name, output in wanted.items():
-                for executor in (programs.PROGRAM, programs.stock_executor(llvm)):
-                    with self.subTest(llvm=llvm, program=name, executor=executor):
-                        ran = run(llvm, "generic", BARE, PROGRAMS[name], executor, merged=True)
-                        # The controller's own words come when the executor has ended.
-                        self.assertEqual(ran.output[: len(output)], output)
+        for llvm, (name, output) in itertools.product(programs.LLVM, wanted.items()):
+            executors = [programs.PROGRAM, programs.stock_executor(llvm)]
+            runs = runs_of(llvm, "generic", BARE, PROGRAMS[name], executors, merged=True)
+            for executor, ran in runs.items():
+                with self.subTest(llvm=llvm, program=name, executor=executor):
+                    # The controller's own words come when the executor has ended.
+                    self.assertEqual(ran.output[: len(output)], output)
 
 
 class COnly(unittest.TestCase):
     """An executor that was told to stay without C++."""
 
     def test_c_runs_and_cxx_does_not(self):
+        host = programs.HOSTS["shared library"]
         for llvm in (19, 22):
             with self.subTest(llvm=llvm):
-                environment = {"EXECUTOR_C_ONLY": "1"}
-                executor = programs.HOSTS["shared library"]
-                c = run(llvm, "generic", BARE, PROGRAMS["arguments"], executor, environment=environment)
+                c, cxx = (
+                    runs_of(
+                        llvm,
+                        "generic",
+                        BARE,
+                        PROGRAMS[name],
+                        [host],
+                        environment={"EXECUTOR_C_ONLY": "1"},
+                    )[host]
+                    for name in ("arguments", "exceptions")
+                )
                 self.assertEqual((c.code, c.status), (42, 0), c)
-                program = PROGRAMS["exceptions"]
-                cxx = run(llvm, "generic", BARE, program, executor, environment=environment)
                 self.assertEqual((cxx.code, cxx.status), (1, 0), cxx)
                 self.assertIn("__cxa", cxx.complaint)
 

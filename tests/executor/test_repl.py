@@ -117,9 +117,11 @@ class Repl(unittest.TestCase):
 
     def check(self, mode, lines):
         before = programs.shared_memory()
-        for executor in (programs.PROGRAM, programs.stock_executor(22)):
+        executors = [programs.PROGRAM, programs.stock_executor(22)]
+        text = lines.text + "%quit\n"
+        runs = controllers.at_once(lambda one: controllers.repl(mode, one, text), executors)
+        for executor, ran in runs.items():
             with self.subTest(executor=executor):
-                ran = controllers.repl(mode, executor, lines.text + "%quit\n")
                 self.assertEqual((ran.code, ran.status), (lines.code, lines.status), ran)
                 # The controller ends with a line's end, while the executor may still write.
                 ends = ("\n", "") if lines.code == 0 else ("", "")
