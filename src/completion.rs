@@ -66,8 +66,11 @@ pub(crate) fn join_all(count: usize, done: Completion<()>) -> Vec<Completion<()>
                     Err(first) => Err(first.join(error)),
                 };
             }
-            let last = if state.0 == 0 { state.2.take() } else { None };
-            let result = state.1.clone();
+            if state.0 > 0 {
+                return;
+            }
+            let result = std::mem::replace(&mut state.1, Ok(()));
+            let last = state.2.take();
             drop(state);
             if let Some(done) = last {
                 done.complete(result);

@@ -132,9 +132,14 @@ impl Error {
         self
     }
 
-    /// Appends another failure that happened on the way out, keeping this one's status.
+    /// Appends another failure that happened on the way out, keeping this one's status. That an
+    /// executor is gone is said once, however many allocations it had.
     pub(crate) fn join(mut self, other: Error) -> Self {
-        self.message = format!("{}; then {}", self.message, other.message);
+        let known = other.status == Status::Disconnected && self.message.contains(&other.message);
+        if !known {
+            self.message.push_str("; then ");
+            self.message.push_str(&other.message);
+        }
         self
     }
 
@@ -205,6 +210,16 @@ mod tests {
             .join(Error::new(Status::MapperFailed, "second"));
         assert_eq!(joined.status(), Status::ActionFailed);
         assert!(joined.to_string().contains("first; then second"));
+    }
+
+    #[test]
+    fn an_executor_is_lost_once() {
+        let gone = |how: &str| Error::new(Status::Disconnected, format!("gone: {how}"));
+        let failed = || Error::new(Status::ActionFailed, "failed");
+        let joined = gone("a").join(gone("a")).join(gone("b")).join(gone("a"));
+        assert_eq!(joined.to_string(), "gone: a; then gone: b");
+        let joined = failed().join(failed()).join(gone("a")).join(gone("a"));
+        assert_eq!(joined.to_string(), "failed; then failed; then gone: a");
     }
 
     #[test]
