@@ -1,6 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What the fuzz targets share.
 
+pub mod actions;
+pub mod executor;
+pub mod input;
+pub mod llvm;
+pub mod own;
+
 /// Decodes bytes as each of the types, or not. A value that was decoded must come back from what
 /// it is encoded as. (A macro, because values borrow from their bytes.)
 #[macro_export]

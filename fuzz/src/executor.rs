@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! An executor in this process, and the controller's end of its stream.
+
+use jitmem::capi::serve_controller;
+use jitmem::executor::server::Options;
+use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode, Setup, SetupLayout, message};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::thread::{JoinHandle, spawn, yield_now};
+
+pub struct Executor {
+    stream: UnixStream,
+    serving: JoinHandle<jitmem::Result<()>>,
+    symbols: BTreeMap<String, u64>,
+    sequence: u64,
+    /// Descriptors and threads before.
+    had: (usize, usize),
+}
+
+fn count(folder: &str) -> usize {
+    fs::read_dir(folder).expect(folder).count()
+}
+
+fn belongings() -> (usize, usize) {
+    (count("/proc/self/fd"), count("/proc/self/task"))
+}
+
+impl Executor {
+    pub fn start(layout: SetupLayout) -> Executor {
+        let had = belongings();
+        let (mut stream, theirs) = UnixStream::pair().expect("socketpair");
+        let output = theirs.try_clone().expect("dup");
+        let options = Options {
+            layout,
+            cxx_runtime: false,
+            ..Options::default()
+        };
+        let serving = spawn(move || serve_controller(theirs.into(), output.into(), options));
+        let (header, body) = receive(&mut stream).expect("an executor introduces itself");
+        assert_eq!(header.opcode, Opcode::Setup);
+        let setup = Setup::decode(&body, layout).expect("a well-formed Setup");
+        let symbols = setup.bootstrap_symbols.into_iter();
+        Executor {
+            stream,
+            serving,
+            symbols: symbols.map(|(name, value)| (name, value.0)).collect(),
+            sequence: 0,
+            had,
+        }
+    }
+
+    /// What the executor has published under a name.
+    pub fn symbol(&self, name: &str) -> u64 {
+        self.symbols[name]
+    }
+
+    /// All published names and values, in order.
+    pub fn symbols(&self) -> impl Iterator<Item = (&str, u64)> {
+        let symbols = self.symbols.iter();
+        symbols.map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// A sequence number that no other call has.
+    pub fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    /// Calls, and waits for the answer.
+    pub fn call(&mut self, tag: u64, args: &[u8]) -> Vec<u8> {
+        let sequence = self.next();
+        self.send(&message(Opcode::CallWrapper, sequence, tag, args));
+        let (header, body) = receive(&mut self.stream).expect("every call is answered");
+        assert_eq!(
+            (header.opcode, header.sequence, header.tag),
+            (Opcode::Result, sequence, 0)
+        );
+        body
+    }
+
+    /// Sends bytes, which the executor may not want any more.
+    pub fn send(&mut self, bytes: &[u8]) {
+        // What it thinks of them is found when it ends.
+        let _ = self.stream.write_all(bytes);
+    }
+
+    /// Hangs up, and gives the bodies of the answers that were not waited for, by their numbers, and
+    /// how the executor ended. By then nothing of it is left; whatever stays is a hang.
+    pub fn end(mut self) -> (BTreeMap<u64, Vec<u8>>, jitmem::Result<()>) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let mut answers = BTreeMap::new();
+        while let Ok((header, body)) = receive(&mut self.stream) {
+            match header.opcode {
+                Opcode::Result => {
+                    let before = answers.insert(header.sequence, body);
+                    assert!(before.is_none(), "{} is answered twice", header.sequence);
+                }
+                other => assert_eq!(other, Opcode::Hangup),
+            }
+        }
+        let result = self.serving.join().expect("serving does not panic");
+        drop(self.stream);
+        // Threads are still on their way out of the kernel when what they did is done.
+        while belongings() != self.had {
+            yield_now();
+        }
+        let own = format!("jitmem-{}-", std::process::id());
+        for name in fs::read_dir("/dev/shm").expect("/dev/shm").flatten() {
+            let name = name.file_name();
+            assert!(!name.to_string_lossy().starts_with(&own), "{name:?} stays");
+        }
+        (answers, result)
+    }
+}
+
+fn receive(stream: &mut UnixStream) -> io::Result<(Header, Vec<u8>)> {
+    let mut header = [0; HEADER_SIZE];
+    stream.read_exact(&mut header)?;
+    let header = Header::decode(&header).expect("executors send well-formed headers");
+    header.check().expect("executors keep to the protocol");
+    let mut body = vec![0; header.body_size() as usize];
+    stream.read_exact(&mut body)?;
+    Ok((header, body))
+}
