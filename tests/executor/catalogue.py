@@ -34,9 +34,8 @@ class Program:
 
 def ends(way, status=0, signal="", output="", complaint=""):
     """`ends.cpp`: the controller finds that the executor is gone."""
-    return Program(
-        ["ends.o"], 1, output, [way], complaint=complaint or "disconnecting", status=status, signal=signal
-    )
+    complaint = complaint or "disconnecting"
+    return Program(["ends.o"], 1, output, [way], complaint=complaint, status=status, signal=signal)
 
 
 PARTS = [f"part-{number}.o" for number in range(150)]
@@ -122,8 +121,8 @@ DEFECTS = {
     (19, None, RUNTIME, "debug-info"): "LLVM 19 registers no eh-frames where there is a runtime",
 }
 NOTES = [
-    "LLVM 19: several objects are linked as one, merged by ld, for it calls main before all are finalized;",
-    "         and it has one CPU, for its threads race with each other where there is a runtime",
+    "LLVM 19: several objects are merged by ld first, for it calls main before all are finalized; and it",
+    "         has one CPU, for its threads race with each other where there is a runtime",
     "LLVM 14, 15, 16: Debian has no ORC runtime",
     "clang-repl 22: it hangs now and then where a symbol is missing, with the stock executor as well,",
     "         for its debug object plugin waits for an answer under the lock that the answer needs",

@@ -36,16 +36,19 @@ class Run:
     complaint: str
     # How the executor itself ended: its exit code, or less a signal.
     status: int
+    # The executor, and other processes whose parents have ended.
+    processes: list
 
 
-def executors_status(group):
-    """Waits for what is left of a group of processes; one of them is the executor."""
-    status = None
+def rest(group):
+    """Waits for what is left of a group of processes, the executor above all: statuses by process."""
+    statuses = {}
     while True:
         try:
-            _, status = os.waitpid(-group, 0)
+            process, status = os.waitpid(-group, 0)
         except ChildProcessError:
-            return None if status is None else os.waitstatus_to_exitcode(status)
+            return statuses
+        statuses[process] = os.waitstatus_to_exitcode(status)
 
 
 def run(command, environment=None, text="", merged=False):
@@ -61,13 +64,15 @@ def run(command, environment=None, text="", merged=False):
     try:
         # Both processes have these pipes: they end when both have ended.
         output, complaint = process.communicate(text.encode(), timeout=SECONDS)
-        status = executors_status(process.pid)
+        statuses = rest(process.pid)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, complaint = process.communicate()
-        status = executors_status(process.pid)
+        rest(process.pid)
         raise TimeoutError(f"{command} does not end: {output} {complaint}")
-    return Run(process.returncode, output.decode(), (complaint or b"").decode(), status)
+    status = list(statuses.values())[-1] if statuses else None
+    said = output.decode(), (complaint or b"").decode()
+    return Run(process.returncode, *said, status, list(statuses))
 
 
 def at_once(function, executors):

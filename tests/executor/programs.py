@@ -39,8 +39,8 @@ def objects(*names):
     return [os.path.join(WORK, "objects", name) for name in names]
 
 
-def shared_memory():
-    """Names under which memory is shared whose processes are no more."""
+def shared_memory(processes):
+    """Names that processes have given to shared memory, and that are still there."""
     names = os.listdir("/dev/shm")
     owners = {name: re.match(r"(?:jitmem-|jitlink_)(\d+)[-_]", name) for name in names}
-    return {name for name, pid in owners.items() if pid and not os.path.exists(f"/proc/{pid[1]}")}
+    return [name for name, owner in owners.items() if owner and int(owner[1]) in processes]

@@ -4,7 +4,7 @@
 import unittest
 
 import programs
-from wire import Session, sequence, string, u8, u32, u64
+from wire import Session, sequence, string, u8, u64
 
 EXECUTOR = programs.PROGRAM
 

@@ -7,7 +7,7 @@ SHORT = {"generic": "gen", "simple-remote": "rem", "shared": "shm"}
 
 
 class Table:
-    """Rows are programs, columns are controllers with a memory manager, with ORC runtime (+rt) or not."""
+    """Rows are programs; columns controllers with a memory manager, and with the ORC runtime (+rt)."""
 
     def __init__(self):
         self.cells = {}

@@ -62,7 +62,6 @@ class Controllers(unittest.TestCase):
     maxDiff = None
 
     def check(self, llvm, mode, linked, name, program):
-        before = programs.shared_memory()
         stock = programs.stock_executor(llvm)
         key = defect(llvm, mode, linked, name)
         if key:
@@ -78,13 +77,13 @@ class Controllers(unittest.TestCase):
         for executor, ran in runs_of(llvm, mode, linked, program, executors).items():
             with self.subTest(executor=executor):
                 self.assertTrue(expected(program, ran), ran)
+                self.assertEqual(programs.shared_memory(ran.processes), [])
                 if executor != stock:
                     # Controllers say this and that of their own; the executor itself nothing else.
                     lines = ran.complaint.splitlines()
                     said = [line.split(" at ")[0] for line in lines if line.startswith(executor)]
                     told = f"{executor}: killed by signal {-program.status} ({program.signal})"
                     self.assertEqual(said, [told] if program.signal else [])
-        self.assertEqual(programs.shared_memory() - before, set())
 
 
 def add(llvm, mode, linked, name, program):

@@ -116,7 +116,6 @@ class Repl(unittest.TestCase):
     maxDiff = None
 
     def check(self, mode, lines):
-        before = programs.shared_memory()
         executors = [programs.PROGRAM, programs.stock_executor(22)]
         text = lines.text + "%quit\n"
         runs = controllers.at_once(lambda one: controllers.repl(mode, one, text), executors)
@@ -127,11 +126,11 @@ class Repl(unittest.TestCase):
                 ends = ("\n", "") if lines.code == 0 else ("", "")
                 self.assertIn(ran.output, (lines.output + ends[0], ends[0] + lines.output), ran)
                 self.assertIn(lines.complaint, ran.complaint)
+                self.assertEqual(programs.shared_memory(ran.processes), [])
                 if executor == programs.PROGRAM:
                     crash = f"killed by signal {-lines.status} ({lines.signal})"
                     self.assertEqual("killed by" in ran.complaint, bool(lines.signal), ran)
                     self.assertTrue(not lines.signal or crash in ran.complaint, ran)
-        self.assertEqual(programs.shared_memory() - before, set())
 
 
 def add(mode, name, lines):

@@ -247,7 +247,8 @@ class LikeStock(Case):
 
             def deallocate(*bases):
                 request = instance + sequence(map(u64, bases))
-                error = actions_errors(session.ask(MANAGER + "_deallocate_wrapper", request).error())
+                answer = session.ask(MANAGER + "_deallocate_wrapper", request)
+                error = actions_errors(answer.error())
                 # Of several errors, those of actions come last or in between.
                 said.append(error and sorted(re.sub("0x[0-9a-f]{9,}", "", error).split("\n")))
 
