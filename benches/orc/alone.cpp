@@ -13,9 +13,13 @@
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/Path.h"
 
+#include <algorithm>
+#include <cerrno>
 #include <chrono>
+#include <fcntl.h>
 #include <sched.h>
 #include <set>
+#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -162,10 +166,14 @@ namespace {
 
 /// One figure for each round.
 struct IdleRounds {
-  std::vector<double> ProportionalKB, PrivateDirtyKB, Threads;
+  std::vector<double> ResidentKB, ProportionalKB, PrivateDirtyKB, Threads;
 };
 
 } // namespace
+
+static double mostOf(const std::vector<double> &Figures) {
+  return Figures.empty() ? 0 : *std::max_element(Figures.begin(), Figures.end());
+}
 
 static Error lookAtIdle(const Program &Of, IdleRounds &Rounds, std::string &Libraries) {
   auto E = Executor::Start(Of.Path);
@@ -182,6 +190,7 @@ static Error lookAtIdle(const Program &Of, IdleRounds &Rounds, std::string &Libr
   if (!Rollup)
     return Rollup.takeError();
   for (StringRef Line : split((*Rollup)->getBuffer(), '\n')) {
+    take(Line, "Rss:", Rounds.ResidentKB);
     take(Line, "Pss:", Rounds.ProportionalKB);
     take(Line, "Private_Dirty:", Rounds.PrivateDirtyKB);
   }
@@ -265,10 +274,24 @@ static Error reinitialize(const Program &Of) {
   return joinErrors((*E)->waitForEnd(), std::move(Err));
 }
 
+/// Pages of a file that was just built count as dirty in whoever has mapped them until they are
+/// written back.
+static Error writeBack(const std::string &Path) {
+  int File = open(Path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (File < 0)
+    return systemError(errno, "open " + Path);
+  int Errno = fsync(File) ? errno : 0;
+  close(File);
+  return Errno ? systemError(Errno, "write back " + Path) : Error::success();
+}
+
 Expected<std::vector<ProgramFacts>> findFacts(const std::vector<Program> &Programs,
                                               unsigned Rounds) {
   std::vector<ProgramFacts> Facts(Programs.size());
   std::vector<IdleRounds> All(Programs.size());
+  for (const Program &P : Programs)
+    if (Error Err = writeBack(P.Path))
+      return Err;
   for (unsigned Round = 0; Round != Rounds; ++Round)
     for (size_t I = 0; I != Programs.size(); ++I)
       if (Error Err = lookAtIdle(Programs[I], All[I], Facts[I].Libraries))
@@ -276,8 +299,8 @@ Expected<std::vector<ProgramFacts>> findFacts(const std::vector<Program> &Progra
   for (size_t I = 0; I != Programs.size(); ++I) {
     ProgramFacts &F = Facts[I];
     F.Of = Programs[I];
-    F.AtRest = {medianOf(All[I].ProportionalKB), medianOf(All[I].PrivateDirtyKB),
-                medianOf(All[I].Threads)};
+    F.AtRest = {mostOf(All[I].ResidentKB), mostOf(All[I].ProportionalKB),
+                medianOf(All[I].PrivateDirtyKB), medianOf(All[I].Threads)};
     if (auto Code = sys::fs::file_size(F.Of.Path, F.FileSize))
       return systemError(Code.value(), "look at " + F.Of.Path);
     F.Reinitializing = toString(reinitialize(F.Of));

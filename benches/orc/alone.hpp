@@ -15,14 +15,16 @@ namespace bench {
 
 /// An executor that has sent its first message and got none.
 struct Idle {
-  /// Its share of the pages that it has, and those that it alone has written to.
-  double ProportionalKB = 0, PrivateDirtyKB = 0;
+  /// The pages that it has, and its share of them. The most of all rounds: whatever else runs and
+  /// has the same libraries makes the share smaller.
+  double ResidentKB = 0, ProportionalKB = 0;
+  /// The pages that it alone has written to; the median.
+  double PrivateDirtyKB = 0;
   double Threads = 0;
 };
 
 struct ProgramFacts {
   Program Of;
-  /// Medians.
   Idle AtRest;
   uint64_t FileSize = 0;
   /// File names of what it has loaded when it is idle.

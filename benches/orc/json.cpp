@@ -71,6 +71,7 @@ void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R) {
   json::Array Executors;
   for (const ProgramFacts &F : Info.Facts)
     Executors.push_back(json::Object{{"executor", F.Of.Name},
+                                     {"resident_kb", F.AtRest.ResidentKB},
                                      {"proportional_kb", F.AtRest.ProportionalKB},
                                      {"private_dirty_kb", F.AtRest.PrivateDirtyKB},
                                      {"threads", F.AtRest.Threads},

@@ -160,10 +160,10 @@ static Error chosenWorkloads(Workloads &Chosen) {
     P.Executors.push_back(executorCalls(S));
   }
   addAgain(P.Across, segmentsAcross(), "oop-", Contest::AcrossProcesses, S.rounds(5));
-  addAgain(P.Executors, segmentsAcross(), "executor-", Contest::OnExecutors, S.rounds(5));
-  if (Error Err = addLink(P, "b", S, tinyObjects, 7, 9))
+  addAgain(P.Executors, segmentsAcross(), "executor-", Contest::OnExecutors, S.rounds(3));
+  if (Error Err = addLink(P, "b", S, tinyObjects, 7, 7))
     return Err;
-  if (Error Err = addLink(P, "c", S, archives, 11, 5))
+  if (Error Err = addLink(P, "c", S, archives, 11, 3))
     return Err;
   for (unsigned Functions : {10000, 20000}) {
     if (!isWanted("d"))

@@ -2,6 +2,8 @@
 
 #include "report.hpp"
 
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
 #include "llvm/Config/llvm-config.h"
 #include "llvm/Support/FormatVariadic.h"
 #include "llvm/TargetParser/Host.h"
@@ -79,6 +81,9 @@ void printHeader(raw_ostream &OS, const RunInfo &Info) {
   for (const Contender &C : Info.Across)
     if (!C.Manager.InProcess && C.Tasks == Info.Across.front().Tasks)
       OS << "- `" << C.Manager.Name << "`: " << C.Manager.Summary << '\n';
+  OS << "\nWhere executors are compared, that is "
+     << join(map_range(Info.Executors, [](const Contender &C) { return C.Manager.Name; }), " and ")
+     << ", under in-place. Both are started by posix_spawn, with two pipes.\n";
   OS << "\nDispatchers:\n\n";
   for (Dispatch D : AllDispatches)
     OS << "- " << nameOf(D) << ": " << summaryOf(D) << '\n';

@@ -65,20 +65,22 @@ void printOnExecutors(raw_ostream &OS, const RunInfo &Info, const Phase &P, cons
     OS << timeText(C->median(&Sample::ProcessorNs)) << " + "
        << timeText(C->median(&Sample::ExecutorProcessorNs)) << " | "
        << countText(C->median(&Sample::Faults)) << " + "
-       << countText(C->median(&Sample::ExecutorFaults)) << " | " << optionalText(C->SystemCalls)
-       << " + " << optionalText(C->ExecutorSystemCalls) << " | " << optionalText(C->ExecutorThreads)
-       << " | " << (C->Held ? std::to_string(C->Held->MappedKB) : "–") << " |\n";
+       << countText(C->median(&Sample::ExecutorFaults)) << " | "
+       << (C->SystemCalls ? countText(*C->SystemCalls) + " + " : "")
+       << optionalText(C->ExecutorSystemCalls) << " | " << optionalText(C->ExecutorThreads) << " | "
+       << (C->Held ? std::to_string(C->Held->MappedKB) : "–") << " |\n";
   }
 }
 
 void printFacts(raw_ostream &OS, ArrayRef<ProgramFacts> Facts) {
-  OS << "\n**Idle**, after its first message, and the program's file\n\n"
-     << "| executor | proportional KB | private dirty KB | threads | file KB | the same memory "
-        "initialized twice |\n|---|--:|--:|--:|--:|---|\n";
+  OS << "\n## (executor) Idle, after its first message, and the program's file\n\n"
+     << "| executor | resident KB | proportional KB | private dirty KB | threads | file KB | the "
+        "same "
+        "memory initialized twice |\n|---|--:|--:|--:|--:|--:|---|\n";
   for (const ProgramFacts &F : Facts)
-    OS << formatv("| {0} | {1:F0} | {2:F0} | {3:F0} | {4} | {5} |\n", F.Of.Name,
-                  F.AtRest.ProportionalKB, F.AtRest.PrivateDirtyKB, F.AtRest.Threads,
-                  F.FileSize / 1024,
+    OS << formatv("| {0} | {1:F0} | {2:F0} | {3:F0} | {4:F0} | {5} | {6} |\n", F.Of.Name,
+                  F.AtRest.ResidentKB, F.AtRest.ProportionalKB, F.AtRest.PrivateDirtyKB,
+                  F.AtRest.Threads, F.FileSize / 1024,
                   F.Reinitializing.empty() ? "works" : firstLine(F.Reinitializing));
   OS << '\n';
   for (const ProgramFacts &F : Facts)
