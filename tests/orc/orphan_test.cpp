@@ -44,12 +44,15 @@ protected:
       ASSERT_EQ(read(Reported.Read.Number, &Byte, 1), 1) << "it has ended: " << Controller.wait();
     Controller.kill();
     EXPECT_EQ(Controller.wait(), "signal 9");
-    size_t Ended = expectAllEnd(Reported.Read.Number, Controller.id());
-    EXPECT_TRUE(Ended == 2 || (Ended == 1 && Reports == 1)) << Ended << " processes";
+    // Before the session is there, there may be no executor. And LLVM's own server, even alone, may
+    // crash when its controller goes while it starts, and leave a name that was not removed yet.
+    bool Early = Reports == 1;
+    size_t Ended = expectAllEnd(Reported.Read.Number, Controller.id(), Early);
+    EXPECT_TRUE(Ended == 2 || (Ended == 1 && Early)) << Ended << " processes";
   }
 
   // Returns how many there were.
-  size_t expectAllEnd(int Reported, pid_t Controller) {
+  size_t expectAllEnd(int Reported, pid_t Controller, bool Early) {
     // Until nobody has the other end, in whatever process.
     char Bytes[64];
     pollfd Waiting = {Reported, POLLIN, 0};
@@ -62,11 +65,13 @@ protected:
     std::vector<pid_t> Ended = {Controller};
     int Status;
     for (pid_t Executor; (Executor = waitpid(-1, &Status, 0)) > 0;) {
-      EXPECT_TRUE(WIFEXITED(Status)) << "signal " << WTERMSIG(Status);
+      EXPECT_TRUE(WIFEXITED(Status) || Early) << "signal " << WTERMSIG(Status);
       Ended.push_back(Executor);
     }
     EXPECT_EQ(errno, ECHILD);
-    EXPECT_EQ(sharedMemoryOf(Ended), std::vector<std::string>());
+    if (!Early || GetParam() != Setting::StockShared) {
+      EXPECT_EQ(sharedMemoryOf(Ended), std::vector<std::string>());
+    }
     return Ended.size();
   }
 };
