@@ -126,7 +126,8 @@ DEFECTS = {
 }
 NOTES = [
     "LLVM 19: several objects are merged by ld first, for it calls main before all are finalized; and it",
-    "         has one CPU, for its threads race with each other where there is a runtime",
+    "         has one CPU, for its threads race with each other where there is a runtime. There it may end",
+    "         in the middle of a message where a symbol is missing, so that is left out",
     "LLVM 14, 15, 16: Debian has no ORC runtime",
     "clang-repl 22: it hangs now and then where a symbol is missing, with the stock executor as well,",
     "         for its debug object plugin waits for an answer under the lock that the answer needs",
