@@ -40,6 +40,8 @@ pub struct Controller {
     /// First addresses of what was reserved, or was once.
     slabs: Vec<u64>,
     shared: Vec<u64>,
+    /// What initialized memory is known by.
+    keys: Vec<u64>,
     libraries: Vec<u64>,
 }
 
@@ -70,17 +72,29 @@ enum Service {
 
 use Service::*;
 
-const ALL: [Service; 20] = [
-    Reserve,
-    Finalize,
+/// Those that change what is where are called most.
+const ALL: [Service; 32] = [
     Initialize,
-    Deallocate,
-    Deinitialize,
-    Release,
-    SharedReserve,
+    Initialize,
+    Initialize,
+    Initialize,
+    Finalize,
+    Finalize,
+    Finalize,
     SharedInitialize,
+    SharedInitialize,
+    SharedInitialize,
+    Deinitialize,
+    Deinitialize,
+    Deinitialize,
+    Deallocate,
+    Release,
+    SharedDeinitialize,
     SharedDeinitialize,
     SharedRelease,
+    Reserve,
+    Reserve,
+    SharedReserve,
     Open,
     Lookup,
     Resolve,
@@ -88,6 +102,7 @@ const ALL: [Service; 20] = [
     Deregister,
     RegisterDebug,
     Write,
+    Read,
     Read,
     RunMain,
     RunInt,
@@ -99,17 +114,28 @@ fn address_of<T>(what: &[T]) -> u64 {
 
 impl Controller {
     pub fn new(executor: Executor) -> Controller {
-        Controller {
+        let mut controller = Controller {
             executor,
             slabs: Vec::new(),
             shared: Vec::new(),
+            keys: Vec::new(),
             libraries: Vec::new(),
+        };
+        // Something to work with.
+        let mut nothing = Input::new(&[]);
+        for service in [Reserve, Reserve, SharedReserve, Open] {
+            controller.call(service, &mut nothing);
         }
+        controller
     }
 
     /// Calls something with something.
     pub fn step(&mut self, input: &mut Input<'_>) {
         let service = ALL[input.below(ALL.len())];
+        self.call(service, input);
+    }
+
+    fn call(&mut self, service: Service, input: &mut Input<'_>) {
         let (function, mut args) = self.prepare(service, input, 2);
         if input.below(16) == 1 {
             // Cut short: nothing is done then.
@@ -122,6 +148,7 @@ impl Controller {
         };
         match service {
             Reserve => self.slabs.extend(address()),
+            Initialize | SharedInitialize => self.keys.extend(address()),
             Open => self.libraries.extend(address()),
             SharedReserve => {
                 if let Ok(Expected(Ok((base, name)))) =
@@ -189,58 +216,93 @@ impl Controller {
             };
             base.unwrap_or(0).wrapping_add(offset)
         };
-        match input.below(8) {
-            0..=3 => {
+        match input.below(16) {
+            0..=6 => {
                 let base = input.one_of(&self.slabs);
                 near(input, base)
             }
-            4 | 5 => {
+            7..=10 => {
                 let base = input.one_of(&self.shared);
                 near(input, base)
             }
-            6 => address_of(&ARENA.0) + u64::from(input.byte()),
+            11..=13 => input.one_of(&self.keys).unwrap_or(0),
+            14 => address_of(&ARENA.0) + u64::from(input.byte()),
             // Beyond what any process has.
             _ => input.number() | 1 << 63,
         }
     }
 
+    /// Of something to reserve.
     fn size(&self, input: &mut Input<'_>) -> u64 {
-        match input.below(6) {
-            0 => PAGE,
-            1 => 16 * PAGE,
-            2 => 1 << 30,
-            3 => input.number(),
-            4 => u64::from(input.byte()) * 16,
-            _ => u64::from(input.byte()) * PAGE,
+        match input.below(8) {
+            5 => PAGE,
+            6 => 1 << 30,
+            7 => input.number(),
+            _ => 64 * PAGE,
+        }
+    }
+
+    /// Of a segment.
+    fn part(&self, input: &mut Input<'_>) -> u64 {
+        match input.below(8) {
+            0..=2 => u64::from(input.byte()) + 1,
+            3..=5 => (u64::from(input.byte()) % 4 + 1) * PAGE,
+            6 => u64::from(input.byte()) * PAGE / 4,
+            _ => input.number(),
         }
     }
 
     fn addresses(&self, input: &mut Input<'_>, out: &mut Vec<u8>) {
-        let addresses = input.some(4, |input| ExecutorAddr(self.address(input)));
+        let addresses = input.some(4, |input| {
+            ExecutorAddr(match input.below(4) {
+                0 => self.address(input),
+                1 => input.one_of(&self.slabs).unwrap_or(0),
+                2 => input.one_of(&self.shared).unwrap_or(0),
+                _ => input.one_of(&self.keys).unwrap_or(0),
+            })
+        });
         addresses.encode(out);
+    }
+
+    /// Where one of these is: its first address, or a page of it.
+    fn place(&self, input: &mut Input<'_>, bases: &[u64]) -> u64 {
+        match input.below(8) {
+            0..=2 => input.one_of(bases).unwrap_or(0),
+            3..=6 => {
+                let base = input.one_of(bases).unwrap_or(0);
+                base.wrapping_add(input.below(24) as u64 * PAGE)
+            }
+            _ => self.address(input),
+        }
     }
 
     /// Segments, then actions. The segments of one request mostly lie side by side.
     fn request(&self, input: &mut Input<'_>, content: bool, depth: usize, out: &mut Vec<u8>) {
-        let count = input.below(5);
-        let mut next = self.address(input);
+        let bases = if content { &self.slabs } else { &self.shared };
+        let count = [1, 2, 3, 0][input.below(4)];
+        let mut next = self.place(input, bases);
         (count as u64).encode(out);
         for _ in 0..count {
-            let address = if input.below(4) == 1 {
-                self.address(input)
+            let other = input.below(8) == 1;
+            let address = if other {
+                self.place(input, bases)
             } else {
                 next
             };
-            let size = self.size(input);
-            let group = match input.below(8) {
+            let size = self.part(input);
+            let group = match input.below(16) {
                 0 => input.byte(),
-                kind => [1, 3, 5, 9, 0, 13, 1][kind - 1],
+                kind => [5, 3, 1, 13, 11][kind % 5],
             };
             (group, ExecutorAddr(address), size).encode(out);
             if content {
-                Bytes(input.bytes()).encode(out);
+                let bytes = input.bytes();
+                let too_long = input.below(16) == 1;
+                let most = if too_long { usize::MAX } else { size as usize };
+                Bytes(&bytes[..bytes.len().min(most)]).encode(out);
             }
-            next = address.wrapping_add(size.checked_next_multiple_of(PAGE).unwrap_or(size));
+            let end = address.wrapping_add(size);
+            next = end.checked_next_multiple_of(PAGE).unwrap_or(end);
         }
         encode_pairs(input, out, |input| {
             let service = match depth {
@@ -284,7 +346,10 @@ impl Controller {
                 format!("{MAPPER}Reserve")
             }
             SharedInitialize => {
-                let base = input.one_of(&self.shared).unwrap_or(0);
+                let base = match input.byte() {
+                    0xff => input.number(),
+                    _ => input.one_of(&self.shared).unwrap_or(0),
+                };
                 (self.instance(input, MAPPER), ExecutorAddr(base)).encode(&mut out);
                 self.request(input, false, depth, &mut out);
                 format!("{MAPPER}Initialize")
@@ -348,7 +413,7 @@ impl Controller {
             }
             RegisterDebug => {
                 let start = self.address(input);
-                let end = start.wrapping_add(self.size(input));
+                let end = start.wrapping_add(self.part(input));
                 (ExecutorAddr(start), ExecutorAddr(end)).encode(&mut out);
                 match input.below(3) {
                     0 => {}

@@ -22,6 +22,8 @@ pub struct Controller {
     functions: Option<Functions>,
     sessions: Vec<u64>,
     windows: Vec<AddrRange>,
+    /// What was mapped, and may be gone again.
+    chunks: Vec<AddrRange>,
     keys: Vec<u64>,
     /// One that can't shrink, and one that can.
     files: [Memfd; 2],
@@ -40,28 +42,54 @@ impl Controller {
     pub fn new(executor: Executor) -> Controller {
         let files = [file(), file()];
         files[0].add_seal(FileSeal::SealShrink).expect("seal");
-        Controller {
+        let mut controller = Controller {
             executor,
             functions: None,
             sessions: Vec::new(),
             windows: Vec::new(),
+            chunks: Vec::new(),
             keys: Vec::new(),
             files,
-        }
+        };
+        // Something to work with.
+        controller.step(&mut Input::new(&[]));
+        controller.call(3, &mut Input::new(&[]));
+        let map = [[3, 0, 0], [5, 16, 0]].map(|[protection, page, commit]| {
+            let start = controller.windows[0].start.0 + page * PAGE;
+            Step::MapOwn {
+                range: AddrRange {
+                    start: ExecutorAddr(start),
+                    end: ExecutorAddr(start + 8 * PAGE),
+                },
+                protection: protection as u8,
+                commit: commit == 1,
+            }
+        });
+        controller.change(&map);
+        assert_eq!(controller.chunks.len(), 2);
+        controller
     }
 
     /// Calls something with something.
     pub fn step(&mut self, input: &mut Input<'_>) {
-        let Some(functions) = self.functions.clone() else {
-            return self.open(input);
-        };
         let kind = input.below(16);
-        if kind == 0 {
-            return self.open(input);
+        self.call(kind, input);
+    }
+
+    fn call(&mut self, kind: usize, input: &mut Input<'_>) {
+        let functions = match &self.functions {
+            Some(functions) if kind != 0 => functions.clone(),
+            _ => return self.open(input),
+        };
+        if (6..=8).contains(&kind) {
+            let steps = input.some(4, |input| self.one_change(input));
+            return self.change(&steps);
         }
         let mut out = Vec::new();
         match input.byte() {
             0xff => input.number(),
+            // The windows are mostly the first one's.
+            byte if byte % 4 != 3 => self.sessions[0],
             _ => input.one_of(&self.sessions).unwrap_or(0),
         }
         .encode(&mut out);
@@ -74,13 +102,8 @@ impl Controller {
                 self.reserve(input).encode(&mut out);
                 functions.reserve
             }
-            6..=10 => {
-                let steps = input.some(4, |input| self.change(input));
-                encode_steps(&steps, &mut out);
-                functions.change
-            }
-            11..=14 => {
-                let count = input.below(4);
+            9..=14 => {
+                let count = [1, 2, 3, 0][input.below(4)];
                 (count as u64).encode(&mut out);
                 for _ in 0..count {
                     self.item(input, &functions, &mut out);
@@ -105,6 +128,28 @@ impl Controller {
         } else if function == functions.attach {
             // Whatever is offered is the controller's to take, or not.
             let _ = from_bytes::<Reply<Attached>>(&answer);
+        }
+    }
+
+    /// Changes what lies where, in the first session.
+    fn change(&mut self, steps: &[Step]) {
+        let Some(functions) = &self.functions else {
+            return;
+        };
+        let mut out = to_bytes(&self.sessions[0]);
+        encode_steps(steps, &mut out);
+        let answer = self.executor.call(functions.change.0, &out);
+        let Ok(Reply(Ok(replies))) = from_bytes::<Reply<Vec<Reply<()>>>>(&answer) else {
+            return;
+        };
+        assert_eq!(replies.len(), steps.len());
+        for (step, reply) in steps.iter().zip(replies) {
+            match step {
+                Step::MapOwn { range, .. } | Step::MapFile { range, .. } if reply.0.is_ok() => {
+                    self.chunks.push(*range);
+                }
+                _ => {}
+            }
         }
     }
 
@@ -180,10 +225,11 @@ impl Controller {
 
     fn reserve(&self, input: &mut Input<'_>) -> Reserve {
         let size = match input.below(8) {
-            0 => input.number(),
-            1 => 2 << 30,
-            2 => PAGE,
-            pages => pages as u64 * 4 * PAGE,
+            0 => 64 * PAGE,
+            5 => input.number(),
+            6 => 2 << 30,
+            7 => PAGE,
+            pages => pages as u64 * 16 * PAGE,
         };
         let least = if input.byte() == 0xff {
             input.number()
@@ -202,10 +248,14 @@ impl Controller {
         Reserve { size, least, at }
     }
 
-    /// A window, a part of one, or what is none. It may be so only for the executor that it ends before
+    /// A window or a chunk, a part of one, or what is none. It may be so only for the executor that it ends before
     /// it starts.
     fn range(&self, input: &mut Input<'_>) -> AddrRange {
-        let window = input.one_of(&self.windows);
+        let all = match input.below(4) {
+            0 => &self.windows,
+            _ => &self.chunks,
+        };
+        let window = input.one_of(all);
         let window = window.unwrap_or(AddrRange {
             start: ExecutorAddr(input.number() << 12),
             end: ExecutorAddr(input.number() << 12),
@@ -229,7 +279,7 @@ impl Controller {
         }
     }
 
-    fn change(&self, input: &mut Input<'_>) -> Step {
+    fn one_change(&self, input: &mut Input<'_>) -> Step {
         let kind = input.below(8);
         let range = self.range(input);
         let protection = match input.below(8) {
@@ -288,7 +338,7 @@ impl Controller {
                 functions.reserve
             }
             1 => {
-                let steps = input.some(2, |input| self.change(input));
+                let steps = input.some(2, |input| self.one_change(input));
                 encode_steps(&steps, &mut out);
                 functions.change
             }
