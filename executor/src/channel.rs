@@ -11,8 +11,8 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{self as unix, UnixListener, UnixStream};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{self as unix, UnixDatagram, UnixListener};
 use std::path::Path;
 
 /// What is read and what is written.
@@ -48,7 +48,7 @@ fn name_bytes(name: &std::ffi::OsStr) -> &[u8] {
 
 /// One TCP connection; the port is free again before the session begins.
 fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
-    let addresses: Vec<SocketAddr> = if host.is_empty() {
+    let mut addresses: Vec<SocketAddr> = if host.is_empty() {
         vec![(Ipv4Addr::LOCALHOST, port).into()]
     } else {
         let found = (host, port).to_socket_addrs();
@@ -56,6 +56,8 @@ fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
             .with_context(|| format!("look up host {host:?}"))?
             .collect()
     };
+    // Controllers of LLVM's connect by the older protocol.
+    addresses.sort_by_key(SocketAddr::is_ipv6);
     let listener = TcpListener::bind(&addresses[..])
         .with_context(|| format!("listen at {host:?}, port {port}"))?;
     let address = listener.local_addr().context("ask for the port")?;
@@ -83,17 +85,27 @@ fn at_path(path: &Path, note: impl Fn(&str)) -> Result<Connection> {
         }
         other => other.with_context(listening)?,
     };
+    let made = identity(path);
     let connection = accept_own(&listener, note);
-    let removed = fs::remove_file(path).with_context(|| format!("remove {}", path.display()));
-    removed.and(connection)
+    // Whoever has connected may have removed it already, and something else may be there.
+    if made.is_some() && identity(path) == made {
+        let _ = fs::remove_file(path);
+    }
+    connection
 }
 
-/// Whether nobody listens at this socket any more.
+/// Which file is at a path, if there is one.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let data = fs::symlink_metadata(path).ok()?;
+    Some((data.dev(), data.ino()))
+}
+
+/// Whether this is a socket at which nobody listens any more. Whoever does is not to notice: a stream
+/// would be taken for the controller's.
 fn is_left_over(path: &Path) -> bool {
-    let socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-    let refused =
-        UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    socket && refused
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
+    let knock = || UnixDatagram::unbound()?.connect(path);
+    is_socket && knock().is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
 }
 
 /// Takes the first connection of a process that could do as this user anyway.

@@ -2,6 +2,8 @@
 //! An executor program: runs what an ORC controller links. It takes what LLVM's
 //! llvm-jitlink-executor takes, with the same messages and exit codes.
 
+#![cfg_attr(not(test), no_main)]
+
 mod channel;
 mod contain;
 mod options;
@@ -14,7 +16,8 @@ use jitmem::executor::program;
 use jitmem::executor::server;
 use options::{Channel, Command, CxxRuntime, Options};
 use std::env;
-use std::process::exit;
+use std::ffi::c_int;
+use std::io::{Write, stderr, stdout};
 
 /// The controller's LLVM, for who can't give arguments.
 const LLVM_VARIABLE: &str = "JITMEM_EXECUTOR_LLVM";
@@ -22,33 +25,49 @@ const LLVM_VARIABLE: &str = "JITMEM_EXECUTOR_LLVM";
 /// The release whose protocol is spoken when nothing tells.
 const NEWEST: u32 = 22;
 
-fn main() {
-    program::behave_as_c();
+/// Called by the C library: Rust's own beginning would change how signals are handled, for linked code
+/// too.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+extern "C" fn main() -> c_int {
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "jitmem-executor".into());
     let name = name.to_string_lossy();
     let options = match options::parse(arguments) {
         Ok(Command::Serve(options)) => options,
-        Ok(Command::Help) => return print!("{}", options::USAGE),
-        Ok(Command::Version) => return println!("jitmem-executor {}", env!("CARGO_PKG_VERSION")),
+        Ok(Command::Help) => return say(stdout(), options::USAGE),
+        Ok(Command::Version) => {
+            let version = concat!("jitmem-executor ", env!("CARGO_PKG_VERSION"), "\n");
+            return say(stdout(), version);
+        }
         Err(error) => {
-            eprint!("error: {error}\n\n{}", options::USAGE);
-            exit(1);
+            say(stderr(), &format!("error: {error}\n\n{}", options::USAGE));
+            return 1;
         }
     };
-    if let Err(error) = run(&name, &options) {
-        eprintln!("{name}: {error:#}");
-        exit(1);
+    match run(&name, &options) {
+        // The C library goes on: what linked code has printed is still in its buffers.
+        Ok(()) => 0,
+        Err(error) => {
+            say(stderr(), &format!("{name}: {error:#}\n"));
+            1
+        }
     }
-    // Through the C library: what linked code has printed is still in its buffers.
-    exit(0);
+}
+
+/// Writes, and gives the exit code that says whether that worked.
+fn say(mut stream: impl Write, text: &str) -> c_int {
+    let written = stream.write_all(text.as_bytes());
+    written.and_then(|()| stream.flush()).is_err().into()
 }
 
 fn run(name: &str, options: &Options) -> Result<()> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
     options.containment.begin()?;
-    let (input, output) = channel::connect(&options.channel, |note| eprintln!("{name}: {note}"))?;
+    let note = |note: &str| {
+        say(stderr(), &format!("{name}: {note}\n"));
+    };
+    let (input, output) = channel::connect(&options.channel, note)?;
     let cxx_ahead = match options.cxx_runtime {
         CxxRuntime::WhenNeeded => options.containment.refuses_files(),
         choice => choice == CxxRuntime::Ahead,
@@ -64,7 +83,8 @@ fn run(name: &str, options: &Options) -> Result<()> {
     let print_debug_list = || {
         if options.print_debug_list {
             let last = program::oldest_debug_entry();
-            eprintln!("__jit_debug_descriptor.last_entry = {last:#018x}");
+            let line = format!("__jit_debug_descriptor.last_entry = {last:#018x}\n");
+            say(stderr(), &line);
         }
     };
     print_debug_list();

@@ -2,7 +2,7 @@
 //! The command line.
 //!
 //! What LLVM's llvm-jitlink-executor takes is taken, with its messages: words that begin with `test-`,
-//! then one word that names the channel; what comes behind that is ignored.
+//! then one word that names the channel; what comes behind that is ignored, but for options of ours.
 
 use crate::contain::{Containment, Limit, limited_by};
 use crate::seccomp::Profile;
@@ -21,7 +21,8 @@ Runs what an ORC controller (llvm-jitlink, clang-repl, any program with SimpleRe
 
 CHANNEL is one of
   filedescs=IN,OUT   inherited descriptors, which may be one socket
-  listen=HOST:PORT   a TCP connection; without HOST, 127.0.0.1
+  listen=HOST:PORT   a TCP connection, of whoever comes first; without HOST, from any user of
+                     this machine (127.0.0.1)
   unix=PATH          a Unix socket, of this user's processes only
   abstract=NAME      a Unix socket without a file, of this user's processes only
 
@@ -29,14 +30,15 @@ Options
   --llvm N           the controller's LLVM, 14 to 22. Default: the environment's
                      JITMEM_EXECUTOR_LLVM, else what LLVM a parent with filedescs= has loaded,
                      else 22
-  --c-only           never load libstdc++, libgcc_s and libm
+  --c-only           never load libstdc++ and libm
   --preload-cxx      load them at once, and not when a symbol is first missing
   --seccomp PROFILE  refuse system calls once the session stands. no-exec: other programs, other
                      processes' memory, the system's administration. sealed: that, new processes,
                      files and sockets that are not open yet, and libraries (C++'s are loaded
                      before, unless --c-only)
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
-                     nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G
+                     nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
+                     count memfds, which fsize limits; programs' threads have 8M of stack at least
   --die-with-parent  have this process killed when its parent has ended, after 2 s to end by itself
   --help, --version
 ";
@@ -128,6 +130,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     continue;
                 }
                 let channel = channel(&word)?;
+                for behind in parser.raw_args()? {
+                    refuse_option(&behind.to_string_lossy())?;
+                }
                 return Ok(Command::Serve(Options {
                     channel,
                     llvm,
@@ -140,6 +145,23 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         }
     }
     bail!("insufficient arguments")
+}
+
+/// An option that comes too late would be missed, where other words behind the channel mean nothing.
+fn refuse_option(word: &str) -> Result<()> {
+    const OPTIONS: [&str; 5] = [
+        "c-only",
+        "die-with-parent",
+        "llvm",
+        "preload-cxx",
+        "seccomp",
+    ];
+    let name = word.strip_prefix("--").unwrap_or("");
+    let name = name.split('=').next().unwrap_or("");
+    if OPTIONS.contains(&name) || limited_by(name).is_some() {
+        bail!("--{name} comes behind the channel: options come before it");
+    }
+    Ok(())
 }
 
 fn channel(word: &OsString) -> Result<Channel> {
@@ -266,6 +288,10 @@ mod tests {
         let options = served(&["filedescs=0,1", "--no-such", "listen=x"]);
         assert_eq!(options.channel, Channel::Descriptors(0, 1));
         assert!(!options.print_debug_list);
+        for late in ["--seccomp=sealed", "--rlimit-as", "--die-with-parent"] {
+            let error = refused(&["filedescs=0,1", "word", late]);
+            assert!(error.ends_with("options come before it"), "{error}");
+        }
         assert_eq!(parsed(&["--help"]).unwrap(), Command::Help);
         assert_eq!(parsed(&["--version", "x"]).unwrap(), Command::Version);
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Which LLVM a controller has that is this process's parent.
 
+use crate::options::layout;
 use rustix::process::getppid;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -16,12 +17,11 @@ pub(crate) fn llvm() -> Option<u32> {
         let maps = fs::File::open(format!("/proc/{parent}/maps")).ok()?;
         // Line by line: a parent may have tens of thousands, and all that this process ever
         // allocates it keeps.
-        let mut lines = BufReader::with_capacity(BUFFER, maps).split(b'\n');
-        lines.find_map(|line| {
-            let line = line.ok()?;
+        let lines = BufReader::with_capacity(BUFFER, maps).split(b'\n');
+        one_layout(lines.map_while(|line| line.ok()).filter_map(|line| {
             let name = line.rsplit(|byte| *byte == b'/').next()?;
             library(std::str::from_utf8(name).ok()?)
-        })
+        }))
     };
     let named = || {
         let path = fs::read_link(format!("/proc/{parent}/exe")).ok()?;
@@ -29,6 +29,14 @@ pub(crate) fn llvm() -> Option<u32> {
     };
     // The kernel takes a microsecond for each mapping that it lists.
     named().or_else(loaded)
+}
+
+/// The release, if all that a parent has loaded expect the same of an executor: graphics drivers, for
+/// one, bring LLVM along, and the parent's own may be linked into it.
+fn one_layout(mut releases: impl Iterator<Item = u32>) -> Option<u32> {
+    let first = releases.next()?;
+    let alike = releases.all(|release| layout(release) == layout(first));
+    alike.then_some(first)
 }
 
 /// The number that a text begins with.
@@ -86,6 +94,15 @@ mod tests {
         assert_eq!(program("/opt/llvm-project/bin/clang-repl"), None);
         assert_eq!(program("/usr/bin/clang-repl-16"), Some(16));
         assert_eq!(program("/usr/bin/postgres-15"), None);
+    }
+
+    #[test]
+    fn several_count_if_they_agree() {
+        let found = |releases: &[u32]| one_layout(releases.iter().copied());
+        assert_eq!(found(&[]), None);
+        assert_eq!(found(&[16, 15, 16]), Some(16));
+        assert_eq!(found(&[22, 22, 19]), Some(22));
+        assert_eq!(found(&[15, 22]), None);
     }
 
     #[test]

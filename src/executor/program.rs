@@ -15,18 +15,17 @@ pub fn take_descriptors(input: RawFd, output: RawFd) -> Result<(OwnedFd, OwnedFd
         let operation = format!("take descriptor {descriptor}");
         Error::system(Status::InvalidArgument, operation, error)
     };
-    let reads = sys::take_over(input).map_err(|error| failed(input, error))?;
-    let writes = match input == output {
-        true => reads.try_clone(),
-        false => sys::take_over(output),
-    };
-    Ok((reads, writes.map_err(|error| failed(output, error))?))
-}
-
-/// Makes this process behave towards linked programs as one in C does: a write to a pipe that nobody
-/// reads ends it. Programs in Rust are otherwise until they call this.
-pub fn behave_as_c() {
-    sys::default_sigpipe();
+    // Before one has a copy, which could have the number of the other.
+    for descriptor in [input, output] {
+        sys::check_open(descriptor).map_err(|error| failed(descriptor, error))?;
+    }
+    let reads = sys::duplicate(input).map_err(|error| failed(input, error))?;
+    let writes = sys::duplicate(output).map_err(|error| failed(output, error))?;
+    sys::close_handed_over(input);
+    if output != input {
+        sys::close_handed_over(output);
+    }
+    Ok((reads, writes))
 }
 
 /// Has a line on stderr say so, under this name, when a crash ends the process. Linked code may handle

@@ -24,7 +24,7 @@ static PROGRAM: OnceLock<String> = OnceLock::new();
 const LONGEST_NAME: usize = 100;
 
 /// Has a line on stderr say so when a signal of [`SIGNALS`] ends this process, under the name of the
-/// program that is given first. Whoever handles or ignores a signal himself, then or later, is left
+/// program that is given first. Whoever handles or ignores a signal himself, before or later, is left
 /// alone.
 pub(crate) fn report_crashes(program: &str) {
     PROGRAM.get_or_init(|| program.chars().take(LONGEST_NAME).collect());
@@ -36,13 +36,14 @@ pub(crate) fn report_crashes(program: &str) {
         unsafe {
             let mut before = MaybeUninit::<libc::sigaction>::zeroed();
             libc::sigaction(signal, std::ptr::null(), before.as_mut_ptr());
-            if before.assume_init().sa_sigaction == libc::SIG_IGN {
+            if before.assume_init().sa_sigaction != libc::SIG_DFL {
                 continue;
             }
             let place = action.as_mut_ptr();
             (*place).sa_sigaction = handler as *const () as usize;
-            // Once: what comes next has the default action, which ends the process.
-            (*place).sa_flags = libc::SA_SIGINFO | libc::SA_RESETHAND | libc::SA_ONSTACK;
+            (*place).sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            // Nobody may be reading stderr.
+            libc::sigaddset(&raw mut (*place).sa_mask, libc::SIGPIPE);
             libc::sigaction(signal, place, std::ptr::null_mut());
         }
     }
@@ -59,33 +60,34 @@ extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c
     let mut line = [0u8; 4 * LONGEST_NAME + 100];
     let mut rest = &mut line[..];
     let program = PROGRAM.get().map_or("", String::as_str);
-    // Kernel codes are positive; others are of kill, raise and abort.
-    let raised = code <= 0 || signal == libc::SIGABRT;
-    let written = if raised {
-        writeln!(rest, "{program}: killed by signal {signal} ({name})")
-    } else {
+    let written = if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 {
         let address = address.addr();
         writeln!(
             rest,
             "{program}: killed by signal {signal} ({name}) at address {address:#x}"
         )
+    } else {
+        writeln!(rest, "{program}: killed by signal {signal} ({name})")
     };
     let left = rest.len();
     let line = &line[..line.len() - left];
-    if written.is_ok() {
-        // SAFETY: the bytes are there. What does not reach stderr is lost.
-        unsafe { libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len()) };
+    let mut stderr = libc::pollfd {
+        fd: libc::STDERR_FILENO,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one pollfd; bytes that are there; the signal's own siginfo, for this thread. What does
+    // not reach stderr at once is lost, for a process that ends must end.
+    unsafe {
+        if written.is_ok() && libc::poll(&raw mut stderr, 1, 0) == 1 {
+            libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
+        }
+        // The same signal once more, as it was: it comes when this handler has returned, and not every
+        // fault would come by itself. Whoever called this as the handler before his own has replaced it.
+        libc::signal(signal, libc::SIG_DFL);
+        let (process, thread) = (libc::getpid(), libc::gettid());
+        if libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) != 0 {
+            libc::raise(signal);
+        }
     }
-    if raised {
-        // It comes when this handler has returned; a fault comes by itself.
-        // SAFETY: raises a signal for this thread.
-        unsafe { libc::raise(signal) };
-    }
-}
-
-/// Has the process end when it writes to a pipe that nobody reads, as programs in C do unless they
-/// say otherwise. Rust's runtime says otherwise.
-pub(crate) fn default_sigpipe() {
-    // SAFETY: the default action of a signal.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }

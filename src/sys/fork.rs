@@ -20,7 +20,7 @@ extern "C" fn in_child() {
 
 /// Descriptors that children shall not have. A fixed number of places, so that a child needs neither
 /// locks nor the heap; whoever finds none free goes without.
-static KEPT: [AtomicI32; 128] = [const { AtomicI32::new(FREE) }; 128];
+static KEPT: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 1024];
 const FREE: i32 = -1;
 
 /// Puts a socket whose other end is closed in the places of all that is kept. The numbers stay

@@ -31,7 +31,7 @@ pub(crate) use call::{
     Answer, RawWrapperResult, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
 };
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
-pub(crate) use crash::{default_sigpipe, report_crashes};
+pub(crate) use crash::report_crashes;
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 pub(crate) use explain::explain;
 use explain::limit;
@@ -48,7 +48,9 @@ pub(crate) use program::{
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
-pub(crate) use stream::{Outlet, WRITTEN_AT_ONCE, duplicate, read, receive, take_over};
+pub(crate) use stream::{
+    Outlet, WRITTEN_AT_ONCE, check_open, close_handed_over, duplicate, read, receive,
+};
 pub(crate) use thread::spawn;
 
 use crate::page::Alignment;

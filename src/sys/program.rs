@@ -9,6 +9,8 @@ use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+use std::sync::mpsc::{Sender, channel};
 
 // Calls the function in its third argument with the first two. Nothing says how to unwind it, so an
 // exception that linked code does not catch finds the end of the stack here, as it would in a
@@ -147,42 +149,107 @@ pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Re
 /// processor's registers take.
 const HANDLERS_STACK: usize = 64 << 10;
 
-/// Has this thread's signal handlers that ask for it run on `stack`, which must outlive the thread: a
-/// stack overflow could not be reported otherwise. A sanitizer gives each thread such a stack and takes
-/// away what it finds at the end; that one stays.
-fn handle_signals_on(stack: &mut [MaybeUninit<u8>]) {
-    let stack = libc::stack_t {
-        ss_sp: stack.as_mut_ptr().cast(),
-        ss_flags: 0,
-        ss_size: stack.len(),
-    };
-    let mut before = MaybeUninit::<libc::stack_t>::zeroed();
-    // SAFETY: asks into a place for the answer, which is valid when it is all zero. Nobody else uses
-    // the memory while the thread is there; where the kernel wants more of it, there is no such stack.
-    unsafe {
-        libc::sigaltstack(std::ptr::null(), before.as_mut_ptr());
-        if before.assume_init().ss_flags & libc::SS_DISABLE != 0 {
-            libc::sigaltstack(&raw const stack, std::ptr::null_mut());
+/// What a thread has that runs a program, until nothing of the program is left in it.
+struct Belongings {
+    /// How often destructors of thread-specific data will be called yet; the last call is the end.
+    rounds: u32,
+    /// For signal handlers that ask for it: a stack overflow could not be reported otherwise.
+    handlers_stack: Box<[MaybeUninit<u8>]>,
+    /// Whether the thread uses it. A sanitizer gives each thread such a stack and takes away what it
+    /// finds at the end; that one stays.
+    uses_stack: bool,
+    /// Dropped last: whoever waits finds that out.
+    _gone: Sender<()>,
+}
+
+impl Belongings {
+    fn new(gone: Sender<()>) -> Box<Belongings> {
+        Box::new(Belongings {
+            rounds: ROUNDS,
+            handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
+            uses_stack: false,
+            _gone: gone,
+        })
+    }
+
+    /// Leaves them to this thread, which lets go of them at its very end, however it ends.
+    fn settle(mut self: Box<Self>, key: libc::pthread_key_t) {
+        let stack = libc::stack_t {
+            ss_sp: self.handlers_stack.as_mut_ptr().cast(),
+            ss_flags: 0,
+            ss_size: self.handlers_stack.len(),
+        };
+        let mut before = MaybeUninit::<libc::stack_t>::zeroed();
+        // SAFETY: asks into a place for the answer, which is valid when it is all zero. Nobody else
+        // uses the memory while the thread is there; where the kernel wants more of it, there is no
+        // such stack. `let_go` takes the box back.
+        unsafe {
+            libc::sigaltstack(std::ptr::null(), before.as_mut_ptr());
+            if before.assume_init().ss_flags & libc::SS_DISABLE != 0 {
+                let set = libc::sigaltstack(&raw const stack, std::ptr::null_mut());
+                self.uses_stack = set == 0;
+            }
+            libc::pthread_setspecific(key, Box::into_raw(self).cast());
         }
     }
 }
 
-/// Does something in a thread like that, and waits until nothing of the thread is left: the
-/// destructors of its thread-locals have run as well. `None` if linked code has ended the thread, or
-/// it has panicked. A thread of Rust's own would expect neither.
+/// PTHREAD_DESTRUCTOR_ITERATIONS of the C library: so often destructors of thread-specific data run
+/// where they leave new data behind.
+const ROUNDS: u32 = 4;
+
+/// The key of [`Belongings`]; `None` if the process has no more keys.
+fn belongings_key() -> Option<libc::pthread_key_t> {
+    static KEY: OnceLock<Option<libc::pthread_key_t>> = OnceLock::new();
+    *KEY.get_or_init(|| {
+        let mut key = 0;
+        // SAFETY: a place for a key, and a destructor for what is stored under it.
+        let code = unsafe { libc::pthread_key_create(&mut key, Some(let_go)) };
+        (code == 0).then_some(key)
+    })
+}
+
+unsafe extern "C" fn let_go(belongings: *mut c_void) {
+    // SAFETY: `settle` has stored a box, and each round has stored it again.
+    let mut belongings = unsafe { Box::from_raw(belongings.cast::<Belongings>()) };
+    belongings.rounds -= 1;
+    if let (1.., Some(key)) = (belongings.rounds, belongings_key()) {
+        // A program's own thread-specific data goes first, in every round.
+        // SAFETY: as in `settle`.
+        unsafe { libc::pthread_setspecific(key, Box::into_raw(belongings).cast()) };
+        return;
+    }
+    if belongings.uses_stack {
+        let none = libc::stack_t {
+            ss_sp: std::ptr::null_mut(),
+            ss_flags: libc::SS_DISABLE,
+            ss_size: 0,
+        };
+        // SAFETY: handlers run on the thread's own stack again.
+        unsafe { libc::sigaltstack(&raw const none, std::ptr::null_mut()) };
+    }
+}
+
+/// Does something in a thread like that, and waits until nothing of it is left: the destructors of
+/// thread-locals and thread-specific data have run as well. `None` if linked code has ended the
+/// thread, or it has panicked. A thread of Rust's own would expect neither. As under LLVM's executor it
+/// is detached: linked code can't join it, and finds it so already.
 pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     body: F,
 ) -> io::Result<Option<R>> {
     struct Task<F, R> {
         body: Option<F>,
         result: Option<R>,
-        handlers_stack: Box<[MaybeUninit<u8>]>,
+        belongings: Option<(Box<Belongings>, libc::pthread_key_t)>,
     }
 
     extern "C" fn start<F: FnOnce() -> R, R>(task: *mut c_void) -> *mut c_void {
-        // SAFETY: whoever started this thread keeps the task, and does not look at it meanwhile.
+        // SAFETY: whoever started this thread keeps the task until the belongings are gone, and does
+        // not look at it meanwhile.
         let task = unsafe { &mut *task.cast::<Task<F, R>>() };
-        handle_signals_on(&mut task.handlers_stack);
+        if let Some((belongings, key)) = task.belongings.take() {
+            belongings.settle(key);
+        }
         if let Some(body) = task.body.take() {
             task.result = catch_unwind(AssertUnwindSafe(body)).ok();
         }
@@ -190,18 +257,21 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     }
 
     gate("clone")?;
+    let key = belongings_key().ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
+    let (gone, told) = channel();
     let mut task = Task {
         body: Some(body),
         result: None,
-        handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
+        belongings: Some((Belongings::new(gone), key)),
     };
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();
-    // SAFETY: attributes are initialized, used and destroyed; the task outlives the thread, which
-    // is joined below.
+    // SAFETY: attributes are initialized, used and destroyed; the task outlives the thread's use of it,
+    // whose end is waited for below.
     let code = unsafe {
         libc::pthread_attr_init(attributes.as_mut_ptr());
         libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack_size());
+        libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
         let code = libc::pthread_create(
             thread.as_mut_ptr(),
             attributes.as_ptr(),
@@ -214,8 +284,8 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     if code != 0 {
         return Err(io::Error::from_raw_os_error(code));
     }
-    // SAFETY: the thread was started, and nobody else joins it.
-    unsafe { libc::pthread_join(thread.assume_init(), std::ptr::null_mut()) };
+    // Nothing is ever sent: that nobody is left who could send is what is waited for.
+    let _ = told.recv();
     Ok(task.result)
 }
 
@@ -270,6 +340,37 @@ mod tests {
         assert_eq!(answer, Some(4));
         let end = super::super::symbol(c"pthread_exit").unwrap();
         assert_eq!(run_in_own_thread(|| call_void(end)).unwrap(), None);
+    }
+
+    #[test]
+    fn what_a_program_leaves_in_its_thread_goes_first() {
+        use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+        static KEY: AtomicU32 = AtomicU32::new(0);
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        unsafe extern "C" fn again(value: *mut c_void) {
+            static VALUE: AtomicPtr<c_void> = AtomicPtr::new(std::ptr::null_mut());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            CALLS.fetch_add(1, Ordering::SeqCst);
+            VALUE.store(value, Ordering::SeqCst);
+            // SAFETY: a key that is there.
+            unsafe { libc::pthread_setspecific(KEY.load(Ordering::SeqCst), value) };
+        }
+        run_in_own_thread(|| ()).unwrap(); // its key is the older one
+        let mut key = 0;
+        // SAFETY: a place for a key; it is stored before any thread has data under it.
+        unsafe { assert_eq!(libc::pthread_key_create(&mut key, Some(again)), 0) };
+        KEY.store(key, Ordering::SeqCst);
+        let end = super::super::symbol(c"pthread_exit").unwrap();
+        let leave = move || {
+            // SAFETY: a key that is there.
+            unsafe { libc::pthread_setspecific(key, std::ptr::dangling_mut::<c_void>()) };
+            call_void(end)
+        };
+        assert_eq!(run_in_own_thread(leave).unwrap(), None);
+        // In the last round ours may go before.
+        assert!(CALLS.load(Ordering::SeqCst) >= ROUNDS - 1);
+        // SAFETY: nobody has data under it any more.
+        unsafe { libc::pthread_key_delete(key) };
     }
 
     #[test]

@@ -21,15 +21,21 @@ pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
-/// The same for what was left open for this process to own. Standard streams stay open besides: they
-/// are everybody's.
-pub(crate) fn take_over(descriptor: RawFd) -> io::Result<OwnedFd> {
-    let taken = duplicate(descriptor)?;
+/// Fails unless a number is a descriptor.
+pub(crate) fn check_open(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: asks about a number.
+    match unsafe { libc::fcntl(descriptor, libc::F_GETFD) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Closes what was left open for this process to own. Standard streams stay: they are everybody's.
+pub(crate) fn close_handed_over(descriptor: RawFd) {
     if descriptor > libc::STDERR_FILENO {
-        // SAFETY: it is open, or the copy would have failed, and it was handed to this process.
+        // SAFETY: it was handed to this process, and nobody else here knows it.
         unsafe { libc::close(descriptor) };
     }
-    Ok(taken)
 }
 
 /// Waits until something can be read or written, or the other side is gone.
@@ -121,8 +127,8 @@ impl Outlet {
         passes_descriptors(&self.stream)
     }
 
-    /// Writes some bytes with a descriptor, which arrives with the first of them. Only for who has found
-    /// that this [`passes_descriptors`](Outlet::passes_descriptors).
+    /// Writes some bytes, and with the first of them a descriptor, if the system allows that now. Only
+    /// for who has found that this [`passes_descriptors`](Outlet::passes_descriptors).
     pub(crate) fn write_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
         let (first, rest) = bytes.split_at(bytes.len().min(1));
         loop {
@@ -130,10 +136,10 @@ impl Outlet {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait(self.stream.as_fd(), PollFlags::OUT)?;
                 }
-                sent => break sent?,
+                Err(_) => return self.write(bytes, &[]),
+                Ok(()) => return self.write(rest, &[]),
             }
         }
-        self.write(rest, &[])
     }
 
     /// Writes both parts, one behind the other.

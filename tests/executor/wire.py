@@ -139,7 +139,9 @@ class Setup:
 class Session:
     """An executor program and our end of its descriptors."""
 
-    def __init__(self, command, llvm=22, environment=None, blocking=True, **options):
+    def __init__(
+        self, command, llvm=22, environment=None, blocking=True, stderr=subprocess.PIPE, **options
+    ):
         to_read, self.output = os.pipe()
         self.input, to_write = os.pipe()
         os.set_blocking(to_read, blocking)
@@ -151,7 +153,7 @@ class Session:
             pass_fds=(to_read, to_write),
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             **options,
         )
         os.close(to_read)

@@ -16,6 +16,9 @@ const EXPORTED: u8 = 0x10;
 /// What a program in C++ expects of the process that runs it.
 const RUNTIME: [&CStr; 3] = [c"libgcc_s.so.1", c"libm.so.6", c"libstdc++.so.6"];
 
+/// What linked code opens libraries with that may count on [`RUNTIME`].
+const OPENERS: [&CStr; 2] = [c"dlopen", c"dlmopen"];
+
 static MANAGERS: Registry<DylibManager> = Registry::new("dylib manager");
 static LIBRARIES: Registry<Library> = Registry::new("library");
 
@@ -58,6 +61,10 @@ impl DylibManager {
                     String::from_utf8_lossy(path)
                 )
             })?;
+            // Libraries may count on them without saying so, as every program in C++ has them.
+            if self.runtime {
+                load_cxx_runtime();
+            }
             sys::open_library(Some(&path))?
         };
         let mut opened = self.opened.lock();
@@ -89,6 +96,9 @@ impl Library {
         }
         // A name with a NUL inside is no library's.
         let name = CString::new(name).ok()?;
+        if self.process && self.runtime && OPENERS.contains(&name.as_c_str()) {
+            load_cxx_runtime();
+        }
         let found = sys::symbol_in(self.handle, &name);
         if found.is_none() && self.process && self.runtime {
             load_cxx_runtime();

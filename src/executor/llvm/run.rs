@@ -9,7 +9,13 @@ use crate::wire::sps::{Bytes, ExecutorAddr};
 pub(super) fn as_main(args: &[u8]) -> Answer {
     answer(args, |(function, args): (ExecutorAddr, Vec<Bytes<'_>>)| {
         let args: Vec<&[u8]> = args.into_iter().map(|arg| arg.0).collect();
-        i64::from(sys::call_main(function.0, &args))
+        let process = sys::fork_generation();
+        let value = sys::call_main(function.0, &args);
+        if process != sys::fork_generation() {
+            // A child of the program's has come to the end of main, which is the child's own end.
+            std::process::exit(value);
+        }
+        i64::from(value)
     })
 }
 

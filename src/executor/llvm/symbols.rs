@@ -59,13 +59,21 @@ macro_rules! functions {
     };
 }
 
-/// What controllers of LLVM 14 to 19 ask the process for by name, as if it exported them. They are
+/// What controllers and linked code ask the process for by name, as if it exported them. They are
 /// answered here and not exported: libLLVM exports the same names, and a host may have both.
 pub(super) fn found_by_lookup(name: &[u8]) -> Option<u64> {
     match name {
-        b"llvm_orc_registerEHFrameSectionWrapper" => Some(wrapper_address(eh_frames::register)),
-        b"llvm_orc_deregisterEHFrameSectionWrapper" => Some(wrapper_address(eh_frames::deregister)),
-        b"llvm_orc_registerJITLoaderGDBWrapper" => Some(wrapper_address(gdb::register)),
+        b"llvm_orc_registerEHFrameSectionWrapper"
+        | b"llvm_orc_registerEHFrameSectionAllocAction" => {
+            Some(wrapper_address(eh_frames::register))
+        }
+        b"llvm_orc_deregisterEHFrameSectionWrapper"
+        | b"llvm_orc_deregisterEHFrameSectionAllocAction" => {
+            Some(wrapper_address(eh_frames::deregister))
+        }
+        b"llvm_orc_registerJITLoaderGDBWrapper" | b"llvm_orc_registerJITLoaderGDBAllocAction" => {
+            Some(wrapper_address(gdb::register))
+        }
         b"__jit_debug_descriptor" | b"__jit_debug_register_code" => sys::debug_symbols()
             .into_iter()
             .find(|(known, _)| known.as_bytes() == name)

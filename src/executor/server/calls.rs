@@ -59,6 +59,8 @@ struct Outgoing {
     /// A thread writes, and looks here before it stops.
     writing: bool,
     queue: Vec<Message>,
+    /// Nothing more is sent: part of a message may have been written.
+    broken: bool,
 }
 
 #[derive(Default)]
@@ -98,6 +100,9 @@ impl Calls {
     ) -> Option<([u8; HEADER_SIZE], Cow<'a, [u8]>)> {
         let header = header.encode();
         let mut outgoing = self.outgoing.lock();
+        if outgoing.broken {
+            return None;
+        }
         if outgoing.writing {
             outgoing.queue.push((header, body.into_owned()));
             return None;
@@ -120,6 +125,7 @@ impl Calls {
             let left = {
                 let mut outgoing = self.outgoing.lock();
                 if outgoing.queue.is_empty() || written.is_err() {
+                    outgoing.broken |= written.is_err();
                     outgoing.queue.clear();
                     outgoing.writing = false;
                     break;

@@ -290,13 +290,25 @@ impl Workers {
         }
     }
 
+    /// Answers a call that there is no thread for. All that travels is an answer without bytes.
+    fn refuse(&self, sequence: u64) {
+        eprintln!(
+            "jitmem: call {sequence} of the controller was refused: no thread can be started for it; \
+             RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached"
+        );
+        self.calls.send_result(sequence, Vec::new());
+    }
+
     /// Does a call that was read, and sends its answer.
     fn handle(&self, call: Call) {
         let sequence = call.sequence;
         let answer = if self.patience(&call) == Patience::Program {
-            // A program that ends its thread leaves no answer.
-            let answer = sys::run_in_own_thread(|| self.answer(&call));
-            answer.ok().flatten().unwrap_or_default()
+            match sys::run_in_own_thread(|| self.answer(&call)) {
+                // A program that ends its thread leaves no answer.
+                Ok(answer) => answer.unwrap_or_default(),
+                // No thread is to be had. That is no reason not to run.
+                Err(_) => self.answer(&call),
+            }
         } else {
             self.answer(&call)
         };
@@ -316,7 +328,7 @@ impl Worker {
             if workers.start(Some(call)).is_ok() {
                 return;
             }
-            workers.calls.send_result(sequence, Vec::new());
+            workers.refuse(sequence);
         }
     }
 
@@ -332,7 +344,7 @@ impl Worker {
                 workers.handle(call);
             } else {
                 // Whoever waits inside a call would wait for ever if nobody reads.
-                workers.calls.send_result(call.sequence, Vec::new());
+                workers.refuse(call.sequence);
                 workers.state.lock().reading = false;
             }
         }

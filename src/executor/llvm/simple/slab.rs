@@ -76,8 +76,14 @@ impl Slab {
     /// A region that has pages in common with `pages`.
     fn overlapping(&self, pages: AddressRange) -> Option<&Region> {
         let (_, region) = self.regions.range(..pages.end()).next_back()?;
-        pages_of(region.extent).overlaps(pages).then_some(region)
+        held(region.extent).overlaps(pages).then_some(region)
     }
+}
+
+/// The pages that a region keeps from others: at least one, or its key could be another's too.
+fn held(extent: AddressRange) -> AddressRange {
+    let size = extent.size().max(1);
+    pages_of(AddressRange::new(extent.start(), size).unwrap_or(extent))
 }
 
 /// A range as stock executors write it.
@@ -129,7 +135,7 @@ impl Slabs {
                 words(slab.memory.range())
             )));
         }
-        let pages = pages_of(extent);
+        let pages = held(extent);
         if let Some(previous) = slab.overlapping(pages) {
             return Err(unknown(format!(
                 "In initialize, region {} overlaps previous region {}",

@@ -244,6 +244,31 @@ fn a_failing_action_leaves_a_slab_as_it_was() {
 }
 
 #[test]
+fn a_region_without_bytes_has_its_place_for_itself() {
+    let session = Session::new();
+    let log = Log::new();
+    let one = log.note(1);
+    let slab = session.reserve(2 * session.page);
+    let empty = [segment(R, slab, 0, b"")];
+    let dealloc = || vec![pair(NOTHING, noting(&one))];
+    assert_eq!(session.initialize(&empty, dealloc()), Ok(slab));
+    for size in [0, 8] {
+        let over = session.initialize(&[segment(R, slab, size, b"")], vec![]);
+        assert!(over.unwrap_err().contains("overlaps previous region"));
+    }
+    session.end(deinitialize, &[slab]).unwrap();
+    assert_eq!(log.ran(), [1]);
+    let eight = [segment(R, slab, 8, b"12345678")];
+    assert_eq!(session.initialize(&eight, dealloc()), Ok(slab));
+    assert!(session.initialize(&empty, vec![]).is_err());
+    session.end(deinitialize, &[slab]).unwrap();
+    assert_eq!(session.initialize(&empty, vec![]), Ok(slab));
+    session.end(release, &[slab]).unwrap();
+    assert_eq!(log.ran(), [1]);
+    session.shut_down();
+}
+
+#[test]
 fn failing_deallocation_actions_stop_nothing() {
     let session = Session::new();
     let bytes = unique_code();
