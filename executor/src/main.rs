@@ -46,7 +46,7 @@ extern "C" fn main() -> c_int {
     };
     match run(&name, &options) {
         // The C library goes on: what linked code has printed is still in its buffers.
-        Ok(()) => 0,
+        Ok(code) => code,
         Err(error) => {
             say(stderr(), &format!("{name}: {error:#}\n"));
             1
@@ -60,7 +60,8 @@ fn say(mut stream: impl Write, text: &str) -> c_int {
     written.and_then(|()| stream.flush()).is_err().into()
 }
 
-fn run(name: &str, options: &Options) -> Result<()> {
+/// Gives the exit code.
+fn run(name: &str, options: &Options) -> Result<c_int> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
     options.containment.begin()?;
@@ -91,7 +92,10 @@ fn run(name: &str, options: &Options) -> Result<()> {
     options.containment.close()?;
     let served = serve_controller(input, output, server);
     print_debug_list();
-    Ok(served?)
+    let Err(error) = served else { return Ok(0) };
+    // No error that takes a backtrace: frames of linked code may be among what the unwinder knows.
+    say(stderr(), &format!("{name}: {error}\n"));
+    Ok(1)
 }
 
 fn controllers_llvm(options: &Options) -> Result<u32> {

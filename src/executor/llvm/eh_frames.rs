@@ -6,8 +6,9 @@
 //! when it is to forget what it never knew, so frames are looked at and remembered here.
 
 use super::{Told, outcome};
+use crate::page::AddressRange;
 use crate::sys::{self, Answer, Memory};
-use crate::wire::sps::AddrRange;
+use crate::wire::sps::{AddrRange, ExecutorAddr};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -90,8 +91,53 @@ fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
     }
 }
 
-/// How often each section is registered at the moment, and its frame descriptions.
-static REGISTERED: Mutex<BTreeMap<u64, (usize, Vec<u64>)>> = Mutex::new(BTreeMap::new());
+/// A section that the unwinder knows.
+struct Known {
+    /// How often it is registered at the moment.
+    count: usize,
+    end: ExecutorAddr,
+    /// Its frame descriptions, where the unwinder takes them one by one.
+    frames: Vec<u64>,
+}
+
+/// By their first addresses.
+static REGISTERED: Mutex<BTreeMap<u64, Known>> = Mutex::new(BTreeMap::new());
+
+impl Unwinder {
+    fn forget(&self, start: u64, frames: Vec<u64>) {
+        let calls = if self.one_by_one { frames } else { vec![start] };
+        for frames in calls.into_iter().rev() {
+            sys::call_on_frames(self.deregister, frames);
+        }
+    }
+}
+
+/// Has the unwinder forget what is registered in memory that is about to go, as some controllers leave
+/// it: whatever is thrown later would run into it. A section that can't be read any more is left, for
+/// the unwinder would read it.
+pub(crate) fn forget_within(memory: AddressRange) {
+    let known: Vec<(u64, Known)> = {
+        let mut registered = REGISTERED.lock();
+        let range = registered.range(memory.start()..memory.end());
+        let starts: Vec<u64> = range.map(|(start, _)| *start).collect();
+        let known = starts
+            .into_iter()
+            .map(|start| registered.remove_entry(&start));
+        known.flatten().collect()
+    };
+    for (start, known) in known {
+        let section = AddrRange {
+            start: ExecutorAddr(start),
+            end: known.end,
+        };
+        let (Ok(unwinder), Ok(frames)) = (unwinder(), descriptions(section)) else {
+            continue;
+        };
+        if !frames.is_empty() {
+            (0..known.count).for_each(|_| unwinder.forget(start, known.frames.clone()));
+        }
+    }
+}
 
 /// `error (addr range)`.
 pub(super) fn register(args: &[u8]) -> Answer {
@@ -109,7 +155,13 @@ pub(super) fn register(args: &[u8]) -> Answer {
             frames.clear();
             vec![start]
         };
-        REGISTERED.lock().entry(start).or_insert((0, frames)).0 += 1;
+        let end = section.end;
+        let known = Known {
+            count: 0,
+            end,
+            frames,
+        };
+        REGISTERED.lock().entry(start).or_insert(known).count += 1;
         for frames in calls {
             sys::call_on_frames(unwinder.register, frames);
         }
@@ -124,13 +176,13 @@ pub(super) fn deregister(args: &[u8]) -> Answer {
         let frames = {
             let mut registered = REGISTERED.lock();
             match registered.get_mut(&start) {
-                Some((count, frames)) if *count > 1 => {
-                    *count -= 1;
-                    frames.clone()
+                Some(known) if known.count > 1 => {
+                    known.count -= 1;
+                    known.frames.clone()
                 }
                 Some(_) => registered
                     .remove(&start)
-                    .map(|(_, frames)| frames)
+                    .map(|known| known.frames)
                     .unwrap_or_default(),
                 None if descriptions(section).is_ok_and(|frames| frames.is_empty()) => {
                     return Ok(());
@@ -142,15 +194,7 @@ pub(super) fn deregister(args: &[u8]) -> Answer {
                 }
             }
         };
-        let unwinder = unwinder()?;
-        let calls = if unwinder.one_by_one {
-            frames
-        } else {
-            vec![start]
-        };
-        for frames in calls.into_iter().rev() {
-            sys::call_on_frames(unwinder.deregister, frames);
-        }
+        unwinder()?.forget(start, frames);
         Ok(())
     })
 }
@@ -158,7 +202,7 @@ pub(super) fn deregister(args: &[u8]) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::sps::{ExecutorAddr, Outcome, from_bytes, to_bytes};
+    use crate::wire::sps::{Outcome, from_bytes, to_bytes};
 
     fn range_of(bytes: &[u8]) -> AddrRange {
         let start = bytes.as_ptr().expose_provenance() as u64;
@@ -223,6 +267,17 @@ mod tests {
         }
         let unknown = from_bytes::<Outcome>(&deregister(&args).unwrap()).unwrap();
         assert!(unknown.0.unwrap_err().contains("no section is registered"));
+        // As often as that: memory that goes takes what is left along.
+        for _ in 0..2 {
+            assert_eq!(register(&args), Ok(vec![0]));
+        }
+        let start = range_of(&bytes).start.0;
+        forget_within(AddressRange::new(start + 1, 100).unwrap());
+        assert!(REGISTERED.lock().contains_key(&start));
+        forget_within(AddressRange::new(start - 1, 100).unwrap());
+        assert!(!REGISTERED.lock().contains_key(&start));
+        let unknown = from_bytes::<Outcome>(&deregister(&args).unwrap()).unwrap();
+        assert!(unknown.0.is_err());
         let empty = to_bytes(&range_of(&[0; 4]));
         assert_eq!(register(&empty), Ok(vec![0]));
         assert_eq!(deregister(&empty), Ok(vec![0]));

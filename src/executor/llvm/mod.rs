@@ -20,6 +20,7 @@ mod symbols;
 mod testing;
 
 pub(crate) use dylib::load_cxx_runtime;
+pub(crate) use eh_frames::forget_within;
 pub(crate) use symbols::{Function, Patience, Services, Symbol};
 
 use crate::sys::Answer;

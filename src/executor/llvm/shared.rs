@@ -2,6 +2,7 @@
 //! The shared-memory mapper service: the controller writes content itself, through shared memory
 //! that it opens by name, so none travels.
 
+use super::forget_within;
 use super::request::{actions, last_to_first, placed, protect, told};
 use super::{Registry, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -44,6 +45,12 @@ struct Allocation {
 struct Shared {
     memory: Reservation,
     name: SharedName,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        forget_within(self.memory.range());
+    }
 }
 
 impl Shared {

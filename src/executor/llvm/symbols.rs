@@ -8,6 +8,8 @@ use super::dylib::{self, DylibManager};
 use super::shared::{self, SharedMapper};
 use super::simple::{self, MemoryManager};
 use super::{eh_frames, gdb, memory_access as memory, run};
+use crate::error::Result;
+use crate::mapper::actions::join;
 use crate::sys::{self, Answer, wrapper_address};
 use crate::wire::frame::SetupLayout;
 use std::sync::Arc;
@@ -177,13 +179,21 @@ impl Services {
     }
 }
 
-impl Drop for Services {
-    /// The last one published first.
-    fn drop(&mut self) {
-        // Nobody is left who could be told what an action answers.
-        let _ = self.mapper.0.shut_down(self.mapper.1);
-        let _ = self.memory.0.shut_down(self.memory.1);
+impl Services {
+    /// Ends the services, the last one published first. What deallocation actions that were left answer
+    /// is the result.
+    pub(crate) fn shut_down(&self) -> Result<()> {
+        let mapper = self.mapper.0.shut_down(self.mapper.1);
+        let memory = self.memory.0.shut_down(self.memory.1);
         self.dylibs.0.shut_down(self.dylibs.1);
+        join(mapper, memory)
+    }
+}
+
+impl Drop for Services {
+    fn drop(&mut self) {
+        // Nothing is left to do if that was done before.
+        let _ = self.shut_down();
     }
 }
 

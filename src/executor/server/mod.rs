@@ -12,6 +12,7 @@ mod workers;
 use super::llvm::{Function, Patience, Services, Symbol};
 use super::service::Offered;
 use crate::error::Result;
+use crate::mapper::actions::join;
 use crate::sys::{self, Outlet, explain};
 use crate::transport::frames::Frames;
 use crate::wire::frame::{Setup, SetupLayout};
@@ -140,7 +141,8 @@ pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
     // The reader's buffer comes to lie where all that was.
     let input = Frames::new(Arc::new(input));
     let result = sent.and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
-    drop(services);
+    // A protocol that was broken comes first; neither keeps the other from being done.
+    let result = join(result, services.shut_down());
     calls::forget(context);
     result
 }

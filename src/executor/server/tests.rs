@@ -252,7 +252,12 @@ fn actions_that_are_left_run_at_the_end() {
     static RAN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
     fn note(args: &[u8]) -> Answer {
         RAN.lock().extend(args);
-        Ok(to_bytes(&Outcome(Ok(()))))
+        let failed = format!("no {}", args[0]);
+        Ok(to_bytes(&Outcome(if args == [3] {
+            Err(failed)
+        } else {
+            Ok(())
+        })))
     }
     let mut controller = over_pipes();
     let manager = ExecutorAddr(controller.symbol(MANAGER));
@@ -265,8 +270,8 @@ fn actions_that_are_left_run_at_the_end() {
     let mut request = Vec::new();
     (manager, 1u64).encode(&mut request);
     (1u8, base, 1u64, "x").encode(&mut request);
-    2u64.encode(&mut request);
-    for number in [1u8, 2] {
+    3u64.encode(&mut request);
+    for number in [1u8, 2, 3] {
         let note = ExecutorAddr(wrapper_address(note));
         let call = (note, vec![number]);
         (ExecutorAddr(0), 0u64, call).encode(&mut request);
@@ -278,8 +283,10 @@ fn actions_that_are_left_run_at_the_end() {
         Ok(base)
     );
     assert_eq!(*RAN.lock(), []);
-    controller.finish().unwrap();
-    assert_eq!(*RAN.lock(), [2, 1]);
+    let error = controller.finish().unwrap_err();
+    assert_eq!(error.status(), Status::ActionFailed);
+    assert!(error.message().contains("no 3"), "{error}");
+    assert_eq!(*RAN.lock(), [3, 2, 1]);
 }
 
 #[test]

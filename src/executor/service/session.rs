@@ -4,6 +4,7 @@
 use super::Offered;
 use super::line;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::executor::llvm::forget_within;
 use crate::group::Protection;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::mapper::{Action, WrapperCall};
@@ -419,6 +420,9 @@ impl Session {
         let result = self.tear_down();
         let windows = std::mem::take(&mut *self.windows.lock());
         if !stuck {
+            for window in &windows {
+                forget_within(window.reservation.range());
+            }
             return result;
         }
         std::mem::forget(windows);

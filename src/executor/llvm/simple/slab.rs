@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Which regions of which slabs hold something: no system call in here.
 
+use super::super::forget_within;
 use super::super::request::pages_of;
 use super::Rules;
 use crate::error::{Result, invalid_handle as unknown};
@@ -49,6 +50,12 @@ pub(super) struct Slab {
 pub(super) struct Slabs {
     by_base: BTreeMap<u64, Slab>,
     order: u64,
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        forget_within(self.memory.range());
+    }
 }
 
 impl Slab {
