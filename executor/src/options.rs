@@ -32,14 +32,16 @@ Options
                      else 22
   --c-only           never load libstdc++ and libm
   --preload-cxx      load them at once, and not when a symbol is first missing
-  --seccomp PROFILE  refuse system calls once the session stands. no-exec: other programs, other
-                     processes' memory, the system's administration. sealed: that, new processes,
-                     files and sockets that are not open yet, and libraries (C++'s are loaded
-                     before, unless --c-only)
+  --seccomp PROFILE  refuse system calls once the session stands. no-exec, against code that goes
+                     astray: other programs, debugging of other processes, the system's
+                     administration; but files can be written, /proc/PID/mem too. sealed, against
+                     code that attacks: that, new processes, files and sockets that are not open
+                     yet, and libraries (C++'s are loaded before, unless --c-only)
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
                      count memfds, which fsize limits; programs' threads have 8M of stack at least
-  --die-with-parent  have this process killed when its parent has ended, after 2 s to end by itself
+  --die-with-parent  have this process killed when its parent has ended, after 2 s to end by
+                     itself; code that attacks can prevent it
   --help, --version
 ";
 
