@@ -120,6 +120,8 @@ static Error run(ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive,
       auto JD = (*Session)->addDylib(L.Name);
       if (!JD)
         return JD.takeError();
+      if (Error Err = (*Session)->defineProcessSymbols(*JD, L.Members))
+        return Err;
       for (const Object &O : L.Members)
         if (Error Err = (*Session)->add(*JD, O))
           return Err;

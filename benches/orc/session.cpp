@@ -2,6 +2,7 @@
 
 #include "session.hpp"
 
+#include "llvm/ADT/StringSet.h"
 #include "llvm/BinaryFormat/ELF.h"
 #include "llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h"
 #include "llvm/ExecutionEngine/Orc/EPCDynamicLibrarySearchGenerator.h"
@@ -22,14 +23,13 @@ Expected<Object> readObject(std::unique_ptr<MemoryBuffer> Buffer) {
     Expected<uint32_t> Flags = Symbol.getFlags();
     if (!Flags)
       return Flags.takeError();
-    constexpr uint32_t Local =
-        object::SymbolRef::SF_FormatSpecific | object::SymbolRef::SF_Undefined;
-    if ((*Flags & Local) || !(*Flags & object::SymbolRef::SF_Global))
+    if ((*Flags & object::SymbolRef::SF_FormatSpecific) || !(*Flags & object::SymbolRef::SF_Global))
       continue;
     Expected<StringRef> Name = Symbol.getName();
     if (!Name)
       return Name.takeError();
-    O.Defines.push_back(Name->str());
+    bool IsUndefined = *Flags & object::SymbolRef::SF_Undefined;
+    (IsUndefined ? O.Needs : O.Defines).push_back(Name->str());
   }
   for (const object::ELFSectionRef Section : (*File)->sections())
     if (Section.getFlags() & ELF::SHF_ALLOC)
@@ -55,6 +55,19 @@ Expected<JITDylib &> LinkSession::addDylib(StringRef Name) {
     return Process.takeError();
   JD.addGenerator(std::move(*Process));
   return JD;
+}
+
+Error LinkSession::defineProcessSymbols(JITDylib &JD, const std::vector<Object> &Objects) {
+  StringSet<> Names;
+  for (const Object &O : Objects)
+    Names.insert_range(O.Needs);
+  for (const Object &O : Objects)
+    for (const std::string &Name : O.Defines)
+      Names.erase(Name);
+  SymbolLookupSet Needed;
+  for (StringRef Name : Names.keys())
+    Needed.add(ES.intern(Name), SymbolLookupFlags::WeaklyReferencedSymbol);
+  return ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Needed)).takeError();
 }
 
 Error LinkSession::add(JITDylib &JD, const Object &O) {

@@ -46,6 +46,8 @@ private:
 struct Object {
   std::unique_ptr<llvm::MemoryBuffer> Buffer;
   std::vector<std::string> Defines;
+  /// What others define: the process, or another object.
+  std::vector<std::string> Needs;
   /// Bytes of the sections that are loaded.
   uint64_t Content = 0;
 };
@@ -59,6 +61,10 @@ public:
   static llvm::Expected<std::shared_ptr<LinkSession>> Create(llvm::orc::ExecutionSession &ES);
 
   llvm::Expected<llvm::orc::JITDylib &> addDylib(llvm::StringRef Name);
+  /// Defines what Objects need of the executor's process, all at once and before they are added.
+  /// LLVM's generator defines a symbol twice, and fails, if two threads find at a time that it is
+  /// missing.
+  llvm::Error defineProcessSymbols(llvm::orc::JITDylib &JD, const std::vector<Object> &Objects);
   llvm::Error add(llvm::orc::JITDylib &JD, const Object &O);
   /// Links everything that Objects define.
   llvm::Expected<llvm::orc::SymbolMap> lookUp(llvm::orc::JITDylib &JD,
