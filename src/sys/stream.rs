@@ -8,6 +8,7 @@ use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 /// A descriptor of our own for what somebody has left open under a number.
 pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
@@ -46,6 +47,18 @@ fn wait(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
             Err(Errno::INTR) => continue,
             ready => return Ok(ready.map(drop)?),
         }
+    }
+}
+
+/// Looks for something to read until it is there or the time is over, without sleeping: a processor that
+/// sleeps takes longer to wake up than many a controller to go on.
+pub(crate) fn look_for_input(stream: &OwnedFd, time: Duration) {
+    let began = Instant::now();
+    let now = rustix::event::Timespec::default();
+    let mut polled = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
+    // Whatever goes wrong, reading tells.
+    while matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(0)) && began.elapsed() < time {
+        std::thread::yield_now();
     }
 }
 

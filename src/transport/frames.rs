@@ -6,6 +6,7 @@ use crate::wire::frame::{FrameError, HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Bytes that are asked for at once: most messages, and often several.
 const BUFFER: usize = 64 << 10;
@@ -58,6 +59,13 @@ impl Frames {
     /// Reads on, once, and takes descriptors that are sent along.
     pub(crate) fn receive(&mut self) -> io::Result<Vec<OwnedFd>> {
         sys::receive(&self.stream, &mut self.buffer)
+    }
+
+    /// Stays awake for a while, unless bytes are there already or come.
+    pub(crate) fn look_ahead(&self, time: Duration) {
+        if self.there().is_empty() {
+            sys::look_for_input(&self.stream, time);
+        }
     }
 
     fn there(&self) -> &[u8] {

@@ -29,6 +29,10 @@ use std::time::{Duration, Instant};
 /// As many threads as were idle all through such a time end, but for one.
 const PERIOD: Duration = Duration::from_secs(5);
 
+/// How long the reader stays awake when calls have come one right after the other's answer. About as
+/// long as two processors take to wake up, and two are asleep when each side waits for the other.
+const AWAKE: Duration = Duration::from_micros(50);
+
 /// The controller's end has broken the protocol.
 fn broken(why: FrameError) -> Error {
     Error::new(Status::Disconnected, why.to_string())
@@ -215,12 +219,18 @@ impl Workers {
     /// Reads until there is a call that may take its time; `None` when the session has ended.
     fn read(self: &Arc<Workers>) -> Option<Call> {
         let mut input = self.input.lock();
+        // When this thread has answered, and whether the controller was quick to go on last time.
+        let (mut answered, mut quick): (Option<Instant>, bool) = (None, false);
         let end = loop {
+            if quick {
+                input.look_ahead(AWAKE);
+            }
             let message = match input.next() {
                 Ok(Some(message)) => message,
                 Ok(None) => break Ok(()),
                 Err(error) => break Err(unreadable(error)),
             };
+            quick = answered.take().is_some_and(|at| at.elapsed() < 2 * AWAKE);
             if let Some(lost) = self.calls.lost() {
                 break Err(lost);
             }
@@ -258,6 +268,7 @@ impl Workers {
                         }
                         input = self.input.lock();
                     }
+                    answered = Some(Instant::now());
                 }
             }
         };
