@@ -125,3 +125,10 @@ fn receive(stream: &mut UnixStream) -> io::Result<(Header, Vec<u8>)> {
     stream.read_exact(&mut body)?;
     Ok((header, body))
 }
+
+/// A session ends in order, or with what its deallocation actions that were left have answered.
+pub(crate) fn was_in_order(result: jitmem::Result<()>) {
+    if let Err(error) = result {
+        assert_eq!(error.status(), jitmem::Status::ActionFailed, "{error}");
+    }
+}
