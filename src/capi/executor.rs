@@ -128,9 +128,9 @@ pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
 /// a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
-/// JITMEM_DISCONNECTED if the controller breaks the
-/// protocol or the stream fails, with the message that llvm-jitlink-executor has for it; what the
-/// system refuses before the first message.
+/// JITMEM_DISCONNECTED if the controller breaks the protocol or the stream fails, with the message
+/// that llvm-jitlink-executor has for it; JITMEM_ACTION_FAILED if deallocation actions that were left
+/// answered so; what the system refuses before the first message.
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;

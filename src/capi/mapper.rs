@@ -215,13 +215,9 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_shared(
     mapper: *mut *mut jitmem_mapper,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let make = |transport, reason: Option<String>| {
-        let new = LlvmSharedMapper::new(transport)?;
-        let new = reason.into_iter().fold(new, LlvmSharedMapper::instead_of);
-        Ok(Arc::new(new) as Arc<dyn Mapper>)
-    };
+    let (new, explain) = (LlvmSharedMapper::new, LlvmSharedMapper::instead_of);
     // SAFETY: as the caller says.
-    let body = || unsafe { over_llvm(transport, instead_of, mapper, make) };
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, new, explain) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -256,34 +252,35 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_simple(
     mapper: *mut *mut jitmem_mapper,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let make = |transport, reason: Option<String>| {
-        let new = LlvmSimpleMapper::new(transport)?;
-        let new = reason.into_iter().fold(new, LlvmSimpleMapper::instead_of);
-        Ok(Arc::new(new) as Arc<dyn Mapper>)
-    };
+    let (new, explain) = (LlvmSimpleMapper::new, LlvmSimpleMapper::instead_of);
     // SAFETY: as the caller says.
-    let body = || unsafe { over_llvm(transport, instead_of, mapper, make) };
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, new, explain) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
 
-/// Makes a mapper with `make`, which gets transport and reason.
+/// Makes a mapper with `new`, and has it say the reason, if there is one, with `explain`.
 ///
 /// # Safety
 /// As [`jitmem_mapper_llvm_shared`] has it.
-unsafe fn over_llvm(
+unsafe fn over_llvm<M: Mapper + 'static>(
     transport: *const jitmem_transport,
     instead_of: *const c_char,
     mapper: *mut *mut jitmem_mapper,
-    make: impl FnOnce(Arc<dyn Transport>, Option<String>) -> Result<Arc<dyn Mapper>>,
+    new: fn(Arc<dyn Transport>) -> Result<M>,
+    explain: fn(M, String) -> M,
 ) -> Result<()> {
     // SAFETY: as the caller says.
     let transport = unsafe { transport_of(transport) }?;
     input::required(mapper, "mapper")?;
     // SAFETY: the caller says that it is NULL or a string.
     let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
-    let new = make(transport, reason.map(str::to_owned))?;
-    let handle = handle::give(jitmem_mapper(new));
+    let new = new(transport)?;
+    let new = match reason {
+        Some(reason) => explain(new, reason.to_owned()),
+        None => new,
+    };
+    let handle = handle::give(jitmem_mapper(Arc::new(new)));
     // SAFETY: not NULL, and the caller says it is a place for a pointer.
     unsafe { mapper.write(handle) };
     Ok(())

@@ -16,58 +16,27 @@ use std::sync::mpsc::{Sender, channel};
 // exception that linked code does not catch finds the end of the stack here, as it would in a
 // program of its own: the C++ runtime says what was thrown and ends the process, and pthread_exit
 // ends the thread. Rust's own frames would take hold of either.
+macro_rules! call_linked_code {
+    ($($instruction:literal)*) => {
+        std::arch::global_asm!(
+            r#".pushsection .text.jitmem_call_linked_code, "ax", %progbits"#,
+            ".globl jitmem_call_linked_code",
+            ".hidden jitmem_call_linked_code",
+            ".type jitmem_call_linked_code, %function",
+            "jitmem_call_linked_code:",
+            $($instruction,)*
+            ".size jitmem_call_linked_code, . - jitmem_call_linked_code",
+            ".popsection",
+        );
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
-std::arch::global_asm!(
-    r#"
-    .pushsection .text.jitmem_call_linked_code, "ax", @progbits
-    .globl jitmem_call_linked_code
-    .hidden jitmem_call_linked_code
-    .type jitmem_call_linked_code, @function
-jitmem_call_linked_code:
-    push rbp
-    mov rbp, rsp
-    call rdx
-    pop rbp
-    ret
-    .size jitmem_call_linked_code, . - jitmem_call_linked_code
-    .popsection
-    "#
-);
+call_linked_code!("push rbp" "mov rbp, rsp" "call rdx" "pop rbp" "ret");
 #[cfg(target_arch = "aarch64")]
-std::arch::global_asm!(
-    r#"
-    .pushsection .text.jitmem_call_linked_code, "ax", %progbits
-    .globl jitmem_call_linked_code
-    .hidden jitmem_call_linked_code
-    .type jitmem_call_linked_code, %function
-jitmem_call_linked_code:
-    stp x29, x30, [sp, #-16]!
-    mov x29, sp
-    blr x2
-    ldp x29, x30, [sp], #16
-    ret
-    .size jitmem_call_linked_code, . - jitmem_call_linked_code
-    .popsection
-    "#
-);
+call_linked_code!("stp x29, x30, [sp, #-16]!" "mov x29, sp" "blr x2" "ldp x29, x30, [sp], #16" "ret");
 #[cfg(target_arch = "riscv64")]
-std::arch::global_asm!(
-    r#"
-    .pushsection .text.jitmem_call_linked_code, "ax", %progbits
-    .globl jitmem_call_linked_code
-    .hidden jitmem_call_linked_code
-    .type jitmem_call_linked_code, %function
-jitmem_call_linked_code:
-    addi sp, sp, -16
-    sd ra, 8(sp)
-    jalr a2
-    ld ra, 8(sp)
-    addi sp, sp, 16
-    ret
-    .size jitmem_call_linked_code, . - jitmem_call_linked_code
-    .popsection
-    "#
-);
+call_linked_code!("addi sp, sp, -16" "sd ra, 8(sp)" "jalr a2" "ld ra, 8(sp)" "addi sp, sp, 16" "ret");
 
 unsafe extern "C" {
     fn jitmem_call_linked_code();

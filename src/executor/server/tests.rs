@@ -4,6 +4,7 @@
 use super::*;
 use crate::error::{Error, Status};
 use crate::sys::{Answer, WrapperResult, call_wrapper, wrapper_address};
+use crate::transport::{Stream, Transport};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
 use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
 use parking_lot::{Condvar, Mutex};
@@ -410,16 +411,20 @@ fn a_controller_that_can_not_hear_is_left() {
     assert_eq!(error.os_code(), Some(libc::EPIPE));
 }
 
-#[test]
-fn a_socket_comes_along_once_and_ends_with_the_session() {
-    use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
-    use crate::transport::{Stream, Transport};
-    use crate::wire::service::{Attach, Attached, Reply};
-
+/// A server, and a controller of ours that is connected to it.
+fn connected() -> (Stream, JoinHandle<Result<()>>) {
     let (here, there) = UnixStream::pair().unwrap();
     let options = Options::default();
     let executor = std::thread::spawn(move || serve_socket(there, &options));
-    let stream = Stream::connect(Arc::new(here.into())).unwrap();
+    (Stream::connect(Arc::new(here.into())).unwrap(), executor)
+}
+
+#[test]
+fn a_socket_comes_along_once_and_ends_with_the_session() {
+    use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
+    use crate::wire::service::{Attach, Attached, Reply};
+
+    let (stream, executor) = connected();
     let socket = stream.take_channel().unwrap();
     assert!(stream.take_channel().is_none());
     let cookie = sys::socket::cookie(&socket).unwrap();
@@ -433,7 +438,8 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
         let Reply::<Attached>(reply) = from_bytes(&answer).unwrap();
         reply.map(drop).map_err(Error::from)
     };
-    let refused = attach(cookie + 1).unwrap_err();
+    // No neighbour's number: other tests have sockets too.
+    let refused = attach(u64::MAX).unwrap_err();
     assert_eq!(refused.status(), Status::InvalidArgument);
     assert!(refused.message().contains("not sent along"), "{refused}");
     attach(cookie).unwrap();
@@ -448,12 +454,7 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
 
 #[test]
 fn what_nobody_took_is_taken_back() {
-    use crate::transport::{Stream, Transport};
-
-    let (here, there) = UnixStream::pair().unwrap();
-    let options = Options::default();
-    let executor = std::thread::spawn(move || serve_socket(there, &options));
-    let stream = Stream::connect(Arc::new(here.into())).unwrap();
+    let (stream, executor) = connected();
     let socket = stream.take_channel().unwrap();
     drop(stream);
     executor.join().unwrap().unwrap();

@@ -21,7 +21,7 @@ use crate::transport::frames::{Frames, Message};
 use crate::wire::frame::{FrameError, Opcode};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -303,7 +303,9 @@ impl Workers {
 
     /// Answers a call that there is no thread for. All that travels is an answer without bytes.
     fn refuse(&self, sequence: u64) {
-        eprintln!(
+        // What can't be written is lost; a macro of Rust's would panic.
+        let _ = writeln!(
+            io::stderr(),
             "jitmem: call {sequence} of the controller was refused: no thread can be started for it; \
              RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached"
         );
