@@ -121,7 +121,9 @@ TEST_P(Link, UntilTheExecutorDies) {
     EXPECT_EQ(S.end(), "signal 9");
     std::string Errors = S.takeErrors();
     EXPECT_TRUE(saysItIsGone(Errors));
-    EXPECT_LT(Errors.size(), 1000u) << "it is said for each allocation: " << Errors;
+    // By jitmem, that is: on LLVM 19 each object's eh-frames are a call of LLVM's, which fails too.
+    EXPECT_LE(StringRef(Errors).count("executor is gone"), 3u)
+        << "it is said for each allocation: " << Errors;
   }
 }
 
