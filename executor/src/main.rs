@@ -6,6 +6,7 @@
 
 mod channel;
 mod contain;
+mod exports;
 mod options;
 mod parent;
 mod seccomp;

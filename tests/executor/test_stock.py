@@ -4,6 +4,7 @@
 import os
 import re
 import struct
+import subprocess
 import unittest
 
 import programs
@@ -29,6 +30,7 @@ class LikeStock(Case):
                 code, out, _ = session.finish()
                 answers.append((said, code, out))
         self.assertEqual(*answers)
+        return answers[0][0]
 
     def test_everything_that_stock_publishes_is_published(self):
         for llvm in programs.LLVM:
@@ -38,6 +40,28 @@ class LikeStock(Case):
                     self.assertLessEqual(set(theirs.symbols), set(ours.symbols))
                     for field in ("triple", "page_size", "map", "rest"):
                         self.assertEqual(getattr(theirs.setup, field), getattr(ours.setup, field))
+
+    def test_what_linked_code_finds_by_dlsym(self):
+        for llvm in programs.LLVM:
+            command = [programs.tool("nm"), "-D", "--defined-only", programs.stock_executor(llvm)]
+            names = re.findall("llvm_orc_[A-Za-z]+", subprocess.check_output(command, text=True))
+            # Frames are registered before they are deregistered.
+            names.sort(key=lambda name: "_deregister" in name)
+            self.assertGreater(len(names), 2)
+
+            def scenario(session):
+                nothing = wrapper(session, "nothing")
+                answers = {}
+                for name in names:
+                    args = u64(nothing) + u64(nothing + 16)
+                    if "GDB" in name and llvm > 16:
+                        args += u8(0)
+                    by_name = name.encode() + b"\0" + args
+                    answers[name] = session.call(wrapper(session, "by_name"), by_name)
+                return answers
+
+            with self.subTest(llvm=llvm):
+                self.assertEqual(set(self.both(llvm, scenario).values()), {b"\0"})
 
     def lookup(self, session, requests):
         """Answers of the lookup of the session's generation, addresses as whether they are 0."""

@@ -140,7 +140,7 @@ pub(crate) fn forget_within(memory: AddressRange) {
 }
 
 /// `error (addr range)`.
-pub(super) fn register(args: &[u8]) -> Answer {
+pub(crate) fn register(args: &[u8]) -> Answer {
     outcome(args, |section: AddrRange| {
         let start = section.start.0;
         let mut frames = descriptions(section)?;
@@ -170,7 +170,7 @@ pub(super) fn register(args: &[u8]) -> Answer {
 }
 
 /// `error (addr range)`.
-pub(super) fn deregister(args: &[u8]) -> Answer {
+pub(crate) fn deregister(args: &[u8]) -> Answer {
     outcome(args, |section: AddrRange| {
         let start = section.start.0;
         let frames = {

@@ -22,7 +22,7 @@ impl<'a> Decode<'a> for Object {
 }
 
 /// `error (addr range)`, or `error (addr range, bool)`.
-pub(super) fn register(args: &[u8]) -> Answer {
+pub(crate) fn register(args: &[u8]) -> Answer {
     outcome(args, |object: Object| {
         let range = object.range;
         sys::register_debug_object(range.start.0, range.size(), object.tell);

@@ -20,7 +20,10 @@ mod symbols;
 mod testing;
 
 pub(crate) use dylib::load_cxx_runtime;
-pub(crate) use eh_frames::forget_within;
+pub(crate) use eh_frames::{
+    deregister as deregister_eh_frames, forget_within, register as register_eh_frames,
+};
+pub(crate) use gdb::register as register_debug_object;
 pub(crate) use symbols::{Function, Patience, Services, Symbol};
 
 use crate::sys::Answer;

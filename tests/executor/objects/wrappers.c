@@ -2,6 +2,8 @@
 //
 // A dynamic library of wrapper functions, as controllers call them. Arguments are what each one
 // says, one behind the other; an error that comes in place of the controller's answer is printed.
+#define _GNU_SOURCE
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,6 +31,7 @@ typedef struct {
 Result says(const char *args, size_t size);
 Result sized(const char *args, size_t size);
 Result out_of_band(const char *args, size_t size);
+Result by_name(const char *args, size_t size);
 Result dispatches(const char *args, size_t size);
 Result dispatches_in_thread(const char *args, size_t size);
 Result dispatches_at_exit(const char *args, size_t size);
@@ -74,6 +77,18 @@ Result sized(const char *args, size_t size) {
 Result out_of_band(const char *args, size_t size) {
   return (Result){.pointer = strndup(args, size), .size = 0};
 }
+
+// A name that ends in a zero byte, then the arguments of the wrapper function that dlsym finds.
+Result by_name(const char *args, size_t size) {
+  typedef Result (*Function)(const char *args, size_t size);
+  size_t name = strnlen(args, size) + 1;
+  Function function = name > size ? NULL : (Function)dlsym(RTLD_DEFAULT, args);
+  return function ? function(args + name, size - name) : out_of_band(args, size);
+}
+
+// An .eh_frame section, and a debug object, in which there is nothing.
+extern const char nothing[16];
+const char nothing[16] = {0};
 
 // Controller, and what it is asked.
 Result dispatches(const char *args, size_t size) {
