@@ -47,7 +47,8 @@ impl Containment {
     }
 }
 
-/// A limit of the process's, soft and hard.
+/// A limit of the process's, soft and hard. Only for processor time the hard one is higher: there the
+/// kernel kills, and a second before that it sends a signal that says why.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     resource: Resource,
@@ -101,9 +102,16 @@ impl Limit {
 
     fn set(&self) -> Result<()> {
         let Limit { resource, most } = *self;
+        let hard = match resource {
+            Resource::Cpu => {
+                let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+                most.saturating_add(1).min(allowed.max(most))
+            }
+            _ => most,
+        };
         let limit = Rlimit {
             current: Some(most),
-            maximum: Some(most),
+            maximum: Some(hard),
         };
         let result = setrlimit(resource, limit);
         result.with_context(|| {

@@ -6,8 +6,8 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-/// The signals that a program's own mistakes raise.
-const SIGNALS: [(c_int, &str); 7] = [
+/// The signals that a program's own mistakes raise, and those of limits that it has reached.
+const SIGNALS: [(c_int, &str); 9] = [
     (libc::SIGABRT, "SIGABRT"),
     (libc::SIGBUS, "SIGBUS"),
     (libc::SIGFPE, "SIGFPE"),
@@ -15,6 +15,8 @@ const SIGNALS: [(c_int, &str); 7] = [
     (libc::SIGSEGV, "SIGSEGV"),
     (libc::SIGSYS, "SIGSYS"),
     (libc::SIGTRAP, "SIGTRAP"),
+    (libc::SIGXCPU, "SIGXCPU"),
+    (libc::SIGXFSZ, "SIGXFSZ"),
 ];
 
 /// What the message begins with. Set before the handler is installed, so that it never waits.

@@ -244,12 +244,16 @@ class Limits(Case):
         lines = ""
         for name, text in wanted.items():
             most = int(text.rstrip("KMG")) * units.get(text[-1], 1)
-            lines += f"{name} {most} {most}\n"
+            lines += f"{name} {most} {most + (name == 'cpu')}\n"
         ran = limited("print", *(f"--rlimit-{name}={text}" for name, text in wanted.items()))
         self.assertEqual((ran.code, ran.output), (42, lines), ran)
 
     def test_processor_time(self):
         ran = limited("spin", "--rlimit-cpu=1")
+        self.assertEqual((ran.code, ran.status), (1, -signal.SIGXCPU), ran)
+        self.assertIn(f"killed by signal {signal.SIGXCPU.value} (SIGXCPU)\n", ran.complaint)
+        # Whoever ignores that has a second left.
+        ran = limited("spin", "--rlimit-cpu=1", through=["env", "--ignore-signal=XCPU"])
         self.assertEqual((ran.code, ran.status), (1, -signal.SIGKILL), ran)
 
     def stops(self, what, option, least, most, why, **how):
@@ -291,6 +295,7 @@ class Limits(Case):
     def test_file_size(self):
         ran = limited("write", "--rlimit-fsize=64K")
         self.assertEqual((ran.code, ran.status), (1, -signal.SIGXFSZ), ran)
+        self.assertIn(f"killed by signal {signal.SIGXFSZ.value} (SIGXFSZ)\n", ran.complaint)
 
     def test_core(self):
         with open("/proc/sys/kernel/core_pattern") as pattern:
