@@ -158,7 +158,7 @@ impl Outlet {
     /// Writes both parts, one behind the other.
     pub(crate) fn write(&self, first: &[u8], second: &[u8]) -> io::Result<()> {
         gate("write")?;
-        let _quiet = (!self.socket).then(NoPipeSignal::new);
+        let quiet = (!self.socket).then(NoPipeSignal::new);
         let mut parts = [IoSlice::new(first), IoSlice::new(second)];
         let mut left = &mut parts[..];
         IoSlice::advance_slices(&mut left, 0);
@@ -174,7 +174,12 @@ impl Outlet {
                 Ok(count) => IoSlice::advance_slices(&mut left, count),
                 Err(Errno::INTR) => (),
                 Err(Errno::AGAIN) => wait(self.stream.as_fd(), PollFlags::OUT)?,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    if let (Errno::PIPE, Some(quiet)) = (error, &quiet) {
+                        quiet.take_signal();
+                    }
+                    return Err(error.into());
+                }
             }
         }
         Ok(())
@@ -185,6 +190,7 @@ impl Outlet {
 /// touched: a program's output may go through a pipe as well, and end with it.
 struct NoPipeSignal {
     before: libc::sigset_t,
+    /// Whether there was one before that nobody has taken.
     pending: bool,
 }
 
@@ -222,18 +228,22 @@ impl NoPipeSignal {
             pending: blocked && is_pending(),
         }
     }
-}
 
-impl Drop for NoPipeSignal {
-    fn drop(&mut self) {
-        if !self.pending && is_pending() {
+    /// Takes the signal that our write has raised.
+    fn take_signal(&self) {
+        if !self.pending {
             let now = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: 0,
             };
-            // SAFETY: takes the signal that our write has raised; a set and a time to read.
+            // SAFETY: a set and a time to read; it waits for nothing.
             unsafe { libc::sigtimedwait(&pipe_signal(), std::ptr::null_mut(), &now) };
         }
+    }
+}
+
+impl Drop for NoPipeSignal {
+    fn drop(&mut self) {
         // SAFETY: the mask that this thread had before.
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.before, std::ptr::null_mut()) };
     }
