@@ -3,6 +3,7 @@
 // Executors that are killed while a manager is made for them, and while ORC links for them.
 
 #include "executors.h"
+#include "tasks.h"
 
 #include <llvm/ExecutionEngine/Orc/Shared/SimpleRemoteEPCUtils.h>
 
@@ -67,9 +68,9 @@ protected:
       if (--Left == 0)
         Child.kill();
     };
-    ExecutionSession ES(must(SimpleRemoteEPC::Create<Telling>(
-        std::make_unique<DynamicThreadPoolTaskDispatcher>(std::nullopt), std::move(Setup),
-        FromChild.Read.release(), ToChild.Write.release(), Sent)));
+    ExecutionSession ES(must(
+        SimpleRemoteEPC::Create<Telling>(std::make_unique<ThreadPerTask>(), std::move(Setup),
+                                         FromChild.Read.release(), ToChild.Write.release(), Sent)));
     ES.setErrorReporter([](Error Err) { consumeError(std::move(Err)); }); // of its connection
     Left = Messages;
     auto MM = createManager(GetParam(), ES.getExecutorProcessControl());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
 #include "executors.h"
+#include "tasks.h"
 
 #include <llvm/ExecutionEngine/Orc/MapperJITLinkMemoryManager.h>
 #include <llvm/ExecutionEngine/Orc/MemoryMapper.h>
@@ -196,7 +197,7 @@ Session::Session(Setting S, Owner O, Dispatcher D, LLJITBuilder Builder) {
   if (D == Dispatcher::InPlace)
     Tasks = std::make_unique<InPlaceTaskDispatcher>();
   else
-    Tasks = std::make_unique<DynamicThreadPoolTaskDispatcher>(std::nullopt);
+    Tasks = std::make_unique<ThreadPerTask>();
   auto EPC = must(SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(
       std::move(Tasks), std::move(Setup), FromChild.Read.release(), ToChild.Write.release()));
   if (MM) {

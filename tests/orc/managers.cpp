@@ -2,6 +2,7 @@
 
 #include "managers.h"
 #include "compat_orc.h"
+#include "tasks.h"
 
 #include <jitmem/orc_executor.hpp>
 #include <llvm/Support/Process.h>
@@ -54,8 +55,7 @@ class Loopback : public orc::SelfExecutorProcessControl {
 public:
   Loopback()
       : SelfExecutorProcessControl(
-            std::make_shared<orc::SymbolStringPool>(),
-            std::make_unique<orc::DynamicThreadPoolTaskDispatcher>(std::nullopt),
+            std::make_shared<orc::SymbolStringPool>(), std::make_unique<ThreadPerTask>(),
             Triple(sys::getProcessTriple()), cantFail(sys::Process::getPageSize()),
             cantFail(InProcessMemoryManager::Create())) {
     OnePerTest::instance().service().addBootstrapSymbols(BootstrapSymbols);
