@@ -3,7 +3,11 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    for name in ["__jit_debug_descriptor", "__jit_debug_register_code", "llvm_orc_*"] {
+    for name in [
+        "__jit_debug_descriptor",
+        "__jit_debug_register_code",
+        "llvm_orc_*",
+    ] {
         println!("cargo:rustc-link-arg-bins=-Wl,--export-dynamic-symbol={name}");
     }
 }

@@ -112,7 +112,7 @@ impl InProcess {
     fn rewrite(range: AddressRange, group: AllocGroup, write: impl FnOnce(Writer)) -> Result<()> {
         let failed = |what: &str, error| {
             let (size, start) = (range.size(), range.start());
-            sys::explain(format_args!("{what} {size} bytes at {start:#x}"), error)
+            sys::explain_mapping(format_args!("{what} {size} bytes at {start:#x}"), error)
         };
         let pages = pages_of(range);
         sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)

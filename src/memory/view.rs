@@ -8,7 +8,7 @@ use super::placement::{WRITER_DISTANCE, candidates, images_around};
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::page::AddressRange;
-use crate::sys::{self, At, explain};
+use crate::sys::{self, At, explain_mapping};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -157,7 +157,7 @@ impl Reservation {
     /// Reserves `size` bytes anywhere: the process's images may be out of reach.
     pub(crate) fn anywhere(size: u64) -> Result<Reservation> {
         let start = sys::reserve(At::Anywhere, size)
-            .map_err(|error| explain(format_args!("reserve {size} bytes"), error))?;
+            .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
         Ok(Reservation {
             range: range(start, size),
             in_reach: false,
@@ -173,7 +173,8 @@ impl Reservation {
         }
         let start = sys::reserve(At::Free(address), size).map_err(|error| {
             let taken = error.raw_os_error() == Some(libc::EEXIST);
-            let error = explain(format_args!("reserve {size} bytes at {address:#x}"), error);
+            let error =
+                explain_mapping(format_args!("reserve {size} bytes at {address:#x}"), error);
             if taken {
                 error.remedy("something is mapped there: choose another address, or near instead")
             } else {
@@ -203,7 +204,9 @@ impl Reservation {
                 }
                 // Another thread was faster, or the kernel keeps a guard gap there.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-                Err(error) => return Err(explain(format_args!("reserve {size} bytes"), error)),
+                Err(error) => {
+                    return Err(explain_mapping(format_args!("reserve {size} bytes"), error));
+                }
             }
         }
         let what = match placement {
@@ -272,8 +275,9 @@ impl WriterView {
         commit: bool,
     ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
-        let failed =
-            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let failed = |what: &str, error| {
+            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+        };
         let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
@@ -292,8 +296,9 @@ impl WriterView {
 
     /// A view of `size` bytes of a file from `offset` on.
     pub(crate) fn of(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<WriterView> {
-        let failed =
-            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let failed = |what: &str, error| {
+            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+        };
         // Where the file system may be small, a page that is not there would be a SIGBUS later.
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
@@ -338,8 +343,9 @@ impl View {
         commit: bool,
     ) -> Result<View> {
         let size = executor.size();
-        let failed =
-            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let failed = |what: &str, error| {
+            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+        };
         let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
@@ -395,8 +401,9 @@ impl View {
         commit: bool,
     ) -> Result<View> {
         let (start, size) = (executor.start(), executor.size());
-        let failed =
-            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let failed = |what: &str, error| {
+            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+        };
         sys::map_anonymous(At::Replace(start), size, Protection::READ_WRITE).map_err(|error| {
             restore(executor);
             failed("mmap", error)
@@ -434,8 +441,9 @@ impl View {
     ) -> Result<View> {
         use std::os::fd::AsFd;
         let (start, size) = (executor.start(), executor.size());
-        let failed =
-            |what: &str, error| explain(format_args!("{what} for a chunk of {size} bytes"), error);
+        let failed = |what: &str, error| {
+            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+        };
         // So that no access to it can ever raise SIGBUS.
         let file = sys::MemFile::of_fixed_size(file, size)
             .map_err(|error| failed("take the controller's memfd", error))?;
@@ -489,7 +497,7 @@ impl View {
         if let Err(error) = sys::decommit(executor.start(), executor.size()) {
             restore(executor);
             let what = format!("give back a chunk of {} bytes", executor.size());
-            return Err((self, explain(what, error)));
+            return Err((self, explain_mapping(what, error)));
         }
         self.unmap_writer();
         Ok(())

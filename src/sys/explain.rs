@@ -2,6 +2,7 @@
 //! From errno to an error that says the likely cause and what to do about it.
 
 use crate::error::{Error, Status};
+use std::fmt::Display;
 use std::io::{self, Read};
 
 fn setting(path: &str) -> Option<u64> {
@@ -87,38 +88,69 @@ fn denied() -> String {
         .to_owned()
 }
 
+/// Why another process is out of reach.
+fn out_of_reach() -> String {
+    let scope = match setting("/proc/sys/kernel/yama/ptrace_scope") {
+        Some(scope @ 1..) => format!(", which kernel.yama.ptrace_scope of {scope} narrows down"),
+        _ => String::new(),
+    };
+    format!(
+        "the kernel asks whether this process may ptrace the other{scope}: both must have the same user, and \
+         no user namespace between them; a seccomp filter can refuse too"
+    )
+}
+
+fn forbidden() -> String {
+    "a seccomp filter or the system's security module forbids it: allow it for this process"
+        .to_owned()
+}
+
 /// Turns the failure of `operation` (with its sizes and addresses) into an [`Error`].
-pub(crate) fn explain(operation: impl std::fmt::Display, error: io::Error) -> Error {
+pub(crate) fn explain(operation: impl Display, error: io::Error) -> Error {
+    explain_by(operation, error, forbidden)
+}
+
+/// [`explain`] for what the mappers need of the system: memfds, and executable mappings.
+pub(crate) fn explain_mapping(operation: impl Display, error: io::Error) -> Error {
+    if error.raw_os_error() == Some(libc::ENOSYS) {
+        return Error::system(Status::Unsupported, operation, error)
+            .remedy("this kernel or sandbox lacks the call: choose the mprotect mapper");
+    }
+    explain_by(operation, error, denied)
+}
+
+/// [`explain`] for what is asked of the kernel about another process.
+pub(crate) fn explain_reach(operation: impl Display, error: io::Error) -> Error {
+    explain_by(operation, error, out_of_reach)
+}
+
+fn explain_by(operation: impl Display, error: io::Error, denied: fn() -> String) -> Error {
     let (status, remedy) = match error.raw_os_error() {
-        Some(libc::ENOMEM | libc::EAGAIN) => (Status::OutOfMemory, Some(out_of_memory())),
+        Some(libc::ENOMEM | libc::EAGAIN) => (Status::OutOfMemory, out_of_memory()),
         Some(libc::ENOSPC) => (
             Status::OutOfMemory,
-            Some("the memory cgroup or shared memory is full: raise its limit".to_owned()),
+            "the memory cgroup or shared memory is full: raise its limit".to_owned(),
         ),
         Some(libc::EFBIG) => (
             Status::OutOfMemory,
-            Some("RLIMIT_FSIZE limits files, memfds too: raise it with ulimit -f".to_owned()),
+            "RLIMIT_FSIZE limits files, memfds too: raise it with ulimit -f".to_owned(),
         ),
         Some(libc::EMFILE) => (
             Status::OutOfMemory,
-            Some("RLIMIT_NOFILE is reached: raise it with ulimit -n".to_owned()),
+            "RLIMIT_NOFILE is reached: raise it with ulimit -n".to_owned(),
         ),
         Some(libc::ENFILE) => (
             Status::OutOfMemory,
-            Some("the system's file table is full: raise fs.file-max".to_owned()),
+            "the system's file table is full: raise fs.file-max".to_owned(),
         ),
-        Some(libc::EPERM | libc::EACCES) => (Status::Denied, Some(denied())),
+        Some(libc::EPERM | libc::EACCES) => (Status::Denied, denied()),
         Some(libc::ENOSYS) => (
             Status::Unsupported,
-            Some("this kernel or sandbox lacks the call: choose the mprotect mapper".to_owned()),
+            "this kernel or sandbox lacks the call".to_owned(),
         ),
-        _ => (Status::System, None),
+        _ => return Error::system(Status::System, operation, error),
     };
-    let error = Error::system(status, operation, error);
-    match remedy {
-        Some(remedy) => error.remedy(remedy),
-        None => error,
-    }
+    Error::system(status, operation, error).remedy(remedy)
 }
 
 #[cfg(test)]
@@ -137,12 +169,28 @@ mod tests {
             libc::ENOSPC,
             libc::EIO,
         ] {
-            let error = explain("mmap of 4096 bytes", io::Error::from_raw_os_error(errno));
-            assert_eq!(error.os_code(), Some(errno));
-            assert!(
-                error.to_string().starts_with("mmap of 4096 bytes: "),
-                "{error}"
-            );
+            for explain in [explain, explain_mapping, explain_reach] {
+                let error = explain("mmap of 4096 bytes", io::Error::from_raw_os_error(errno));
+                assert_eq!(error.os_code(), Some(errno));
+                assert!(
+                    error.to_string().starts_with("mmap of 4096 bytes: "),
+                    "{error}"
+                );
+            }
         }
+    }
+
+    #[test]
+    fn what_is_denied_is_explained_by_what_was_asked() {
+        let remedy = |explain: fn(&'static str, io::Error) -> Error| {
+            explain("it", io::Error::from_raw_os_error(libc::EPERM)).to_string()
+        };
+        assert!(remedy(explain_mapping).contains("mprotect mapper"));
+        assert!(remedy(explain_reach).contains("ptrace"));
+        let plain = remedy(explain);
+        assert!(
+            plain.contains("seccomp") && !plain.contains("mapper"),
+            "{plain}"
+        );
     }
 }

@@ -33,8 +33,8 @@ pub(crate) use call::{
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use crash::report_crashes;
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
-pub(crate) use explain::explain;
 use explain::limit;
+pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{Kept, at_exit_once, fork_generation};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{

@@ -7,7 +7,7 @@ use crate::group::{AllocGroup, Protection};
 use crate::mapper::actions::join;
 use crate::mapper::{Action, WrapperCall};
 use crate::page::AddressRange;
-use crate::sys::{self, explain};
+use crate::sys::{self, explain_mapping};
 use crate::wire::sps::{ActionPair, Call, ExecutorAddr, RemoteAllocGroup};
 
 /// The actions of a request, out of its message.
@@ -54,8 +54,9 @@ pub(super) fn protect(range: AddressRange, protection: Protection) -> Result<()>
     if pages.size() == 0 {
         return Ok(());
     }
-    sys::protect(pages.start(), pages.size(), protection)
-        .map_err(|error| explain(format_args!("mprotect {pages:?} to {protection:?}"), error))
+    sys::protect(pages.start(), pages.size(), protection).map_err(|error| {
+        explain_mapping(format_args!("mprotect {pages:?} to {protection:?}"), error)
+    })
 }
 
 /// An error in the words for a controller.

@@ -12,7 +12,7 @@ use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::AddressRange;
-use crate::sys::{self, explain, socket};
+use crate::sys::{self, explain, explain_reach, socket};
 use crate::transport::PATIENCE;
 use crate::wire::service::{
     At, Attach, Attached, Content, File, Functions, Item, Reply, Reserve, ReservedAt, Step,
@@ -497,8 +497,8 @@ fn open(file: &File, write: bool) -> Result<OwnedFd> {
         inode,
     } = *file;
     let what = format!("open /proc/{process}/fd/{descriptor}, a memfd of the controller's");
-    let opened =
-        socket::open_from(process, descriptor, write).map_err(|error| explain(&what, error))?;
+    let opened = socket::open_from(process, descriptor, write)
+        .map_err(|error| explain_reach(&what, error))?;
     match socket::identity(opened.as_fd()) {
         Ok(identity) if identity == (device, inode) => Ok(opened),
         Ok(_) => Err(Error::new(

@@ -4,7 +4,7 @@
 use crate::completion::{Completion, wait, wait_until};
 use crate::crowd;
 use crate::error::{Error, Result, Status};
-use crate::sys::{self, MemFile, explain, socket};
+use crate::sys::{self, MemFile, explain, explain_mapping, explain_reach, socket};
 use crate::transport::channel::Channel;
 use crate::transport::{PATIENCE, Traffic, Transport, call, disconnected};
 use crate::wire::service::{
@@ -305,7 +305,7 @@ impl Link {
         let taken = socket::take_from(self.opened.process, offer.descriptor)
             .map_err(|error| {
                 let process = self.opened.process;
-                explain(format_args!("take a socket of process {process}"), error)
+                explain_reach(format_args!("take a socket of process {process}"), error)
             })
             .and_then(|socket| match socket::cookie(&socket) {
                 Ok(cookie) if cookie == offer.cookie && is_ours(&socket) => Ok(socket),
@@ -327,7 +327,7 @@ impl Link {
 
     fn attach_by_files(&mut self) -> Result<()> {
         let probe = MemFile::new(c"jitmem-probe", sys::page_size().bytes())
-            .map_err(|error| explain("memfd_create", error))?;
+            .map_err(|error| explain_mapping("memfd_create", error))?;
         self.step(Attach::Files {
             file: file_of(probe.as_fd())?,
         })?;
