@@ -139,12 +139,11 @@ impl crew::Post for Calls {
     }
 
     fn handle(self: Arc<Self>, (done, packet): Self::Work) {
-        done.complete(match packet.header.tag {
-            OUT_OF_BAND => {
-                let message = String::from_utf8_lossy(&packet.body).into_owned();
-                Err(Error::new(Status::MapperFailed, message))
-            }
-            _ => Ok(packet.body),
+        let failed = |message| Err(Error::new(Status::MapperFailed, message));
+        done.complete(match (packet.lost, packet.header.tag) {
+            (Some(why), _) => failed(why),
+            (None, OUT_OF_BAND) => failed(String::from_utf8_lossy(&packet.body).into_owned()),
+            (None, _) => Ok(packet.body),
         });
     }
 
@@ -190,6 +189,31 @@ mod tests {
             assert_eq!(body.unwrap(), [number as u8]);
         }
         assert_eq!(channel.traffic().messages(), 3);
+    }
+
+    #[test]
+    fn an_answer_that_can_not_be_read_is_a_failure_that_says_why() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let channel = Channel::new(here).unwrap();
+        let body = [7; 100];
+        let file = crate::sys::MemFile::holding(c"answer", &body).unwrap();
+        let path = format!("/proc/self/fd/{}", socket::number(file.as_fd()));
+        let unreadable = std::fs::File::options().write(true).open(path).unwrap();
+        let call = |file: std::os::fd::BorrowedFd<'_>| {
+            wait(|done| {
+                channel.call(7, vec![], done);
+                let header = Header::new(Opcode::Result, receive(&there).header.sequence, 0, 100);
+                socket::send(&there, &[&header.encode()], &[file]).unwrap();
+            })
+        };
+        let error = call(unreadable.as_fd()).unwrap_err();
+        assert_eq!(error.status(), Status::MapperFailed);
+        assert!(
+            error.message().contains("read a message of 100 bytes"),
+            "{error}"
+        );
+        // The channel is as good as before.
+        assert_eq!(call(file.as_fd()).unwrap(), body);
     }
 
     #[test]
