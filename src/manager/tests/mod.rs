@@ -3,6 +3,7 @@
 
 mod actions;
 mod faults;
+mod gone;
 mod growth;
 mod oracle;
 mod simple;

@@ -333,7 +333,10 @@ impl Mapper for ServiceMapper {
     }
 
     fn patience(&self) -> Option<Duration> {
-        self.link.has_channel().then_some(PATIENCE)
+        // Nothing is to be waited for at the end of a channel; and there, this thread may be the one that
+        // tells everybody of it.
+        let answers = self.link.has_channel() && !self.link.is_lost();
+        answers.then_some(PATIENCE)
     }
 
     fn quiesce(&self, done: Completion<()>) {

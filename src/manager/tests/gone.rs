@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! An executor that goes while it has something to answer.
+
+use super::*;
+use crate::completion::Completion;
+use crate::sys::socket;
+use crate::transport::packet::{self, Packet};
+use crate::transport::{PATIENCE, Transport};
+use crate::wire::frame::{Header, Opcode};
+use crate::wire::service::{Attached, Functions, Opened, Reply, ReservedAt};
+use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, to_bytes};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::channel;
+use std::time::Instant;
+
+const SERVICE: u64 = 9;
+const WINDOW: u64 = 1 << 20;
+
+fn reply(value: impl Encode) -> Vec<u8> {
+    to_bytes(&Reply(Ok(value)))
+}
+
+/// Opens a session, and has a socket for it.
+struct Opener(Mutex<Option<OwnedFd>>);
+
+impl Transport for Opener {
+    fn call(&self, function: u64, _: Vec<u8>, done: Completion<Vec<u8>>) {
+        let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
+        let opened = Opened {
+            session: 1,
+            process: 1,
+            page_size: sys::page_size().bytes(),
+            functions: Functions {
+                attach,
+                reserve,
+                change,
+                run,
+                close,
+            },
+        };
+        let attached = Attached {
+            descriptor: 0,
+            cookie: 0,
+        };
+        done.complete(Ok(match function {
+            SERVICE => reply(opened),
+            _ => reply(attached),
+        }));
+    }
+
+    fn take_channel(&self) -> Option<OwnedFd> {
+        self.0.lock().take()
+    }
+}
+
+fn call(executor: &OwnedFd) -> Packet {
+    packet::receive(executor, &mut Vec::new()).unwrap().unwrap()
+}
+
+#[test]
+fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
+    // What is answered first is a matter of chance.
+    for _ in 0..16 {
+        let (executor, socket) = socket::packet_pair().unwrap();
+        let opener = Arc::new(Opener(Mutex::new(Some(socket))));
+        let mapper: Arc<dyn Mapper> = Arc::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
+        let gone = Arc::downgrade(&mapper);
+        let options = Options {
+            window_size: WINDOW,
+            growth: GrowthPolicy::AnotherWindow,
+            ..Options::default()
+        };
+        let manager = wait(|done| {
+            Manager::create(mapper, options, done);
+            let sequence = call(&executor).header.sequence;
+            let start = 1 << 40;
+            let range = AddrRange {
+                start: ExecutorAddr(start),
+                end: ExecutorAddr(start + WINDOW),
+            };
+            let answer = reply(ReservedAt {
+                range,
+                in_reach: true,
+            });
+            let header = Header::new(Opcode::Result, sequence, 0, answer.len());
+            packet::send(&executor, header, &answer, &[]).unwrap();
+        })
+        .unwrap();
+        // A chunk, and a window, for there is no room for two of these in one.
+        let large = segment(WINDOW / 8 * 5, 0, 16, Protection::READ);
+        allocate(&manager, &[large]).unwrap();
+        let (sender, receiver) = channel();
+        let request = manager.request([Ok(large)], 0).unwrap();
+        let done = Completion::new(move |answer: Result<Allocated>| {
+            sender.send(answer.map(drop)).unwrap();
+        });
+        manager.allocate(request, done);
+        drop(manager);
+        let began = Instant::now();
+        socket::hang_up(&executor);
+        let error = receiver.recv().unwrap().unwrap_err();
+        assert_eq!(error.status(), Status::Disconnected);
+        while gone.strong_count() > 0 {
+            assert!(began.elapsed() < PATIENCE / 2, "somebody waits");
+            std::thread::yield_now();
+        }
+    }
+}
