@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicIsize, Ordering};
 /// `CWrapperFunctionResult`, of up to 8 bytes.
 #[repr(C)]
 pub struct WrapperResult {
-    bytes: u64,
-    size: usize,
+    pub(crate) bytes: u64,
+    pub(crate) size: usize,
 }
 
 /// One byte: no error, or the beginning of one that ends there.

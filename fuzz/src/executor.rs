@@ -16,26 +16,47 @@ pub struct Executor {
     serving: JoinHandle<jitmem::Result<()>>,
     symbols: BTreeMap<String, u64>,
     sequence: u64,
-    /// Descriptors and threads before.
-    had: (usize, usize),
+    had: Belongings,
 }
+
+/// Descriptors, threads, and mappings of memfds of jitmem's.
+pub(crate) type Belongings = (usize, usize, usize);
 
 fn count(folder: &str) -> usize {
     fs::read_dir(folder).expect(folder).count()
 }
 
-fn belongings() -> (usize, usize) {
-    (count("/proc/self/fd"), count("/proc/self/task"))
+pub(crate) fn belongings() -> Belongings {
+    let maps = fs::read_to_string("/proc/self/maps").expect("/proc/self/maps");
+    let views = maps.lines().filter(|line| line.contains("/memfd:jitmem"));
+    (
+        count("/proc/self/fd"),
+        count("/proc/self/task"),
+        views.count(),
+    )
+}
+
+/// Threads are still on their way out of the kernel when what they did is done.
+pub(crate) fn wait_for(had: Belongings) {
+    while belongings() != had {
+        yield_now();
+    }
 }
 
 impl Executor {
     pub fn start(layout: SetupLayout) -> Executor {
+        Executor::with(layout, Vec::new())
+    }
+
+    /// One that knows the addresses of further functions.
+    pub fn with(layout: SetupLayout, services: Vec<u64>) -> Executor {
         let had = belongings();
         let (mut stream, theirs) = UnixStream::pair().expect("socketpair");
         let output = theirs.try_clone().expect("dup");
         let options = Options {
             layout,
             cxx_runtime: false,
+            services,
             ..Options::default()
         };
         let serving = spawn(move || serve_controller(theirs.into(), output.into(), options));
@@ -81,6 +102,11 @@ impl Executor {
         body
     }
 
+    /// Waits for a message.
+    pub fn receive(&mut self) -> (Header, Vec<u8>) {
+        receive(&mut self.stream).expect("the executor has more to say")
+    }
+
     /// Sends bytes, which the executor may not want any more.
     pub fn send(&mut self, bytes: &[u8]) {
         // What it thinks of them is found when it ends.
@@ -89,7 +115,15 @@ impl Executor {
 
     /// Hangs up, and gives the bodies of the answers that were not waited for, by their numbers, and
     /// how the executor ended. By then nothing of it is left; whatever stays is a hang.
-    pub fn end(mut self) -> (BTreeMap<u64, Vec<u8>>, jitmem::Result<()>) {
+    pub fn end(self) -> (BTreeMap<u64, Vec<u8>>, jitmem::Result<()>) {
+        self.end_with(|header| panic!("nobody shall call: {header:?}"))
+    }
+
+    /// [`Executor::end`] where linked code may still call.
+    pub fn end_with(
+        mut self,
+        mut called: impl FnMut(Header),
+    ) -> (BTreeMap<u64, Vec<u8>>, jitmem::Result<()>) {
         let _ = self.stream.shutdown(Shutdown::Write);
         let mut answers = BTreeMap::new();
         while let Ok((header, body)) = receive(&mut self.stream) {
@@ -98,15 +132,13 @@ impl Executor {
                     let before = answers.insert(header.sequence, body);
                     assert!(before.is_none(), "{} is answered twice", header.sequence);
                 }
+                Opcode::CallWrapper => called(header),
                 other => assert_eq!(other, Opcode::Hangup),
             }
         }
         let result = self.serving.join().expect("serving does not panic");
         drop(self.stream);
-        // Threads are still on their way out of the kernel when what they did is done.
-        while belongings() != self.had {
-            yield_now();
-        }
+        wait_for(self.had);
         let own = format!("jitmem-{}-", std::process::id());
         for name in fs::read_dir("/dev/shm").expect("/dev/shm").flatten() {
             let name = name.file_name();

@@ -12,6 +12,11 @@ impl<'a> Input<'a> {
         self.0.is_empty()
     }
 
+    /// What no choice was made of yet.
+    pub fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     pub fn byte(&mut self) -> u8 {
         match self.0.split_first() {
             Some((first, rest)) => {

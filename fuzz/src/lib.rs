@@ -2,10 +2,16 @@
 //! What the fuzz targets share.
 
 pub mod actions;
+mod channel;
+pub mod dispatch;
 pub mod executor;
+pub mod host;
+mod hostile;
 pub mod input;
+mod linked;
 pub mod llvm;
 pub mod own;
+mod packets;
 
 /// Decodes bytes as each of the types, or not. A value that was decoded must come back from what
 /// it is encoded as. (A macro, because values borrow from their bytes.)

@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Calls of our own service with arguments that make sense often.
 
-use crate::actions::encode_pairs;
+mod arguments;
+
+use crate::channel::Channel;
 use crate::executor::Executor;
 use crate::input::Input;
+use arguments::encode_steps;
 use jitmem::wire::service::{
-    At, Attach, Attached, File, Functions, Open, Opened, Reply, Reserve, ReservedAt, Step, VERSION,
+    Attach, Attached, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION,
 };
-use jitmem::wire::sps::{AddrRange, Bytes, Encode, ExecutorAddr, from_bytes, to_bytes};
+use jitmem::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 const PAGE: u64 = 4096;
 
@@ -27,6 +31,8 @@ pub struct Controller {
     keys: Vec<u64>,
     /// One that can't shrink, and one that can.
     files: [Memfd; 2],
+    /// The way of all calls, while there is one.
+    channel: Option<Channel>,
 }
 
 fn file() -> Memfd {
@@ -50,6 +56,7 @@ impl Controller {
             chunks: Vec::new(),
             keys: Vec::new(),
             files,
+            channel: None,
         };
         // Something to work with.
         controller.step(&mut Input::new(&[]));
@@ -65,7 +72,7 @@ impl Controller {
                 commit: commit == 1,
             }
         });
-        controller.change(&map);
+        controller.change(&mut Input::new(&[]), &map);
         assert_eq!(controller.chunks.len(), 2);
         controller
     }
@@ -83,7 +90,7 @@ impl Controller {
         };
         if (6..=8).contains(&kind) {
             let steps = input.some(4, |input| self.one_change(input));
-            return self.change(&steps);
+            return self.change(input, &steps);
         }
         let mut out = Vec::new();
         match input.byte() {
@@ -115,7 +122,7 @@ impl Controller {
         if input.below(16) == 1 {
             out.truncate(input.byte().into());
         }
-        let answer = self.executor.call(function.0, &out);
+        let answer = self.ask(input, function, &out, Vec::new());
         if function == functions.reserve {
             if let Ok(Reply(Ok(ReservedAt { range, .. }))) = from_bytes(&answer) {
                 self.windows.push(range);
@@ -131,30 +138,95 @@ impl Controller {
         }
     }
 
+    /// Calls through the channel if there is one, else through the stream.
+    fn ask(
+        &mut self,
+        input: &mut Input<'_>,
+        function: ExecutorAddr,
+        args: &[u8],
+        along: Vec<OwnedFd>,
+    ) -> Vec<u8> {
+        let Some(channel) = self.channel.take() else {
+            return self.executor.call(function.0, args);
+        };
+        let (channel, answer) = channel.call(input, function, args, along);
+        self.channel = channel;
+        answer
+    }
+
+    /// Makes a channel for the first session, unless that is closed.
+    pub fn attach_channel(&mut self) {
+        let functions = self.functions.as_ref().expect("a session was opened");
+        let connect = |attach: Attach<'_>| {
+            let args = to_bytes(&(self.sessions[0], attach));
+            let answer = self.executor.call(functions.attach.0, &args);
+            matches!(from_bytes::<Reply<Attached>>(&answer), Ok(Reply(Ok(_))))
+        };
+        self.channel = Channel::listen(connect);
+    }
+
+    pub fn has_channel(&self) -> bool {
+        self.channel.is_some()
+    }
+
     /// Changes what lies where, in the first session.
-    fn change(&mut self, steps: &[Step]) {
+    fn change(&mut self, input: &mut Input<'_>, steps: &[Step]) {
         let Some(functions) = &self.functions else {
             return;
         };
         let mut out = to_bytes(&self.sessions[0]);
         encode_steps(steps, &mut out);
-        let answer = self.executor.call(functions.change.0, &out);
+        // A message that maps what comes along may come without, and with what can shrink.
+        let (mut along, mut fixed) = (Vec::new(), Vec::new());
+        let mapped = steps.iter().filter(|step| matches!(step, Step::Map { .. }));
+        let wanted = if self.channel.is_some() {
+            mapped.count()
+        } else {
+            0
+        };
+        for _ in 0..wanted {
+            let kind = input.below(8);
+            if kind < 7 {
+                let file = &self.files[usize::from(kind == 6)];
+                along.push(file.as_file().try_clone().expect("dup").into());
+                fixed.push(kind != 6);
+            }
+        }
+        let answer = self.ask(input, functions.change, &out, along);
         let Ok(Reply(Ok(replies))) = from_bytes::<Reply<Vec<Reply<()>>>>(&answer) else {
             return;
         };
         assert_eq!(replies.len(), steps.len());
+        let mut fixed = fixed.into_iter();
+        let stays = |step: &Step| !matches!(step, Step::Unmap { .. } | Step::Release { .. });
+        let all_stay = steps.iter().all(stays);
         for (step, reply) in steps.iter().zip(replies) {
-            match step {
-                Step::MapOwn { range, .. } | Step::MapFile { range, .. } if reply.0.is_ok() => {
-                    self.chunks.push(*range);
+            let fixed = match step {
+                Step::Map { .. } => fixed.next() == Some(true),
+                _ => true,
+            };
+            let (Step::Map { range, protection }
+            | Step::MapFile {
+                range, protection, ..
+            }
+            | Step::MapOwn {
+                range, protection, ..
+            }) = step
+            else {
+                continue;
+            };
+            if reply.0.is_ok() {
+                assert!(fixed, "{step:?} maps what may shrink");
+                self.chunks.push(*range);
+                if all_stay && protection & 1 != 0 {
+                    look_at(*range);
                 }
-                _ => {}
             }
         }
     }
 
     pub fn end(self) {
-        drop(self.files);
+        drop((self.files, self.channel));
         let (answers, result) = self.executor.end();
         assert!(answers.is_empty());
         crate::executor::was_in_order(result);
@@ -181,177 +253,13 @@ impl Controller {
             self.functions = Some(opened.functions);
         }
     }
-
-    fn file(&self, input: &mut Input<'_>) -> File {
-        let file = &self.files[input.below(self.files.len())];
-        let data = file.as_file().metadata().expect("fstat");
-        let descriptor = file.as_file().as_raw_fd().unsigned_abs();
-        let wrong = |input: &mut Input<'_>| input.byte() == 0xff;
-        File {
-            process: if wrong(input) {
-                u32::MAX
-            } else {
-                std::process::id()
-            },
-            descriptor: if wrong(input) { u32::MAX } else { descriptor },
-            device: data.dev(),
-            inode: if wrong(input) {
-                input.number()
-            } else {
-                data.ino()
-            },
-        }
-    }
-
-    fn attach<'a>(&self, input: &mut Input<'a>) -> Attach<'a> {
-        match input.below(5) {
-            0 => Attach::Connect {
-                // Nobody listens there.
-                name: Bytes(b"jitmem-fuzz-nobody"),
-                token: Bytes(input.bytes()),
-            },
-            1 => Attach::Offer {},
-            2 => Attach::Taken {
-                taken: input.below(2) == 0,
-            },
-            3 => Attach::Files {
-                file: self.file(input),
-            },
-            _ => Attach::Shared {
-                cookie: input.number(),
-            },
-        }
-    }
-
-    fn reserve(&self, input: &mut Input<'_>) -> Reserve {
-        let size = match input.below(8) {
-            0 => 64 * PAGE,
-            5 => input.number(),
-            6 => 2 << 30,
-            7 => PAGE,
-            pages => pages as u64 * 16 * PAGE,
-        };
-        let least = if input.byte() == 0xff {
-            input.number()
-        } else {
-            0
-        };
-        let at = match input.below(4) {
-            0 | 1 => At::Default {},
-            2 => At::Near {
-                address: self.range(input).start.0,
-            },
-            _ => At::Fixed {
-                address: self.range(input).start.0,
-            },
-        };
-        Reserve { size, least, at }
-    }
-
-    /// A window or a chunk, a part of one, or what is none. It may be so only for the executor that it ends before
-    /// it starts.
-    fn range(&self, input: &mut Input<'_>) -> AddrRange {
-        let all = match input.below(4) {
-            0 => &self.windows,
-            _ => &self.chunks,
-        };
-        let window = input.one_of(all);
-        let window = window.unwrap_or(AddrRange {
-            start: ExecutorAddr(input.number() << 12),
-            end: ExecutorAddr(input.number() << 12),
-        });
-        let start = window.start.0;
-        let part = |from: u64, size: u64| AddrRange {
-            start: ExecutorAddr(start.wrapping_add(from)),
-            end: ExecutorAddr(start.wrapping_add(from).wrapping_add(size)),
-        };
-        match input.below(8) {
-            0 => window,
-            1..=3 => {
-                let from = input.below(16) as u64 * PAGE;
-                part(from, input.below(16) as u64 * PAGE)
-            }
-            4..=6 => {
-                let from = input.below(16) as u64 * PAGE + u64::from(input.byte());
-                part(from, u64::from(input.byte()) * 16)
-            }
-            _ => part(input.number(), input.number()),
-        }
-    }
-
-    fn one_change(&self, input: &mut Input<'_>) -> Step {
-        let kind = input.below(8);
-        let range = self.range(input);
-        let protection = match input.below(8) {
-            0 => input.byte(),
-            other => [1, 3, 5, 3, 5, 3, 5][other - 1],
-        };
-        match kind {
-            0 => Step::Map { range, protection },
-            1 | 2 => Step::MapFile {
-                range,
-                protection,
-                file: self.file(input),
-            },
-            3..=5 => Step::MapOwn {
-                range,
-                protection,
-                commit: input.below(2) == 0,
-            },
-            6 => Step::Unmap { range },
-            _ => Step::Release { range },
-        }
-    }
-
-    fn ranges(&self, input: &mut Input<'_>, out: &mut Vec<u8>) {
-        input.some(3, |input| self.range(input)).encode(out);
-    }
-
-    fn item(&self, input: &mut Input<'_>, functions: &Functions, out: &mut Vec<u8>) {
-        if input.below(3) == 0 {
-            out.push(1);
-            match input.byte() {
-                0xff => input.number(),
-                _ => input.one_of(&self.keys).unwrap_or(0),
-            }
-            .encode(out);
-            return self.ranges(input, out);
-        }
-        out.push(0);
-        let content = input.some(3, |input| {
-            let range = self.range(input);
-            (range, input.below(2) == 0, Bytes(input.bytes()))
-        });
-        content.encode(out);
-        self.ranges(input, out);
-        encode_pairs(input, out, |input| self.action(input, functions));
-    }
-
-    /// What an action may call: the service itself, but for what runs actions.
-    fn action(&self, input: &mut Input<'_>, functions: &Functions) -> (u64, Vec<u8>) {
-        let mut out = Vec::new();
-        let session = input.one_of(&self.sessions).unwrap_or(0);
-        session.encode(&mut out);
-        let function = match input.below(3) {
-            0 => {
-                self.reserve(input).encode(&mut out);
-                functions.reserve
-            }
-            1 => {
-                let steps = input.some(2, |input| self.one_change(input));
-                encode_steps(&steps, &mut out);
-                functions.change
-            }
-            _ => {
-                self.attach(input).encode(&mut out);
-                functions.attach
-            }
-        };
-        (function.0, out)
-    }
 }
 
-fn encode_steps(steps: &[Step], out: &mut Vec<u8>) {
-    (steps.len() as u64).encode(out);
-    steps.iter().for_each(|step| step.encode(out));
+/// Every page of a chunk is there.
+fn look_at(range: AddrRange) {
+    let memory = File::open("/proc/self/mem").expect("/proc/self/mem");
+    for page in (range.start.0..range.end.0).step_by(PAGE as usize) {
+        let there = memory.read_at(&mut [0], page).is_ok();
+        assert!(there, "{page:#x} of {range:x?} is not there");
+    }
 }

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Arguments for our own service.
+
+use super::{Controller, PAGE};
+use crate::actions::encode_pairs;
+use crate::input::Input;
+use jitmem::wire::service::{At, Attach, File, Functions, Reserve, Step};
+use jitmem::wire::sps::{AddrRange, Bytes, Encode, ExecutorAddr};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+
+impl Controller {
+    pub(super) fn file(&self, input: &mut Input<'_>) -> File {
+        let file = &self.files[input.below(self.files.len())];
+        let data = file.as_file().metadata().expect("fstat");
+        let descriptor = file.as_file().as_raw_fd().unsigned_abs();
+        let wrong = |input: &mut Input<'_>| input.byte() == 0xff;
+        File {
+            process: if wrong(input) {
+                u32::MAX
+            } else {
+                std::process::id()
+            },
+            descriptor: if wrong(input) { u32::MAX } else { descriptor },
+            device: data.dev(),
+            inode: if wrong(input) {
+                input.number()
+            } else {
+                data.ino()
+            },
+        }
+    }
+
+    pub(super) fn attach<'a>(&self, input: &mut Input<'a>) -> Attach<'a> {
+        match input.below(5) {
+            0 => Attach::Connect {
+                // Nobody listens there.
+                name: Bytes(b"jitmem-fuzz-nobody"),
+                token: Bytes(input.bytes()),
+            },
+            1 => Attach::Offer {},
+            2 => Attach::Taken {
+                // Another channel would end the one that is there.
+                taken: input.below(2) == 0 && self.channel.is_none(),
+            },
+            3 => Attach::Files {
+                file: self.file(input),
+            },
+            _ => Attach::Shared {
+                cookie: input.number(),
+            },
+        }
+    }
+
+    pub(super) fn reserve(&self, input: &mut Input<'_>) -> Reserve {
+        let size = match input.below(8) {
+            0 => 64 * PAGE,
+            5 => input.number(),
+            6 => 2 << 30,
+            7 => PAGE,
+            pages => pages as u64 * 16 * PAGE,
+        };
+        let least = if input.byte() == 0xff {
+            input.number()
+        } else {
+            0
+        };
+        let at = match input.below(4) {
+            0 | 1 => At::Default {},
+            2 => At::Near {
+                address: self.range(input).start.0,
+            },
+            _ => At::Fixed {
+                address: self.range(input).start.0,
+            },
+        };
+        Reserve { size, least, at }
+    }
+
+    /// A window or a chunk, a part of one, or what is none. It may be so only for the executor that it ends before
+    /// it starts.
+    pub(super) fn range(&self, input: &mut Input<'_>) -> AddrRange {
+        let all = match input.below(4) {
+            0 => &self.windows,
+            _ => &self.chunks,
+        };
+        let window = input.one_of(all);
+        let window = window.unwrap_or(AddrRange {
+            start: ExecutorAddr(input.number() << 12),
+            end: ExecutorAddr(input.number() << 12),
+        });
+        let start = window.start.0;
+        let part = |from: u64, size: u64| AddrRange {
+            start: ExecutorAddr(start.wrapping_add(from)),
+            end: ExecutorAddr(start.wrapping_add(from).wrapping_add(size)),
+        };
+        match input.below(8) {
+            0 => window,
+            1..=3 => {
+                let from = input.below(16) as u64 * PAGE;
+                part(from, input.below(16) as u64 * PAGE)
+            }
+            4..=6 => {
+                let from = input.below(16) as u64 * PAGE + u64::from(input.byte());
+                part(from, u64::from(input.byte()) * 16)
+            }
+            _ => part(input.number(), input.number()),
+        }
+    }
+
+    pub(super) fn one_change(&self, input: &mut Input<'_>) -> Step {
+        let kind = input.below(8);
+        let range = self.range(input);
+        let protection = match input.below(8) {
+            0 => input.byte(),
+            other => [1, 3, 5, 3, 5, 3, 5][other - 1],
+        };
+        match kind {
+            0 => Step::Map { range, protection },
+            1 | 2 => Step::MapFile {
+                range,
+                protection,
+                file: self.file(input),
+            },
+            3..=5 => Step::MapOwn {
+                range,
+                protection,
+                commit: input.below(2) == 0,
+            },
+            6 => Step::Unmap { range },
+            _ => Step::Release { range },
+        }
+    }
+
+    pub(super) fn ranges(&self, input: &mut Input<'_>, out: &mut Vec<u8>) {
+        input.some(3, |input| self.range(input)).encode(out);
+    }
+
+    pub(super) fn item(&self, input: &mut Input<'_>, functions: &Functions, out: &mut Vec<u8>) {
+        if input.below(3) == 0 {
+            out.push(1);
+            match input.byte() {
+                0xff => input.number(),
+                _ => input.one_of(&self.keys).unwrap_or(0),
+            }
+            .encode(out);
+            return self.ranges(input, out);
+        }
+        out.push(0);
+        let content = input.some(3, |input| {
+            let range = self.range(input);
+            (range, input.below(2) == 0, Bytes(input.bytes()))
+        });
+        content.encode(out);
+        self.ranges(input, out);
+        encode_pairs(input, out, |input| self.action(input, functions));
+    }
+
+    /// What an action may call: the service itself, but for what runs actions.
+    pub(super) fn action(&self, input: &mut Input<'_>, functions: &Functions) -> (u64, Vec<u8>) {
+        let mut out = Vec::new();
+        let session = input.one_of(&self.sessions).unwrap_or(0);
+        session.encode(&mut out);
+        let function = match input.below(3) {
+            0 => {
+                self.reserve(input).encode(&mut out);
+                functions.reserve
+            }
+            1 => {
+                let steps = input.some(2, |input| self.one_change(input));
+                encode_steps(&steps, &mut out);
+                functions.change
+            }
+            _ => {
+                self.attach(input).encode(&mut out);
+                functions.attach
+            }
+        };
+        (function.0, out)
+    }
+}
+
+pub(super) fn encode_steps(steps: &[Step], out: &mut Vec<u8>) {
+    (steps.len() as u64).encode(out);
+    steps.iter().for_each(|step| step.encode(out));
+}
