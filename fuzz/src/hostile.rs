@@ -198,12 +198,12 @@ impl State {
             21 => answer.truncate(input.below(answer.len())),
             22 => (answer_tag, answer) = (1, input.bytes().to_vec()),
             23 => answer_tag = input.number(),
-            24..=27 => answer = self.lie(input, tag, &body),
+            24 | 25 => answer = self.lie(input, tag, &body),
             _ => {}
         }
         let header = answer_header(sequence, answer_tag, &answer);
         let packet = match kind {
-            28.. => Packet::any(input, header, &answer, Vec::new()),
+            26.. => Packet::any(input, header, &answer, Vec::new()),
             _ => Packet::plain(header, &answer, Vec::new()),
         };
         send(socket, &packet);

@@ -83,7 +83,11 @@ impl Packet {
         match kind {
             // The header says more, or less, than there is.
             0 => bytes[..8].copy_from_slice(&lie(header.size.saturating_add(more))[..8]),
-            1 => bytes[..8].copy_from_slice(&lie(more % header.size)[..8]),
+            1 => {
+                let behind = HEADER_SIZE as u64 + more % body.len() as u64;
+                let size = [behind, more % HEADER_SIZE as u64][input.below(2)];
+                bytes[..8].copy_from_slice(&lie(size)[..8]);
+            }
             2 => {
                 along.clear();
                 bytes.truncate(HEADER_SIZE);
