@@ -10,6 +10,7 @@ use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
 use parking_lot::{Condvar, Mutex};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 /// A controller's end of a session.
@@ -249,6 +250,24 @@ fn the_end_fails_what_is_outstanding_and_waits_for_what_runs() {
 }
 
 #[test]
+fn a_dispatch_that_does_not_reach_the_controller_is_told_so() {
+    let mut controller = over_pipes();
+    let (closed, _) = std::io::pipe().unwrap();
+    drop(std::mem::replace(&mut controller.input, closed));
+    // The session goes on: nothing has been read since.
+    let args = dispatch_args(&controller, 1);
+    let (told, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(call_wrapper(wrapper_address(dispatching), &args)));
+    let answer = answer.recv_timeout(std::time::Duration::from_secs(60));
+    let WrapperResult::Bytes(answer) = answer.unwrap() else {
+        panic!("it answers bytes");
+    };
+    assert!(answer.starts_with(b"!write to the controller: "));
+    drop(controller.output);
+    let _ = controller.executor.join().unwrap();
+}
+
+#[test]
 fn actions_that_are_left_run_at_the_end() {
     static RAN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
     fn note(args: &[u8]) -> Answer {
@@ -340,6 +359,29 @@ fn a_controller_that_reads_late_gets_all_answers() {
             &mut seen[header.sequence as usize],
             true
         ));
+    }
+    controller.finish().unwrap();
+}
+
+#[test]
+fn answers_of_several_threads_are_whole() {
+    static STARTED: AtomicUsize = AtomicUsize::new(0);
+    fn filled(args: &[u8]) -> Answer {
+        STARTED.fetch_add(1, Ordering::Relaxed);
+        Ok(args.repeat(300_000))
+    }
+    let mut controller = over_pipes();
+    let count = 8;
+    for number in 0..count {
+        controller.start(wrapper_address(filled), &[number]);
+    }
+    // None is read before all are about to be written, and no pipe holds one.
+    while STARTED.load(Ordering::Relaxed) < count.into() {
+        std::thread::yield_now();
+    }
+    for _ in 0..count {
+        let (header, body) = controller.receive();
+        assert!(body == vec![header.sequence as u8; 300_000]);
     }
     controller.finish().unwrap();
 }

@@ -73,3 +73,17 @@ impl crew::Post for Line {
 
     fn ended(self: Arc<Self>, _why: Option<io::Error>) {}
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::service::here::functions;
+
+    #[test]
+    fn what_is_no_call_ends_the_channel() {
+        let (here, there) = socket::packet_pair().unwrap();
+        serve(Arc::new(there), functions()).unwrap();
+        packet::send(&here, Header::new(Opcode::Result, 0, 0, 0), &[], &[]).unwrap();
+        assert!(packet::receive(&here, &mut Vec::new()).unwrap().is_none());
+    }
+}

@@ -514,6 +514,7 @@ mod tests {
     use super::*;
     use crate::executor::service::here::functions;
     use crate::sys::fault::Faults;
+    use crate::wire::sps::Bytes;
 
     fn outcome(session: &Session, step: Step) -> Result<()> {
         let [Reply(reply)] = session.change(vec![step], Vec::new()).try_into().unwrap();
@@ -552,5 +553,84 @@ mod tests {
         outcome(&session, map(part(0, 4))).unwrap();
         let overlap = outcome(&session, map(part(3, 2))).unwrap_err();
         assert!(overlap.message().contains("overlaps"), "{overlap}");
+    }
+
+    /// A session, a page of its one window, and how that is mapped.
+    fn with_a_page() -> (Session, AddrRange) {
+        let session = Session::new(1, 0, functions());
+        let size = sys::page_size().bytes();
+        let (least, at) = (size, At::Default {});
+        let reserved = session.reserve(Reserve { size, least, at });
+        let page = reserved.unwrap().range;
+        (session, page)
+    }
+
+    #[test]
+    fn code_whose_actions_fail_can_not_run() {
+        let (session, range) = with_a_page();
+        let (protection, commit) = (5, false);
+        let map = Step::MapOwn {
+            range,
+            protection,
+            commit,
+        };
+        outcome(&session, map).unwrap();
+        let failing = sys::wrapper_address(|_: &[u8]| Err("bad".to_owned()));
+        let call = |function| Call {
+            function: ExecutorAddr(function),
+            args: Bytes(&[]),
+        };
+        let item = Item::Initialize {
+            content: vec![Content {
+                range,
+                zeroed: true,
+                bytes: Bytes(&[0x90; 64]),
+            }],
+            code: vec![],
+            actions: vec![ActionPair {
+                finalize: call(failing),
+                dealloc: call(0),
+            }],
+        };
+        let error = session.run(item).unwrap_err();
+        assert!(error.message().contains("bad"), "{error}");
+        let mut memory = sys::Memory::to_read();
+        let first: u32 = memory.load(range.start.0).unwrap();
+        let traps = sys::TRAP.iter().copied().cycle().take(4);
+        assert_eq!(first.to_le_bytes().to_vec(), traps.collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn memfds_that_could_shrink_are_refused() {
+        let (session, range) = with_a_page();
+        let file = sys::MemFile::holding(c"jitmem", &vec![0; range.size() as usize]).unwrap();
+        let take = || {
+            let file = file.as_fd().try_clone_to_owned().unwrap();
+            let map = Step::Map {
+                range,
+                protection: 1,
+            };
+            let [Reply(reply)] = session.change(vec![map], vec![file]).try_into().unwrap();
+            reply.map_err(Error::from)
+        };
+        let error = take().unwrap_err();
+        assert!(error.message().contains("not sealed"), "{error}");
+        file.close_to_writers().unwrap();
+        take().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_not_meant_is_refused() {
+        let file = sys::MemFile::holding(c"jitmem", b"x").unwrap();
+        let (device, inode) = socket::identity(file.as_fd()).unwrap();
+        let meant = |inode| File {
+            process: socket::process(),
+            descriptor: socket::number(file.as_fd()),
+            device,
+            inode,
+        };
+        open(&meant(inode), false).unwrap();
+        let error = open(&meant(inode + 1), false).unwrap_err();
+        assert!(error.message().contains("another file"), "{error}");
     }
 }

@@ -159,3 +159,93 @@ impl Inner {
         self.link.call(change, message, descriptors, answered);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::service::Service;
+    use crate::executor::service::here::{Here, OPEN};
+    use crate::page::AddressRange;
+    use crate::sys;
+    use crate::transport::Transport;
+    use crate::wire::service::{At, Reserve, ReservedAt};
+    use crate::wire::sps::ExecutorAddr;
+    use std::sync::mpsc::channel;
+
+    type Call = Box<dyn FnOnce() + Send>;
+
+    /// An executor in this process whose answers come when the test wants them.
+    #[derive(Default)]
+    struct Late(Mutex<Option<Vec<Call>>>);
+
+    impl Late {
+        /// Keeps calls from now on, and does those that were kept.
+        fn keep(&self) -> usize {
+            let kept = self.0.lock().replace(Vec::new()).unwrap_or_default();
+            let count = kept.len();
+            kept.into_iter().for_each(|call| call());
+            count
+        }
+    }
+
+    impl Transport for Late {
+        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+            match &mut *self.0.lock() {
+                Some(kept) => kept.push(Box::new(move || Here.call(function, args, done))),
+                None => Here.call(function, args, done),
+            }
+        }
+    }
+
+    #[test]
+    fn answers_find_what_was_asked_for() {
+        let (service, transport) = (Service::new(), Arc::new(Late::default()));
+        let link = Link::open(transport.clone(), OPEN, service.instance()).unwrap();
+        let page = sys::page_size().bytes();
+        let (size, least, at) = (16 * page, 16 * page, At::Default {});
+        let request = Reserve { size, least, at };
+        let window: ReservedAt = link.ask(link.functions().reserve, &request).unwrap();
+        let window = AddressRange::new(window.range.start.0, size).unwrap();
+        let changes = Changes::new(Arc::new(link));
+        let (sender, answers) = channel();
+        let map = |number: u64, first: u64| {
+            let sender = sender.clone();
+            let done = Completion::new(move |answer: Result<()>| {
+                sender.send((number, answer.is_ok())).unwrap();
+            });
+            let start = window.start() + first * page;
+            let range = AddrRange {
+                start: ExecutorAddr(start),
+                end: ExecutorAddr(start + page),
+            };
+            let (protection, commit) = (1, false);
+            changes.make(
+                Step::MapOwn {
+                    range,
+                    protection,
+                    commit,
+                },
+                done,
+            );
+        };
+        transport.keep();
+        map(0, 0);
+        // These wait for that, and go together; two of them want what is taken.
+        for (number, place) in [(1, 0), (2, 1), (3, 2), (4, 1)] {
+            map(number, place);
+        }
+        assert_eq!(transport.keep(), 1);
+        assert_eq!(answers.try_iter().collect::<Vec<_>>(), [(0, true)]);
+        assert_eq!(transport.keep(), 1);
+        let expected = [(1, false), (2, true), (3, true), (4, false)];
+        assert_eq!(answers.try_iter().collect::<Vec<_>>(), expected);
+        // No more of them than descriptors that one message takes.
+        let many = MOST_DESCRIPTORS as u64 + 10;
+        (0..=many).for_each(|number| map(number, 0));
+        for most in [1, MOST_DESCRIPTORS, 10] {
+            assert_eq!(transport.keep(), 1);
+            assert_eq!(answers.try_iter().count(), most);
+        }
+        *transport.0.lock() = None;
+    }
+}

@@ -378,3 +378,54 @@ fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
         && socket::receive(socket, &mut buffer)
             .is_ok_and(|received| &buffer[..received.size] == token)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::service::Service;
+    use crate::executor::service::here::{Here, OPEN};
+
+    #[test]
+    fn a_session_ends_with_its_link() {
+        let service = Service::new();
+        let link = Link::open(Arc::new(Here), OPEN, service.instance()).unwrap();
+        let function = link.functions().run.0;
+        let mut message = link.message();
+        0u64.encode(&mut message); // items
+        let run = || {
+            let bytes = wait(|done| Here.call(function, message.clone(), done)).unwrap();
+            decoded_list::<u64>(&bytes, 0)
+        };
+        assert!(run().is_ok());
+        drop(link);
+        let error = run().unwrap_err();
+        assert!(error.message().contains("it was closed before"), "{error}");
+    }
+
+    #[test]
+    fn as_many_replies_as_were_asked_for_are_an_answer() {
+        let two = || Ok(vec![Reply(Ok(7u64)), Reply(Ok(8))]);
+        let bytes = to_bytes(&Reply::from(two()));
+        let found = decoded_list::<u64>(&bytes, 2).unwrap();
+        assert_eq!(found, [Ok(7), Ok(8)]);
+        for count in [0, 1, 3] {
+            let error = decoded_list::<u64>(&bytes, count).unwrap_err();
+            assert_eq!(error.status(), Status::MapperFailed);
+        }
+    }
+
+    #[test]
+    fn whoever_connects_must_know_the_token() {
+        let knows_after = |said: &[u8]| {
+            let (here, there) = socket::packet_pair().unwrap();
+            socket::send(&there, &[said], &[]).unwrap();
+            knows(&here, b"sesame")
+        };
+        assert!(knows_after(b"sesame"));
+        assert!(!knows_after(b"sesam"));
+        assert!(!knows_after(b"sesame!"));
+        let (here, there) = socket::packet_pair().unwrap();
+        drop(there);
+        assert!(!knows(&here, b"sesame"));
+    }
+}
