@@ -217,6 +217,30 @@ static void graphs_without_actions_need_no_message(void **state) {
   deallocate(manager, first.handle);
 }
 
+static void only_content_travels(void **state) {
+  (void)state;
+  for (int shared = 0; shared < 2; shared++) {
+    struct here here;
+    here_set_up(&here, here_call);
+    jitmem_mapper *mapper = NULL;
+    jitmem_manager *manager = manager_over(here.transport, shared, &mapper);
+    const jitmem_segment segments[] = {segment(64, 0, RX), segment(10000, 1 << 20, RW)};
+    finalize(manager, allocate_three(manager, 1).handle); // the window is there
+    uint64_t before = stats_of(manager).message_bytes;
+    struct graph graph = allocate(manager, segments, COUNT(segments));
+    memset(graph.memory[1].working_memory, 'c', 10000);
+    finalize(manager, graph.handle);
+    assert_true(all_bytes_are(at(graph.memory[1].address), 10000, 'c'));
+    assert_true(all_bytes_are(at(graph.memory[1].address + 10000), 1 << 20, 0));
+    uint64_t bytes = stats_of(manager).message_bytes - before;
+    assert_in_range(bytes, shared ? 0 : 10000, shared ? 2000 : 12000);
+    deallocate(manager, graph.handle);
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+    here_tear_down(&here);
+  }
+}
+
 // ---- many at once ----
 
 struct outcome {
@@ -291,6 +315,69 @@ static void every_completion_comes_once(void **state) {
   jitmem_manager_free(manager);
   assert_int_equal(counted(&destroyed, 2 * graphs), 2 * graphs);
   free(handles);
+}
+
+enum { MARKED = 512 };
+static atomic_int marks[MARKED];
+
+// Every third one can't be finalized.
+static int is_bad(int index) { return index % 3 == 1; }
+
+static struct wrapper_result mark(const char *args, size_t size) {
+  int index = 0;
+  memcpy(&index, args, size == sizeof index ? size : 0);
+  if (is_bad(index))
+    return fail_with("bad");
+  atomic_fetch_add(&marks[index], 1);
+  return succeed();
+}
+
+static struct wrapper_result unmark(const char *args, size_t size) {
+  int index = 0;
+  memcpy(&index, args, size == sizeof index ? size : 0);
+  atomic_fetch_sub(&marks[index], 1);
+  return succeed();
+}
+
+struct marked {
+  int index;
+  struct counter *called;
+  atomic_int *wrong;
+};
+
+static void marked_done(void *ctx, const jitmem_error *error) {
+  struct marked *marked = ctx;
+  if ((error != NULL) != is_bad(marked->index))
+    atomic_fetch_add(marked->wrong, 1);
+  count(marked->called);
+}
+
+static void results_find_their_graphs(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  struct counter called = COUNTER;
+  atomic_int wrong = 0;
+  struct marked marked[MARKED];
+  uint64_t handles[MARKED];
+  memset(marks, 0, sizeof marks);
+  for (int i = 0; i < MARKED; i++) {
+    const jitmem_action both = {.finalize = call_of(mark, &i, sizeof i),
+                                .dealloc = call_of(unmark, &i, sizeof i)};
+    marked[i] = (struct marked){i, &called, &wrong};
+    handles[i] = allocate_three(manager, 1).handle;
+    OK(jitmem_manager_finalize_async(manager, handles[i], &both, 1, marked_done, &marked[i], NULL,
+                                     error));
+  }
+  assert_int_equal(counted(&called, MARKED), MARKED);
+  assert_int_equal(atomic_load(&wrong), 0);
+  // What went together with others goes alone.
+  for (int i = 0; i < MARKED; i++) {
+    if (is_bad(i))
+      continue;
+    assert_int_equal(atomic_load(&marks[i]), 1);
+    deallocate(manager, handles[i]);
+    assert_int_equal(atomic_load(&marks[i]), 0);
+  }
+  assert_int_equal(stats_of(manager).live, 0);
 }
 
 struct nested {
@@ -453,7 +540,9 @@ int main(void) {
       cmocka_unit_test(statistics_name_the_way),
       {"graphs_without_actions_need_no_message", graphs_without_actions_need_no_message,
        set_up_shared_here, tear_down_here, NULL},
+      cmocka_unit_test(only_content_travels),
       ACROSS(every_completion_comes_once),
+      ACROSS(results_find_their_graphs),
       ACROSS(a_completion_may_wait_for_others),
       cmocka_unit_test(controllers_do_not_meet),
       cmocka_unit_test(a_service_ends_its_own_sessions),
