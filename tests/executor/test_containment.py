@@ -351,8 +351,16 @@ class Parents(unittest.TestCase):
         pid = int(controller.stdout.readline())
         executor = os.pidfd_open(pid)
         self.addCleanup(os.close, executor)
+        self.addCleanup(self.end, executor)
         self.addCleanup(controller.stdout.close)
         return controller, executor, pid
+
+    def end(self, executor):
+        """Leaves no program behind that spins, whatever has failed."""
+        try:
+            signal.pidfd_send_signal(executor, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
 
     def ended(self, executor, seconds):
         return bool(select.select([executor], [], [], seconds)[0])

@@ -15,8 +15,8 @@ from sessions import (
     resolve, start, wrapper,
 )
 from wire import (
-    CALL, HANGUP, RESULT, SETUP, Background, Ended, call, message, pair, read_message, sequence, string,
-    u8, u32, u64,
+    CALL, HANGUP, RESULT, SETUP, Background, Ended, Session, call, message, pair, read_message,
+    sequence, string, u8, u32, u64,
 )
 
 
@@ -178,6 +178,30 @@ class Calls(Case):
                 blocked.remove(number)
             self.assertEnds(session, 0)
 
+    def test_calls_that_there_is_no_thread_for_are_refused(self):
+        command = [EXECUTOR, "--rlimit-as=256M", "--rlimit-stack=8M"]
+        with Session(command, stdin=subprocess.PIPE) as session:
+            getchar = u64(resolve(session, "getchar"))
+            waiting = {session.start(RUN + "_void_function_wrapper", getchar) for _ in range(100)}
+            _, number, tag, body = Background(session.receive).get()
+            self.assertEqual((number in waiting, tag, body), (True, 0, b""))
+            waiting.remove(number)
+            # So that the others read the end.
+            session.process.stdin.close()
+            session.process.stdin = None
+            bodies = []
+            while waiting:
+                opcode, number, tag, body = session.receive()
+                self.assertEqual((opcode, tag), (RESULT, 0))
+                waiting.remove(number)
+                bodies.append(body)
+            self.assertEqual(set(bodies) - {b""}, {u32((1 << 32) - 1)})
+            code, _, err = session.finish()
+            lines = err.splitlines()
+            self.assertEqual((code, len(lines)), (0, 1 + bodies.count(b"")))
+            for line in lines:
+                self.assertRegex(line, r"^jitmem: call \d+ of the controller was refused: ")
+
     def test_the_end_waits_for_what_runs(self):
         with start(stdin=subprocess.PIPE) as session:
             session.start(RUN + "_void_function_wrapper", u64(resolve(session, "getchar")))
@@ -268,6 +292,13 @@ class Calls(Case):
             session.call(wrapper(session, "dispatches_at_exit"), controller(session, 1))
             gone = "jit_dispatch not available (EPC server shut down)"
             self.assertEqual(session.finish(), (0, f"{gone}\nrefused\n", ""))
+
+    def test_a_dispatch_in_a_forked_child(self):
+        with start() as session:
+            answer = session.call(wrapper(session, "dispatches_in_child"), controller(session, 1))
+            self.assertEqual(answer, u64(0))
+            gone = "jit_dispatch not available (forked from the executor's process)"
+            self.assertEqual(session.finish(), (0, f"{gone}\n", ""))
 
     def test_threads_of_linked_code_dispatch(self):
         with start() as session:

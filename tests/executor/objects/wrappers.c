@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 typedef struct {
@@ -34,6 +35,7 @@ Result out_of_band(const char *args, size_t size);
 Result by_name(const char *args, size_t size);
 Result dispatches(const char *args, size_t size);
 Result dispatches_in_thread(const char *args, size_t size);
+Result dispatches_in_child(const char *args, size_t size);
 Result dispatches_at_exit(const char *args, size_t size);
 Result dispatches_after_stdin(const char *args, size_t size);
 
@@ -116,6 +118,23 @@ Result dispatches_in_thread(const char *args, size_t size) {
   pthread_create(&thread, NULL, work, &own);
   pthread_join(thread, NULL);
   return own.result;
+}
+
+// The same from a forked child; a number, its status.
+Result dispatches_in_child(const char *args, size_t size) {
+  int status = 0;
+  fflush(stdout);
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(30);
+    dispatches(args, size);
+    fflush(stdout);
+    _exit(0);
+  }
+  waitpid(child, &status, 0);
+  Result result = {.size = 8};
+  memcpy(result.bytes, &(uint64_t){(uint64_t)status}, 8);
+  return result;
 }
 
 static Controller late;
