@@ -307,8 +307,12 @@ class Limits(Case):
 
     def aborted_with_core(self, options):
         """Whether there was a core when the program had aborted."""
-        limit = lambda: resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
-        with Session([programs.PROGRAM, *options], cwd=BOUNDED, preexec_fn=limit) as session:
+
+        def allow():
+            resource.setrlimit(resource.RLIMIT_CORE, (resource.RLIM_INFINITY,) * 2)
+            signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # shells ignore it for what they leave running
+
+        with Session([programs.PROGRAM, *options], cwd=BOUNDED, preexec_fn=allow) as session:
             session.start(READ, sequence([]))
             os.kill(session.process.pid, signal.SIGQUIT)
             ended = os.waitid(os.P_PID, session.process.pid, os.WEXITED | os.WNOWAIT)
