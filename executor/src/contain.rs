@@ -32,6 +32,12 @@ impl Containment {
         self.limits.iter().try_for_each(Limit::set)
     }
 
+    /// Whether a limit is set that the kernel enforces by a signal.
+    pub(crate) fn ends_by_signal(&self) -> bool {
+        let by_signal = |limit: &Limit| matches!(limit.resource, Resource::Cpu | Resource::Fsize);
+        self.limits.iter().any(by_signal)
+    }
+
     /// Whether no file can be opened once the bounds are closed.
     pub(crate) fn refuses_files(&self) -> bool {
         self.seccomp == Some(Profile::Sealed)

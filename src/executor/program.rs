@@ -34,6 +34,11 @@ pub fn report_crashes(program: &str) {
     sys::report_crashes(program);
 }
 
+/// The same when a limit of processor time or file size ends it.
+pub fn report_limits(program: &str) {
+    sys::report_limits(program);
+}
+
 /// Starts a thread that takes none of the process's signals: those are for linked code.
 ///
 /// # Errors

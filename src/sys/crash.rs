@@ -6,8 +6,8 @@ use std::io::Write;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-/// The signals that a program's own mistakes raise, and those of limits that it has reached.
-const SIGNALS: [(c_int, &str); 9] = [
+/// The signals that a program's own mistakes raise.
+const CRASHES: [(c_int, &str); 7] = [
     (libc::SIGABRT, "SIGABRT"),
     (libc::SIGBUS, "SIGBUS"),
     (libc::SIGFPE, "SIGFPE"),
@@ -15,9 +15,10 @@ const SIGNALS: [(c_int, &str); 9] = [
     (libc::SIGSEGV, "SIGSEGV"),
     (libc::SIGSYS, "SIGSYS"),
     (libc::SIGTRAP, "SIGTRAP"),
-    (libc::SIGXCPU, "SIGXCPU"),
-    (libc::SIGXFSZ, "SIGXFSZ"),
 ];
+
+/// Those of limits that it has reached.
+const LIMITS: [(c_int, &str); 2] = [(libc::SIGXCPU, "SIGXCPU"), (libc::SIGXFSZ, "SIGXFSZ")];
 
 /// What the message begins with. Set before the handler is installed, so that it never waits.
 static PROGRAM: OnceLock<String> = OnceLock::new();
@@ -25,12 +26,20 @@ static PROGRAM: OnceLock<String> = OnceLock::new();
 /// Characters of that which are kept.
 const LONGEST_NAME: usize = 100;
 
-/// Has a line on stderr say so when a signal of [`SIGNALS`] ends this process, under the name of the
-/// program that is given first. Whoever handles or ignores a signal himself, before or later, is left
-/// alone.
+/// Has a line on stderr say so when a crash ends this process, under the name of the program that is
+/// given first. Whoever handles or ignores a signal himself, before or later, is left alone.
 pub(crate) fn report_crashes(program: &str) {
+    report_all(program, &CRASHES);
+}
+
+/// The same for a limit of processor time or file size.
+pub(crate) fn report_limits(program: &str) {
+    report_all(program, &LIMITS);
+}
+
+fn report_all(program: &str, signals: &[(c_int, &str)]) {
     PROGRAM.get_or_init(|| program.chars().take(LONGEST_NAME).collect());
-    for (signal, _) in SIGNALS {
+    for (signal, _) in signals.iter().copied() {
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = report;
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: all zero is a valid action, to which a handler is added that does only what signal
@@ -54,8 +63,9 @@ pub(crate) fn report_crashes(program: &str) {
 extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel passes a filled siginfo.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
-    let name = SIGNALS
+    let name = CRASHES
         .iter()
+        .chain(&LIMITS)
         .find(|(known, _)| *known == signal)
         .map_or("?", |(_, name)| name);
     // Neither heap nor locks: this thread may hold any of them.

@@ -36,8 +36,8 @@ class Run:
     complaint: str
     # How the executor itself ended: its exit code, or less a signal.
     status: int
-    # The executor, and other processes whose parents have ended.
-    processes: list
+    # Names of shared memory that the executor has left, or other processes whose parents have ended.
+    shared_memory: list
 
 
 def rest(group):
@@ -53,6 +53,7 @@ def rest(group):
 
 def run(command, environment=None, text="", merged=False):
     """Runs a controller and waits for its executor as well."""
+    before = programs.all_shared_memory()
     process = subprocess.Popen(
         command,
         env=dict(os.environ, **(environment or {})),
@@ -72,7 +73,7 @@ def run(command, environment=None, text="", merged=False):
         raise TimeoutError(f"{command} does not end: {output} {complaint}")
     status = list(statuses.values())[-1] if statuses else None
     said = output.decode(), (complaint or b"").decode()
-    return Run(process.returncode, *said, status, list(statuses))
+    return Run(process.returncode, *said, status, programs.shared_memory(statuses, before))
 
 
 def at_once(function, executors):

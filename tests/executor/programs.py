@@ -39,8 +39,14 @@ def objects(*names):
     return [os.path.join(WORK, "objects", name) for name in names]
 
 
-def shared_memory(processes):
-    """Names that processes have given to shared memory, and that are still there."""
-    names = os.listdir("/dev/shm")
+def all_shared_memory():
+    """Every name of shared memory."""
+    return set(os.listdir("/dev/shm"))
+
+
+def shared_memory(processes, before=frozenset()):
+    """Names that processes have given to shared memory, and that are still there. What was there before
+    them is of others that had their numbers."""
+    names = all_shared_memory() - before
     owners = {name: re.match(r"(?:jitmem-|jitlink_)(\d+)[-_]", name) for name in names}
     return [name for name, owner in owners.items() if owner and int(owner[1]) in processes]

@@ -195,7 +195,7 @@ class Ordinary(unittest.TestCase):
                 self.assertNotIn(ran.code, (0, 42), ran)
                 self.assertEqual((ran.output, ran.status), ("", 0), ran)
                 self.assertIn("shared memory: Operation not permitted", ran.complaint)
-                self.assertEqual(programs.shared_memory(ran.processes), [])
+                self.assertEqual(ran.shared_memory, [])
 
 
 class OwnMappers(unittest.TestCase):

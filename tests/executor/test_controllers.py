@@ -77,7 +77,7 @@ class Controllers(unittest.TestCase):
         for executor, ran in runs_of(llvm, mode, linked, program, executors).items():
             with self.subTest(executor=executor):
                 self.assertTrue(expected(program, ran), ran)
-                self.assertEqual(programs.shared_memory(ran.processes), [])
+                self.assertEqual(ran.shared_memory, [])
                 if executor != stock:
                     # Controllers say this and that of their own; the executor itself nothing else.
                     lines = ran.complaint.splitlines()

@@ -126,7 +126,7 @@ class Repl(unittest.TestCase):
                 ends = ("\n", "") if lines.code == 0 else ("", "")
                 self.assertIn(ran.output, (lines.output + ends[0], ends[0] + lines.output), ran)
                 self.assertIn(lines.complaint, ran.complaint)
-                self.assertEqual(programs.shared_memory(ran.processes), [])
+                self.assertEqual(ran.shared_memory, [])
                 if executor == programs.PROGRAM:
                     crash = f"killed by signal {-lines.status} ({lines.signal})"
                     self.assertEqual("killed by" in ran.complaint, bool(lines.signal), ran)

@@ -6,6 +6,7 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
+#include <sys/resource.h>
 
 static volatile sig_atomic_t seen;
 static sigjmp_buf back;
@@ -13,6 +14,12 @@ static sigjmp_buf back;
 static void note(int signal) { seen = signal; }
 
 static void jump(int signal) { siglongjmp(back, signal); }
+
+static int limited(int resource) {
+  struct rlimit limit;
+  getrlimit(resource, &limit);
+  return limit.rlim_cur != RLIM_INFINITY;
+}
 
 int main(void) {
   sigset_t blocked;
@@ -23,7 +30,10 @@ int main(void) {
     // Who reports crashes may have taken these.
     int crash = signal == SIGSEGV || signal == SIGBUS || signal == SIGFPE || signal == SIGILL ||
                 signal == SIGABRT || signal == SIGTRAP || signal == SIGSYS;
-    if (!crash && action.sa_handler != SIG_DFL)
+    // And these, where there is such a limit.
+    int limit =
+        (signal == SIGXCPU && limited(RLIMIT_CPU)) || (signal == SIGXFSZ && limited(RLIMIT_FSIZE));
+    if (!crash && !limit && action.sa_handler != SIG_DFL)
       printf("%d is not at its default\n", signal);
     if (sigismember(&blocked, signal))
       printf("%d is blocked\n", signal);
