@@ -10,6 +10,7 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process,
     pidfd_open, setrlimit,
 };
+use std::ffi::c_int;
 use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::Duration;
@@ -32,10 +33,13 @@ impl Containment {
         self.limits.iter().try_for_each(Limit::set)
     }
 
-    /// Whether a limit is set that the kernel enforces by a signal.
-    pub(crate) fn ends_by_signal(&self) -> bool {
-        let by_signal = |limit: &Limit| matches!(limit.resource, Resource::Cpu | Resource::Fsize);
-        self.limits.iter().any(by_signal)
+    /// The signals by which the kernel enforces some of the limits.
+    pub(crate) fn signals(&self) -> impl Iterator<Item = c_int> {
+        self.limits.iter().filter_map(|limit| match limit.resource {
+            Resource::Cpu => Some(libc::SIGXCPU),
+            Resource::Fsize => Some(libc::SIGXFSZ),
+            _ => None,
+        })
     }
 
     /// Whether no file can be opened once the bounds are closed.

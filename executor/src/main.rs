@@ -65,8 +65,8 @@ fn say(mut stream: impl Write, text: &str) -> c_int {
 fn run(name: &str, options: &Options) -> Result<c_int> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
-    if options.containment.ends_by_signal() {
-        program::report_limits(name);
+    for signal in options.containment.signals() {
+        program::report_limit(name, signal);
     }
     options.containment.begin()?;
     let note = |note: &str| {

@@ -3,6 +3,7 @@
 
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, explain};
+use std::ffi::c_int;
 use std::os::fd::{OwnedFd, RawFd};
 
 /// The descriptors to read and to write that whoever started this program has left open for it. They
@@ -34,9 +35,9 @@ pub fn report_crashes(program: &str) {
     sys::report_crashes(program);
 }
 
-/// The same when a limit of processor time or file size ends it.
-pub fn report_limits(program: &str) {
-    sys::report_limits(program);
+/// The same when a limit ends it whose signal is given: SIGXCPU or SIGXFSZ.
+pub fn report_limit(program: &str, signal: c_int) {
+    sys::report_limit(program, signal);
 }
 
 /// Starts a thread that takes none of the process's signals: those are for linked code.

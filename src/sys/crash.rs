@@ -29,17 +29,17 @@ const LONGEST_NAME: usize = 100;
 /// Has a line on stderr say so when a crash ends this process, under the name of the program that is
 /// given first. Whoever handles or ignores a signal himself, before or later, is left alone.
 pub(crate) fn report_crashes(program: &str) {
-    report_all(program, &CRASHES);
+    report_all(program, CRASHES.map(|(signal, _)| signal));
 }
 
-/// The same for a limit of processor time or file size.
-pub(crate) fn report_limits(program: &str) {
-    report_all(program, &LIMITS);
+/// The same for the signal of a limit.
+pub(crate) fn report_limit(program: &str, signal: c_int) {
+    report_all(program, [signal]);
 }
 
-fn report_all(program: &str, signals: &[(c_int, &str)]) {
+fn report_all(program: &str, signals: impl IntoIterator<Item = c_int>) {
     PROGRAM.get_or_init(|| program.chars().take(LONGEST_NAME).collect());
-    for (signal, _) in signals.iter().copied() {
+    for signal in signals {
         let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = report;
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
         // SAFETY: all zero is a valid action, to which a handler is added that does only what signal

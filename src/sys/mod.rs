@@ -31,7 +31,7 @@ pub(crate) use call::{
     Answer, RawWrapperResult, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
 };
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
-pub(crate) use crash::{report_crashes, report_limits};
+pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
