@@ -9,6 +9,7 @@ use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
+use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -258,6 +259,11 @@ pub(crate) struct WriterView {
     generation: u32,
 }
 
+/// The error of a step on the way to a chunk of `size` bytes.
+fn failed(size: u64) -> impl Fn(&str, io::Error) -> Error {
+    move |what, error| explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+}
+
 impl WriterView {
     fn at(start: u64, size: u64) -> WriterView {
         WriterView {
@@ -275,9 +281,7 @@ impl WriterView {
         commit: bool,
     ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
-        let failed = |what: &str, error| {
-            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
-        };
+        let failed = failed(size);
         let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
@@ -296,9 +300,7 @@ impl WriterView {
 
     /// A view of `size` bytes of a file from `offset` on.
     pub(crate) fn of(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<WriterView> {
-        let failed = |what: &str, error| {
-            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
-        };
+        let failed = failed(size);
         // Where the file system may be small, a page that is not there would be a SIGBUS later.
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
@@ -343,9 +345,7 @@ impl View {
         commit: bool,
     ) -> Result<View> {
         let size = executor.size();
-        let failed = |what: &str, error| {
-            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
-        };
+        let failed = failed(size);
         let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
@@ -401,9 +401,7 @@ impl View {
         commit: bool,
     ) -> Result<View> {
         let (start, size) = (executor.start(), executor.size());
-        let failed = |what: &str, error| {
-            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
-        };
+        let failed = failed(size);
         sys::map_anonymous(At::Replace(start), size, Protection::READ_WRITE).map_err(|error| {
             restore(executor);
             failed("mmap", error)
@@ -441,9 +439,7 @@ impl View {
     ) -> Result<View> {
         use std::os::fd::AsFd;
         let (start, size) = (executor.start(), executor.size());
-        let failed = |what: &str, error| {
-            explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
-        };
+        let failed = failed(size);
         // So that no access to it can ever raise SIGBUS.
         let file = sys::MemFile::of_fixed_size(file, size)
             .map_err(|error| failed("take the controller's memfd", error))?;

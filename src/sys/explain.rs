@@ -105,26 +105,30 @@ fn forbidden() -> String {
         .to_owned()
 }
 
+const LACKING: &str = "this kernel or sandbox lacks the call";
+
 /// Turns the failure of `operation` (with its sizes and addresses) into an [`Error`].
 pub(crate) fn explain(operation: impl Display, error: io::Error) -> Error {
-    explain_by(operation, error, forbidden)
+    explain_by(operation, error, forbidden, LACKING)
 }
 
 /// [`explain`] for what the mappers need of the system: memfds, and executable mappings.
 pub(crate) fn explain_mapping(operation: impl Display, error: io::Error) -> Error {
-    if error.raw_os_error() == Some(libc::ENOSYS) {
-        return Error::system(Status::Unsupported, operation, error)
-            .remedy("this kernel or sandbox lacks the call: choose the mprotect mapper");
-    }
-    explain_by(operation, error, denied)
+    let lacking = "this kernel or sandbox lacks the call: choose the mprotect mapper";
+    explain_by(operation, error, denied, lacking)
 }
 
 /// [`explain`] for what is asked of the kernel about another process.
 pub(crate) fn explain_reach(operation: impl Display, error: io::Error) -> Error {
-    explain_by(operation, error, out_of_reach)
+    explain_by(operation, error, out_of_reach, LACKING)
 }
 
-fn explain_by(operation: impl Display, error: io::Error, denied: fn() -> String) -> Error {
+fn explain_by(
+    operation: impl Display,
+    error: io::Error,
+    denied: fn() -> String,
+    lacking: &str,
+) -> Error {
     let (status, remedy) = match error.raw_os_error() {
         Some(libc::ENOMEM | libc::EAGAIN) => (Status::OutOfMemory, out_of_memory()),
         Some(libc::ENOSPC) => (
@@ -144,10 +148,7 @@ fn explain_by(operation: impl Display, error: io::Error, denied: fn() -> String)
             "the system's file table is full: raise fs.file-max".to_owned(),
         ),
         Some(libc::EPERM | libc::EACCES) => (Status::Denied, denied()),
-        Some(libc::ENOSYS) => (
-            Status::Unsupported,
-            "this kernel or sandbox lacks the call".to_owned(),
-        ),
+        Some(libc::ENOSYS) => (Status::Unsupported, lacking.to_owned()),
         _ => return Error::system(Status::System, operation, error),
     };
     Error::system(status, operation, error).remedy(remedy)

@@ -271,7 +271,7 @@ pub(crate) mod here {
 
     pub(crate) const OPEN: u64 = 100;
 
-    pub(super) fn functions() -> Functions {
+    pub(crate) fn functions() -> Functions {
         let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
         Functions {
             attach,

@@ -3,11 +3,12 @@
 
 use super::*;
 use crate::completion::Completion;
+use crate::executor::service::here::functions;
 use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{PATIENCE, Transport};
 use crate::wire::frame::{Header, Opcode};
-use crate::wire::service::{Attached, Functions, Opened, Reply, ReservedAt};
+use crate::wire::service::{Attached, Opened, Reply, ReservedAt};
 use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
@@ -25,18 +26,11 @@ struct Opener(Mutex<Option<OwnedFd>>);
 
 impl Transport for Opener {
     fn call(&self, function: u64, _: Vec<u8>, done: Completion<Vec<u8>>) {
-        let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
         let opened = Opened {
             session: 1,
             process: 1,
             page_size: sys::page_size().bytes(),
-            functions: Functions {
-                attach,
-                reserve,
-                change,
-                run,
-                close,
-            },
+            functions: functions(),
         };
         let attached = Attached {
             descriptor: 0,
