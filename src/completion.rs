@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Completions: callbacks that run exactly once, whatever happens.
 
-use crate::crowd;
+use crate::callback_queue;
 use crate::error::{Error, Result, Status};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ impl<T> Completion<T> {
     where
         T: Send + 'static,
     {
-        Completion::new(move |answer| crowd::run_callback(move || callback(answer)))
+        Completion::new(move |answer| callback_queue::run_callback(move || callback(answer)))
     }
 
     /// Answers.

@@ -21,8 +21,8 @@ mod sys;
 mod memory;
 pub mod wire;
 
+mod callback_queue;
 mod completion;
-mod crowd;
 pub mod mapper;
 pub mod transport;
 

@@ -171,10 +171,10 @@ fn die_with_parent() -> Result<()> {
 }
 
 /// Whether a process ends before the time is over.
-fn has_ended(process: &OwnedFd, patience: Option<&Timespec>) -> Result<bool> {
+fn has_ended(process: &OwnedFd, timeout: Option<&Timespec>) -> Result<bool> {
     let mut polled = [PollFd::new(process, PollFlags::IN)];
     loop {
-        match poll(&mut polled, patience) {
+        match poll(&mut polled, timeout) {
             Err(Errno::INTR) => continue,
             ready => return Ok(ready.context("poll of the parent's pidfd")? > 0),
         }

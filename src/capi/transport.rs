@@ -5,8 +5,8 @@ use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
+use crate::callback_queue::{self, Task};
 use crate::completion::Completion;
-use crate::crowd::{self, Task};
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Stream, Transport};
 use parking_lot::Mutex;
@@ -94,7 +94,7 @@ impl Transport for Host {
         // The host's context lives until its last call is answered.
         let host = self.clone();
         let done = Completion::new(move |answer| {
-            crowd::deliver(|| done.complete(answer), |task| host.dispatch(task));
+            callback_queue::deliver(|| done.complete(answer), |task| host.dispatch(task));
         });
         let key = PENDING.lock().get_or_insert_with(SlotMap::new).insert(done);
         let host = self

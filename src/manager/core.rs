@@ -15,7 +15,7 @@ use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, Mapper, Reserved};
 use crate::memory::buffer::BufferPool;
 use crate::memory::view::Placement;
-use crate::sys;
+use crate::sys::OwnerProcess;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,8 +26,8 @@ const MOST_NEW_WINDOWS: u32 = 4;
 pub(super) struct Core {
     pub(super) mapper: Arc<dyn Mapper>,
     pub(super) options: Options,
-    /// See [`sys::fork_generation`].
-    generation: u32,
+    /// The process that made the manager.
+    owner: OwnerProcess,
     pub(super) space: Mutex<Space>,
     /// Working memory of content that the mapper copies.
     pub(super) buffers: Arc<BufferPool>,
@@ -74,7 +74,7 @@ impl Core {
             undivided,
             mapper,
             options,
-            generation: sys::fork_generation(),
+            owner: OwnerProcess::current(),
             space: Mutex::new(space),
             buffers: Arc::default(),
             waiting: Mutex::default(),
@@ -104,7 +104,7 @@ impl Core {
     pub(super) fn check_process(&self) -> Result<()> {
         // Only a host can know what its own mapper does in a child.
         let ours = self.mapper.capabilities().kind != Kind::Custom;
-        if ours && self.generation != sys::fork_generation() {
+        if ours && !self.owner.is_current() {
             return Err(invalid_handle(
                 "this manager belongs to the parent process: a forked child shares its code pages \
                  or its connection and must leave both alone; create a manager in the child",

@@ -309,10 +309,10 @@ impl Drop for Core {
                 mapper.deinitialize(retired, Completion::new(release));
             }
         };
-        match self.mapper.patience() {
+        match self.mapper.close_timeout() {
             // Whoever frees a manager finds its actions done and its memory gone.
-            Some(patience) => {
-                let _ = wait_until(Some(Instant::now() + patience), end);
+            Some(timeout) => {
+                let _ = wait_until(Some(Instant::now() + timeout), end);
             }
             None => {
                 let keep = Arc::clone(&self.mapper);

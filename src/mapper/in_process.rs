@@ -12,7 +12,7 @@ use crate::group::{AllocGroup, Protection};
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::{AddressRange, Alignment};
-use crate::sys;
+use crate::sys::{self, OwnerProcess};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -36,8 +36,8 @@ pub enum InProcessKind {
 pub struct InProcess {
     capabilities: Capabilities,
     two_views: bool,
-    /// Whose memory it is; see [`sys::fork_generation`].
-    generation: u32,
+    /// The process that the memory belongs to.
+    owner: OwnerProcess,
     windows: Mutex<Vec<Window>>,
 }
 
@@ -86,11 +86,11 @@ impl InProcess {
             in_this_process: true,
             fallback,
         };
-        let generation = sys::fork_generation();
+        let owner = OwnerProcess::current();
         Ok(InProcess {
             capabilities,
             two_views,
-            generation,
+            owner,
             windows: Mutex::default(),
         })
     }
@@ -313,7 +313,7 @@ impl Mapper for InProcess {
 impl Drop for InProcess {
     fn drop(&mut self) {
         let windows = std::mem::take(self.windows.get_mut());
-        if self.generation != sys::fork_generation() {
+        if !self.owner.is_current() {
             // In a forked child the writer views do not exist, and something else may lie there.
             std::mem::forget(windows);
             return;

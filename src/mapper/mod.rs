@@ -194,7 +194,7 @@ pub trait Mapper: Send + Sync {
 
     /// How long the end of a manager is waited for. Only where that may be done in any thread: answers
     /// come in threads of our own, never in one of the host's that may be waiting.
-    fn patience(&self) -> Option<Duration> {
+    fn close_timeout(&self) -> Option<Duration> {
         None
     }
 

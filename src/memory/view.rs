@@ -8,7 +8,7 @@ use super::placement::{WRITER_DISTANCE, candidates, images_around};
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::page::AddressRange;
-use crate::sys::{self, At, explain_mapping};
+use crate::sys::{self, At, OwnerProcess, explain_mapping};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -255,8 +255,8 @@ fn restore(executor: AddressRange) {
 pub(crate) struct WriterView {
     start: u64,
     size: u64,
-    /// In which process; see [`sys::fork_generation`].
-    generation: u32,
+    /// The process that mapped it.
+    owner: OwnerProcess,
 }
 
 /// The error of a step on the way to a chunk of `size` bytes.
@@ -269,7 +269,7 @@ impl WriterView {
         WriterView {
             start,
             size,
-            generation: sys::fork_generation(),
+            owner: OwnerProcess::current(),
         }
     }
 
@@ -319,7 +319,7 @@ impl WriterView {
 impl Drop for WriterView {
     fn drop(&mut self) {
         // A forked child does not have the view, and something else may lie there.
-        if self.generation == sys::fork_generation() {
+        if self.owner.is_current() {
             unmap(self.start, self.size);
         }
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Knowing that we are in a forked child, without a system call per question; and keeping
-//! connections from children, at whose other end nobody would see the end of this process.
+//! Forked children: telling a child from its parent without a system call per question, and closing
+//! connections in children, so that the other end sees the end of this process.
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -11,24 +11,27 @@ static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
-    if KEPT.iter().any(|kept| kept.load(Ordering::Relaxed) != FREE) {
+    if CLOSED_IN_CHILD
+        .iter()
+        .any(|place| place.load(Ordering::Relaxed) != FREE)
+    {
         // SAFETY: a child of a process with threads may do what signal handlers may: this makes
         // system calls, and changes descriptors of the child's alone.
-        unsafe { replace_kept() }
+        unsafe { close_in_child() }
     }
 }
 
-/// Descriptors that children shall not have. A fixed number of places, so that a child needs neither
-/// locks nor the heap; whoever finds none free goes without.
-static KEPT: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 1024];
+/// Descriptors that are closed in children. A fixed number of places, so that a child needs neither
+/// locks nor the heap; a descriptor that finds no place free stays open there.
+static CLOSED_IN_CHILD: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 1024];
 const FREE: i32 = -1;
 
-/// Puts a socket whose other end is closed in the places of all that is kept. The numbers stay
-/// taken: what belongs to the parent may still be dropped here.
+/// Puts a socket whose other end is closed in the place of each of them. The numbers stay taken: a
+/// child may still drop its copy of the parent's object.
 ///
 /// # Safety
 /// Only in a child, which has one thread.
-unsafe fn replace_kept() {
+unsafe fn close_in_child() {
     let mut ends = [FREE; 2];
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
     // SAFETY: room for two descriptors; those are closed, and the places of others are the child's.
@@ -37,8 +40,8 @@ unsafe fn replace_kept() {
             return;
         }
         libc::close(ends[1]);
-        for kept in &KEPT {
-            let number = kept.load(Ordering::Relaxed);
+        for place in &CLOSED_IN_CHILD {
+            let number = place.load(Ordering::Relaxed);
             if number != FREE {
                 libc::dup3(ends[0], number, libc::O_CLOEXEC);
             }
@@ -49,24 +52,24 @@ unsafe fn replace_kept() {
 
 /// A descriptor that forked children find closed at the other end.
 #[derive(Debug)]
-pub(crate) struct Kept {
+pub(crate) struct ClosedInChild {
     place: Option<&'static AtomicI32>,
     descriptor: Arc<OwnedFd>,
 }
 
-impl Kept {
-    pub(crate) fn new(descriptor: impl Into<Arc<OwnedFd>>) -> Kept {
+impl ClosedInChild {
+    pub(crate) fn new(descriptor: impl Into<Arc<OwnedFd>>) -> ClosedInChild {
         fork_generation(); // installs the handler
         let descriptor = descriptor.into();
         let number = descriptor.as_raw_fd();
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
         let take = |place: &&AtomicI32| place.compare_exchange(FREE, number, set, get).is_ok();
-        let place = KEPT.iter().find(take);
-        Kept { place, descriptor }
+        let place = CLOSED_IN_CHILD.iter().find(take);
+        ClosedInChild { place, descriptor }
     }
 }
 
-impl Drop for Kept {
+impl Drop for ClosedInChild {
     fn drop(&mut self) {
         // Before the number can be another's.
         if let Some(place) = self.place {
@@ -75,7 +78,7 @@ impl Drop for Kept {
     }
 }
 
-impl Deref for Kept {
+impl Deref for ClosedInChild {
     type Target = OwnedFd;
 
     fn deref(&self) -> &OwnedFd {
@@ -83,18 +86,18 @@ impl Deref for Kept {
     }
 }
 
-impl AsFd for Kept {
+impl AsFd for ClosedInChild {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
 /// What to call at exit, and in which process.
-static AT_EXIT: OnceLock<(fn(), u32)> = OnceLock::new();
+static AT_EXIT: OnceLock<(fn(), OwnerProcess)> = OnceLock::new();
 
 extern "C" fn at_exit() {
-    if let Some((handler, generation)) = AT_EXIT.get() {
-        if *generation == fork_generation() {
+    if let Some((handler, owner)) = AT_EXIT.get() {
+        if owner.is_current() {
             handler();
         }
     }
@@ -107,12 +110,47 @@ pub(crate) fn at_exit_once(handler: fn()) {
         // SAFETY: a plain function of ours; libjitmem.so is never unloaded. Without memory for it
         // nothing is called, and then there is nothing to say it to either.
         unsafe { libc::atexit(at_exit) };
-        (handler, fork_generation())
+        (handler, OwnerProcess::current())
     });
 }
 
-/// A number that differs between a process and its forked children.
-pub(crate) fn fork_generation() -> u32 {
+/// The process that something belongs to. A forked child has copies of it, which it must leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OwnerProcess(u32);
+
+impl OwnerProcess {
+    /// The calling process.
+    pub(crate) fn current() -> OwnerProcess {
+        OwnerProcess(fork_generation())
+    }
+
+    /// Whether the calling process is the owner and no forked child of it. Takes no lock.
+    pub(crate) fn is_current(self) -> bool {
+        self == OwnerProcess::current()
+    }
+}
+
+/// An [`OwnerProcess`] that a forked child can read whatever lock another thread held at the fork.
+pub(crate) struct OwnerCell(AtomicU32);
+
+impl OwnerCell {
+    pub(crate) const fn new() -> OwnerCell {
+        OwnerCell(AtomicU32::new(0))
+    }
+
+    /// Makes the calling process the owner.
+    pub(crate) fn claim(&self) {
+        self.0.store(fork_generation(), Ordering::Relaxed);
+    }
+
+    /// See [`OwnerProcess::is_current`].
+    pub(crate) fn is_current(&self) -> bool {
+        OwnerProcess(self.0.load(Ordering::Relaxed)).is_current()
+    }
+}
+
+/// How many forks lie between the first process that has loaded the library and this one.
+fn fork_generation() -> u32 {
     static INSTALL: Once = Once::new();
     INSTALL.call_once(|| {
         // SAFETY: the handler is a plain function that does what it may in a child; registering it
@@ -144,17 +182,17 @@ mod tests {
     }
 
     #[test]
-    fn children_find_what_is_kept_closed_and_its_number_taken() {
+    fn children_find_the_descriptor_closed_and_its_number_taken() {
         let (here, mut there) = UnixStream::pair().unwrap();
         let (other, _its_end) = UnixStream::pair().unwrap();
-        let (kept, number) = (Kept::new(OwnedFd::from(here)), other.as_raw_fd());
-        let mut own = kept.try_clone().map(UnixStream::from).unwrap();
+        let (guarded, number) = (ClosedInChild::new(OwnedFd::from(here)), other.as_raw_fd());
+        let mut own = guarded.try_clone().map(UnixStream::from).unwrap();
         let dead = |descriptor: i32| {
             let mut byte = 0u8;
             // SAFETY: a byte to write to.
             unsafe { libc::recv(descriptor, (&raw mut byte).cast(), 1, libc::MSG_DONTWAIT) == 0 }
         };
-        let descriptor = kept.as_raw_fd();
+        let descriptor = guarded.as_raw_fd();
         assert!(in_a_child(|| dead(descriptor) && !dead(number)));
         // The parent has noticed nothing.
         there.write_all(b"x").unwrap();
@@ -164,11 +202,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_dropped_is_kept_no_longer() {
+    fn what_is_dropped_stays_open_in_children() {
         let (here, there) = UnixStream::pair().unwrap();
         let shared = Arc::new(OwnedFd::from(here));
-        let kept = Kept::new(Arc::clone(&shared));
-        drop(kept);
+        drop(ClosedInChild::new(Arc::clone(&shared)));
         there.set_nonblocking(true).unwrap();
         let descriptor = shared.as_raw_fd();
         assert!(in_a_child(move || {

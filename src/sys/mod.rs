@@ -35,7 +35,7 @@ pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
-pub(crate) use fork::{Kept, at_exit_once, fork_generation};
+pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
     At, decommit, dont_fork, map_anonymous, map_file, map_part, populate, protect, reserve, unmap,

@@ -79,8 +79,8 @@ pub(crate) fn accept(listener: &OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// Whether there is something to read, or the end, before the time is over.
-pub(crate) fn readable(socket: BorrowedFd<'_>, patience: Duration) -> io::Result<bool> {
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec {
+pub(crate) fn readable(socket: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
         tv_sec: i64::MAX,
         tv_nsec: 0,
     });
@@ -229,10 +229,10 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Receive
 }
 
 /// Lets a send fail, with EAGAIN, when the other side has read nothing for this long.
-pub(crate) fn limit_sends(socket: &OwnedFd, patience: Duration) -> io::Result<()> {
+pub(crate) fn limit_sends(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
     use rustix::net::sockopt::{Timeout, set_socket_timeout};
     gate("setsockopt")?;
-    Ok(set_socket_timeout(socket, Timeout::Send, Some(patience))?)
+    Ok(set_socket_timeout(socket, Timeout::Send, Some(timeout))?)
 }
 
 /// Ends a connection in both directions: whoever waits for a packet sees the end.

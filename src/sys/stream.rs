@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Byte streams that somebody else made: pipes, sockets, terminals, blocking or not.
 
-use super::{Kept, gate, socket};
+use super::{ClosedInChild, gate, socket};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType};
@@ -110,7 +110,7 @@ pub(crate) fn passes_descriptors(stream: &OwnedFd) -> bool {
 /// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
 #[derive(Debug)]
 pub(crate) struct Outlet {
-    stream: Kept,
+    stream: ClosedInChild,
     socket: bool,
 }
 
@@ -121,7 +121,7 @@ impl Outlet {
     pub(crate) fn new(stream: OwnedFd) -> io::Result<Outlet> {
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&stream)?.st_mode);
         let socket = kind == rustix::fs::FileType::Socket;
-        let stream = Kept::new(stream);
+        let stream = ClosedInChild::new(stream);
         Ok(Outlet { stream, socket })
     }
 

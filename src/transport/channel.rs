@@ -3,10 +3,10 @@
 
 use super::packet::{self, Packet};
 use super::pending::Pending;
-use super::{PATIENCE, Traffic, Transport, crew, disconnected, lost};
+use super::{RESPONSE_TIMEOUT, Traffic, Transport, disconnected, lost, reader_pool};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::sys::{Kept, explain, socket};
+use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{Header, Opcode};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -20,7 +20,7 @@ pub(crate) const OUT_OF_BAND: u64 = 1;
 pub(crate) struct Channel(Arc<Calls>);
 
 struct Calls {
-    socket: Kept,
+    socket: ClosedInChild,
     pending: Pending,
     traffic: Traffic,
 }
@@ -28,14 +28,14 @@ struct Calls {
 impl Channel {
     /// Serves a connected socket.
     pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
-        socket::limit_sends(&socket, PATIENCE)
+        socket::limit_sends(&socket, RESPONSE_TIMEOUT)
             .map_err(|error| explain("limit the time that a send takes", error))?;
         let calls = Arc::new(Calls {
-            socket: Kept::new(socket),
+            socket: ClosedInChild::new(socket),
             pending: Pending::new(),
             traffic: Traffic::default(),
         });
-        crew::start(Arc::clone(&calls))
+        reader_pool::start(Arc::clone(&calls))
             .map_err(|error| explain("start a thread that reads a channel", error))?;
         Ok(Channel(calls))
     }
@@ -63,7 +63,7 @@ impl Channel {
                 io::ErrorKind::WouldBlock => {
                     let error = disconnected(format_args!(
                         "it has read nothing for {} s",
-                        PATIENCE.as_secs()
+                        RESPONSE_TIMEOUT.as_secs()
                     ));
                     calls.pending.end(error.clone());
                     socket::hang_up(&calls.socket);
@@ -102,17 +102,17 @@ impl Drop for Channel {
         let Calls {
             socket, pending, ..
         } = &*self.0;
-        if !pending.is_the_parents() {
+        if pending.owner().is_current() {
             pending.end(disconnected("its session was closed"));
             socket::hang_up(socket);
         }
     }
 }
 
-impl crew::Post for Calls {
-    type Work = (Completion<Vec<u8>>, Packet);
+impl reader_pool::Connection for Calls {
+    type Packet = (Completion<Vec<u8>>, Packet);
 
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Work>> {
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Packet>> {
         let Some(packet) = packet::receive(&self.socket, buffer)? else {
             return Ok(None);
         };
@@ -138,7 +138,7 @@ impl crew::Post for Calls {
         socket::hang_up(&self.socket);
     }
 
-    fn handle(self: Arc<Self>, (done, packet): Self::Work) {
+    fn handle(self: Arc<Self>, (done, packet): Self::Packet) {
         let failed = |message| Err(Error::new(Status::MapperFailed, message));
         done.complete(match (packet.lost, packet.header.tag) {
             (Some(why), _) => failed(why),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Messages off a stream.
 
-use crate::sys::{self, Kept};
+use crate::sys::{self, ClosedInChild};
 use crate::wire::frame::{FrameError, HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
@@ -29,7 +29,7 @@ fn ended_early() -> io::Error {
 
 /// The reading end of a stream.
 pub(crate) struct Frames {
-    stream: Kept,
+    stream: ClosedInChild,
     buffer: Vec<u8>,
     /// What of the buffer was taken already.
     taken: usize,
@@ -38,7 +38,7 @@ pub(crate) struct Frames {
 impl Frames {
     pub(crate) fn new(stream: Arc<OwnedFd>) -> Frames {
         Frames {
-            stream: Kept::new(stream),
+            stream: ClosedInChild::new(stream),
             buffer: Vec::with_capacity(BUFFER),
             taken: 0,
         }

@@ -6,10 +6,10 @@
 //! over and starts no thread per message.
 
 pub(crate) mod channel;
-pub(crate) mod crew;
 pub(crate) mod frames;
 pub(crate) mod packet;
 mod pending;
+pub(crate) mod reader_pool;
 mod stream;
 
 pub use stream::Stream;
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// How long the other side may take for what it does at once, unless it is stopped or stuck: to read
 /// what was sent, to send the first packet of a connection that exists already, to end a session.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Calls wrapper functions in an executor. Thread-safe; called with no lock held.
 pub trait Transport: Send + Sync {

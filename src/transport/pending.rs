@@ -3,7 +3,7 @@
 
 use crate::completion::Completion;
 use crate::error::{Error, invalid_handle};
-use crate::sys;
+use crate::sys::OwnerProcess;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,8 +15,8 @@ pub(super) struct Pending {
     state: Mutex<State>,
     /// The state has its reason.
     ended: AtomicBool,
-    /// Whose connection it is; see [`sys::fork_generation`].
-    generation: u32,
+    /// The process that made the connection.
+    owner: OwnerProcess,
 }
 
 #[derive(Default)]
@@ -31,13 +31,13 @@ impl Pending {
         Pending {
             state: Mutex::default(),
             ended: AtomicBool::new(false),
-            generation: sys::fork_generation(),
+            owner: OwnerProcess::current(),
         }
     }
 
     /// The number of a new call. None: nobody would answer it, so it has been answered with why.
     pub(super) fn add(&self, done: Answered) -> Option<u64> {
-        if self.is_the_parents() {
+        if !self.owner.is_current() {
             done.complete(Err(invalid_handle(
                 "this connection to an executor belongs to the parent process; a forked child must \
                  make one of its own",
@@ -78,9 +78,8 @@ impl Pending {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Whether this is a forked child, which has the parent's connection but none of the threads
-    /// that read it, and must leave it alone.
-    pub(super) fn is_the_parents(&self) -> bool {
-        self.generation != sys::fork_generation()
+    /// The process that made the connection. A forked child has none of the threads that read it.
+    pub(super) fn owner(&self) -> OwnerProcess {
+        self.owner
     }
 }

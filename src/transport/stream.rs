@@ -3,7 +3,7 @@
 
 use super::frames::{Frames, Message, broken};
 use super::pending::Pending;
-use super::{Transport, crew, disconnected, lost};
+use super::{Transport, disconnected, lost, reader_pool};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::sys::{Outlet, explain, socket};
@@ -56,7 +56,7 @@ impl Stream {
             answering: AtomicUsize::new(0),
             channel: Mutex::new(sent_along.pop()),
         });
-        crew::start(Arc::clone(&calls))
+        reader_pool::start(Arc::clone(&calls))
             .map_err(|error| explain("start a thread that reads a socket", error))?;
         socket::close_on_exec(&calls.socket);
         Ok(Stream(calls))
@@ -119,7 +119,7 @@ impl Drop for Stream {
         let Calls {
             socket, pending, ..
         } = &*self.0;
-        if !pending.is_the_parents() {
+        if pending.owner().is_current() {
             pending.end(disconnected("its connection was freed"));
             socket::hang_up(socket);
         }
@@ -175,8 +175,8 @@ enum Work {
     Call(u64),
 }
 
-impl crew::Post for Calls {
-    type Work = Work;
+impl reader_pool::Connection for Calls {
+    type Packet = Work;
 
     fn receive(&self, _buffer: &mut Vec<u8>) -> io::Result<Option<Work>> {
         // The next reader waits for this lock.

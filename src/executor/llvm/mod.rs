@@ -24,7 +24,7 @@ pub(crate) use eh_frames::{
     deregister as deregister_eh_frames, forget_within, register as register_eh_frames,
 };
 pub(crate) use gdb::register as register_debug_object;
-pub(crate) use symbols::{Function, Patience, Services, Symbol};
+pub(crate) use symbols::{CallClass, Function, Services, Symbol};
 
 use crate::sys::Answer;
 use crate::wire::sps::{Decode, Encode, Expected, Outcome, from_bytes, to_bytes};

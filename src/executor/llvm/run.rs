@@ -2,16 +2,16 @@
 //! Running a program's functions.
 
 use super::answer;
-use crate::sys::{self, Answer};
+use crate::sys::{self, Answer, OwnerProcess};
 use crate::wire::sps::{Bytes, ExecutorAddr};
 
 /// `int64_t (addr function, sequence<string> args)`.
 pub(super) fn as_main(args: &[u8]) -> Answer {
     answer(args, |(function, args): (ExecutorAddr, Vec<Bytes<'_>>)| {
         let args: Vec<&[u8]> = args.into_iter().map(|arg| arg.0).collect();
-        let process = sys::fork_generation();
+        let process = OwnerProcess::current();
         let value = sys::call_main(function.0, &args);
-        if process != sys::fork_generation() {
+        if !process.is_current() {
             // A child of the program's has come to the end of main, which is the child's own end.
             std::process::exit(value);
         }

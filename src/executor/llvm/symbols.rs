@@ -21,19 +21,21 @@ pub(crate) struct Function {
     pub(crate) address: u64,
     /// The same, for calls from the server itself, if it is one of ours.
     pub(crate) answer: Option<fn(&[u8]) -> Answer>,
-    /// How long it may take.
-    pub(crate) patience: Patience,
+    /// Which thread may run it.
+    pub(crate) class: CallClass,
 }
 
-/// How long a function may take, and what it may leave behind.
+/// The thread that runs a function: by how long it may take, and by what it may leave behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
-    /// It waits for nobody and runs no linked code.
-    Brief,
-    /// It may run linked code, but only such as ends soon: actions, constructors of libraries.
-    Patient,
-    /// It runs a program, which may leave thread-locals behind that end with the thread.
-    Program,
+pub(crate) enum CallClass {
+    /// The thread that reads: the function waits for no other thread and runs no linked code.
+    Inline,
+    /// A thread of the pool: the function may run linked code, but only such as ends soon, which is
+    /// actions and constructors of libraries.
+    Pooled,
+    /// A thread of its own: the function runs a program, which may leave thread-locals behind that
+    /// end with the thread.
+    OwnThread,
 }
 
 /// A value that is published under a name: a function, or the number of an instance.
@@ -43,21 +45,21 @@ pub(crate) enum Symbol {
 }
 
 fn function<F: Fn(&[u8]) -> Answer + Copy>(
-    patience: Patience,
+    class: CallClass,
     body: F,
     answer: fn(&[u8]) -> Answer,
 ) -> Symbol {
     Symbol::Function(Function {
         address: wrapper_address(body),
         answer: Some(answer),
-        patience,
+        class,
     })
 }
 
 /// A list of names and functions.
 macro_rules! functions {
-    ($($patience:ident $name:literal $function:path;)*) => {
-        [$(($name, function(Patience::$patience, $function, $function))),*]
+    ($($class:ident $name:literal $function:path;)*) => {
+        [$(($name, function(CallClass::$class, $function, $function))),*]
     };
 }
 
@@ -119,59 +121,59 @@ impl Services {
             ),
         ];
         all.extend(functions! {
-            Program "__llvm_orc_bootstrap_run_as_main_wrapper" run::as_main;
-            Program "__llvm_orc_bootstrap_run_as_void_function_wrapper" run::as_void;
-            Program "__llvm_orc_bootstrap_run_as_int_function_wrapper" run::as_int;
+            OwnThread "__llvm_orc_bootstrap_run_as_main_wrapper" run::as_main;
+            OwnThread "__llvm_orc_bootstrap_run_as_void_function_wrapper" run::as_void;
+            OwnThread "__llvm_orc_bootstrap_run_as_int_function_wrapper" run::as_int;
 
-            Patient "__llvm_orc_SimpleExecutorDylibManager_open_wrapper" dylib::open;
-            Patient "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper" dylib::resolve;
+            Pooled "__llvm_orc_SimpleExecutorDylibManager_open_wrapper" dylib::open;
+            Pooled "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper" dylib::resolve;
 
-            Brief "__llvm_orc_SimpleExecutorMemoryManager_reserve_wrapper" simple::reserve;
-            Patient "__llvm_orc_SimpleExecutorMemoryManager_finalize_wrapper" simple::finalize;
-            Patient "__llvm_orc_SimpleExecutorMemoryManager_deallocate_wrapper" simple::deallocate;
-            Patient "__llvm_orc_SimpleExecutorMemoryManager_initialize_wrapper" simple::initialize;
-            Patient "__llvm_orc_SimpleExecutorMemoryManager_deinitialize_wrapper"
+            Inline "__llvm_orc_SimpleExecutorMemoryManager_reserve_wrapper" simple::reserve;
+            Pooled "__llvm_orc_SimpleExecutorMemoryManager_finalize_wrapper" simple::finalize;
+            Pooled "__llvm_orc_SimpleExecutorMemoryManager_deallocate_wrapper" simple::deallocate;
+            Pooled "__llvm_orc_SimpleExecutorMemoryManager_initialize_wrapper" simple::initialize;
+            Pooled "__llvm_orc_SimpleExecutorMemoryManager_deinitialize_wrapper"
                 simple::deinitialize;
-            Patient "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper" simple::release;
+            Pooled "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper" simple::release;
 
-            Brief "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve" shared::reserve;
-            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize" shared::initialize;
-            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Deinitialize"
+            Inline "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve" shared::reserve;
+            Pooled "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize" shared::initialize;
+            Pooled "__llvm_orc_ExecutorSharedMemoryMapperService_Deinitialize"
                 shared::deinitialize;
-            Patient "__llvm_orc_ExecutorSharedMemoryMapperService_Release" shared::release;
+            Pooled "__llvm_orc_ExecutorSharedMemoryMapperService_Release" shared::release;
 
-            Patient "__llvm_orc_bootstrap_register_ehframe_section_wrapper" eh_frames::register;
-            Patient "__llvm_orc_bootstrap_deregister_ehframe_section_wrapper"
+            Pooled "__llvm_orc_bootstrap_register_ehframe_section_wrapper" eh_frames::register;
+            Pooled "__llvm_orc_bootstrap_deregister_ehframe_section_wrapper"
                 eh_frames::deregister;
-            Patient "llvm_orc_registerEHFrameSectionWrapper" eh_frames::register;
-            Patient "llvm_orc_deregisterEHFrameSectionWrapper" eh_frames::deregister;
-            Patient "llvm_orc_registerEHFrameAllocAction" eh_frames::register;
-            Patient "llvm_orc_deregisterEHFrameAllocAction" eh_frames::deregister;
-            Patient "llvm_orc_registerJITLoaderGDBWrapper" gdb::register;
-            Patient "llvm_orc_registerJITLoaderGDBAllocAction" gdb::register;
+            Pooled "llvm_orc_registerEHFrameSectionWrapper" eh_frames::register;
+            Pooled "llvm_orc_deregisterEHFrameSectionWrapper" eh_frames::deregister;
+            Pooled "llvm_orc_registerEHFrameAllocAction" eh_frames::register;
+            Pooled "llvm_orc_deregisterEHFrameAllocAction" eh_frames::deregister;
+            Pooled "llvm_orc_registerJITLoaderGDBWrapper" gdb::register;
+            Pooled "llvm_orc_registerJITLoaderGDBAllocAction" gdb::register;
 
-            Brief "__llvm_orc_bootstrap_mem_write_uint8s_wrapper" memory::write_uint8s;
-            Brief "__llvm_orc_bootstrap_mem_write_uint16s_wrapper" memory::write_uint16s;
-            Brief "__llvm_orc_bootstrap_mem_write_uint32s_wrapper" memory::write_uint32s;
-            Brief "__llvm_orc_bootstrap_mem_write_uint64s_wrapper" memory::write_uint64s;
-            Brief "__llvm_orc_bootstrap_mem_write_pointers_wrapper" memory::write_pointers;
-            Brief "__llvm_orc_bootstrap_mem_write_buffers_wrapper" memory::write_buffers;
-            Brief "__llvm_orc_bootstrap_mem_read_uint8s_wrapper" memory::read_uint8s;
-            Brief "__llvm_orc_bootstrap_mem_read_uint16s_wrapper" memory::read_uint16s;
-            Brief "__llvm_orc_bootstrap_mem_read_uint32s_wrapper" memory::read_uint32s;
-            Brief "__llvm_orc_bootstrap_mem_read_uint64s_wrapper" memory::read_uint64s;
-            Brief "__llvm_orc_bootstrap_mem_read_pointers_wrapper" memory::read_pointers;
-            Brief "__llvm_orc_bootstrap_mem_read_buffers_wrapper" memory::read_buffers;
-            Brief "__llvm_orc_bootstrap_mem_read_strings_wrapper" memory::read_strings;
+            Inline "__llvm_orc_bootstrap_mem_write_uint8s_wrapper" memory::write_uint8s;
+            Inline "__llvm_orc_bootstrap_mem_write_uint16s_wrapper" memory::write_uint16s;
+            Inline "__llvm_orc_bootstrap_mem_write_uint32s_wrapper" memory::write_uint32s;
+            Inline "__llvm_orc_bootstrap_mem_write_uint64s_wrapper" memory::write_uint64s;
+            Inline "__llvm_orc_bootstrap_mem_write_pointers_wrapper" memory::write_pointers;
+            Inline "__llvm_orc_bootstrap_mem_write_buffers_wrapper" memory::write_buffers;
+            Inline "__llvm_orc_bootstrap_mem_read_uint8s_wrapper" memory::read_uint8s;
+            Inline "__llvm_orc_bootstrap_mem_read_uint16s_wrapper" memory::read_uint16s;
+            Inline "__llvm_orc_bootstrap_mem_read_uint32s_wrapper" memory::read_uint32s;
+            Inline "__llvm_orc_bootstrap_mem_read_uint64s_wrapper" memory::read_uint64s;
+            Inline "__llvm_orc_bootstrap_mem_read_pointers_wrapper" memory::read_pointers;
+            Inline "__llvm_orc_bootstrap_mem_read_buffers_wrapper" memory::read_buffers;
+            Inline "__llvm_orc_bootstrap_mem_read_strings_wrapper" memory::read_strings;
         });
         // The one name whose answer changed: addresses first, definitions since LLVM 17.
         all.extend(match layout {
             SetupLayout::Symbols => functions! {
-                Patient "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
+                Pooled "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
                     dylib::lookup_addresses;
             },
             SetupLayout::MapAndSymbols => functions! {
-                Patient "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
+                Pooled "__llvm_orc_SimpleExecutorDylibManager_lookup_wrapper"
                     dylib::lookup_definitions;
             },
         });

@@ -4,7 +4,7 @@
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::Registry;
-use crate::sys::{self, Answer, Outlet, WRITTEN_AT_ONCE};
+use crate::sys::{Answer, Outlet, OwnerCell, WRITTEN_AT_ONCE};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode};
 use parking_lot::Mutex;
 use std::borrow::Cow;
@@ -12,17 +12,16 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The sessions that linked code can dispatch calls through.
 static SESSIONS: Registry<Calls> = Registry::new("session");
 
-/// In which process that is; a forked child has another number.
-static PROCESS: AtomicU32 = AtomicU32::new(0);
+/// The process that serves them.
+static OWNER: OwnerCell = OwnerCell::new();
 
 /// Makes a session known to linked code, by the number that is given back.
 pub(super) fn publish(calls: Arc<Calls>) -> u64 {
-    PROCESS.store(sys::fork_generation(), Ordering::Relaxed);
+    OWNER.claim();
     SESSIONS.add(calls)
 }
 
@@ -34,7 +33,7 @@ pub(super) fn forget(context: u64) {
 /// What linked code calls to call the controller; waits for the answer.
 pub(super) fn dispatch(context: u64, tag: u64, args: &[u8]) -> Answer {
     // Before any lock: in a child it may be held by a thread that is not there.
-    if sys::fork_generation() != PROCESS.load(Ordering::Relaxed) {
+    if !OWNER.is_current() {
         return Err("jit_dispatch not available (forked from the executor's process)".to_owned());
     }
     let calls = SESSIONS

@@ -9,7 +9,7 @@ mod calls;
 mod tests;
 mod workers;
 
-use super::llvm::{Function, Patience, Services, Symbol};
+use super::llvm::{CallClass, Function, Services, Symbol};
 use super::service::Offered;
 use crate::error::Result;
 use crate::mapper::actions::join;
@@ -129,7 +129,7 @@ pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
         let function = Function {
             address: *address,
             answer: None,
-            patience: Patience::Patient,
+            class: CallClass::Pooled,
         };
         (*address, function)
     }));

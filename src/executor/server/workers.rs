@@ -15,7 +15,7 @@
 
 use super::calls::Calls;
 use crate::error::{Error, Result, Status};
-use crate::executor::llvm::{Function, Patience};
+use crate::executor::llvm::{CallClass, Function};
 use crate::sys::{self, Answer, WrapperResult};
 use crate::transport::frames::{Frames, Message};
 use crate::wire::frame::{FrameError, Opcode};
@@ -252,7 +252,7 @@ impl Workers {
                         tag: header.tag,
                         args: body,
                     };
-                    let brief = self.patience(&call) == Patience::Brief;
+                    let brief = self.class(&call) == CallClass::Inline;
                     if !brief {
                         return Some(call);
                     }
@@ -277,9 +277,9 @@ impl Workers {
         None
     }
 
-    fn patience(&self, call: &Call) -> Patience {
+    fn class(&self, call: &Call) -> CallClass {
         let function = self.functions.get(&call.tag);
-        function.map_or(Patience::Program, |function| function.patience)
+        function.map_or(CallClass::OwnThread, |function| function.class)
     }
 
     /// Does a call. What is no answer but an error travels as an answer without bytes.
@@ -315,7 +315,7 @@ impl Workers {
     /// Does a call that was read, and sends its answer.
     fn handle(&self, call: Call) {
         let sequence = call.sequence;
-        let answer = if self.patience(&call) == Patience::Program {
+        let answer = if self.class(&call) == CallClass::OwnThread {
             match sys::run_in_own_thread(|| self.answer(&call)) {
                 // A program that ends its thread leaves no answer.
                 Ok(answer) => answer.unwrap_or_default(),
@@ -395,12 +395,13 @@ mod tests {
             CALLED_IN.lock().push(std::thread::current().id());
             Ok(Vec::new())
         }
-        const PATIENCES: [Patience; 3] = [Patience::Brief, Patience::Patient, Patience::Program];
-        let functions = (1..).zip(PATIENCES).map(|(address, patience)| {
+        const CLASSES: [CallClass; 3] =
+            [CallClass::Inline, CallClass::Pooled, CallClass::OwnThread];
+        let functions = (1..).zip(CLASSES).map(|(address, class)| {
             let function = Function {
                 address,
                 answer: Some(note),
-                patience,
+                class,
             };
             (address, function)
         });
@@ -445,7 +446,7 @@ mod tests {
         let function = Function {
             address: TAG,
             answer: Some(wait_until_open),
-            patience: Patience::Patient,
+            class: CallClass::Pooled,
         };
         let (their_input, mut output) = std::io::pipe().unwrap();
         let (mut input, their_output) = std::io::pipe().unwrap();
@@ -478,8 +479,8 @@ mod tests {
             if threads <= 3 {
                 break;
             }
-            let patience = Duration::from_secs(60);
-            assert!(started.elapsed() < patience, "{threads} threads are left");
+            let limit = Duration::from_secs(60);
+            assert!(started.elapsed() < limit, "{threads} threads are left");
         }
         drop(output);
         serving.join().unwrap().unwrap();

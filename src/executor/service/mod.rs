@@ -5,7 +5,7 @@
 //! It has three homes: a program that links jitmem, a stock executor that has loaded the library,
 //! and `jitmem-executor`.
 
-mod line;
+mod channel_server;
 mod session;
 
 use crate::error::{Error, Result, Status, invalid_handle};

@@ -2,7 +2,7 @@
 //! What one controller has in this executor.
 
 use super::Offered;
-use super::line;
+use super::channel_server;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
@@ -12,8 +12,8 @@ use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::AddressRange;
-use crate::sys::{self, explain, explain_reach, socket};
-use crate::transport::PATIENCE;
+use crate::sys::{self, OwnerProcess, explain, explain_reach, socket};
+use crate::transport::RESPONSE_TIMEOUT;
 use crate::wire::service::{
     At, Attach, Attached, Content, File, Functions, Item, Reply, Reserve, ReservedAt, Step,
 };
@@ -27,8 +27,8 @@ use std::time::Instant;
 pub(super) struct Session {
     id: u64,
     instance: u64,
-    /// In which process; see [`sys::fork_generation`].
-    generation: u32,
+    /// The process that opened it.
+    owner: OwnerProcess,
     functions: Functions,
     windows: Mutex<Vec<Window>>,
     teardowns: Mutex<Teardowns>,
@@ -76,7 +76,7 @@ impl Session {
         Session {
             id,
             instance,
-            generation: sys::fork_generation(),
+            owner: OwnerProcess::current(),
             functions,
             windows: Mutex::default(),
             teardowns: Mutex::default(),
@@ -93,7 +93,7 @@ impl Session {
     /// Whether it is that service's. In a forked child none of the parent's is: controllers reach
     /// those there.
     pub(super) fn is_of(&self, instance: u64) -> bool {
-        self.instance == instance && self.generation == sys::fork_generation()
+        self.instance == instance && self.owner.is_current()
     }
 
     // ---- the channel ----
@@ -140,7 +140,7 @@ impl Session {
 
     fn serve(&self, socket: OwnedFd) -> Result<()> {
         let socket = Arc::new(socket);
-        line::serve(Arc::clone(&socket), self.functions.clone())
+        channel_server::serve(Arc::clone(&socket), self.functions.clone())
             .map_err(|error| explain("start a thread that serves the channel", error))?;
         let before = self.channel.lock().replace(socket);
         if let Some(before) = before {
@@ -407,7 +407,7 @@ impl Session {
     /// Ends the session: actions, then memory. The channel stays until the controller hangs up, for
     /// the answer may go through it. Memory in which an action still runs after a while stays.
     pub(super) fn close(&self) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RESPONSE_TIMEOUT;
         let stuck = {
             let mut teardowns = self.teardowns.lock();
             teardowns.closed = true;

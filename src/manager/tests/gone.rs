@@ -6,7 +6,7 @@ use crate::completion::Completion;
 use crate::executor::service::here::functions;
 use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
-use crate::transport::{PATIENCE, Transport};
+use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::{Attached, Opened, Reply, ReservedAt};
 use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, to_bytes};
@@ -95,7 +95,7 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
         let error = receiver.recv().unwrap().unwrap_err();
         assert_eq!(error.status(), Status::Disconnected);
         while gone.strong_count() > 0 {
-            assert!(began.elapsed() < PATIENCE / 2, "somebody waits");
+            assert!(began.elapsed() < RESPONSE_TIMEOUT / 2, "somebody waits");
             std::thread::yield_now();
         }
     }

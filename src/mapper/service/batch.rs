@@ -194,7 +194,7 @@ impl Submit {
 impl Drop for Batches {
     fn drop(&mut self) {
         // In a forked child the lock may be held by a thread that is not there.
-        if !self.0.link.is_the_parents() {
+        if self.0.link.owner().is_current() {
             self.0.queue.lock().closing = true;
             self.0.bell.notify_all();
         }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A session with an executor's service, and the way its memfds and messages go.
 
+use crate::callback_queue;
 use crate::completion::{Completion, wait, wait_until};
-use crate::crowd;
 use crate::error::{Error, Result, Status};
-use crate::sys::{self, MemFile, explain, explain_mapping, explain_reach, socket};
+use crate::sys::{self, MemFile, OwnerProcess, explain, explain_mapping, explain_reach, socket};
 use crate::transport::channel::Channel;
-use crate::transport::{PATIENCE, Traffic, Transport, call, disconnected};
+use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected};
 use crate::wire::service::{
     Attach, Attached, Failure, File, Functions, Open, Opened, Reply, VERSION,
 };
@@ -43,8 +43,8 @@ pub(super) struct Link {
     pub(super) failed: Vec<String>,
     traffic: Arc<Traffic>,
     closed: AtomicBool,
-    /// Whose session it is; see [`sys::fork_generation`].
-    generation: u32,
+    /// The process that opened the session.
+    owner: OwnerProcess,
     /// The transport has said that the executor is gone.
     lost: Arc<AtomicBool>,
 }
@@ -114,7 +114,7 @@ impl Link {
             failed: Vec::new(),
             traffic: Arc::default(),
             closed: AtomicBool::new(false),
-            generation: sys::fork_generation(),
+            owner: OwnerProcess::current(),
             lost: Arc::default(),
         })
     }
@@ -162,7 +162,7 @@ impl Link {
 
     /// Completes requests; what the host does then runs where it wants that, as one task.
     pub(super) fn deliver(&self, complete: impl FnOnce()) {
-        crowd::deliver(complete, |task| self.transport.dispatch(task));
+        callback_queue::deliver(complete, |task| self.transport.dispatch(task));
     }
 
     /// Asks and waits.
@@ -190,23 +190,23 @@ impl Link {
     /// Ends the session, once. The executor runs what deallocation actions are left; with a channel
     /// whoever asked finds that done.
     pub(super) fn close(&self) {
-        if self.is_the_parents() || self.closed.swap(true, Ordering::AcqRel) {
+        if !self.owner.is_current() || self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         let function = self.opened.functions.close;
         // Nobody is left to tell; a channel that is gone has ended the session on both sides.
         let close = |done| self.call(function, self.message(), &[], done);
         if self.has_channel() {
-            let _ = wait_until(Some(Instant::now() + PATIENCE), close);
+            let _ = wait_until(Some(Instant::now() + RESPONSE_TIMEOUT), close);
         } else {
             // The host's own transport may need this very thread to answer.
             close(Completion::new(|_| ()));
         }
     }
 
-    /// Whether this is a forked child, which must leave its parent's session alone.
-    pub(super) fn is_the_parents(&self) -> bool {
-        self.generation != sys::fork_generation()
+    /// The process that opened the session. A forked child must leave it alone.
+    pub(super) fn owner(&self) -> OwnerProcess {
+        self.owner
     }
 
     /// Whether it is known that the executor is gone.
@@ -374,7 +374,7 @@ fn is_ours(socket: &OwnedFd) -> bool {
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
     let mut buffer = [0; 64];
     is_ours(socket)
-        && socket::readable(socket.as_fd(), PATIENCE).unwrap_or(false)
+        && socket::readable(socket.as_fd(), RESPONSE_TIMEOUT).unwrap_or(false)
         && socket::receive(socket, &mut buffer)
             .is_ok_and(|received| &buffer[..received.size] == token)
 }

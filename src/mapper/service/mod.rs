@@ -16,7 +16,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, MemFile};
-use crate::transport::{PATIENCE, Transport};
+use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
 use batch::Batches;
@@ -332,11 +332,11 @@ impl Mapper for ServiceMapper {
         self.unsettled.load(Ordering::Acquire) == 0 && !self.link.is_lost()
     }
 
-    fn patience(&self) -> Option<Duration> {
+    fn close_timeout(&self) -> Option<Duration> {
         // Nothing is to be waited for at the end of a channel; and there, this thread may be the one that
         // tells everybody of it.
         let answers = self.link.has_channel() && !self.link.is_lost();
-        answers.then_some(PATIENCE)
+        answers.then_some(RESPONSE_TIMEOUT)
     }
 
     fn quiesce(&self, done: Completion<()>) {

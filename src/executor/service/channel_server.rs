@@ -2,31 +2,31 @@
 //! The executor's end of a session's channel.
 
 use super::{call, function_at};
-use crate::sys::{Answer, Kept, socket};
+use crate::sys::{Answer, ClosedInChild, socket};
 use crate::transport::channel::OUT_OF_BAND;
 use crate::transport::packet::{self, Packet};
-use crate::transport::{PATIENCE, crew};
+use crate::transport::{RESPONSE_TIMEOUT, reader_pool};
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::Functions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-struct Line {
-    socket: Kept,
+struct ChannelServer {
+    socket: ClosedInChild,
     functions: Functions,
 }
 
 /// Serves calls from `socket` in threads of our own until its end. What is left of the session then
 /// is for whoever owns it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
-    socket::limit_sends(&socket, PATIENCE)?;
-    let socket = Kept::new(socket);
-    crew::start(Arc::new(Line { socket, functions }))
+    socket::limit_sends(&socket, RESPONSE_TIMEOUT)?;
+    let socket = ClosedInChild::new(socket);
+    reader_pool::start(Arc::new(ChannelServer { socket, functions }))
 }
 
-impl crew::Post for Line {
-    type Work = Packet;
+impl reader_pool::Connection for ChannelServer {
+    type Packet = Packet;
     const RUNS_LINKED_CODE: bool = true;
 
     fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {

@@ -20,21 +20,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const MOST_WAITING: usize = 2;
 
 /// A connection: where packets come from, and what is done with them.
-pub(crate) trait Post: Send + Sync + 'static {
+pub(crate) trait Connection: Send + Sync + 'static {
     /// A packet, and what it belongs to.
-    type Work;
+    type Packet;
 
     /// Whether handling may run linked code, whose own threads get this one's signals.
     const RUNS_LINKED_CODE: bool = false;
 
     /// Waits for the next packet, in several threads at once; `None` at the end. The buffer is the
     /// thread's own.
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Work>>;
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Packet>>;
 
     /// Handles one packet; may block.
-    fn handle(self: Arc<Self>, work: Self::Work);
+    fn handle(self: Arc<Self>, packet: Self::Packet);
 
-    /// Makes whoever waits see the end.
+    /// Makes the waiting threads see the end.
     fn hang_up(&self);
 
     /// The connection has come to its end, or this is why it was ended. May be called again, then
@@ -42,47 +42,47 @@ pub(crate) trait Post: Send + Sync + 'static {
     fn ended(self: Arc<Self>, why: Option<io::Error>);
 }
 
-struct Crew<P> {
-    post: Arc<P>,
+struct ReaderPool<C> {
+    connection: Arc<C>,
     /// Threads that are receiving.
     waiting: AtomicUsize,
     why: Mutex<Option<io::Error>>,
 }
 
-/// Has the packets of a connection handled until its end. Whoever wants the end hangs up.
-pub(crate) fn start<P: Post>(post: Arc<P>) -> io::Result<()> {
-    let crew = Arc::new(Crew {
-        post,
+/// Has the packets of a connection handled until its end. [`Connection::hang_up`] ends it.
+pub(crate) fn start<C: Connection>(connection: Arc<C>) -> io::Result<()> {
+    let pool = Arc::new(ReaderPool {
+        connection,
         waiting: AtomicUsize::new(0),
         why: Mutex::new(None),
     });
-    reinforce(&crew)
+    start_reader(&pool)
 }
 
-fn reinforce<P: Post>(crew: &Arc<Crew<P>>) -> io::Result<()> {
-    let new = Arc::clone(crew);
-    crew.waiting.fetch_add(1, Ordering::AcqRel);
-    let started = match P::RUNS_LINKED_CODE {
-        true => sys::spawn_for_programs(move || new.work()),
-        false => sys::spawn("jitmem-channel", move || new.work()),
+fn start_reader<C: Connection>(pool: &Arc<ReaderPool<C>>) -> io::Result<()> {
+    let new = Arc::clone(pool);
+    pool.waiting.fetch_add(1, Ordering::AcqRel);
+    let started = match C::RUNS_LINKED_CODE {
+        true => sys::spawn_for_programs(move || new.read_packets()),
+        false => sys::spawn("jitmem-channel", move || new.read_packets()),
     };
     started.inspect_err(|_| {
-        crew.waiting.fetch_sub(1, Ordering::AcqRel);
+        pool.waiting.fetch_sub(1, Ordering::AcqRel);
     })
 }
 
-impl<P: Post> Crew<P> {
-    fn work(self: Arc<Self>) {
+impl<C: Connection> ReaderPool<C> {
+    fn read_packets(self: Arc<Self>) {
         let mut buffer = Vec::new();
         loop {
-            match self.post.receive(&mut buffer) {
-                Ok(Some(work)) => {
+            match self.connection.receive(&mut buffer) {
+                Ok(Some(packet)) => {
                     if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
                         // Without another thread packets wait until this one is back.
-                        let _ = reinforce(&self);
+                        let _ = start_reader(&self);
                     }
-                    let post = Arc::clone(&self.post);
-                    if catch_unwind(AssertUnwindSafe(|| post.handle(work))).is_err() {
+                    let connection = Arc::clone(&self.connection);
+                    if catch_unwind(AssertUnwindSafe(|| connection.handle(packet))).is_err() {
                         let why = io::Error::other("jitmem panicked, which is a defect in it");
                         self.waiting.fetch_add(1, Ordering::AcqRel);
                         return self.end(Some(why));
@@ -110,10 +110,10 @@ impl<P: Post> Crew<P> {
             let mut first = self.why.lock();
             *first = first.take().or(why);
         }
-        self.post.hang_up();
+        self.connection.hang_up();
         if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
             let why = self.why.lock().take();
-            Arc::clone(&self.post).ended(why);
+            Arc::clone(&self.connection).ended(why);
         }
     }
 }

@@ -8,7 +8,7 @@
 //! stand in a list that one thread goes through, and a watch sees to it that another thread goes on
 //! where one is stuck.
 
-use crate::sys;
+use crate::sys::{self, OwnerProcess};
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -30,8 +30,8 @@ struct List {
 struct Watch {
     /// Lists that are being gone through, with how many were left at the last look.
     lists: Vec<(Arc<List>, usize)>,
-    /// The process in which a thread is watching; see [`sys::fork_generation`].
-    on: Option<u32>,
+    /// The process in which a thread is watching; a forked child has no such thread.
+    on: Option<OwnerProcess>,
 }
 
 static WATCH: Mutex<Watch> = Mutex::new(Watch {
@@ -107,7 +107,7 @@ impl List {
 fn watch(list: &Arc<List>) {
     let mut watch = WATCH.lock();
     watch.lists.push((Arc::clone(list), usize::MAX));
-    let here = sys::fork_generation();
+    let here = OwnerProcess::current();
     if watch.on != Some(here) && sys::spawn("jitmem-watch", look_after).is_ok() {
         watch.on = Some(here);
     }
