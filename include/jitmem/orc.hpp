@@ -129,28 +129,28 @@ public:
       return true;
     };
     auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
-    auto Way = detail::Way::to(EPC);
-    if (!Way) {
+    auto Link = detail::ExecutorLink::to(EPC);
+    if (!Link) {
       llvm::consumeError(Ours.takeError());
-      return Way.takeError();
+      return Link.takeError();
     }
     bool HasOurs = bool(Ours);
     if (!HasOurs)
       Why = "jitmem's service: " + llvm::toString(Ours.takeError());
     if ((HasOurs && Works("shared memory: ", createOver(*Ours, jitmem_mapper_shared, O))) ||
         Works("LLVM's shared memory: ",
-              createOver(*Way, jitmem_mapper_llvm_shared, O, Why.c_str())) ||
+              createOver(*Link, jitmem_mapper_llvm_shared, O, Why.c_str())) ||
         (HasOurs && Works("remote: ", createOver(*Ours, jitmem_mapper_remote, O, Why.c_str()))) ||
         Works("LLVM's memory manager: ",
-              createOver(*Way, jitmem_mapper_llvm_simple, O, Why.c_str())))
+              createOver(*Link, jitmem_mapper_llvm_simple, O, Why.c_str())))
       return MM;
     llvm::consumeError(MM.takeError());
     return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
   }
 
   ~MemoryManager() override {
-    if (Way)
-      Way->cut();
+    if (EPC)
+      EPC->cut();
   }
 
   /// Deallocates what is still finalized and gives all memory back, in the executor too, which must
@@ -261,22 +261,22 @@ private:
     Chosen.service = S.Open;
     Chosen.instance = S.Instance;
     Chosen.instead_of = InsteadOf;
-    return createOver(S.Connected, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
-      return Make(S.Connected.Handle.get(), &Chosen, Mapper, E);
+    return createOver(S.Link, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
+      return Make(S.Link.Handle.get(), &Chosen, Mapper, E);
     });
   }
 
   /// Over a service of LLVM's.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  createOver(const detail::Way &W, decltype(&jitmem_mapper_llvm_shared) Make, const Options &O,
-             const char *InsteadOf) {
-    return createOver(W, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
-      return Make(W.Handle.get(), InsteadOf, Mapper, E);
+  createOver(const detail::ExecutorLink &Link, decltype(&jitmem_mapper_llvm_shared) Make,
+             const Options &O, const char *InsteadOf) {
+    return createOver(Link, O, [&](jitmem_mapper **Mapper, jitmem_error **E) {
+      return Make(Link.Handle.get(), InsteadOf, Mapper, E);
     });
   }
 
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  createOver(const detail::Way &W, const Options &O,
+  createOver(const detail::ExecutorLink &Link, const Options &O,
              llvm::function_ref<jitmem_status(jitmem_mapper **, jitmem_error **)> Make) {
     detail::OwnedError E;
     jitmem_mapper *NewMapper = nullptr;
@@ -285,7 +285,7 @@ private:
     std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
     auto MM = create(*Mapper, O);
     if (MM)
-      (*MM)->Way = W.EPC;
+      (*MM)->EPC = Link.EPC;
     return MM;
   }
 
@@ -393,8 +393,8 @@ private:
   };
 
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
-  /// To the executor, if that is not this process.
-  std::shared_ptr<detail::Connection> Way;
+  /// The connection to the executor, if that is not this process.
+  std::shared_ptr<detail::Connection> EPC;
 };
 
 } // namespace jitmem::orc

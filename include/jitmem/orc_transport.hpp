@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// An EPC as the way to an executor, and jitmem's service there. Hosts include <jitmem/orc.hpp>.
+// The link to an executor over its EPC, and jitmem's service there. Hosts include <jitmem/orc.hpp>.
 
 #ifndef JITMEM_ORC_TRANSPORT_HPP
 #define JITMEM_ORC_TRANSPORT_HPP
@@ -27,7 +27,7 @@ struct FreeTransport {
 };
 using Transport = std::unique_ptr<jitmem_transport, FreeTransport>;
 
-/// What an EPC is good for: calls into its executor, and its dispatcher, for as long as there are.
+/// Calls into an EPC's executor, and its dispatcher, until the EPC disconnects or cut() is called.
 ///
 /// Nothing can be asked of an EPC that has disconnected: it would report each further call as an
 /// error of the session, and one that owns its memory manager is half destroyed when the manager
@@ -136,7 +136,7 @@ private:
     return InUse;
   }
 
-  /// Uses the EPC, unless it is cut off before; whoever cuts it off waits for this.
+  /// Uses the EPC, unless it is cut off before; cut() waits for this.
   template <typename FunctionT> void use(FunctionT F) {
     bool Outer = std::exchange(inUse(), true);
     std::shared_lock<std::shared_mutex> Lock(Gate, std::defer_lock);
@@ -158,7 +158,7 @@ private:
   }
 
   /// Runs callbacks of the host as a task. They may block, which must not keep others waiting; and
-  /// they may be what somebody waits for who then ends the session, which waits for tasks only.
+  /// a thread that waits for them may then end the session, which waits for tasks only.
   template <typename FunctionT> void run(FunctionT Callbacks) {
     Certainly<FunctionT> F(std::move(Callbacks));
     use([&] {
@@ -199,25 +199,25 @@ inline std::string ownLibrary() {
   return Absolute ? Absolute.get() : "";
 }
 
-/// A way to an executor.
-struct Way {
+/// The link to an executor.
+struct ExecutorLink {
   std::shared_ptr<Connection> EPC;
   Transport Handle;
 
-  static llvm::Expected<Way> to(llvm::orc::ExecutorProcessControl &EPC) {
-    Way W;
-    W.EPC = std::make_shared<Connection>(EPC);
-    auto NewHandle = Connection::transport(W.EPC);
+  static llvm::Expected<ExecutorLink> to(llvm::orc::ExecutorProcessControl &EPC) {
+    ExecutorLink Link;
+    Link.EPC = std::make_shared<Connection>(EPC);
+    auto NewHandle = Connection::transport(Link.EPC);
     if (!NewHandle)
       return NewHandle.takeError();
-    W.Handle = std::move(*NewHandle);
-    return W;
+    Link.Handle = std::move(*NewHandle);
+    return Link;
   }
 };
 
 /// jitmem's service in an executor.
 struct Service {
-  Way Connected;
+  ExecutorLink Link;
   /// Address of jitmem_service_open.
   uint64_t Open = 0;
   /// 0: the one that every process with the library has.
@@ -229,10 +229,10 @@ struct Service {
     Service S;
     if (auto Err = S.locate(EPC, Load, std::move(Library)))
       return Err;
-    auto W = Way::to(EPC);
-    if (!W)
-      return W.takeError();
-    S.Connected = std::move(*W);
+    auto NewLink = ExecutorLink::to(EPC);
+    if (!NewLink)
+      return NewLink.takeError();
+    S.Link = std::move(*NewLink);
     return S;
   }
 
