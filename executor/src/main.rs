@@ -4,7 +4,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
-mod channel;
+mod connection;
 mod contain;
 mod exports;
 mod options;
@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use jitmem::capi::serve_controller;
 use jitmem::executor::program;
 use jitmem::executor::server;
-use options::{Channel, Command, CxxRuntime, Options};
+use options::{Command, CxxRuntime, Endpoint, Options};
 use std::env;
 use std::ffi::c_int;
 use std::io::{Write, stderr, stdout};
@@ -72,7 +72,7 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     let note = |note: &str| {
         say(stderr(), &format!("{name}: {note}\n"));
     };
-    let (input, output) = channel::connect(&options.channel, note)?;
+    let (input, output) = connection::connect(&options.endpoint, note)?;
     let cxx_ahead = match options.cxx_runtime {
         CxxRuntime::WhenNeeded => options.containment.refuses_files(),
         choice => choice == CxxRuntime::Ahead,
@@ -109,7 +109,7 @@ fn controllers_llvm(options: &Options) -> Result<u32> {
     if let Some(text) = env::var_os(LLVM_VARIABLE) {
         return options::release(&text.to_string_lossy()).context(LLVM_VARIABLE);
     }
-    let is_child = matches!(options.channel, Channel::Descriptors(..));
+    let is_child = matches!(options.endpoint, Endpoint::Descriptors(..));
     let found = if is_child { parent::llvm() } else { None };
     Ok(found.unwrap_or(NEWEST))
 }

@@ -2,7 +2,7 @@
 //! The command line.
 //!
 //! What LLVM's llvm-jitlink-executor takes is taken, with its messages: words that begin with `test-`,
-//! then one word that names the channel; what comes behind that is ignored, but for options of ours.
+//! then one word that names the endpoint (CHANNEL in the usage); what comes behind that is ignored, but for options of ours.
 
 use crate::contain::{Containment, Limit, limited_by};
 use crate::seccomp::Profile;
@@ -47,7 +47,7 @@ Options
 
 /// Where the controller is.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Channel {
+pub(crate) enum Endpoint {
     /// Descriptors to read and to write.
     Descriptors(RawFd, RawFd),
     /// Host, empty for the default, and port to listen at.
@@ -70,7 +70,7 @@ pub(crate) enum CxxRuntime {
 /// The choices of a command line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Options {
-    pub(crate) channel: Channel,
+    pub(crate) endpoint: Endpoint,
     pub(crate) llvm: Option<u32>,
     pub(crate) cxx_runtime: CxxRuntime,
     pub(crate) containment: Containment,
@@ -131,12 +131,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     print_debug_list |= text == "test-jitloadergdb";
                     continue;
                 }
-                let channel = channel(&word)?;
+                let endpoint = endpoint(&word)?;
                 for behind in parser.raw_args()? {
                     refuse_option(&behind.to_string_lossy())?;
                 }
                 return Ok(Command::Serve(Options {
-                    channel,
+                    endpoint,
                     llvm,
                     cxx_runtime,
                     containment,
@@ -166,13 +166,13 @@ fn refuse_option(word: &str) -> Result<()> {
     Ok(())
 }
 
-fn channel(word: &OsString) -> Result<Channel> {
+fn endpoint(word: &OsString) -> Result<Endpoint> {
     let text = word.to_string_lossy();
     let (kind, value) = text.split_once('=').unwrap_or((&text, ""));
     match kind {
         "filedescs" => {
             let (input, output) = value.split_once(',').unwrap_or((value, ""));
-            Ok(Channel::Descriptors(
+            Ok(Endpoint::Descriptors(
                 descriptor(input)?,
                 descriptor(output)?,
             ))
@@ -185,11 +185,11 @@ fn channel(word: &OsString) -> Result<Channel> {
                 .with_context(|| format!("port number '{port}' is not a valid integer"))?;
             let host = host.strip_prefix('[').unwrap_or(host);
             let host = host.strip_suffix(']').unwrap_or(host);
-            Ok(Channel::Tcp(host.to_owned(), port))
+            Ok(Endpoint::Tcp(host.to_owned(), port))
         }
         "unix" | "abstract" if value.is_empty() => bail!("{kind}= lacks the socket's name"),
-        "unix" => Ok(Channel::Unix(rest(word, "unix=").into())),
-        "abstract" => Ok(Channel::Abstract(rest(word, "abstract="))),
+        "unix" => Ok(Endpoint::Unix(rest(word, "unix=").into())),
+        "abstract" => Ok(Endpoint::Abstract(rest(word, "abstract="))),
         _ => bail!("invalid specifier type \"{kind}\""),
     }
 }
@@ -225,15 +225,15 @@ mod tests {
     }
 
     #[test]
-    fn channels_are_of_four_kinds() {
-        let channel = |word| served(&[word]).channel;
-        assert_eq!(channel("filedescs=3,6"), Channel::Descriptors(3, 6));
-        assert_eq!(channel("filedescs=4,4"), Channel::Descriptors(4, 4));
-        assert_eq!(channel("listen=host:80"), Channel::Tcp("host".into(), 80));
-        assert_eq!(channel("listen=:80"), Channel::Tcp("".into(), 80));
-        assert_eq!(channel("listen=[::1]:80"), Channel::Tcp("::1".into(), 80));
-        assert_eq!(channel("unix=a=b"), Channel::Unix("a=b".into()));
-        assert_eq!(channel("abstract=x"), Channel::Abstract("x".into()));
+    fn endpoints_are_of_four_kinds() {
+        let endpoint = |word| served(&[word]).endpoint;
+        assert_eq!(endpoint("filedescs=3,6"), Endpoint::Descriptors(3, 6));
+        assert_eq!(endpoint("filedescs=4,4"), Endpoint::Descriptors(4, 4));
+        assert_eq!(endpoint("listen=host:80"), Endpoint::Tcp("host".into(), 80));
+        assert_eq!(endpoint("listen=:80"), Endpoint::Tcp("".into(), 80));
+        assert_eq!(endpoint("listen=[::1]:80"), Endpoint::Tcp("::1".into(), 80));
+        assert_eq!(endpoint("unix=a=b"), Endpoint::Unix("a=b".into()));
+        assert_eq!(endpoint("abstract=x"), Endpoint::Abstract("x".into()));
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn options_come_before_the_channel_and_nothing_counts_behind_it() {
+    fn options_come_before_the_endpoint_and_nothing_counts_behind_it() {
         let words = [
             "debug",
             "--llvm",
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(options.cxx_runtime, CxxRuntime::Never);
         assert!(options.print_debug_list);
         let options = served(&["filedescs=0,1", "--no-such", "listen=x"]);
-        assert_eq!(options.channel, Channel::Descriptors(0, 1));
+        assert_eq!(options.endpoint, Endpoint::Descriptors(0, 1));
         assert!(!options.print_debug_list);
         for late in ["--seccomp=sealed", "--rlimit-as", "--die-with-parent"] {
             let error = refused(&["filedescs=0,1", "word", late]);

@@ -49,7 +49,7 @@ pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
 pub(crate) use stream::{
-    Outlet, WRITTEN_AT_ONCE, check_open, close_handed_over, duplicate, look_for_input, read,
+    StreamWriter, WRITTEN_AT_ONCE, check_open, close_handed_over, duplicate, look_for_input, read,
     receive,
 };
 pub(crate) use thread::spawn;

@@ -109,7 +109,7 @@ pub(crate) fn passes_descriptors(stream: &OwnedFd) -> bool {
 
 /// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
 #[derive(Debug)]
-pub(crate) struct Outlet {
+pub(crate) struct StreamWriter {
     stream: ClosedInChild,
     socket: bool,
 }
@@ -117,12 +117,12 @@ pub(crate) struct Outlet {
 /// What POSIX promises to be written at once where there is room at all.
 pub(crate) const WRITTEN_AT_ONCE: usize = libc::PIPE_BUF;
 
-impl Outlet {
-    pub(crate) fn new(stream: OwnedFd) -> io::Result<Outlet> {
+impl StreamWriter {
+    pub(crate) fn new(stream: OwnedFd) -> io::Result<StreamWriter> {
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&stream)?.st_mode);
         let socket = kind == rustix::fs::FileType::Socket;
         let stream = ClosedInChild::new(stream);
-        Ok(Outlet { stream, socket })
+        Ok(StreamWriter { stream, socket })
     }
 
     /// Whether [`WRITTEN_AT_ONCE`] bytes can be written now without waiting for the other side.
@@ -141,7 +141,7 @@ impl Outlet {
     }
 
     /// Writes some bytes, and with the first of them a descriptor, if the system allows that now. Only
-    /// for who has found that this [`passes_descriptors`](Outlet::passes_descriptors).
+    /// for who has found that this [`passes_descriptors`](StreamWriter::passes_descriptors).
     pub(crate) fn write_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
         let (first, rest) = bytes.split_at(bytes.len().min(1));
         loop {
@@ -268,9 +268,9 @@ mod tests {
         let large = vec![7; 1 << 20];
         let sent = large.clone();
         let sender = std::thread::spawn(move || {
-            let outlet = Outlet::new(writer).unwrap();
-            outlet.write(b"head", &sent).unwrap();
-            outlet.write(b"", b"").unwrap();
+            let output = StreamWriter::new(writer).unwrap();
+            output.write(b"head", &sent).unwrap();
+            output.write(b"", b"").unwrap();
         });
         let mut all = Vec::with_capacity(large.len() + 5);
         while read(&reader, &mut all, usize::MAX).unwrap() > 0 {}
@@ -296,15 +296,15 @@ mod tests {
         // SAFETY: the handler touches two atomics.
         let before = unsafe { libc::signal(libc::SIGPIPE, handler as libc::sighandler_t) };
         let (reader, writer) = pipe();
-        let outlet = Outlet::new(writer).unwrap();
+        let output = StreamWriter::new(writer).unwrap();
         drop(reader);
-        let error = outlet.write(b"a", b"b").unwrap_err();
+        let error = output.write(b"a", b"b").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert!(!is_pending());
         let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
-        let outlet = Outlet::new(there.into()).unwrap();
+        let output = StreamWriter::new(there.into()).unwrap();
         drop(here);
-        let error = outlet.write(b"a", b"b").unwrap_err();
+        let error = output.write(b"a", b"b").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
         assert!(!HIT.load(Ordering::Relaxed));
         // SAFETY: what it was.
@@ -314,15 +314,15 @@ mod tests {
     #[test]
     fn room_is_known() {
         let (mut here, there) = std::os::unix::net::UnixStream::pair().unwrap();
-        let outlet = Outlet::new(there.into()).unwrap();
-        assert!(outlet.has_room());
+        let output = StreamWriter::new(there.into()).unwrap();
+        assert!(output.has_room());
         let (_reader, writer) = pipe();
         rustix::io::ioctl_fionbio(&writer, true).unwrap();
-        let outlet = Outlet::new(writer.try_clone().unwrap()).unwrap();
-        assert!(outlet.has_room());
+        let output = StreamWriter::new(writer.try_clone().unwrap()).unwrap();
+        assert!(output.has_room());
         let mut file = std::fs::File::from(writer);
         while file.write(&[0; 4096]).is_ok() {}
-        assert!(!outlet.has_room());
+        assert!(!output.has_room());
         here.write_all(b"x").unwrap();
     }
 }

@@ -6,7 +6,7 @@
 //! over and starts no thread per message.
 
 pub(crate) mod channel;
-pub(crate) mod frames;
+pub(crate) mod messages;
 pub(crate) mod packet;
 mod pending;
 pub(crate) mod reader_pool;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The controller's side of EPC over one connected stream socket: any ORC executor.
 
-use super::frames::{Frames, Message, broken};
+use super::messages::{Message, MessageReader, broken};
 use super::pending::Pending;
 use super::{Transport, disconnected, lost, reader_pool};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::sys::{Outlet, explain, socket};
+use crate::sys::{StreamWriter, explain, socket};
 use crate::wire::frame::{FrameError, Header, Opcode, Setup};
 use crate::wire::sps::{Outcome, from_bytes};
 use parking_lot::Mutex;
@@ -21,8 +21,8 @@ pub struct Stream(Arc<Calls>);
 
 struct Calls {
     socket: Arc<OwnedFd>,
-    input: Mutex<Frames>,
-    output: Mutex<Outlet>,
+    input: Mutex<MessageReader>,
+    output: Mutex<StreamWriter>,
     pending: Pending,
     setup: Setup,
     /// Calls of the executor's that are being answered.
@@ -40,12 +40,12 @@ impl Stream {
     pub fn connect(socket: Arc<OwnedFd>) -> Result<Stream> {
         socket::check_stream(&socket)
             .map_err(|error| invalid_argument(format!("no connected stream socket: {error}")))?;
-        let mut input = Frames::new(Arc::clone(&socket));
+        let mut input = MessageReader::new(Arc::clone(&socket));
         let mut sent_along = input.receive().map_err(disconnected)?;
         let setup = first(&mut input)?;
         let output = socket
             .try_clone()
-            .and_then(Outlet::new)
+            .and_then(StreamWriter::new)
             .map_err(|error| explain("duplicate a socket", error))?;
         let calls = Arc::new(Calls {
             socket,
@@ -67,7 +67,7 @@ impl Stream {
 const MOST_ANSWERING: usize = 64;
 
 /// What the executor says of itself, before everything else.
-fn first(input: &mut Frames) -> Result<Setup> {
+fn first(input: &mut MessageReader) -> Result<Setup> {
     let foreign = |what: &dyn std::fmt::Display| {
         let message = format!("what the executor sent first is no Setup message of EPC: {what}");
         Error::new(Status::MapperFailed, message)
@@ -219,7 +219,7 @@ mod tests {
     /// The far end of a connection.
     struct Executor {
         socket: UnixStream,
-        frames: Frames,
+        frames: MessageReader,
     }
 
     impl Executor {
@@ -251,7 +251,7 @@ mod tests {
 
     fn introduced(bytes: &[u8]) -> (Executor, Result<Stream>) {
         let (here, there) = UnixStream::pair().unwrap();
-        let frames = Frames::new(Arc::new(there.try_clone().unwrap().into()));
+        let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
         let mut executor = Executor {
             socket: there,
             frames,
@@ -264,7 +264,7 @@ mod tests {
 
     fn connected() -> (Executor, Stream) {
         let (here, there) = UnixStream::pair().unwrap();
-        let frames = Frames::new(Arc::new(there.try_clone().unwrap().into()));
+        let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
         let mut executor = Executor {
             socket: there,
             frames,

@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+import subprocess
 
 WORK = os.environ.get("EXECUTOR_TEST_WORK") or exit("start the tests by run.sh")
 # The program that is installed, and the same as a library in a program in C.
@@ -37,6 +38,14 @@ def orc_runtime(llvm):
 
 def objects(*names):
     return [os.path.join(WORK, "objects", name) for name in names]
+
+
+def shared_object(folder, name, text, *words):
+    """Builds a shared library of C source and gives its path."""
+    path = os.path.join(folder, name)
+    command = ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", path, *words]
+    subprocess.run(command, input=text.encode(), check=True)
+    return path
 
 
 def all_shared_memory():

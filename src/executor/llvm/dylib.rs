@@ -2,7 +2,7 @@
 //! Libraries of the executor, and the symbols in them.
 
 use super::symbols::found_by_lookup;
-use super::{Registry, Told, expected};
+use super::{InstanceRegistry, Told, expected};
 use crate::sys::{self, Answer};
 use crate::wire::sps::{Bytes, ExecutorAddr, SymbolDef};
 use parking_lot::Mutex;
@@ -19,8 +19,8 @@ const RUNTIME: [&CStr; 3] = [c"libgcc_s.so.1", c"libm.so.6", c"libstdc++.so.6"];
 /// What linked code opens libraries with that may count on [`RUNTIME`].
 const OPENERS: [&CStr; 2] = [c"dlopen", c"dlmopen"];
 
-static MANAGERS: Registry<DylibManager> = Registry::new("dylib manager");
-static LIBRARIES: Registry<Library> = Registry::new("library");
+static MANAGERS: InstanceRegistry<DylibManager> = InstanceRegistry::new("dylib manager");
+static LIBRARIES: InstanceRegistry<Library> = InstanceRegistry::new("library");
 
 /// Opens libraries for one session.
 pub(super) struct DylibManager {
@@ -132,9 +132,9 @@ struct Symbol<'a> {
     required: bool,
 }
 
-type Request<'a> = Vec<(Bytes<'a>, bool)>;
+type LookupRequest<'a> = Vec<(Bytes<'a>, bool)>;
 
-fn symbols<'a>(request: Request<'a>) -> impl Iterator<Item = Symbol<'a>> {
+fn symbols<'a>(request: LookupRequest<'a>) -> impl Iterator<Item = Symbol<'a>> {
     let symbol = |(name, required)| Symbol { name, required };
     request.into_iter().map(symbol)
 }
@@ -159,7 +159,7 @@ pub(super) fn open(args: &[u8]) -> Answer {
 }
 
 fn lookup<T>(
-    (manager, library, request): (ExecutorAddr, ExecutorAddr, Request<'_>),
+    (manager, library, request): (ExecutorAddr, ExecutorAddr, LookupRequest<'_>),
     result: impl Fn(&Symbol<'_>, Option<u64>) -> T,
 ) -> Told<Vec<T>> {
     MANAGERS.get(manager.0)?;
@@ -195,16 +195,19 @@ pub(super) fn lookup_definitions(args: &[u8]) -> Answer {
 /// LLVM 22: `expected<sequence<optional<definition>>> (addr library, sequence<(string, bool)>)`.
 /// What is required and missing is nothing there, and no error.
 pub(super) fn resolve(args: &[u8]) -> Answer {
-    expected(args, |(library, request): (ExecutorAddr, Request<'_>)| {
-        let library = LIBRARIES.get(library.0)?;
-        symbols(request)
-            .map(|symbol| {
-                let found = library.define(&symbol)?;
-                let nothing = found.is_none() && (symbol.required || symbol.name.0.is_empty());
-                Ok((!nothing).then(|| definition(found)))
-            })
-            .collect::<Told<Vec<_>>>()
-    })
+    expected(
+        args,
+        |(library, request): (ExecutorAddr, LookupRequest<'_>)| {
+            let library = LIBRARIES.get(library.0)?;
+            symbols(request)
+                .map(|symbol| {
+                    let found = library.define(&symbol)?;
+                    let nothing = found.is_none() && (symbol.required || symbol.name.0.is_empty());
+                    Ok((!nothing).then(|| definition(found)))
+                })
+                .collect::<Told<Vec<_>>>()
+        },
+    )
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! LLVM's own protocols on the executor's side, of LLVM 14 to 22, one file each.
 //!
 //! A wrapper function here is a safe function from argument bytes to result bytes. An argument that
-//! LLVM calls an instance is a number that [`Registry`] gave out; another number is an error. What
+//! LLVM calls an instance is a number that [`InstanceRegistry`] gave out; another number is an error. What
 //! a controller may address freely, by the protocol's own meaning, goes through [`crate::sys`].
 //!
 //! Where a message begins with a capital letter it is the stock executor's, word for word.
@@ -24,7 +24,7 @@ pub(crate) use eh_frames::{
     deregister as deregister_eh_frames, forget_within, register as register_eh_frames,
 };
 pub(crate) use gdb::register as register_debug_object;
-pub(crate) use symbols::{CallClass, Function, Services, Symbol};
+pub(crate) use symbols::{CallClass, PublishedFunction, PublishedSymbol, Services};
 
 use crate::sys::Answer;
 use crate::wire::sps::{Decode, Encode, Expected, Outcome, from_bytes, to_bytes};
@@ -61,14 +61,14 @@ fn outcome<'a, A: Decode<'a>>(args: &'a [u8], body: impl FnOnce(A) -> Told<()>) 
 
 /// Instances by the number that a controller knows them by. No number is given twice in a process,
 /// so one that is gone, or belongs to another registry, is never taken for another.
-pub(crate) struct Registry<T> {
+pub(crate) struct InstanceRegistry<T> {
     what: &'static str,
     live: Mutex<BTreeMap<u64, Arc<T>>>,
 }
 
-impl<T> Registry<T> {
-    pub(crate) const fn new(what: &'static str) -> Registry<T> {
-        Registry {
+impl<T> InstanceRegistry<T> {
+    pub(crate) const fn new(what: &'static str) -> InstanceRegistry<T> {
+        InstanceRegistry {
             what,
             live: Mutex::new(BTreeMap::new()),
         }
@@ -103,8 +103,8 @@ mod tests {
 
     #[test]
     fn numbers_are_never_given_twice() {
-        static ONE: Registry<u8> = Registry::new("one");
-        static TWO: Registry<u8> = Registry::new("two");
+        static ONE: InstanceRegistry<u8> = InstanceRegistry::new("one");
+        static TWO: InstanceRegistry<u8> = InstanceRegistry::new("two");
         let one = ONE.add(Arc::new(1));
         let two = TWO.add(Arc::new(2));
         assert_ne!(one, two);

@@ -4,7 +4,7 @@
 
 use super::forget_within;
 use super::request::{actions, last_to_first, placed, protect, told};
-use super::{Registry, expected, outcome};
+use super::{InstanceRegistry, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::mapper::WrapperCall;
@@ -19,7 +19,7 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-static MAPPERS: Registry<SharedMapper> = Registry::new("shared-memory mapper");
+static MAPPERS: InstanceRegistry<SharedMapper> = InstanceRegistry::new("shared-memory mapper");
 
 /// The reservations of one session, by their first addresses.
 #[derive(Default)]
@@ -80,7 +80,7 @@ impl Shared {
 }
 
 type SegmentOnWire = (RemoteAllocGroup, ExecutorAddr, u64);
-type Request<'a> = (Vec<SegmentOnWire>, Vec<ActionPair<'a>>);
+type InitializeRequest<'a> = (Vec<SegmentOnWire>, Vec<ActionPair<'a>>);
 
 impl SharedMapper {
     /// A mapper, and its number.
@@ -98,7 +98,7 @@ impl SharedMapper {
         Ok((ExecutorAddr(base), name))
     }
 
-    fn initialize(&self, reservation: u64, request: &Request<'_>) -> Result<u64> {
+    fn initialize(&self, reservation: u64, request: &InitializeRequest<'_>) -> Result<u64> {
         let (on_wire, pairs) = request;
         let mut segments = Vec::with_capacity(on_wire.len());
         for (group, address, size) in on_wire {
@@ -195,7 +195,7 @@ pub(super) fn reserve(args: &[u8]) -> Answer {
 
 /// `expected<addr> (addr mapper, addr reservation, (sequence<segment>, sequence<action pair>))`.
 pub(super) fn initialize(args: &[u8]) -> Answer {
-    type Args<'a> = (ExecutorAddr, ExecutorAddr, Request<'a>);
+    type Args<'a> = (ExecutorAddr, ExecutorAddr, InitializeRequest<'a>);
     expected(args, |(mapper, reservation, request): Args<'_>| {
         let mapper = MAPPERS.get(mapper.0)?;
         let key = mapper.initialize(reservation.0, &request).map_err(told)?;
@@ -234,18 +234,18 @@ mod tests {
     const RX: RemoteAllocGroup = RemoteAllocGroup(5);
     const RW: RemoteAllocGroup = RemoteAllocGroup(3);
 
-    struct Session {
+    struct TestSession {
         mapper: Arc<SharedMapper>,
         number: ExecutorAddr,
     }
 
     type Segments<'a> = &'a [(RemoteAllocGroup, u64, u64)];
 
-    impl Session {
-        fn new() -> Session {
+    impl TestSession {
+        fn new() -> TestSession {
             let (mapper, number) = SharedMapper::publish();
             let number = ExecutorAddr(number);
-            Session { mapper, number }
+            TestSession { mapper, number }
         }
 
         fn reserve(&self, size: u64) -> Told<(u64, String)> {
@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn content_that_a_controller_writes_through_the_name_runs() {
-        let session = Session::new();
+        let session = TestSession::new();
         let log = Log::new();
         let [one, two, three] = [1, 2, 3].map(|number| log.note(number));
         let page = sys::page_size().bytes();
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn names_that_nobody_opened_go_at_the_end() {
-        let session = Session::new();
+        let session = TestSession::new();
         let log = Log::new();
         let [one, two] = [1, 2].map(|number| log.note(number));
         let (first, name) = session.reserve(1).unwrap();
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn what_is_not_inside_a_reservation_is_refused() {
-        let session = Session::new();
+        let session = TestSession::new();
         let page = sys::page_size().bytes();
         let (base, _) = session.reserve(page).unwrap();
         let refused = |reservation, segment, words: &str| {

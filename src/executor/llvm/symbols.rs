@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// What is behind a published wrapper function.
 #[derive(Clone, Copy)]
-pub(crate) struct Function {
+pub(crate) struct PublishedFunction {
     /// Its address, for calls from anywhere.
     pub(crate) address: u64,
     /// The same, for calls from the server itself, if it is one of ours.
@@ -39,8 +39,8 @@ pub(crate) enum CallClass {
 }
 
 /// A value that is published under a name: a function, or the number of an instance.
-pub(crate) enum Symbol {
-    Function(Function),
+pub(crate) enum PublishedSymbol {
+    Function(PublishedFunction),
     Instance(u64),
 }
 
@@ -48,8 +48,8 @@ fn function<F: Fn(&[u8]) -> Answer + Copy>(
     class: CallClass,
     body: F,
     answer: fn(&[u8]) -> Answer,
-) -> Symbol {
-    Symbol::Function(Function {
+) -> PublishedSymbol {
+    PublishedSymbol::Function(PublishedFunction {
         address: wrapper_address(body),
         answer: Some(answer),
         class,
@@ -105,19 +105,19 @@ impl Services {
     }
 
     /// Everything that is published. The layout tells the generation.
-    pub(crate) fn symbols(&self, layout: SetupLayout) -> Vec<(&'static str, Symbol)> {
-        let mut all: Vec<(&'static str, Symbol)> = vec![
+    pub(crate) fn symbols(&self, layout: SetupLayout) -> Vec<(&'static str, PublishedSymbol)> {
+        let mut all: Vec<(&'static str, PublishedSymbol)> = vec![
             (
                 "__llvm_orc_ExecutorSharedMemoryMapperService_Instance",
-                Symbol::Instance(self.mapper.1),
+                PublishedSymbol::Instance(self.mapper.1),
             ),
             (
                 "__llvm_orc_SimpleExecutorMemoryManager_Instance",
-                Symbol::Instance(self.memory.1),
+                PublishedSymbol::Instance(self.memory.1),
             ),
             (
                 "__llvm_orc_SimpleExecutorDylibManager_Instance",
-                Symbol::Instance(self.dylibs.1),
+                PublishedSymbol::Instance(self.dylibs.1),
             ),
         ];
         all.extend(functions! {
@@ -213,13 +213,13 @@ mod tests {
             assert_eq!(names.len(), symbols.len());
             for (name, symbol) in symbols {
                 let value = match symbol {
-                    Symbol::Function(function) => function.address,
-                    Symbol::Instance(number) => number,
+                    PublishedSymbol::Function(function) => function.address,
+                    PublishedSymbol::Instance(number) => number,
                 };
                 assert_ne!(value, 0, "{name}");
                 assert_eq!(
                     name.ends_with("_Instance"),
-                    matches!(symbol, Symbol::Instance(_))
+                    matches!(symbol, PublishedSymbol::Instance(_))
                 );
             }
         }

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does.
 //!
-//! [`workers`] are the threads that take messages off the stream and do what they ask,
-//! [`calls`] is what goes the other way.
+//! [`connection`] are the threads that take messages off the stream and do what they ask,
+//! [`writer`] is what goes the other way.
 
-mod calls;
+mod connection;
 #[cfg(test)]
 mod tests;
-mod workers;
+mod writer;
 
-use super::llvm::{CallClass, Function, Services, Symbol};
+use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
 use super::service::Offered;
 use crate::error::Result;
 use crate::mapper::actions::join;
-use crate::sys::{self, Outlet, explain};
-use crate::transport::frames::Frames;
+use crate::sys::{self, StreamWriter, explain};
+use crate::transport::messages::MessageReader;
 use crate::wire::frame::{Setup, SetupLayout};
 use crate::wire::sps::ExecutorAddr;
-use calls::Calls;
+use connection::Workers;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use workers::Workers;
+use writer::Calls;
 
 /// Choices for a session.
 #[derive(Clone, Debug)]
@@ -70,13 +70,13 @@ fn introduce(
     services: &Services,
     context: u64,
     options: &Options,
-) -> (Setup, HashMap<u64, Function>) {
+) -> (Setup, HashMap<u64, PublishedFunction>) {
     let mut symbols = BTreeMap::new();
     let mut functions = HashMap::new();
     for (name, symbol) in services.symbols(options.layout) {
         let value = match symbol {
-            Symbol::Instance(number) => number,
-            Symbol::Function(function) => {
+            PublishedSymbol::Instance(number) => number,
+            PublishedSymbol::Function(function) => {
                 functions.insert(function.address, function);
                 function.address
             }
@@ -87,7 +87,7 @@ fn introduce(
         ("__llvm_orc_SimpleRemoteEPC_dispatch_ctx", context),
         (
             "__llvm_orc_SimpleRemoteEPC_dispatch_fn",
-            sys::dispatch_address(calls::dispatch),
+            sys::dispatch_address(writer::dispatch),
         ),
     ];
     let dispatch = dispatch.map(|(name, value)| (name.to_owned(), value));
@@ -112,9 +112,9 @@ fn introduce(
 /// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
 /// LLVM's own executor has for it; whatever the system refuses before the first message.
 pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
-    let outlet = Outlet::new(output)
+    let stream = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
-    let calls = Arc::new(Calls::new(outlet));
+    let calls = Arc::new(Calls::new(stream));
     // A controller that reads bytes alone never sees the socket, which is closed then. Where there is
     // no descriptor to be had, there are other ways.
     let offered = match calls.passes_descriptors() {
@@ -123,10 +123,10 @@ pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
     };
     let (_offered, along) = offered.unzip();
     let services = Services::new(options.cxx_runtime);
-    let context = calls::publish(Arc::clone(&calls));
+    let context = writer::publish(Arc::clone(&calls));
     let (setup, mut functions) = introduce(&services, context, options);
     functions.extend(options.services.iter().map(|address| {
-        let function = Function {
+        let function = PublishedFunction {
             address: *address,
             answer: None,
             class: CallClass::Pooled,
@@ -139,10 +139,10 @@ pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
     );
     drop((along, setup));
     // The reader's buffer comes to lie where all that was.
-    let input = Frames::new(Arc::new(input));
+    let input = MessageReader::new(Arc::new(input));
     let result = sent.and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
     // A protocol that was broken comes first; neither keeps the other from being done.
     let result = join(result, services.shut_down());
-    calls::forget(context);
+    writer::forget(context);
     result
 }

@@ -2,7 +2,7 @@
 //! LLVM's memory manager service in this process, behind a transport that can be told to misbehave.
 
 use super::*;
-use crate::executor::llvm::{Services, Symbol};
+use crate::executor::llvm::{PublishedSymbol, Services};
 use crate::sys::{WrapperResult, call_wrapper};
 use crate::transport::Transport;
 use crate::wire::frame::SetupLayout;
@@ -105,8 +105,8 @@ impl SimpleExecutor {
                 _ => false,
             };
             let value = match symbol {
-                Symbol::Function(function) => function.address,
-                Symbol::Instance(number) => number,
+                PublishedSymbol::Function(function) => function.address,
+                PublishedSymbol::Instance(number) => number,
             };
             (!other_generation).then_some((name, value))
         });

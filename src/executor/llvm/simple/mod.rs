@@ -10,7 +10,7 @@ mod slab;
 mod tests;
 
 use super::request::{actions, last_to_first, pages_of, placed, protect, told};
-use super::{Registry, Told, expected, outcome};
+use super::{InstanceRegistry, Told, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
@@ -22,7 +22,7 @@ use parking_lot::Mutex;
 use slab::{Segment, Slab, Slabs};
 use std::sync::Arc;
 
-static MANAGERS: Registry<MemoryManager> = Registry::new("memory manager");
+static MANAGERS: InstanceRegistry<MemoryManager> = InstanceRegistry::new("memory manager");
 
 /// The slabs of one session.
 #[derive(Default)]
@@ -40,7 +40,7 @@ enum Rules {
 }
 
 type SegmentOnWire<'a> = (RemoteAllocGroup, ExecutorAddr, u64, Bytes<'a>);
-type Request<'a> = (Vec<SegmentOnWire<'a>>, Vec<ActionPair<'a>>);
+type FinalizeRequest<'a> = (Vec<SegmentOnWire<'a>>, Vec<ActionPair<'a>>);
 
 fn segments<'a>(request: &[SegmentOnWire<'a>]) -> Result<Vec<Segment<'a>>> {
     let mut segments = Vec::with_capacity(request.len());
@@ -134,7 +134,7 @@ impl MemoryManager {
         Ok(self.slabs.lock().add(memory))
     }
 
-    fn install(&self, request: &Request<'_>, rules: Rules) -> Result<u64> {
+    fn install(&self, request: &FinalizeRequest<'_>, rules: Rules) -> Result<u64> {
         let (on_wire, pairs) = request;
         let Some(key) = on_wire.iter().map(|(_, address, ..)| address.0).min() else {
             return match rules {
@@ -210,7 +210,7 @@ pub(super) fn reserve(args: &[u8]) -> Answer {
     })
 }
 
-fn install(manager: ExecutorAddr, request: &Request<'_>, rules: Rules) -> Told<u64> {
+fn install(manager: ExecutorAddr, request: &FinalizeRequest<'_>, rules: Rules) -> Told<u64> {
     MANAGERS
         .get(manager.0)?
         .install(request, rules)
@@ -219,16 +219,22 @@ fn install(manager: ExecutorAddr, request: &Request<'_>, rules: Rules) -> Told<u
 
 /// LLVM 14 to 19: `error (addr manager, (sequence<segment>, sequence<action pair>))`.
 pub(super) fn finalize(args: &[u8]) -> Answer {
-    outcome(args, |(manager, request): (ExecutorAddr, Request<'_>)| {
-        install(manager, &request, Rules::Finalize).map(drop)
-    })
+    outcome(
+        args,
+        |(manager, request): (ExecutorAddr, FinalizeRequest<'_>)| {
+            install(manager, &request, Rules::Finalize).map(drop)
+        },
+    )
 }
 
 /// LLVM 22: `expected<addr> (addr manager, (sequence<segment>, sequence<action pair>))`.
 pub(super) fn initialize(args: &[u8]) -> Answer {
-    expected(args, |(manager, request): (ExecutorAddr, Request<'_>)| {
-        install(manager, &request, Rules::Initialize).map(ExecutorAddr)
-    })
+    expected(
+        args,
+        |(manager, request): (ExecutorAddr, FinalizeRequest<'_>)| {
+            install(manager, &request, Rules::Initialize).map(ExecutorAddr)
+        },
+    )
 }
 
 /// LLVM 14 to 19: `error (addr manager, sequence<addr slab>)`.

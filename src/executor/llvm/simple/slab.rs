@@ -22,10 +22,10 @@ pub(super) struct Segment<'a> {
 /// What was initialized together.
 struct Region {
     extent: AddressRange,
-    state: State,
+    state: RegionState,
 }
 
-enum State {
+enum RegionState {
     /// Somebody is at it: its content is being written, or actions of it run.
     Busy,
     /// It is there.
@@ -66,8 +66,8 @@ impl Slab {
         let regions = slabs.into_iter().flat_map(|slab| slab.regions.values());
         let mut live: Vec<(u64, &Vec<WrapperCall>)> = regions
             .filter_map(|region| match &region.state {
-                State::Live { order, dealloc } => Some((*order, dealloc)),
-                State::Busy => None,
+                RegionState::Live { order, dealloc } => Some((*order, dealloc)),
+                RegionState::Busy => None,
             })
             .collect();
         live.sort_by_key(|(order, _)| *order);
@@ -77,7 +77,7 @@ impl Slab {
 
     fn is_busy(&self) -> bool {
         let mut regions = self.regions.values();
-        regions.any(|region| matches!(region.state, State::Busy))
+        regions.any(|region| matches!(region.state, RegionState::Busy))
     }
 
     /// A region that has pages in common with `pages`.
@@ -152,7 +152,7 @@ impl Slabs {
         }
         let inside = pages.start()..=pages.end().saturating_sub(1);
         slab.forget_ended(inside);
-        let state = State::Busy;
+        let state = RegionState::Busy;
         slab.regions
             .insert(extent.start(), Region { extent, state });
         Ok(base)
@@ -163,7 +163,7 @@ impl Slabs {
         self.order += 1;
         let order = self.order;
         if let Some(region) = self.region(slab, key) {
-            region.state = State::Live { order, dealloc };
+            region.state = RegionState::Live { order, dealloc };
         }
     }
 
@@ -199,11 +199,11 @@ impl Slabs {
                  initialized region"
             )));
         };
-        match std::mem::replace(&mut region.state, State::Busy) {
-            State::Busy => Err(unknown(format!(
+        match std::mem::replace(&mut region.state, RegionState::Busy) {
+            RegionState::Busy => Err(unknown(format!(
                 "In deinitialize, the region at {key:#x} is being initialized or deinitialized"
             ))),
-            State::Live { dealloc, .. } => Ok(Some((base, region.extent, dealloc))),
+            RegionState::Live { dealloc, .. } => Ok(Some((base, region.extent, dealloc))),
         }
     }
 

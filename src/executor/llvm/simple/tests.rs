@@ -12,7 +12,7 @@ const RW: u8 = 3;
 const RX: u8 = 5;
 const RWX: u8 = 7;
 
-struct Session {
+struct TestSession {
     manager: Arc<MemoryManager>,
     number: ExecutorAddr,
     page: u64,
@@ -20,10 +20,10 @@ struct Session {
 
 type Actions<'a> = Vec<ActionPair<'a>>;
 
-impl Session {
-    fn new() -> Session {
+impl TestSession {
+    fn new() -> TestSession {
         let (manager, number) = MemoryManager::publish();
-        Session {
+        TestSession {
             manager,
             number: ExecutorAddr(number),
             page: sys::page_size().bytes(),
@@ -72,7 +72,7 @@ fn starts(result: Told<impl std::fmt::Debug>, words: &str) {
 
 #[test]
 fn a_slab_is_finalized_once_run_and_deallocated() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let [one, two, three, four] = [1, 2, 3, 4].map(|number| log.note(number));
@@ -106,7 +106,7 @@ fn a_slab_is_finalized_once_run_and_deallocated() {
 
 #[test]
 fn the_old_rules_for_requests() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let base = session.reserve(2 * session.page);
     assert_eq!(session.finalize(&[], vec![]), Ok(()));
@@ -141,7 +141,7 @@ fn the_old_rules_for_requests() {
 
 #[test]
 fn a_failing_action_ends_a_slab_under_the_old_rules() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let [one, two, three, four, five] = [1, 2, 3, 4, 5].map(|number| log.note(number));
@@ -164,7 +164,7 @@ fn a_failing_action_ends_a_slab_under_the_old_rules() {
 
 #[test]
 fn regions_come_and_go_inside_a_slab() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let [one, two, three, four] = [1, 2, 3, 4].map(|number| log.note(number));
@@ -223,7 +223,7 @@ fn regions_come_and_go_inside_a_slab() {
 
 #[test]
 fn a_failing_action_leaves_a_slab_as_it_was() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let [one, two, three] = [1, 2, 3].map(|number| log.note(number));
@@ -245,7 +245,7 @@ fn a_failing_action_leaves_a_slab_as_it_was() {
 
 #[test]
 fn a_region_without_bytes_has_its_place_for_itself() {
-    let session = Session::new();
+    let session = TestSession::new();
     let log = Log::new();
     let one = log.note(1);
     let slab = session.reserve(2 * session.page);
@@ -270,7 +270,7 @@ fn a_region_without_bytes_has_its_place_for_itself() {
 
 #[test]
 fn failing_deallocation_actions_stop_nothing() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let [one, two, three] = [1, 2, 3].map(|number| log.note(number));
@@ -297,7 +297,7 @@ fn failing_deallocation_actions_stop_nothing() {
 
 #[test]
 fn requests_that_jitmem_can_not_honour_are_refused_whole() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let page = session.page;
     let slab = session.reserve(2 * page);
@@ -346,7 +346,7 @@ fn requests_that_jitmem_can_not_honour_are_refused_whole() {
 
 #[test]
 fn large_zero_fill_is_zero_again_in_memory_that_was_used() {
-    let session = Session::new();
+    let session = TestSession::new();
     let size = 1 << 20;
     let slab = session.reserve(size);
     Memory::to_write()
@@ -365,7 +365,7 @@ fn large_zero_fill_is_zero_again_in_memory_that_was_used() {
 
 #[test]
 fn the_end_of_a_session_runs_what_is_left_and_gives_all_back() {
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let log = Log::new();
     let notes: Vec<[u8; 2]> = (1..=4).map(|number| log.note(number)).collect();
@@ -406,7 +406,7 @@ fn an_action_may_use_the_manager_that_runs_it() {
         );
         Ok(to_bytes(&Outcome(base.0.map(drop))))
     }
-    let session = Session::new();
+    let session = TestSession::new();
     let bytes = unique_code();
     let slab = session.reserve(1);
     let args = to_bytes(&session.number);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Getting at the controller.
+//! Connecting to the controller.
 
-use crate::options::Channel;
+use crate::options::Endpoint;
 use anyhow::{Context, Result};
 use jitmem::executor::program::take_descriptors;
 use rustix::net::sockopt::socket_peercred;
@@ -25,12 +25,12 @@ fn both_ways(socket: impl Into<OwnedFd>) -> Result<Connection> {
 }
 
 /// Waits for the controller. `note` sees what whoever started the program should know.
-pub(crate) fn connect(channel: &Channel, note: impl Fn(&str)) -> Result<Connection> {
-    match channel {
-        Channel::Descriptors(input, output) => Ok(take_descriptors(*input, *output)?),
-        Channel::Tcp(host, port) => tcp(host, *port, note),
-        Channel::Unix(path) => at_path(path, note),
-        Channel::Abstract(name) => {
+pub(crate) fn connect(endpoint: &Endpoint, note: impl Fn(&str)) -> Result<Connection> {
+    match endpoint {
+        Endpoint::Descriptors(input, output) => Ok(take_descriptors(*input, *output)?),
+        Endpoint::Tcp(host, port) => tcp(host, *port, note),
+        Endpoint::Unix(path) => at_path(path, note),
+        Endpoint::Abstract(name) => {
             let listen = || {
                 UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name_bytes(name))?)
             };

@@ -3,8 +3,8 @@
 
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
-use crate::executor::llvm::Registry;
-use crate::sys::{Answer, Outlet, OwnerCell, WRITTEN_AT_ONCE};
+use crate::executor::llvm::InstanceRegistry;
+use crate::sys::{Answer, OwnerCell, StreamWriter, WRITTEN_AT_ONCE};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode};
 use parking_lot::Mutex;
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 /// The sessions that linked code can dispatch calls through.
-static SESSIONS: Registry<Calls> = Registry::new("session");
+static SESSIONS: InstanceRegistry<Calls> = InstanceRegistry::new("session");
 
 /// The process that serves them.
 static OWNER: OwnerCell = OwnerCell::new();
@@ -48,7 +48,7 @@ pub(super) fn dispatch(context: u64, tag: u64, args: &[u8]) -> Answer {
 /// Whoever sends while another thread writes leaves its message there, and that thread writes it as
 /// well. So each message is whole, and a controller that is slow to read holds up one thread only.
 pub(super) struct Calls {
-    outlet: Outlet,
+    stream: StreamWriter,
     outgoing: Mutex<Outgoing>,
     state: Mutex<State>,
 }
@@ -82,9 +82,9 @@ pub(super) struct Unwritten(Option<Message>);
 const TOGETHER: usize = 16 << 10;
 
 impl Calls {
-    pub(super) fn new(outlet: Outlet) -> Calls {
+    pub(super) fn new(stream: StreamWriter) -> Calls {
         Calls {
-            outlet,
+            stream,
             outgoing: Mutex::default(),
             state: Mutex::default(),
         }
@@ -113,7 +113,7 @@ impl Calls {
     /// Sends a message. If that fails, [`Calls::lost`] says so, and nobody waits any more.
     fn send(&self, header: Header, body: Cow<'_, [u8]>) {
         if let Some((header, body)) = self.leave(header, body) {
-            let written = self.outlet.write(&header, &body);
+            let written = self.stream.write(&header, &body);
             self.finish(written);
         }
     }
@@ -144,20 +144,20 @@ impl Calls {
         let mut together = Vec::new();
         for (header, body) in messages {
             if together.len() + body.len() > TOGETHER {
-                self.outlet.write(&together, &header)?;
+                self.stream.write(&together, &header)?;
                 together.clear();
-                self.outlet.write(&body, &[])?;
+                self.stream.write(&body, &[])?;
             } else {
                 together.extend(header);
                 together.extend(body);
             }
         }
-        self.outlet.write(&together, &[])
+        self.stream.write(&together, &[])
     }
 
     /// Whether a descriptor can be sent along.
     pub(super) fn passes_descriptors(&self) -> bool {
-        self.outlet.passes_descriptors()
+        self.stream.passes_descriptors()
     }
 
     /// Introduces the executor, before anything else is sent.
@@ -165,10 +165,10 @@ impl Calls {
         let header = Header::new(Opcode::Setup, 0, 0, setup.len());
         if let Some((header, setup)) = self.leave(header, setup.into()) {
             let sent = match along {
-                Some(descriptor) => self.outlet.write_with(&header, descriptor),
-                None => self.outlet.write(&header, &[]),
+                Some(descriptor) => self.stream.write_with(&header, descriptor),
+                None => self.stream.write(&header, &[]),
             };
-            self.finish(sent.and_then(|()| self.outlet.write(&setup, &[])));
+            self.finish(sent.and_then(|()| self.stream.write(&setup, &[])));
         }
         self.lost().map_or(Ok(()), Err)
     }
@@ -186,11 +186,11 @@ impl Calls {
     pub(super) fn start_to_send_result(&self, sequence: u64, body: Vec<u8>) -> Option<Unwritten> {
         let header = Header::new(Opcode::Result, sequence, 0, body.len());
         let (header, body) = self.leave(header, body.into())?;
-        let at_once = HEADER_SIZE + body.len() <= WRITTEN_AT_ONCE && self.outlet.has_room();
+        let at_once = HEADER_SIZE + body.len() <= WRITTEN_AT_ONCE && self.stream.has_room();
         if !at_once {
             return Some(Unwritten(Some((header, body.into_owned()))));
         }
-        let written = self.outlet.write(&header, &body);
+        let written = self.stream.write(&header, &body);
         let mut outgoing = self.outgoing.lock();
         if outgoing.queue.is_empty() && written.is_ok() {
             outgoing.writing = false;
@@ -208,7 +208,7 @@ impl Calls {
 
     /// Writes on, which may take as long as the controller likes.
     pub(super) fn write_on(&self, Unwritten(message): Unwritten) {
-        let written = message.map_or(Ok(()), |(header, body)| self.outlet.write(&header, &body));
+        let written = message.map_or(Ok(()), |(header, body)| self.stream.write(&header, &body));
         self.finish(written);
     }
 

@@ -28,16 +28,16 @@ fn ended_early() -> io::Error {
 }
 
 /// The reading end of a stream.
-pub(crate) struct Frames {
+pub(crate) struct MessageReader {
     stream: ClosedInChild,
     buffer: Vec<u8>,
     /// What of the buffer was taken already.
     taken: usize,
 }
 
-impl Frames {
-    pub(crate) fn new(stream: Arc<OwnedFd>) -> Frames {
-        Frames {
+impl MessageReader {
+    pub(crate) fn new(stream: Arc<OwnedFd>) -> MessageReader {
+        MessageReader {
             stream: ClosedInChild::new(stream),
             buffer: Vec::with_capacity(BUFFER),
             taken: 0,
@@ -161,7 +161,7 @@ mod tests {
                     }
                 }
             });
-            let mut input = Frames::new(Arc::new(reader.into()));
+            let mut input = MessageReader::new(Arc::new(reader.into()));
             let mut messages = Vec::new();
             loop {
                 match input.next() {

@@ -13,11 +13,11 @@
 //! Only a program gets a thread of its own, which has ended before the answer goes out: it may leave
 //! thread-locals behind whose destructors are code that the controller will take away.
 
-use super::calls::Calls;
+use super::writer::Calls;
 use crate::error::{Error, Result, Status};
-use crate::executor::llvm::{CallClass, Function};
+use crate::executor::llvm::{CallClass, PublishedFunction};
 use crate::sys::{self, Answer, WrapperResult};
-use crate::transport::frames::{Frames, Message};
+use crate::transport::messages::{Message, MessageReader};
 use crate::wire::frame::{FrameError, Opcode};
 use parking_lot::{Condvar, Mutex};
 use std::collections::HashMap;
@@ -53,9 +53,9 @@ fn unreadable(error: io::Error) -> Error {
 }
 
 pub(super) struct Workers {
-    input: Mutex<Frames>,
+    input: Mutex<MessageReader>,
     calls: Arc<Calls>,
-    functions: HashMap<u64, Function>,
+    functions: HashMap<u64, PublishedFunction>,
     state: Mutex<State>,
     /// Somebody may read now, or the session has ended.
     turn: Condvar,
@@ -103,17 +103,17 @@ struct Call {
 
 impl Workers {
     pub(super) fn new(
-        input: Frames,
+        input: MessageReader,
         calls: Arc<Calls>,
-        functions: HashMap<u64, Function>,
+        functions: HashMap<u64, PublishedFunction>,
     ) -> Arc<Workers> {
         Workers::with_period(input, calls, functions, PERIOD)
     }
 
     fn with_period(
-        input: Frames,
+        input: MessageReader,
         calls: Arc<Calls>,
-        functions: HashMap<u64, Function>,
+        functions: HashMap<u64, PublishedFunction>,
         period: Duration,
     ) -> Arc<Workers> {
         Arc::new(Workers {
@@ -383,7 +383,7 @@ impl Drop for Worker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::Outlet;
+    use crate::sys::StreamWriter;
     use crate::wire::frame::{HEADER_SIZE, message};
     use std::io::{Read, Write};
     use std::thread::ThreadId;
@@ -398,7 +398,7 @@ mod tests {
         const CLASSES: [CallClass; 3] =
             [CallClass::Inline, CallClass::Pooled, CallClass::OwnThread];
         let functions = (1..).zip(CLASSES).map(|(address, class)| {
-            let function = Function {
+            let function = PublishedFunction {
                 address,
                 answer: Some(note),
                 class,
@@ -408,8 +408,8 @@ mod tests {
         let (their_input, mut output) = std::io::pipe().unwrap();
         let (mut input, their_output) = std::io::pipe().unwrap();
         let workers = Workers::new(
-            Frames::new(Arc::new(their_input.into())),
-            Arc::new(Calls::new(Outlet::new(their_output.into()).unwrap())),
+            MessageReader::new(Arc::new(their_input.into())),
+            Arc::new(Calls::new(StreamWriter::new(their_output.into()).unwrap())),
             functions.collect(),
         );
         let serving = Arc::clone(&workers);
@@ -443,16 +443,16 @@ mod tests {
         }
         const TAG: u64 = 1;
         const COUNT: u64 = 20;
-        let function = Function {
+        let function = PublishedFunction {
             address: TAG,
             answer: Some(wait_until_open),
             class: CallClass::Pooled,
         };
         let (their_input, mut output) = std::io::pipe().unwrap();
         let (mut input, their_output) = std::io::pipe().unwrap();
-        let calls = Arc::new(Calls::new(Outlet::new(their_output.into()).unwrap()));
+        let calls = Arc::new(Calls::new(StreamWriter::new(their_output.into()).unwrap()));
         let workers = Workers::with_period(
-            Frames::new(Arc::new(their_input.into())),
+            MessageReader::new(Arc::new(their_input.into())),
             calls,
             [(TAG, function)].into(),
             Duration::from_millis(50),
