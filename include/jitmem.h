@@ -1021,7 +1021,8 @@ jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbac
  *
  * Requires:
  * `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
- * the descriptors stay open during the call; `error` is NULL or a place for a pointer.
+ * the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
+ * is trusted as much as this program: it writes memory by address and calls what it has written.
  */
 jitmem_status jitmem_executor_serve(int in_fd,
                                     int out_fd,

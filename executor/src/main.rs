@@ -94,7 +94,8 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     };
     print_debug_list();
     options.containment.close()?;
-    let served = serve_controller(input, output, server);
+    // SAFETY: to do what the controller says is what this program is for.
+    let served = unsafe { serve_controller(input, output, server) };
     print_debug_list();
     let Err(error) = served else { return Ok(0) };
     // No error that takes a backtrace: frames of linked code may be among what the unwinder knows.

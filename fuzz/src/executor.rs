@@ -59,7 +59,9 @@ impl Executor {
             services,
             ..Options::default()
         };
-        let serving = spawn(move || serve_controller(theirs.into(), output.into(), options));
+        // SAFETY: what is asked of it by address is checked by those who ask.
+        let serve = move || unsafe { serve_controller(theirs.into(), output.into(), options) };
+        let serving = spawn(serve);
         let (header, body) = receive(&mut stream).expect("an executor introduces itself");
         assert_eq!(header.opcode, Opcode::Setup);
         let setup = Setup::decode(&body, layout).expect("a well-formed Setup");

@@ -263,10 +263,8 @@ fn segment(input: &mut Input<'_>) -> Segment {
 
 fn action(input: &mut Input<'_>) -> Action {
     let size = [0, 100, 70_000][input.below(3)];
-    let call = || WrapperCall {
-        function: 1,
-        args: vec![1; size],
-    };
+    // SAFETY: the executor calls nothing.
+    let call = || unsafe { WrapperCall::new(1, vec![1; size]) };
     Action {
         finalize: call(),
         dealloc: call(),

@@ -13,7 +13,7 @@ use crate::mapper::{
     Action, Capabilities, Chunk, CustomMapper, Kind, Mapper, Prepared, Reserved, Retired,
     SegmentContent, Teardown, WrapperCall,
 };
-use crate::memory::view::Placement;
+use crate::memory::view::{Placement, Writer};
 use crate::page::{AddressRange, Alignment};
 use parking_lot::Mutex;
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
@@ -347,11 +347,10 @@ fn c_segment(range: AddressRange, group: AllocGroup) -> jitmem_mapper_segment {
 }
 
 fn c_call(call: &WrapperCall) -> jitmem_wrapper_call {
-    let args = call.args.as_ptr().cast();
     jitmem_wrapper_call {
-        function: call.function,
-        args,
-        args_size: call.args.len(),
+        function: call.function(),
+        args: call.args().as_ptr().cast(),
+        args_size: call.args().len(),
     }
 }
 
@@ -424,11 +423,9 @@ impl Mapper for Callbacks {
                 "custom mapper: prepare answered success and no working memory",
             ));
         }
-        Ok(Prepared::shared(
-            working.expose_provenance() as u64,
-            range.size(),
-            0,
-        ))
+        // SAFETY: the host says that all bytes are written there until the chunk goes.
+        let writer = unsafe { Writer::new(working.expose_provenance() as u64, range.size()) };
+        Ok(Prepared::shared(writer, 0))
     }
 
     fn initialize(

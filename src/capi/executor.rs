@@ -112,10 +112,18 @@ fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
 ///
 /// # Errors
 /// Those of [`serve`].
-pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -> Result<()> {
+///
+/// # Safety
+/// As [`serve`] has it.
+pub unsafe fn serve_controller(
+    input: OwnedFd,
+    output: OwnedFd,
+    mut options: Options,
+) -> Result<()> {
     let service = Service::new();
     publish(&mut options, symbols_of(&service));
-    serve(input, output, &options)
+    // SAFETY: as the caller says.
+    unsafe { serve(input, output, &options) }
 }
 
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
@@ -134,7 +142,8 @@ pub fn serve_controller(input: OwnedFd, output: OwnedFd, mut options: Options) -
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
-/// the descriptors stay open during the call; `error` is NULL or a place for a pointer.
+/// the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
+/// is trusted as much as this program: it writes memory by address and calls what it has written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_executor_serve(
     in_fd: c_int,
@@ -147,11 +156,13 @@ pub unsafe extern "C" fn jitmem_executor_serve(
         let (mut options, service) = unsafe { chosen(options) }?;
         let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
         if service.is_null() {
-            return serve_controller(input, output, options);
+            // SAFETY: as the caller says.
+            return unsafe { serve_controller(input, output, options) };
         }
         // SAFETY: as the caller says.
         publish(&mut options, unsafe { symbols(service) }?);
-        serve(input, output, &options)
+        // SAFETY: as the caller says.
+        unsafe { serve(input, output, &options) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }

@@ -89,21 +89,20 @@ pub(super) unsafe fn request(
 }
 
 /// # Safety
-/// `call.args` is NULL or has `args_size` bytes.
+/// `call.args` is NULL or has `args_size` bytes; the function is as [`WrapperCall::new`] wants it.
 unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
     if call.function == 0 {
-        return Ok(WrapperCall::default());
+        return Ok(WrapperCall::NONE);
     }
     // SAFETY: as the caller says.
     let args = unsafe { input::array(call.args.cast::<u8>(), call.args_size, "args") }?;
-    Ok(WrapperCall {
-        function: call.function,
-        args: args.to_vec(),
-    })
+    // SAFETY: as the caller says.
+    Ok(unsafe { WrapperCall::new(call.function, args.to_vec()) })
 }
 
 /// # Safety
-/// `actions` is NULL or has `count` entries whose arguments are as long as they say.
+/// `actions` is NULL or has `count` entries whose arguments are as long as they say and whose
+/// functions are as [`WrapperCall::new`] wants them.
 pub(super) unsafe fn actions(actions: *const jitmem_action, count: usize) -> Result<Vec<Action>> {
     // SAFETY: as the caller says.
     let given = unsafe { input::array(actions, count, "actions") }?;

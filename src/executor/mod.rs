@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The executor's side: what runs where the linked code runs.
 
+#[allow(unsafe_code)]
 pub(crate) mod llvm;
 pub mod program;
+#[allow(unsafe_code)]
 pub mod server;
+#[allow(unsafe_code)]
 pub mod service;

@@ -370,7 +370,7 @@ impl Core {
             }
             let buffer = Box::new(self.buffers.get(piece.content as usize)?);
             let segment = &mut grant.segments[piece.segment as usize];
-            segment.working_memory = buffer.writer().pointer();
+            segment.working_memory = buffer.pointer();
             buffers.push(Some(buffer));
         }
         self.space.lock().records.get(key).buffers = Some(Box::new(buffers));
@@ -389,17 +389,13 @@ impl Core {
         self.check_process()?;
         let mut space = self.space.lock();
         let (key, _) = space.records.find(handle, State::InFlight)?;
-        let end = offset.checked_add(bytes.len() as u64);
-        match space.working_memory(key, segment) {
-            Some((writer, content)) if end.is_some_and(|end| end <= content) => {
-                writer.write(offset, bytes);
-                Ok(())
-            }
-            _ => Err(invalid_argument(format!(
+        let written = space.write(key, segment, offset, bytes);
+        written.ok_or_else(|| {
+            invalid_argument(format!(
                 "write {} bytes at offset {offset} of segment {segment}: outside its content",
                 bytes.len()
-            ))),
-        }
+            ))
+        })
     }
 
     pub(super) fn stats(&self) -> Stats {

@@ -228,25 +228,37 @@ impl Space {
         self.windows[piece.window as usize].place(piece)
     }
 
-    /// How an in-flight allocation's segment is written, and how many bytes of content it has.
-    pub(super) fn working_memory(&mut self, key: Key, segment: usize) -> Option<(Writer, u64)> {
+    /// Writes into the content of an in-flight allocation's segment; `None` if not all of the bytes
+    /// belong there.
+    pub(super) fn write(
+        &mut self,
+        key: Key,
+        segment: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Option<()> {
+        let (position, content) = match &self.blocks {
+            Some(blocks) => blocks.find(key, segment)?,
+            None => {
+                let pieces = &self.records.get(key).pieces;
+                let mut all = pieces.iter();
+                let position = all.position(|piece| piece.segment as usize == segment)?;
+                (position, pieces[position].content.into())
+            }
+        };
+        offset
+            .checked_add(bytes.len() as u64)
+            .filter(|end| *end <= content)?;
         let record = self.records.get(key);
-        let buffer = |position: usize| {
-            let buffers = record.buffers.as_ref()?;
-            buffers[position].as_ref().map(|buffer| buffer.writer())
-        };
-        if let Some(blocks) = &self.blocks {
-            let (position, content) = blocks.find(key, segment)?;
-            return Some((buffer(position)?, content));
+        let buffers = record.buffers.as_mut();
+        match buffers.and_then(|buffers| buffers[position].as_mut()) {
+            Some(buffer) => buffer.write(offset, bytes),
+            None => {
+                let piece = record.pieces[position];
+                self.place(&piece).writer?.write(offset, bytes);
+            }
         }
-        let mut pieces = record.pieces.iter();
-        let position = pieces.position(|piece| piece.segment as usize == segment)?;
-        let piece = record.pieces[position];
-        let writer = match buffer(position) {
-            Some(writer) => writer,
-            None => self.place(&piece).writer?,
-        };
-        Some((writer, piece.content.into()))
+        Some(())
     }
 
     /// Forgets an allocation whose pieces were taken out of its record.

@@ -357,7 +357,7 @@ impl Space {
         };
         let mut segments = SmallVec::from_elem(nothing, draft.request.segments);
         for (part, buffer) in parts.iter().zip(&draft.buffers) {
-            let working_memory = buffer.as_ref().map(|buffer| buffer.writer().pointer());
+            let working_memory = buffer.as_ref().map(|buffer| buffer.pointer());
             segments[part.planned.index as usize] = SegmentMemory {
                 address: part.range.start(),
                 working_memory: working_memory.unwrap_or(WorkingPointer::NULL),

@@ -2,17 +2,8 @@
 //! Allocation actions, run in the calling thread and outside every lock.
 
 use crate::error::{Error, Result, Status};
-use crate::sys::{self, WrapperResult};
+use crate::sys::{WrapperCall, WrapperResult};
 use crate::wire::sps::{self, Outcome};
-
-/// A wrapper function and its argument bytes. Function 0 means "no call".
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct WrapperCall {
-    /// Executor address of the function.
-    pub function: u64,
-    /// Its arguments, serialized.
-    pub args: Vec<u8>,
-}
 
 /// A call on finalize and its twin on deallocate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,28 +14,27 @@ pub struct Action {
     pub dealloc: WrapperCall,
 }
 
-impl WrapperCall {
-    fn run(&self) -> Result<()> {
-        if self.function == 0 {
-            return Ok(());
-        }
-        let failed = |message: String| {
-            Error::new(
-                Status::ActionFailed,
-                format!("allocation action at {:#x}: {message}", self.function),
-            )
-        };
-        match sys::call_wrapper(self.function, &self.args) {
-            WrapperResult::OutOfBand(message) => Err(failed(message)),
-            WrapperResult::Bytes(bytes) => match sps::from_bytes::<Outcome>(&bytes) {
-                Ok(Outcome(answer)) => answer.map_err(failed),
-                Err(malformed) => Err(failed(format!(
-                    "its result of {} bytes is no serialized error ({malformed}); is it a wrapper \
-                     function?",
-                    bytes.len()
-                ))),
-            },
-        }
+/// Makes one call of an action.
+fn run(call: &WrapperCall) -> Result<()> {
+    if call.is_none() {
+        return Ok(());
+    }
+    let failed = |message: String| {
+        Error::new(
+            Status::ActionFailed,
+            format!("allocation action at {:#x}: {message}", call.function()),
+        )
+    };
+    match call.call() {
+        WrapperResult::OutOfBand(message) => Err(failed(message)),
+        WrapperResult::Bytes(bytes) => match sps::from_bytes::<Outcome>(&bytes) {
+            Ok(Outcome(answer)) => answer.map_err(failed),
+            Err(malformed) => Err(failed(format!(
+                "its result of {} bytes is no serialized error ({malformed}); is it a wrapper \
+                 function?",
+                bytes.len()
+            ))),
+        },
     }
 }
 
@@ -60,7 +50,7 @@ pub(crate) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
 pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
     let mut result = Ok(());
     for call in calls.iter().rev() {
-        result = join(result, call.run());
+        result = join(result, run(call));
     }
     result
 }
@@ -70,13 +60,13 @@ pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
 pub(crate) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
     let mut dealloc = Vec::with_capacity(actions.len());
     for action in actions {
-        if let Err(error) = action.finalize.run() {
+        if let Err(error) = run(&action.finalize) {
             return Err(match run_dealloc(&dealloc) {
                 Ok(()) => error,
                 Err(second) => error.join(second),
             });
         }
-        if action.dealloc.function != 0 {
+        if !action.dealloc.is_none() {
             dealloc.push(action.dealloc);
         }
     }

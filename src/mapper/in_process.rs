@@ -109,17 +109,21 @@ impl InProcess {
     }
 
     /// Opens the pages of a copied segment for writing; they are never executable meanwhile.
+    #[allow(unsafe_code)]
     fn rewrite(range: AddressRange, group: AllocGroup, write: impl FnOnce(Writer)) -> Result<()> {
         let failed = |what: &str, error| {
             let (size, start) = (range.size(), range.start());
             sys::explain_mapping(format_args!("{what} {size} bytes at {start:#x}"), error)
         };
         let pages = pages_of(range);
-        sys::protect(pages.start(), pages.size(), Protection::READ_WRITE)
-            .map_err(|error| failed("make writable", error))?;
-        write(Writer::new(range.start(), range.size()));
-        sys::protect(pages.start(), pages.size(), group.protection)
-            .map_err(|error| failed("set the protection of", error))
+        // SAFETY: the manager passes the places of its allocations, which lie in chunks of this
+        // mapper and have their pages for themselves; linked code does not run there yet, or no
+        // more.
+        let protect = |protection| unsafe { sys::protect(pages.start(), pages.size(), protection) };
+        protect(Protection::READ_WRITE).map_err(|error| failed("make writable", error))?;
+        // SAFETY: as above; the pages were just opened, and the writer goes at once.
+        write(unsafe { Writer::new(range.start(), range.size()) });
+        protect(group.protection).map_err(|error| failed("set the protection of", error))
     }
 
     /// Copies one segment in.
@@ -191,11 +195,13 @@ fn probe() -> Result<()> {
     let page = sys::page_size().bytes();
     let reservation =
         Reservation::new(page, Placement::Default).or_else(|_| Reservation::anywhere(page))?;
-    let view = View::two(reservation.range(), Protection::READ_EXEC, false)?;
-    view.unmap().map_err(|(view, error)| {
-        view.unmap_writer();
-        error
-    })
+    let view = View::two(
+        &reservation,
+        reservation.range(),
+        Protection::READ_EXEC,
+        false,
+    )?;
+    view.unmap().map_err(|(_, error)| error)
 }
 
 impl Mapper for InProcess {
@@ -207,6 +213,7 @@ impl Mapper for InProcess {
         done.complete(self.reserve_now(size, least, placement));
     }
 
+    #[allow(unsafe_code)]
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
         let Chunk {
             range,
@@ -214,37 +221,35 @@ impl Mapper for InProcess {
             commit,
         } = chunk;
         let protection = group.protection;
+        let window = |windows: &[Window]| {
+            let contains = |window: &Window| window.reservation.range().contains(range);
+            windows.iter().position(contains).ok_or_else(|| {
+                let message = format!("chunk {range:?} lies in no window of this mapper");
+                Error::new(Status::Internal, message)
+            })
+        };
+        let reservation = {
+            let windows = self.windows.lock();
+            windows[window(&windows)?].reservation.clone()
+        };
         // Data that the executor may write is private to the process and written in place.
         let copied = !self.two_views && !protection.writable();
         let view = if protection.writable() || copied {
-            View::one(range, protection, commit)?
+            View::one(&reservation, range, protection, commit)?
         } else {
-            View::two(range, protection, commit)?
+            View::two(&reservation, range, protection, commit)?
         };
-        let working = if copied {
-            Working::Copied
-        } else {
-            Working::Shared(view.writer())
-        };
+        // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more;
+        // and pages that are written in place are writable.
+        let writer = (!copied).then(|| unsafe { view.writer() }).flatten();
         let prepared = Prepared {
-            working,
+            working: writer.map_or(Working::Copied, Working::Shared),
             mappings: view.mappings(),
         };
         let mut windows = self.windows.lock();
-        match windows
-            .iter_mut()
-            .find(|window| window.reservation.range().contains(range))
-        {
-            Some(window) => {
-                window.views.insert(range.start(), view);
-                Ok(prepared)
-            }
-            None => {
-                view.unmap_writer();
-                let message = format!("chunk {range:?} lies in no window of this mapper");
-                Err(Error::new(Status::Internal, message))
-            }
-        }
+        let window = window(&windows)?;
+        windows[window].views.insert(range.start(), view);
+        Ok(prepared)
     }
 
     fn initialize(
@@ -299,10 +304,7 @@ impl Mapper for InProcess {
         let released = position.map(|index| windows.swap_remove(index));
         drop(windows);
         done.complete(match released {
-            Some(window) => {
-                window.views.into_values().for_each(View::unmap_writer);
-                Ok(())
-            }
+            Some(_) => Ok(()),
             None => Err(invalid_argument(format!(
                 "no window is reserved at {window:?}"
             ))),
@@ -312,14 +314,9 @@ impl Mapper for InProcess {
 
 impl Drop for InProcess {
     fn drop(&mut self) {
-        let windows = std::mem::take(self.windows.get_mut());
         if !self.owner.is_current() {
-            // In a forked child the writer views do not exist, and something else may lie there.
-            std::mem::forget(windows);
-            return;
-        }
-        for window in windows {
-            window.views.into_values().for_each(View::unmap_writer);
+            // A forked child may still run the code in its copy of the windows.
+            std::mem::forget(std::mem::take(self.windows.get_mut()));
         }
     }
 }

@@ -13,7 +13,8 @@ mod in_process;
 mod llvm;
 mod service;
 
-pub use actions::{Action, WrapperCall};
+pub use crate::sys::WrapperCall;
+pub use actions::Action;
 pub use custom::CustomMapper;
 pub use in_process::{InProcess, InProcessKind};
 pub use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
@@ -107,11 +108,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Content is written at `address` in this process, where all `size` bytes are zero now and
-    /// stay mapped until the chunk is reclaimed or its window released.
-    pub(crate) fn shared(address: u64, size: u64, mappings: u64) -> Prepared {
+    /// Content is written directly. All bytes are zero now, and can be written until the chunk is
+    /// reclaimed or its window released.
+    pub(crate) fn shared(writer: Writer, mappings: u64) -> Prepared {
         Prepared {
-            working: Working::Shared(Writer::new(address, size)),
+            working: Working::Shared(writer),
             mappings,
         }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Working memory on the heap, for content that a mapper copies.
 
-use super::view::Writer;
+use super::view::{WorkingPointer, Writer};
 use crate::error::{Error, Result, Status};
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
@@ -52,7 +52,8 @@ impl BufferPool {
             pool: Arc::clone(self),
         };
         if used {
-            buffer.writer().zero(0, size as u64);
+            // SAFETY: a block has at least `size` bytes, and nothing else uses it yet.
+            unsafe { buffer.start().write_bytes(0, size) };
         }
         Ok(buffer)
     }
@@ -103,18 +104,27 @@ unsafe impl Send for Buffer {}
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
+    fn start(&self) -> *mut u8 {
+        self.bytes.as_ptr().cast::<u8>().cast_mut()
+    }
+
     /// Where the linker writes.
-    pub(crate) fn writer(&self) -> Writer {
-        let start = self.bytes.as_ptr().cast::<u8>().cast_mut();
-        Writer::new(start.expose_provenance() as u64, self.size as u64)
+    pub(crate) fn pointer(&self) -> WorkingPointer {
+        WorkingPointer::new(self.start())
+    }
+
+    /// Writes bytes, all of which must belong to the buffer.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
+        // SAFETY: the block is this buffer's own, and the writer goes at once.
+        unsafe { Writer::new(self.start().expose_provenance() as u64, self.size as u64) }
+            .write(offset, bytes);
     }
 
     /// The content, once nobody writes any more.
     pub(crate) fn content(&self) -> &[u8] {
-        let start = self.bytes.as_ptr().cast::<u8>();
         // SAFETY: a block has at least `size` bytes and lives as long as `self`; finalize ended the
         // linker's writing.
-        unsafe { std::slice::from_raw_parts(start, self.size) }
+        unsafe { std::slice::from_raw_parts(self.start(), self.size) }
     }
 }
 
@@ -132,18 +142,18 @@ mod tests {
     #[should_panic(expected = "outside")]
     fn writing_outside_is_caught() {
         let pool: Arc<BufferPool> = Arc::default();
-        pool.get(4).unwrap().writer().write(2, b"abc");
+        pool.get(4).unwrap().write(2, b"abc");
     }
 
     #[test]
     fn buffers_serve_again_and_are_zero_each_time() {
         let pool: Arc<BufferPool> = Arc::default();
         for size in [0, 1, 64, 65, 4096, 65_536, 65_537, 1 << 20] {
-            let first = pool.get(size).unwrap();
+            let mut first = pool.get(size).unwrap();
             let second = pool.get(size).unwrap();
             let places = [&first, &second].map(|buffer| buffer.bytes.as_ptr());
             assert!(size == 0 || places[0] != places[1]);
-            first.writer().write(0, &vec![7; size]);
+            first.write(0, &vec![7; size]);
             assert_eq!(first.content(), vec![7; size]);
             drop(first);
             let third = pool.get(size).unwrap();

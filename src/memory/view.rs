@@ -11,6 +11,7 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, OwnerProcess, explain_mapping};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 static UNMAP_FAILURES: AtomicU64 = AtomicU64::new(0);
@@ -20,17 +21,19 @@ pub(crate) fn unmap_failures() -> u64 {
     UNMAP_FAILURES.load(Ordering::Relaxed)
 }
 
-fn unmap(address: u64, size: u64) {
-    if sys::unmap(address, size).is_err() {
+/// Unmaps; that the kernel refuses is counted.
+///
+/// # Safety
+/// As [`sys::unmap`] has it.
+unsafe fn unmap(address: u64, size: u64) {
+    // SAFETY: as the caller says.
+    if unsafe { sys::unmap(address, size) }.is_err() {
         UNMAP_FAILURES.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The right to write into one run of working memory.
-///
-/// A writer does not keep its memory alive. Whoever makes one promises that the memory outlives
-/// every use: a mapper keeps a chunk mapped from `prepare` to `reclaim`, and the manager calls
-/// `reclaim` only for a chunk that holds no allocation and drops the writer with it.
+/// The right to write into one run of working memory. It does not keep the memory mapped; the one who
+/// makes it sees to that.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Writer {
     start: *mut u8,
@@ -44,8 +47,12 @@ unsafe impl Send for Writer {}
 unsafe impl Sync for Writer {}
 
 impl Writer {
-    /// A writer of `size` bytes at `address`; see the type for the promise that comes with it.
-    pub(crate) fn new(address: u64, size: u64) -> Writer {
+    /// A writer of `size` bytes at `address`.
+    ///
+    /// # Safety
+    /// As long as the writer or a copy or part of it is used, the bytes are mapped and writable, and
+    /// no Rust object lies there.
+    pub(crate) unsafe fn new(address: u64, size: u64) -> Writer {
         Writer {
             start: std::ptr::with_exposed_provenance_mut(address as usize),
             size,
@@ -118,6 +125,10 @@ impl WorkingPointer {
     /// Working memory of a segment that has none.
     pub const NULL: WorkingPointer = WorkingPointer(std::ptr::null_mut());
 
+    pub(super) fn new(pointer: *mut u8) -> WorkingPointer {
+        WorkingPointer(pointer)
+    }
+
     /// The pointer.
     pub fn get(self) -> *mut u8 {
         self.0
@@ -135,9 +146,12 @@ pub enum Placement {
     Fixed(u64),
 }
 
-/// Reserved address space of this process; unmapped when dropped.
+/// Reserved address space of this process; unmapped when it and all views in it are dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Reservation(Arc<Reserved>);
+
 #[derive(Debug)]
-pub(crate) struct Reservation {
+struct Reserved {
     range: AddressRange,
     in_reach: bool,
 }
@@ -159,10 +173,13 @@ impl Reservation {
     pub(crate) fn anywhere(size: u64) -> Result<Reservation> {
         let start = sys::reserve(At::Anywhere, size)
             .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
-        Ok(Reservation {
-            range: range(start, size),
-            in_reach: false,
-        })
+        Ok(Reservation::of(start, size, false))
+    }
+
+    /// What the kernel has just reserved.
+    fn of(start: u64, size: u64, in_reach: bool) -> Reservation {
+        let range = range(start, size);
+        Reservation(Arc::new(Reserved { range, in_reach }))
     }
 
     fn fixed(address: u64, size: u64) -> Result<Reservation> {
@@ -182,10 +199,7 @@ impl Reservation {
                 error
             }
         })?;
-        Ok(Reservation {
-            range: range(start, size),
-            in_reach: true,
-        })
+        Ok(Reservation::of(start, size, true))
     }
 
     fn near(anchor: u64, size: u64, placement: Placement) -> Result<Reservation> {
@@ -197,12 +211,7 @@ impl Reservation {
         };
         for start in candidates(&mappings, target, size, sys::page_size()) {
             match sys::reserve(At::Free(start), size) {
-                Ok(start) => {
-                    return Ok(Reservation {
-                        range: range(start, size),
-                        in_reach: true,
-                    });
-                }
+                Ok(start) => return Ok(Reservation::of(start, size, true)),
                 // Another thread was faster, or the kernel keeps a guard gap there.
                 Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
                 Err(error) => {
@@ -225,18 +234,56 @@ impl Reservation {
 
     /// The reserved addresses.
     pub(crate) fn range(&self) -> AddressRange {
-        self.range
+        self.0.range
     }
 
     /// Whether everything that the placement asked for is in reach.
     pub(crate) fn in_reach(&self) -> bool {
-        self.in_reach
+        self.0.in_reach
+    }
+
+    /// Fails unless `part` is a part of it.
+    fn check(&self, part: AddressRange) -> io::Result<()> {
+        if self.range().contains(part) {
+            return Ok(());
+        }
+        let message = format!("{part:?} does not lie in {:?}", self.range());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    }
+
+    /// Puts private zeroed pages in the place of a part.
+    fn take_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };
+        taken.inspect_err(|_| restore(part))
+    }
+
+    /// Puts the first pages of a file in the place of a part.
+    pub(crate) fn take_file(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        file: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
+        taken.inspect_err(|_| restore(part))
+    }
+
+    /// Changes the protection of a part.
+    pub(crate) fn protect(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        unsafe { sys::protect(part.start(), part.size(), protection) }
     }
 }
 
-impl Drop for Reservation {
+impl Drop for Reserved {
     fn drop(&mut self) {
-        unmap(self.range.start(), self.range.size());
+        // SAFETY: the views in it, which hold it, are gone.
+        unsafe { unmap(self.range.start(), self.range.size()) };
     }
 }
 
@@ -265,12 +312,17 @@ fn failed(size: u64) -> impl Fn(&str, io::Error) -> Error {
 }
 
 impl WriterView {
-    fn at(start: u64, size: u64) -> WriterView {
-        WriterView {
+    /// What the kernel has just mapped. Forked children do not have it.
+    fn at(start: u64, size: u64) -> io::Result<WriterView> {
+        let view = WriterView {
             start,
             size,
             owner: OwnerProcess::current(),
-        }
+        };
+        // A child that could write here would write into its parent's code.
+        // SAFETY: the view was just made; what is done with it asks for the process first.
+        unsafe { sys::dont_fork(start, size) }?;
+        Ok(view)
     }
 
     /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
@@ -288,8 +340,7 @@ impl WriterView {
         }
         let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
             .map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView::at(start, size);
-        sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        let view = WriterView::at(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
         let sealed = match protection.writable() {
             true => file.fix_size(),
             false => file.close_to_writers(),
@@ -305,14 +356,17 @@ impl WriterView {
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
             sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView::at(start, size);
-        sys::dont_fork(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        let view = WriterView::at(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
         Ok(view)
     }
 
-    /// Where the first byte is written.
-    pub(crate) fn address(&self) -> u64 {
-        self.start
+    /// The right to write there.
+    ///
+    /// # Safety
+    /// The view is not dropped as long as the writer or a copy or part of it is used.
+    pub(crate) unsafe fn writer(&self) -> Writer {
+        // SAFETY: mapped for writing, and only for what the caller vouches for.
+        unsafe { Writer::new(self.start, self.size) }
     }
 }
 
@@ -320,26 +374,37 @@ impl Drop for WriterView {
     fn drop(&mut self) {
         // A forked child does not have the view, and something else may lie there.
         if self.owner.is_current() {
-            unmap(self.start, self.size);
+            // SAFETY: mapped by this view alone, which is used no more.
+            unsafe { unmap(self.start, self.size) };
         }
     }
 }
 
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
 #[derive(Debug)]
-pub(crate) enum View {
-    /// Two mappings of one sealed memfd: the executor's, never writable, and the writer's.
-    Two { executor: AddressRange, writer: u64 },
-    /// One private mapping: data that the executor may write anyway, or, under the mprotect
-    /// mapper, pages that are opened for each copy.
-    One { executor: AddressRange },
-    /// The executor's mapping of a memfd that another process writes.
-    Foreign { executor: AddressRange },
+pub(crate) struct View {
+    /// Keeps the addresses reserved.
+    reservation: Reservation,
+    executor: AddressRange,
+    written: Written,
+}
+
+/// How a view's pages are written.
+#[derive(Debug)]
+enum Written {
+    /// Through a second mapping of one sealed memfd, the executor's being never writable.
+    Elsewhere(WriterView),
+    /// In place, in a private mapping: data that the executor may write anyway, or, under the
+    /// mprotect mapper, pages that are opened for each copy.
+    InPlace,
+    /// By another process, whose memfd it is.
+    Remotely,
 }
 
 impl View {
-    /// Two views of new pages at `executor`, which lies in a reservation of ours.
+    /// Two views of new pages at `executor`.
     pub(crate) fn two(
+        reservation: &Reservation,
         executor: AddressRange,
         protection: Protection,
         commit: bool,
@@ -352,28 +417,19 @@ impl View {
         }
         let writer =
             Self::map_writer(executor, &file).map_err(|e| failed("map the writer view", e))?;
-        let rest = || {
-            // A child that could write here would write into its parent's code.
-            sys::dont_fork(writer, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
-            file.close_to_writers()
-                .map_err(|e| failed("seal the memfd", e))?;
-            use std::os::fd::AsFd;
-            sys::map_file(
-                At::Replace(executor.start()),
-                size,
-                protection,
-                file.as_fd(),
-            )
-            .map_err(|e| failed("map the executor view", e))
-        };
-        match rest() {
-            Ok(_) => Ok(View::Two { executor, writer }),
-            Err(error) => {
-                unmap(writer, size);
-                restore(executor);
-                Err(error)
-            }
-        }
+        let writer =
+            WriterView::at(writer, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        file.close_to_writers()
+            .map_err(|e| failed("seal the memfd", e))?;
+        use std::os::fd::AsFd;
+        reservation
+            .take_file(executor, protection, file.as_fd())
+            .map_err(|e| failed("map the executor view", e))?;
+        Ok(View {
+            reservation: reservation.clone(),
+            executor,
+            written: Written::Elsewhere(writer),
+        })
     }
 
     /// Maps the writer view far from the window, so that it does not crowd the neighbourhood that
@@ -394,19 +450,23 @@ impl View {
         sys::map_file(At::Anywhere, size, data, file.as_fd())
     }
 
-    /// One private view of new zeroed pages at `executor`, which lies in a reservation of ours.
+    /// One private view of new zeroed pages at `executor`.
     pub(crate) fn one(
+        reservation: &Reservation,
         executor: AddressRange,
         protection: Protection,
         commit: bool,
     ) -> Result<View> {
         let (start, size) = (executor.start(), executor.size());
         let failed = failed(size);
-        sys::map_anonymous(At::Replace(start), size, Protection::READ_WRITE).map_err(|error| {
-            restore(executor);
-            failed("mmap", error)
-        })?;
-        let view = View::One { executor };
+        reservation
+            .take_memory(executor, Protection::READ_WRITE)
+            .map_err(|error| failed("mmap", error))?;
+        let view = View {
+            reservation: reservation.clone(),
+            executor,
+            written: Written::InPlace,
+        };
         let finish = || {
             if commit {
                 sys::populate(start, size)
@@ -415,10 +475,13 @@ impl View {
                 // Parts of it will be opened for writing. They join again only if the kernel has
                 // made its record of private pages (anon_vma) for the whole before it is split,
                 // so one page is touched now.
-                Writer::new(start, 1).zero(0, 1);
+                // SAFETY: the pages were just mapped for writing, and the writer goes at once.
+                unsafe { Writer::new(start, 1) }.zero(0, 1);
             }
             if !protection.writable() {
-                sys::protect(start, size, protection).map_err(|error| failed("mprotect", error))?;
+                reservation
+                    .protect(executor, protection)
+                    .map_err(|error| failed("mprotect", error))?;
             }
             Ok(())
         };
@@ -431,79 +494,77 @@ impl View {
         }
     }
 
-    /// A view of somebody else's memfd at `executor`, which lies in a reservation of ours.
+    /// A view of another process's memfd at `executor`.
     pub(crate) fn foreign(
+        reservation: &Reservation,
         executor: AddressRange,
         protection: Protection,
         file: OwnedFd,
     ) -> Result<View> {
         use std::os::fd::AsFd;
-        let (start, size) = (executor.start(), executor.size());
-        let failed = failed(size);
+        let failed = failed(executor.size());
         // So that no access to it can ever raise SIGBUS.
-        let file = sys::MemFile::of_fixed_size(file, size)
+        let file = sys::MemFile::of_fixed_size(file, executor.size())
             .map_err(|error| failed("take the controller's memfd", error))?;
-        sys::map_file(At::Replace(start), size, protection, file.as_fd()).map_err(|error| {
-            restore(executor);
-            failed("map the controller's memfd", error)
-        })?;
-        Ok(View::Foreign { executor })
+        reservation
+            .take_file(executor, protection, file.as_fd())
+            .map_err(|error| failed("map the controller's memfd", error))?;
+        Ok(View {
+            reservation: reservation.clone(),
+            executor,
+            written: Written::Remotely,
+        })
     }
 
     /// The executor's addresses.
     pub(crate) fn executor(&self) -> AddressRange {
-        match self {
-            View::Two { executor, .. } | View::One { executor } | View::Foreign { executor } => {
-                *executor
-            }
-        }
+        self.executor
     }
 
-    /// Where the content is written directly.
-    pub(crate) fn writer(&self) -> Writer {
-        let (start, size) = match self {
-            View::Two { executor, writer } => (*writer, executor.size()),
-            View::One { executor } | View::Foreign { executor } => {
-                (executor.start(), executor.size())
+    /// Where the content is written, unless another process writes it.
+    ///
+    /// # Safety
+    /// As long as the writer or a copy or part of it is used, the view is neither unmapped nor
+    /// dropped, and its pages are writable: those of a private view whose protection is another are
+    /// opened first.
+    pub(crate) unsafe fn writer(&self) -> Option<Writer> {
+        match &self.written {
+            // SAFETY: as the caller says.
+            Written::Elsewhere(view) => Some(unsafe { view.writer() }),
+            Written::InPlace => {
+                let (start, size) = (self.executor.start(), self.executor.size());
+                // SAFETY: mapped, and the caller says that it is writable.
+                Some(unsafe { Writer::new(start, size) })
             }
-        };
-        Writer::new(start, size)
-    }
-
-    /// [`View::writer`], unless another process has it.
-    pub(crate) fn own_writer(&self) -> Option<Writer> {
-        match self {
-            View::Foreign { .. } => None,
-            _ => Some(self.writer()),
+            Written::Remotely => None,
         }
     }
 
     /// Number of kernel mappings.
     pub(crate) fn mappings(&self) -> u64 {
-        match self {
-            View::Two { .. } => 2,
-            View::One { .. } | View::Foreign { .. } => 1,
+        match self.written {
+            Written::Elsewhere(_) => 2,
+            Written::InPlace | Written::Remotely => 1,
         }
     }
 
     /// Frees the pages and leaves reserved address space. If the kernel refuses, the view is
-    /// whole and comes back with the error.
+    /// whole and comes back with the error. A view that is dropped instead leaves the executor's
+    /// mapping to the end of the reservation.
     pub(crate) fn unmap(self) -> std::result::Result<(), (View, Error)> {
-        let executor = self.executor();
-        if let Err(error) = sys::decommit(executor.start(), executor.size()) {
-            restore(executor);
+        let View {
+            executor,
+            reservation,
+            ..
+        } = &self;
+        debug_assert!(reservation.range().contains(*executor));
+        // SAFETY: the pages are this view's, in a reservation that it holds.
+        if let Err(error) = unsafe { sys::decommit(executor.start(), executor.size()) } {
+            restore(*executor);
             let what = format!("give back a chunk of {} bytes", executor.size());
             return Err((self, explain_mapping(what, error)));
         }
-        self.unmap_writer();
         Ok(())
-    }
-
-    /// Drops the writer's view; the reservation is about to unmap the executor's.
-    pub(crate) fn unmap_writer(self) {
-        if let View::Two { executor, writer } = self {
-            unmap(writer, executor.size());
-        }
     }
 }
 
@@ -523,15 +584,19 @@ mod tests {
         let reservation = Reservation::new(16 * page, Placement::Default).unwrap();
         assert!(reservation.in_reach());
         let chunk = reservation.range().part(page, 2 * page).unwrap();
-        let view = View::two(chunk, Protection::READ_EXEC, true).unwrap();
-        view.writer().write(page - 1, b"ab");
+        let view = View::two(&reservation, chunk, Protection::READ_EXEC, true).unwrap();
+        // SAFETY: the view is there until the end of the test.
+        let writer = unsafe { view.writer() }.unwrap();
+        writer.write(page - 1, b"ab");
         assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
-        view.writer().part_of(0, 4).fill_with_traps();
+        writer.part_of(0, 4).fill_with_traps();
         assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
-        let writer = view.writer().pointer().get() as u64;
+        let writer = writer.pointer().get() as u64;
         assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
         // The pages of the executor's view can not be made writable.
-        let error = sys::protect(chunk.start(), page, Protection::READ_WRITE).unwrap_err();
+        let error = reservation
+            .protect(chunk, Protection::READ_WRITE)
+            .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         view.unmap().unwrap();
     }

@@ -38,30 +38,91 @@ pub(crate) type Answer = Result<Vec<u8>, String>;
 type WrapperFunction = unsafe extern "C" fn(*const u8, usize) -> RawWrapperResult;
 
 /// Frees a block that JIT'd code or LLVM got from the C library.
-fn free_wrapper_buffer(address: u64) {
+///
+/// # Safety
+/// A block from malloc, which nothing uses any more.
+unsafe fn free_wrapper_buffer(address: u64) {
     let block: *mut libc::c_void = std::ptr::with_exposed_provenance_mut(address as usize);
-    // SAFETY: the ABI hands us blocks from malloc to free, once.
+    // SAFETY: as the caller says.
     unsafe { libc::free(block) }
 }
 
-/// Calls the wrapper function at `function` in this process.
+/// A call of a wrapper function in the executor, which is LLVM's name for a function of the C type
+/// `CWrapperFunctionResult (const char *args, size_t size)`.
 ///
-/// The address comes from whoever linked the code; like any call of JIT-linked code it can do
-/// anything at all. No lock of ours may be held here.
-pub(crate) fn call_wrapper(function: u64, args: &[u8]) -> WrapperResult {
+/// An allocation action answers with a serialized `error` (LLVM's `SPSError`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WrapperCall {
+    function: u64,
+    args: Vec<u8>,
+}
+
+impl WrapperCall {
+    /// No call.
+    pub const NONE: WrapperCall = WrapperCall {
+        function: 0,
+        args: Vec::new(),
+    };
+
+    /// A call of the wrapper function at executor address `function`, 0 for none, with `args`, its
+    /// serialized arguments.
+    ///
+    /// # Safety
+    /// Each time that the value or a clone of it is used, as the methods that take it say, a wrapper function is at this
+    /// address in the executor of the manager that it is given to; the function may then be called
+    /// with these bytes, in any thread; and what it answers is as LLVM's ABI has it: a result of more
+    /// than 8 bytes and an error message are blocks from `malloc`, which are the caller's to free.
+    pub unsafe fn new(function: u64, args: Vec<u8>) -> WrapperCall {
+        WrapperCall { function, args }
+    }
+
+    /// The function's executor address; 0 for no call.
+    pub fn function(&self) -> u64 {
+        self.function
+    }
+
+    /// Its serialized arguments.
+    pub fn args(&self) -> &[u8] {
+        &self.args
+    }
+
+    /// Whether there is no function to call.
+    pub fn is_none(&self) -> bool {
+        self.function == 0
+    }
+
+    /// Makes the call in this process, which is the executor. No lock of ours may be held here.
+    pub(crate) fn call(&self) -> WrapperResult {
+        if self.is_none() {
+            return WrapperResult::Bytes(Vec::new());
+        }
+        // SAFETY: as the one who made this value says.
+        unsafe { call_wrapper(self.function, &self.args) }
+    }
+}
+
+/// Calls the wrapper function at `function` in this process. No lock of ours may be held here.
+///
+/// # Safety
+/// As [`WrapperCall::new`] has it.
+pub(crate) unsafe fn call_wrapper(function: u64, args: &[u8]) -> WrapperResult {
     type Call = unsafe extern "C" fn(*const u8, usize, *const ()) -> RawWrapperResult;
     let function: *const () = std::ptr::with_exposed_provenance(function as usize);
-    // SAFETY: the linker says that a wrapper function is at this address; trusting the linked
-    // code is the executor's purpose. `args` lives through the call, and the ABI is the one
-    // declared above.
+    // SAFETY: the caller says that a wrapper function is at this address. `args` lives through the
+    // call, and the ABI is the one declared above.
     let raw = unsafe {
         let call = std::mem::transmute::<*const (), Call>(super::program::caller());
         call(args.as_ptr(), args.len(), function)
     };
-    take(raw)
+    // SAFETY: as above.
+    unsafe { take(raw) }
 }
 
-fn take(raw: RawWrapperResult) -> WrapperResult {
+/// The bytes of a result, whose blocks are freed.
+///
+/// # Safety
+/// A wrapper function has just answered so.
+unsafe fn take(raw: RawWrapperResult) -> WrapperResult {
     let block: *const u8 = std::ptr::with_exposed_provenance(raw.data as usize);
     match raw.size {
         0 if raw.data == 0 => WrapperResult::Bytes(Vec::new()),
@@ -69,7 +130,8 @@ fn take(raw: RawWrapperResult) -> WrapperResult {
             // SAFETY: an out-of-band error is a NUL-terminated string from malloc.
             let message = unsafe { std::ffi::CStr::from_ptr(block.cast()) };
             let message = message.to_string_lossy().into_owned();
-            free_wrapper_buffer(raw.data);
+            // SAFETY: as above; the text was copied.
+            unsafe { free_wrapper_buffer(raw.data) };
             WrapperResult::OutOfBand(message)
         }
         size @ 1..=8 => WrapperResult::Bytes(raw.data.to_le_bytes()[..size].to_vec()),
@@ -80,7 +142,8 @@ fn take(raw: RawWrapperResult) -> WrapperResult {
             // SAFETY: a result of more than 8 bytes is a block of `size` bytes from malloc.
             let bytes = unsafe { std::slice::from_raw_parts(block, size) };
             let bytes = bytes.to_vec();
-            free_wrapper_buffer(raw.data);
+            // SAFETY: as above; the bytes were copied.
+            unsafe { free_wrapper_buffer(raw.data) };
             WrapperResult::Bytes(bytes)
         }
     }
@@ -195,10 +258,41 @@ pub(crate) fn dispatch_address<F: Fn(u64, u64, &[u8]) -> Answer + Copy>(_body: F
     (dispatch as *const ()).expose_provenance() as u64
 }
 
-/// What linked code does, for tests.
+/// What linked code and controllers do, for tests, whose addresses are good.
 #[cfg(test)]
 pub(crate) mod testing {
+    use super::super::Memory;
     use super::*;
+
+    /// [`super::call_wrapper`].
+    pub(crate) fn call_wrapper(function: u64, args: &[u8]) -> WrapperResult {
+        // SAFETY: the tests pass addresses of wrapper functions.
+        unsafe { super::call_wrapper(function, args) }
+    }
+
+    /// [`WrapperCall::new`].
+    pub(crate) fn wrapper_call(function: u64, args: Vec<u8>) -> WrapperCall {
+        // SAFETY: as above, or the call is never made.
+        unsafe { WrapperCall::new(function, args) }
+    }
+
+    /// Calls `int32_t f(void)`.
+    pub(crate) fn call_void(function: u64) -> i32 {
+        // SAFETY: the tests pass addresses of such functions.
+        unsafe { crate::sys::call_void(function) }
+    }
+
+    /// [`Memory::to_read`].
+    pub(crate) fn reading() -> Memory {
+        // SAFETY: the tests read their own pages, or where nothing is.
+        unsafe { Memory::to_read() }
+    }
+
+    /// [`Memory::to_write`].
+    pub(crate) fn writing() -> Memory {
+        // SAFETY: the tests write their own pages, or where nothing is.
+        unsafe { Memory::to_write() }
+    }
 
     /// Calls a `__orc_rt_jit_dispatch` function.
     pub(crate) fn call_dispatch(
@@ -210,15 +304,21 @@ pub(crate) mod testing {
         type Dispatch = unsafe extern "C" fn(usize, usize, *const u8, usize) -> RawWrapperResult;
         let pointer: *const () = std::ptr::with_exposed_provenance(function as usize);
         // SAFETY: the tests pass addresses of such functions, and bytes that live through the call.
-        take(unsafe {
+        unsafe {
             let dispatch = std::mem::transmute::<*const (), Dispatch>(pointer);
-            dispatch(context as usize, tag as usize, args.as_ptr(), args.len())
-        })
+            take(dispatch(
+                context as usize,
+                tag as usize,
+                args.as_ptr(),
+                args.len(),
+            ))
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::call_wrapper;
     use super::*;
 
     unsafe extern "C" fn inline_result(args: *const u8, size: usize) -> RawWrapperResult {

@@ -3,6 +3,7 @@
 
 use super::gate;
 use std::ffi::{CStr, c_void};
+use std::ptr::NonNull;
 
 /// What the dynamic linker said last in this thread.
 fn dlerror() -> String {
@@ -16,34 +17,44 @@ fn dlerror() -> String {
     text.to_string_lossy().into_owned()
 }
 
-/// Opens a library for the whole process and for good; without a path, the process itself. The same
-/// library has the same number each time. Its constructors run in here, so no lock may be held.
-pub(crate) fn open_library(path: Option<&CStr>) -> Result<u64, String> {
+/// A library that stays open for good. The same library is equal each time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Library(NonNull<c_void>);
+
+// SAFETY: dlsym may be called in any thread with any open library.
+unsafe impl Send for Library {}
+// SAFETY: as above.
+unsafe impl Sync for Library {}
+
+/// Opens a library for the whole process; without a path, the process itself. Its constructors run in
+/// here, so no lock may be held.
+///
+/// # Safety
+/// What its constructors do may be done in this process.
+pub(crate) unsafe fn open_library(path: Option<&CStr>) -> Result<Library, String> {
     gate("dlopen").map_err(|error| error.to_string())?;
     let path = path.map_or(std::ptr::null(), CStr::as_ptr);
-    // SAFETY: NULL or a string. What the constructors of a library do is its own affair.
+    // SAFETY: NULL or a string; the caller vouches for the constructors.
     let library = unsafe { libc::dlopen(path, libc::RTLD_LAZY | libc::RTLD_GLOBAL) };
-    if library.is_null() {
-        return Err(dlerror());
-    }
-    Ok(library.expose_provenance() as u64)
+    NonNull::new(library).map(Library).ok_or_else(dlerror)
 }
 
 /// Where a symbol of a library, or of what it depends on, is. A symbol at address 0 is none.
-///
-/// `library` must be a number that [`open_library`] has given.
-pub(crate) fn symbol_in(library: u64, name: &CStr) -> Option<u64> {
-    let library = std::ptr::with_exposed_provenance_mut(library as usize);
-    find(library, name)
+pub(crate) fn symbol_in(library: Library, name: &CStr) -> Option<u64> {
+    // SAFETY: a handle of dlopen's that is never closed.
+    unsafe { find(library.0.as_ptr(), name) }
 }
 
 /// Where a symbol is that any library of the process's global scope has.
 pub(crate) fn symbol(name: &CStr) -> Option<u64> {
-    find(libc::RTLD_DEFAULT, name)
+    // SAFETY: the process's global scope.
+    unsafe { find(libc::RTLD_DEFAULT, name) }
 }
 
-fn find(library: *mut c_void, name: &CStr) -> Option<u64> {
-    // SAFETY: a handle of dlopen's that is never closed, or RTLD_DEFAULT; and a string.
+/// # Safety
+/// `library` is a handle of dlopen's that is open, or RTLD_DEFAULT.
+unsafe fn find(library: *mut c_void, name: &CStr) -> Option<u64> {
+    // SAFETY: as the caller says, and a string.
     let address = unsafe { libc::dlsym(library, name.as_ptr()) };
     (!address.is_null()).then(|| address.expose_provenance() as u64)
 }
@@ -65,6 +76,11 @@ pub(crate) fn image_of(address: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn open_library(path: Option<&CStr>) -> Result<Library, String> {
+        // SAFETY: the process itself, and no library at all.
+        unsafe { super::open_library(path) }
+    }
 
     #[test]
     fn the_process_and_its_libraries_are_found() {

@@ -113,7 +113,7 @@ pub(crate) fn debug_symbols() -> [(&'static str, u64); 2] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::raw::Memory;
+    use super::super::testing::reading;
     use super::*;
 
     #[test]
@@ -121,7 +121,7 @@ mod tests {
         register_debug_object(0x1000, 1, true);
         register_debug_object(0x2000, 2, true);
         let [(_, descriptor), _] = debug_symbols();
-        let mut memory = Memory::to_read();
+        let mut memory = reading();
         assert_eq!(memory.load(descriptor), Ok(1u32));
         assert_eq!(memory.load(descriptor + 4), Ok(REGISTER));
         // Other tests may register objects of their own meanwhile.

@@ -6,15 +6,13 @@ use crate::group::Protection;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Where a mapping shall go.
+/// Where a new mapping shall go. Neither place has anything mapped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum At {
     /// Wherever the kernel likes.
     Anywhere,
     /// Exactly here, if nothing is there yet.
     Free(u64),
-    /// Exactly here, in place of what we have there.
-    Replace(u64),
 }
 
 fn flags(protection: Protection) -> libc::c_int {
@@ -39,54 +37,92 @@ fn pointer(address: u64) -> *mut libc::c_void {
     std::ptr::with_exposed_provenance_mut(address as usize)
 }
 
-fn mmap(
-    at: At,
-    size: u64,
-    prot: libc::c_int,
-    mut flags: libc::c_int,
+/// What a mapping shows, and how.
+struct Content {
+    protection: libc::c_int,
+    flags: libc::c_int,
     file: libc::c_int,
     offset: u64,
-) -> io::Result<u64> {
-    gate("mmap")?;
-    let address = match at {
-        At::Anywhere => 0,
-        At::Free(address) => {
-            flags |= libc::MAP_FIXED_NOREPLACE;
-            address
-        }
-        At::Replace(address) => {
-            flags |= libc::MAP_FIXED;
-            address
-        }
+}
+
+impl Content {
+    /// Address space without memory: PROT_NONE, not counted against overcommit.
+    const NOTHING: Content = Content {
+        protection: libc::PROT_NONE,
+        flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+        file: -1,
+        offset: 0,
     };
+
+    fn anonymous(protection: Protection) -> Content {
+        Content {
+            protection: flags(protection),
+            flags: libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            file: -1,
+            offset: 0,
+        }
+    }
+
+    /// A file from `offset` on, shared.
+    fn file(file: BorrowedFd<'_>, offset: u64, protection: Protection) -> Content {
+        Content {
+            protection: flags(protection),
+            flags: libc::MAP_SHARED,
+            file: file.as_raw_fd(),
+            offset,
+        }
+    }
+}
+
+/// # Safety
+/// With MAP_FIXED in `place`, the range is the caller's to replace.
+unsafe fn mmap(address: u64, size: u64, place: libc::c_int, content: Content) -> io::Result<u64> {
+    gate("mmap")?;
+    let Content {
+        protection,
+        flags,
+        file,
+        offset,
+    } = content;
     let length = size_of(size)?;
     let offset =
         libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
-    // SAFETY: MAP_FIXED replaces only a range that the caller owns (this module's precondition);
-    // every other form maps where nothing was.
-    let start = unsafe { libc::mmap(pointer(address), length, prot, flags, file, offset) };
-    if start == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
+    let (address, flags) = (pointer(address), flags | place);
+    // SAFETY: MAP_FIXED replaces only what the caller vouches for; every other form maps where
+    // nothing was.
+    let start = unsafe { libc::mmap(address, length, protection, flags, file, offset) };
+    match start {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        start => Ok(start.expose_provenance() as u64),
     }
-    let start = start.expose_provenance() as u64;
+}
+
+fn map(at: At, size: u64, content: Content) -> io::Result<u64> {
+    let (address, place) = match at {
+        At::Anywhere => (0, 0),
+        At::Free(address) => (address, libc::MAP_FIXED_NOREPLACE),
+    };
+    // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
+    let start = unsafe { mmap(address, size, place, content) }?;
     if matches!(at, At::Free(_)) && start != address {
         // A kernel before 4.17 (and some emulators) takes MAP_FIXED_NOREPLACE for a hint.
-        unmap(start, size)?;
+        // SAFETY: the kernel has just mapped it, for this call alone.
+        unsafe { unmap(start, size) }?;
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
     }
     Ok(start)
 }
 
-/// Reserves address space without memory: PROT_NONE, not counted against overcommit.
-pub(crate) fn reserve(at: At, size: u64) -> io::Result<u64> {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    mmap(at, size, libc::PROT_NONE, flags, -1, 0)
+/// # Safety
+/// The range is the caller's, and nothing of Rust's lies there.
+unsafe fn replace(address: u64, size: u64, content: Content) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { mmap(address, size, libc::MAP_FIXED, content) }.map(drop)
 }
 
-/// Maps private zeroed memory.
-pub(crate) fn map_anonymous(at: At, size: u64, protection: Protection) -> io::Result<u64> {
-    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    mmap(at, size, flags(protection), kind, -1, 0)
+/// Reserves address space without memory.
+pub(crate) fn reserve(at: At, size: u64) -> io::Result<u64> {
+    map(at, size, Content::NOTHING)
 }
 
 /// Maps the first `size` bytes of `file`, shared.
@@ -96,60 +132,90 @@ pub(crate) fn map_file(
     protection: Protection,
     file: BorrowedFd<'_>,
 ) -> io::Result<u64> {
-    let file = file.as_raw_fd();
-    mmap(at, size, flags(protection), libc::MAP_SHARED, file, 0)
+    map(at, size, Content::file(file, 0, protection))
 }
 
 /// Maps `size` bytes of `file` from `offset` on, shared and for writing, anywhere.
 pub(crate) fn map_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<u64> {
-    let protection = flags(Protection::READ_WRITE);
-    let file = file.as_raw_fd();
-    mmap(
-        At::Anywhere,
-        size,
-        protection,
-        libc::MAP_SHARED,
-        file,
-        offset,
-    )
+    let content = Content::file(file, offset, Protection::READ_WRITE);
+    map(At::Anywhere, size, content)
+}
+
+/// Maps private zeroed memory in place of what is there.
+///
+/// # Safety
+/// The range is the caller's, and nothing of Rust's lies there.
+pub(crate) unsafe fn replace_by_memory(
+    address: u64,
+    size: u64,
+    protection: Protection,
+) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { replace(address, size, Content::anonymous(protection)) }
+}
+
+/// Maps the first `size` bytes of `file`, shared, in place of what is there.
+///
+/// # Safety
+/// The range is the caller's, and nothing of Rust's lies there.
+pub(crate) unsafe fn replace_by_file(
+    address: u64,
+    size: u64,
+    protection: Protection,
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { replace(address, size, Content::file(file, 0, protection)) }
 }
 
 /// Turns a mapped range back into reserved address space and frees its pages.
-pub(crate) fn decommit(address: u64, size: u64) -> io::Result<()> {
-    reserve(At::Replace(address), size).map(drop)
+///
+/// # Safety
+/// The range is the caller's, and what lies there is not used any more.
+pub(crate) unsafe fn decommit(address: u64, size: u64) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { replace(address, size, Content::NOTHING) }
 }
 
 /// Unmaps.
-pub(crate) fn unmap(address: u64, size: u64) -> io::Result<()> {
+///
+/// # Safety
+/// The range is the caller's, and what lies there is not used any more.
+pub(crate) unsafe fn unmap(address: u64, size: u64) -> io::Result<()> {
     gate("munmap")?;
     let length = size_of(size)?;
-    // SAFETY: the caller owns the range and gives it up here.
+    // SAFETY: as the caller says.
     check(unsafe { libc::munmap(pointer(address), length) })
 }
 
 /// Changes protection.
-pub(crate) fn protect(address: u64, size: u64, protection: Protection) -> io::Result<()> {
+///
+/// # Safety
+/// The range is the caller's, and nothing accesses it in a way that it does not allow afterwards.
+pub(crate) unsafe fn protect(address: u64, size: u64, protection: Protection) -> io::Result<()> {
     gate("mprotect")?;
     let length = size_of(size)?;
-    // SAFETY: the caller owns the range; no reference of ours points into executor memory.
+    // SAFETY: as the caller says.
     check(unsafe { libc::mprotect(pointer(address), length, flags(protection)) })
-}
-
-fn advise(address: u64, size: u64, advice: libc::c_int) -> io::Result<()> {
-    gate("madvise")?;
-    let length = size_of(size)?;
-    // SAFETY: the caller owns the range; no reference of ours points into executor memory.
-    check(unsafe { libc::madvise(pointer(address), length, advice) })
 }
 
 /// Takes the pages of writable memory now, so that a shortage is an error here and not a kill later.
 pub(crate) fn populate(address: u64, size: u64) -> io::Result<()> {
-    advise(address, size, libc::MADV_POPULATE_WRITE)
+    gate("madvise")?;
+    let length = size_of(size)?;
+    // SAFETY: this advice changes no content; where nothing can be written it is an error.
+    check(unsafe { libc::madvise(pointer(address), length, libc::MADV_POPULATE_WRITE) })
 }
 
 /// Keeps a range out of children, so that a fork never writes into its parent's code.
-pub(crate) fn dont_fork(address: u64, size: u64) -> io::Result<()> {
-    advise(address, size, libc::MADV_DONTFORK)
+///
+/// # Safety
+/// The range is the caller's, and forked children do not use it.
+pub(crate) unsafe fn dont_fork(address: u64, size: u64) -> io::Result<()> {
+    gate("madvise")?;
+    let length = size_of(size)?;
+    // SAFETY: as the caller says.
+    check(unsafe { libc::madvise(pointer(address), length, libc::MADV_DONTFORK) })
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The only code that knows the operating system. A port replaces this folder and nothing else.
 //!
-//! Preconditions, the same everywhere: addresses and sizes are multiples of [`page_size`], sizes
-//! are not zero, and an [`At::Replace`] address lies in a range that the caller has reserved itself.
+//! Preconditions, the same everywhere: addresses and sizes are multiples of [`page_size`], and sizes
+//! are not zero. What would be undefined behaviour with a wrong argument is an `unsafe fn`.
 //! Each call that enters the kernel and may fail for want of something passes [`gate`], which counts
 //! it and, in this crate's own tests, makes it fail on demand.
 
@@ -25,6 +25,7 @@ pub(crate) mod socket;
 mod stream;
 mod thread;
 
+pub use call::WrapperCall;
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
@@ -32,13 +33,14 @@ pub(crate) use call::{
 };
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use crash::{report_crashes, report_limit};
-pub(crate) use dl::{image_of, open_library, symbol, symbol_in};
+pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
-    At, decommit, dont_fork, map_anonymous, map_file, map_part, populate, protect, reserve, unmap,
+    At, decommit, dont_fork, map_file, map_part, populate, protect, replace_by_file,
+    replace_by_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;

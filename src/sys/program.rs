@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Running a program that was linked into this process.
 //!
-//! The addresses come from whoever linked it; like any call of linked code these can do anything
-//! at all. No lock of ours may be held.
+//! Linked code can do anything at all, so each call is `unsafe`: what the code does is for the one
+//! who linked it to know. No lock of ours may be held.
 
 use super::gate;
 use std::ffi::{c_char, c_int, c_void};
@@ -56,7 +56,10 @@ fn code(address: u64) -> *const () {
 }
 
 /// Calls `int main(int, char **)` with exactly these arguments.
-pub(crate) fn call_main(function: u64, args: &[&[u8]]) -> i32 {
+///
+/// # Safety
+/// Such a function is at this address, and may be called now.
+pub(crate) unsafe fn call_main(function: u64, args: &[&[u8]]) -> i32 {
     let mut strings: Vec<Vec<u8>> = args.iter().map(|arg| [*arg, b"\0"].concat()).collect();
     let mut argv: Vec<*mut c_char> = strings
         .iter_mut()
@@ -65,8 +68,8 @@ pub(crate) fn call_main(function: u64, args: &[&[u8]]) -> i32 {
     argv.push(std::ptr::null_mut());
     let count = c_int::try_from(args.len()).unwrap_or(c_int::MAX);
     type Call = unsafe extern "C" fn(c_int, *mut *mut c_char, *const ()) -> c_int;
-    // SAFETY: the linker says that a main function is at this address; strings and array are
-    // writable and live through the call.
+    // SAFETY: the caller vouches for the function; strings and array are writable and live through
+    // the call.
     unsafe {
         let call = std::mem::transmute::<*const (), Call>(caller());
         call(count, argv.as_mut_ptr(), code(function))
@@ -74,15 +77,21 @@ pub(crate) fn call_main(function: u64, args: &[&[u8]]) -> i32 {
 }
 
 /// Calls `int32_t f(void)`.
-pub(crate) fn call_void(function: u64) -> i32 {
-    call_int(function, 0)
+///
+/// # Safety
+/// Such a function is at this address, and may be called now.
+pub(crate) unsafe fn call_void(function: u64) -> i32 {
+    // SAFETY: as the caller says; what the function does not ask for it does not see.
+    unsafe { call_int(function, 0) }
 }
 
 /// Calls `int32_t f(int32_t)`.
-pub(crate) fn call_int(function: u64, argument: i32) -> i32 {
+///
+/// # Safety
+/// Such a function is at this address, and may be called now.
+pub(crate) unsafe fn call_int(function: u64, argument: i32) -> i32 {
     type Call = unsafe extern "C" fn(i32, usize, *const ()) -> i32;
-    // SAFETY: the linker says that such a function is at this address; what it does not ask for it
-    // does not see.
+    // SAFETY: the caller vouches for the function.
     unsafe {
         let call = std::mem::transmute::<*const (), Call>(caller());
         call(argument, 0, code(function))
@@ -90,10 +99,12 @@ pub(crate) fn call_int(function: u64, argument: i32) -> i32 {
 }
 
 /// Calls `void f(const void *)`: what registers an `.eh_frame` section, and its reverse.
-pub(crate) fn call_on_frames(function: u64, frames: u64) {
+///
+/// # Safety
+/// `function` is the unwinder's, and takes what is at `frames`.
+pub(crate) unsafe fn call_on_frames(function: u64, frames: u64) {
     let frames: *const c_void = std::ptr::with_exposed_provenance(frames as usize);
-    // SAFETY: the dynamic linker found the unwinder's function at this address; the linker says
-    // that frames are at the other.
+    // SAFETY: as the caller says.
     unsafe {
         let function: unsafe extern "C" fn(*const c_void) = std::mem::transmute(code(function));
         function(frames)
@@ -278,6 +289,12 @@ mod tests {
         -sum
     }
 
+    /// Calls a function of the tests, or of the C library.
+    fn call(function: u64, argument: i32) -> i32 {
+        // SAFETY: all of them take an integer, or nothing.
+        unsafe { call_int(function, argument) }
+    }
+
     unsafe extern "C" fn seven() -> i32 {
         7
     }
@@ -290,16 +307,17 @@ mod tests {
     fn programs_get_exactly_what_is_passed() {
         let main: unsafe extern "C" fn(c_int, *mut *mut c_char) -> c_int = main;
         let main = (main as *const ()).expose_provenance() as u64;
-        assert_eq!(call_main(main, &[b"abc", b"", b"x"]), -301);
-        assert_eq!(call_main(main, &[]), 0);
+        // SAFETY: it is one.
+        let call_main = |args: &[&[u8]]| unsafe { call_main(main, args) };
+        assert_eq!(call_main(&[b"abc", b"", b"x"]), -301);
+        assert_eq!(call_main(&[]), 0);
         let seven: unsafe extern "C" fn() -> i32 = seven;
-        assert_eq!(
-            call_void((seven as *const ()).expose_provenance() as u64),
-            7
-        );
+        let seven = (seven as *const ()).expose_provenance() as u64;
+        // SAFETY: it is one.
+        assert_eq!(unsafe { call_void(seven) }, 7);
         let negate: unsafe extern "C" fn(i32) -> i32 = negate;
         let negate = (negate as *const ()).expose_provenance() as u64;
-        assert_eq!(call_int(negate, i32::MAX), -i32::MAX);
+        assert_eq!(call(negate, i32::MAX), -i32::MAX);
     }
 
     #[test]
@@ -308,7 +326,7 @@ mod tests {
         let answer = run_in_own_thread(|| word.len()).unwrap();
         assert_eq!(answer, Some(4));
         let end = super::super::symbol(c"pthread_exit").unwrap();
-        assert_eq!(run_in_own_thread(|| call_void(end)).unwrap(), None);
+        assert_eq!(run_in_own_thread(|| call(end, 0)).unwrap(), None);
     }
 
     #[test]
@@ -333,7 +351,7 @@ mod tests {
         let leave = move || {
             // SAFETY: a key that is there.
             unsafe { libc::pthread_setspecific(key, std::ptr::dangling_mut::<c_void>()) };
-            call_void(end)
+            call(end, 0)
         };
         assert_eq!(run_in_own_thread(leave).unwrap(), None);
         // In the last round ours may go before.

@@ -2,7 +2,8 @@
 //! This process's memory by address, as a controller asks for it.
 //!
 //! Pages are looked at before they are touched, so that a bad address is an error and not a crash.
-//! Another thread may still unmap them in between; that is the program's own mistake.
+//! Another thread may still unmap them in between, and what lies there may be anything at all: both are
+//! for the one who asks to know, so an access is made with `unsafe`.
 
 use super::{gate, page_size};
 use crate::page::AddressRange;
@@ -64,11 +65,16 @@ impl Memory {
         Memory { need, good }
     }
 
-    pub(crate) fn to_read() -> Memory {
+    /// # Safety
+    /// While it is used, nothing unmaps the memory that is asked for or writes it without
+    /// synchronization.
+    pub(crate) unsafe fn to_read() -> Memory {
         Memory::new(Need::Read)
     }
 
-    pub(crate) fn to_write() -> Memory {
+    /// # Safety
+    /// As [`Memory::to_read`]; and no Rust object lies in what is written.
+    pub(crate) unsafe fn to_write() -> Memory {
         Memory::new(Need::Write)
     }
 
@@ -186,10 +192,13 @@ impl Memory {
 
 /// Gives the pages of a private mapping back, so that they are zero again and cost nothing until
 /// they are touched.
-pub(crate) fn discard(pages: AddressRange) -> io::Result<()> {
+///
+/// # Safety
+/// The range is the caller's, and its content is not used any more.
+pub(crate) unsafe fn discard(pages: AddressRange) -> io::Result<()> {
     gate("madvise")?;
     let start = std::ptr::with_exposed_provenance_mut(pages.start() as usize);
-    // SAFETY: the caller owns the range; no reference of ours points into executor memory.
+    // SAFETY: as the caller says.
     let result = unsafe { libc::madvise(start, pages.size() as usize, libc::MADV_DONTNEED) };
     if result == 0 {
         Ok(())
@@ -200,52 +209,68 @@ pub(crate) fn discard(pages: AddressRange) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{At, map_anonymous, protect, reserve, unmap};
+    use super::super::testing::{reading, writing};
+    use super::super::{At, protect, replace_by_memory, reserve, unmap};
     use super::*;
     use crate::group::Protection;
+
+    /// New pages to read and to write, and `reserved` without access behind them.
+    fn pages(count: u64, reserved: u64) -> AddressRange {
+        let page = page_size().bytes();
+        let all = (count + reserved) * page;
+        let start = reserve(At::Anywhere, all).unwrap();
+        // SAFETY: they were just reserved.
+        unsafe { replace_by_memory(start, count * page, Protection::READ_WRITE) }.unwrap();
+        AddressRange::new(start, all).unwrap()
+    }
+
+    fn give_back(pages: AddressRange) {
+        // SAFETY: a test that ends uses its pages no more.
+        unsafe { unmap(pages.start(), pages.size()) }.unwrap();
+    }
 
     #[test]
     fn good_addresses_are_read_and_written_and_bad_ones_are_errors() {
         let page = page_size().bytes();
-        let start = reserve(At::Anywhere, 3 * page).unwrap();
-        map_anonymous(At::Replace(start), 2 * page, Protection::READ_WRITE).unwrap();
+        let all = pages(2, 1);
+        let start = all.start();
         let at = start + page - 3; // across two pages
-        Memory::to_write().write(at, b"hello").unwrap();
+        writing().write(at, b"hello").unwrap();
         let mut out = b"<".to_vec();
-        Memory::to_read().read(at, 5, &mut out).unwrap();
-        Memory::to_read().read_string(at, &mut out).unwrap();
+        reading().read(at, 5, &mut out).unwrap();
+        reading().read_string(at, &mut out).unwrap();
         assert_eq!(out, b"<hellohello");
-        Memory::to_write()
-            .store(at, 0x0807_0605_0403_0201u64)
-            .unwrap();
-        assert_eq!(Memory::to_read().load::<u16>(at + 1), Ok(0x0302));
-        Memory::to_write().store(start, 7u32).unwrap();
-        assert_eq!(Memory::to_read().load::<u32>(start), Ok(7));
+        writing().store(at, 0x0807_0605_0403_0201u64).unwrap();
+        assert_eq!(reading().load::<u16>(at + 1), Ok(0x0302));
+        writing().store(start, 7u32).unwrap();
+        assert_eq!(reading().load::<u32>(start), Ok(7));
 
         let last = start + 2 * page;
-        assert!(Memory::to_write().write(last - 2, b"abc").is_err());
-        assert!(Memory::to_read().load::<u32>(last - 2).is_err());
-        Memory::to_write().write(last - 2, b"ab").unwrap();
-        assert!(Memory::to_read().read_string(last - 2, &mut out).is_err());
-        protect(start, page, Protection::READ).unwrap();
-        assert!(Memory::to_write().store(start, 8u32).is_err());
-        assert_eq!(Memory::to_read().load::<u32>(start), Ok(7));
+        assert!(writing().write(last - 2, b"abc").is_err());
+        assert!(reading().load::<u32>(last - 2).is_err());
+        writing().write(last - 2, b"ab").unwrap();
+        assert!(reading().read_string(last - 2, &mut out).is_err());
+        // SAFETY: the test's own page.
+        unsafe { protect(start, page, Protection::READ) }.unwrap();
+        assert!(writing().store(start, 8u32).is_err());
+        assert_eq!(reading().load::<u32>(start), Ok(7));
         for bad in [0, 8, u64::MAX - 1, 1 << 63] {
-            assert!(Memory::to_read().load::<u64>(bad).is_err(), "{bad:#x}");
-            assert!(Memory::to_write().store(bad, 1u64).is_err(), "{bad:#x}");
+            assert!(reading().load::<u64>(bad).is_err(), "{bad:#x}");
+            assert!(writing().store(bad, 1u64).is_err(), "{bad:#x}");
         }
-        assert!(Memory::to_read().read(start, u64::MAX, &mut out).is_err());
-        assert_eq!(Memory::to_write().write(8, &[]), Ok(()));
-        unmap(start, 3 * page).unwrap();
+        assert!(reading().read(start, u64::MAX, &mut out).is_err());
+        assert_eq!(writing().write(8, &[]), Ok(()));
+        give_back(all);
     }
 
     #[test]
     fn discarded_pages_are_zero() {
-        let page = page_size().bytes();
-        let start = map_anonymous(At::Anywhere, page, Protection::READ_WRITE).unwrap();
-        Memory::to_write().store(start, 7u64).unwrap();
-        discard(AddressRange::new(start, page).unwrap()).unwrap();
-        assert_eq!(Memory::to_read().load::<u64>(start), Ok(0));
-        unmap(start, page).unwrap();
+        let page = pages(1, 0);
+        let start = page.start();
+        writing().store(start, 7u64).unwrap();
+        // SAFETY: the test's own page.
+        unsafe { discard(page) }.unwrap();
+        assert_eq!(reading().load::<u64>(start), Ok(0));
+        give_back(page);
     }
 }

@@ -27,11 +27,11 @@ pub(super) struct DylibManager {
     /// Whether [`RUNTIME`] is loaded when the process lacks a symbol.
     runtime: bool,
     /// Their numbers by what the dynamic linker calls them.
-    opened: Mutex<BTreeMap<u64, u64>>,
+    opened: Mutex<BTreeMap<sys::Library, u64>>,
 }
 
 struct Library {
-    handle: u64,
+    handle: sys::Library,
     process: bool,
     runtime: bool,
 }
@@ -53,7 +53,8 @@ impl DylibManager {
         }
         let process = path.is_empty();
         let handle = if process {
-            sys::open_library(None)?
+            // SAFETY: its constructors have run.
+            unsafe { sys::open_library(None) }?
         } else {
             let path = CString::new(path).map_err(|_| {
                 format!(
@@ -65,7 +66,8 @@ impl DylibManager {
             if self.runtime {
                 load_cxx_runtime();
             }
-            sys::open_library(Some(&path))?
+            // SAFETY: the controller says what this process runs, libraries too.
+            unsafe { sys::open_library(Some(&path)) }?
         };
         let mut opened = self.opened.lock();
         let number = opened.entry(handle).or_insert_with(|| {
@@ -122,7 +124,8 @@ pub(crate) fn load_cxx_runtime() {
     static LOAD: Once = Once::new();
     LOAD.call_once(|| {
         for library in RUNTIME {
-            let _ = sys::open_library(Some(library));
+            // SAFETY: any program may load these.
+            let _ = unsafe { sys::open_library(Some(library)) };
         }
     });
 }

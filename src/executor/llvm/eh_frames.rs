@@ -41,7 +41,8 @@ fn unwinder() -> Told<&'static Unwinder> {
         match find() {
             Some(found) => found,
             None => {
-                let opened = sys::open_library(Some(c"libgcc_s.so.1")).map(|_| ());
+                // SAFETY: any program may load it.
+                let opened = unsafe { sys::open_library(Some(c"libgcc_s.so.1")) }.map(|_| ());
                 find().ok_or_else(|| {
                 format!(
                     "register eh-frames: no unwinder is in this process, nor is libgcc_s.so.1 to \
@@ -57,7 +58,8 @@ fn unwinder() -> Told<&'static Unwinder> {
 /// Addresses of the frame descriptions of a section, or why it is none. It ends with a zero length,
 /// which is where the unwinder stops.
 fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
-    let mut memory = Memory::to_read();
+    // SAFETY: the controller says that a section is there, which nothing changes while it is read.
+    let mut memory = unsafe { Memory::to_read() };
     let mut found = Vec::new();
     let mut here = section.start.0;
     loop {
@@ -107,7 +109,8 @@ impl Unwinder {
     fn forget(&self, start: u64, frames: Vec<u64>) {
         let calls = if self.one_by_one { frames } else { vec![start] };
         for frames in calls.into_iter().rev() {
-            sys::call_on_frames(self.deregister, frames);
+            // SAFETY: the unwinder's own function, and a section that it knows.
+            unsafe { sys::call_on_frames(self.deregister, frames) };
         }
     }
 }
@@ -163,7 +166,8 @@ pub(crate) fn register(args: &[u8]) -> Answer {
         };
         REGISTERED.lock().entry(start).or_insert(known).count += 1;
         for frames in calls {
-            sys::call_on_frames(unwinder.register, frames);
+            // SAFETY: the unwinder's own function, and a section that was looked through.
+            unsafe { sys::call_on_frames(unwinder.register, frames) };
         }
         Ok(())
     })

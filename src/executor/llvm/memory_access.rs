@@ -33,7 +33,8 @@ fn write<'a, T: Decode<'a>>(
 ) -> Answer {
     each(
         args,
-        Memory::to_write(),
+        // SAFETY: the controller says what may be written in the process that it uses.
+        unsafe { Memory::to_write() },
         false,
         |memory, (address, value): (ExecutorAddr, T), _| store(memory, address.0, value),
     )
@@ -43,7 +44,8 @@ fn read<'a, T: Decode<'a>>(
     args: &'a [u8],
     load: impl FnMut(&mut Memory, T, &mut Vec<u8>) -> Result<(), String>,
 ) -> Answer {
-    each(args, Memory::to_read(), true, load)
+    // SAFETY: the controller says what can be read in the process that it uses.
+    each(args, unsafe { Memory::to_read() }, true, load)
 }
 
 /// Appends a sequence of bytes whose count is known only when they are there.

@@ -12,9 +12,9 @@ use crate::wire::sps::{ActionPair, Call, ExecutorAddr, RemoteAllocGroup};
 
 /// The actions of a request, out of its message.
 pub(super) fn actions(pairs: &[ActionPair<'_>]) -> Vec<Action> {
-    let call = |call: &Call<'_>| WrapperCall {
-        function: call.function.0,
-        args: call.args.0.to_vec(),
+    let call = |call: &Call<'_>| {
+        // SAFETY: the controller says that it has linked wrapper functions there.
+        unsafe { WrapperCall::new(call.function.0, call.args.0.to_vec()) }
     };
     let action = |pair: &ActionPair<'_>| Action {
         finalize: call(&pair.finalize),
@@ -49,12 +49,16 @@ pub(super) fn pages_of(range: AddressRange) -> AddressRange {
 }
 
 /// Changes the protection of the pages that a range touches.
-pub(super) fn protect(range: AddressRange, protection: Protection) -> Result<()> {
+///
+/// # Safety
+/// The range lies in a reservation of the controller's.
+pub(super) unsafe fn protect(range: AddressRange, protection: Protection) -> Result<()> {
     let pages = pages_of(range);
     if pages.size() == 0 {
         return Ok(());
     }
-    sys::protect(pages.start(), pages.size(), protection).map_err(|error| {
+    // SAFETY: as the caller says; who uses it is the controller's affair.
+    unsafe { sys::protect(pages.start(), pages.size(), protection) }.map_err(|error| {
         explain_mapping(format_args!("mprotect {pages:?} to {protection:?}"), error)
     })
 }

@@ -11,7 +11,7 @@ use crate::mapper::WrapperCall;
 use crate::mapper::actions::{run_dealloc, run_finalize};
 use crate::memory::view::Reservation;
 use crate::page::AddressRange;
-use crate::sys::{self, Answer, At, SharedName, explain};
+use crate::sys::{self, Answer, SharedName, explain};
 use crate::wire::sps::{ActionPair, ExecutorAddr, RemoteAllocGroup};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -70,11 +70,9 @@ impl Shared {
         let name = CString::new(name).map_err(|_| invalid_argument("a name with a NUL"))?;
         let (name, file) = SharedName::create(&name, size).map_err(failed)?;
         let memory = Reservation::anywhere(size)?;
-        let (at, nothing) = (
-            At::Replace(memory.range().start()),
-            Protection::from_bits(0)?,
-        );
-        sys::map_file(at, size, nothing, file.as_fd()).map_err(failed)?;
+        let nothing = Protection::from_bits(0)?;
+        let taken = memory.take_file(memory.range(), nothing, file.as_fd());
+        taken.map_err(failed)?;
         Ok(Shared { memory, name })
     }
 }
@@ -117,7 +115,8 @@ impl SharedMapper {
             )));
         }
         for (range, protection) in segments {
-            protect(range, protection).map_err(hint)?;
+            // SAFETY: it was found inside the reservation, which is held.
+            unsafe { protect(range, protection) }.map_err(hint)?;
             if protection.executable() {
                 sys::flush_instruction_cache(range.start(), range.size());
             }
@@ -303,7 +302,7 @@ mod tests {
             let segments = [(RX, base, 6), (RW, base + page, 0x1b88)];
             let actions = vec![pair(noting(&one), noting(&two))];
             assert_eq!(session.initialize(base, &segments, actions), Ok(base));
-            assert_eq!(sys::call_void(base), answer.into());
+            assert_eq!(sys::testing::call_void(base), answer.into());
             assert_eq!(protection_at(base), "r-xs");
             assert_eq!(protection_at(base + 2 * page), "rw-s");
             session.end(deinitialize, &[base]).unwrap();

@@ -289,7 +289,8 @@ impl Workers {
             match known.and_then(|function| function.answer) {
                 Some(answer) => answer(&call.args),
                 None if call.tag == 0 => Err("no function is at address 0".to_owned()),
-                None => match sys::call_wrapper(call.tag, &call.args) {
+                // SAFETY: the controller says that a wrapper function is there; see `super::serve`.
+                None => match unsafe { sys::call_wrapper(call.tag, &call.args) } {
                     WrapperResult::Bytes(bytes) => Ok(bytes),
                     WrapperResult::OutOfBand(message) => Err(message),
                 },

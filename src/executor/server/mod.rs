@@ -111,7 +111,12 @@ fn introduce(
 /// # Errors
 /// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
 /// LLVM's own executor has for it; whatever the system refuses before the first message.
-pub fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
+///
+/// # Safety
+/// The controller may have this process do anything: it writes memory by address and calls what it has
+/// written. So it is one that is trusted as much as the program itself, and it keeps to its own memory
+/// and to what is published to it. The functions of [`Options::services`] are wrapper functions.
+pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
     let stream = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let calls = Arc::new(Calls::new(stream));

@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::error::{Error, Status};
-use crate::sys::{Answer, WrapperResult, call_wrapper, wrapper_address};
+use crate::sys::testing::call_wrapper;
+use crate::sys::{Answer, WrapperResult, wrapper_address};
 use crate::transport::{Stream, Transport};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
 use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
@@ -31,6 +32,11 @@ fn over_pipes() -> OverPipes {
         serve(their_input.into(), their_output.into(), &Options::default())
     });
     Controller::new(input, output, executor, SetupLayout::MapAndSymbols)
+}
+
+fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
+    // SAFETY: the tests have it do nothing bad.
+    unsafe { super::serve(input, output, options) }
 }
 
 fn serve_socket(socket: UnixStream, options: &Options) -> Result<()> {

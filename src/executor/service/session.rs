@@ -204,26 +204,27 @@ impl Session {
                 let file = descriptors.next().ok_or_else(|| {
                     invalid_argument("a chunk without its memfd: the message carried too few")
                 })?;
-                Self::map(windows, range, protection, |range, protection| {
-                    View::foreign(range, protection, file)
+                Self::map(windows, range, protection, |window, range, protection| {
+                    View::foreign(window, range, protection, file)
                 })
             }
             Step::MapFile {
                 range,
                 protection,
                 file,
-            } => Self::map(windows, range, protection, |range, protection| {
-                View::foreign(range, protection, open(&file, protection.writable())?)
+            } => Self::map(windows, range, protection, |window, range, protection| {
+                let file = open(&file, protection.writable())?;
+                View::foreign(window, range, protection, file)
             }),
             Step::MapOwn {
                 range,
                 protection,
                 commit,
-            } => Self::map(windows, range, protection, |range, protection| {
+            } => Self::map(windows, range, protection, |window, range, protection| {
                 if protection.writable() {
-                    View::one(range, protection, commit)
+                    View::one(window, range, protection, commit)
                 } else {
-                    View::two(range, protection, commit)
+                    View::two(window, range, protection, commit)
                 }
             }),
             Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
@@ -245,7 +246,7 @@ impl Session {
         windows: &mut [Window],
         range: AddrRange,
         protection: u8,
-        make: impl FnOnce(AddressRange, Protection) -> Result<View>,
+        make: impl FnOnce(&Reservation, AddressRange, Protection) -> Result<View>,
     ) -> Result<()> {
         let range = range_of(range)?;
         let protection = Protection::from_bits(protection.into())?;
@@ -263,7 +264,7 @@ impl Session {
             )));
         }
         window.clear(range)?;
-        let view = make(range, protection)?;
+        let view = make(&window.reservation, range, protection)?;
         window.chunks.insert(range.start(), view);
         Ok(())
     }
@@ -380,9 +381,10 @@ impl Session {
         let chunk = window
             .overlapping(range)
             .filter(|view| view.executor().contains(range));
-        let (Some(executor), Some(writer)) =
-            (chunk.map(View::executor), chunk.and_then(View::own_writer))
-        else {
+        // SAFETY: the lock is held, so the view stays until the writer goes. Data can be written, and
+        // other pages of the executor's own have a view for it.
+        let writer = chunk.and_then(|view| unsafe { view.writer() });
+        let (Some(executor), Some(writer)) = (chunk.map(View::executor), writer) else {
             return Err(invalid_argument(format!(
                 "{range:?} lies in no chunk of the executor's own pages"
             )));
@@ -432,9 +434,9 @@ impl Session {
 }
 
 fn action(pair: &ActionPair<'_>) -> Action {
-    let call = |call: &Call<'_>| WrapperCall {
-        function: call.function.0,
-        args: call.args.0.to_vec(),
+    let call = |call: &Call<'_>| {
+        // SAFETY: the controller says that it has linked wrapper functions there.
+        unsafe { WrapperCall::new(call.function.0, call.args.0.to_vec()) }
     };
     Action {
         finalize: call(&pair.finalize),
@@ -465,14 +467,6 @@ impl Window {
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for Window {
-    fn drop(&mut self) {
-        let chunks = std::mem::take(&mut self.chunks).into_values();
-        let views = chunks.chain(std::mem::take(&mut self.refused));
-        views.for_each(View::unmap_writer);
     }
 }
 
@@ -594,7 +588,7 @@ mod tests {
         };
         let error = session.run(item).unwrap_err();
         assert!(error.message().contains("bad"), "{error}");
-        let mut memory = sys::Memory::to_read();
+        let mut memory = sys::testing::reading();
         let first: u32 = memory.load(range.start.0).unwrap();
         let traps = sys::TRAP.iter().copied().cycle().take(4);
         assert_eq!(first.to_le_bytes().to_vec(), traps.collect::<Vec<u8>>());

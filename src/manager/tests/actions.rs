@@ -2,6 +2,7 @@
 //! Allocation actions: order and roll-back.
 
 use super::*;
+use crate::sys::testing::wrapper_call;
 
 // Actions: wrapper functions of this process that keep a journal per test.
 
@@ -28,10 +29,7 @@ extern "C" fn note(args: *const u8, size: usize) -> Answer {
 }
 
 fn call(number: u8, fails: bool) -> WrapperCall {
-    WrapperCall {
-        function: note as *const () as u64,
-        args: vec![number, fails.into()],
-    }
+    wrapper_call(note as *const () as u64, vec![number, fails.into()])
 }
 
 #[test]

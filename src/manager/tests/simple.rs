@@ -3,7 +3,8 @@
 
 use super::*;
 use crate::executor::llvm::{PublishedSymbol, Services};
-use crate::sys::{WrapperResult, call_wrapper};
+use crate::sys::WrapperResult;
+use crate::sys::testing::call_wrapper;
 use crate::transport::Transport;
 use crate::wire::frame::SetupLayout;
 use crate::wire::sps::{Bytes, ExecutorAddr, Expected, Outcome, from_bytes};

@@ -2,6 +2,7 @@
 //! The executors that LLVM ships, which have nothing but their own memory manager.
 
 use super::*;
+use crate::sys::testing::wrapper_call;
 use crate::transport::{Stream, call as call_executor};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -101,7 +102,7 @@ impl Notes {
         let mut args = self.number.to_le_bytes().to_vec();
         args.push(digit);
         let function = self.code + index * ROOM;
-        WrapperCall { function, args }
+        wrapper_call(function, args)
     }
 
     fn note(&self, digit: u8) -> WrapperCall {
@@ -114,8 +115,9 @@ impl Notes {
 
     /// The digits so far.
     fn read(&self) -> String {
-        let WrapperCall { function, args } = self.call(2, 0);
-        let bytes = call_executor(&*self.stream, function, args).unwrap();
+        let call = self.call(2, 0);
+        let args = call.args().to_vec();
+        let bytes = call_executor(&*self.stream, call.function(), args).unwrap();
         u64::from_le_bytes(bytes.try_into().unwrap()).to_string()
     }
 }

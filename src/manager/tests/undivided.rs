@@ -4,6 +4,7 @@
 
 use super::simple::{GENERATIONS, PREFIX, Trouble};
 use super::*;
+use crate::sys::testing::wrapper_call;
 use crate::transport::Transport;
 use crate::wire::sps::{ActionPair, Bytes, ExecutorAddr, Expected, Outcome, from_bytes, to_bytes};
 use std::sync::mpsc::{Receiver, channel};
@@ -218,10 +219,7 @@ fn something_lies_at_the_start_of_every_reservation() {
 #[test]
 fn pairs_have_no_gaps_for_executors_that_fall_into_them() {
     let none = WrapperCall::default;
-    let call = |number: u64| WrapperCall {
-        function: number,
-        args: vec![number as u8],
-    };
+    let call = |number: u64| wrapper_call(number, vec![number as u8]);
     let pair = |finalize, dealloc| Action { finalize, dealloc };
     for generation in GENERATIONS {
         let paper = Paper::new(generation, &[0x7f00_0000_0000]);
@@ -408,10 +406,7 @@ fn action(fails: bool) -> Vec<Action> {
     fn failed(_: &[u8]) -> std::result::Result<Vec<u8>, String> {
         Ok(to_bytes(&Outcome(Err("bad".to_owned()))))
     }
-    let call = |function| WrapperCall {
-        function,
-        args: Vec::new(),
-    };
+    let call = |function| wrapper_call(function, Vec::new());
     let last = if fails {
         wrapper_address(failed)
     } else {

@@ -24,8 +24,8 @@ fn group_byte(group: AllocGroup) -> u8 {
 
 fn wire_call(call: &WrapperCall) -> Call<'_> {
     Call {
-        function: ExecutorAddr(call.function),
-        args: Bytes(&call.args),
+        function: ExecutorAddr(call.function()),
+        args: Bytes(call.args()),
     }
 }
 

@@ -209,6 +209,7 @@ impl Mapper for LlvmSharedMapper {
         );
     }
 
+    #[allow(unsafe_code)]
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
         let range = chunk.range;
         let mut windows = self.windows.lock();
@@ -219,7 +220,8 @@ impl Mapper for LlvmSharedMapper {
             window.ok_or_else(|| invalid_argument(format!("chunk {range:?} lies in no window")))?;
         let offset = range.start() - window.range.start();
         let view = WriterView::of(window.memory.as_fd(), offset, range.size())?;
-        let prepared = Prepared::shared(view.address(), range.size(), 2);
+        // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more.
+        let prepared = Prepared::shared(unsafe { view.writer() }, 2);
         window.views.insert(range.start(), view);
         Ok(prepared)
     }
@@ -249,7 +251,7 @@ impl Mapper for LlvmSharedMapper {
         let serving: Vec<WireSegment> = segments.iter().filter(serves).map(wire).collect();
         let stays = |segment: &&SegmentContent| !serves(segment);
         let staying: Vec<WireSegment> = segments.iter().filter(stays).map(wire).collect();
-        if staying.is_empty() && actions.iter().any(|action| action.dealloc.function != 0) {
+        if staying.is_empty() && actions.iter().any(|action| !action.dealloc.is_none()) {
             // Another allocation will have their address, and its actions would take their place.
             return done.complete(Err(Error::new(
                 Status::Unsupported,

@@ -106,11 +106,12 @@ fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> WireSegme
 /// `actions` with `nothing`, a call that succeeds, in place of each call that is missing from a
 /// pair: stock executors of LLVM 14 to 19 call address 0 for it, when they finalize and when they
 /// roll back.
-fn without_gaps<'a>(actions: &'a [Action], nothing: &'a WrapperCall) -> Vec<ActionPair<'a>> {
-    let filled = |call: &'a WrapperCall| -> Call<'a> {
-        wire_call(if call.function == 0 { nothing } else { call })
+fn without_gaps<'a>(actions: &'a [Action], nothing: Call<'a>) -> Vec<ActionPair<'a>> {
+    let filled = |call: &'a WrapperCall| match call.is_none() {
+        true => nothing,
+        false => wire_call(call),
     };
-    let calls = |action: &&Action| action.finalize.function != 0 || action.dealloc.function != 0;
+    let calls = |action: &&Action| !action.finalize.is_none() || !action.dealloc.is_none();
     let pairs = actions.iter().filter(calls).map(|action| ActionPair {
         finalize: filled(&action.finalize),
         dealloc: filled(&action.dealloc),
@@ -283,16 +284,17 @@ impl Mapper for LlvmSimpleMapper {
             )));
         };
         let service = &self.link.service;
-        let nothing = WrapperCall {
-            function: service.give_back.0,
-            args: to_bytes(&(service.instance, Vec::<ExecutorAddr>::new())),
+        let no_bases = to_bytes(&(service.instance, Vec::<ExecutorAddr>::new()));
+        let nothing = Call {
+            function: service.give_back,
+            args: Bytes(&no_bases),
         };
         let on_wire: Vec<WireSegment<'_>> = segments
             .iter()
             .map(|segment| wire_segment(service, segment))
             .collect();
         let pairs = match service.generation {
-            Generation::Finalize => without_gaps(&actions, &nothing),
+            Generation::Finalize => without_gaps(&actions, nothing),
             Generation::Initialize => wire_actions(&actions),
         };
         let link = Arc::clone(&self.link);

@@ -78,8 +78,8 @@ fn wire_range(range: AddressRange) -> AddrRange {
 
 fn wire_call(call: &WrapperCall) -> Call<'_> {
     Call {
-        function: ExecutorAddr(call.function),
-        args: Bytes(&call.args),
+        function: ExecutorAddr(call.function()),
+        args: Bytes(call.args()),
     }
 }
 
@@ -382,6 +382,7 @@ impl Mapper for ServiceMapper {
             .call(self.link.functions().reserve, message, &[], done);
     }
 
+    #[allow(unsafe_code)]
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
         let Chunk {
             range,
@@ -396,7 +397,9 @@ impl Mapper for ServiceMapper {
             false => (None, None),
         };
         let prepared = match &view {
-            Some(view) => Prepared::shared(view.address(), range.size(), 2),
+            // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no
+            // more.
+            Some(view) => Prepared::shared(unsafe { view.writer() }, 2),
             None => Prepared::copied(if group.protection.writable() { 1 } else { 2 }),
         };
         let state = Arc::new(ChunkState {

@@ -76,10 +76,14 @@ fn segments<'a>(request: &[SegmentOnWire<'a>]) -> Result<Vec<Segment<'a>>> {
 /// Bytes from which giving pages back is cheaper than writing zeros into them.
 const MANY_ZEROS: u64 = 64 << 10;
 
-/// Zeroes memory that is readable and writable, without touching pages that it need not.
-fn zero(range: AddressRange) -> Result<()> {
+/// Zeroes memory without touching pages that it need not.
+///
+/// # Safety
+/// The range lies in a slab, is readable and writable, and nothing uses it.
+unsafe fn zero(range: AddressRange) -> Result<()> {
     let page = sys::page_size();
-    let write = |start, end| Writer::new(start, end - start).zero(0, end - start);
+    // SAFETY: a part of the range, which the caller vouches for.
+    let write = |start, end| unsafe { Writer::new(start, end - start) }.zero(0, end - start);
     if range.size() < MANY_ZEROS {
         write(range.start(), range.end());
         return Ok(());
@@ -89,21 +93,29 @@ fn zero(range: AddressRange) -> Result<()> {
     write(range.start(), start);
     write(end, range.end());
     let pages = AddressRange::new(start, end - start).unwrap_or(range);
-    sys::discard(pages).map_err(|error| explain(format_args!("madvise {pages:?}"), error))
+    // SAFETY: as the caller says.
+    unsafe { sys::discard(pages) }
+        .map_err(|error| explain(format_args!("madvise {pages:?}"), error))
 }
 
 /// Writes content, then protects it: no segment is written when its neighbour is protected already.
-fn fill(segments: &[Segment<'_>]) -> Result<()> {
+///
+/// # Safety
+/// The segments lie in a region that was claimed, and nothing uses it.
+unsafe fn fill(segments: &[Segment<'_>]) -> Result<()> {
     for Segment { range, content, .. } in segments {
-        let writer = Writer::new(range.start(), range.size());
+        // SAFETY: as the caller says; regions that can be claimed are readable and writable.
+        let writer = unsafe { Writer::new(range.start(), range.size()) };
         writer.write(0, content);
         let size = content.len() as u64;
         let rest = range.part(size, range.size() - size);
-        zero(rest.expect("content is no longer than its segment"))?;
+        // SAFETY: as above.
+        unsafe { zero(rest.expect("content is no longer than its segment")) }?;
     }
     for segment in segments {
         if segment.protection != Protection::READ_WRITE {
-            protect(segment.range, segment.protection)?;
+            // SAFETY: as the caller says.
+            unsafe { protect(segment.range, segment.protection) }?;
         }
         if segment.protection.executable() {
             sys::flush_instruction_cache(segment.range.start(), segment.range.size());
@@ -130,7 +142,8 @@ impl MemoryManager {
         })?;
         // Reserved first, so that a slab of a gigabyte is not counted as if it were all used.
         let memory = Reservation::anywhere(pages).map_err(failed)?;
-        protect(memory.range(), Protection::READ_WRITE).map_err(failed)?;
+        // SAFETY: it was just reserved.
+        unsafe { protect(memory.range(), Protection::READ_WRITE) }.map_err(failed)?;
         Ok(self.slabs.lock().add(memory))
     }
 
@@ -151,7 +164,8 @@ impl MemoryManager {
             .ok_or_else(|| invalid_argument("the segments end before they start"))?;
         let slab = self.slabs.lock().claim(extent, rules)?;
         // From here to `settle` nobody else has to do with the region.
-        let filled = fill(&segments).and_then(|()| run_finalize(actions(pairs)));
+        // SAFETY: all segments lie in `extent`, which was just claimed.
+        let filled = unsafe { fill(&segments) }.and_then(|()| run_finalize(actions(pairs)));
         match filled {
             Ok(dealloc) => {
                 self.slabs.lock().settle(slab, key, dealloc);
@@ -171,7 +185,8 @@ impl MemoryManager {
             drop(gone);
             return Ok(());
         }
-        let restored = protect(extent, Protection::READ_WRITE);
+        // SAFETY: a region of the slab, claimed until it is vacated.
+        let restored = unsafe { protect(extent, Protection::READ_WRITE) };
         self.slabs.lock().vacate(slab, key, restored.is_ok());
         restored
     }
@@ -182,7 +197,8 @@ impl MemoryManager {
         };
         let result = run_dealloc(&dealloc);
         // So that something else can be written there; stock executors leave it as it is.
-        let restored = protect(extent, Protection::READ_WRITE);
+        // SAFETY: a region of the slab, claimed until it is vacated.
+        let restored = unsafe { protect(extent, Protection::READ_WRITE) };
         self.slabs.lock().vacate(slab, key, restored.is_ok());
         join(result, restored)
     }

@@ -4,7 +4,7 @@ use super::super::testing::{
     Log, NOTHING, ask, failing, holds, noting, pair, protection_at, unique_code,
 };
 use super::*;
-use crate::sys::Memory;
+use crate::sys::testing::{call_void, reading, writing};
 use crate::wire::sps::{Call, Expected, Outcome, to_bytes};
 
 const R: u8 = 1;
@@ -62,7 +62,7 @@ fn segment(group: u8, address: u64, size: u64, content: &[u8]) -> SegmentOnWire<
 }
 
 fn byte(address: u64) -> u8 {
-    Memory::to_read().load(address).unwrap()
+    reading().load(address).unwrap()
 }
 
 fn starts(result: Told<impl std::fmt::Debug>, words: &str) {
@@ -88,7 +88,7 @@ fn a_slab_is_finalized_once_run_and_deallocated() {
     ];
     session.finalize(&segments, actions).unwrap();
     assert_eq!(log.ran(), [1, 3]);
-    assert_eq!(sys::call_void(base), 42);
+    assert_eq!(call_void(base), 42);
     assert_eq!(protection_at(base), "r-xp");
     assert!(holds(base, &bytes));
     assert_eq!(protection_at(data), "rw-p");
@@ -178,10 +178,8 @@ fn regions_come_and_go_inside_a_slab() {
     for _ in 0..3 {
         let actions = vec![pair(noting(&one), noting(&two))];
         assert_eq!(session.initialize(&segments, actions), Ok(code));
-        assert_eq!(sys::call_void(code), 42);
-        Memory::to_write()
-            .write(code + page, &[0xee; 0x2000])
-            .unwrap();
+        assert_eq!(call_void(code), 42);
+        writing().write(code + page, &[0xee; 0x2000]).unwrap();
         session.end(deinitialize, &[code]).unwrap();
         assert_eq!(log.ran(), [1, 2]);
         assert_eq!(protection_at(code), "rw-p");
@@ -238,7 +236,7 @@ fn a_failing_action_leaves_a_slab_as_it_was() {
     assert_eq!(log.ran(), [1, 3, 2]);
     assert_eq!(protection_at(slab), "rw-p");
     assert_eq!(session.initialize(&code, vec![]), Ok(slab));
-    assert_eq!(sys::call_void(slab), 42);
+    assert_eq!(call_void(slab), 42);
     session.end(release, &[slab]).unwrap();
     session.shut_down();
 }
@@ -349,15 +347,13 @@ fn large_zero_fill_is_zero_again_in_memory_that_was_used() {
     let session = TestSession::new();
     let size = 1 << 20;
     let slab = session.reserve(size);
-    Memory::to_write()
-        .write(slab, &vec![0xee; size as usize])
-        .unwrap();
+    writing().write(slab, &vec![0xee; size as usize]).unwrap();
     let tail = size - 5;
     session
         .initialize(&[segment(RW, slab, tail, b"abc")], vec![])
         .unwrap();
     let mut all = Vec::new();
-    Memory::to_read().read(slab, size, &mut all).unwrap();
+    reading().read(slab, size, &mut all).unwrap();
     assert_eq!(&all[..3], b"abc");
     assert!(all[3..tail as usize].iter().all(|byte| *byte == 0));
     session.shut_down();
