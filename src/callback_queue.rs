@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Running callbacks of hosts, which may take long and wait for each other.
 //!
-//! The answers to many requests often arrive together. What jitmem itself does with them never
-//! blocks and is done at once. The host's callbacks are collected meanwhile and then run where the
-//! host wants them, all of a message as one task: a task each costs more than most callbacks. Run one
-//! after the other, a callback that waits for what its neighbour will do would wait for ever. So they
-//! stand in a list that one thread goes through, and a watch sees to it that another thread goes on
-//! where one is stuck.
+//! The answers to many requests often arrive in one message. What jitmem itself does with them never
+//! blocks and is done at once, in the thread that read the message. A [`Delivery`] goes along with the
+//! answers and keeps the host's callbacks that follow. Then these run where the host wants them, all
+//! of a message as one task: a task each costs more than most callbacks.
+//!
+//! A callback may wait for what a later one of the same task will do. So they stand in a queue that
+//! any thread can take from, and the watch thread starts another thread where one callback has not
+//! returned for a while.
 
 use crate::sys::{self, OwnerProcess};
 use parking_lot::Mutex;
-use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,120 +24,137 @@ const IDLE_ROUNDS: u32 = 50;
 /// Something to do once.
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
-struct List {
-    tasks: Mutex<VecDeque<Task>>,
+/// How the callbacks of hosts are delivered that follow from an answer. It is handed on with the
+/// answer, through every completion that the answer reaches.
+pub enum Delivery {
+    /// Each runs as soon as it is come to, in the thread that completes.
+    Inline,
+    /// They are kept, and run as one task afterwards.
+    AsOneTask(CallbackQueue),
 }
 
-struct Watch {
-    /// Lists that are being gone through, with how many were left at the last look.
-    lists: Vec<(Arc<List>, usize)>,
-    /// The process in which a thread is watching; a forked child has no such thread.
-    on: Option<OwnerProcess>,
-}
+/// Callbacks in the order in which they were come to.
+#[derive(Default)]
+pub struct CallbackQueue(VecDeque<Task>);
 
-static WATCH: Mutex<Watch> = Mutex::new(Watch {
-    lists: Vec::new(),
-    on: None,
-});
-
-thread_local! {
-    /// What [`deliver`] has collected in this thread so far.
-    static COLLECTED: RefCell<Option<VecDeque<Task>>> = const { RefCell::new(None) };
-}
-
-/// Runs a callback of a host's, unless it is to be collected.
-pub(crate) fn run_callback(callback: impl FnOnce() + Send + 'static) {
-    let mut callback = Some(callback);
-    COLLECTED.with_borrow_mut(|collected| {
-        if let Some(tasks) = collected {
-            tasks.extend(callback.take().map(|callback| Box::new(callback) as Task));
-        }
-    });
-    if let Some(callback) = callback {
-        callback();
-    }
-}
-
-/// Collects the callbacks that `body` comes to and has them run by `dispatch`, as one task.
-pub(crate) fn deliver(body: impl FnOnce(), dispatch: impl FnOnce(Task)) {
-    struct Collecting;
-    impl Drop for Collecting {
-        fn drop(&mut self) {
-            COLLECTED.set(None);
+impl Delivery {
+    /// Hands a delivery to `complete`; `dispatch` gets all callbacks that it was given, if any, as one
+    /// task.
+    pub(crate) fn as_one_task(complete: impl FnOnce(&mut Delivery), dispatch: impl FnOnce(Task)) {
+        let mut delivery = Delivery::AsOneTask(CallbackQueue::default());
+        complete(&mut delivery);
+        if let Delivery::AsOneTask(CallbackQueue(callbacks)) = delivery {
+            if !callbacks.is_empty() {
+                dispatch(Box::new(move || run_all(callbacks)));
+            }
         }
     }
-    if COLLECTED.with_borrow(Option::is_some) {
-        return body(); // whoever collects here already sees to them
-    }
-    COLLECTED.set(Some(VecDeque::new()));
-    let collecting = Collecting;
-    body();
-    let tasks = COLLECTED.take().unwrap_or_default();
-    drop(collecting);
-    if !tasks.is_empty() {
-        dispatch(Box::new(move || run_all(tasks)));
+
+    /// Runs a callback of a host's, or keeps it.
+    pub(crate) fn run(&mut self, callback: impl FnOnce() + Send + 'static) {
+        match self {
+            Delivery::Inline => callback(),
+            Delivery::AsOneTask(CallbackQueue(callbacks)) => {
+                callbacks.push_back(Box::new(callback))
+            }
+        }
     }
 }
 
-fn run_all(mut tasks: VecDeque<Task>) {
-    if tasks.len() < 2 {
-        if let Some(only) = tasks.pop_front() {
+fn run_all(mut callbacks: VecDeque<Task>) {
+    if callbacks.len() < 2 {
+        if let Some(only) = callbacks.pop_front() {
             only();
         }
         return;
     }
-    let list = Arc::new(List {
-        tasks: Mutex::new(tasks),
-    });
-    watch(&list);
-    list.go_through();
+    let task = Arc::new(Running(Mutex::new(callbacks)));
+    WATCH.lock().add(&task);
+    task.run();
 }
 
-impl List {
-    fn go_through(&self) {
+/// A task that runs: its callbacks that have not begun.
+struct Running(Mutex<VecDeque<Task>>);
+
+impl Running {
+    /// Runs what is left; several threads may.
+    fn run(&self) {
         loop {
-            let task = self.tasks.lock().pop_front();
-            match task {
-                Some(task) => task(),
+            let callback = self.0.lock().pop_front();
+            match callback {
+                Some(callback) => callback(),
                 None => return,
             }
         }
     }
-}
 
-fn watch(list: &Arc<List>) {
-    let mut watch = WATCH.lock();
-    watch.lists.push((Arc::clone(list), usize::MAX));
-    let here = OwnerProcess::current();
-    if watch.on != Some(here) && sys::spawn("jitmem-watch", look_after).is_ok() {
-        watch.on = Some(here);
+    fn left(&self) -> usize {
+        self.0.lock().len()
     }
 }
 
-fn look_after() {
+/// Looks after the tasks that are running.
+struct Watch {
+    tasks: Vec<Watched>,
+    /// The process in which the watch thread runs; a forked child has no such thread.
+    runs_in: Option<OwnerProcess>,
+}
+
+struct Watched {
+    task: Arc<Running>,
+    /// How many callbacks were left at the last look.
+    left: Option<usize>,
+}
+
+static WATCH: Mutex<Watch> = Mutex::new(Watch {
+    tasks: Vec::new(),
+    runs_in: None,
+});
+
+impl Watch {
+    fn add(&mut self, task: &Arc<Running>) {
+        self.tasks.push(Watched {
+            task: Arc::clone(task),
+            left: None,
+        });
+        let here = OwnerProcess::current();
+        if self.runs_in != Some(here) {
+            let started = sys::spawn("jitmem-watch", watch);
+            // Without a thread for it the next task tries again.
+            self.runs_in = started.is_ok().then_some(here);
+        }
+    }
+
+    /// Forgets tasks whose callbacks have all begun, and gives those of which none has begun since
+    /// the last look.
+    fn look(&mut self) -> Vec<Arc<Running>> {
+        self.tasks.retain(|watched| watched.task.left() > 0);
+        let stuck = |watched: &mut Watched| {
+            let left = Some(watched.task.left());
+            let before = std::mem::replace(&mut watched.left, left);
+            (before == left).then(|| Arc::clone(&watched.task))
+        };
+        self.tasks.iter_mut().filter_map(stuck).collect()
+    }
+}
+
+/// What the watch thread does.
+fn watch() {
     let mut idle = 0;
     while idle < IDLE_ROUNDS {
         std::thread::park_timeout(TOO_LONG);
-        let stuck: Vec<Arc<List>> = {
+        let stuck = {
             let mut watch = WATCH.lock();
-            watch
-                .lists
-                .retain(|(list, _)| !list.tasks.lock().is_empty());
-            idle = if watch.lists.is_empty() { idle + 1 } else { 0 };
+            let stuck = watch.look();
+            idle = if watch.tasks.is_empty() { idle + 1 } else { 0 };
             if idle == IDLE_ROUNDS {
-                watch.on = None;
+                watch.runs_in = None;
             }
-            let look = |(list, before): &mut (Arc<List>, usize)| {
-                let left = list.tasks.lock().len();
-                let stuck = *before == left;
-                *before = left;
-                stuck.then(|| Arc::clone(list))
-            };
-            watch.lists.iter_mut().filter_map(look).collect()
+            stuck
         };
-        for list in stuck {
-            // If there is no thread to be had, the next round tries again.
-            let _ = sys::spawn("jitmem-answers", move || list.go_through());
+        for task in stuck {
+            // Where no thread is to be had, the next round tries again.
+            let _ = sys::spawn("jitmem-answers", move || task.run());
         }
     }
 }
@@ -153,11 +171,11 @@ mod tests {
         let mut receivers = receivers.into_iter();
         let first = receivers.next().unwrap();
         let (finished, all) = channel();
-        let body = || {
-            // Each waits for the next one; the last waits for nobody.
+        let complete = |delivery: &mut Delivery| {
+            // Each waits for the next one; the last one waits for none.
             for (index, sender) in senders.into_iter().enumerate() {
                 let (next, finished) = (receivers.next(), finished.clone());
-                run_callback(move || {
+                delivery.run(move || {
                     if let Some(next) = next {
                         next.recv().unwrap();
                     }
@@ -166,25 +184,23 @@ mod tests {
                 });
             }
         };
-        deliver(body, |task| task());
+        Delivery::as_one_task(complete, |task| task());
         first.recv().unwrap();
         let order: Vec<usize> = all.iter().take(COUNT).collect();
         assert_eq!(order, [4, 3, 2, 1, 0]);
     }
 
     #[test]
-    fn what_is_collected_runs_in_order_as_one_task() {
+    fn what_is_kept_runs_in_order_as_one_task() {
         let (sender, receiver) = channel();
         let mut tasks = Vec::new();
-        let body = || {
+        let complete = |delivery: &mut Delivery| {
             for index in 0..100 {
                 let sender = sender.clone();
-                // Nobody collects twice.
-                let inner = || run_callback(move || sender.send(index).unwrap());
-                deliver(inner, |_| unreachable!("the outer one dispatches"));
+                delivery.run(move || sender.send(index).unwrap());
             }
         };
-        deliver(body, |task| tasks.push(task));
+        Delivery::as_one_task(complete, |task| tasks.push(task));
         assert!(receiver.try_recv().is_err());
         assert_eq!(tasks.len(), 1);
         tasks.pop().unwrap()();
@@ -192,7 +208,12 @@ mod tests {
             receiver.try_iter().collect::<Vec<_>>(),
             (0..100).collect::<Vec<_>>()
         );
-        run_callback(move || sender.send(1000).unwrap());
-        assert_eq!(receiver.try_recv(), Ok(1000), "nobody collects");
+        Delivery::Inline.run(move || sender.send(1000).unwrap());
+        assert_eq!(receiver.try_recv(), Ok(1000), "it runs at once");
+    }
+
+    #[test]
+    fn where_no_callback_follows_there_is_no_task() {
+        Delivery::as_one_task(|_| (), |_| unreachable!("nothing to run"));
     }
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Completions: callbacks that run exactly once, whatever happens.
 
-use crate::callback_queue;
+use crate::callback_queue::Delivery;
 use crate::error::{Error, Result, Status};
 use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::Instant;
 
-type Callback<T> = Box<dyn FnOnce(Result<T>) + Send>;
+type Callback<T> = Box<dyn FnOnce(Result<T>, &mut Delivery) + Send>;
 
 /// The promise to answer one request. Dropping it unanswered answers with an error.
 pub struct Completion<T>(Option<Callback<T>>);
@@ -15,22 +15,45 @@ pub struct Completion<T>(Option<Callback<T>>);
 impl<T> Completion<T> {
     /// Calls `callback` once with the answer, in the thread that completes.
     pub fn new(callback: impl FnOnce(Result<T>) + Send + 'static) -> Self {
+        Completion::with_delivery(move |answer, _| callback(answer))
+    }
+
+    /// Calls `callback` once with the answer, and with the delivery for other completions that it
+    /// answers.
+    pub(crate) fn with_delivery(
+        callback: impl FnOnce(Result<T>, &mut Delivery) + Send + 'static,
+    ) -> Self {
         Completion(Some(Box::new(callback)))
     }
 
-    /// Calls a callback of the host's, which may block: where many answers arrive together it runs
-    /// when they have all been dealt with, where the host wants it.
+    /// Calls a callback of the host's, which may block, as the delivery wants it.
     pub(crate) fn for_host(callback: impl FnOnce(Result<T>) + Send + 'static) -> Self
     where
         T: Send + 'static,
     {
-        Completion::new(move |answer| callback_queue::run_callback(move || callback(answer)))
+        Completion::with_delivery(|answer, delivery| delivery.run(move || callback(answer)))
     }
 
-    /// Answers.
-    pub fn complete(mut self, answer: Result<T>) {
+    /// A completion that answers this one with what `convert` makes of its answer.
+    pub(crate) fn map<U>(
+        self,
+        convert: impl FnOnce(Result<U>) -> Result<T> + Send + 'static,
+    ) -> Completion<U>
+    where
+        T: 'static,
+    {
+        Completion::with_delivery(|answer, delivery| self.complete_with(convert(answer), delivery))
+    }
+
+    /// Answers. Callbacks of the host's that follow run inside.
+    pub fn complete(self, answer: Result<T>) {
+        self.complete_with(answer, &mut Delivery::Inline);
+    }
+
+    /// Answers; `delivery` gets the callbacks of the host's that follow.
+    pub fn complete_with(mut self, answer: Result<T>, delivery: &mut Delivery) {
         if let Some(callback) = self.0.take() {
-            callback(answer);
+            callback(answer, delivery);
         }
     }
 }
@@ -38,26 +61,31 @@ impl<T> Completion<T> {
 impl<T> Drop for Completion<T> {
     fn drop(&mut self) {
         if let Some(callback) = self.0.take() {
-            callback(Err(Error::new(
+            let error = Error::new(
                 Status::Internal,
                 "the request was dropped without an answer; the mapper or its host broke its \
                  contract or panicked",
-            )));
+            );
+            callback(Err(error), &mut Delivery::Inline);
         }
     }
 }
 
 /// `count` completions in place of one, which is answered once all are: with all their failures
 /// joined, or with success.
-pub(crate) fn join_all(count: usize, done: Completion<()>) -> Vec<Completion<()>> {
+pub(crate) fn join_all(
+    count: usize,
+    done: Completion<()>,
+    delivery: &mut Delivery,
+) -> Vec<Completion<()>> {
     if count == 0 {
-        done.complete(Ok(()));
+        done.complete_with(Ok(()), delivery);
         return Vec::new();
     }
     let state = Arc::new(Mutex::new((count, Ok(()), Some(done))));
     let one = |_| {
         let state = Arc::clone(&state);
-        Completion::new(move |answer: Result<()>| {
+        Completion::with_delivery(move |answer: Result<()>, delivery| {
             let mut state = state.lock();
             state.0 -= 1;
             if let Err(error) = answer {
@@ -73,7 +101,7 @@ pub(crate) fn join_all(count: usize, done: Completion<()>) -> Vec<Completion<()>
             let last = state.2.take();
             drop(state);
             if let Some(done) = last {
-                done.complete(result);
+                done.complete_with(result, delivery);
             }
         })
     };

@@ -33,6 +33,7 @@ pub mod executor;
 #[allow(unsafe_code)]
 pub mod capi;
 
+pub use callback_queue::Delivery;
 pub use completion::{Completion, wait};
 pub use error::{ALL_STATUSES, Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};

@@ -6,6 +6,7 @@ use super::mapper::jitmem_mapper;
 use super::request::{jitmem_action, jitmem_wrapper_call};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, handle, input};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::AllocGroup;
@@ -306,8 +307,8 @@ impl Callbacks {
         convert: impl FnOnce(Answer) -> Result<T> + Send + 'static,
     ) -> Completion<Answer> {
         let context = Arc::clone(&self.context);
-        Completion::new(move |answer: Result<Answer>| {
-            done.complete(answer.and_then(convert));
+        Completion::with_delivery(move |answer: Result<Answer>, delivery| {
+            done.complete_with(answer.and_then(convert), delivery);
             drop(context);
         })
     }
@@ -484,7 +485,7 @@ impl Mapper for Callbacks {
         }
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, _: &mut Delivery) {
         let segments: Vec<Vec<_>> = retired
             .iter()
             .map(|retired| {

@@ -5,7 +5,7 @@ use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
-use crate::callback_queue::{self, Task};
+use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Stream, Transport};
@@ -74,11 +74,16 @@ pub type jitmem_task = u64;
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
 
-static PENDING: Mutex<Option<SlotMap<DefaultKey, Completion<Vec<u8>>>>> = Mutex::new(None);
+/// A call that the host has not answered. The host's context lives as long.
+struct Pending {
+    done: Completion<Vec<u8>>,
+    context: Arc<Context>,
+}
+
+static PENDING: Mutex<Option<SlotMap<DefaultKey, Pending>>> = Mutex::new(None);
 
 static TASKS: Mutex<Option<SlotMap<DefaultKey, Task>>> = Mutex::new(None);
 
-#[derive(Clone)]
 struct Host {
     table: jitmem_transport_callbacks,
     context: Arc<Context>,
@@ -91,12 +96,12 @@ unsafe impl Sync for Host {}
 
 impl Transport for Host {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
-        // The host's context lives until its last call is answered.
-        let host = self.clone();
-        let done = Completion::new(move |answer| {
-            callback_queue::deliver(|| done.complete(answer), |task| host.dispatch(task));
-        });
-        let key = PENDING.lock().get_or_insert_with(SlotMap::new).insert(done);
+        let context = Arc::clone(&self.context);
+        let pending = Pending { done, context };
+        let key = PENDING
+            .lock()
+            .get_or_insert_with(SlotMap::new)
+            .insert(pending);
         let host = self
             .table
             .call
@@ -244,12 +249,12 @@ pub unsafe extern "C" fn jitmem_transport_answer(
         let key = DefaultKey::from(KeyData::from_ffi(call));
         // A key of slotmap is made odd on the way in, so another number could name it.
         let named = key.data().as_ffi() == call;
-        let done = PENDING
+        let pending = PENDING
             .lock()
             .as_mut()
             .filter(|_| named)
             .and_then(|all| all.remove(key));
-        let Some(done) = done else {
+        let Some(Pending { done, context }) = pending else {
             return Err(invalid_handle(format!(
                 "call {call:#x} was answered before or never made"
             )));
@@ -263,6 +268,7 @@ pub unsafe extern "C" fn jitmem_transport_answer(
             let status = Status::said_by_others(status);
             Err(Error::new(status, text))
         });
+        drop(context);
         Ok(())
     };
     // SAFETY: as the caller says.

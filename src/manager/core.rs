@@ -10,6 +10,7 @@ use super::stats::{self, LayoutItem, Stats};
 use super::undivided::Blocks;
 use super::window::{Grant, Pieces};
 use super::{Allocated, Options, Request};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, Mapper, Reserved};
@@ -121,8 +122,8 @@ impl Core {
         answer
     }
 
-    pub(super) fn failed<T>(&self, error: Error, done: Completion<T>) {
-        done.complete(self.counted(Err(error)));
+    pub(super) fn failed<T>(&self, error: Error, done: Completion<T>, delivery: &mut Delivery) {
+        done.complete_with(self.counted(Err(error)), delivery);
     }
 
     // ---- allocating ----
@@ -132,13 +133,18 @@ impl Core {
         if self.undivided {
             return None;
         }
-        match self.allocate_now(request, false) {
+        match self.allocate_now(request, false, &mut Delivery::Inline) {
             Now::Answer(answer) => Some(answer),
             Now::Wait | Now::AnotherWindow(_) => None,
         }
     }
 
-    fn allocate_now(self: &Arc<Self>, request: &Request, last_resort: bool) -> Now {
+    fn allocate_now(
+        self: &Arc<Self>,
+        request: &Request,
+        last_resort: bool,
+        delivery: &mut Delivery,
+    ) -> Now {
         let mut grant = Grant::default();
         let effort = Effort {
             last_resort,
@@ -146,8 +152,8 @@ impl Core {
         };
         let attempt = self.space.lock().allocate(request, effort, &mut grant);
         match attempt {
-            Attempt::Done(key) => Now::Answer(self.deliver(key, grant)),
-            other => Arc::clone(self).allocate_slowly(request, last_resort, other),
+            Attempt::Done(key) => Now::Answer(self.make_ready(key, grant, delivery)),
+            other => Arc::clone(self).allocate_slowly(request, last_resort, other, delivery),
         }
     }
 
@@ -157,21 +163,24 @@ impl Core {
         request: &Request,
         last_resort: bool,
         mut attempt: Attempt,
+        delivery: &mut Delivery,
     ) -> Now {
         let mut grant = Grant::default();
         let mut reclaimed = false;
         loop {
             let step = match attempt {
-                Attempt::Done(key) => return Now::Answer(self.deliver(key, grant)),
+                Attempt::Done(key) => {
+                    return Now::Answer(self.make_ready(key, grant, delivery));
+                }
                 Attempt::Wait => return Now::Wait,
                 Attempt::Full(error) => return Now::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
-                Attempt::Grow(growth) => self.grow(&growth),
+                Attempt::Grow(growth) => self.grow(&growth, delivery),
                 // If none can be reclaimed, say so. Once only: what is reclaimed may be what was made
                 // for the first half of a request whose second half has no room.
                 Attempt::Reclaim(empty) => {
                     reclaimed = true;
-                    self.reclaim(empty)
+                    self.reclaim(empty, delivery)
                 }
             };
             if let Err(error) = step {
@@ -189,7 +198,8 @@ impl Core {
         if self.undivided {
             return self.allocate_undivided(request, done);
         }
-        Arc::clone(self).allocate_or_wait(request, 0, false, done);
+        let delivery = &mut Delivery::Inline;
+        Arc::clone(self).allocate_or_wait(request, 0, false, done, delivery);
     }
 
     fn allocate_or_wait(
@@ -198,16 +208,17 @@ impl Core {
         new_windows: u32,
         last_resort: bool,
         done: Completion<Allocated>,
+        delivery: &mut Delivery,
     ) {
         loop {
             if self.is_closed() {
-                return done.complete(Err(freed()));
+                return done.complete_with(Err(freed()), delivery);
             }
-            let now = self.allocate_now(&request, last_resort);
+            let now = self.allocate_now(&request, last_resort, delivery);
             match now {
-                Now::Answer(answer) => return done.complete(answer),
+                Now::Answer(answer) => return done.complete_with(answer, delivery),
                 Now::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
-                    return self.failed(error, done);
+                    return self.failed(error, done, delivery);
                 }
                 Now::AnotherWindow(_) | Now::Wait => {}
             }
@@ -238,17 +249,20 @@ impl Core {
             other => other,
         };
         let least = self.space.lock().least_window(&request);
-        let reserved = Completion::new(move |answer: Result<Reserved>| {
+        let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
             let opened = core.opened(answer, least);
             match opened {
-                Ok(()) => Arc::clone(&core).allocate_or_wait(request, new_windows + 1, false, done),
+                Ok(()) => {
+                    let core = Arc::clone(&core);
+                    core.allocate_or_wait(request, new_windows + 1, false, done, delivery);
+                }
                 // What the request was kept from by other JITDylibs' needs may still hold it.
-                Err(error) => match core.allocate_now(&request, true) {
-                    Now::Answer(Ok(allocated)) => done.complete(Ok(allocated)),
-                    _ => core.failed(error.context("open another window"), done),
+                Err(error) => match core.allocate_now(&request, true, delivery) {
+                    Now::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
+                    _ => core.failed(error.context("open another window"), done, delivery),
                 },
             }
-            core.wake();
+            core.wake(delivery);
         });
         let mapper = Arc::clone(&self.mapper);
         mapper.reserve(self.options.window_size, least, placement, reserved);
@@ -277,7 +291,7 @@ impl Core {
     }
 
     /// Has the mapper prepare a chunk.
-    fn grow(self: &Arc<Self>, growth: &Growth) -> Result<()> {
+    fn grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) -> Result<()> {
         let answer = self.mapper.prepare(growth.chunk);
         let answer = {
             let mut space = self.space.lock();
@@ -293,13 +307,17 @@ impl Core {
                 }
             }
         };
-        self.wake();
+        self.wake(delivery);
         answer
     }
 
     /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use; an
     /// error means that it took none.
-    pub(super) fn reclaim(self: &Arc<Self>, empty: Vec<Detached>) -> Result<()> {
+    pub(super) fn reclaim(
+        self: &Arc<Self>,
+        empty: Vec<Detached>,
+        delivery: &mut Delivery,
+    ) -> Result<()> {
         if empty.is_empty() {
             return Ok(());
         }
@@ -320,7 +338,7 @@ impl Core {
                 }
             }
         }
-        core.wake();
+        core.wake(delivery);
         match failure {
             Some(error) if !progress => Err(error),
             _ => Ok(()),
@@ -328,19 +346,24 @@ impl Core {
     }
 
     /// Tries again for those who waited for a change.
-    fn wake(self: &Arc<Self>) {
+    fn wake(self: &Arc<Self>, delivery: &mut Delivery) {
         let waiting = std::mem::take(&mut *self.waiting.lock());
         if waiting.is_empty() {
             return;
         }
         let core = Arc::clone(self);
         for Waiting { request, done } in waiting {
-            Arc::clone(&core).allocate_or_wait(request, 0, false, done);
+            Arc::clone(&core).allocate_or_wait(request, 0, false, done, delivery);
         }
     }
 
     /// Makes a fresh allocation ready for its requester.
-    fn deliver(self: &Arc<Self>, key: Key, mut grant: Grant) -> Result<Allocated> {
+    fn make_ready(
+        self: &Arc<Self>,
+        key: Key,
+        mut grant: Grant,
+        delivery: &mut Delivery,
+    ) -> Result<Allocated> {
         for (writer, offset, size) in &grant.dirty {
             writer.zero((*offset).into(), (*size).into());
         }
@@ -348,7 +371,7 @@ impl Core {
             if let Err(error) = self.make_buffers(key, &mut grant) {
                 let mut leaving = Leaving::default();
                 self.space.lock().take_pieces(key, &mut leaving);
-                self.give_back(&[key], leaving);
+                self.give_back(&[key], leaving, delivery);
                 return self.counted(Err(error));
             }
         }

@@ -124,11 +124,9 @@ impl Manager {
             return done.complete(manager);
         }
         let core = Core::new(Arc::clone(&mapper), options);
-        let reserved = Completion::new(move |answer: Result<Reserved>| {
-            done.complete(answer.map(|reserved| {
-                core.add_window(reserved);
-                Manager { core }
-            }));
+        let reserved = done.map(move |answer: Result<Reserved>| {
+            core.add_window(answer?);
+            Ok(Manager { core })
         });
         mapper.reserve(size, SMALLEST_WINDOW, options.placement, reserved);
     }

@@ -4,8 +4,9 @@
 use super::core::Core;
 use super::records::{Key, State};
 use super::space::Leaving;
+use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all, wait_until};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::mapper::{Action, Retired, SegmentContent, Teardown};
 use crate::sys;
 use smallvec::SmallVec;
@@ -34,7 +35,7 @@ impl Core {
         let served = self.counted(served).transpose()?;
         Some(served.map(|served| {
             if !served.pieces.is_empty() {
-                self.give_back(&[], served);
+                self.give_back(&[], served, &mut Delivery::Inline);
             }
         }))
     }
@@ -55,29 +56,48 @@ impl Core {
             .and_then(|()| self.take_content(handle));
         let (key, segments) = match taken {
             Ok(taken) => taken,
-            Err(error) => return self.failed(error, done),
+            Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
         let core = Arc::clone(self);
-        let initialized = Completion::new(move |answer: Result<Teardown>| match answer {
-            Ok(teardown) => {
-                let served = core.space.lock().mark_finalized(key, teardown);
-                if served.pieces.is_empty() {
-                    // Whoever frees the manager on hearing of it shall find it the last holder.
-                    drop(core);
-                    return done.complete(Ok(handle));
-                }
-                core.free_served(handle, served, done);
-            }
-            Err(error) => {
-                let mut leaving = Leaving::default();
-                core.space.lock().take_pieces(key, &mut leaving);
-                core.give_back(&[key], leaving);
-                let answer = core.counted(Err(error));
-                drop(core);
-                done.complete(answer);
-            }
+        let initialized = Completion::with_delivery(move |answer, delivery| match answer {
+            Ok(teardown) => core.finalized(key, handle, teardown, done, delivery),
+            Err(error) => core.not_finalized(key, error, done, delivery),
         });
         Arc::clone(&self.mapper).initialize(segments, actions, initialized);
+    }
+
+    /// The mapper has made an allocation visible and run its actions.
+    fn finalized(
+        self: Arc<Self>,
+        key: Key,
+        handle: u64,
+        teardown: Teardown,
+        done: Completion<u64>,
+        delivery: &mut Delivery,
+    ) {
+        let served = self.space.lock().mark_finalized(key, teardown);
+        if served.pieces.is_empty() {
+            // A callback that frees the manager finds it the last holder.
+            drop(self);
+            return done.complete_with(Ok(handle), delivery);
+        }
+        self.free_served(handle, served, done, delivery);
+    }
+
+    /// The mapper could not, or an action failed.
+    fn not_finalized(
+        self: Arc<Self>,
+        key: Key,
+        error: Error,
+        done: Completion<u64>,
+        delivery: &mut Delivery,
+    ) {
+        let mut leaving = Leaving::default();
+        self.space.lock().take_pieces(key, &mut leaving);
+        self.give_back(&[key], leaving, delivery);
+        let answer = self.counted(Err(error));
+        drop(self);
+        done.complete_with(answer, delivery);
     }
 
     /// Marks an allocation as being finalized and takes what the mapper needs of it.
@@ -105,18 +125,25 @@ impl Core {
 
     /// Frees the segments of finalize lifetime, which have served, and answers: the allocation is
     /// finalized, so a mapper that fails to clean up after them is counted and no more.
-    fn free_served(self: &Arc<Self>, handle: u64, mut served: Leaving, done: Completion<u64>) {
+    fn free_served(
+        self: &Arc<Self>,
+        handle: u64,
+        mut served: Leaving,
+        done: Completion<u64>,
+        delivery: &mut Delivery,
+    ) {
         let core = Arc::clone(self);
         let copied = std::mem::take(&mut served.copied);
         let retired = Retired {
             teardown: Teardown::Nothing,
             copied,
         };
-        self.retire(vec![retired], move |answer| {
-            core.give_back(&[], served);
+        let retired = vec![retired];
+        self.retire(retired, delivery, move |answer, delivery| {
+            core.give_back(&[], served, delivery);
             let _ = core.counted(answer);
             drop(core);
-            done.complete(Ok(handle));
+            done.complete_with(Ok(handle), delivery);
         });
     }
 
@@ -136,22 +163,23 @@ impl Core {
         });
         let (key, teardown) = match taken {
             Ok(taken) => taken,
-            Err(error) => return self.failed(error, done),
+            Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
+        let delivery = &mut Delivery::Inline;
         let Some(teardown) = teardown else {
-            self.give_back(&[key], leaving);
-            return Arc::clone(&self.mapper).quiesce(done);
+            self.give_back(&[key], leaving, delivery);
+            return Arc::clone(&self.mapper).quiesce(done, delivery);
         };
         let core = Arc::clone(self);
         let retired = Retired {
             teardown: *teardown,
             copied: SmallVec::new(),
         };
-        self.retire(vec![retired], move |answer| {
-            core.give_back(&[key], leaving);
+        self.retire(vec![retired], delivery, move |answer, delivery| {
+            core.give_back(&[key], leaving, delivery);
             let answer = core.counted(answer);
             drop(core);
-            done.complete(answer);
+            done.complete_with(answer, delivery);
         });
     }
 
@@ -162,7 +190,7 @@ impl Core {
             .and_then(|()| self.take_batch(handles, true));
         match self.counted(batch) {
             Ok(batch) => batch.map(|batch| {
-                self.give_back(&batch.keys, batch.leaving);
+                self.give_back(&batch.keys, batch.leaving, &mut Delivery::Inline);
                 Ok(())
             }),
             Err(error) => Some(Err(error)),
@@ -175,7 +203,7 @@ impl Core {
             .and_then(|()| self.take_batch(handles, false));
         let batch = match batch {
             Ok(batch) => batch.expect("only a batch for now may be declined"),
-            Err(error) => return self.failed(error, done),
+            Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
         let core = Arc::clone(self);
         let Batch {
@@ -183,12 +211,13 @@ impl Core {
             leaving,
             retired,
         } = batch;
-        self.retire(retired, move |answer| {
-            core.give_back(&keys, leaving);
+        let delivery = &mut Delivery::Inline;
+        self.retire(retired, delivery, move |answer, delivery| {
+            core.give_back(&keys, leaving, delivery);
             let answer = core.counted(answer);
             let mapper = Arc::clone(&core.mapper);
             drop(core);
-            mapper.quiesce(Completion::new(move |_| done.complete(answer)));
+            mapper.quiesce(done.map(|_| answer), delivery);
         });
     }
 
@@ -237,17 +266,28 @@ impl Core {
         Ok(Some(batch))
     }
 
-    /// Has the mapper take leave of allocations, if it has anything to do, then goes on.
-    fn retire(&self, retired: Vec<Retired>, next: impl FnOnce(Result<()>) + Send + 'static) {
+    /// Has the mapper deinitialize allocations, if it has anything to do, then goes on.
+    fn retire(
+        &self,
+        retired: Vec<Retired>,
+        delivery: &mut Delivery,
+        next: impl FnOnce(Result<()>, &mut Delivery) + Send + 'static,
+    ) {
         if retired.iter().all(Retired::is_nothing) {
-            next(Ok(()));
+            next(Ok(()), delivery);
         } else {
-            Arc::clone(&self.mapper).deinitialize(retired, Completion::new(next));
+            let next = Completion::with_delivery(next);
+            Arc::clone(&self.mapper).deinitialize(retired, next, delivery);
         }
     }
 
     /// Frees pieces and forgets allocations.
-    pub(super) fn give_back(self: &Arc<Self>, keys: &[Key], leaving: Leaving) {
+    pub(super) fn give_back(
+        self: &Arc<Self>,
+        keys: &[Key],
+        leaving: Leaving,
+        delivery: &mut Delivery,
+    ) {
         self.fill_with_traps(&leaving);
         let mut empty = Vec::new();
         let mut buffers: SmallVec<[_; 4]> = SmallVec::new();
@@ -260,7 +300,7 @@ impl Core {
         }
         drop(buffers); // they may be large: not under the lock
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
-        let _ = self.reclaim(empty);
+        let _ = self.reclaim(empty, delivery);
     }
 
     /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
@@ -298,7 +338,7 @@ impl Drop for Core {
         let end = move |done: Completion<()>| {
             let keep = Arc::clone(&mapper);
             let release = move |_answer: Result<()>| {
-                let all = join_all(windows.len(), done);
+                let all = join_all(windows.len(), done, &mut Delivery::Inline);
                 for (window, done) in windows.into_iter().zip(all) {
                     keep.release(window, done);
                 }
@@ -306,7 +346,8 @@ impl Drop for Core {
             if retired.iter().all(Retired::is_nothing) {
                 release(Ok(()));
             } else {
-                mapper.deinitialize(retired, Completion::new(release));
+                let released = Completion::new(release);
+                mapper.deinitialize(retired, released, &mut Delivery::Inline);
             }
         };
         match self.mapper.close_timeout() {

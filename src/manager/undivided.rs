@@ -12,6 +12,7 @@ use super::request::{Planned, Request};
 use super::space::{Space, heap_is_full};
 use super::window::{Grant, Pieces, Sums};
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::group::{AllocGroup, Lifetime, Protection};
@@ -412,14 +413,16 @@ impl Core {
         let size = draft.size;
         let counted = self.space.lock().set_aside(size);
         if let Err(error) = counted {
-            return self.failed(error, done);
+            return self.failed(error, done, &mut Delivery::Inline);
         }
         if let Err(error) = draft.make_buffers(&self.buffers) {
             self.space.lock().not_aside(size);
-            return self.failed(error, done);
+            return self.failed(error, done, &mut Delivery::Inline);
         }
         let core = Arc::clone(self);
-        let reserved = Completion::new(move |answer| core.reserved(draft, answer, done));
+        let reserved = Completion::with_delivery(move |answer, delivery| {
+            core.reserved(draft, answer, done, delivery);
+        });
         let mapper = Arc::clone(&self.mapper);
         mapper.reserve(size, size, self.options.placement, reserved);
     }
@@ -430,6 +433,7 @@ impl Core {
         mut draft: Draft,
         answer: Result<Reserved>,
         done: Completion<Allocated>,
+        delivery: &mut Delivery,
     ) {
         let size = draft.size;
         let range = match answer {
@@ -437,7 +441,7 @@ impl Core {
             Err(error) => {
                 self.space.lock().not_aside(size);
                 let error = error.context(format!("reserve {size} bytes for an allocation"));
-                return self.give_up(error, done);
+                return self.give_up(error, done, delivery);
             }
         };
         let allocated = match self.is_closed() {
@@ -447,28 +451,26 @@ impl Core {
         let error = match allocated {
             Ok(allocated) => {
                 drop(self);
-                return done.complete(Ok(allocated));
+                return done.complete_with(Ok(allocated), delivery);
             }
             Err(error) => error,
         };
         self.space.lock().not_aside(size);
         let mapper = Arc::clone(&self.mapper);
-        let released = Completion::new(move |answer: Result<()>| {
-            self.give_up(
-                match answer {
-                    Ok(()) => error,
-                    Err(second) => error.join(second),
-                },
-                done,
-            );
+        let released = Completion::with_delivery(move |answer: Result<()>, delivery| {
+            let error = match answer {
+                Ok(()) => error,
+                Err(second) => error.join(second),
+            };
+            self.give_up(error, done, delivery);
         });
         mapper.release(range, released);
     }
 
-    /// Answers with an error. Whoever frees the manager on hearing of it shall find it the last holder.
-    fn give_up<T>(self: Arc<Self>, error: Error, done: Completion<T>) {
+    /// Answers with an error. A callback that frees the manager finds it the last holder.
+    fn give_up<T>(self: Arc<Self>, error: Error, done: Completion<T>, delivery: &mut Delivery) {
         let answer = self.counted(Err(error));
         drop(self);
-        done.complete(answer);
+        done.complete_with(answer, delivery);
     }
 }

@@ -4,6 +4,7 @@
 use super::{
     Action, Capabilities, Chunk, Mapper, Prepared, Reserved, Retired, SegmentContent, Teardown,
 };
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::memory::view::Placement;
@@ -78,15 +79,13 @@ impl Mapper for CustomMapper {
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
         let windows = Arc::clone(&self.windows);
         let page = self.capabilities().page_size.bytes();
-        let checked = Completion::new(move |answer: Result<Reserved>| {
-            let answer = answer.and_then(|reserved| {
-                let mut windows = windows.lock();
-                // A window that can't be is not released either: who knows whose it is.
-                check_window(reserved, size, &windows, page)?;
-                windows.push(reserved.range);
-                Ok(reserved)
-            });
-            done.complete(answer);
+        let checked = done.map(move |answer: Result<Reserved>| {
+            let reserved = answer?;
+            let mut windows = windows.lock();
+            // A window that can't be is not released either: who knows whose it is.
+            check_window(reserved, size, &windows, page)?;
+            windows.push(reserved.range);
+            Ok(reserved)
         });
         self.host.reserve(size, least, placement, checked);
     }
@@ -104,8 +103,8 @@ impl Mapper for CustomMapper {
         self.host.initialize(segments, actions, done);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
-        self.host.deinitialize(retired, done);
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
+        self.host.deinitialize(retired, done, delivery);
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {

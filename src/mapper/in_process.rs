@@ -6,6 +6,7 @@ use super::{
     Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, Working,
 };
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
@@ -261,7 +262,7 @@ impl Mapper for InProcess {
         done.complete(Self::initialize_now(&segments, actions));
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
         let mut result = Ok(());
         for retired in retired.iter().rev() {
             if let Teardown::Calls(calls) = &retired.teardown {
@@ -271,7 +272,7 @@ impl Mapper for InProcess {
                 result = join(result, Self::make_trap(*range, *group));
             }
         }
-        done.complete(result);
+        done.complete_with(result, delivery);
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {

@@ -5,7 +5,8 @@
 //! The five operations are those of LLVM's MemoryMapper; `reclaim` is the inverse of `prepare`.
 //! All but `prepare` and `reclaim` may take long (another process, another machine), so they
 //! answer through a [`Completion`]. A mapper is called with no lock held and from any thread; a
-//! completion may run inside the call.
+//! completion may run inside the call. Operations that the manager asks for while it deals with an
+//! answer take the [`Delivery`] of that answer, for what they complete inside the call.
 
 pub(crate) mod actions;
 mod custom;
@@ -20,6 +21,7 @@ pub use in_process::{InProcess, InProcessKind};
 pub use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
 pub use service::ServiceMapper;
 
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
 use crate::group::AllocGroup;
@@ -201,8 +203,8 @@ pub trait Mapper: Send + Sync {
 
     /// Completes once what `reclaim` and `prepare` have begun is done, where a host may end the
     /// connection as soon as it has been told that its memory is free.
-    fn quiesce(&self, done: Completion<()>) {
-        done.complete(Ok(()));
+    fn quiesce(&self, done: Completion<()>, delivery: &mut Delivery) {
+        done.complete_with(Ok(()), delivery);
     }
 
     /// Messages sent to the executor, and the bytes of both directions.
@@ -228,7 +230,7 @@ pub trait Mapper: Send + Sync {
 
     /// Runs the deallocation actions of a batch, last allocation first. All are run even if some
     /// fail; the answer then holds all failures. The memory is free afterwards in either case.
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>);
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery);
 
     /// Takes back the pages of a chunk that holds no allocation. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;

@@ -14,10 +14,12 @@ mod stream;
 
 pub use stream::Stream;
 
+use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -51,6 +53,20 @@ pub trait Transport: Send + Sync {
 /// Calls and waits.
 pub fn call(transport: &dyn Transport, function: u64, args: Vec<u8>) -> Result<Vec<u8>> {
     wait(|done| transport.call(function, args, done))
+}
+
+/// Has the callbacks of hosts that follow from an answer run where the transport's host wants them.
+pub(crate) fn dispatched(
+    transport: &Arc<dyn Transport>,
+    done: Completion<Vec<u8>>,
+) -> Completion<Vec<u8>> {
+    let transport = Arc::clone(transport);
+    Completion::new(move |answer| {
+        Delivery::as_one_task(
+            |delivery| done.complete_with(answer, delivery),
+            |task| transport.dispatch(task),
+        );
+    })
 }
 
 /// The executor is gone, and how that showed.

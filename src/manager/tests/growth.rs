@@ -112,8 +112,13 @@ impl Mapper for Hooked {
     ) {
         self.inner.initialize(segments, actions, done);
     }
-    fn deinitialize(&self, retired: Vec<crate::mapper::Retired>, done: Completion<()>) {
-        self.inner.deinitialize(retired, done);
+    fn deinitialize(
+        &self,
+        retired: Vec<crate::mapper::Retired>,
+        done: Completion<()>,
+        delivery: &mut crate::callback_queue::Delivery,
+    ) {
+        self.inner.deinitialize(retired, done, delivery);
     }
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         self.inner.reclaim(chunk)

@@ -3,6 +3,7 @@
 //! under a name of its own. The name is unlinked as soon as the window is open here.
 
 use super::{group_byte, outcome, symbol, value, wire_actions};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
@@ -13,7 +14,7 @@ use crate::mapper::{
 use crate::memory::view::{Placement, WriterView};
 use crate::page::AddressRange;
 use crate::sys::{self, explain};
-use crate::transport::Transport;
+use crate::transport::{Transport, dispatched};
 use crate::wire::sps::{Encode, ExecutorAddr, to_bytes};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -87,6 +88,7 @@ impl LlvmSharedMapper {
     }
 
     fn call(&self, function: ExecutorAddr, args: &impl Encode, done: Completion<Vec<u8>>) {
+        let done = dispatched(&self.transport, done);
         self.transport.call(function.0, to_bytes(args), done);
     }
 
@@ -116,9 +118,9 @@ impl LlvmSharedMapper {
             window,
             (segments, wire_actions(actions)),
         );
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            let key = answer.and_then(|bytes| value::<ExecutorAddr>("Initialize", &bytes));
-            done.complete(key.map(|key| key.0));
+        let done = done.map(|answer: Result<Vec<u8>>| {
+            let key = value::<ExecutorAddr>("Initialize", &answer?)?;
+            Ok(key.0)
         });
         self.call(self.service.initialize, &request, done);
     }
@@ -169,12 +171,12 @@ impl Mapper for LlvmSharedMapper {
     fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
         let (windows, service) = (Arc::clone(&self.windows), self.service);
         let transport = Arc::clone(&self.transport);
-        let reserved = Completion::new(move |answer: Result<Vec<u8>>| {
+        let reserved = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
             let answer =
                 answer.and_then(|bytes| value::<(ExecutorAddr, String)>("Reserve", &bytes));
             let (base, window) = match answer {
                 Ok((base, name)) => (base, open_window(base.0, &name, size)),
-                Err(error) => return done.complete(Err(error)),
+                Err(error) => return done.complete_with(Err(error), delivery),
             };
             let window = window.and_then(|window| match placed(placement, window.range) {
                 true => Ok(window),
@@ -190,15 +192,14 @@ impl Mapper for LlvmSharedMapper {
                 Ok(window) => {
                     let range = window.range;
                     windows.lock().push(window);
-                    done.complete(Ok(Reserved {
-                        range,
-                        in_reach: true,
-                    }));
+                    let in_reach = true;
+                    done.complete_with(Ok(Reserved { range, in_reach }), delivery);
                 }
                 Err(error) => {
                     let request = to_bytes(&(service.instance, vec![base]));
-                    let release = Completion::new(move |_| done.complete(Err(error)));
-                    transport.call(service.release.0, request, release);
+                    let released = done.map(|_| Err(error));
+                    let done = dispatched(&transport, released);
+                    transport.call(service.release.0, request, done);
                 }
             }
         });
@@ -261,16 +262,13 @@ impl Mapper for LlvmSharedMapper {
             )));
         }
         let keep = !actions.is_empty();
-        let done = Completion::new(move |answer: Result<u64>| {
+        let done = done.map(move |answer: Result<u64>| {
+            let key = answer?;
             // Without actions the executor has nothing to remember.
-            let teardown = |key| {
-                if keep {
-                    Teardown::Key(key)
-                } else {
-                    Teardown::Nothing
-                }
-            };
-            done.complete(answer.map(teardown));
+            Ok(match keep {
+                true => Teardown::Key(key),
+                false => Teardown::Nothing,
+            })
         });
         if serving.is_empty() || staying.is_empty() {
             return self.set(window, [serving, staying].concat(), &actions, done);
@@ -278,14 +276,14 @@ impl Mapper for LlvmSharedMapper {
         // The executor knows an allocation by its lowest address, and what is given back after
         // finalize must not be the name of what stays.
         let this = self.again();
-        let then = Completion::new(move |answer: Result<u64>| match answer {
+        let then = Completion::with_delivery(move |answer: Result<u64>, delivery| match answer {
             Ok(_) => this.set(window, staying, &actions, done),
-            Err(error) => done.complete(Err(error)),
+            Err(error) => done.complete_with(Err(error), delivery),
         });
         self.set(window, serving, &[], then);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
         let key = |retired: &Retired| match retired.teardown {
             Teardown::Key(key) => Some(ExecutorAddr(key)),
             _ => None,
@@ -293,11 +291,9 @@ impl Mapper for LlvmSharedMapper {
         // It goes through them last to first.
         let keys: Vec<ExecutorAddr> = retired.iter().filter_map(key).collect();
         if keys.is_empty() {
-            return done.complete(Ok(()));
+            return done.complete_with(Ok(()), delivery);
         }
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            done.complete(answer.and_then(|bytes| outcome("Deinitialize", &bytes)));
-        });
+        let done = done.map(|answer: Result<Vec<u8>>| outcome("Deinitialize", &answer?));
         self.call(
             self.service.deinitialize,
             &(self.service.instance, keys),
@@ -337,9 +333,7 @@ impl Mapper for LlvmSharedMapper {
             let message = format!("no window is reserved at {window:?}");
             return done.complete(Err(invalid_argument(message)));
         }
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            done.complete(answer.and_then(|bytes| outcome("Release", &bytes)));
-        });
+        let done = done.map(|answer: Result<Vec<u8>>| outcome("Release", &answer?));
         let bases = vec![ExecutorAddr(window.start())];
         self.call(self.service.release, &(self.service.instance, bases), done);
     }

@@ -8,6 +8,7 @@
 //! functions: reserve, install, give back.
 
 use super::{group_byte, outcome, said, symbol, value, wire_actions, wire_call};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
@@ -18,7 +19,7 @@ use crate::mapper::{
 use crate::memory::view::Placement;
 use crate::page::AddressRange;
 use crate::sys;
-use crate::transport::{Traffic, Transport};
+use crate::transport::{Traffic, Transport, dispatched};
 use crate::wire::sps::{
     ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, from_bytes, to_bytes,
 };
@@ -175,13 +176,11 @@ impl Link {
         let args = to_bytes(args);
         self.traffic.sent(args.len());
         let link = Arc::clone(self);
-        let counted = Completion::new(move |answer: Result<Vec<u8>>| {
-            if let Ok(bytes) = &answer {
-                link.traffic.received(bytes.len());
-            }
-            done.complete(answer);
+        let counted = done.map(move |answer: Result<Vec<u8>>| {
+            answer.inspect(|bytes| link.traffic.received(bytes.len()))
         });
-        self.transport.call(function.0, args, counted);
+        let done = dispatched(&self.transport, counted);
+        self.transport.call(function.0, args, done);
     }
 
     /// What the answer to `install` says.
@@ -208,16 +207,11 @@ impl Link {
 
     /// Ends reservations, the last one first. Their deallocation actions run.
     fn give_back(self: &Arc<Self>, bases: Vec<ExecutorAddr>, done: Completion<()>) {
-        if bases.is_empty() {
-            return done.complete(Ok(()));
-        }
         let what = match self.service.generation {
             Generation::Finalize => "deallocate",
             Generation::Initialize => "release",
         };
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            done.complete(answer.and_then(|bytes| outcome(what, &bytes)));
-        });
+        let done = done.map(move |answer: Result<Vec<u8>>| outcome(what, &answer?));
         self.call(
             self.service.give_back,
             &(self.service.instance, bases),
@@ -254,13 +248,12 @@ impl Mapper for LlvmSimpleMapper {
 
     /// Where it lies is the executor's choice.
     fn reserve(&self, size: u64, _least: u64, _placement: Placement, done: Completion<Reserved>) {
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            let base = answer.and_then(|bytes| value::<ExecutorAddr>("reserve", &bytes));
-            let range = base.and_then(|base| reserved(base.0, size));
-            done.complete(range.map(|range| Reserved {
-                range,
+        let done = done.map(move |answer: Result<Vec<u8>>| {
+            let base = value::<ExecutorAddr>("reserve", &answer?)?;
+            Ok(Reserved {
+                range: reserved(base.0, size)?,
                 in_reach: true,
-            }));
+            })
         });
         let Service {
             instance, reserve, ..
@@ -298,17 +291,19 @@ impl Mapper for LlvmSimpleMapper {
             Generation::Initialize => wire_actions(&actions),
         };
         let link = Arc::clone(&self.link);
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+        let done = Completion::with_delivery(move |answer, delivery| {
             let error = match link.installed(answer) {
-                Ok(()) => return done.complete(Ok(Teardown::Key(base))),
-                Err(NotInstalled { error, gone: true }) => return done.complete(Err(error)),
+                Ok(()) => return done.complete_with(Ok(Teardown::Key(base)), delivery),
+                Err(NotInstalled { error, gone: true }) => {
+                    return done.complete_with(Err(error), delivery);
+                }
                 Err(NotInstalled { error, gone: false }) => error,
             };
-            let given_back = Completion::new(move |answer: Result<()>| {
-                done.complete(Err(match answer {
+            let given_back = done.map(move |answer: Result<()>| {
+                Err(match answer {
                     Ok(()) => error,
                     Err(second) => error.join(second),
-                }));
+                })
             });
             link.give_back(vec![ExecutorAddr(base)], given_back);
         });
@@ -316,13 +311,16 @@ impl Mapper for LlvmSimpleMapper {
         self.link.call(service.install, &request, done);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
         let base = |retired: &Retired| match retired.teardown {
             Teardown::Key(base) => Some(ExecutorAddr(base)),
             _ => None,
         };
-        let bases = retired.iter().filter_map(base).collect();
-        self.link.give_back(bases, done);
+        let bases: Vec<ExecutorAddr> = retired.iter().filter_map(base).collect();
+        match bases.is_empty() {
+            true => done.complete_with(Ok(()), delivery),
+            false => self.link.give_back(bases, done),
+        }
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {

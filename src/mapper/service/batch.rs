@@ -11,6 +11,7 @@
 //! waits for each answer, and gathering is not tried again for twice as many items as before.
 
 use super::link::{Link, decoded_list};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
 use crate::sys;
@@ -208,16 +209,30 @@ impl Inner {
         (done.len() as u64).encode(&mut message);
         message.extend(items);
         let inner = Arc::clone(self);
-        let answered = Completion::new(move |answer: Result<Vec<u8>>| {
-            // The executor goes on while the callbacks run here.
-            if let Some(next) = inner.next() {
-                inner.send(next);
-            }
-            let answer = answer.and_then(|bytes| decoded_list(&bytes, done.len()));
-            inner.link.deliver(|| complete(done, answer));
+        let answered = Completion::with_delivery(move |answer, delivery| {
+            inner.answered(done, answer, delivery);
         });
         self.link
             .call(self.link.functions().run, message, &[], answered);
+    }
+
+    /// A message has been answered.
+    fn answered(
+        self: Arc<Self>,
+        done: Vec<Completion<u64>>,
+        answer: Result<Vec<u8>>,
+        delivery: &mut Delivery,
+    ) {
+        // The executor goes on while completions run here.
+        if let Some(next) = self.next() {
+            self.send(next);
+        }
+        let count = done.len();
+        let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); count]);
+        for (done, answer) in done.into_iter().zip(answers) {
+            done.complete_with(answer, delivery);
+        }
     }
 
     /// What goes now that a message has been answered.
@@ -273,14 +288,6 @@ impl Inner {
         if let Some(left) = left {
             self.send(left);
         }
-    }
-}
-
-fn complete(done: Vec<Completion<u64>>, answer: Result<Vec<Result<u64>>>) {
-    let count = done.len();
-    let answers = answer.unwrap_or_else(|error| vec![Err(error); count]);
-    for (done, answer) in done.into_iter().zip(answers) {
-        done.complete(answer);
     }
 }
 

@@ -3,6 +3,7 @@
 //! that addresses which were given back can be taken again without waiting.
 
 use super::link::{Link, Way, decoded_list, file_of};
+use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
 use crate::sys::socket::MOST_DESCRIPTORS;
@@ -68,45 +69,39 @@ impl Changes {
             }
         };
         match clone.and_then(|clone| Ok((step(&clone)?, clone))) {
-            Ok((step, clone)) => self.push(Waiting {
-                step: Some(step),
-                file: Some(clone),
-                done,
-            }),
+            Ok((step, clone)) => {
+                let (step, file) = (Some(step), Some(clone));
+                self.push(Waiting { step, file, done }, &mut Delivery::Inline);
+            }
             Err(error) => done.complete(Err(error)),
         }
     }
 
     /// Any change that needs no file.
     pub(super) fn make(&self, step: Step, done: Completion<()>) {
-        self.push(Waiting {
-            step: Some(step),
-            file: None,
-            done,
-        });
+        let (step, file) = (Some(step), None);
+        self.push(Waiting { step, file, done }, &mut Delivery::Inline);
     }
 
     /// Completes once all that was asked for before has been answered.
-    pub(super) fn when_done(&self, done: Completion<()>) {
-        self.push(Waiting {
-            step: None,
-            file: None,
-            done,
-        });
+    pub(super) fn when_done(&self, done: Completion<()>, delivery: &mut Delivery) {
+        let (step, file) = (None, None);
+        self.push(Waiting { step, file, done }, delivery);
     }
 
-    fn push(&self, waiting: Waiting) {
+    fn push(&self, waiting: Waiting, delivery: &mut Delivery) {
         let mut queue = self.0.queue.lock();
         queue.waiting.push_back(waiting);
         if !std::mem::replace(&mut queue.under_way, true) {
             drop(queue);
-            self.0.send();
+            self.0.send(delivery);
         }
     }
 }
 
 impl Inner {
-    fn send(self: &Arc<Self>) {
+    /// Sends what waits. What completes without being sent gets `delivery`.
+    fn send(self: &Arc<Self>, delivery: &mut Delivery) {
         let waiting: Vec<Waiting> = {
             let mut queue = self.queue.lock();
             let count = queue.waiting.len().min(MOST_DESCRIPTORS);
@@ -128,28 +123,27 @@ impl Inner {
             return;
         }
         if changes.is_empty() {
-            self.send();
-            return self.link.deliver(|| {
-                done.into_iter().for_each(|(_, done)| done.complete(Ok(())));
-            });
+            self.send(delivery);
+            for (_, done) in done {
+                done.complete_with(Ok(()), delivery);
+            }
+            return;
         }
         let (count, mut message) = (changes.len(), self.link.message());
         Change { changes }.encode(&mut message);
         let files = Arc::new(files);
         let (inner, open) = (Arc::clone(self), Arc::clone(&files));
-        let answered = Completion::new(move |answer: Result<Vec<u8>>| {
+        let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
             drop(open);
-            inner.send();
+            inner.send(delivery);
             let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
                 .into_iter();
-            inner.link.deliver(|| {
-                for (asked, done) in done {
-                    let answer = if asked { answers.next() } else { None };
-                    done.complete(answer.unwrap_or(Ok(())));
-                }
-            });
+            for (asked, done) in done {
+                let answer = if asked { answers.next() } else { None };
+                done.complete_with(answer.unwrap_or(Ok(())), delivery);
+            }
         });
         let descriptors = match self.link.way {
             Way::Files => &[],

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A session with an executor's service, and the way its memfds and messages go.
 
-use crate::callback_queue;
 use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, MemFile, OwnerProcess, explain, explain_mapping, explain_reach, socket};
 use crate::transport::channel::Channel;
-use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected};
+use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected, dispatched};
 use crate::wire::service::{
     Attach, Attached, Failure, File, Functions, Open, Opened, Reply, VERSION,
 };
@@ -132,8 +131,20 @@ impl Link {
         to_bytes(&self.opened.session)
     }
 
-    /// Sends a message; descriptors only where there is a channel.
+    /// Sends a message; descriptors only where there is a channel. The callbacks of hosts that follow
+    /// from its answer run where the transport's host wants them.
     pub(super) fn call(
+        &self,
+        function: ExecutorAddr,
+        message: Vec<u8>,
+        descriptors: &[OwnedFd],
+        done: Completion<Vec<u8>>,
+    ) {
+        let done = dispatched(&self.transport, done);
+        self.send(function, message, descriptors, done);
+    }
+
+    fn send(
         &self,
         function: ExecutorAddr,
         message: Vec<u8>,
@@ -145,7 +156,7 @@ impl Link {
             None => {
                 self.traffic.sent(message.len());
                 let (lost, traffic) = (Arc::clone(&self.lost), Arc::clone(&self.traffic));
-                let done = Completion::new(move |answer: Result<Vec<u8>>| {
+                let done = done.map(move |answer: Result<Vec<u8>>| {
                     match &answer {
                         Ok(bytes) => traffic.received(bytes.len()),
                         Err(error) if error.status() == Status::Disconnected => {
@@ -153,16 +164,11 @@ impl Link {
                         }
                         Err(_) => {}
                     }
-                    done.complete(answer);
+                    answer
                 });
                 self.transport.call(function.0, message, done);
             }
         }
-    }
-
-    /// Completes requests; what the host does then runs where it wants that, as one task.
-    pub(super) fn deliver(&self, complete: impl FnOnce()) {
-        callback_queue::deliver(complete, |task| self.transport.dispatch(task));
     }
 
     /// Asks and waits.
@@ -173,7 +179,7 @@ impl Link {
     ) -> Result<T> {
         let mut message = self.message();
         request.encode(&mut message);
-        let bytes = wait(|done| self.call(function, message, &[], done))?;
+        let bytes = wait(|done| self.send(function, message, &[], done))?;
         decoded(&bytes)
     }
 
@@ -195,7 +201,7 @@ impl Link {
         }
         let function = self.opened.functions.close;
         // Nobody is left to tell; a channel that is gone has ended the session on both sides.
-        let close = |done| self.call(function, self.message(), &[], done);
+        let close = |done| self.send(function, self.message(), &[], done);
         if self.has_channel() {
             let _ = wait_until(Some(Instant::now() + RESPONSE_TIMEOUT), close);
         } else {

@@ -11,6 +11,7 @@ use super::{
     Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, WrapperCall,
 };
+use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
@@ -193,7 +194,9 @@ impl ServiceMapper {
     /// Has the executor map a chunk whose progress says that it is under way.
     fn map(&self, chunk: &Arc<ChunkState>) {
         let mapped = Arc::clone(chunk);
-        let done = Completion::new(move |answer| mapped.answered(answer));
+        let done = Completion::with_delivery(move |answer, delivery| {
+            mapped.answered(answer, delivery);
+        });
         let range = wire_range(chunk.range);
         // The lock is not held while the request is made: it may be answered inside.
         let file = match &mut *chunk.progress.lock() {
@@ -257,7 +260,7 @@ impl ChunkState {
         matches!(*self.progress.lock(), Progress::Mapped)
     }
 
-    fn answered(&self, answer: Result<()>) {
+    fn answered(&self, answer: Result<()>, delivery: &mut Delivery) {
         let waiting = {
             let mut progress = self.progress.lock();
             let (file, waiting) = match std::mem::replace(&mut *progress, Progress::Mapped) {
@@ -273,7 +276,7 @@ impl ChunkState {
             waiting
         };
         for done in waiting {
-            done.complete(answer.clone());
+            done.complete_with(answer.clone(), delivery);
         }
     }
 
@@ -339,11 +342,11 @@ impl Mapper for ServiceMapper {
         answers.then_some(RESPONSE_TIMEOUT)
     }
 
-    fn quiesce(&self, done: Completion<()>) {
+    fn quiesce(&self, done: Completion<()>, delivery: &mut Delivery) {
         // What goes through a channel of our own does not end with the host's transport.
         match self.link.has_channel() {
-            true => done.complete(Ok(())),
-            false => self.changes.when_done(done),
+            true => done.complete_with(Ok(()), delivery),
+            false => self.changes.when_done(done, delivery),
         }
     }
 
@@ -360,23 +363,18 @@ impl Mapper for ServiceMapper {
         let mut message = self.link.message();
         Reserve { size, least, at }.encode(&mut message);
         let (windows, page) = (Arc::clone(&self.windows), self.capabilities.page_size);
-        let link = Arc::clone(&self.link);
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
-            let reserved = reserved.and_then(|reserved| {
-                let at = reserved.range;
-                let range = AddressRange::new(at.start.0, at.size())
-                    .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
-                let reserved = Reserved {
-                    range,
-                    in_reach: reserved.in_reach,
-                };
-                let mut windows = windows.lock();
-                check_window(reserved, size, &windows, page.bytes())?;
-                windows.push(range);
-                Ok(reserved)
-            });
-            link.deliver(|| done.complete(reserved));
+        let done = done.map(move |answer: Result<Vec<u8>>| {
+            let ReservedAt {
+                range: at,
+                in_reach,
+            } = decoded(&answer?)?;
+            let range = AddressRange::new(at.start.0, at.size())
+                .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
+            let reserved = Reserved { range, in_reach };
+            let mut windows = windows.lock();
+            check_window(reserved, size, &windows, page.bytes())?;
+            windows.push(range);
+            Ok(reserved)
         });
         self.link
             .call(self.link.functions().reserve, message, &[], done);
@@ -423,26 +421,24 @@ impl Mapper for ServiceMapper {
         done: Completion<Teardown>,
     ) {
         let coherent = self.capabilities.coherent;
-        let done = Completion::new(move |answer: Result<u64>| {
-            done.complete(answer.map(|key| match key {
+        let done = done.map(|answer: Result<u64>| {
+            Ok(match answer? {
                 0 => Teardown::Nothing,
                 key => Teardown::Key(key),
-            }));
+            })
         });
         let chunks = self.unsettled_chunks(&segments);
         let go = {
             let batches = self.batches.handle();
             let link = Arc::clone(&self.link);
-            move |ready: Result<()>| match ready.and_then(|()| link.check()) {
-                Err(error) => done.complete(Err(error)),
-                Ok(()) if actions.is_empty() && coherent => done.complete(Ok(0)),
+            move |ready: Result<()>, delivery: &mut Delivery| match ready.and(link.check()) {
+                Err(error) => done.complete_with(Err(error), delivery),
+                Ok(()) if actions.is_empty() && coherent => done.complete_with(Ok(0), delivery),
                 Ok(()) => batches.submit(&item(&segments, &actions, coherent), done),
             }
         };
-        if chunks.is_empty() {
-            return go(Ok(()));
-        }
-        let ready = join_all(chunks.len(), Completion::new(go));
+        let delivery = &mut Delivery::Inline;
+        let ready = join_all(chunks.len(), Completion::with_delivery(go), delivery);
         for (chunk, ready) in chunks.iter().zip(ready) {
             if chunk.when_mapped(ready) {
                 self.map(chunk);
@@ -450,7 +446,7 @@ impl Mapper for ServiceMapper {
         }
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
         let item = |retired: &Retired| {
             let key = match retired.teardown {
                 Teardown::Key(key) => key,
@@ -463,12 +459,8 @@ impl Mapper for ServiceMapper {
         };
         // One message, for the last one must have ended before the one before it begins.
         let items: Vec<Item<'_>> = retired.iter().rev().filter_map(item).collect();
-        let all = join_all(items.len(), done).into_iter();
-        let all = all.map(|done| {
-            Completion::new(move |answer: Result<u64>| {
-                done.complete(answer.map(drop));
-            })
-        });
+        let all = join_all(items.len(), done, delivery).into_iter();
+        let all = all.map(|done| done.map(|answer: Result<u64>| answer.map(drop)));
         self.batches.handle().submit_in_order(&items, all.collect());
     }
 
