@@ -5,7 +5,7 @@ use crate::executor::{Belongings, belongings, wait_for};
 use crate::hostile::{Hostile, OPEN, State};
 use crate::input::Input;
 use jitmem::manager::{GrowthPolicy, Manager, Options, Segment};
-use jitmem::mapper::{Action, Mapper, ServiceMapper, WrapperCall};
+use jitmem::mapper::{Action, MemoryMapper, ServiceMapper, WrapperCall};
 use jitmem::transport::Transport;
 use jitmem::{AllocGroup, Lifetime, Placement, Protection, Status};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 pub struct Host {
     executor: Arc<Hostile>,
     serving: JoinHandle<()>,
-    mapper: Arc<dyn Mapper>,
+    mapper: Arc<dyn MemoryMapper>,
     linked: Arc<Mutex<Linked>>,
     had: Belongings,
 }

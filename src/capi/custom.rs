@@ -11,7 +11,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::{
-    Action, Capabilities, Chunk, CustomMapper, Kind, Mapper, Prepared, Reserved, Retired,
+    Action, Capabilities, Chunk, CustomMapper, Kind, MemoryMapper, Prepared, Reserved, Retired,
     SegmentContent, Teardown, WrapperCall,
 };
 use crate::memory::view::{Placement, Writer};
@@ -368,7 +368,7 @@ fn pointer_and_count<T>(items: &[T]) -> (*const T, usize) {
 
 const CHECKED: &str = "checked when the mapper was made";
 
-impl Mapper for Callbacks {
+impl MemoryMapper for Callbacks {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

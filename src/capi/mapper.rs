@@ -7,7 +7,7 @@ use super::transport::{jitmem_transport, transport_of};
 use super::{guard, input};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::mapper::{
-    InProcess, InProcessKind, LlvmSharedMapper, LlvmSimpleMapper, Mapper, ServiceMapper,
+    InProcess, InProcessKind, LlvmSharedMapper, LlvmSimpleMapper, MemoryMapper, ServiceMapper,
 };
 use crate::transport::Transport;
 use std::ffi::c_char;
@@ -17,7 +17,7 @@ use std::sync::Arc;
 /// Where memory comes from. May serve any number of managers; freeing it while managers use it is
 /// fine. All functions on it are thread-safe.
 #[allow(non_camel_case_types)]
-pub struct jitmem_mapper(pub(super) Arc<dyn Mapper>);
+pub struct jitmem_mapper(pub(super) Arc<dyn MemoryMapper>);
 
 static MAPPERS: handle::Pool<jitmem_mapper> = handle::Pool::new(0x6a69_746d_6d61_7070);
 
@@ -263,7 +263,7 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_simple(
 ///
 /// # Safety
 /// As [`jitmem_mapper_llvm_shared`] has it.
-unsafe fn over_llvm<M: Mapper + 'static>(
+unsafe fn over_llvm<M: MemoryMapper + 'static>(
     transport: *const jitmem_transport,
     instead_of: *const c_char,
     mapper: *mut *mut jitmem_mapper,

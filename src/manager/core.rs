@@ -13,7 +13,7 @@ use super::{Allocated, Options, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
-use crate::mapper::{Kind, Mapper, Reserved};
+use crate::mapper::{Kind, MemoryMapper, Reserved};
 use crate::memory::buffer::BufferPool;
 use crate::memory::view::Placement;
 use crate::sys::OwnerProcess;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const MOST_NEW_WINDOWS: u32 = 4;
 
 pub(super) struct Core {
-    pub(super) mapper: Arc<dyn Mapper>,
+    pub(super) mapper: Arc<dyn MemoryMapper>,
     pub(super) options: Options,
     /// The process that made the manager.
     owner: OwnerProcess,
@@ -63,7 +63,7 @@ pub(super) fn freed() -> Error {
 }
 
 impl Core {
-    pub(super) fn new(mapper: Arc<dyn Mapper>, options: Options) -> Arc<Core> {
+    pub(super) fn new(mapper: Arc<dyn MemoryMapper>, options: Options) -> Arc<Core> {
         let capabilities = mapper.capabilities();
         let page_size = capabilities.page_size;
         let mut space = Space::new(page_size, capabilities.granule, &options, random());

@@ -22,7 +22,7 @@ pub use stats::{LayoutItem, LayoutKind, Stats};
 
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument};
-use crate::mapper::{Action, Mapper, Reserved};
+use crate::mapper::{Action, MemoryMapper, Reserved};
 use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, WorkingPointer};
 use core::Core;
@@ -96,7 +96,7 @@ pub struct Manager {
 
 impl Manager {
     /// Reserves the first window, if the mapper divides any, and completes with the manager.
-    pub fn create(mapper: Arc<dyn Mapper>, options: Options, done: Completion<Manager>) {
+    pub fn create(mapper: Arc<dyn MemoryMapper>, options: Options, done: Completion<Manager>) {
         let page = mapper.capabilities().page_size;
         let Some(size) = page
             .round_up(options.window_size)

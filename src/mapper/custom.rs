@@ -2,7 +2,8 @@
 //! A mapper from outside: every answer is checked before the manager believes it.
 
 use super::{
-    Action, Capabilities, Chunk, Mapper, Prepared, Reserved, Retired, SegmentContent, Teardown,
+    Action, Capabilities, Chunk, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 /// Wraps a mapper that a host supplied.
 pub struct CustomMapper {
-    host: Arc<dyn Mapper>,
+    host: Arc<dyn MemoryMapper>,
     windows: Arc<Mutex<Vec<AddressRange>>>,
 }
 
@@ -24,7 +25,7 @@ impl CustomMapper {
     ///
     /// # Errors
     /// `InvalidArgument` for a granule above the page size.
-    pub fn new(host: Arc<dyn Mapper>) -> Result<CustomMapper> {
+    pub fn new(host: Arc<dyn MemoryMapper>) -> Result<CustomMapper> {
         let Capabilities {
             page_size, granule, ..
         } = *host.capabilities();
@@ -71,7 +72,7 @@ pub(super) fn check_window(
     }
 }
 
-impl Mapper for CustomMapper {
+impl MemoryMapper for CustomMapper {
     fn capabilities(&self) -> &Capabilities {
         self.host.capabilities()
     }

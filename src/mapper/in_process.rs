@@ -3,7 +3,7 @@
 
 use super::actions::{join, run_dealloc, run_finalize};
 use super::{
-    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, Working,
 };
 use crate::callback_queue::Delivery;
@@ -205,7 +205,7 @@ fn probe() -> Result<()> {
     view.unmap().map_err(|(_, error)| error)
 }
 
-impl Mapper for InProcess {
+impl MemoryMapper for InProcess {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

@@ -176,7 +176,7 @@ impl Retired {
 }
 
 /// See the module.
-pub trait Mapper: Send + Sync {
+pub trait MemoryMapper: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
 

@@ -57,7 +57,8 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
     for _ in 0..16 {
         let (executor, socket) = socket::packet_pair().unwrap();
         let opener = Arc::new(Opener(Mutex::new(Some(socket))));
-        let mapper: Arc<dyn Mapper> = Arc::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
+        let mapper: Arc<dyn MemoryMapper> =
+            Arc::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
         let gone = Arc::downgrade(&mapper);
         let options = Options {
             window_size: WINDOW,

@@ -90,7 +90,7 @@ struct Hooked {
     hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Mapper for Hooked {
+impl MemoryMapper for Hooked {
     fn capabilities(&self) -> &crate::mapper::Capabilities {
         self.inner.capabilities()
     }
@@ -141,7 +141,7 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
         window_size: 64 << 10,
         ..Options::default()
     };
-    let shared: Arc<dyn Mapper> = Arc::<Hooked>::clone(&mapper);
+    let shared: Arc<dyn MemoryMapper> = Arc::<Hooked>::clone(&mapper);
     let manager = Arc::new(wait(|done| Manager::create(shared, options, done)).unwrap());
     // 20 KiB are left of the window. The chunk for the small request takes 12 of them, and the
     // larger one finds room for no chunk of its own, but in that one.

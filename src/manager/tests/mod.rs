@@ -45,7 +45,7 @@ fn all_kinds() -> impl Iterator<Item = Kind> {
     DIVIDING.into_iter().chain(UNDIVIDED)
 }
 
-fn mapper(kind: Kind) -> Result<Arc<dyn Mapper>> {
+fn mapper(kind: Kind) -> Result<Arc<dyn MemoryMapper>> {
     Ok(match kind {
         Kind::InProcess(kind) => Arc::new(InProcess::new(kind)?),
         Kind::Shared => Arc::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
@@ -119,7 +119,7 @@ fn a_refused_memfd_means_the_mprotect_mapper_with_a_reason() {
     let mapper = InProcess::new(InProcessKind::Auto).unwrap();
     assert!(faults.failed().is_some());
     drop(faults);
-    let mapper: Arc<dyn Mapper> = Arc::new(mapper);
+    let mapper: Arc<dyn MemoryMapper> = Arc::new(mapper);
     let manager = wait(|done| Manager::create(mapper, Options::default(), done)).unwrap();
     let stats = manager.stats();
     assert_eq!(stats.mapper_name, "in-process, mprotect");

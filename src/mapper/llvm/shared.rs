@@ -8,7 +8,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::mapper::{
-    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown,
 };
 use crate::memory::view::{Placement, WriterView};
@@ -163,7 +163,7 @@ fn placed(placement: Placement, range: AddressRange) -> bool {
     }
 }
 
-impl Mapper for LlvmSharedMapper {
+impl MemoryMapper for LlvmSharedMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

@@ -13,7 +13,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::mapper::{
-    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, WrapperCall,
 };
 use crate::memory::view::Placement;
@@ -233,7 +233,7 @@ fn reserved(base: u64, size: u64) -> Result<AddressRange> {
     })
 }
 
-impl Mapper for LlvmSimpleMapper {
+impl MemoryMapper for LlvmSimpleMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

@@ -8,7 +8,7 @@ mod link;
 
 use super::custom::check_window;
 use super::{
-    Action, Capabilities, Chunk, Kind, Mapper, Prepared, Reserved, Retired, SegmentContent,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
     Teardown, WrapperCall,
 };
 use crate::callback_queue::Delivery;
@@ -326,7 +326,7 @@ fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: boo
     }
 }
 
-impl Mapper for ServiceMapper {
+impl MemoryMapper for ServiceMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
