@@ -4,6 +4,8 @@
 #include "footprint.hpp"
 #include "system_error.hpp"
 
+#include "llvm/Support/Path.h"
+
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -118,8 +120,8 @@ Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program) 
   if (Errno)
     return systemError(Errno, "start " + Program);
 
-  std::unique_ptr<Executor> E(
-      new Executor(Program, Pid, FromExecutor.takeReader(), ToExecutor.takeWriter()));
+  std::unique_ptr<Executor> E(new Executor(sys::path::filename(Program).str(), Pid,
+                                           FromExecutor.takeReader(), ToExecutor.takeWriter()));
   if (int Errno = clock_getcpuclockid(Pid, &E->Clock))
     return systemError(Errno, "clock_getcpuclockid of " + Program);
   return E;
@@ -158,7 +160,7 @@ Error Executor::waitForEnd() {
   while (Ready < 0 && errno == EINTR);
   close(Descriptor);
   if (Ready == 0)
-    return createStringError("%s still runs %d s after it was disconnected", Program.c_str(),
+    return createStringError("%s still runs %d s after it was disconnected", Name.c_str(),
                              EndTimeoutMs / 1000);
 
   int Status;
@@ -167,10 +169,10 @@ Error Executor::waitForEnd() {
       return systemError(errno, "waitpid");
   HasEnded = true;
   if (WIFSIGNALED(Status))
-    return createStringError("%s was ended by signal %s", Program.c_str(),
+    return createStringError("%s was ended by signal %s", Name.c_str(),
                              strsignal(WTERMSIG(Status)));
   if (WEXITSTATUS(Status) != 0)
-    return createStringError("%s ended with status %d", Program.c_str(), WEXITSTATUS(Status));
+    return createStringError("%s ended with status %d", Name.c_str(), WEXITSTATUS(Status));
   return Error::success();
 }
 

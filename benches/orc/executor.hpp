@@ -61,10 +61,10 @@ public:
 private:
   class CountingTransport;
 
-  Executor(std::string Program, pid_t Pid, int In, int Out)
-      : Program(std::move(Program)), Pid(Pid), In(In), Out(Out) {}
+  Executor(std::string Name, pid_t Pid, int In, int Out)
+      : Name(std::move(Name)), Pid(Pid), In(In), Out(Out) {}
 
-  const std::string Program;
+  const std::string Name;
   const pid_t Pid;
   bool HasEnded = false;
   /// Whoever speaks through them closes them.

@@ -12,6 +12,25 @@ using namespace llvm;
 
 namespace bench {
 
+/// Whether B is something to compare A with: one of LLVM's or the floor under the same conditions,
+/// or the same manager on another executor.
+static bool isMeasureOf(const Contender &A, const Contender &B) {
+  bool IsPeer = B.Manager.Kind == Role::Reference || B.Manager.Kind == Role::Floor;
+  if (A.NamesExecutor && A.On.Name != B.On.Name)
+    return A.Manager.Name == B.Manager.Name;
+  return IsPeer && A.Tasks == B.Tasks && A.row() != B.row();
+}
+
+/// What the cell of A costs of each that it is compared with, by their rows.
+static json::Object ratios(const RunInfo &Info, const Phase &P, const Contender &A) {
+  json::Object Ratios;
+  for (const Contender &B : Info.contenders(*P.Of))
+    if (isMeasureOf(A, B))
+      if (std::optional<double> Ratio = ratio(P.find(A.row()), P.find(B.row())))
+        Ratios[B.row()] = *Ratio;
+  return Ratios;
+}
+
 static json::Object toJson(const Cell &C) {
   json::Object O{{"manager", C.Manager}};
   if (C.timed()) {
@@ -27,6 +46,8 @@ static json::Object toJson(const Cell &C) {
       O[Name] = std::move(Figures);
     }
     O["median_ns"] = C.median();
+    O["fastest_ns"] = C.fastest();
+    O["slowest_ns"] = C.slowest();
     O["median_processor_ns"] = C.median(&Sample::ProcessorNs);
     O["page_faults"] = C.median(&Sample::Faults);
     O["executor_page_faults"] = C.median(&Sample::ExecutorFaults);
@@ -52,12 +73,34 @@ static json::Object toJson(const Cell &C) {
   return O;
 }
 
-void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R) {
+static json::Object toJson(const Machine &M) {
+  return json::Object{{"system", M.System},
+                      {"processor", M.Processor},
+                      {"processors", M.Processors},
+                      {"most_mappings", int64_t(M.MostMappings)}};
+}
+
+static json::Object toJson(const TargetTable &T) {
+  json::Array Rows;
+  for (const TargetRow &Row : T.Rows)
+    Rows.push_back(json::Object{{"what", Row.What},
+                                {"must_reach", Row.Must},
+                                {"measured", Row.Outcome.Measured},
+                                {"reached", Row.Outcome.Reached}});
+  return json::Object{{"title", T.Title}, {"rows", std::move(Rows)}};
+}
+
+void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R,
+               ArrayRef<TargetTable> Targets) {
   json::Array Phases;
   for (const Phase &P : R.phases()) {
     json::Array Cells;
-    for (const Cell &C : P.Cells)
-      Cells.push_back(toJson(C));
+    for (const Contender &A : Info.contenders(*P.Of))
+      if (const Cell *C = P.find(A.row())) {
+        json::Object O = toJson(*C);
+        O["ratios"] = ratios(Info, P, A);
+        Cells.push_back(std::move(O));
+      }
     Phases.push_back(json::Object{{"workload", P.Of->Key},
                                   {"title", P.Of->Title},
                                   {"phase", P.Name},
@@ -78,7 +121,13 @@ void writeJson(raw_ostream &OS, const RunInfo &Info, const Results &R) {
                                      {"file_bytes", int64_t(F.FileSize)},
                                      {"libraries", F.Libraries},
                                      {"reinitializing", F.Reinitializing}});
+  json::Array TargetTables;
+  for (const TargetTable &T : Targets)
+    TargetTables.push_back(toJson(T));
   OS << formatv("{0:2}", json::Value(json::Object{{"llvm", LLVM_VERSION_STRING},
+                                                  {"machine", toJson(Info.On)},
+                                                  {"seconds", Info.Seconds},
+                                                  {"targets", std::move(TargetTables)},
                                                   {"processor_share", Info.ProcessorShare},
                                                   {"others_share", Info.OthersShare},
                                                   {"trace_refusal", Info.TraceRefusal},

@@ -203,6 +203,8 @@ static Error runAll() {
   Expected<std::vector<Dispatch>> Dispatches = chosenDispatches();
   if (!Dispatches)
     return Dispatches.takeError();
+  if (Error Err = thisMachine().moveInto(Info.On))
+    return Err;
   Info.OneProcess = inOneProcess(*Managers);
   Info.Other = {sys::path::filename(ExecutorPath).str(), ExecutorPath};
   Info.Across = acrossProcesses(*Managers, *Dispatches, Info.Other);
@@ -237,14 +239,17 @@ static Error runAll() {
   auto Has = [&](Contest C) {
     return any_of(Workloads, [&](const Workload &W) { return W.Compares == C; });
   };
+  std::vector<TargetTable> Targets;
   if (Has(Contest::InOneProcess))
-    printTargets(outs(), Info, R);
+    Targets.push_back(targetsInOneProcess(Info, R));
   if (Has(Contest::AcrossProcesses))
-    printTargetsAcross(outs(), R);
+    Targets.push_back(targetsAcross(R));
   if (Has(Contest::Executors)) {
     printFacts(outs(), Info.Facts);
-    printTargetsExecutor(outs(), Info, R);
+    Targets.push_back(targetsOfExecutor(Info, R));
   }
+  for (const TargetTable &T : Targets)
+    printTargets(outs(), T);
   printFooter(outs(), Info);
 
   if (!JsonFile.empty()) {
@@ -252,7 +257,7 @@ static Error runAll() {
     raw_fd_ostream File(JsonFile, EC, sys::fs::OF_Text);
     if (EC)
       return systemError(EC.value(), "write " + JsonFile);
-    writeJson(File, Info, R);
+    writeJson(File, Info, R, Targets);
   }
   // LLVM's managers may meet their limits here; a subject must not.
   for (const Failure &F : R.failures())

@@ -6,10 +6,6 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Config/llvm-config.h"
 #include "llvm/Support/FormatVariadic.h"
-#include "llvm/TargetParser/Host.h"
-
-#include <sys/utsname.h>
-#include <unistd.h>
 
 using namespace llvm;
 
@@ -57,13 +53,10 @@ std::string ratioText(const Cell *Over, const Cell *Under) {
 }
 
 void printHeader(raw_ostream &OS, const RunInfo &Info) {
-  utsname System;
   OS << "# Memory managers for JIT-linked code, side by side\n\n"
-     << "LLVM " LLVM_VERSION_STRING;
-  if (uname(&System) == 0)
-    OS << ", " << System.sysname << ' ' << System.release << ' ' << System.machine;
-  OS << ", " << sys::getHostCPUName() << ", " << sysconf(_SC_NPROCESSORS_ONLN)
-     << " processors. Rounds are interleaved, the order changes from round to round, figures are "
+     << "LLVM " LLVM_VERSION_STRING ", " << Info.On.System << ", " << Info.On.Processors
+     << " processors (" << Info.On.Processor
+     << "). Rounds are interleaved, the order changes from round to round, figures are "
         "medians over rounds, ratios medians of each round's ratio. Page faults and system calls "
         "are per operation. Memory and mappings are what a child process that runs this manager "
         "alone gained, a page mapped twice counted once, without the C heap; system calls are "

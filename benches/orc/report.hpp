@@ -2,6 +2,7 @@
 #pragma once
 
 #include "alone.hpp"
+#include "machine.hpp"
 #include "managers.hpp"
 #include "results.hpp"
 #include "workload.hpp"
@@ -15,7 +16,25 @@
 
 namespace bench {
 
+struct TargetOutcome {
+  std::string Measured;
+  /// No value: one side of the comparison was not measured.
+  std::optional<bool> Reached;
+};
+
+struct TargetRow {
+  std::string What, Must;
+  TargetOutcome Outcome;
+};
+
+/// What the project has set itself to reach, and what was measured here.
+struct TargetTable {
+  std::string Title, Against;
+  std::vector<TargetRow> Rows;
+};
+
 struct RunInfo {
+  Machine On;
   std::vector<Contender> OneProcess, Across, OnExecutors, Executors;
   /// The executor where executors are not compared.
   Program Other;
@@ -47,7 +66,8 @@ struct RunInfo {
 void printHeader(llvm::raw_ostream &OS, const RunInfo &Info);
 void printWorkload(llvm::raw_ostream &OS, const RunInfo &Info, const Workload &W, const Results &R);
 void printFooter(llvm::raw_ostream &OS, const RunInfo &Info);
-void writeJson(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
+void writeJson(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R,
+               llvm::ArrayRef<TargetTable> Targets);
 
 /// The reference manager that was faster in this phase; nullptr if none was measured.
 const Cell *fasterReference(const Phase &P, const RunInfo &Info);
@@ -69,18 +89,9 @@ void printExecutors(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, 
 void printOnExecutors(llvm::raw_ostream &OS, const RunInfo &Info, const Phase &P, const Results &R);
 void printFacts(llvm::raw_ostream &OS, llvm::ArrayRef<ProgramFacts> Facts);
 
-struct TargetOutcome {
-  std::string Measured;
-  /// No value: one side of the comparison was not measured.
-  std::optional<bool> Reached;
-};
-
-/// One line of a table of targets.
-void printTarget(llvm::raw_ostream &OS, const llvm::Twine &What, llvm::StringRef Must,
-                 const TargetOutcome &O);
-/// What the project has set itself to reach, and what was measured here.
-void printTargets(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
-void printTargetsAcross(llvm::raw_ostream &OS, const Results &R);
-void printTargetsExecutor(llvm::raw_ostream &OS, const RunInfo &Info, const Results &R);
+TargetTable targetsInOneProcess(const RunInfo &Info, const Results &R);
+TargetTable targetsAcross(const Results &R);
+TargetTable targetsOfExecutor(const RunInfo &Info, const Results &R);
+void printTargets(llvm::raw_ostream &OS, const TargetTable &T);
 
 } // namespace bench

@@ -84,7 +84,7 @@ void printFacts(raw_ostream &OS, ArrayRef<ProgramFacts> Facts) {
                   F.Reinitializing.empty() ? "works" : firstLine(F.Reinitializing));
   OS << '\n';
   for (const ProgramFacts &F : Facts)
-    OS << "- `" << F.Of.Path << "` has loaded " << F.Libraries << '\n';
+    OS << "- `" << F.Of.Name << "` has loaded " << F.Libraries << '\n';
 }
 
 } // namespace bench

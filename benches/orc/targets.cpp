@@ -100,24 +100,30 @@ static Outcome capacityOutcome(const Cell *C) {
           C->Live >= 100000 && C->Held->Mappings <= 64};
 }
 
-void printTarget(raw_ostream &OS, const Twine &What, StringRef Must, const TargetOutcome &O) {
-  OS << "| " << What << " | " << Must << " | " << O.Measured << " | "
-     << (!O.Reached   ? "–"
-         : *O.Reached ? "yes"
-                      : "no")
-     << " |\n";
+static StringRef reachedText(std::optional<bool> Reached) {
+  if (!Reached)
+    return "–";
+  return *Reached ? "yes" : "no";
 }
 
-void printTargets(raw_ostream &OS, const RunInfo &Info, const Results &R) {
+void printTargets(raw_ostream &OS, const TargetTable &T) {
+  OS << "\n## " << T.Title << "\n\n"
+     << T.Against << "\n\n| | must reach | measured | reached |\n|---|---|---|---|\n";
+  for (const TargetRow &Row : T.Rows)
+    OS << "| " << Row.What << " | " << Row.Must << " | " << Row.Outcome.Measured << " | "
+       << reachedText(Row.Outcome.Reached) << " |\n";
+}
+
+TargetTable targetsInOneProcess(const RunInfo &Info, const Results &R) {
   Figures F(Info, R);
   auto OfLLVM = [&](StringRef Key, StringRef Name) { return F.ofFasterLLVM(Key, Name); };
   auto OfFloor = [&](StringRef Key, StringRef Name) { return F.ofFloor(Key, Name); };
 
-  OS << "\n## What jitmem must reach\n\n"
-     << "Against the faster of LLVM's two managers unless it says otherwise.\n\n"
-     << "| | must reach | measured | reached |\n|---|---|---|---|\n";
-  auto Row = [&](const Twine &What, StringRef Must, const Outcome &O) {
-    printTarget(OS, What, Must, O);
+  TargetTable T{"What jitmem must reach",
+                "Against the faster of LLVM's two managers unless it says otherwise.",
+                {}};
+  auto Row = [&](const Twine &What, StringRef Must, Outcome O) {
+    T.Rows.push_back({What.str(), Must.str(), std::move(O)});
   };
 
   Row("(a) allocate + finalize", "5 times faster, within 1.25 of the floor",
@@ -139,6 +145,7 @@ void printTargets(raw_ostream &OS, const RunInfo &Info, const Results &R) {
   Row("(d) 20,000 functions, per call", "3 times faster",
       faster(OfLLVM("d", callPhase(20000)), 3, std::nullopt, 0));
   Row("system calls per graph on the hot path", "0", systemCalls(F));
+  return T;
 }
 
 } // namespace bench

@@ -123,14 +123,15 @@ static TargetOutcome outcome(const Target &T, const Figures &F) {
   return O;
 }
 
-void printTargetsAcross(raw_ostream &OS, const Results &R) {
+TargetTable targetsAcross(const Results &R) {
   Figures F(R);
-  OS << "\n## What jitmem must reach out of process\n\n"
-     << "Against the manager named, under the same dispatcher. A channel of jitmem's own counts "
-        "among the messages.\n\n"
-     << "| | must reach | measured | reached |\n|---|---|---|---|\n";
+  TargetTable Table{"What jitmem must reach out of process",
+                    "Against the manager named, under the same dispatcher. A channel of jitmem's "
+                    "own counts among the messages.",
+                    {}};
   for (const Target &T : Targets)
-    printTarget(OS, T.What, T.Must, outcome(T, F));
+    Table.Rows.push_back({T.What.str(), T.Must.str(), outcome(T, F)});
+  return Table;
 }
 
 } // namespace bench

@@ -57,12 +57,10 @@ static const ProgramFacts *factsOf(ArrayRef<ProgramFacts> Facts, StringRef Name)
   return Found == Facts.end() ? nullptr : Found;
 }
 
-void printTargetsExecutor(raw_ostream &OS, const RunInfo &Info, const Results &R) {
-  OS << "\n## What jitmem-executor must reach\n\n"
-     << "Against LLVM's own executor.\n\n| | must reach | measured | reached "
-        "|\n|---|---|---|---|\n";
-  auto Row = [&](const Twine &What, StringRef Must, const Outcome &O) {
-    printTarget(OS, What, Must, O);
+TargetTable targetsOfExecutor(const RunInfo &Info, const Results &R) {
+  TargetTable T{"What jitmem-executor must reach", "Against LLVM's own executor.", {}};
+  auto Row = [&](const Twine &What, StringRef Must, Outcome O) {
+    T.Rows.push_back({What.str(), Must.str(), std::move(O)});
   };
   const ProgramFacts *Stock = factsOf(Info.Facts, StockExecutor),
                      *Ours = factsOf(Info.Facts, JitmemExecutor);
@@ -89,6 +87,7 @@ void printTargetsExecutor(raw_ostream &OS, const RunInfo &Info, const Results &R
       Ours ? Outcome{Ours->Reinitializing.empty() ? "works" : firstLine(Ours->Reinitializing).str(),
                      Ours->Reinitializing.empty()}
            : NotMeasured);
+  return T;
 }
 
 } // namespace bench
