@@ -291,13 +291,13 @@ impl State {
 
 impl Transport for Hostile {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
-        let [attach, reserve, change, run, close] =
+        let [attach, reserve, change, apply, close] =
             [ATTACH, RESERVE, CHANGE, RUN, CLOSE].map(ExecutorAddr);
         let functions = Functions {
             attach,
             reserve,
             change,
-            run,
+            apply,
             close,
         };
         done.complete(Ok(match function {

@@ -115,7 +115,7 @@ impl Controller {
                 for _ in 0..count {
                     self.item(input, &functions, &mut out);
                 }
-                functions.run
+                functions.apply
             }
             _ => functions.close,
         };
@@ -127,7 +127,7 @@ impl Controller {
             if let Ok(Reply(Ok(ReservedAt { range, .. }))) = from_bytes(&answer) {
                 self.windows.push(range);
             }
-        } else if function == functions.run {
+        } else if function == functions.apply {
             if let Ok(Reply(Ok(replies))) = from_bytes::<Reply<Vec<Reply<u64>>>>(&answer) {
                 let keys = replies.into_iter().filter_map(|reply| reply.0.ok());
                 self.keys.extend(keys);

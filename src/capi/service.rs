@@ -60,7 +60,7 @@ wrappers! {
     attach: Attach,
     reserve: Reserve,
     change: Change,
-    run: Run,
+    apply: Apply,
     close: Close,
 }
 
@@ -76,14 +76,14 @@ fn functions() -> Functions {
         attach: of(attach),
         reserve: of(reserve),
         change: of(change),
-        run: of(run),
+        apply: of(apply),
         close: of(close),
     }
 }
 
 /// Every wrapper function of the service.
 pub(super) fn addresses() -> Vec<u64> {
-    [jitmem_service_open, attach, reserve, change, run, close]
+    [jitmem_service_open, attach, reserve, change, apply, close]
         .map(address)
         .into()
 }

@@ -135,8 +135,8 @@ message! {
         reserve: ExecutorAddr,
         /// [`Change`].
         change: ExecutorAddr,
-        /// [`Run`].
-        run: ExecutorAddr,
+        /// Session and a sequence of [`Item`]s.
+        apply: ExecutorAddr,
         /// Session alone: ends it.
         close: ExecutorAddr,
     }
@@ -336,7 +336,7 @@ message! {
 }
 
 choice! {
-    /// One allocation in `run`, which takes the session and a sequence of these and answers one
+    /// One allocation in `apply`, which takes the session and a sequence of these and answers one
     /// `Reply<u64>` each. They are done in order.
     Item<'a> ['a] {
         /// Makes it visible and runs its finalize actions. Answers a key, 0 if there is nothing to

@@ -134,7 +134,7 @@ pub(crate) enum Function {
     Attach,
     Reserve,
     Change,
-    Run,
+    Apply,
     Close,
 }
 
@@ -205,9 +205,11 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
             let change: Change = decoded(&mut args)?;
             Ok(session.change(change.changes, descriptors))
         })),
-        Function::Run => reply(session.and_then(|session| {
+        Function::Apply => reply(session.and_then(|session| {
             let items: Vec<Item<'_>> = decoded(&mut args)?;
-            let answers = items.into_iter().map(|item| Reply::from(session.run(item)));
+            let answers = items
+                .into_iter()
+                .map(|item| Reply::from(session.apply(item)));
             Ok(answers.collect::<Vec<Reply<u64>>>())
         })),
         Function::Close => reply(session.and_then(|session| {
@@ -246,14 +248,14 @@ fn function_at(functions: &Functions, address: u64) -> Option<Function> {
         attach,
         reserve,
         change,
-        run,
+        apply,
         close,
     } = functions;
     let all = [
         (attach, Function::Attach),
         (reserve, Function::Reserve),
         (change, Function::Change),
-        (run, Function::Run),
+        (apply, Function::Apply),
         (close, Function::Close),
     ];
     let found = all
@@ -272,12 +274,12 @@ pub(crate) mod here {
     pub(crate) const OPEN: u64 = 100;
 
     pub(crate) fn functions() -> Functions {
-        let [attach, reserve, change, run, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
+        let [attach, reserve, change, apply, close] = [1, 2, 3, 4, 5].map(ExecutorAddr);
         Functions {
             attach,
             reserve,
             change,
-            run,
+            apply,
             close,
         }
     }

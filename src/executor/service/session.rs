@@ -286,7 +286,7 @@ impl Session {
 
     // ---- allocations ----
 
-    pub(super) fn run(&self, item: Item<'_>) -> Result<u64> {
+    pub(super) fn apply(&self, item: Item<'_>) -> Result<u64> {
         {
             let mut teardowns = self.teardowns.lock();
             if teardowns.closed {
@@ -586,7 +586,7 @@ mod tests {
                 dealloc: call(0),
             }],
         };
-        let error = session.run(item).unwrap_err();
+        let error = session.apply(item).unwrap_err();
         assert!(error.message().contains("bad"), "{error}");
         let mut memory = sys::testing::reading();
         let first: u32 = memory.load(range.start.0).unwrap();

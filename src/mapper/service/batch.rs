@@ -213,7 +213,7 @@ impl Inner {
             inner.answered(done, answer, delivery);
         });
         self.link
-            .call(self.link.functions().run, message, &[], answered);
+            .call(self.link.functions().apply, message, &[], answered);
     }
 
     /// A message has been answered.

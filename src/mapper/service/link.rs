@@ -395,16 +395,16 @@ mod tests {
     fn a_session_ends_with_its_link() {
         let service = Service::new();
         let link = Link::open(Arc::new(Here), OPEN, service.instance()).unwrap();
-        let function = link.functions().run.0;
+        let function = link.functions().apply.0;
         let mut message = link.message();
         0u64.encode(&mut message); // items
-        let run = || {
+        let apply = || {
             let bytes = wait(|done| Here.call(function, message.clone(), done)).unwrap();
             decoded_list::<u64>(&bytes, 0)
         };
-        assert!(run().is_ok());
+        assert!(apply().is_ok());
         drop(link);
-        let error = run().unwrap_err();
+        let error = apply().unwrap_err();
         assert!(error.message().contains("it was closed before"), "{error}");
     }
 
