@@ -119,8 +119,8 @@ static void bytes_that_mean_nothing(void **state) {
         failures += life_with(&liar.here, shared) != JITMEM_OK;
         here_tear_down(&liar.here);
       }
-    // Some lies are not noticed: nobody needs the answer to a release, or the ladder has a next
-    // step.
+    // Some lies are not noticed: nothing needs the answer to a release, or there is another way to
+    // pass descriptors.
     assert_true(failures > tries / 2);
   }
 }

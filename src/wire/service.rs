@@ -178,8 +178,8 @@ macro_rules! choice {
 }
 
 choice! {
-    /// `attach`: makes a channel of the session's own, through which memfds travel. Each is one step
-    /// of a ladder; the answer is an [`Attached`].
+    /// `attach`: makes a channel of the session's own, through which memfds travel. The controller tries
+    /// one way after the other; the answer is an [`Attached`].
     Attach<'a> ['a] {
         /// Connect to the abstract Unix socket of this name, and send the token.
         0 Connect {

@@ -98,7 +98,7 @@ impl Session {
 
     // ---- the channel ----
 
-    /// Takes one step of the ladder.
+    /// Tries one way to pass descriptors.
     pub(super) fn attach(&self, attach: Attach<'_>) -> Result<Attached> {
         let nothing = Attached {
             descriptor: 0,

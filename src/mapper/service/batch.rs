@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Group commit: allocations that come in a stream go as a few messages.
 //!
-//! What is alone goes at once. In a stream what comes is gathered, and goes when there is enough of it
-//! or when it has waited for [`BOUND`], even if the message before has no answer yet: an action in
-//! that may be waiting for what was gathered here. So nothing waits longer than twice the bound for
-//! others' sake.
+//! An item that is alone goes at once. In a stream items are gathered, and go when there are enough of
+//! them or when the first has waited for [`BOUND`], even if the message before has no answer yet: an
+//! action in that one may be waiting for what was gathered here. The flusher, a thread that ends when
+//! it is idle, sees to the bound. So no item waits longer than twice the bound for others.
 //!
-//! A stream is known by what comes while a message is under way. One whose messages are answered
-//! faster than the next item comes is found by gathering for once; if then nothing else comes, somebody
-//! waits for each answer, and gathering is not tried again for twice as many items as before.
+//! A stream is known by items that come while a message is under way. A stream whose messages are
+//! answered faster than its next item comes is found by gathering once: if nothing else comes then, the
+//! host waits for each answer, and gathering is not tried again for twice as many items as before.
 
 use super::link::{Link, decoded_list};
 use crate::callback_queue::Delivery;
@@ -21,9 +21,9 @@ use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long an allocation waits for others at most before somebody looks after it.
+/// How long an item waits for others before the flusher sends it.
 const BOUND: Duration = Duration::from_micros(250);
-/// That many go without waiting for more.
+/// That many items go without waiting for more.
 const ENOUGH: usize = 16;
 /// That many bytes go even while another message is under way.
 const MANY_BYTES: usize = 256 << 10;
@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Items that go at once before gathering is tried, at first and at most.
 const FIRST_TRY: u32 = 8;
 const LAST_TRY: u32 = 1024;
-/// The patrol goes home after so many rounds without anything to do.
+/// The flusher ends after so many rounds of [`BOUND`] with nothing to send.
 const IDLE_ROUNDS: u32 = 40;
 
 /// The queue of allocations on their way into and out of the executor.
@@ -41,8 +41,8 @@ pub(super) struct Batches(Arc<Inner>);
 struct Inner {
     link: Arc<Link>,
     queue: Mutex<Queue>,
-    /// Rung when the patrol shall end.
-    bell: Condvar,
+    /// Wakes the flusher when it shall end.
+    closed: Condvar,
 }
 
 struct Queue {
@@ -60,8 +60,8 @@ struct Queue {
     /// Items that go at once before that is tried, and how many it will be after a failure.
     before_try: u32,
     next_try: u32,
-    /// A thread looks after what waits.
-    patrolled: bool,
+    /// There is a flusher, or one is being started.
+    flusher_runs: bool,
     closing: bool,
 }
 
@@ -82,7 +82,7 @@ impl Queue {
             gathering: false,
             before_try: FIRST_TRY,
             next_try: FIRST_TRY,
-            patrolled: false,
+            flusher_runs: false,
             closing: false,
         }
     }
@@ -146,7 +146,7 @@ impl Batches {
         Batches(Arc::new(Inner {
             link,
             queue: Mutex::new(Queue::new()),
-            bell: Condvar::new(),
+            closed: Condvar::new(),
         }))
     }
 
@@ -179,12 +179,8 @@ impl Submit {
     fn submit_encoded(&self, items: Vec<u8>, done: Vec<Completion<u64>>) {
         let batch = {
             let mut queue = self.0.queue.lock();
-            let go = queue.add(items, done);
-            if go || !self.0.patrol(&mut queue) {
-                Some(queue.take())
-            } else {
-                None
-            }
+            let go = queue.add(items, done) || !self.0.ensure_flusher(&mut queue);
+            go.then(|| queue.take())
         };
         if let Some(batch) = batch {
             self.0.send(batch);
@@ -197,7 +193,7 @@ impl Drop for Batches {
         // In a forked child the lock may be held by a thread that is not there.
         if self.0.link.owner().is_current() {
             self.0.queue.lock().closing = true;
-            self.0.bell.notify_all();
+            self.0.closed.notify_all();
         }
     }
 }
@@ -243,16 +239,18 @@ impl Inner {
         (queue.under_way == 0 && queue.done.len() >= ENOUGH).then(|| queue.take())
     }
 
-    /// Makes sure that somebody looks after what waits.
-    fn patrol(self: &Arc<Self>, queue: &mut Queue) -> bool {
-        if !queue.patrolled {
+    /// Makes sure that there is a flusher; `false` if no thread is to be had for it.
+    fn ensure_flusher(self: &Arc<Self>, queue: &mut Queue) -> bool {
+        if !queue.flusher_runs {
             let inner = Arc::clone(self);
-            queue.patrolled = sys::spawn("jitmem-batch", move || inner.walk()).is_ok();
+            let started = sys::spawn("jitmem-batch", move || inner.flush_when_due());
+            queue.flusher_runs = started.is_ok();
         }
-        queue.patrolled
+        queue.flusher_runs
     }
 
-    fn walk(self: Arc<Self>) {
+    /// What the flusher does.
+    fn flush_when_due(self: Arc<Self>) {
         let mut idle = 0;
         let mut queue = self.queue.lock();
         while !queue.closing && idle < IDLE_ROUNDS {
@@ -261,27 +259,27 @@ impl Inner {
                 Some(due) if due <= Instant::now() => {
                     let batch = queue.take();
                     // What is sent may be answered inside, by callbacks that wait for what they
-                    // submit: then somebody else must be there to look after that.
-                    queue.patrolled = false;
+                    // submit: that needs another flusher.
+                    queue.flusher_runs = false;
                     drop(queue);
                     self.send(batch);
                     idle = 0;
                     queue = self.queue.lock();
-                    if queue.patrolled {
+                    if queue.flusher_runs {
                         return;
                     }
-                    queue.patrolled = true;
+                    queue.flusher_runs = true;
                 }
                 Some(due) => {
-                    self.bell.wait_until(&mut queue, due);
+                    self.closed.wait_until(&mut queue, due);
                 }
                 None => {
                     idle += 1;
-                    self.bell.wait_for(&mut queue, BOUND);
+                    self.closed.wait_for(&mut queue, BOUND);
                 }
             }
         }
-        queue.patrolled = false;
+        queue.flusher_runs = false;
         // What is left at the end is for the link to refuse.
         let left = (!queue.done.is_empty()).then(|| queue.take());
         drop(queue);
@@ -300,11 +298,11 @@ mod tests {
     }
 
     #[test]
-    fn somebody_who_waits_for_each_answer_hardly_ever_waits_for_others() {
+    fn a_host_that_waits_for_each_answer_hardly_ever_waits_for_others() {
         let mut queue = Queue::new();
         let held = (0..1000).filter(|_| {
             let go = queue.add(vec![1], vec![ignored()]);
-            let batch = queue.take(); // by the patrol, if it was held
+            let batch = queue.take(); // by the flusher, if it was held
             assert_eq!(batch.done.len(), 1);
             queue.under_way -= 1;
             !go

@@ -2,7 +2,7 @@
 //! Changes of what lies where in the executor's windows, strictly one message after the other, so
 //! that addresses which were given back can be taken again without waiting.
 
-use super::link::{Link, Way, decoded_list, file_of};
+use super::link::{DescriptorPassing, Link, decoded_list, file_of};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
@@ -56,8 +56,8 @@ impl Changes {
         let clone = file.as_fd().try_clone_to_owned();
         let clone = clone.map_err(|error| explain("duplicate a memfd", error));
         let step = |clone: &OwnedFd| -> Result<Step> {
-            match self.0.link.way {
-                Way::Files => {
+            match self.0.link.passing {
+                DescriptorPassing::Files => {
                     let file = file_of(clone.as_fd())?;
                     Ok(Step::MapFile {
                         range,
@@ -145,8 +145,8 @@ impl Inner {
                 done.complete_with(answer.unwrap_or(Ok(())), delivery);
             }
         });
-        let descriptors = match self.link.way {
-            Way::Files => &[],
+        let descriptors = match self.link.passing {
+            DescriptorPassing::Files => &[],
             _ => files.as_slice(),
         };
         let change = self.link.functions().change;

@@ -19,7 +19,7 @@ use std::time::Instant;
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum DescriptorPassing {
     /// Not at all.
     None,
     /// Through a channel that the transport brought along.
@@ -37,8 +37,8 @@ pub(super) struct Link {
     transport: Arc<dyn Transport>,
     channel: Option<Arc<Channel>>,
     opened: Opened,
-    pub(super) way: Way,
-    /// Which steps of the ladder failed, and why.
+    pub(super) passing: DescriptorPassing,
+    /// Which ways to pass descriptors failed, and why.
     pub(super) failed: Vec<String>,
     traffic: Arc<Traffic>,
     closed: AtomicBool,
@@ -109,7 +109,7 @@ impl Link {
             transport,
             channel: None,
             opened,
-            way: Way::None,
+            passing: DescriptorPassing::None,
             failed: Vec::new(),
             traffic: Arc::default(),
             closed: AtomicBool::new(false),
@@ -236,9 +236,9 @@ impl Link {
         self.channel.is_some()
     }
 
-    // ---- the ladder ----
+    // ---- descriptor passing ----
 
-    /// Finds a way for memfds, the best first.
+    /// Finds how memfds can be passed, the best way first.
     ///
     /// # Errors
     /// `Unsupported` with what each step said.
@@ -284,7 +284,7 @@ impl Link {
         let cookie =
             socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
         self.step(Attach::Shared { cookie })?;
-        self.attached(socket, Way::SharedSocket)
+        self.attached(socket, DescriptorPassing::SharedSocket)
     }
 
     fn attach_by_name(&mut self) -> Result<()> {
@@ -301,7 +301,7 @@ impl Link {
             let socket = socket::accept(&listener)
                 .map_err(|error| explain("accept the executor's connection", error))?;
             if knows(&socket, &token) {
-                return self.attached(socket, Way::AbstractSocket);
+                return self.attached(socket, DescriptorPassing::AbstractSocket);
             }
         }
     }
@@ -328,7 +328,7 @@ impl Link {
         });
         let socket = taken?;
         told?;
-        self.attached(socket, Way::TakenSocket)
+        self.attached(socket, DescriptorPassing::TakenSocket)
     }
 
     fn attach_by_files(&mut self) -> Result<()> {
@@ -337,13 +337,13 @@ impl Link {
         self.step(Attach::Files {
             file: file_of(probe.as_fd())?,
         })?;
-        self.way = Way::Files;
+        self.passing = DescriptorPassing::Files;
         Ok(())
     }
 
-    fn attached(&mut self, socket: OwnedFd, way: Way) -> Result<()> {
+    fn attached(&mut self, socket: OwnedFd, passing: DescriptorPassing) -> Result<()> {
         self.channel = Some(Arc::new(Channel::new(socket)?));
-        self.way = way;
+        self.passing = passing;
         Ok(())
     }
 }

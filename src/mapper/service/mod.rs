@@ -22,7 +22,7 @@ use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
 use batch::Batches;
 use change::Changes;
-use link::{Link, Way, decoded};
+use link::{DescriptorPassing, Link, decoded};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -110,12 +110,12 @@ impl ServiceMapper {
                 ),
             ));
         }
-        let name = match link.way {
-            Way::SharedSocket => {
+        let name = match link.passing {
+            DescriptorPassing::SharedSocket => {
                 "shared memory, memfds over a socket that came with the connection"
             }
-            Way::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
-            Way::Files => "shared memory, memfds by /proc/PID/fd",
+            DescriptorPassing::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
+            DescriptorPassing::Files => "shared memory, memfds by /proc/PID/fd",
             _ => "shared memory, memfds over an abstract socket",
         };
         let capabilities = Capabilities {
