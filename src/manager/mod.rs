@@ -5,16 +5,19 @@
 //! an action runs. Writing (zero-fill, traps) happens outside it too, on ranges that belong to
 //! one allocation at that moment.
 
+mod allocate;
+mod chunks;
 mod core;
+mod deallocate;
+mod finalize;
 mod records;
 mod request;
-mod retire;
+mod reservations;
 mod space;
 mod stats;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests;
-mod undivided;
 mod window;
 
 pub use request::{Request, Segment};
@@ -118,7 +121,7 @@ impl Manager {
             ..options
         };
         if !mapper.divides() {
-            let manager = undivided::check(&options).map(|()| Manager {
+            let manager = reservations::check(&options).map(|()| Manager {
                 core: Core::new(mapper, options),
             });
             return done.complete(manager);

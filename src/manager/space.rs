@@ -5,7 +5,7 @@
 
 use super::records::{Key, Record, Records, State};
 use super::request::{Planned, Request};
-use super::undivided::Blocks;
+use super::reservations::Blocks;
 use super::window::{
     ChunkState, Grant, MOST_CHUNKS, MOST_SPARE, POOLS, Piece, Pieces, Place, Sums, Window,
 };

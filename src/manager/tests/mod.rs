@@ -6,9 +6,9 @@ mod faults;
 mod gone;
 mod growth;
 mod oracle;
+mod reservations;
 mod simple;
 mod stock;
-mod undivided;
 
 use super::core::random;
 use super::window::MOST_SPARE;

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Chunks and windows that come and go, and the requests that wait for them.
+
+use super::allocate::Now;
+use super::core::{Core, Waiting};
+use super::space::{Detached, Growth};
+use super::{Allocated, Request};
+use crate::callback_queue::Delivery;
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status};
+use crate::mapper::Reserved;
+use crate::memory::view::Placement;
+use std::sync::Arc;
+
+impl Core {
+    pub(super) fn open_window(
+        self: Arc<Self>,
+        request: Request,
+        new_windows: u32,
+        done: Completion<Allocated>,
+    ) {
+        let core = Arc::clone(&self);
+        let placement = match self.options.placement {
+            // The fixed address is taken by the first window.
+            Placement::Fixed(address) => Placement::Near(address),
+            other => other,
+        };
+        let least = self.space.lock().least_window(&request);
+        let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
+            let opened = core.opened(answer, least);
+            match opened {
+                Ok(()) => {
+                    let core = Arc::clone(&core);
+                    core.allocate_or_wait(request, new_windows + 1, false, done, delivery);
+                }
+                // What the request was kept from by other JITDylibs' needs may still hold it.
+                Err(error) => match core.allocate_now(&request, true, delivery) {
+                    Now::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
+                    _ => core.failed(error.context("open another window"), done, delivery),
+                },
+            }
+            core.wake(delivery);
+        });
+        let mapper = Arc::clone(&self.mapper);
+        mapper.reserve(self.options.window_size, least, placement, reserved);
+    }
+
+    /// Takes a new window in, if it is of use.
+    fn opened(&self, answer: Result<Reserved>, least: u64) -> Result<()> {
+        let useless = {
+            let mut space = self.space.lock();
+            space.changes -= 1;
+            let reserved = answer?;
+            if reserved.range.size() >= least {
+                space.add_window(reserved);
+                return Ok(());
+            }
+            reserved.range
+        };
+        self.mapper.release(useless, Completion::new(|_| ()));
+        Err(Error::new(
+            Status::OutOfMemory,
+            format!(
+                "reserve at least {least} bytes: no more than {} are to be had",
+                useless.size()
+            ),
+        ))
+    }
+
+    /// Has the mapper prepare a chunk.
+    pub(super) fn grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) -> Result<()> {
+        let answer = self.mapper.prepare(growth.chunk);
+        let answer = {
+            let mut space = self.space.lock();
+            match answer {
+                Ok(prepared) => {
+                    space.grown(growth, prepared);
+                    Ok(())
+                }
+                Err(error) => {
+                    let smaller = space.not_grown(growth);
+                    let short = error.status() == Status::OutOfMemory;
+                    if smaller && short { Ok(()) } else { Err(error) }
+                }
+            }
+        };
+        self.wake(delivery);
+        answer
+    }
+
+    /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use; an
+    /// error means that it took none.
+    pub(super) fn reclaim(
+        self: &Arc<Self>,
+        empty: Vec<Detached>,
+        delivery: &mut Delivery,
+    ) -> Result<()> {
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let core = Arc::clone(self);
+        let mut failure = None;
+        let mut progress = false;
+        for detached in empty {
+            let answer = core.mapper.reclaim(detached.range);
+            let mut space = core.space.lock();
+            match answer {
+                Ok(()) => {
+                    space.reclaimed(detached);
+                    progress = true;
+                }
+                Err(error) => {
+                    space.not_reclaimed(detached);
+                    failure = Some(error);
+                }
+            }
+        }
+        core.wake(delivery);
+        match failure {
+            Some(error) if !progress => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tries again for those who waited for a change.
+    fn wake(self: &Arc<Self>, delivery: &mut Delivery) {
+        let waiting = std::mem::take(&mut *self.waiting.lock());
+        if waiting.is_empty() {
+            return;
+        }
+        let core = Arc::clone(self);
+        for Waiting { request, done } in waiting {
+            Arc::clone(&core).allocate_or_wait(request, 0, false, done, delivery);
+        }
+    }
+}
