@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How a request becomes an allocation.
 
-use super::core::{Core, Waiting, freed};
+use super::core::{Core, Waiting, manager_freed};
 use super::records::Key;
-use super::space::{Attempt, Effort, Leaving};
-use super::window::{Grant, Pieces};
+use super::space::{Attempt, Effort, Freed};
+use super::window::{Pieces, RequestLayout};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -40,14 +40,14 @@ impl Core {
         last_resort: bool,
         delivery: &mut Delivery,
     ) -> Now {
-        let mut grant = Grant::default();
+        let mut layout = RequestLayout::default();
         let effort = Effort {
             last_resort,
             reclaim: true,
         };
-        let attempt = self.space.lock().allocate(request, effort, &mut grant);
+        let attempt = self.space.lock().allocate(request, effort, &mut layout);
         match attempt {
-            Attempt::Done(key) => Now::Answer(self.make_ready(key, grant, delivery)),
+            Attempt::Done(key) => Now::Answer(self.make_ready(key, layout, delivery)),
             other => Arc::clone(self).allocate_slowly(request, last_resort, other, delivery),
         }
     }
@@ -60,12 +60,12 @@ impl Core {
         mut attempt: Attempt,
         delivery: &mut Delivery,
     ) -> Now {
-        let mut grant = Grant::default();
+        let mut layout = RequestLayout::default();
         let mut reclaimed = false;
         loop {
             let step = match attempt {
                 Attempt::Done(key) => {
-                    return Now::Answer(self.make_ready(key, grant, delivery));
+                    return Now::Answer(self.make_ready(key, layout, delivery));
                 }
                 Attempt::Wait => return Now::Wait,
                 Attempt::Full(error) => return Now::AnotherWindow(error),
@@ -85,7 +85,7 @@ impl Core {
                 last_resort,
                 reclaim: !reclaimed,
             };
-            attempt = self.space.lock().allocate(request, effort, &mut grant);
+            attempt = self.space.lock().allocate(request, effort, &mut layout);
         }
     }
 
@@ -107,7 +107,7 @@ impl Core {
     ) {
         loop {
             if self.is_closed() {
-                return done.complete_with(Err(freed()), delivery);
+                return done.complete_with(Err(manager_freed()), delivery);
             }
             let now = self.allocate_now(&request, last_resort, delivery);
             match now {
@@ -135,29 +135,29 @@ impl Core {
     fn make_ready(
         self: &Arc<Self>,
         key: Key,
-        mut grant: Grant,
+        mut layout: RequestLayout,
         delivery: &mut Delivery,
     ) -> Result<Allocated> {
-        for (writer, offset, size) in &grant.dirty {
+        for (writer, offset, size) in &layout.dirty {
             writer.zero((*offset).into(), (*size).into());
         }
-        if grant.copied {
-            if let Err(error) = self.make_buffers(key, &mut grant) {
-                let mut leaving = Leaving::default();
-                self.space.lock().take_pieces(key, &mut leaving);
-                self.give_back(&[key], leaving, delivery);
+        if layout.copied {
+            if let Err(error) = self.make_buffers(key, &mut layout) {
+                let mut freed = Freed::default();
+                self.space.lock().take_pieces(key, &mut freed);
+                self.give_back(&[key], freed, delivery);
                 return self.counted(Err(error));
             }
         }
         Ok(Allocated {
-            handle: grant.handle,
-            segments: grant.segments,
+            handle: layout.handle,
+            segments: layout.segments,
         })
     }
 
     /// Makes working memory for content that the mapper copies. Nobody else knows the allocation
     /// yet, so its record stays as it is while the lock is not held.
-    fn make_buffers(&self, key: Key, grant: &mut Grant) -> Result<()> {
+    fn make_buffers(&self, key: Key, layout: &mut RequestLayout) -> Result<()> {
         let pieces: Pieces = self.space.lock().records.get(key).pieces.clone();
         let mut buffers = Vec::with_capacity(pieces.len());
         for piece in &pieces {
@@ -166,7 +166,7 @@ impl Core {
                 continue;
             }
             let buffer = Box::new(self.buffers.get(piece.content as usize)?);
-            let segment = &mut grant.segments[piece.segment as usize];
+            let segment = &mut layout.segments[piece.segment as usize];
             segment.working_memory = buffer.pointer();
             buffers.push(Some(buffer));
         }

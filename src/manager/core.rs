@@ -5,7 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::records::State;
-use super::reservations::Blocks;
+use super::reservations::Reservations;
 use super::space::Space;
 use super::stats::{self, LayoutItem, Stats};
 use super::{Allocated, Options, Request};
@@ -45,7 +45,7 @@ pub(super) fn random() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-pub(super) fn freed() -> Error {
+pub(super) fn manager_freed() -> Error {
     invalid_handle("the manager was freed while the request waited")
 }
 
@@ -56,7 +56,7 @@ impl Core {
         let mut space = Space::new(page_size, capabilities.granule, &options, random());
         let undivided = !mapper.divides();
         if undivided {
-            space.blocks = Some(Box::new(Blocks::new(page_size, &options)));
+            space.blocks = Some(Box::new(Reservations::new(page_size, &options)));
         }
         Arc::new(Core {
             undivided,
@@ -81,7 +81,7 @@ impl Core {
             let waiting = std::mem::take(&mut *self.waiting.lock());
             waiting
                 .into_iter()
-                .for_each(|waiting| waiting.done.complete(Err(freed())));
+                .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
         }
     }
 

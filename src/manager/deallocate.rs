@@ -3,7 +3,7 @@
 
 use super::core::Core;
 use super::records::{Key, State};
-use super::space::Leaving;
+use super::space::Freed;
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all, wait_until};
 use crate::error::Result;
@@ -17,20 +17,20 @@ use std::time::Instant;
 #[derive(Default)]
 struct Batch {
     keys: SmallVec<[Key; 4]>,
-    leaving: Leaving,
+    freed: Freed,
     retired: Vec<Retired>,
 }
 
 impl Core {
     pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
-        let mut leaving = Leaving::default();
+        let mut freed = Freed::default();
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let (key, record) = space.records.find(handle, State::InFlight)?;
             // No second abandon or finalize may find it.
             record.state = State::Finalizing;
             let teardown = record.teardown.take();
-            space.take_pieces(key, &mut leaving);
+            space.take_pieces(key, &mut freed);
             space.counters.abandon += 1;
             Ok((key, teardown))
         });
@@ -40,7 +40,7 @@ impl Core {
         };
         let delivery = &mut Delivery::Inline;
         let Some(teardown) = teardown else {
-            self.give_back(&[key], leaving, delivery);
+            self.give_back(&[key], freed, delivery);
             return Arc::clone(&self.mapper).quiesce(done, delivery);
         };
         let core = Arc::clone(self);
@@ -49,7 +49,7 @@ impl Core {
             copied: SmallVec::new(),
         };
         self.retire(vec![retired], delivery, move |answer, delivery| {
-            core.give_back(&[key], leaving, delivery);
+            core.give_back(&[key], freed, delivery);
             let answer = core.counted(answer);
             drop(core);
             done.complete_with(answer, delivery);
@@ -63,7 +63,7 @@ impl Core {
             .and_then(|()| self.take_batch(handles, true));
         match self.counted(batch) {
             Ok(batch) => batch.map(|batch| {
-                self.give_back(&batch.keys, batch.leaving, &mut Delivery::Inline);
+                self.give_back(&batch.keys, batch.freed, &mut Delivery::Inline);
                 Ok(())
             }),
             Err(error) => Some(Err(error)),
@@ -81,12 +81,12 @@ impl Core {
         let core = Arc::clone(self);
         let Batch {
             keys,
-            leaving,
+            freed,
             retired,
         } = batch;
         let delivery = &mut Delivery::Inline;
         self.retire(retired, delivery, move |answer, delivery| {
-            core.give_back(&keys, leaving, delivery);
+            core.give_back(&keys, freed, delivery);
             let answer = core.counted(answer);
             let mapper = Arc::clone(&core.mapper);
             drop(core);
@@ -127,8 +127,8 @@ impl Core {
         }
         for key in &batch.keys {
             let teardown = space.records.get(*key).teardown.take();
-            space.take_pieces(*key, &mut batch.leaving);
-            let copied = std::mem::take(&mut batch.leaving.copied);
+            space.take_pieces(*key, &mut batch.freed);
+            let copied = std::mem::take(&mut batch.freed.copied);
             let teardown = teardown.map_or(Teardown::Nothing, |teardown| *teardown);
             let retired = Retired { teardown, copied };
             if !retired.is_nothing() {
@@ -155,18 +155,13 @@ impl Core {
     }
 
     /// Frees pieces and forgets allocations.
-    pub(super) fn give_back(
-        self: &Arc<Self>,
-        keys: &[Key],
-        leaving: Leaving,
-        delivery: &mut Delivery,
-    ) {
-        self.fill_with_traps(&leaving);
+    pub(super) fn give_back(self: &Arc<Self>, keys: &[Key], freed: Freed, delivery: &mut Delivery) {
+        self.fill_with_traps(&freed);
         let mut empty = Vec::new();
         let mut buffers: SmallVec<[_; 4]> = SmallVec::new();
         {
             let mut space = self.space.lock();
-            space.free(&leaving.pieces, &mut empty);
+            space.free(&freed.pieces, &mut empty);
             for key in keys {
                 buffers.extend(space.forget(*key).buffers);
             }
@@ -177,9 +172,9 @@ impl Core {
     }
 
     /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
-    fn fill_with_traps(&self, leaving: &Leaving) {
+    fn fill_with_traps(&self, freed: &Freed) {
         let here = self.mapper.capabilities().in_this_process;
-        for (writer, range) in &leaving.traps {
+        for (writer, range) in &freed.traps {
             writer.fill_with_traps();
             if here {
                 sys::flush_instruction_cache(range.start(), range.size());
@@ -199,9 +194,9 @@ impl Drop for Core {
         let retired: Vec<Retired> = space
             .take_finalized()
             .into_iter()
-            .map(|(teardown, leaving)| Retired {
+            .map(|(teardown, freed)| Retired {
                 teardown,
-                copied: leaving.copied,
+                copied: freed.copied,
             })
             .collect();
         let windows = space.take_windows();

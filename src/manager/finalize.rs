@@ -3,7 +3,7 @@
 
 use super::core::Core;
 use super::records::{Key, State};
-use super::space::Leaving;
+use super::space::Freed;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
@@ -80,9 +80,9 @@ impl Core {
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {
-        let mut leaving = Leaving::default();
-        self.space.lock().take_pieces(key, &mut leaving);
-        self.give_back(&[key], leaving, delivery);
+        let mut freed = Freed::default();
+        self.space.lock().take_pieces(key, &mut freed);
+        self.give_back(&[key], freed, delivery);
         let answer = self.counted(Err(error));
         drop(self);
         done.complete_with(answer, delivery);
@@ -116,7 +116,7 @@ impl Core {
     fn free_served(
         self: &Arc<Self>,
         handle: u64,
-        mut served: Leaving,
+        mut served: Freed,
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {

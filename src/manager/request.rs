@@ -55,7 +55,7 @@ impl Segment {
 
 /// A checked segment that takes memory. Sizes fit 32 bits because windows are below 2 GiB.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Planned {
+pub(super) struct PlannedSegment {
     /// Position in the request.
     pub(super) index: u16,
     pub(super) content: u32,
@@ -67,7 +67,7 @@ pub(super) struct Planned {
 /// A request for the memory of one graph, checked.
 #[derive(Clone, Debug)]
 pub struct Request {
-    pub(super) planned: SmallVec<[Planned; 4]>,
+    pub(super) planned: SmallVec<[PlannedSegment; 4]>,
     /// Number of segments asked for, those without memory included.
     pub(super) segments: usize,
     /// What the host calls the JITDylib; 0 for none.
@@ -109,7 +109,7 @@ impl Request {
                 return Err(segment.too_large(index, window));
             }
             // Windows are below 2 GiB, so all of it fits 32 bits.
-            planned.push(Planned {
+            planned.push(PlannedSegment {
                 index: u16::try_from(index)
                     .map_err(|_| invalid_argument("a graph has more than 65,536 segments"))?,
                 content: content_size as u32,

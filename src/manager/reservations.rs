@@ -6,11 +6,11 @@
 //! outside the lock, without knowing where it will lie, and looked at before it is handed out. An
 //! allocation in flight has something to tear down already: its block.
 
-use super::core::{Core, freed};
+use super::core::{Core, manager_freed};
 use super::records::{Buffers, Key};
-use super::request::{Planned, Request};
+use super::request::{PlannedSegment, Request};
 use super::space::{Space, heap_is_full};
-use super::window::{Grant, Pieces, Sums};
+use super::window::{Pieces, RequestLayout, Sums};
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -40,22 +40,22 @@ pub(super) fn check(options: &Options) -> Result<()> {
 }
 
 /// The blocks, behind the manager's lock.
-pub(super) struct Blocks {
+pub(super) struct Reservations {
     page: Alignment,
     /// What everything must be in reach of, besides itself.
     near: Option<u64>,
     /// Only what belongs to one JITDylib must be in reach of itself.
     apart: bool,
-    live: HashMap<Key, Block>,
+    live: HashMap<Key, OwnReservation>,
     /// First and end addresses of what is live, by JITDylib, each with how many it is one of.
     edges: BTreeMap<(u64, u64), u32>,
     /// Bytes of all blocks, those under way included.
     reserved: u64,
 }
 
-struct Block {
+struct OwnReservation {
     range: AddressRange,
-    parts: SmallVec<[Part; 4]>,
+    parts: SmallVec<[PlacedSegment; 4]>,
     /// Bytes asked for.
     requested: u64,
     /// What it must be in reach of: the JITDylib that it belongs to, 0 if all of the manager.
@@ -64,9 +64,9 @@ struct Block {
 
 /// The place of a segment.
 #[derive(Clone, Copy)]
-struct Part {
+struct PlacedSegment {
     range: AddressRange,
-    planned: Planned,
+    planned: PlannedSegment,
 }
 
 /// What is made for a request before its block is reserved.
@@ -82,7 +82,7 @@ impl Draft {
         // So that something lies at the start of the block wherever that is possible.
         request.planned.sort_by_key(|planned| planned.alignment);
         // At worst the block starts a page behind an aligned address.
-        let slack = |planned: &Planned| alignment(planned, page).bytes() - page.bytes();
+        let slack = |planned: &PlannedSegment| alignment(planned, page).bytes() - page.bytes();
         let planned = request.planned.iter();
         let size: u64 = planned
             .map(|planned| pages(planned, page) + slack(planned))
@@ -105,39 +105,39 @@ impl Draft {
     }
 
     /// Where the segments lie in a block that starts at `next`.
-    fn place(&self, mut next: u64, page: Alignment) -> Option<SmallVec<[Part; 4]>> {
+    fn place(&self, mut next: u64, page: Alignment) -> Option<SmallVec<[PlacedSegment; 4]>> {
         let mut parts = SmallVec::new();
         for planned in &self.request.planned {
             let start = alignment(planned, page).round_up(next)?;
             let range = AddressRange::new(start, pages(planned, page))?;
             next = range.end();
             let planned = *planned;
-            parts.push(Part { range, planned });
+            parts.push(PlacedSegment { range, planned });
         }
         Some(parts)
     }
 }
 
-fn alignment(planned: &Planned, page: Alignment) -> Alignment {
+fn alignment(planned: &PlannedSegment, page: Alignment) -> Alignment {
     let wanted = Alignment::new(planned.alignment.into()).expect("requests are checked");
     wanted.max(page)
 }
 
 /// Bytes of the pages that a segment takes; no two segments have the same address.
-fn pages(planned: &Planned, page: Alignment) -> u64 {
+fn pages(planned: &PlannedSegment, page: Alignment) -> u64 {
     let size = u64::from(planned.size.max(1));
     page.round_up(size).expect("sizes fit 32 bits")
 }
 
 /// From the lowest to the highest byte.
-fn extent(parts: &[Part]) -> Option<AddressRange> {
+fn extent(parts: &[PlacedSegment]) -> Option<AddressRange> {
     let (first, last) = (parts.first()?.range, parts.last()?.range);
     AddressRange::new(first.start(), last.end() - first.start())
 }
 
-impl Blocks {
-    pub(super) fn new(page: Alignment, options: &Options) -> Blocks {
-        Blocks {
+impl Reservations {
+    pub(super) fn new(page: Alignment, options: &Options) -> Reservations {
+        Reservations {
             page,
             near: match options.placement {
                 Placement::Near(address) => Some(address),
@@ -150,7 +150,7 @@ impl Blocks {
         }
     }
 
-    /// See [`Block::belongs`].
+    /// See [`OwnReservation::belongs`].
     fn belongs(&self, dylib: u64) -> Option<u64> {
         match (self.apart, dylib) {
             (false, _) => Some(0),
@@ -236,7 +236,7 @@ impl Blocks {
         buffers: Option<Box<Buffers>>,
     ) -> SmallVec<[SegmentContent; 4]> {
         let mut content = SmallVec::new();
-        let Some(Block { range, parts, .. }) = self.live.get(&key) else {
+        let Some(OwnReservation { range, parts, .. }) = self.live.get(&key) else {
             return content;
         };
         if parts
@@ -314,7 +314,7 @@ impl Blocks {
 }
 
 impl Space {
-    fn blocks(&mut self) -> &mut Blocks {
+    fn blocks(&mut self) -> &mut Reservations {
         self.blocks.as_mut().expect("the mapper divides no window")
     }
 
@@ -365,11 +365,11 @@ impl Space {
             };
         }
         let requested = parts.iter().map(|part| u64::from(part.planned.size)).sum();
-        let grant = Grant {
+        let layout = RequestLayout {
             live: requested,
-            ..Grant::default()
+            ..RequestLayout::default()
         };
-        let (key, handle) = self.admit(&draft.request, 0, Pieces::new(), &grant);
+        let (key, handle) = self.admit(&draft.request, 0, Pieces::new(), &layout);
         let record = self.records.get(key);
         record.teardown = Some(Box::new(Teardown::Key(range.start())));
         record.buffers = Some(Box::new(std::mem::take(&mut draft.buffers)));
@@ -377,7 +377,7 @@ impl Space {
         if let (Some(belongs), Some(extent)) = (belongs, extent) {
             blocks.note_edges(belongs, extent);
         }
-        let block = Block {
+        let block = OwnReservation {
             range,
             parts,
             requested,
@@ -445,7 +445,7 @@ impl Core {
             }
         };
         let allocated = match self.is_closed() {
-            true => Err(freed()),
+            true => Err(manager_freed()),
             false => self.space.lock().admit_block(&mut draft, range),
         };
         let error = match allocated {

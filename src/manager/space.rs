@@ -4,10 +4,10 @@
 //! Everything here is arithmetic; nothing calls the mapper or the system.
 
 use super::records::{Key, Record, Records, State};
-use super::request::{Planned, Request};
-use super::reservations::Blocks;
+use super::request::{PlannedSegment, Request};
+use super::reservations::Reservations;
 use super::window::{
-    ChunkState, Grant, MOST_CHUNKS, MOST_SPARE, POOLS, Piece, Pieces, Place, Sums, Window,
+    MOST_CHUNKS, MOST_SPARE, POOLS, Piece, Pieces, Place, PoolChunk, RequestLayout, Sums, Window,
 };
 use super::{GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Result, Status};
@@ -43,7 +43,7 @@ pub(super) struct Detached {
     window: usize,
     pub(super) range: AddressRange,
     group: AllocGroup,
-    chunk: ChunkState,
+    chunk: PoolChunk,
 }
 
 /// How far to go for a request.
@@ -72,7 +72,7 @@ pub(super) enum Attempt {
 
 /// Pieces on their way out of the executor, still taken.
 #[derive(Default)]
-pub(super) struct Leaving {
+pub(super) struct Freed {
     pub(super) pieces: Pieces,
     /// Shared code, which is made to trap before it is free.
     pub(super) traps: SmallVec<[(Writer, AddressRange); 1]>,
@@ -102,7 +102,7 @@ pub(super) struct Space {
     many_windows: bool,
     homes: HashMap<u64, Home>,
     /// What takes the windows' place where the mapper does not divide any.
-    pub(super) blocks: Option<Box<Blocks>>,
+    pub(super) blocks: Option<Box<Reservations>>,
     next_order: u64,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
@@ -154,7 +154,7 @@ impl Space {
             .push(Window::new(reserved, self.page, self.granule));
     }
 
-    /// All windows, leaving none.
+    /// All windows, freed none.
     pub(super) fn take_windows(&mut self) -> Vec<AddressRange> {
         self.windows.drain(..).map(|window| window.range).collect()
     }
@@ -162,7 +162,7 @@ impl Space {
     // ---- records ----
 
     /// Marks it finalized and takes out its segments of finalize lifetime, which have served.
-    pub(super) fn mark_finalized(&mut self, key: Key, teardown: Teardown) -> Leaving {
+    pub(super) fn mark_finalized(&mut self, key: Key, teardown: Teardown) -> Freed {
         self.next_order += 1;
         self.counters.finalize += 1;
         self.in_flight -= 1;
@@ -176,7 +176,7 @@ impl Space {
         };
         record.buffers = None;
         if !record.pieces.iter().any(Piece::is_for_finalize) {
-            return Leaving::default();
+            return Freed::default();
         }
         let gone: Pieces = record
             .pieces
@@ -185,13 +185,13 @@ impl Space {
             .filter(Piece::is_for_finalize)
             .collect();
         record.pieces.retain(|piece| !piece.is_for_finalize());
-        let mut leaving = Leaving::default();
-        self.leave(gone, &mut leaving);
-        leaving
+        let mut freed = Freed::default();
+        self.leave(gone, &mut freed);
+        freed
     }
 
     /// Takes an allocation's pieces out of its record.
-    pub(super) fn take_pieces(&mut self, key: Key, leaving: &mut Leaving) {
+    pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
         if self.blocks.is_some() {
             return self.drop_block(key);
         }
@@ -201,10 +201,10 @@ impl Space {
         for piece in &pieces {
             self.windows[piece.window as usize].prefetch(piece);
         }
-        self.leave(pieces, leaving);
+        self.leave(pieces, freed);
     }
 
-    fn leave(&self, pieces: Pieces, leaving: &mut Leaving) {
+    fn leave(&self, pieces: Pieces, freed: &mut Freed) {
         for piece in pieces.iter().filter(|piece| piece.needs_care()) {
             let Place {
                 range,
@@ -212,14 +212,14 @@ impl Space {
                 writer,
             } = self.place(piece);
             match writer {
-                Some(writer) => leaving.traps.push((writer, range)),
-                None => leaving.copied.push((range, group)),
+                Some(writer) => freed.traps.push((writer, range)),
+                None => freed.copied.push((range, group)),
             }
         }
-        if leaving.pieces.is_empty() {
-            leaving.pieces = pieces;
+        if freed.pieces.is_empty() {
+            freed.pieces = pieces;
         } else {
-            leaving.pieces.extend(pieces);
+            freed.pieces.extend(pieces);
         }
     }
 
@@ -281,7 +281,7 @@ impl Space {
 
     /// The teardowns of what is finalized and still there, oldest first, each with its copied
     /// segments. Before them, reservations that nothing was finalized in.
-    pub(super) fn take_finalized(&mut self) -> Vec<(Teardown, Leaving)> {
+    pub(super) fn take_finalized(&mut self) -> Vec<(Teardown, Freed)> {
         let mut left: Vec<Record> = self
             .records
             .drain()
@@ -289,13 +289,13 @@ impl Space {
             .collect();
         left.sort_by_key(|record| record.order);
         let out = |record: Record| {
-            let mut leaving = Leaving::default();
-            self.leave(record.pieces, &mut leaving);
+            let mut freed = Freed::default();
+            self.leave(record.pieces, &mut freed);
             (
                 record
                     .teardown
                     .map_or(Teardown::Nothing, |teardown| *teardown),
-                leaving,
+                freed,
             )
         };
         left.into_iter().map(out).collect()
@@ -309,7 +309,7 @@ impl Space {
         &mut self,
         request: &Request,
         effort: Effort,
-        grant: &mut Grant,
+        layout: &mut RequestLayout,
     ) -> Attempt {
         if let Some(error) = self.over_quota(request) {
             return Attempt::Refused(error);
@@ -321,15 +321,15 @@ impl Space {
             address: 0,
             working_memory: WorkingPointer::NULL,
         };
-        grant.segments.resize(request.segments, nothing);
+        layout.segments.resize(request.segments, nothing);
         if let ([window], false) = (self.windows.as_mut_slice(), self.many_windows) {
-            if let Ok(pieces) = window.take_all(&request.planned, 0, false, grant) {
-                let (key, handle) = self.admit(request, 0, pieces, grant);
-                grant.handle = handle;
+            if let Ok(pieces) = window.take_all(&request.planned, 0, false, layout) {
+                let (key, handle) = self.admit(request, 0, pieces, layout);
+                layout.handle = handle;
                 return Attempt::Done(key);
             }
         }
-        self.allocate_anywhere(request, effort, grant)
+        self.allocate_anywhere(request, effort, layout)
     }
 
     /// Goes through the windows, fast and then thoroughly, and says what would help.
@@ -338,16 +338,16 @@ impl Space {
         &mut self,
         request: &Request,
         effort: Effort,
-        grant: &mut Grant,
+        layout: &mut RequestLayout,
     ) -> Attempt {
         let windows = self.windows_for(request, effort.last_resort);
         for thorough in [false, true] {
             for index in &windows {
                 let window = &mut self.windows[*index];
-                match window.take_all(&request.planned, *index as u16, thorough, grant) {
+                match window.take_all(&request.planned, *index as u16, thorough, layout) {
                     Ok(pieces) => {
-                        let (key, handle) = self.admit(request, *index, pieces, grant);
-                        grant.handle = handle;
+                        let (key, handle) = self.admit(request, *index, pieces, layout);
+                        layout.handle = handle;
                         return Attempt::Done(key);
                     }
                     Err(short) => {
@@ -431,7 +431,7 @@ impl Space {
 
     /// The smallest window that serves a request by itself.
     pub(super) fn least_window(&self, request: &Request) -> u64 {
-        let pages = |planned: &Planned| {
+        let pages = |planned: &PlannedSegment| {
             let size = u64::from(planned.size.max(1)) + u64::from(planned.alignment);
             // A page for what code keeps off.
             self.page
@@ -533,10 +533,10 @@ impl Space {
         request: &Request,
         window: usize,
         pieces: Pieces,
-        grant: &Grant,
+        layout: &RequestLayout,
     ) -> (Key, u64) {
-        self.taken += grant.taken;
-        self.live += grant.live;
+        self.taken += layout.taken;
+        self.live += layout.live;
         self.in_flight += 1;
         self.counters.allocate += 1;
         let remember = self.many_windows && !pieces.is_empty();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! One window: its chunks, grouped in pools, and the pieces that are handed out of them.
 
-use super::request::Planned;
+use super::request::PlannedSegment;
 use super::{LayoutItem, LayoutKind, SegmentMemory};
 use crate::group::{AllocGroup, Lifetime};
 use crate::mapper::{Prepared, Reserved, Working};
@@ -73,7 +73,7 @@ pub(super) struct Place {
 
 /// What the requester of a new allocation learns, and what is to be done before.
 #[derive(Default)]
-pub(super) struct Grant {
+pub(super) struct RequestLayout {
     /// The new allocation's handle.
     pub(super) handle: u64,
     pub(super) segments: SmallVec<[SegmentMemory; 4]>,
@@ -86,7 +86,7 @@ pub(super) struct Grant {
     pub(super) live: u64,
 }
 
-impl Grant {
+impl RequestLayout {
     /// Forgets what an attempt that failed has noted.
     fn start_over(&mut self) {
         self.dirty.clear();
@@ -94,7 +94,7 @@ impl Grant {
     }
 }
 
-pub(super) struct ChunkState {
+pub(super) struct PoolChunk {
     /// From the window's origin, as all offsets here.
     offset: u32,
     size: u32,
@@ -112,7 +112,7 @@ struct Pool {
     group: AllocGroup,
     ranges: Ranges,
     /// By region; a region is a chunk.
-    chunks: Vec<Option<ChunkState>>,
+    chunks: Vec<Option<PoolChunk>>,
     next_size: u64,
 }
 
@@ -178,7 +178,7 @@ fn narrow(value: u64) -> u32 {
 
 /// The part of a chunk that is handed out: code keeps off the first bytes, because the function
 /// sanitizer reads 8 bytes before a function.
-fn usable(chunk: &ChunkState, group: AllocGroup, granule: Alignment) -> (u32, u32) {
+fn usable(chunk: &PoolChunk, group: AllocGroup, granule: Alignment) -> (u32, u32) {
     let guard = guard(group, granule) as u32;
     (chunk.offset + guard, chunk.size - guard)
 }
@@ -192,13 +192,13 @@ fn guard(group: AllocGroup, granule: Alignment) -> u64 {
 }
 
 impl Pool {
-    fn chunk(&self, region: RegionId) -> &ChunkState {
+    fn chunk(&self, region: RegionId) -> &PoolChunk {
         self.chunks[region as usize]
             .as_ref()
             .expect("regions are chunks")
     }
 
-    fn chunk_mut(&mut self, region: RegionId) -> &mut ChunkState {
+    fn chunk_mut(&mut self, region: RegionId) -> &mut PoolChunk {
         self.chunks[region as usize]
             .as_mut()
             .expect("regions are chunks")
@@ -256,15 +256,15 @@ impl Window {
     /// `thorough` looks at every free range, for when there is no other way.
     pub(super) fn take_all(
         &mut self,
-        planned: &[Planned],
+        planned: &[PlannedSegment],
         index: u16,
         thorough: bool,
-        grant: &mut Grant,
-    ) -> Result<Pieces, Planned> {
+        layout: &mut RequestLayout,
+    ) -> Result<Pieces, PlannedSegment> {
         let mut pieces = Pieces::new();
-        grant.start_over();
+        layout.start_over();
         for planned in planned {
-            match self.take(planned, index, thorough, grant) {
+            match self.take(planned, index, thorough, layout) {
                 Some(piece) => pieces.push(piece),
                 None => {
                     for piece in &pieces {
@@ -279,14 +279,14 @@ impl Window {
 
     fn take(
         &mut self,
-        planned: &Planned,
+        planned: &PlannedSegment,
         index: u16,
         thorough: bool,
-        grant: &mut Grant,
+        layout: &mut RequestLayout,
     ) -> Option<Piece> {
         let pool_index = pool_index(planned.group);
         let pool = self.pools[pool_index].as_mut()?;
-        let Planned {
+        let PlannedSegment {
             size, alignment, ..
         } = *planned;
         let handed = match pool.ranges.allocate(size, alignment) {
@@ -300,9 +300,9 @@ impl Window {
         chunk.used_up_to = chunk.used_up_to.max(end);
         chunk.live += 1;
         chunk.fresh = false;
-        grant.taken += u64::from(handed.size);
-        grant.live += u64::from(planned.size);
-        let segment = &mut grant.segments[planned.index as usize];
+        layout.taken += u64::from(handed.size);
+        layout.live += u64::from(planned.size);
+        let segment = &mut layout.segments[planned.index as usize];
         segment.address = self.origin + u64::from(handed.start);
         let mut copied = false;
         match chunk.working {
@@ -310,12 +310,12 @@ impl Window {
                 let writer = writer.part_of(handed.start - chunk.offset, handed.size);
                 segment.working_memory = writer.pointer();
                 if dirty > 0 {
-                    grant.dirty.push((writer, planned.content, dirty));
+                    layout.dirty.push((writer, planned.content, dirty));
                 }
             }
             Working::Copied => copied = true,
         }
-        grant.copied |= copied;
+        layout.copied |= copied;
         Some(Piece {
             id: handed.id,
             requested: planned.size,
@@ -367,7 +367,7 @@ impl Window {
 
     /// Takes a run of pages for a segment that fits no chunk, if the window has one. Gives it with
     /// the bytes that the segment needs of it.
-    pub(super) fn grow(&mut self, short: &Planned) -> Option<(AddressRange, u64)> {
+    pub(super) fn grow(&mut self, short: &PlannedSegment) -> Option<(AddressRange, u64)> {
         if self.chunks >= MOST_CHUNKS {
             return None;
         }
@@ -416,7 +416,7 @@ impl Window {
     }
 
     /// Makes sure that the ranges of a request can be noted; `false` if the heap is full.
-    pub(super) fn make_spare(&mut self, planned: &[Planned]) -> bool {
+    pub(super) fn make_spare(&mut self, planned: &[PlannedSegment]) -> bool {
         // Each takes one record, and up to two for what is left in front of it and behind it.
         let count = planned.len() as u32 * 3;
         planned
@@ -432,7 +432,7 @@ impl Window {
         let offset = narrow(range.start() - self.origin);
         self.insert(
             group,
-            ChunkState {
+            PoolChunk {
                 offset,
                 size: narrow(range.size()),
                 working: prepared.working,
@@ -445,7 +445,7 @@ impl Window {
     }
 
     /// Adds an empty chunk to its pool.
-    pub(super) fn insert(&mut self, group: AllocGroup, chunk: ChunkState) {
+    pub(super) fn insert(&mut self, group: AllocGroup, chunk: PoolChunk) {
         let (start, size) = usable(&chunk, group, self.granule);
         let pool = self.pool(group);
         let region = match pool.chunks.iter().position(Option::is_none) {
@@ -465,7 +465,7 @@ impl Window {
         &mut self,
         pool: usize,
         keep: u64,
-    ) -> Option<(AddressRange, AllocGroup, ChunkState)> {
+    ) -> Option<(AddressRange, AllocGroup, PoolChunk)> {
         let (granule, first) = (self.granule, self.first_chunk());
         let pool = self.pools[pool].as_mut()?;
         let empty = pool.chunks.iter().enumerate().filter_map(|(index, chunk)| {

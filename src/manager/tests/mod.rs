@@ -39,10 +39,10 @@ enum Kind {
 const TWO_VIEWS: Kind = Kind::InProcess(InProcessKind::TwoViews);
 const MPROTECT: Kind = Kind::InProcess(InProcessKind::Mprotect);
 const DIVIDING: [Kind; 4] = [TWO_VIEWS, MPROTECT, Kind::Shared, Kind::Remote];
-const UNDIVIDED: [Kind; 2] = [Kind::Simple(GENERATIONS[0]), Kind::Simple(GENERATIONS[1])];
+const RESERVING: [Kind; 2] = [Kind::Simple(GENERATIONS[0]), Kind::Simple(GENERATIONS[1])];
 
 fn all_kinds() -> impl Iterator<Item = Kind> {
-    DIVIDING.into_iter().chain(UNDIVIDED)
+    DIVIDING.into_iter().chain(RESERVING)
 }
 
 fn mapper(kind: Kind) -> Result<Arc<dyn MemoryMapper>> {

@@ -600,7 +600,7 @@ fn segments_of_finalize_lifetime_stay_until_the_whole_goes() {
 
 #[test]
 fn threads_have_reservations_side_by_side() {
-    for kind in UNDIVIDED {
+    for kind in RESERVING {
         let manager = Arc::new(manager(kind, Options::default()).unwrap());
         std::thread::scope(|scope| {
             for thread in 0..8u8 {
