@@ -85,6 +85,14 @@ impl AddressRange {
         self.start < other.end() && other.start < self.end()
     }
 
+    /// The multiples of `alignment` that the range touches, pages for instance; `None` if they go beyond
+    /// the last address.
+    pub(crate) fn rounded_out(self, alignment: Alignment) -> Option<AddressRange> {
+        let start = alignment.round_down(self.start);
+        let end = alignment.round_up(self.end())?;
+        AddressRange::new(start, end - start)
+    }
+
     /// The part `[offset, offset + size)`, or `None` if it is not wholly inside.
     pub const fn part(self, offset: u64, size: u64) -> Option<AddressRange> {
         match offset.checked_add(size) {
@@ -106,6 +114,15 @@ impl fmt::Debug for AddressRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_round_out_to_pages() {
+        let page = Alignment::new(4096).unwrap();
+        let pages = |start, size| AddressRange::new(start, size).unwrap().rounded_out(page);
+        assert_eq!(pages(4095, 2), AddressRange::new(0, 8192));
+        assert_eq!(pages(4096, 4096), AddressRange::new(4096, 4096));
+        assert_eq!(pages(u64::MAX - 1, 1), None);
+    }
 
     #[test]
     fn alignment_takes_powers_of_two_only() {

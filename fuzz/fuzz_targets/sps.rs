@@ -3,19 +3,16 @@
 
 #![no_main]
 
+use jitmem::wire::llvm::{FinalizeRequest, SharedMemoryFinalizeRequest};
 use jitmem::wire::sps::*;
 use jitmem_fuzz::reread;
 use libfuzzer_sys::fuzz_target;
 use std::collections::BTreeMap;
 
-/// A segment whose content travels, and one whose content is shared.
-type Segment<'a> = (RemoteAllocGroup, ExecutorAddr, u64, Bytes<'a>);
-type SharedSegment = (RemoteAllocGroup, ExecutorAddr, u64);
-
 fuzz_target!(|bytes: &[u8]| {
     reread!(bytes =>
-        (Vec<Segment<'_>>, Vec<ActionPair<'_>>),
-        (ExecutorAddr, ExecutorAddr, Vec<SharedSegment>, Vec<ActionPair<'_>>),
+        FinalizeRequest<'_>,
+        (ExecutorAddr, ExecutorAddr, SharedMemoryFinalizeRequest<'_>),
         (ExecutorAddr, Vec<ExecutorAddr>),
         (ExecutorAddr, Vec<String>),
         (ExecutorAddr, &str, u64),

@@ -2,6 +2,8 @@
 //! The executor's side: what runs where the linked code runs.
 
 #[allow(unsafe_code)]
+mod actions;
+#[allow(unsafe_code)]
 pub(crate) mod llvm;
 pub mod program;
 #[allow(unsafe_code)]

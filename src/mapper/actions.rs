@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Result, Status};
 use crate::sys::{WrapperCall, WrapperResult};
-use crate::wire::sps::{self, Outcome};
+use crate::wire::sps::{self, ActionPair, Bytes, Call, ExecutorAddr, Outcome};
 
 /// A call on finalize and its twin on deallocate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +12,24 @@ pub struct Action {
     pub finalize: WrapperCall,
     /// Run on deallocate, if the finalize call succeeded.
     pub dealloc: WrapperCall,
+}
+
+impl<'a> From<&'a WrapperCall> for Call<'a> {
+    fn from(call: &'a WrapperCall) -> Call<'a> {
+        Call {
+            function: ExecutorAddr(call.function()),
+            args: Bytes(call.args()),
+        }
+    }
+}
+
+impl<'a> From<&'a Action> for ActionPair<'a> {
+    fn from(action: &'a Action) -> ActionPair<'a> {
+        ActionPair {
+            finalize: Call::from(&action.finalize),
+            dealloc: Call::from(&action.dealloc),
+        }
+    }
 }
 
 /// Makes one call of an action.

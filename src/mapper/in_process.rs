@@ -3,8 +3,8 @@
 
 use super::actions::{join, run_dealloc, run_finalize};
 use super::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown, Working,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, PACKING_GRANULE, Prepared, Reserved, Retired,
+    SegmentContent, Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -12,14 +12,11 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
-use crate::page::{AddressRange, Alignment};
+use crate::page::AddressRange;
 use crate::sys::{self, OwnerProcess};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::HashMap;
-
-/// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
-const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +113,9 @@ impl InProcess {
             let (size, start) = (range.size(), range.start());
             sys::explain_mapping(format_args!("{what} {size} bytes at {start:#x}"), error)
         };
-        let pages = pages_of(range);
+        let pages = range
+            .rounded_out(sys::page_size())
+            .expect("a mapped range ends below the last page");
         // SAFETY: the manager passes the places of its allocations, which lie in chunks of this
         // mapper and have their pages for themselves; linked code does not run there yet, or no
         // more.
@@ -179,16 +178,6 @@ impl InProcess {
         }
         error
     }
-}
-
-/// The whole pages that a segment of a page-granular chunk owns.
-fn pages_of(range: AddressRange) -> AddressRange {
-    let page = sys::page_size();
-    let start = page.round_down(range.start());
-    let end = page
-        .round_up(range.end())
-        .expect("a mapped range ends below the last page");
-    AddressRange::new(start, end - start).expect("its end was just computed")
 }
 
 /// Tries the idea once, on one page.

@@ -72,6 +72,9 @@ pub enum Kind {
     LlvmSimple = 7,
 }
 
+/// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
+const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
+
 /// A reserved window.
 #[derive(Clone, Copy, Debug)]
 pub struct Reserved {

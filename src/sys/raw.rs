@@ -92,10 +92,7 @@ impl Memory {
                 "{verb} {size} bytes at {address:#x}: {why}; not all of it is {kind} memory"
             ))
         };
-        let page = page_size();
-        let start = page.round_down(address);
-        let end = bytes.and_then(|bytes| page.round_up(bytes.end()));
-        let Some(pages) = end.and_then(|end| AddressRange::new(start, end - start)) else {
+        let Some(pages) = bytes.and_then(|bytes| bytes.rounded_out(page_size())) else {
             return refused(&"beyond the end of memory");
         };
         if pages_can_be_checked() {

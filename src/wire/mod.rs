@@ -2,5 +2,6 @@
 //! The byte formats of ORC's RPC, without any unsafe code.
 
 pub mod frame;
+pub mod llvm;
 pub mod service;
 pub mod sps;

@@ -7,6 +7,7 @@
 
 use crate::error::Error;
 use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::page::AddressRange;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -333,6 +334,21 @@ impl AddrRange {
     pub fn size(&self) -> u64 {
         self.end.0 - self.start.0
     }
+
+    /// The same in the crate's own form; `None` if it ends before it starts.
+    pub fn range(&self) -> Option<AddressRange> {
+        let size = self.end.0.checked_sub(self.start.0)?;
+        AddressRange::new(self.start.0, size)
+    }
+}
+
+impl From<AddressRange> for AddrRange {
+    fn from(range: AddressRange) -> AddrRange {
+        AddrRange {
+            start: ExecutorAddr(range.start()),
+            end: ExecutorAddr(range.end()),
+        }
+    }
 }
 
 impl Encode for AddrRange {
@@ -491,6 +507,12 @@ impl RemoteAllocGroup {
     pub fn new(protection: Protection, finalize: bool) -> RemoteAllocGroup {
         let lifetime = if finalize { Self::FINALIZE_BIT } else { 0 };
         RemoteAllocGroup(protection.bits() as u8 | lifetime)
+    }
+}
+
+impl From<AllocGroup> for RemoteAllocGroup {
+    fn from(group: AllocGroup) -> RemoteAllocGroup {
+        RemoteAllocGroup::new(group.protection, group.lifetime == Lifetime::Finalize)
     }
 }
 

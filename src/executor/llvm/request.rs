@@ -5,23 +5,9 @@ use super::Told;
 use crate::error::{Error, Result, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::mapper::actions::join;
-use crate::mapper::{Action, WrapperCall};
 use crate::page::AddressRange;
 use crate::sys::{self, explain_mapping};
-use crate::wire::sps::{ActionPair, Call, ExecutorAddr, RemoteAllocGroup};
-
-/// The actions of a request, out of its message.
-pub(super) fn actions(pairs: &[ActionPair<'_>]) -> Vec<Action> {
-    let call = |call: &Call<'_>| {
-        // SAFETY: the controller says that it has linked wrapper functions there.
-        unsafe { WrapperCall::new(call.function.0, call.args.0.to_vec()) }
-    };
-    let action = |pair: &ActionPair<'_>| Action {
-        finalize: call(&pair.finalize),
-        dealloc: call(&pair.dealloc),
-    };
-    pairs.iter().map(action).collect()
-}
+use crate::wire::sps::{ExecutorAddr, RemoteAllocGroup};
 
 /// What the protection of a segment is, and where it lies.
 pub(super) fn placed(
@@ -42,10 +28,7 @@ pub(super) fn placed(
 
 /// The whole pages that a range touches.
 pub(super) fn pages_of(range: AddressRange) -> AddressRange {
-    let page = sys::page_size();
-    let start = page.round_down(range.start());
-    let end = page.round_up(range.end()).unwrap_or(range.end());
-    AddressRange::new(start, end - start).unwrap_or(range)
+    range.rounded_out(sys::page_size()).unwrap_or(range)
 }
 
 /// Changes the protection of the pages that a range touches.

@@ -3,16 +3,18 @@
 //! that it opens by name, so none travels.
 
 use super::forget_within;
-use super::request::{actions, last_to_first, placed, protect, told};
+use super::request::{last_to_first, placed, protect, told};
 use super::{InstanceRegistry, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
+use crate::executor::actions::from_wire;
 use crate::group::Protection;
 use crate::mapper::WrapperCall;
 use crate::mapper::actions::{run_dealloc, run_finalize};
 use crate::memory::view::Reservation;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, SharedName, explain};
-use crate::wire::sps::{ActionPair, ExecutorAddr, RemoteAllocGroup};
+use crate::wire::llvm::SharedMemoryFinalizeRequest;
+use crate::wire::sps::ExecutorAddr;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ffi::CString;
@@ -77,9 +79,6 @@ impl Shared {
     }
 }
 
-type SegmentOnWire = (RemoteAllocGroup, ExecutorAddr, u64);
-type InitializeRequest<'a> = (Vec<SegmentOnWire>, Vec<ActionPair<'a>>);
-
 impl SharedMapper {
     /// A mapper, and its number.
     pub(super) fn publish() -> (Arc<SharedMapper>, u64) {
@@ -96,7 +95,11 @@ impl SharedMapper {
         Ok((ExecutorAddr(base), name))
     }
 
-    fn initialize(&self, reservation: u64, request: &InitializeRequest<'_>) -> Result<u64> {
+    fn initialize(
+        &self,
+        reservation: u64,
+        request: &SharedMemoryFinalizeRequest<'_>,
+    ) -> Result<u64> {
         let (on_wire, pairs) = request;
         let mut segments = Vec::with_capacity(on_wire.len());
         for (group, address, size) in on_wire {
@@ -121,7 +124,7 @@ impl SharedMapper {
                 sys::flush_instruction_cache(range.start(), range.size());
             }
         }
-        let dealloc = run_finalize(actions(pairs))?;
+        let dealloc = run_finalize(from_wire(pairs))?;
         let mut allocations = self.allocations.lock();
         allocations.order += 1;
         let order = allocations.order;
@@ -194,7 +197,7 @@ pub(super) fn reserve(args: &[u8]) -> Answer {
 
 /// `expected<addr> (addr mapper, addr reservation, (sequence<segment>, sequence<action pair>))`.
 pub(super) fn initialize(args: &[u8]) -> Answer {
-    type Args<'a> = (ExecutorAddr, ExecutorAddr, InitializeRequest<'a>);
+    type Args<'a> = (ExecutorAddr, ExecutorAddr, SharedMemoryFinalizeRequest<'a>);
     expected(args, |(mapper, reservation, request): Args<'_>| {
         let mapper = MAPPERS.get(mapper.0)?;
         let key = mapper.initialize(reservation.0, &request).map_err(told)?;
@@ -226,7 +229,8 @@ mod tests {
     use super::super::Told;
     use super::super::testing::{Log, NOTHING, ask, failing, noting, pair, protection_at};
     use super::*;
-    use crate::wire::sps::{Expected, Outcome};
+    use crate::wire::llvm::SharedMemorySegFinalizeRequest;
+    use crate::wire::sps::{ActionPair, Expected, Outcome, RemoteAllocGroup};
     use std::fs::OpenOptions;
     use std::os::unix::fs::FileExt;
 
@@ -259,7 +263,7 @@ mod tests {
             actions: Vec<ActionPair<'_>>,
         ) -> Told<u64> {
             let segments = segments.iter();
-            let segments: Vec<SegmentOnWire> = segments
+            let segments: Vec<SharedMemorySegFinalizeRequest> = segments
                 .map(|(group, address, size)| (*group, ExecutorAddr(*address), *size))
                 .collect();
             let args = (self.number, ExecutorAddr(reservation), (segments, actions));

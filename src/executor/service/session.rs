@@ -4,10 +4,11 @@
 use super::Offered;
 use super::channel_server;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::executor::actions::from_wire;
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
+use crate::mapper::WrapperCall;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
-use crate::mapper::{Action, WrapperCall};
 use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
@@ -17,7 +18,7 @@ use crate::transport::RESPONSE_TIMEOUT;
 use crate::wire::service::{
     At, Attach, Attached, Content, File, Functions, Item, Reply, Reserve, ReservedAt, Step,
 };
-use crate::wire::sps::{ActionPair, AddrRange, Call, ExecutorAddr};
+use crate::wire::sps::{ActionPair, AddrRange};
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -59,16 +60,10 @@ struct Teardowns {
 }
 
 fn range_of(range: AddrRange) -> Result<AddressRange> {
-    AddressRange::new(range.start.0, range.size())
+    range
+        .range()
         .filter(|range| range.size() > 0)
         .ok_or_else(|| invalid_argument(format!("{range:x?} is no range of addresses")))
-}
-
-fn wire_range(range: AddressRange) -> AddrRange {
-    AddrRange {
-        start: ExecutorAddr(range.start()),
-        end: ExecutorAddr(range.end()),
-    }
 }
 
 impl Session {
@@ -174,7 +169,7 @@ impl Session {
         };
         let reservation = reserve_window(size, least, placement)?;
         let reserved = ReservedAt {
-            range: wire_range(reservation.range()),
+            range: reservation.range().into(),
             in_reach: reservation.in_reach(),
         };
         self.windows.lock().push(Window {
@@ -345,7 +340,7 @@ impl Session {
             window_of(&mut self.windows.lock(), range)?;
             sys::flush_instruction_cache(range.start(), range.size());
         }
-        let calls = run_finalize(actions.iter().map(action).collect())?;
+        let calls = run_finalize(from_wire(actions))?;
         Ok(self.teardowns.lock().add(calls))
     }
 
@@ -433,17 +428,6 @@ impl Session {
     }
 }
 
-fn action(pair: &ActionPair<'_>) -> Action {
-    let call = |call: &Call<'_>| {
-        // SAFETY: the controller says that it has linked wrapper functions there.
-        unsafe { WrapperCall::new(call.function.0, call.args.0.to_vec()) }
-    };
-    Action {
-        finalize: call(&pair.finalize),
-        dealloc: call(&pair.dealloc),
-    }
-}
-
 fn window_of(windows: &mut [Window], range: AddressRange) -> Result<&mut Window> {
     let window = windows
         .iter_mut()
@@ -508,7 +492,7 @@ mod tests {
     use super::*;
     use crate::executor::service::here::functions;
     use crate::sys::fault::Faults;
-    use crate::wire::sps::Bytes;
+    use crate::wire::sps::{Bytes, Call, ExecutorAddr};
 
     fn outcome(session: &Session, step: Step) -> Result<()> {
         let [Reply(reply)] = session.change(vec![step], Vec::new()).try_into().unwrap();

@@ -9,33 +9,8 @@ pub use shared::LlvmSharedMapper;
 pub use simple::LlvmSimpleMapper;
 
 use crate::error::{Error, Result, Status};
-use crate::group::{AllocGroup, Lifetime};
-use crate::mapper::{Action, WrapperCall};
 use crate::transport::Transport;
-use crate::wire::sps::{
-    ActionPair, Bytes, Call, Decode, ExecutorAddr, Expected, Outcome, from_bytes,
-};
-
-/// The byte in which protection and lifetime travel.
-fn group_byte(group: AllocGroup) -> u8 {
-    let finalize = u8::from(group.lifetime == Lifetime::Finalize) << 3;
-    group.protection.bits() as u8 | finalize
-}
-
-fn wire_call(call: &WrapperCall) -> Call<'_> {
-    Call {
-        function: ExecutorAddr(call.function()),
-        args: Bytes(call.args()),
-    }
-}
-
-fn wire_actions(actions: &[Action]) -> Vec<ActionPair<'_>> {
-    let pairs = actions.iter().map(|action| ActionPair {
-        finalize: wire_call(&action.finalize),
-        dealloc: wire_call(&action.dealloc),
-    });
-    pairs.collect()
-}
+use crate::wire::sps::{Decode, ExecutorAddr, Expected, Outcome, from_bytes};
 
 fn said(message: String) -> Error {
     Error::new(Status::MapperFailed, format!("LLVM's executor: {message}"))

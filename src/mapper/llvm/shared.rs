@@ -2,7 +2,7 @@
 //! LLVM's ExecutorSharedMemoryMapperService: windows are POSIX shared memory that the executor makes
 //! under a name of its own. The name is unlinked as soon as the window is open here.
 
-use super::{group_byte, outcome, symbol, value, wire_actions};
+use super::{outcome, symbol, value};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -15,7 +15,8 @@ use crate::memory::view::{Placement, WriterView};
 use crate::page::AddressRange;
 use crate::sys::{self, explain};
 use crate::transport::{Transport, dispatched};
-use crate::wire::sps::{Encode, ExecutorAddr, to_bytes};
+use crate::wire::llvm::{SharedMemoryFinalizeRequest, SharedMemorySegFinalizeRequest};
+use crate::wire::sps::{ActionPair, Encode, ExecutorAddr, to_bytes};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -46,8 +47,6 @@ struct Window {
     memory: OwnedFd,
     views: BTreeMap<u64, WriterView>,
 }
-
-type WireSegment = (u8, ExecutorAddr, u64);
 
 impl LlvmSharedMapper {
     /// Speaks with the executor's service, found by its published names.
@@ -109,15 +108,13 @@ impl LlvmSharedMapper {
     fn set(
         &self,
         window: ExecutorAddr,
-        segments: Vec<WireSegment>,
+        segments: Vec<SharedMemorySegFinalizeRequest>,
         actions: &[Action],
         done: Completion<u64>,
     ) {
-        let request = (
-            self.service.instance,
-            window,
-            (segments, wire_actions(actions)),
-        );
+        let pairs = actions.iter().map(ActionPair::from).collect();
+        let request: SharedMemoryFinalizeRequest<'_> = (segments, pairs);
+        let request = (self.service.instance, window, request);
         let done = done.map(|answer: Result<Vec<u8>>| {
             let key = value::<ExecutorAddr>("Initialize", &answer?)?;
             Ok(key.0)
@@ -243,15 +240,17 @@ impl MemoryMapper for LlvmSharedMapper {
         let wire = |segment: &SegmentContent| {
             let range = segment.range;
             (
-                group_byte(segment.group),
+                segment.group.into(),
                 ExecutorAddr(range.start()),
                 range.size(),
             )
         };
         let serves = |segment: &&SegmentContent| segment.group.lifetime == Lifetime::Finalize;
-        let serving: Vec<WireSegment> = segments.iter().filter(serves).map(wire).collect();
+        let serving: Vec<SharedMemorySegFinalizeRequest> =
+            segments.iter().filter(serves).map(wire).collect();
         let stays = |segment: &&SegmentContent| !serves(segment);
-        let staying: Vec<WireSegment> = segments.iter().filter(stays).map(wire).collect();
+        let staying: Vec<SharedMemorySegFinalizeRequest> =
+            segments.iter().filter(stays).map(wire).collect();
         if staying.is_empty() && actions.iter().any(|action| !action.dealloc.is_none()) {
             // Another allocation will have their address, and its actions would take their place.
             return done.complete(Err(Error::new(

@@ -7,7 +7,7 @@
 //! generation each allocation has a reservation of its own, and both are spoken with the same three
 //! functions: reserve, install, give back.
 
-use super::{group_byte, outcome, said, symbol, value, wire_actions, wire_call};
+use super::{outcome, said, symbol, value};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -20,8 +20,9 @@ use crate::memory::view::Placement;
 use crate::page::AddressRange;
 use crate::sys;
 use crate::transport::{Traffic, Transport, dispatched};
+use crate::wire::llvm::SegFinalizeRequest;
 use crate::wire::sps::{
-    ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, from_bytes, to_bytes,
+    ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, RemoteAllocGroup, from_bytes, to_bytes,
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -79,19 +80,18 @@ impl Service {
         })
     }
 
-    /// The byte for protection and lifetime. There was no lifetime before LLVM 16, and nobody looks
-    /// at it until LLVM 19.
-    fn group_byte(&self, segment: &SegmentContent) -> u8 {
+    /// Protection and lifetime. There was no lifetime before LLVM 16, and no executor up to LLVM 19
+    /// looks at it.
+    fn group_of(&self, segment: &SegmentContent) -> RemoteAllocGroup {
+        let group = segment.group;
         match self.generation {
-            Generation::Finalize => segment.group.protection.bits() as u8,
-            Generation::Initialize => group_byte(segment.group),
+            Generation::Finalize => RemoteAllocGroup::new(group.protection, false),
+            Generation::Initialize => group.into(),
         }
     }
 }
 
-type WireSegment<'a> = (u8, ExecutorAddr, u64, Bytes<'a>);
-
-fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> WireSegment<'a> {
+fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> SegFinalizeRequest<'a> {
     let content = segment.content().unwrap_or_default();
     // What was reserved is zero, readable and writable, so zero-fill of data needs nobody to write
     // it. Not empty all the same: it would be no segment to some executors.
@@ -99,7 +99,7 @@ fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> WireSegme
         Protection::READ_WRITE => content.len().max(1) as u64,
         _ => segment.range.size(),
     };
-    let group = service.group_byte(segment);
+    let group = service.group_of(segment);
     let address = ExecutorAddr(segment.range.start());
     (group, address, size, Bytes(content))
 }
@@ -110,7 +110,7 @@ fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> WireSegme
 fn without_gaps<'a>(actions: &'a [Action], nothing: Call<'a>) -> Vec<ActionPair<'a>> {
     let filled = |call: &'a WrapperCall| match call.is_none() {
         true => nothing,
-        false => wire_call(call),
+        false => call.into(),
     };
     let calls = |action: &&Action| !action.finalize.is_none() || !action.dealloc.is_none();
     let pairs = actions.iter().filter(calls).map(|action| ActionPair {
@@ -282,13 +282,13 @@ impl MemoryMapper for LlvmSimpleMapper {
             function: service.give_back,
             args: Bytes(&no_bases),
         };
-        let on_wire: Vec<WireSegment<'_>> = segments
+        let on_wire: Vec<SegFinalizeRequest<'_>> = segments
             .iter()
             .map(|segment| wire_segment(service, segment))
             .collect();
         let pairs = match service.generation {
             Generation::Finalize => without_gaps(&actions, nothing),
-            Generation::Initialize => wire_actions(&actions),
+            Generation::Initialize => actions.iter().map(ActionPair::from).collect(),
         };
         let link = Arc::clone(&self.link);
         let done = Completion::with_delivery(move |answer, delivery| {

@@ -8,8 +8,8 @@ mod link;
 
 use super::custom::check_window;
 use super::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown, WrapperCall,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, PACKING_GRANULE, Prepared, Reserved, Retired,
+    SegmentContent, Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
@@ -19,7 +19,7 @@ use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, MemFile};
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
-use crate::wire::sps::{ActionPair, AddrRange, Bytes, Call, Encode, ExecutorAddr};
+use crate::wire::sps::{ActionPair, AddrRange, Bytes, Encode};
 use batch::Batches;
 use change::Changes;
 use link::{DescriptorPassing, Link, decoded};
@@ -29,9 +29,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-
-/// What JITLink aligns code to; different allocations share pages.
-const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 
 /// Bytes of a page on any machine.
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 20;
@@ -68,20 +65,6 @@ enum Progress {
     Mapped,
     /// The executor could not; the next allocation in it tries again.
     Failed(Option<MemFile>),
-}
-
-fn wire_range(range: AddressRange) -> AddrRange {
-    AddrRange {
-        start: ExecutorAddr(range.start()),
-        end: ExecutorAddr(range.end()),
-    }
-}
-
-fn wire_call(call: &WrapperCall) -> Call<'_> {
-    Call {
-        function: ExecutorAddr(call.function()),
-        args: Bytes(call.args()),
-    }
 }
 
 impl ServiceMapper {
@@ -197,7 +180,7 @@ impl ServiceMapper {
         let done = Completion::with_delivery(move |answer, delivery| {
             mapped.answered(answer, delivery);
         });
-        let range = wire_range(chunk.range);
+        let range = chunk.range.into();
         // The lock is not held while the request is made: it may be answered inside.
         let file = match &mut *chunk.progress.lock() {
             Progress::UnderWay(file, _) => file.as_ref().map(MemFile::try_clone),
@@ -306,7 +289,7 @@ fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: boo
     let content = segments.iter().filter_map(|segment| {
         let bytes = Bytes(segment.content()?);
         Some(Content {
-            range: wire_range(segment.range),
+            range: segment.range.into(),
             zeroed: segment.zeroed,
             bytes,
         })
@@ -315,14 +298,10 @@ fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: boo
     let code = segments.iter().filter(|segment| {
         !coherent && segment.content.is_none() && segment.group.protection.executable()
     });
-    let actions = actions.iter().map(|action| ActionPair {
-        finalize: wire_call(&action.finalize),
-        dealloc: wire_call(&action.dealloc),
-    });
     Item::Initialize {
         content: content.collect(),
-        code: code.map(|segment| wire_range(segment.range)).collect(),
-        actions: actions.collect(),
+        code: code.map(|segment| segment.range.into()).collect(),
+        actions: actions.iter().map(ActionPair::from).collect(),
     }
 }
 
@@ -368,7 +347,8 @@ impl MemoryMapper for ServiceMapper {
                 range: at,
                 in_reach,
             } = decoded(&answer?)?;
-            let range = AddressRange::new(at.start.0, at.size())
+            let range = at
+                .range()
                 .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
             let reserved = Reserved { range, in_reach };
             let mut windows = windows.lock();
@@ -454,7 +434,7 @@ impl MemoryMapper for ServiceMapper {
             };
             let code = retired.copied.iter();
             let code = code.filter(|(_, group)| group.protection.executable());
-            let traps: Vec<AddrRange> = code.map(|(range, _)| wire_range(*range)).collect();
+            let traps: Vec<AddrRange> = code.map(|(range, _)| (*range).into()).collect();
             (key != 0 || !traps.is_empty()).then_some(Item::Deinitialize { key, traps })
         };
         // One message, for the last one must have ended before the one before it begins.
@@ -477,7 +457,7 @@ impl MemoryMapper for ServiceMapper {
             return Ok(());
         }
         // If the executor can't, the chunk that comes in its place is refused there, and says so.
-        let range = wire_range(chunk);
+        let range = chunk.into();
         self.changes
             .make(Step::Unmap { range }, Completion::new(move |_| drop(state)));
         Ok(())
@@ -489,7 +469,7 @@ impl MemoryMapper for ServiceMapper {
         self.chunks.lock().retain(|start, _| !inside(start));
         self.changes.make(
             Step::Release {
-                range: wire_range(window),
+                range: window.into(),
             },
             done,
         );

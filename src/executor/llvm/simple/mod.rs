@@ -9,15 +9,17 @@ mod slab;
 #[cfg(test)]
 mod tests;
 
-use super::request::{actions, last_to_first, pages_of, placed, protect, told};
+use super::request::{last_to_first, pages_of, placed, protect, told};
 use super::{InstanceRegistry, Told, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
+use crate::executor::actions::from_wire;
 use crate::group::Protection;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::memory::view::{Reservation, Writer};
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, explain};
-use crate::wire::sps::{ActionPair, Bytes, ExecutorAddr, RemoteAllocGroup};
+use crate::wire::llvm::{FinalizeRequest, SegFinalizeRequest};
+use crate::wire::sps::ExecutorAddr;
 use parking_lot::Mutex;
 use slab::{Segment, Slab, Slabs};
 use std::sync::Arc;
@@ -39,10 +41,7 @@ enum Rules {
     Initialize,
 }
 
-type SegmentOnWire<'a> = (RemoteAllocGroup, ExecutorAddr, u64, Bytes<'a>);
-type FinalizeRequest<'a> = (Vec<SegmentOnWire<'a>>, Vec<ActionPair<'a>>);
-
-fn segments<'a>(request: &[SegmentOnWire<'a>]) -> Result<Vec<Segment<'a>>> {
+fn segments<'a>(request: &[SegFinalizeRequest<'a>]) -> Result<Vec<Segment<'a>>> {
     let mut segments = Vec::with_capacity(request.len());
     for (group, address, size, content) in request {
         let content = content.0;
@@ -165,7 +164,7 @@ impl MemoryManager {
         let slab = self.slabs.lock().claim(extent, rules)?;
         // From here to `settle` nobody else has to do with the region.
         // SAFETY: all segments lie in `extent`, which was just claimed.
-        let filled = unsafe { fill(&segments) }.and_then(|()| run_finalize(actions(pairs)));
+        let filled = unsafe { fill(&segments) }.and_then(|()| run_finalize(from_wire(pairs)));
         match filled {
             Ok(dealloc) => {
                 self.slabs.lock().settle(slab, key, dealloc);

@@ -5,7 +5,7 @@ use super::super::testing::{
 };
 use super::*;
 use crate::sys::testing::{call_void, reading, writing};
-use crate::wire::sps::{Call, Expected, Outcome, to_bytes};
+use crate::wire::sps::{ActionPair, Bytes, Call, Expected, Outcome, RemoteAllocGroup, to_bytes};
 
 const R: u8 = 1;
 const RW: u8 = 3;
@@ -35,12 +35,12 @@ impl TestSession {
         base.unwrap().0
     }
 
-    fn finalize(&self, segments: &[SegmentOnWire<'_>], actions: Actions<'_>) -> Told<()> {
+    fn finalize(&self, segments: &[SegFinalizeRequest<'_>], actions: Actions<'_>) -> Told<()> {
         let request = (segments.to_vec(), actions);
         ask::<Outcome>(finalize, &(self.number, request)).0
     }
 
-    fn initialize(&self, segments: &[SegmentOnWire<'_>], actions: Actions<'_>) -> Told<u64> {
+    fn initialize(&self, segments: &[SegFinalizeRequest<'_>], actions: Actions<'_>) -> Told<u64> {
         let request = (segments.to_vec(), actions);
         let key = ask::<Expected<ExecutorAddr>>(initialize, &(self.number, request)).0;
         key.map(|key| key.0)
@@ -56,7 +56,7 @@ impl TestSession {
     }
 }
 
-fn segment(group: u8, address: u64, size: u64, content: &[u8]) -> SegmentOnWire<'_> {
+fn segment(group: u8, address: u64, size: u64, content: &[u8]) -> SegFinalizeRequest<'_> {
     let group = RemoteAllocGroup(group);
     (group, ExecutorAddr(address), size, Bytes(content))
 }
@@ -299,7 +299,7 @@ fn requests_that_jitmem_can_not_honour_are_refused_whole() {
     let bytes = unique_code();
     let page = session.page;
     let slab = session.reserve(2 * page);
-    let refused = |segments: &[SegmentOnWire<'_>], words: &str| {
+    let refused = |segments: &[SegFinalizeRequest<'_>], words: &str| {
         let message = session.initialize(segments, vec![]).unwrap_err();
         assert!(message.contains(words), "{message}");
     };
