@@ -10,7 +10,8 @@
 //! answered faster than its next item comes is found by gathering once: if nothing else comes then, the
 //! host waits for each answer, and gathering is not tried again for twice as many items as before.
 
-use super::link::{Link, decoded_list};
+use super::link::Link;
+use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;

@@ -2,7 +2,9 @@
 //! Changes of what lies where in the executor's windows, strictly one message after the other, so
 //! that addresses which were given back can be taken again without waiting.
 
-use super::link::{DescriptorPassing, Link, decoded_list, file_of};
+use super::descriptor_passing::{DescriptorPassing, file_of};
+use super::link::Link;
+use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;

@@ -4,7 +4,10 @@
 
 mod batch;
 mod change;
+mod chunk;
+mod descriptor_passing;
 mod link;
+mod reply;
 
 use super::custom::check_window;
 use super::{
@@ -22,8 +25,11 @@ use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes, Encode};
 use batch::Batches;
 use change::Changes;
-use link::{DescriptorPassing, Link, decoded};
+use chunk::{ChunkState, Progress};
+use descriptor_passing::DescriptorPassing;
+use link::Link;
 use parking_lot::Mutex;
+use reply::decoded;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -44,27 +50,6 @@ pub struct ServiceMapper {
     windows: Arc<Mutex<Vec<AddressRange>>>,
     /// Chunks that the executor has not mapped yet.
     unsettled: Arc<AtomicUsize>,
-}
-
-/// One chunk.
-struct ChunkState {
-    range: AddressRange,
-    /// Bits.
-    protection: u8,
-    commit: bool,
-    /// Where we write; none where content travels in messages.
-    _view: Option<WriterView>,
-    /// Counts the chunks that are not mapped.
-    unsettled: Arc<AtomicUsize>,
-    progress: Mutex<Progress>,
-}
-
-enum Progress {
-    /// The executor was told; these wait for its answer.
-    UnderWay(Option<MemFile>, Vec<Completion<()>>),
-    Mapped,
-    /// The executor could not; the next allocation in it tries again.
-    Failed(Option<MemFile>),
 }
 
 impl ServiceMapper {
@@ -227,60 +212,6 @@ impl Drop for ServiceMapper {
     fn drop(&mut self) {
         // Here and not with the last of those who share the link, which may be a thread of ours.
         self.link.close();
-    }
-}
-
-impl Drop for ChunkState {
-    fn drop(&mut self) {
-        if !matches!(self.progress.get_mut(), Progress::Mapped) {
-            self.unsettled.fetch_sub(1, Ordering::AcqRel);
-        }
-    }
-}
-
-impl ChunkState {
-    fn mapped(&self) -> bool {
-        matches!(*self.progress.lock(), Progress::Mapped)
-    }
-
-    fn answered(&self, answer: Result<()>, delivery: &mut Delivery) {
-        let waiting = {
-            let mut progress = self.progress.lock();
-            let (file, waiting) = match std::mem::replace(&mut *progress, Progress::Mapped) {
-                Progress::UnderWay(file, waiting) => (file, waiting),
-                _ => (None, Vec::new()),
-            };
-            match &answer {
-                Ok(()) => {
-                    self.unsettled.fetch_sub(1, Ordering::AcqRel);
-                }
-                Err(_) => *progress = Progress::Failed(file),
-            }
-            waiting
-        };
-        for done in waiting {
-            done.complete_with(answer.clone(), delivery);
-        }
-    }
-
-    /// Completes once the executor has mapped it; `true` if it must be told again.
-    fn when_mapped(&self, done: Completion<()>) -> bool {
-        let mut progress = self.progress.lock();
-        match &mut *progress {
-            Progress::Mapped => {
-                drop(progress);
-                done.complete(Ok(()));
-                false
-            }
-            Progress::UnderWay(_, waiting) => {
-                waiting.push(done);
-                false
-            }
-            Progress::Failed(file) => {
-                *progress = Progress::UnderWay(file.take(), vec![done]);
-                true
-            }
-        }
     }
 }
 
