@@ -1332,7 +1332,8 @@ jitmem_status jitmem_mapper_remote(const struct jitmem_transport *transport,
  *
  * Requires:
  * `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
- * `mapper` and `error` are NULL or places for a pointer.
+ * `mapper` and `error` are NULL or places for a pointer. The executor's shared memory is its own, and
+ * does not become smaller while the mapper or a manager of it is there.
  */
 jitmem_status jitmem_mapper_llvm_shared(const struct jitmem_transport *transport,
                                         const char *instead_of,

@@ -26,7 +26,7 @@ pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
 /// How the callbacks of hosts are delivered that follow from an answer. It is handed on with the
 /// answer, through every completion that the answer reaches.
-pub enum Delivery {
+pub(crate) enum Delivery {
     /// Each runs as soon as it is come to, in the thread that completes.
     Inline,
     /// They are kept, and run as one task afterwards.
@@ -35,7 +35,7 @@ pub enum Delivery {
 
 /// Callbacks in the order in which they were come to.
 #[derive(Default)]
-pub struct CallbackQueue(VecDeque<Task>);
+pub(crate) struct CallbackQueue(VecDeque<Task>);
 
 impl Delivery {
     /// Hands a delivery to `complete`; `dispatch` gets all callbacks that it was given, if any, as one

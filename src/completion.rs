@@ -51,7 +51,7 @@ impl<T> Completion<T> {
     }
 
     /// Answers; `delivery` gets the callbacks of the host's that follow.
-    pub fn complete_with(mut self, answer: Result<T>, delivery: &mut Delivery) {
+    pub(crate) fn complete_with(mut self, answer: Result<T>, delivery: &mut Delivery) {
         if let Some(callback) = self.0.take() {
             callback(answer, delivery);
         }

@@ -116,6 +116,23 @@ pub struct AllocGroup {
     pub lifetime: Lifetime,
 }
 
+impl AllocGroup {
+    /// Bytes of this protection that live so long.
+    pub const fn new(protection: Protection, lifetime: Lifetime) -> AllocGroup {
+        AllocGroup {
+            protection,
+            lifetime,
+        }
+    }
+}
+
+/// Of standard lifetime.
+impl From<Protection> for AllocGroup {
+    fn from(protection: Protection) -> AllocGroup {
+        AllocGroup::new(protection, Lifetime::Standard)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

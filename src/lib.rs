@@ -26,16 +26,20 @@ mod completion;
 pub mod mapper;
 pub mod transport;
 
-pub mod manager;
+mod manager;
 
 pub mod executor;
 
 #[allow(unsafe_code)]
 pub mod capi;
 
-pub use callback_queue::Delivery;
 pub use completion::{Completion, wait};
 pub use error::{ALL_STATUSES, Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
-pub use memory::view::{Placement, WorkingPointer};
+pub use manager::{
+    AllocationHandle, Dylib, GrowthPolicy, InFlight, LayoutItem, LayoutKind, Manager, Options,
+    Segment, Stats,
+};
+pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
+pub use memory::view::Placement;
 pub use page::{AddressRange, Alignment};

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Sizes and address ranges: every rounding and every overflow check of the crate.
 
+use crate::error::{Error, Result, invalid_argument};
 use std::fmt;
 
 /// A power of two, used as page size, granule or alignment.
@@ -18,6 +19,11 @@ impl Alignment {
         } else {
             None
         }
+    }
+
+    /// What values of a type must be aligned to.
+    pub const fn of<T>() -> Alignment {
+        Alignment(align_of::<T>() as u64)
     }
 
     /// The number of bytes.
@@ -41,6 +47,17 @@ impl Alignment {
     /// Whether `value` is a multiple.
     pub const fn divides(self, value: u64) -> bool {
         value & (self.0 - 1) == 0
+    }
+}
+
+impl TryFrom<u64> for Alignment {
+    type Error = Error;
+
+    /// # Errors
+    /// `InvalidArgument` if it is not a power of two.
+    fn try_from(value: u64) -> Result<Alignment> {
+        let refused = || invalid_argument(format!("alignment {value} is not a power of two"));
+        Alignment::new(value).ok_or_else(refused)
     }
 }
 

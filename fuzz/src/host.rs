@@ -4,17 +4,17 @@
 use crate::executor::{Belongings, belongings, wait_for};
 use crate::hostile::{Hostile, OPEN, State};
 use crate::input::Input;
-use jitmem::manager::{GrowthPolicy, Manager, Options, Segment};
-use jitmem::mapper::{Action, MemoryMapper, ServiceMapper, WrapperCall};
+use jitmem::manager::{AllocationHandle, Dylib, GrowthPolicy, InFlight, Manager, Options, Segment};
+use jitmem::mapper::{Action, ExecutorService, Mapper, WrapperCall};
 use jitmem::transport::Transport;
-use jitmem::{AllocGroup, Lifetime, Placement, Protection, Status};
+use jitmem::{Alignment, AllocGroup, Lifetime, Protection, Result, Status};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 pub struct Host {
     executor: Arc<Hostile>,
     serving: JoinHandle<()>,
-    mapper: Arc<dyn MemoryMapper>,
+    mapper: Mapper,
     linked: Arc<Mutex<Linked>>,
     had: Belongings,
 }
@@ -24,12 +24,11 @@ pub struct Host {
 struct Linked {
     manager: Option<Manager>,
     /// Not finalized, and finalized.
-    in_flight: Vec<Memory>,
-    live: Vec<Memory>,
+    in_flight: Vec<(InFlight, Memory)>,
+    live: Vec<(AllocationHandle, Memory)>,
 }
 
 struct Memory {
-    handle: u64,
     content: Vec<u64>,
     /// First and last address of each segment that stays.
     ranges: Vec<(u64, u64)>,
@@ -37,22 +36,23 @@ struct Memory {
 
 impl Linked {
     /// Takes one of these out.
-    fn one(all: &mut Vec<Memory>, input: &mut Input<'_>) -> Option<Memory> {
+    fn one<T>(all: &mut Vec<T>, input: &mut Input<'_>) -> Option<T> {
         let index = input.one_of(&(0..all.len()).collect::<Vec<_>>())?;
         Some(all.swap_remove(index))
     }
 
     /// Takes new memory, which is where the executor has reserved it, and nobody else's.
-    fn add(&mut self, state: &State, memory: Memory) {
+    fn add(&mut self, state: &State, in_flight: InFlight, memory: Memory) {
         for (first, last) in &memory.ranges {
             let mut windows = state.windows.iter();
             let inside = windows.any(|window| window.start.0 <= *first && *last < window.end.0);
             assert!(inside, "{first:#x} to {last:#x} lie in no window");
-            let others = self.in_flight.iter().chain(&self.live);
+            let in_flight = self.in_flight.iter().map(|(_, memory)| memory);
+            let others = in_flight.chain(self.live.iter().map(|(_, memory)| memory));
             let mut others = others.flat_map(|other| &other.ranges);
             assert!(others.all(|other| other.1 < *first || *last < other.0));
         }
-        self.in_flight.push(memory);
+        self.in_flight.push((in_flight, memory));
     }
 }
 
@@ -62,11 +62,15 @@ impl Host {
         let had = belongings();
         let (executor, serving) = Hostile::start(script);
         let transport: Arc<dyn Transport> = Arc::clone(&executor) as Arc<dyn Transport>;
-        let mapper = ServiceMapper::shared(transport, OPEN, 0).expect("it lets itself be opened");
+        let service = ExecutorService {
+            open: Some(OPEN),
+            ..ExecutorService::default()
+        };
+        let mapper = Mapper::shared(transport, service).expect("it lets itself be opened");
         Host {
             executor,
             serving,
-            mapper: Arc::new(mapper),
+            mapper,
             linked: Arc::default(),
             had,
         }
@@ -95,47 +99,33 @@ impl Host {
         drop(now);
         match (kind, one) {
             (0..=6, _) => self.allocate(&manager, input),
-            (7, Some(memory)) => {
-                // Twice is once too often, and nobody else's affair.
-                manager.abandon(memory.handle, self.executor.request(|_, _| ()));
-                manager.abandon(
-                    memory.handle,
-                    self.executor.request(|_, answer| {
-                        assert!(answer.is_err());
-                    }),
-                );
-            }
-            (8, Some(memory)) => {
+            (7, Some((in_flight, _))) => in_flight.abandon_async(self.executor.request(|_, _| ())),
+            (8, Some((mut in_flight, memory))) => {
                 for (segment, size) in memory.content.iter().enumerate() {
                     let bytes = vec![0xcc; *size as usize];
-                    manager
-                        .write(memory.handle, segment, 0, &bytes)
-                        .expect("it is all there");
+                    let written = in_flight.write(segment, 0, &bytes);
+                    written.expect("it is all there");
                 }
-                self.linked().in_flight.push(memory);
+                self.linked().in_flight.push((in_flight, memory));
             }
-            (9..=12, Some(mut memory)) => {
+            (9..=12, Some((in_flight, memory))) => {
                 let actions = if kind < 11 {
                     Vec::new()
                 } else {
                     input.some(3, action)
                 };
                 let linked = Arc::clone(&self.linked);
-                let handle = memory.handle;
-                let done = self
-                    .executor
-                    .request(move |_, answer: jitmem::Result<u64>| {
-                        if let Ok(handle) = answer {
-                            memory.handle = handle;
-                            let mut linked = linked.lock().unwrap_or_else(PoisonError::into_inner);
-                            linked.live.push(memory);
-                        }
-                    });
-                manager.finalize(handle, actions, done);
+                let done = self.executor.request(move |_, answer: Result<_>| {
+                    if let Ok(handle) = answer {
+                        let mut linked = linked.lock().unwrap_or_else(PoisonError::into_inner);
+                        linked.live.push((handle, memory));
+                    }
+                });
+                in_flight.finalize_async(actions, done);
             }
             (13, _) => {
-                let handles: Vec<u64> = some.iter().flatten().map(|memory| memory.handle).collect();
-                manager.deallocate(&handles, self.executor.request(|_, _| ()));
+                let handles = some.into_iter().flatten().map(|(handle, _)| handle);
+                manager.deallocate_async(handles, self.executor.request(|_, _| ()));
             }
             _ => self.executor.catch_up(),
         }
@@ -169,44 +159,43 @@ impl Host {
             let mut linked = linked.lock().unwrap_or_else(PoisonError::into_inner);
             linked.manager = answer.ok();
         });
-        Manager::create(Arc::clone(&self.mapper), options, done);
+        Manager::new_async(&self.mapper, options, done);
         self.executor.settle();
     }
 
     fn allocate(&self, manager: &Manager, input: &mut Input<'_>) {
         let mut segments = input.some(2, segment);
         segments.push(segment(input));
-        let request = manager.request(segments.iter().copied().map(Ok), input.below(2) as u64);
-        let Ok(request) = request else {
-            return;
-        };
-        let linked = Arc::clone(&self.linked);
-        let done = self.executor.request(move |state, answer| {
-            let Ok(allocated): jitmem::Result<jitmem::manager::Allocated> = answer else {
-                return;
-            };
-            let mut ranges = Vec::new();
-            for (segment, memory) in segments.iter().zip(&allocated.segments) {
-                assert!(memory.address.is_multiple_of(segment.alignment));
-                let size = segment.content_size + segment.zero_fill_size;
-                if segment.group.lifetime == Lifetime::Standard && size > 0 {
-                    ranges.push((memory.address, memory.address + (size - 1)));
+        let (linked, wanted) = (Arc::clone(&self.linked), segments.clone());
+        let done = self
+            .executor
+            .request(move |state, answer: Result<InFlight>| {
+                let Ok(in_flight) = answer else {
+                    return;
+                };
+                let mut ranges = Vec::new();
+                for (index, segment) in segments.iter().enumerate() {
+                    let address = in_flight.address(index);
+                    assert!(segment.alignment.divides(address));
+                    let size = segment.content_size + segment.zero_fill_size;
+                    if segment.group.lifetime == Lifetime::Standard && size > 0 {
+                        ranges.push((address, address + (size - 1)));
+                    }
                 }
-            }
-            let memory = Memory {
-                handle: allocated.handle,
-                content: segments
-                    .iter()
-                    .map(|segment| segment.content_size)
-                    .collect(),
-                ranges,
-            };
-            linked
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .add(state, memory);
-        });
-        manager.allocate(request, done);
+                let memory = Memory {
+                    content: segments
+                        .iter()
+                        .map(|segment| segment.content_size)
+                        .collect(),
+                    ranges,
+                };
+                linked
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .add(state, in_flight, memory);
+            });
+        let dylib = Dylib(input.below(2) as u64);
+        manager.allocate_async(wanted, dylib, done);
     }
 
     /// Ends the session, with an executor that is there or has died. Nothing of it is left.
@@ -227,11 +216,11 @@ impl Host {
         if broken {
             // The controller hangs up on whoever breaks the protocol, and has no more to do with it.
             serving.join().expect("the executor does not panic");
-            let later = executor.request(|_, answer| {
+            let later = executor.request(|_, answer: Result<Manager>| {
                 let error = answer.expect_err("nobody is there");
                 assert_eq!(error.status(), Status::Disconnected, "{error}");
             });
-            mapper.reserve(1 << 20, 1 << 20, Placement::Default, later);
+            Manager::new_async(&mapper, Options::default(), later);
             drop(mapper);
         } else {
             drop(mapper);
@@ -244,6 +233,12 @@ impl Host {
     }
 }
 
+const ALIGNMENTS: [Alignment; 3] = [
+    Alignment::new(16).unwrap(),
+    Alignment::ONE,
+    Alignment::new(4096).unwrap(),
+];
+
 fn segment(input: &mut Input<'_>) -> Segment {
     let protections = [
         Protection::READ_EXEC,
@@ -253,11 +248,11 @@ fn segment(input: &mut Input<'_>) -> Segment {
     Segment {
         content_size: [16, 100, 5000, 200_000][input.below(4)],
         zero_fill_size: [0, 1, 70_000][input.below(3)],
-        alignment: [16, 1, 4096][input.below(3)],
-        group: AllocGroup {
-            protection: protections[input.below(3)],
-            lifetime: [Lifetime::Standard, Lifetime::Finalize][usize::from(input.below(8) == 1)],
-        },
+        alignment: ALIGNMENTS[input.below(3)],
+        group: AllocGroup::new(
+            protections[input.below(3)],
+            [Lifetime::Standard, Lifetime::Finalize][usize::from(input.below(8) == 1)],
+        ),
     }
 }
 

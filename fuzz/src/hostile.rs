@@ -101,19 +101,22 @@ impl Hostile {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request of the host's.
-    pub(crate) fn request<T>(
+    /// The callback of a request of the host's.
+    pub(crate) fn request<T, F>(
         self: &Arc<Self>,
-        done: impl FnOnce(&mut State, jitmem::Result<T>) + Send + 'static,
-    ) -> Completion<T> {
+        done: F,
+    ) -> impl FnOnce(jitmem::Result<T>) + Send + 'static + use<T, F>
+    where
+        F: FnOnce(&mut State, jitmem::Result<T>) + Send + 'static,
+    {
         self.state().asked += 1;
         let this = Arc::clone(self);
-        Completion::new(move |answer| {
+        move |answer| {
             let mut state = this.state();
             state.ended += 1;
             done(&mut state, answer);
             this.changed.notify_all();
-        })
+        }
     }
 
     /// Waits until all requests have come to an end, or one may not because its answer is held back.

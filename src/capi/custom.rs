@@ -6,19 +6,17 @@ use super::mapper::jitmem_mapper;
 use super::request::{jitmem_action, jitmem_wrapper_call};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, handle, input};
-use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::{
-    Action, Capabilities, Chunk, CustomMapper, Kind, MemoryMapper, Prepared, Reserved, Retired,
-    SegmentContent, Teardown, WrapperCall,
+    Action, Chunk, CustomMapper, Granularity, Mapper, Prepared, Retired, SegmentContent,
+    WrapperCall,
 };
-use crate::memory::view::{Placement, Writer};
+use crate::memory::view::Placement;
 use crate::page::{AddressRange, Alignment};
 use parking_lot::Mutex;
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
-use smallvec::SmallVec;
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::Arc;
@@ -166,7 +164,7 @@ struct Pending {
 
 #[derive(Default)]
 struct Lent {
-    _content: SmallVec<[SegmentContent; 4]>,
+    _content: Vec<SegmentContent>,
     _calls: Vec<Action>,
     _segments: Vec<Vec<jitmem_mapper_segment>>,
     _actions: Vec<jitmem_action>,
@@ -236,7 +234,7 @@ pub unsafe extern "C" fn jitmem_mapper_complete(
 }
 
 struct Callbacks {
-    capabilities: Capabilities,
+    granularity: Granularity,
     copied: bool,
     table: jitmem_mapper_callbacks,
     context: Arc<Context>,
@@ -282,17 +280,12 @@ impl Callbacks {
                 )));
             }
         };
-        let capabilities = Capabilities {
-            name: "custom",
-            kind: Kind::Custom,
+        let granularity = Granularity {
             page_size: power_of_two(table.page_size, "page_size")?,
             granule: power_of_two(table.granule, "granule")?,
-            coherent: false,
-            in_this_process: false,
-            fallback: None,
         };
         Ok(Callbacks {
-            capabilities,
+            granularity,
             copied,
             table,
             context,
@@ -368,27 +361,23 @@ fn pointer_and_count<T>(items: &[T]) -> (*const T, usize) {
 
 const CHECKED: &str = "checked when the mapper was made";
 
-impl MemoryMapper for Callbacks {
-    fn capabilities(&self) -> &Capabilities {
-        &self.capabilities
+impl CustomMapper for Callbacks {
+    fn granularity(&self) -> Granularity {
+        self.granularity
     }
 
-    fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
+    fn reserve(&self, size: u64, placement: Placement, done: Completion<AddressRange>) {
         let (code, address) = match placement {
             Placement::Default => (0, 0),
             Placement::Near(address) => (1, address),
             Placement::Fixed(address) => (2, address),
         };
         let done = self.answering(done, |answer: Answer| {
-            let range = AddressRange::new(answer.value, answer.size).ok_or_else(|| {
+            AddressRange::new(answer.value, answer.size).ok_or_else(|| {
                 Error::new(
                     Status::MapperFailed,
                     "custom mapper: the window's end overflows",
                 )
-            })?;
-            Ok(Reserved {
-                range,
-                in_reach: true,
             })
         });
         let request = open(done, Lent::default());
@@ -416,7 +405,7 @@ impl MemoryMapper for Callbacks {
         };
         Self::status("prepare", code)?;
         if self.copied {
-            return Ok(Prepared::copied(0));
+            return Ok(Prepared::copied());
         }
         if working.is_null() {
             return Err(Error::new(
@@ -425,15 +414,14 @@ impl MemoryMapper for Callbacks {
             ));
         }
         // SAFETY: the host says that all bytes are written there until the chunk goes.
-        let writer = unsafe { Writer::new(working.expose_provenance() as u64, range.size()) };
-        Ok(Prepared::shared(writer, 0))
+        Ok(unsafe { Prepared::shared(chunk, working.cast()) })
     }
 
     fn initialize(
         &self,
-        segments: SmallVec<[SegmentContent; 4]>,
+        segments: Vec<SegmentContent>,
         actions: Vec<Action>,
-        done: Completion<Teardown>,
+        done: Completion<u64>,
     ) {
         let c_segments: Vec<_> = segments
             .iter()
@@ -456,10 +444,7 @@ impl MemoryMapper for Callbacks {
             .collect();
         let (first_segment, segment_count) = pointer_and_count(&c_segments);
         let (first_action, action_count) = pointer_and_count(&c_actions);
-        let done = self.answering(done, |answer: Answer| match answer.value {
-            0 => Ok(Teardown::Nothing),
-            key => Ok(Teardown::Key(key)),
-        });
+        let done = self.answering(done, |answer: Answer| Ok(answer.value));
         let request = open(
             done,
             Lent {
@@ -485,12 +470,12 @@ impl MemoryMapper for Callbacks {
         }
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, _: &mut Delivery) {
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
         let segments: Vec<Vec<_>> = retired
             .iter()
             .map(|retired| {
                 retired
-                    .copied
+                    .segments()
                     .iter()
                     .map(|(range, group)| c_segment(*range, *group))
                     .collect()
@@ -501,12 +486,8 @@ impl MemoryMapper for Callbacks {
             .zip(&segments)
             .map(|(retired, segments)| {
                 let (segments, segment_count) = pointer_and_count(segments);
-                let key = match retired.teardown {
-                    Teardown::Key(key) => key,
-                    _ => 0,
-                };
                 jitmem_mapper_retired {
-                    key,
+                    key: retired.key(),
                     segments,
                     segment_count,
                 }
@@ -572,8 +553,7 @@ pub unsafe extern "C" fn jitmem_mapper_custom(
         let context = Arc::new(Context::new(table.ctx, table.destroy));
         input::required(mapper, "mapper")?;
         let host = Callbacks::new(table, context)?;
-        let new = CustomMapper::new(Arc::new(host))?;
-        let handle = handle::give(jitmem_mapper(Arc::new(new)));
+        let handle = handle::give(jitmem_mapper(Mapper::custom(host)?));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { mapper.write(handle) };
         Ok(())

@@ -175,7 +175,7 @@ pub unsafe extern "C" fn jitmem_manager_create(
         input::required(manager, "manager")?;
         // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
-        let new = wait(|done| Manager::create(mapper.0.clone(), options, done))?;
+        let new = wait(|done| Manager::create(mapper.0.memory().clone(), options, done))?;
         let handle = handle::give(jitmem_manager::new(new));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { manager.write(handle) };
@@ -216,7 +216,7 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
             });
         });
         // The completion is made: a panic is answered through it and is no refusal.
-        let _ = guard::catch(|| Manager::create(mapper.0.clone(), options, done));
+        let _ = guard::catch(|| Manager::create(mapper.0.memory().clone(), options, done));
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -327,7 +327,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
-        let allocate = || wait(|done| manager.allocate(request, done));
+        let allocate = || wait(|done| manager.core().allocate(request, done));
         // SAFETY: as the caller says.
         unsafe { answer(count, memory, allocation, allocate) }
     };
@@ -370,7 +370,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
         });
         Ok((request, done))
     };
-    let submit = |manager: &Manager, (request, done)| manager.allocate(request, done);
+    let submit = |manager: &Manager, (request, done)| manager.core().allocate(request, done);
     // SAFETY: as the caller says.
     unsafe { with_completion(manager, error, accept, submit) }
 }
@@ -396,7 +396,7 @@ pub unsafe extern "C" fn jitmem_manager_try_allocate(
         // SAFETY: as the caller says.
         unsafe {
             answer(count, memory, allocation, || {
-                now(manager.try_allocate(&request))
+                now(manager.core().try_allocate(&request))
             })
         }
     };
@@ -426,7 +426,7 @@ pub unsafe extern "C" fn jitmem_manager_write(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?;
-        manager.write(allocation, segment, offset, bytes)
+        manager.core().write(allocation, segment, offset, bytes)
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -475,7 +475,7 @@ pub unsafe extern "C" fn jitmem_manager_finalize(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let actions = unsafe { request::actions(actions, count) }?;
-        wait(|done| manager.finalize(allocation, actions, done)).map(drop)
+        wait(|done| manager.core().finalize(allocation, actions, done)).map(drop)
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -502,7 +502,8 @@ pub unsafe extern "C" fn jitmem_manager_finalize_async(
         let actions = unsafe { request::actions(actions, count) }?;
         Ok((actions, done(r#fn, context)?))
     };
-    let submit = |manager: &Manager, (actions, done)| manager.finalize(allocation, actions, done);
+    let submit =
+        |manager: &Manager, (actions, done)| manager.core().finalize(allocation, actions, done);
     // SAFETY: as the caller says.
     unsafe { with_completion(manager, error, accept, submit) }
 }
@@ -518,7 +519,7 @@ pub unsafe extern "C" fn jitmem_manager_try_finalize(
     allocation: u64,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = |manager: &Manager| now(manager.try_finalize(allocation));
+    let body = |manager: &Manager| now(manager.core().finalize_now(allocation));
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
 }
@@ -536,7 +537,7 @@ pub unsafe extern "C" fn jitmem_manager_abandon(
     allocation: u64,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = |manager: &Manager| wait(|done| manager.abandon(allocation, done));
+    let body = |manager: &Manager| wait(|done| manager.core().abandon(allocation, done));
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
 }
@@ -556,7 +557,7 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
 ) -> jitmem_status {
     let context = Context::new(ctx, destroy);
     let accept = |_: &Manager| done(r#fn, context);
-    let submit = |manager: &Manager, done| manager.abandon(allocation, done);
+    let submit = |manager: &Manager, done| manager.core().abandon(allocation, done);
     // SAFETY: as the caller says.
     unsafe { with_completion(manager, error, accept, submit) }
 }
@@ -583,7 +584,7 @@ pub unsafe extern "C" fn jitmem_manager_deallocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
-        wait(|done| manager.deallocate(handles, done))
+        wait(|done| manager.core().deallocate(handles, done))
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -604,7 +605,7 @@ pub unsafe extern "C" fn jitmem_manager_try_deallocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
-        now(manager.try_deallocate(handles))
+        now(manager.core().deallocate_now(handles))
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -631,7 +632,7 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
         Ok((handles, done(r#fn, context)?))
     };
     let submit = |manager: &Manager, (handles, done): (&[u64], _)| {
-        manager.deallocate(handles, done);
+        manager.core().deallocate(handles, done);
     };
     // SAFETY: as the caller says.
     unsafe { with_completion(manager, error, accept, submit) }

@@ -5,10 +5,8 @@ use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use super::transport::{jitmem_transport, transport_of};
 use super::{guard, input};
-use crate::error::{Error, Result, Status, invalid_argument};
-use crate::mapper::{
-    InProcess, InProcessKind, LlvmSharedMapper, LlvmSimpleMapper, MemoryMapper, ServiceMapper,
-};
+use crate::error::{Result, invalid_argument};
+use crate::mapper::{ExecutorService, InProcessKind, Mapper};
 use crate::transport::Transport;
 use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
@@ -17,7 +15,7 @@ use std::sync::Arc;
 /// Where memory comes from. May serve any number of managers; freeing it while managers use it is
 /// fine. All functions on it are thread-safe.
 #[allow(non_camel_case_types)]
-pub struct jitmem_mapper(pub(super) Arc<dyn MemoryMapper>);
+pub struct jitmem_mapper(pub(super) Mapper);
 
 static MAPPERS: handle::Pool<jitmem_mapper> = handle::Pool::new(0x6a69_746d_6d61_7070);
 
@@ -71,8 +69,8 @@ pub unsafe extern "C" fn jitmem_mapper_in_process(
 ) -> jitmem_status {
     let body = || {
         input::required(mapper, "mapper")?;
-        let new = InProcess::new(in_process_kind(kind)?)?;
-        let handle = handle::give(jitmem_mapper(Arc::new(new)));
+        let new = Mapper::in_process(in_process_kind(kind)?)?;
+        let handle = handle::give(jitmem_mapper(new));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { mapper.write(handle) };
         Ok(())
@@ -100,7 +98,7 @@ pub struct jitmem_executor_options {
 
 const LEAST_OPTIONS: usize = offset_of!(jitmem_executor_options, instead_of) + size_of::<usize>();
 
-/// Makes a mapper with `make`, which gets transport, service and instance.
+/// Makes a mapper with `make`, which gets transport and service.
 ///
 /// # Safety
 /// As [`jitmem_mapper_shared`] has it.
@@ -108,39 +106,23 @@ unsafe fn over_service(
     transport: *const jitmem_transport,
     options: *const jitmem_executor_options,
     mapper: *mut *mut jitmem_mapper,
-    make: impl FnOnce(Arc<dyn Transport>, u64, u64) -> Result<ServiceMapper>,
+    make: impl FnOnce(Arc<dyn Transport>, ExecutorService) -> Result<Mapper>,
 ) -> Result<()> {
     // SAFETY: as the caller says.
     let transport = unsafe { transport_of(transport) }?;
     input::required(mapper, "mapper")?;
-    let (mut service, mut instance, mut reason) = (0, 0, None);
+    let mut service = ExecutorService::default();
     if !options.is_null() {
         // SAFETY: plain numbers and a pointer; the caller vouches for the size.
         let options =
             unsafe { input::versioned(options, LEAST_OPTIONS, "jitmem_executor_options") }?;
-        (service, instance) = (options.service, options.instance);
+        let given = |number: u64| (number != 0).then_some(number);
+        (service.open, service.instance) = (given(options.service), given(options.instance));
         // SAFETY: the caller says that it is NULL or a string.
         let text = unsafe { input::optional_text(options.instead_of, "instead_of") }?;
-        reason = text.map(str::to_owned);
+        service.instead_of = text.map(str::to_owned);
     }
-    if service == 0 {
-        service = transport.symbol("jitmem_service_open").ok_or_else(|| {
-            Error::new(
-                Status::Unsupported,
-                "the executor published no jitmem_service_open and jitmem_executor_options.service \
-                 is 0: link jitmem's service into the executor or load libjitmem.so there",
-            )
-        })?;
-    }
-    if instance == 0 {
-        instance = transport.symbol("jitmem_service_instance").unwrap_or(0);
-    }
-    let new = make(transport, service, instance)?;
-    let new = match reason {
-        Some(reason) => new.instead_of(reason),
-        None => new,
-    };
-    let handle = handle::give(jitmem_mapper(Arc::new(new)));
+    let handle = handle::give(jitmem_mapper(make(transport, service)?));
     // SAFETY: not NULL, and the caller says it is a place for a pointer.
     unsafe { mapper.write(handle) };
     Ok(())
@@ -169,7 +151,7 @@ pub unsafe extern "C" fn jitmem_mapper_shared(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     // SAFETY: as the caller says.
-    let body = || unsafe { over_service(transport, options, mapper, ServiceMapper::shared) };
+    let body = || unsafe { over_service(transport, options, mapper, Mapper::shared) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -189,7 +171,7 @@ pub unsafe extern "C" fn jitmem_mapper_remote(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     // SAFETY: as the caller says.
-    let body = || unsafe { over_service(transport, options, mapper, ServiceMapper::remote) };
+    let body = || unsafe { over_service(transport, options, mapper, Mapper::remote) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -207,7 +189,8 @@ pub unsafe extern "C" fn jitmem_mapper_remote(
 ///
 /// # Safety
 /// `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
-/// `mapper` and `error` are NULL or places for a pointer.
+/// `mapper` and `error` are NULL or places for a pointer. The executor's shared memory is its own, and
+/// does not become smaller while the mapper or a manager of it is there.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_mapper_llvm_shared(
     transport: *const jitmem_transport,
@@ -215,9 +198,10 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_shared(
     mapper: *mut *mut jitmem_mapper,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let (new, explain) = (LlvmSharedMapper::new, LlvmSharedMapper::instead_of);
     // SAFETY: as the caller says.
-    let body = || unsafe { over_llvm(transport, instead_of, mapper, new, explain) };
+    let make = |transport, reason| unsafe { Mapper::llvm_shared(transport, reason) };
+    // SAFETY: as the caller says.
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, make) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -252,35 +236,29 @@ pub unsafe extern "C" fn jitmem_mapper_llvm_simple(
     mapper: *mut *mut jitmem_mapper,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let (new, explain) = (LlvmSimpleMapper::new, LlvmSimpleMapper::instead_of);
     // SAFETY: as the caller says.
-    let body = || unsafe { over_llvm(transport, instead_of, mapper, new, explain) };
+    let body = || unsafe { over_llvm(transport, instead_of, mapper, Mapper::llvm_simple) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
 
-/// Makes a mapper with `new`, and has it say the reason, if there is one, with `explain`.
+/// Makes a mapper with `make`, which gets transport and reason.
 ///
 /// # Safety
 /// As [`jitmem_mapper_llvm_shared`] has it.
-unsafe fn over_llvm<M: MemoryMapper + 'static>(
+unsafe fn over_llvm(
     transport: *const jitmem_transport,
     instead_of: *const c_char,
     mapper: *mut *mut jitmem_mapper,
-    new: fn(Arc<dyn Transport>) -> Result<M>,
-    explain: fn(M, String) -> M,
+    make: impl FnOnce(Arc<dyn Transport>, Option<String>) -> Result<Mapper>,
 ) -> Result<()> {
     // SAFETY: as the caller says.
     let transport = unsafe { transport_of(transport) }?;
     input::required(mapper, "mapper")?;
     // SAFETY: the caller says that it is NULL or a string.
     let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
-    let new = new(transport)?;
-    let new = match reason {
-        Some(reason) => explain(new, reason.to_owned()),
-        None => new,
-    };
-    let handle = handle::give(jitmem_mapper(Arc::new(new)));
+    let new = make(transport, reason.map(str::to_owned))?;
+    let handle = handle::give(jitmem_mapper(new));
     // SAFETY: not NULL, and the caller says it is a place for a pointer.
     unsafe { mapper.write(handle) };
     Ok(())

@@ -78,7 +78,7 @@ pub(super) unsafe fn request(
         Ok(Segment {
             content_size: segment.content_size,
             zero_fill_size: segment.zero_fill_size,
-            alignment: segment.alignment,
+            alignment: segment.alignment.try_into()?,
             group: AllocGroup {
                 protection,
                 lifetime,

@@ -24,7 +24,7 @@ pub(super) enum Now {
 
 impl Core {
     /// Serves a request, if that takes no waiting.
-    pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
+    pub(crate) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
         if self.undivided {
             return None;
         }
@@ -89,7 +89,7 @@ impl Core {
         }
     }
 
-    pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
+    pub(crate) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
         if self.undivided {
             return self.allocate_undivided(request, done);
         }

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub(super) struct Core {
+pub(crate) struct Core {
     pub(super) mapper: Arc<dyn MemoryMapper>,
     pub(super) options: Options,
     /// The process that made the manager.
@@ -115,7 +115,7 @@ impl Core {
 
     // ---- looking and writing ----
 
-    pub(super) fn write(
+    pub(crate) fn write(
         &self,
         handle: u64,
         segment: usize,

@@ -22,7 +22,7 @@ struct Batch {
 }
 
 impl Core {
-    pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
+    pub(crate) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
         let mut freed = Freed::default();
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
@@ -57,7 +57,7 @@ impl Core {
     }
 
     /// Deallocates, if the mapper has no part in it.
-    pub(super) fn deallocate_now(self: &Arc<Self>, handles: &[u64]) -> Option<Result<()>> {
+    pub(crate) fn deallocate_now(self: &Arc<Self>, handles: &[u64]) -> Option<Result<()>> {
         let batch = self
             .check_process()
             .and_then(|()| self.take_batch(handles, true));
@@ -70,7 +70,7 @@ impl Core {
         }
     }
 
-    pub(super) fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
+    pub(crate) fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
         let batch = self
             .check_process()
             .and_then(|()| self.take_batch(handles, false));

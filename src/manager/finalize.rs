@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 impl Core {
     /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
-    pub(super) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+    pub(crate) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
         let coherent = self.mapper.capabilities().coherent && self.mapper.settled();
         let served = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
@@ -28,7 +28,7 @@ impl Core {
         }))
     }
 
-    pub(super) fn finalize(
+    pub(crate) fn finalize(
         self: &Arc<Self>,
         handle: u64,
         actions: Vec<Action>,

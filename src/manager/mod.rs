@@ -10,6 +10,7 @@ mod chunks;
 mod core;
 mod deallocate;
 mod finalize;
+mod in_flight;
 mod records;
 mod request;
 mod reservations;
@@ -20,16 +21,19 @@ mod stats;
 mod tests;
 mod window;
 
-pub use request::{Request, Segment};
+pub use in_flight::InFlight;
+pub(crate) use request::Request;
+pub use request::Segment;
 pub use stats::{LayoutItem, LayoutKind, Stats};
 
-use crate::completion::Completion;
+use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, invalid_argument};
-use crate::mapper::{Action, MemoryMapper, Reserved};
+use crate::mapper::{Mapper, MemoryMapper, Reserved};
 use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, WorkingPointer};
 use core::Core;
 use smallvec::SmallVec;
+use std::fmt;
 use std::sync::Arc;
 
 /// A window smaller than this is of no use.
@@ -72,34 +76,81 @@ impl Default for Options {
     }
 }
 
+/// Names a finalized allocation to its manager. Another manager, and the same one once the allocation
+/// is gone, tells it apart from those that are live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct AllocationHandle(pub(crate) u64);
+
+/// Identifies a JITDylib, whose allocations all lie in one window: any number that tells it from
+/// others of its manager.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Dylib(pub u64);
+
+impl Dylib {
+    /// None: the allocation may lie in any window.
+    pub const NONE: Dylib = Dylib(0);
+}
+
 /// Memory of one segment. The same bytes as the C API's struct.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub struct SegmentMemory {
+pub(crate) struct SegmentMemory {
     /// Where it is in the executor; 0 for a no-alloc segment.
-    pub address: u64,
+    pub(crate) address: u64,
     /// Where its content is written until finalize or abandon; null for a no-alloc segment.
-    pub working_memory: WorkingPointer,
+    pub(crate) working_memory: WorkingPointer,
 }
 
 /// An allocation that has not been finalized yet.
 #[derive(Debug)]
-pub struct Allocated {
+pub(crate) struct Allocated {
     /// Its handle, from here to deallocate.
-    pub handle: u64,
+    pub(crate) handle: u64,
     /// One per segment of the request.
-    pub segments: SmallVec<[SegmentMemory; 4]>,
+    pub(crate) segments: SmallVec<[SegmentMemory; 4]>,
 }
 
-/// A memory manager over any mapper. All methods may be called from any thread, also from inside
-/// a completion.
+/// A memory manager over any mapper.
+///
+/// All methods may be called from any thread, also from inside a callback. Those that take a callback
+/// return at once and run it exactly once, in the thread that completes the request, which may be the
+/// calling one before they return; it may block. Those without one wait, so they must not be called in
+/// a thread that the executor's answers come from. The `try_` forms do what needs no waiting.
+///
+/// Dropping the manager runs the deallocation actions of what is finalized, last to first, and gives
+/// all memory back, once no [`InFlight`] of it is left. Linked code that still runs then, or is called
+/// afterwards, is the caller's mistake: a call of linked code is `unsafe` where it is made.
 pub struct Manager {
     core: Arc<Core>,
 }
 
 impl Manager {
+    /// Makes a manager over a mapper and reserves its first window. Waits for the mapper.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for bad options; `OutOfMemory` where no address space is to be had;
+    /// `Unsupported` for a placement that the mapper can't see to; what the mapper answers.
+    pub fn new(mapper: &Mapper, options: Options) -> Result<Manager> {
+        wait(|done| Manager::create(Arc::clone(mapper.memory()), options, done))
+    }
+
+    /// [`Manager::new`] without waiting.
+    pub fn new_async(
+        mapper: &Mapper,
+        options: Options,
+        callback: impl FnOnce(Result<Manager>) + Send + 'static,
+    ) {
+        let done = Completion::for_host(callback);
+        Manager::create(Arc::clone(mapper.memory()), options, done);
+    }
+
     /// Reserves the first window, if the mapper divides any, and completes with the manager.
-    pub fn create(mapper: Arc<dyn MemoryMapper>, options: Options, done: Completion<Manager>) {
+    pub(crate) fn create(
+        mapper: Arc<dyn MemoryMapper>,
+        options: Options,
+        done: Completion<Manager>,
+    ) {
         let page = mapper.capabilities().page_size;
         let Some(size) = page
             .round_up(options.window_size)
@@ -134,6 +185,11 @@ impl Manager {
         mapper.reserve(size, SMALLEST_WINDOW, options.placement, reserved);
     }
 
+    /// The flow behind it, for the C API, where handles are numbers.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
     /// Whether this process may use the manager.
     ///
     /// # Errors
@@ -147,7 +203,7 @@ impl Manager {
     ///
     /// # Errors
     /// `InvalidArgument` and `WindowFull` for what can never be, `InvalidHandle` in a forked child.
-    pub fn request(
+    pub(crate) fn request(
         &self,
         segments: impl IntoIterator<Item = Result<Segment>>,
         dylib: u64,
@@ -159,51 +215,94 @@ impl Manager {
         Request::new(segments, dylib, self.core.options.window_size).or_else(refused)
     }
 
-    /// Allocates what was requested.
-    pub fn allocate(&self, request: Request, done: Completion<Allocated>) {
-        self.core.allocate(request, done);
+    fn checked(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        dylib: Dylib,
+    ) -> Result<Request> {
+        self.request(segments.into_iter().map(Ok), dylib.0)
+    }
+
+    /// Allocates memory for the segments of one graph. Waits for the mapper where a window must be
+    /// reserved.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for sizes that overflow; `WindowFull`; `QuotaExceeded`; `OutOfMemory`;
+    /// `Denied`; `InvalidHandle` in a forked child; what the mapper answers. Nothing is allocated then.
+    pub fn allocate(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        dylib: Dylib,
+    ) -> Result<InFlight> {
+        let request = self.checked(segments, dylib)?;
+        let allocated = wait(|done| self.core.allocate(request, done))?;
+        Ok(InFlight::new(&self.core, allocated))
+    }
+
+    /// [`Manager::allocate`] without waiting.
+    pub fn allocate_async(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        dylib: Dylib,
+        callback: impl FnOnce(Result<InFlight>) + Send + 'static,
+    ) {
+        let core = Arc::clone(&self.core);
+        let callback = move |answer: Result<Allocated>| {
+            callback(answer.map(|allocated| InFlight::new(&core, allocated)));
+        };
+        match self.checked(segments, dylib) {
+            Ok(request) => self.core.allocate(request, Completion::for_host(callback)),
+            Err(error) => callback(Err(error)),
+        }
     }
 
     /// [`Manager::allocate`] if that takes no waiting, else `None` and nothing is done.
-    pub fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
-        self.core.try_allocate(request)
+    pub fn try_allocate(
+        &self,
+        segments: impl IntoIterator<Item = Segment>,
+        dylib: Dylib,
+    ) -> Option<Result<InFlight>> {
+        let allocated = match self.checked(segments, dylib) {
+            Ok(request) => self.core.try_allocate(&request)?,
+            Err(error) => Err(error),
+        };
+        Some(allocated.map(|allocated| InFlight::new(&self.core, allocated)))
     }
 
-    /// Makes the content visible in the executor and runs the finalize actions. On failure the
-    /// memory is free again.
-    pub fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
-        self.core.finalize(handle, actions, done);
+    /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
+    /// action first, and frees their memory. Waits for the mapper.
+    ///
+    /// Nothing keeps linked code from running meanwhile or later: that it does not is part of what the
+    /// one who calls it vouches for.
+    ///
+    /// # Errors
+    /// `InvalidHandle` if one of them is not live here or is named twice; nothing is done then.
+    /// `ActionFailed`: all actions were run nevertheless, and the memory is free.
+    pub fn deallocate(
+        &self,
+        allocations: impl IntoIterator<Item = AllocationHandle>,
+    ) -> Result<()> {
+        let handles = numbers(allocations);
+        wait(|done| self.core.deallocate(&handles, done))
     }
 
-    /// [`Manager::finalize`] without actions if that takes no waiting, else `None` and nothing is
-    /// done.
-    pub fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
-        self.core.finalize_now(handle)
-    }
-
-    /// Gives up an allocation that was not finalized.
-    pub fn abandon(&self, handle: u64, done: Completion<()>) {
-        self.core.abandon(handle, done);
-    }
-
-    /// Runs the deallocation actions of finalized allocations, last to first, and frees them.
-    /// Nothing is done if any handle is wrong.
-    pub fn deallocate(&self, handles: &[u64], done: Completion<()>) {
-        self.core.deallocate(handles, done);
+    /// [`Manager::deallocate`] without waiting.
+    pub fn deallocate_async(
+        &self,
+        allocations: impl IntoIterator<Item = AllocationHandle>,
+        callback: impl FnOnce(Result<()>) + Send + 'static,
+    ) {
+        let done = Completion::for_host(callback);
+        self.core.deallocate(&numbers(allocations), done);
     }
 
     /// [`Manager::deallocate`] if that takes no waiting and no action, else `None` and nothing is
     /// done.
-    pub fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
-        self.core.deallocate_now(handles)
-    }
-
-    /// Writes into an in-flight allocation with all checks; for hosts that hold no pointer.
-    ///
-    /// # Errors
-    /// `InvalidHandle` if it is not in flight, `InvalidArgument` for bytes outside the content.
-    pub fn write(&self, handle: u64, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.core.write(handle, segment, offset, bytes)
+    pub fn try_deallocate(
+        &self,
+        allocations: impl IntoIterator<Item = AllocationHandle>,
+    ) -> Option<Result<()>> {
+        self.core.deallocate_now(&numbers(allocations))
     }
 
     /// Figures of this moment.
@@ -215,6 +314,17 @@ impl Manager {
     /// address order, each chunk by its ranges in address order.
     pub fn layout(&self) -> Vec<LayoutItem> {
         self.core.layout()
+    }
+}
+
+fn numbers(allocations: impl IntoIterator<Item = AllocationHandle>) -> SmallVec<[u64; 8]> {
+    allocations.into_iter().map(|handle| handle.0).collect()
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mapper = self.core.mapper.capabilities().name;
+        f.debug_struct("Manager").field("mapper", &mapper).finish()
     }
 }
 

@@ -4,38 +4,63 @@
 use super::window::LARGEST_ALIGNMENT;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
+use crate::page::Alignment;
 use smallvec::SmallVec;
 
-/// One segment of a request.
+/// What JITLink aligns code to.
+const PACKED: Alignment = Alignment::new(16).unwrap();
+
+/// One segment of the memory of a graph.
+///
+/// ```
+/// use jitmem::{Alignment, Protection, Segment};
+/// let table = Segment::new(Protection::READ_WRITE, 64).zero_fill(4032).aligned(Alignment::of::<u128>());
+/// assert_eq!(table.content_size + table.zero_fill_size, 4096);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     /// Bytes that the linker writes.
     pub content_size: u64,
     /// Zero bytes behind them.
     pub zero_fill_size: u64,
-    /// Alignment of the first byte, a power of two.
-    pub alignment: u64,
+    /// Alignment of the first byte; at most 1 GiB.
+    pub alignment: Alignment,
     /// Protection and lifetime.
     pub group: AllocGroup,
 }
 
 impl Segment {
-    #[cold]
-    fn never(&self, index: usize, overflow: bool) -> Error {
-        let Segment {
+    /// `content_size` bytes for the linker to write, aligned to 16. A [`Protection`](crate::Protection)
+    /// will do for a group.
+    pub fn new(group: impl Into<AllocGroup>, content_size: u64) -> Segment {
+        Segment {
             content_size,
+            zero_fill_size: 0,
+            alignment: PACKED,
+            group: group.into(),
+        }
+    }
+
+    /// The same with so many zero bytes behind the content.
+    #[must_use]
+    pub fn zero_fill(self, zero_fill_size: u64) -> Segment {
+        Segment {
             zero_fill_size,
-            alignment,
-            ..
-        } = self;
-        let why = if overflow {
-            "the sizes overflow"
-        } else {
-            "the alignment is not a power of two"
-        };
+            ..self
+        }
+    }
+
+    /// The same with another alignment.
+    #[must_use]
+    pub fn aligned(self, alignment: Alignment) -> Segment {
+        Segment { alignment, ..self }
+    }
+
+    #[cold]
+    fn never(&self, index: usize) -> Error {
         invalid_argument(format!(
-            "segment {index} of {content_size} content and {zero_fill_size} zero-fill bytes, \
-             alignment {alignment}: {why}"
+            "segment {index} of {} content and {} zero-fill bytes: the sizes overflow",
+            self.content_size, self.zero_fill_size
         ))
     }
 
@@ -47,7 +72,7 @@ impl Segment {
             format!(
                 "segment {index} of {size} bytes, alignment {}: the request is larger than a whole \
                  window of {window} bytes; choose a larger window (below 2 GiB) or split the code",
-                self.alignment
+                self.alignment.bytes()
             ),
         )
     }
@@ -66,7 +91,7 @@ pub(super) struct PlannedSegment {
 
 /// A request for the memory of one graph, checked.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub(crate) struct Request {
     pub(super) planned: SmallVec<[PlannedSegment; 4]>,
     /// Number of segments asked for, those without memory included.
     pub(super) segments: usize,
@@ -98,12 +123,13 @@ impl Request {
                 group,
             } = segment;
             let (size, overflow) = content_size.overflowing_add(zero_fill_size);
-            if overflow || !alignment.is_power_of_two() {
-                return Err(segment.never(index, overflow));
+            if overflow {
+                return Err(segment.never(index));
             }
             if group.lifetime == Lifetime::NoAlloc {
                 continue;
             }
+            let alignment = alignment.bytes();
             total = total.saturating_add(size);
             if total > window || alignment > window.min(LARGEST_ALIGNMENT) {
                 return Err(segment.too_large(index, window));
@@ -132,16 +158,8 @@ mod tests {
     use crate::group::Protection;
 
     fn segment(content_size: u64, zero_fill_size: u64, alignment: u64) -> Segment {
-        let group = AllocGroup {
-            protection: Protection::READ,
-            lifetime: Lifetime::Standard,
-        };
-        Segment {
-            content_size,
-            zero_fill_size,
-            alignment,
-            group,
-        }
+        let segment = Segment::new(Protection::READ, content_size).zero_fill(zero_fill_size);
+        segment.aligned(alignment.try_into().unwrap())
     }
 
     #[test]
@@ -152,8 +170,10 @@ mod tests {
                 .map_err(|error| error.status())
         };
         assert_eq!(status(&[segment(1, 1, 16), segment(0, 0, 1)]), Ok(()));
-        assert_eq!(status(&[segment(1, 1, 0)]), Err(Status::InvalidArgument));
-        assert_eq!(status(&[segment(1, 1, 12)]), Err(Status::InvalidArgument));
+        for alignment in [0, 12] {
+            let refused = Alignment::try_from(alignment).unwrap_err();
+            assert_eq!(refused.status(), Status::InvalidArgument);
+        }
         assert_eq!(
             status(&[segment(u64::MAX, 1, 1)]),
             Err(Status::InvalidArgument)

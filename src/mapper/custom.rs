@@ -2,33 +2,85 @@
 //! A mapper from outside: every answer is checked before the manager believes it.
 
 use super::{
-    Action, Capabilities, Chunk, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown,
+    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
+    Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::memory::view::Placement;
-use crate::page::AddressRange;
+use crate::page::{AddressRange, Alignment};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// Wraps a mapper that a host supplied.
-pub struct CustomMapper {
-    host: Arc<dyn MemoryMapper>,
+/// A mapper that a host makes: memory of a device, of a simulator, of another machine. It becomes a
+/// [`Mapper`](super::Mapper) with [`Mapper::custom`](super::Mapper::custom).
+///
+/// The methods are called with no lock held, from any thread, several at a time. Those that are given
+/// a [`Completion`] answer it now or later, from any thread. What is answered is checked: a window
+/// that overlaps another, or is not where or as large as it can be, is refused.
+pub trait CustomMapper: Send + Sync {
+    /// How finely the memory can be divided; the answer never changes.
+    fn granularity(&self) -> Granularity;
+
+    /// Reserves a window of `size` bytes, or of a smaller multiple of the page size, and answers its
+    /// addresses in the executor.
+    fn reserve(&self, size: u64, placement: Placement, done: Completion<AddressRange>);
+
+    /// Makes a chunk usable: [`Prepared::copied`], or memory that both sides see.
+    ///
+    /// # Errors
+    /// The request that needs the chunk fails with what this answers.
+    fn prepare(&self, chunk: Chunk) -> Result<Prepared>;
+
+    /// Makes an allocation's content visible with its final protection, and runs its finalize actions
+    /// first to last. If one fails, the deallocation twins of those before it run last to first, and
+    /// the answer is the error. Answers a key for [`CustomMapper::deinitialize`]; 0 if there is
+    /// nothing to do then.
+    fn initialize(
+        &self,
+        segments: Vec<SegmentContent>,
+        actions: Vec<Action>,
+        done: Completion<u64>,
+    );
+
+    /// Runs the deallocation actions of allocations, the last one first. All are run even if some
+    /// fail. The memory is free afterwards in either case.
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>);
+
+    /// Takes back the pages of a chunk that holds no allocation.
+    ///
+    /// # Errors
+    /// The chunk stays in use then.
+    fn reclaim(&self, chunk: AddressRange) -> Result<()>;
+
+    /// Gives a window back, with every chunk that is left in it.
+    fn release(&self, window: AddressRange, done: Completion<()>);
+}
+
+/// How finely the memory of a [`CustomMapper`] can be divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granularity {
+    /// Windows and chunks are multiples of this many bytes; at most 64 MiB.
+    pub page_size: Alignment,
+    /// Allocations are kept multiples of this many bytes apart; at most `page_size`. Less than that
+    /// where different allocations may share a page.
+    pub granule: Alignment,
+}
+
+/// A host's mapper, every answer of which is checked.
+pub(crate) struct Checked<M> {
+    host: M,
+    capabilities: Capabilities,
     windows: Arc<Mutex<Vec<AddressRange>>>,
 }
 
-impl CustomMapper {
-    /// Checks everything that `host` says of itself.
-    ///
+impl<M: CustomMapper> Checked<M> {
     /// # Errors
     /// `InvalidArgument` for a granule above the page size.
-    pub fn new(host: Arc<dyn MemoryMapper>) -> Result<CustomMapper> {
-        let Capabilities {
-            page_size, granule, ..
-        } = *host.capabilities();
+    pub(crate) fn new(host: M) -> Result<Checked<M>> {
+        let Granularity { page_size, granule } = host.granularity();
         if granule > page_size || page_size.bytes() > 1 << 26 {
             return Err(crate::error::invalid_argument(format!(
                 "custom mapper with granule {} and page size {}: the granule may not exceed the \
@@ -37,8 +89,18 @@ impl CustomMapper {
                 page_size.bytes()
             )));
         }
-        Ok(CustomMapper {
+        let capabilities = Capabilities {
+            name: "custom",
+            kind: Kind::Custom,
+            page_size,
+            granule,
+            coherent: false,
+            in_this_process: false,
+            fallback: None,
+        };
+        Ok(Checked {
             host,
+            capabilities,
             windows: Arc::default(),
         })
     }
@@ -72,27 +134,39 @@ pub(super) fn check_window(
     }
 }
 
-impl MemoryMapper for CustomMapper {
+impl<M: CustomMapper> MemoryMapper for Checked<M> {
     fn capabilities(&self) -> &Capabilities {
-        self.host.capabilities()
+        &self.capabilities
     }
 
-    fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
+    fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
         let windows = Arc::clone(&self.windows);
-        let page = self.capabilities().page_size.bytes();
-        let checked = done.map(move |answer: Result<Reserved>| {
-            let reserved = answer?;
+        let page = self.capabilities.page_size.bytes();
+        let checked = done.map(move |answer: Result<AddressRange>| {
+            let range = answer?;
+            let reserved = Reserved {
+                range,
+                in_reach: true,
+            };
             let mut windows = windows.lock();
             // A window that can't be is not released either: who knows whose it is.
             check_window(reserved, size, &windows, page)?;
-            windows.push(reserved.range);
+            windows.push(range);
             Ok(reserved)
         });
-        self.host.reserve(size, least, placement, checked);
+        self.host.reserve(size, placement, checked);
     }
 
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
-        self.host.prepare(chunk)
+        let prepared = self.host.prepare(chunk)?;
+        match prepared.working {
+            Working::Shared(writer) if writer.size() != chunk.range.size() => Err(broken(format!(
+                "prepare of {} bytes answered working memory of {}",
+                chunk.range.size(),
+                writer.size()
+            ))),
+            _ => Ok(prepared),
+        }
     }
 
     fn initialize(
@@ -101,11 +175,17 @@ impl MemoryMapper for CustomMapper {
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
-        self.host.initialize(segments, actions, done);
+        let done = done.map(|key: Result<u64>| {
+            key.map(|key| match key {
+                0 => Teardown::Nothing,
+                key => Teardown::Key(key),
+            })
+        });
+        self.host.initialize(segments.into_vec(), actions, done);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
-        self.host.deinitialize(retired, done, delivery);
+    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, _: &mut Delivery) {
+        self.host.deinitialize(retired, done);
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {

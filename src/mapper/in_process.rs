@@ -31,7 +31,7 @@ pub enum InProcessKind {
 }
 
 /// The mapper of this process's own memory.
-pub struct InProcess {
+pub(crate) struct InProcess {
     capabilities: Capabilities,
     two_views: bool,
     /// The process that the memory belongs to.
@@ -50,7 +50,7 @@ impl InProcess {
     ///
     /// # Errors
     /// With [`InProcessKind::TwoViews`], why the system refuses two views.
-    pub fn new(kind: InProcessKind) -> Result<InProcess> {
+    pub(crate) fn new(kind: InProcessKind) -> Result<InProcess> {
         let (two_views, fallback) = match kind {
             InProcessKind::Mprotect => (false, None),
             InProcessKind::TwoViews => {

@@ -10,16 +10,21 @@
 
 pub(crate) mod actions;
 mod custom;
+mod handle;
 mod in_process;
 mod llvm;
 mod service;
 
 pub use crate::sys::WrapperCall;
 pub use actions::Action;
-pub use custom::CustomMapper;
-pub use in_process::{InProcess, InProcessKind};
-pub use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
-pub use service::ServiceMapper;
+pub use custom::{CustomMapper, Granularity};
+pub use handle::{ExecutorService, Mapper};
+pub use in_process::InProcessKind;
+
+pub(crate) use custom::Checked;
+pub(crate) use in_process::InProcess;
+pub(crate) use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
+pub(crate) use service::ServiceMapper;
 
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -33,23 +38,23 @@ use std::time::Duration;
 
 /// What the manager must know of a mapper before it divides anything.
 #[derive(Clone, Debug)]
-pub struct Capabilities {
+pub(crate) struct Capabilities {
     /// Which mapper it is, in words, for the statistics.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// The same as a number of the C API.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// Chunks are multiples of this.
-    pub page_size: Alignment,
+    pub(crate) page_size: Alignment,
     /// Different allocations keep this apart: a few bytes where pages are shared, a page where
     /// protection is set per allocation.
-    pub granule: Alignment,
+    pub(crate) granule: Alignment,
     /// What is written to shared working memory is there for the executor at once, so that
     /// `initialize` has nothing to do for an allocation without actions or copied segments.
-    pub coherent: bool,
+    pub(crate) coherent: bool,
     /// Executor memory is this process's own, so a forked child must not use it.
-    pub in_this_process: bool,
+    pub(crate) in_this_process: bool,
     /// Why a better mapper was not taken, if one was tried.
-    pub fallback: Option<String>,
+    pub(crate) fallback: Option<String>,
 }
 
 /// The mappers there are.
@@ -77,11 +82,11 @@ const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 
 /// A reserved window.
 #[derive(Clone, Copy, Debug)]
-pub struct Reserved {
+pub(crate) struct Reserved {
     /// Its addresses; may be smaller than asked for, never larger.
-    pub range: AddressRange,
+    pub(crate) range: AddressRange,
     /// Whether everything the placement asked for is in reach.
-    pub in_reach: bool,
+    pub(crate) in_reach: bool,
 }
 
 /// A run of pages that shall become a chunk.
@@ -104,8 +109,8 @@ pub(crate) enum Working {
     Copied,
 }
 
-/// What `prepare` gives.
-#[derive(Clone, Copy, Debug)]
+/// How content gets into a chunk that was made usable.
+#[derive(Debug)]
 pub struct Prepared {
     pub(crate) working: Working,
     /// Kernel mappings that the chunk takes.
@@ -113,9 +118,25 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Content is written directly. All bytes are zero now, and can be written until the chunk is
-    /// reclaimed or its window released.
-    pub(crate) fn shared(writer: Writer, mappings: u64) -> Prepared {
+    /// Content of `chunk` is written at `pointer`, and the executor sees it there.
+    ///
+    /// # Safety
+    /// Until the chunk is reclaimed or its window released, as many bytes as the chunk has can be
+    /// written at `pointer`, from any thread; no Rust object lies there; and they are all zero now.
+    #[allow(unsafe_code)]
+    pub unsafe fn shared(chunk: Chunk, pointer: *mut u8) -> Prepared {
+        // SAFETY: as the caller says; the manager writes there only as long as it has the chunk.
+        let writer = unsafe { Writer::new(pointer.expose_provenance() as u64, chunk.range.size()) };
+        Prepared::written(writer, 0)
+    }
+
+    /// Content is handed to [`CustomMapper::initialize`].
+    pub fn copied() -> Prepared {
+        Prepared::elsewhere(0)
+    }
+
+    /// Content is written directly.
+    pub(crate) fn written(writer: Writer, mappings: u64) -> Prepared {
         Prepared {
             working: Working::Shared(writer),
             mappings,
@@ -123,7 +144,7 @@ impl Prepared {
     }
 
     /// Content is handed to `initialize`.
-    pub fn copied(mappings: u64) -> Prepared {
+    pub(crate) fn elsewhere(mappings: u64) -> Prepared {
         Prepared {
             working: Working::Copied,
             mappings,
@@ -152,7 +173,7 @@ impl SegmentContent {
 
 /// What is left to do when an allocation goes.
 #[derive(Debug, Default)]
-pub enum Teardown {
+pub(crate) enum Teardown {
     /// Nothing.
     #[default]
     Nothing,
@@ -166,20 +187,33 @@ pub enum Teardown {
 #[derive(Debug, Default)]
 pub struct Retired {
     /// What `initialize` said is to be done.
-    pub teardown: Teardown,
+    pub(crate) teardown: Teardown,
     /// Its copied segments, whose code the mapper makes trap.
-    pub copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
+    pub(crate) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
 
 impl Retired {
+    /// What [`CustomMapper::initialize`] answered; 0 if it had nothing to remember.
+    pub fn key(&self) -> u64 {
+        match self.teardown {
+            Teardown::Key(key) => key,
+            Teardown::Nothing | Teardown::Calls(_) => 0,
+        }
+    }
+
+    /// Its copied segments: their code must not run any more, and is best made to trap.
+    pub fn segments(&self) -> &[(AddressRange, AllocGroup)] {
+        &self.copied
+    }
+
     /// Whether the mapper has nothing to do with it.
-    pub fn is_nothing(&self) -> bool {
+    pub(crate) fn is_nothing(&self) -> bool {
         matches!(self.teardown, Teardown::Nothing) && self.copied.is_empty()
     }
 }
 
 /// See the module.
-pub trait MemoryMapper: Send + Sync {
+pub(crate) trait MemoryMapper: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
 

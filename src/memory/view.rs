@@ -59,6 +59,11 @@ impl Writer {
         }
     }
 
+    /// Number of bytes.
+    pub(crate) fn size(self) -> u64 {
+        self.size
+    }
+
     /// Where the first byte is written.
     pub(crate) fn pointer(self) -> WorkingPointer {
         WorkingPointer(self.start)
@@ -114,7 +119,7 @@ impl Writer {
 /// Where somebody outside the crate writes; only a number in here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
-pub struct WorkingPointer(*mut u8);
+pub(crate) struct WorkingPointer(*mut u8);
 
 // SAFETY: nothing in the crate dereferences it.
 unsafe impl Send for WorkingPointer {}
@@ -123,14 +128,14 @@ unsafe impl Sync for WorkingPointer {}
 
 impl WorkingPointer {
     /// Working memory of a segment that has none.
-    pub const NULL: WorkingPointer = WorkingPointer(std::ptr::null_mut());
+    pub(crate) const NULL: WorkingPointer = WorkingPointer(std::ptr::null_mut());
 
     pub(super) fn new(pointer: *mut u8) -> WorkingPointer {
         WorkingPointer(pointer)
     }
 
     /// The pointer.
-    pub fn get(self) -> *mut u8 {
+    pub(crate) fn get(self) -> *mut u8 {
         self.0
     }
 }

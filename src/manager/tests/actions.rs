@@ -40,7 +40,7 @@ fn actions_run_in_order_and_roll_back() {
         let run = |actions| {
             JOURNAL.lock().clear();
             let handle = allocate(&manager, &small_graph()).unwrap().handle;
-            wait(|done| manager.finalize(handle, actions, done))
+            wait(|done| manager.core.finalize(handle, actions, done))
         };
         let journal = || JOURNAL.lock().clone();
         let handle = run(vec![
@@ -106,7 +106,7 @@ fn actions_run_in_order_and_roll_back() {
             finalize: none(),
             dealloc: call(111, false),
         }];
-        wait(|done| manager.finalize(handle, last, done)).unwrap();
+        wait(|done| manager.core.finalize(handle, last, done)).unwrap();
         drop(manager);
         assert_eq!(journal(), [111, 110]);
     }

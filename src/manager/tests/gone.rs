@@ -89,7 +89,7 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
         let done = Completion::new(move |answer: Result<Allocated>| {
             sender.send(answer.map(drop)).unwrap();
         });
-        manager.allocate(request, done);
+        manager.core.allocate(request, done);
         drop(manager);
         let began = Instant::now();
         socket::hang_up(&executor);

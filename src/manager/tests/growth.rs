@@ -31,13 +31,13 @@ fn a_dylib_begins_where_there_is_room_for_more_of_it() {
     let allocate = |size, dylib| {
         let segments = [segment(size, 0, 16, Protection::READ)];
         let request = manager.request(segments.map(Ok), dylib)?;
-        wait(|done| manager.allocate(request, done))
+        wait(|done| manager.core.allocate(request, done))
     };
     // The first window is nearly full of one JITDylib.
     allocate(7 << 20, 1).unwrap();
     // A graph without memory binds the second to nothing, and a small one not to the remainder.
     let none = manager.request(std::iter::empty(), 2).unwrap();
-    wait(|done| manager.allocate(none, done)).unwrap();
+    wait(|done| manager.core.allocate(none, done)).unwrap();
     let small = allocate(4096, 2).unwrap().segments[0].address;
     let large = allocate(4 << 20, 2).unwrap().segments[0].address;
     assert!(small.abs_diff(large) < 8 << 20);
@@ -58,7 +58,7 @@ fn another_window_is_large_enough_for_what_it_was_opened_for() {
     for dylib in 1..=4 {
         let segments = [segment(600 << 20, 0, 16, Protection::READ)];
         let request = manager.request(segments.map(Ok), dylib).unwrap();
-        wait(|done| manager.allocate(request, done)).unwrap();
+        wait(|done| manager.core.allocate(request, done)).unwrap();
     }
     assert_eq!(manager.stats().windows, 4);
 }
@@ -70,7 +70,7 @@ fn a_forked_child_is_refused_and_nothing_hangs() {
     // SAFETY: the child calls only what is under test, and leaves by _exit.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let refused = manager.write(handle, 0, 0, &[0]).is_err()
+        let refused = manager.core.write(handle, 0, 0, &[0]).is_err()
             && manager.check_process().is_err()
             && manager.request(small_graph().map(Ok), 0).is_err()
             && finalize(&manager, handle).is_err();
@@ -81,7 +81,7 @@ fn a_forked_child_is_refused_and_nothing_hangs() {
     // SAFETY: waits for our own child.
     unsafe { libc::waitpid(child, &mut status, 0) };
     assert_eq!(status, 0);
-    manager.write(handle, 0, 0, &[0]).unwrap();
+    manager.core.write(handle, 0, 0, &[0]).unwrap();
 }
 
 /// A mapper that hands its `prepare` to a hook, so that tests can do things in the middle.
@@ -152,10 +152,10 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     *mapper.hook.lock() = Some(Box::new(move || {
         let request = again.request(code(8190).map(Ok), 0).unwrap();
         assert!(
-            again.try_allocate(&request).is_none(),
+            again.core.try_allocate(&request).is_none(),
             "it would have to wait"
         );
-        again.allocate(
+        again.core.allocate(
             request,
             Completion::new(move |answer: Result<Allocated>| {
                 sender
@@ -188,10 +188,10 @@ fn half_a_request_is_no_request() {
             let error = allocate(&manager, &both).unwrap_err();
             assert_eq!(error.status(), Status::WindowFull, "{error}");
             let one = allocate(&manager, &both[..1]).unwrap().handle;
-            wait(|done| manager.abandon(one, done)).unwrap();
+            wait(|done| manager.core.abandon(one, done)).unwrap();
         }
         // Three groups share what little there is.
         let allocated = allocate(&manager, &small_graph()).unwrap();
-        wait(|done| manager.abandon(allocated.handle, done)).unwrap();
+        wait(|done| manager.core.abandon(allocated.handle, done)).unwrap();
     }
 }

@@ -17,7 +17,9 @@ use crate::completion::wait;
 use crate::error::Status;
 use crate::executor::service::here::{Here, OPEN};
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::mapper::{InProcess, InProcessKind, LlvmSimpleMapper, ServiceMapper, WrapperCall};
+use crate::mapper::{
+    Action, InProcess, InProcessKind, LlvmSimpleMapper, ServiceMapper, WrapperCall,
+};
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
 use parking_lot::Mutex;
@@ -70,7 +72,7 @@ fn segment(content: u64, zero_fill: u64, alignment: u64, protection: Protection)
     Segment {
         content_size: content,
         zero_fill_size: zero_fill,
-        alignment,
+        alignment: alignment.try_into().unwrap(),
         group,
     }
 }
@@ -85,15 +87,15 @@ fn small_graph() -> [Segment; 3] {
 
 fn allocate(manager: &Manager, segments: &[Segment]) -> Result<Allocated> {
     let request = manager.request(segments.iter().copied().map(Ok), 0)?;
-    wait(|done| manager.allocate(request, done))
+    wait(|done| manager.core.allocate(request, done))
 }
 
 fn finalize(manager: &Manager, handle: u64) -> Result<u64> {
-    wait(|done| manager.finalize(handle, Vec::new(), done))
+    wait(|done| manager.core.finalize(handle, Vec::new(), done))
 }
 
 fn deallocate(manager: &Manager, handles: &[u64]) -> Result<()> {
-    wait(|done| manager.deallocate(handles, done))
+    wait(|done| manager.core.deallocate(handles, done))
 }
 
 /// Reads executor memory, as the executor would.
@@ -125,7 +127,7 @@ fn a_refused_memfd_means_the_mprotect_mapper_with_a_reason() {
     assert_eq!(stats.mapper_name, "in-process, mprotect");
     assert!(stats.fallback.unwrap().contains("Operation not permitted"));
     let allocated = allocate(&manager, &small_graph()).unwrap();
-    manager.write(allocated.handle, 0, 0, &[0xc3]).unwrap();
+    manager.core.write(allocated.handle, 0, 0, &[0xc3]).unwrap();
     finalize(&manager, allocated.handle).unwrap();
     assert_eq!(read(allocated.segments[0].address, 1), [0xc3]);
 }
@@ -195,7 +197,7 @@ fn quota_and_window_are_limits_that_lift_again() {
         let first = allocate(&manager, &[segment(90_000, 0, 1, Protection::READ)]).unwrap();
         let error = allocate(&manager, &[segment(20_000, 0, 1, Protection::READ)]).unwrap_err();
         assert_eq!(error.status(), Status::QuotaExceeded, "{error}");
-        wait(|done| manager.abandon(first.handle, done)).unwrap();
+        wait(|done| manager.core.abandon(first.handle, done)).unwrap();
         allocate(&manager, &[segment(20_000, 0, 1, Protection::READ)]).unwrap();
     }
 }
@@ -234,7 +236,7 @@ fn a_dylib_stays_in_its_window_and_others_get_another() {
     let megabyte = [segment(1 << 20, 0, 16, Protection::READ_EXEC)];
     let allocate = |dylib| {
         let request = manager.request(megabyte.map(Ok), dylib)?;
-        wait(|done| manager.allocate(request, done))
+        wait(|done| manager.core.allocate(request, done))
     };
     let first = allocate(1).unwrap().segments[0].address;
     let error = loop {
@@ -282,21 +284,21 @@ fn threads_allocate_side_by_side_and_from_inside_completions() {
                 for round in 0..500u32 {
                     let allocated = allocate(&manager, &small_graph()).unwrap();
                     let bytes = [thread; 256];
-                    manager.write(allocated.handle, 0, 0, &bytes).unwrap();
+                    manager.core.write(allocated.handle, 0, 0, &bytes).unwrap();
                     let again = Arc::clone(&manager);
                     let nested = wait(|done| {
-                        manager.finalize(
+                        manager.core.finalize(
                             allocated.handle,
                             Vec::new(),
                             Completion::new(move |answer: Result<u64>| {
                                 answer.unwrap();
                                 let request = again.request(small_graph().map(Ok), 0).unwrap();
-                                again.allocate(request, done);
+                                again.core.allocate(request, done);
                             }),
                         );
                     })
                     .unwrap();
-                    wait(|done| manager.abandon(nested.handle, done)).unwrap();
+                    wait(|done| manager.core.abandon(nested.handle, done)).unwrap();
                     handles.push((allocated.handle, allocated.segments[0].address));
                     if round % 3 == 0 {
                         let (handle, address) = handles.swap_remove(round as usize % handles.len());

@@ -124,7 +124,7 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
                 for (index, segment) in shadow.segments.iter().enumerate() {
                     let address = shadow.addresses[index];
                     let size = segment.content_size + segment.zero_fill_size;
-                    assert_eq!(address % segment.alignment, 0);
+                    assert_eq!(address % segment.alignment.bytes(), 0);
                     let range = AddressRange::new(address, size).unwrap();
                     assert!(window.is_none_or(|window| window.contains(range)));
                     let below = taken.range(..=address).next_back();
@@ -135,7 +135,10 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
                     let pattern: Vec<u8> = (0..segment.content_size)
                         .map(|_| random.below(256) as u8)
                         .collect();
-                    manager.write(allocated.handle, index, 0, &pattern).unwrap();
+                    manager
+                        .core
+                        .write(allocated.handle, index, 0, &pattern)
+                        .unwrap();
                     shadow.pattern.push(pattern);
                 }
                 assert!(live.insert(allocated.handle, shadow).is_none());
@@ -156,7 +159,7 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
                     deallocate(&manager, &[handle]).unwrap();
                 } else {
                     assert!(deallocate(&manager, &[handle]).is_err());
-                    wait(|done| manager.abandon(handle, done)).unwrap();
+                    wait(|done| manager.core.abandon(handle, done)).unwrap();
                 }
                 let shadow = live.remove(&handle).unwrap();
                 shadow.addresses.iter().for_each(|address| {
@@ -196,7 +199,7 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
     live.iter()
         .filter(|(_, shadow)| !shadow.finalized)
         .for_each(|(handle, _)| {
-            wait(|done| manager.abandon(*handle, done)).unwrap();
+            wait(|done| manager.core.abandon(*handle, done)).unwrap();
         });
     let stats = manager.stats();
     assert_eq!(

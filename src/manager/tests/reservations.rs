@@ -158,10 +158,13 @@ fn pages_of_one_reservation_take_the_segments() {
             (5 + 3 + (1 << 20) + 4200, reserved - stats.live)
         );
         for (index, bytes) in [(0, b"code!".as_slice()), (1, b"abc")] {
-            manager.write(allocated.handle, index, 0, bytes).unwrap();
+            manager
+                .core
+                .write(allocated.handle, index, 0, bytes)
+                .unwrap();
         }
         for (index, offset, bytes) in [(4, 0, b"x".as_slice()), (1, 3, b"x"), (9, 0, b"")] {
-            let error = manager.write(allocated.handle, index, offset, bytes);
+            let error = manager.core.write(allocated.handle, index, offset, bytes);
             assert_eq!(error.unwrap_err().status(), Status::InvalidArgument);
         }
         finalize(&manager, allocated.handle).unwrap();
@@ -230,7 +233,7 @@ fn pairs_have_no_gaps_for_executors_that_fall_into_them() {
             pair(none(), none()),
             pair(none(), call(101)),
         ];
-        wait(|done| manager.finalize(handle, actions, done)).unwrap();
+        wait(|done| manager.core.finalize(handle, actions, done)).unwrap();
         let sent = |number: u64| (number, vec![number as u8]);
         // deallocate, of nothing.
         let success = (3, to_bytes(&(INSTANCE, 0u64)));
@@ -265,9 +268,9 @@ fn a_batch_is_one_message_and_so_is_the_end_of_a_manager() {
         assert_eq!(paper.given_back(), [[bases[1], bases[0]]]);
         // Nobody waits, so nothing that takes a message is done at once.
         let request = manager.request(small_graph().map(Ok), 0).unwrap();
-        assert!(manager.try_allocate(&request).is_none());
-        assert!(manager.try_finalize(all[4]).is_none());
-        assert!(manager.try_deallocate(&all[2..3]).is_none());
+        assert!(manager.core.try_allocate(&request).is_none());
+        assert!(manager.core.finalize_now(all[4]).is_none());
+        assert!(manager.core.deallocate_now(&all[2..3]).is_none());
         assert_eq!(manager.stats().messages, 10);
         // In flight first, so last on the executor's side; then in the order of finalize.
         drop(manager);
@@ -300,7 +303,7 @@ fn an_executor_without_the_service_is_refused_by_name() {
 const PAGE: [Segment; 1] = [Segment {
     content_size: 1,
     zero_fill_size: 0,
-    alignment: 1,
+    alignment: crate::page::Alignment::ONE,
     group: AllocGroup {
         protection: Protection::READ,
         lifetime: Lifetime::Standard,
@@ -326,14 +329,14 @@ fn what_is_live_is_in_reach_of_itself() {
     let high = allocate(&manager, &PAGE).unwrap().handle;
     assert_eq!(manager.stats().span, REACH);
     refused(lowest);
-    wait(|done| manager.abandon(high, done)).unwrap();
+    wait(|done| manager.core.abandon(high, done)).unwrap();
     let low = allocate(&manager, &PAGE).unwrap().handle;
     paper.given_back();
     refused(highest);
     assert_eq!(manager.stats().reserved, 0x2000);
     assert_eq!(manager.stats().failures, 3);
     for handle in [low, middle] {
-        wait(|done| manager.abandon(handle, done)).unwrap();
+        wait(|done| manager.core.abandon(handle, done)).unwrap();
     }
     assert_eq!(manager.stats().span, 0);
 }
@@ -349,7 +352,7 @@ fn each_jitdylib_is_in_reach_of_itself_if_the_host_chose_that() {
     });
     let allocate = |dylib| {
         let request = manager.request(PAGE.map(Ok), dylib)?;
-        wait(|done| manager.allocate(request, done))
+        wait(|done| manager.core.allocate(request, done))
     };
     allocate(1).unwrap();
     allocate(2).unwrap();
@@ -435,12 +438,13 @@ fn work(manager: &Manager) -> Result<()> {
     let mut handles = Vec::new();
     for actions in [action(false), Vec::new()] {
         let allocated = allocate(manager, &small_graph());
-        let answer = allocated
-            .and_then(|allocated| wait(|done| manager.finalize(allocated.handle, actions, done)));
+        let answer = allocated.and_then(|allocated| {
+            wait(|done| manager.core.finalize(allocated.handle, actions, done))
+        });
         keep(answer.map(|handle| handles.push(handle)));
     }
     let abandoned = allocate(manager, &small_graph());
-    keep(abandoned.and_then(|allocated| wait(|done| manager.abandon(allocated.handle, done))));
+    keep(abandoned.and_then(|allocated| wait(|done| manager.core.abandon(allocated.handle, done))));
     keep(deallocate(manager, &handles));
     result
 }
@@ -499,7 +503,7 @@ fn a_failing_action_gives_the_reservation_back() {
         let executor = Arc::new(SimpleExecutor::new(generation));
         let manager = over(&executor, Options::default());
         let handle = allocate(&manager, &small_graph()).unwrap().handle;
-        let error = wait(|done| manager.finalize(handle, action(true), done)).unwrap_err();
+        let error = wait(|done| manager.core.finalize(handle, action(true), done)).unwrap_err();
         assert!(error.message().ends_with(": bad"), "{error}");
         assert_eq!(executor.reserved(), 0);
         assert_eq!(manager.stats().reserved, 0);
@@ -518,7 +522,7 @@ fn a_failure_to_give_back_what_failed_is_told_too() {
     let manager = over(&executor, Options::default());
     let handle = allocate(&manager, &small_graph()).unwrap().handle;
     executor.trouble(1, Trouble::NotSent);
-    let error = wait(|done| manager.finalize(handle, action(true), done)).unwrap_err();
+    let error = wait(|done| manager.core.finalize(handle, action(true), done)).unwrap_err();
     assert!(error.message().contains(": bad; then "), "{error}");
     assert!(error.message().ends_with("was not sent"), "{error}");
 }
@@ -531,16 +535,16 @@ fn a_manager_that_goes_in_the_middle_leaves_nothing() {
         let [finalized, finalizing, in_flight, leaving] =
             [(); 4].map(|()| allocate(&manager, &small_graph()).unwrap().handle);
         for handle in [finalized, leaving] {
-            wait(|done| manager.finalize(handle, action(false), done)).unwrap();
+            wait(|done| manager.core.finalize(handle, action(false), done)).unwrap();
         }
         executor.hold();
         let (done, asked) = later();
         let request = manager.request(small_graph().map(Ok), 0).unwrap();
-        manager.allocate(request, done);
+        manager.core.allocate(request, done);
         let (done, installed) = later();
-        manager.finalize(finalizing, action(false), done);
+        manager.core.finalize(finalizing, action(false), done);
         let (done, left) = later();
-        manager.deallocate(&[leaving], done);
+        manager.core.deallocate(&[leaving], done);
         assert!(manager.stats().in_flight == 2 && manager.stats().finalized == 2);
         assert!(
             deallocate(&manager, &[leaving]).is_err(),
@@ -572,14 +576,14 @@ fn a_quota_counts_reservations_under_way() {
     executor.hold();
     let (done, answer) = later();
     let request = manager.request(small_graph().map(Ok), 0).unwrap();
-    manager.allocate(request, done);
+    manager.core.allocate(request, done);
     let error = allocate(&manager, &small_graph()).unwrap_err();
     assert_eq!(error.status(), Status::QuotaExceeded, "{error}");
     assert_eq!(executor.reserved(), 0);
     executor.let_go();
     let handle = answer.recv().unwrap().unwrap().handle;
     assert!(allocate(&manager, &small_graph()).is_err());
-    wait(|done| manager.abandon(handle, done)).unwrap();
+    wait(|done| manager.core.abandon(handle, done)).unwrap();
     allocate(&manager, &small_graph()).unwrap();
 }
 
@@ -609,19 +613,19 @@ fn threads_have_reservations_side_by_side() {
                     for _ in 0..50 {
                         let allocated = allocate(&manager, &small_graph()).unwrap();
                         let bytes = [thread; 256];
-                        manager.write(allocated.handle, 0, 0, &bytes).unwrap();
+                        manager.core.write(allocated.handle, 0, 0, &bytes).unwrap();
                         let again = Arc::clone(&manager);
                         let nested = wait(|done| {
                             let then = Completion::new(move |answer: Result<u64>| {
                                 answer.unwrap();
                                 let request = again.request(small_graph().map(Ok), 0).unwrap();
-                                again.allocate(request, done);
+                                again.core.allocate(request, done);
                             });
-                            manager.finalize(allocated.handle, action(false), then);
+                            manager.core.finalize(allocated.handle, action(false), then);
                         });
                         assert_eq!(read(allocated.segments[0].address, 256), bytes);
                         let nested = nested.unwrap().handle;
-                        wait(|done| manager.abandon(nested, done)).unwrap();
+                        wait(|done| manager.core.abandon(nested, done)).unwrap();
                         deallocate(&manager, &[allocated.handle]).unwrap();
                     }
                 });

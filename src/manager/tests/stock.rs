@@ -88,7 +88,10 @@ impl Notes {
         let allocated = allocate(manager, &segments).unwrap();
         for (index, code) in (0..).zip([NOTE, NOTE_AND_FAIL, READ]) {
             let offset = index * ROOM;
-            manager.write(allocated.handle, 0, offset, code).unwrap();
+            manager
+                .core
+                .write(allocated.handle, 0, offset, code)
+                .unwrap();
         }
         finalize(manager, allocated.handle).unwrap();
         Notes {
@@ -136,8 +139,8 @@ fn stock_executors_run_all_actions_in_order_and_keep_nothing() {
         let run = |segments: &[Segment], actions| {
             let allocated = allocate(&manager, segments).unwrap();
             let (handle, address) = (allocated.handle, allocated.segments[0].address);
-            manager.write(handle, 0, 0, &unique).unwrap();
-            let answer = wait(|done| manager.finalize(handle, actions, done));
+            manager.core.write(handle, 0, 0, &unique).unwrap();
+            let answer = wait(|done| manager.core.finalize(handle, actions, done));
             assert_eq!(stock.holds(address, &unique), answer.is_ok());
             answer.map(|handle| (handle, address))
         };
@@ -170,7 +173,7 @@ fn stock_executors_run_all_actions_in_order_and_keep_nothing() {
             // Actions alone.
             let handle = allocate(&manager, &[]).unwrap().handle;
             let actions = vec![pair(notes.note(first), notes.note(last))];
-            handles.push(wait(|done| manager.finalize(handle, actions, done)).unwrap());
+            handles.push(wait(|done| manager.core.finalize(handle, actions, done)).unwrap());
         }
         deallocate(&manager, &handles).unwrap();
         assert_eq!(notes.read(), concat!("1389", "12367", "1342"));

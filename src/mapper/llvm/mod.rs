@@ -5,8 +5,8 @@
 mod shared;
 mod simple;
 
-pub use shared::LlvmSharedMapper;
-pub use simple::LlvmSimpleMapper;
+pub(crate) use shared::LlvmSharedMapper;
+pub(crate) use simple::LlvmSimpleMapper;
 
 use crate::error::{Error, Result, Status};
 use crate::transport::Transport;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 const PREFIX: &str = "__llvm_orc_ExecutorSharedMemoryMapperService_";
 
 /// A mapper over LLVM's shared-memory service.
-pub struct LlvmSharedMapper {
+pub(crate) struct LlvmSharedMapper {
     capabilities: Capabilities,
     transport: Arc<dyn Transport>,
     service: Service,
@@ -53,7 +53,7 @@ impl LlvmSharedMapper {
     ///
     /// # Errors
     /// `Unsupported` if a name is missing.
-    pub fn new(transport: Arc<dyn Transport>) -> Result<LlvmSharedMapper> {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Result<LlvmSharedMapper> {
         let find = |name: &str| symbol(&*transport, &format!("{PREFIX}{name}"));
         let service = Service {
             instance: find("Instance")?,
@@ -81,7 +81,7 @@ impl LlvmSharedMapper {
     }
 
     /// Says why a better mapper was not taken.
-    pub fn instead_of(mut self, reason: String) -> LlvmSharedMapper {
+    pub(crate) fn instead_of(mut self, reason: String) -> LlvmSharedMapper {
         self.capabilities.fallback = Some(reason);
         self
     }
@@ -219,7 +219,7 @@ impl MemoryMapper for LlvmSharedMapper {
         let offset = range.start() - window.range.start();
         let view = WriterView::of(window.memory.as_fd(), offset, range.size())?;
         // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more.
-        let prepared = Prepared::shared(unsafe { view.writer() }, 2);
+        let prepared = Prepared::written(unsafe { view.writer() }, 2);
         window.views.insert(range.start(), view);
         Ok(prepared)
     }

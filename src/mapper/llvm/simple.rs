@@ -30,7 +30,7 @@ use std::sync::Arc;
 const PREFIX: &str = "__llvm_orc_SimpleExecutorMemoryManager_";
 
 /// A mapper over LLVM's memory manager service.
-pub struct LlvmSimpleMapper {
+pub(crate) struct LlvmSimpleMapper {
     capabilities: Capabilities,
     link: Arc<Link>,
 }
@@ -125,7 +125,7 @@ impl LlvmSimpleMapper {
     ///
     /// # Errors
     /// `Unsupported` if a name is missing.
-    pub fn new(transport: Arc<dyn Transport>) -> Result<LlvmSimpleMapper> {
+    pub(crate) fn new(transport: Arc<dyn Transport>) -> Result<LlvmSimpleMapper> {
         let service = Service::find(&*transport)?;
         // The executor does not say how large its pages are.
         let page_size = sys::page_size();
@@ -153,7 +153,7 @@ impl LlvmSimpleMapper {
     }
 
     /// Says why a better mapper was not taken.
-    pub fn instead_of(mut self, reason: String) -> LlvmSimpleMapper {
+    pub(crate) fn instead_of(mut self, reason: String) -> LlvmSimpleMapper {
         self.capabilities.fallback = Some(reason);
         self
     }

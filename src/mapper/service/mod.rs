@@ -40,7 +40,7 @@ use std::time::Duration;
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 20;
 
 /// A mapper over our executor service.
-pub struct ServiceMapper {
+pub(crate) struct ServiceMapper {
     capabilities: Capabilities,
     shares: bool,
     link: Arc<Link>,
@@ -59,7 +59,7 @@ impl ServiceMapper {
     /// # Errors
     /// `Unsupported` if memfds can't be handed over, with every step that was tried; what the
     /// transport says.
-    pub fn shared(
+    pub(crate) fn shared(
         transport: Arc<dyn Transport>,
         service: u64,
         instance: u64,
@@ -102,7 +102,7 @@ impl ServiceMapper {
     ///
     /// # Errors
     /// What the transport says, and `Unsupported` for another version of the service.
-    pub fn remote(
+    pub(crate) fn remote(
         transport: Arc<dyn Transport>,
         service: u64,
         instance: u64,
@@ -132,7 +132,7 @@ impl ServiceMapper {
     }
 
     /// Says why a better mapper was not taken.
-    pub fn instead_of(mut self, reason: String) -> ServiceMapper {
+    pub(crate) fn instead_of(mut self, reason: String) -> ServiceMapper {
         let before = self.capabilities.fallback.take();
         let reasons = [Some(reason), before];
         self.capabilities.fallback = Some(
@@ -308,8 +308,8 @@ impl MemoryMapper for ServiceMapper {
         let prepared = match &view {
             // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no
             // more.
-            Some(view) => Prepared::shared(unsafe { view.writer() }, 2),
-            None => Prepared::copied(if group.protection.writable() { 1 } else { 2 }),
+            Some(view) => Prepared::written(unsafe { view.writer() }, 2),
+            None => Prepared::elsewhere(if group.protection.writable() { 1 } else { 2 }),
         };
         let state = Arc::new(ChunkState {
             range,

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! An allocation while its content is written, as Rust hosts have it.
+
+use super::core::Core;
+use super::{Allocated, AllocationHandle, SegmentMemory};
+use crate::completion::{Completion, wait};
+use crate::error::Result;
+use crate::mapper::Action;
+use smallvec::SmallVec;
+use std::fmt;
+use std::sync::Arc;
+
+/// An allocation whose content is being written: from [`Manager::allocate`](super::Manager::allocate)
+/// to [`InFlight::finalize`]. Dropping it gives it up.
+///
+/// It keeps the manager's memory, which is given back once neither is left.
+#[must_use = "dropping it gives the memory back"]
+pub struct InFlight {
+    core: Arc<Core>,
+    /// 0 once it was handed on.
+    handle: u64,
+    segments: SmallVec<[SegmentMemory; 4]>,
+}
+
+impl InFlight {
+    pub(super) fn new(core: &Arc<Core>, allocated: Allocated) -> InFlight {
+        InFlight {
+            core: Arc::clone(core),
+            handle: allocated.handle,
+            segments: allocated.segments,
+        }
+    }
+
+    /// Number of segments, those without memory included.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Where a segment is in the executor; 0 for one without memory. It is nothing that may be read,
+    /// written or called before finalize.
+    ///
+    /// # Panics
+    /// If there is no such segment.
+    pub fn address(&self, segment: usize) -> u64 {
+        self.segments[segment].address
+    }
+
+    /// Where a segment's content is written, for linkers that write it in place; null for one without
+    /// memory. Content is as aligned as the segment asks for, up to a page.
+    ///
+    /// As many bytes as the segment's content has may be written there, in one thread at a time, until
+    /// finalize or abandon is called or this value is dropped. It is no Rust object: another process
+    /// may have the same pages, so no reference may be made of it.
+    ///
+    /// # Panics
+    /// If there is no such segment.
+    pub fn working_memory(&self, segment: usize) -> *mut u8 {
+        self.segments[segment].working_memory.get()
+    }
+
+    /// Writes bytes into a segment's content, from `offset` on. Content that is never written is zero
+    /// or what lay there before.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for bytes outside the content; `InvalidHandle` in a forked child.
+    pub fn write(&mut self, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.core.write(self.handle, segment, offset, bytes)
+    }
+
+    /// Makes the content visible in the executor and runs the finalize actions, first to last. Waits
+    /// for the mapper. For a mapper of this process the actions run in this thread.
+    ///
+    /// # Errors
+    /// `ActionFailed`: the deallocation twins of the actions before the one that failed have run, last
+    /// to first. `OutOfMemory`, `Denied`, what the mapper answers. The memory is free again.
+    pub fn finalize(self, actions: impl IntoIterator<Item = Action>) -> Result<AllocationHandle> {
+        let actions = actions.into_iter().collect();
+        let (core, handle) = self.hand_on();
+        wait(|done| core.finalize(handle, actions, done)).map(AllocationHandle)
+    }
+
+    /// [`InFlight::finalize`] without waiting.
+    pub fn finalize_async(
+        self,
+        actions: impl IntoIterator<Item = Action>,
+        callback: impl FnOnce(Result<AllocationHandle>) + Send + 'static,
+    ) {
+        let actions = actions.into_iter().collect();
+        let (core, handle) = self.hand_on();
+        let callback = move |answer: Result<u64>| callback(answer.map(AllocationHandle));
+        core.finalize(handle, actions, Completion::for_host(callback));
+    }
+
+    /// [`InFlight::finalize`] without actions if that takes no waiting.
+    ///
+    /// # Errors
+    /// The allocation itself if it does, and nothing is done.
+    pub fn try_finalize(mut self) -> Result<Result<AllocationHandle>, InFlight> {
+        match self.core.finalize_now(self.handle) {
+            Some(answer) => {
+                let handle = std::mem::take(&mut self.handle);
+                Ok(answer.map(|()| AllocationHandle(handle)))
+            }
+            None => Err(self),
+        }
+    }
+
+    /// Gives the memory back. Waits for the mapper.
+    ///
+    /// # Errors
+    /// What the mapper answers; the memory is free all the same.
+    pub fn abandon(self) -> Result<()> {
+        let (core, handle) = self.hand_on();
+        wait(|done| core.abandon(handle, done))
+    }
+
+    /// [`InFlight::abandon`] without waiting. Dropping it is the same without a callback.
+    pub fn abandon_async(self, callback: impl FnOnce(Result<()>) + Send + 'static) {
+        let (core, handle) = self.hand_on();
+        core.abandon(handle, Completion::for_host(callback));
+    }
+
+    fn hand_on(mut self) -> (Arc<Core>, u64) {
+        let handle = std::mem::take(&mut self.handle);
+        (Arc::clone(&self.core), handle)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.handle != 0 {
+            self.core.abandon(self.handle, Completion::new(|_| ()));
+        }
+    }
+}
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses: Vec<u64> = self
+            .segments
+            .iter()
+            .map(|segment| segment.address)
+            .collect();
+        f.debug_struct("InFlight")
+            .field("addresses", &addresses)
+            .finish()
+    }
+}

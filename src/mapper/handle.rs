@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What hosts choose from.
+
+use super::{
+    Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper, LlvmSimpleMapper,
+    MemoryMapper, ServiceMapper,
+};
+use crate::error::{Error, Result, Status};
+use crate::transport::Transport;
+use std::fmt;
+use std::sync::Arc;
+
+/// Where memory comes from: the process that runs the linked code, and the way into its memory.
+///
+/// A mapper may serve any number of managers, which keep what they need of it; it and its clones may
+/// be dropped while they use it. Thread-safe.
+#[derive(Clone)]
+pub struct Mapper(Arc<dyn MemoryMapper>);
+
+/// Which service of an executor a mapper uses, and why it is this mapper.
+#[derive(Clone, Debug, Default)]
+pub struct ExecutorService {
+    /// Executor address of `jitmem_service_open`; `None`: what the transport knows by this name.
+    pub open: Option<u64>,
+    /// The number published as `jitmem_service_instance`; `None`: what the transport knows by this
+    /// name, or the service that every process with this library has.
+    pub instance: Option<u64>,
+    /// Why a better mapper was not taken, for the statistics.
+    pub instead_of: Option<String>,
+}
+
+impl Mapper {
+    pub(crate) fn new(mapper: impl MemoryMapper + 'static) -> Mapper {
+        Mapper(Arc::new(mapper))
+    }
+
+    pub(crate) fn memory(&self) -> &Arc<dyn MemoryMapper> {
+        &self.0
+    }
+
+    /// This process's own memory. Choose [`InProcessKind::Auto`] unless a system that allows no two
+    /// views shall be an error.
+    ///
+    /// # Errors
+    /// With [`InProcessKind::TwoViews`], why the system refuses two views: `Denied`, `OutOfMemory`,
+    /// `Unsupported` or `System`.
+    pub fn in_process(kind: InProcessKind) -> Result<Mapper> {
+        InProcess::new(kind).map(Mapper::new)
+    }
+
+    /// Memory of another process on this machine that has jitmem's service (`jitmem-executor`, or any
+    /// executor that has loaded the library), through shared pages: what is written here is what the
+    /// executor sees there, and no content is sent.
+    ///
+    /// Calls the executor and waits for its answers, so it must not be called where the transport's
+    /// answers come from. Linked code's writable data is shared with children that the executor forks.
+    ///
+    /// # Errors
+    /// `Unsupported` if the executor has no service, or another version of it, or memfds can't be
+    /// handed to it, with every step that was tried; `Disconnected`; what the transport says.
+    pub fn shared(transport: Arc<dyn Transport>, service: ExecutorService) -> Result<Mapper> {
+        Mapper::over(transport, service, ServiceMapper::shared)
+    }
+
+    /// Memory of a process on any machine that has jitmem's service: content travels in the
+    /// transport's messages, zero-fill does not. Waits as [`Mapper::shared`] does.
+    ///
+    /// # Errors
+    /// As [`Mapper::shared`], but for handing memfds over.
+    pub fn remote(transport: Arc<dyn Transport>, service: ExecutorService) -> Result<Mapper> {
+        Mapper::over(transport, service, ServiceMapper::remote)
+    }
+
+    fn over(
+        transport: Arc<dyn Transport>,
+        service: ExecutorService,
+        make: impl FnOnce(Arc<dyn Transport>, u64, u64) -> Result<ServiceMapper>,
+    ) -> Result<Mapper> {
+        let find = |given: Option<u64>, name| given.or_else(|| transport.symbol(name));
+        let open = find(service.open, "jitmem_service_open").ok_or_else(|| {
+            Error::new(
+                Status::Unsupported,
+                "the executor published no jitmem_service_open and none was given: link jitmem's \
+                 service into the executor or load libjitmem.so there",
+            )
+        })?;
+        let instance = find(service.instance, "jitmem_service_instance").unwrap_or(0);
+        let mapper = make(transport, open, instance)?;
+        Ok(match service.instead_of {
+            Some(reason) => Mapper::new(mapper.instead_of(reason)),
+            None => Mapper::new(mapper),
+        })
+    }
+
+    /// Memory of another process on this machine through LLVM's own shared-memory service
+    /// (`ExecutorSharedMemoryMapperService`), which executors have that know nothing of jitmem.
+    /// Protections are set for each allocation, so each takes whole pages and a message.
+    ///
+    /// The transport must know the service's bootstrap symbols by name. `instead_of` says why a better
+    /// mapper was not taken, for the statistics.
+    ///
+    /// # Errors
+    /// `Unsupported` if the executor does not publish the service.
+    ///
+    /// # Safety
+    /// The shared memory whose names the executor answers is its own, and does not become smaller as
+    /// long as the mapper or a manager of it is there. LLVM's protocol has no way to see to it: memory
+    /// that is gone raises SIGBUS where it is written.
+    #[allow(unsafe_code)]
+    pub unsafe fn llvm_shared(
+        transport: Arc<dyn Transport>,
+        instead_of: Option<String>,
+    ) -> Result<Mapper> {
+        let mapper = LlvmSharedMapper::new(transport)?;
+        Ok(match instead_of {
+            Some(reason) => Mapper::new(mapper.instead_of(reason)),
+            None => Mapper::new(mapper),
+        })
+    }
+
+    /// Memory of a process on any machine through LLVM's own memory manager service
+    /// (`SimpleExecutorMemoryManager`), which every executor of LLVM 14 to 19 or of LLVM 22 has.
+    ///
+    /// Content travels in messages, and each allocation has a reservation of its own, at an address
+    /// that the executor chooses: it takes whole pages and three messages from allocate to deallocate,
+    /// and can't be made or given back without waiting. The transport must know the service's
+    /// bootstrap symbols by name, and the executor's pages must be as large as this process's.
+    ///
+    /// # Errors
+    /// `Unsupported` if the executor does not publish the service.
+    pub fn llvm_simple(
+        transport: Arc<dyn Transport>,
+        instead_of: Option<String>,
+    ) -> Result<Mapper> {
+        let mapper = LlvmSimpleMapper::new(transport)?;
+        Ok(match instead_of {
+            Some(reason) => Mapper::new(mapper.instead_of(reason)),
+            None => Mapper::new(mapper),
+        })
+    }
+
+    /// Memory of the host's own making.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a granule above the page size, or a page size above 64 MiB.
+    pub fn custom(mapper: impl CustomMapper + 'static) -> Result<Mapper> {
+        Checked::new(mapper).map(Mapper::new)
+    }
+
+    /// Which mapper it is.
+    pub fn kind(&self) -> Kind {
+        self.0.capabilities().kind
+    }
+
+    /// Which mapper it is, in words.
+    pub fn name(&self) -> &'static str {
+        self.0.capabilities().name
+    }
+
+    /// Why a better mapper was not taken, if one was tried.
+    pub fn fallback(&self) -> Option<&str> {
+        self.0.capabilities().fallback.as_deref()
+    }
+}
+
+impl fmt::Debug for Mapper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mapper").field(&self.name()).finish()
+    }
+}
