@@ -50,7 +50,10 @@ demo: setup stage ## run Lua, SQLite, zlib and zstd in a second process, show wh
 bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=...)
 	$(call headline,bench)
 	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
-	build/bench/jitmem-bench $(BENCH_ARGS)
+	@rm -rf $(RESULTS); mkdir $(RESULTS)
+	build/bench/jitmem-bench --json=$(RESULTS)/bench.json $(BENCH_ARGS) | tee $(RESULTS)/tables.md
+	benches/charts.py $(RESULTS)
+RESULTS := build/bench/results
 
 .PHONY: build
 build: ## build the library
@@ -181,6 +184,15 @@ $(CARGO_FUZZ):
 stage: build # Installs into the build tree, for the projects above.
 	@cmake --install build/jitmem --prefix $(STAGE) >build/install.log || \
 	  { cat build/install.log; exit 1; }
+
+.PHONY: bench-results
+bench-results: bench ## measure for benches/results and BENCHMARKS.md, on an idle machine
+	build/bench/jitmem-bench --only=a,b --managers=$(MPROTECT_AND_PEERS) >$(RESULTS)/mprotect.md
+	build/bench/jitmem-bench-c >$(RESULTS)/c-api.md
+	cargo bench --locked --bench ranges >$(RESULTS)/ranges.md
+	benches/charts.py $(RESULTS) BENCHMARKS.md
+	cp $(RESULTS)/* benches/results/
+MPROTECT_AND_PEERS := llvm-in-process,llvm-mapper,floor,jitmem-mprotect
 
 .PHONY: clean
 clean: ## remove what was built

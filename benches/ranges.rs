@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Compares jitmem's free-range structure with the well-kept allocator crates, on jitmem's use:
-//! `cargo bench --bench ranges`. What the figures mean is in BENCHMARKS.md.
+//! `cargo bench --bench ranges`. What the figures mean is in benches/README.md.
 
 // Private modules of the library, which are arithmetic alone; their tests are not run here.
 #[allow(dead_code, unused_imports)]
@@ -496,6 +496,7 @@ fn main() {
         contender::<RangeAlloc>(),
         contender::<Rlsf>(),
     ];
+    println!("# Free-range structures");
     for (title, mixed) in [("Alignments mixed", true), ("All aligned to 16", false)] {
         let requests = requests(5 * CHURN_LIVE[1] + CHURN_STEPS, mixed);
         let figures = compare(&contenders, &requests);

@@ -32,7 +32,9 @@ Expected<Machine> thisMachine() {
   utsname System;
   if (uname(&System) != 0)
     return systemError(errno, "uname");
-  M.System = (Twine(System.sysname) + " " + System.release + " " + System.machine).str();
+  // Without what a distributor or an owner of the machine appends to the version.
+  StringRef Release = StringRef(System.release).split('-').first;
+  M.System = (Twine(System.sysname) + " " + Release + " " + System.machine).str();
   M.Processor = sys::getHostCPUName().str();
   M.Processors = unsigned(sysconf(_SC_NPROCESSORS_ONLN));
   return M;

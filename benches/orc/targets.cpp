@@ -2,6 +2,7 @@
 
 #include "report.hpp"
 
+#include "llvm/ADT/STLExtras.h"
 #include "llvm/Support/FormatVariadic.h"
 
 #include <optional>
@@ -107,6 +108,9 @@ static StringRef reachedText(std::optional<bool> Reached) {
 }
 
 void printTargets(raw_ostream &OS, const TargetTable &T) {
+  // A run of other managers, or of parts.
+  if (none_of(T.Rows, [](const TargetRow &Row) { return Row.Outcome.Reached.has_value(); }))
+    return;
   OS << "\n## " << T.Title << "\n\n"
      << T.Against << "\n\n| | must reach | measured | reached |\n|---|---|---|---|\n";
   for (const TargetRow &Row : T.Rows)
