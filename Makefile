@@ -41,7 +41,7 @@ help: ## this list
 	    printf "  make %-16s %s\n", name, substr($$0, RLENGTH + 1) }' Makefile
 
 .PHONY: demo
-demo: setup stage ## run Lua, SQLite, zlib and zstd in a second process, show what it costs
+demo: setup stage ## three scenes: libraries in a second process, a query engine, a crash
 	$(call headline,demo)
 	@$(call project,examples/demo,build/demo,-DCMAKE_BUILD_TYPE=Release)
 	build/demo/jitmem-demo --layout=build/demo/layout.svg $(DEMO_ARGS)

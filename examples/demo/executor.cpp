@@ -2,8 +2,8 @@
 #include "executor.hpp"
 
 #include "llvm/Config/llvm-config.h"
-#include "llvm/ExecutionEngine/Orc/Shared/OrcRTBridge.h"
 #include "llvm/Support/Errno.h"
+#include "llvm/Support/FileSystem.h"
 
 #include <cerrno>
 #include <csignal>
@@ -24,6 +24,9 @@ static Error systemError(int Errno, const Twine &What) {
                            "cannot " + What + ": " + sys::StrError(Errno));
 }
 
+// A message begins with its size, operation, sequence number and tag.
+static constexpr uint64_t HeaderSize = 4 * sizeof(uint64_t);
+
 /// Passes on what an EPC and its executor tell each other, and counts it.
 class Executor::CountingTransport : public SimpleRemoteEPCTransport,
                                     private SimpleRemoteEPCTransportClient {
@@ -43,7 +46,8 @@ public:
 
   Error sendMessage(SimpleRemoteEPCOpcode Opcode, uint64_t Sequence, ExecutorAddr Tag,
                     ArrayRef<char> Args) override {
-    E.sent(Sequence, Tag, Args.size());
+    ++E.Messages;
+    E.Bytes += HeaderSize + Args.size();
     return Pipes->sendMessage(Opcode, Sequence, Tag, Args);
   }
 
@@ -53,7 +57,7 @@ private:
   Expected<HandleMessageAction> handleMessage(SimpleRemoteEPCOpcode Opcode, uint64_t Sequence,
                                               ExecutorAddr Tag,
                                               shared::WrapperFunctionBuffer Args) override {
-    E.received(Sequence, Args.size());
+    E.Bytes += HeaderSize + Args.size();
     return EPC.handleMessage(Opcode, Sequence, Tag, std::move(Args));
   }
   void handleDisconnect(Error Why) override { EPC.handleDisconnect(std::move(Why)); }
@@ -63,47 +67,45 @@ private:
   std::unique_ptr<FDSimpleRemoteEPCTransport> Pipes;
 };
 
-// A message begins with its size, operation, sequence number and tag.
-static constexpr uint64_t HeaderSize = 4 * sizeof(uint64_t);
+namespace {
 
-void Executor::sent(uint64_t Sequence, ExecutorAddr Function, size_t Size) {
-  std::lock_guard<std::mutex> Lock(Mutex);
-  bool IsLookup = LookupFunction && Function == LookupFunction;
-  if (IsLookup)
-    UnansweredLookups.insert(Sequence);
-  (IsLookup ? Lookups : Others) += {1, HeaderSize + Size};
-}
-
-void Executor::received(uint64_t Sequence, size_t Size) {
-  std::lock_guard<std::mutex> Lock(Mutex);
-  (UnansweredLookups.erase(Sequence) ? Lookups : Others) += {0, HeaderSize + Size};
-}
-
-Traffic Executor::traffic() const {
-  std::lock_guard<std::mutex> Lock(Mutex);
-  return Others;
-}
-
-Traffic Executor::lookups() const {
-  std::lock_guard<std::mutex> Lock(Mutex);
-  return Lookups;
-}
-
-Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program) {
-  int There[2], Back[2]; // reading end, writing end
-  if (pipe2(There, O_CLOEXEC))
-    return systemError(errno, "make a pipe");
-  if (pipe2(Back, O_CLOEXEC)) {
-    int Errno = errno;
-    close(There[0]);
-    close(There[1]);
-    return systemError(Errno, "make a pipe");
+/// Descriptors that are closed unless they are taken.
+class Pipe {
+public:
+  ~Pipe() {
+    for (int End : Ends)
+      if (End >= 0)
+        close(End);
   }
+  Error open() {
+    return pipe2(Ends, O_CLOEXEC) ? systemError(errno, "make a pipe") : Error::success();
+  }
+  int reading() const { return Ends[0]; }
+  int writing() const { return Ends[1]; }
+  int takeReading() { return std::exchange(Ends[0], -1); }
+  int takeWriting() { return std::exchange(Ends[1], -1); }
+
+private:
+  int Ends[2] = {-1, -1};
+};
+
+} // namespace
+
+Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program, Stderr Errors) {
+  Pipe There, Back, Captured;
+  if (auto E = There.open())
+    return E;
+  if (auto E = Back.open())
+    return E;
+  if (auto E = Captured.open())
+    return E;
   posix_spawn_file_actions_t Files;
   posix_spawn_file_actions_init(&Files);
   // What is duplicated onto itself stays open in the program.
-  posix_spawn_file_actions_adddup2(&Files, There[0], There[0]);
-  posix_spawn_file_actions_adddup2(&Files, Back[1], Back[1]);
+  posix_spawn_file_actions_adddup2(&Files, There.reading(), There.reading());
+  posix_spawn_file_actions_adddup2(&Files, Back.writing(), Back.writing());
+  if (Errors == Stderr::Captured)
+    posix_spawn_file_actions_adddup2(&Files, Captured.writing(), STDERR_FILENO);
   // This process ignores the signal; linked code shall not inherit that.
   sigset_t Defaults;
   sigemptyset(&Defaults);
@@ -112,23 +114,23 @@ Expected<std::unique_ptr<Executor>> Executor::Start(const std::string &Program) 
   posix_spawnattr_init(&Attributes);
   posix_spawnattr_setsigdefault(&Attributes, &Defaults);
   posix_spawnattr_setflags(&Attributes, POSIX_SPAWN_SETSIGDEF);
-  std::string Ends = "filedescs=" + std::to_string(There[0]) + "," + std::to_string(Back[1]);
+  std::string Ends =
+      "filedescs=" + std::to_string(There.reading()) + "," + std::to_string(Back.writing());
   char *Args[] = {const_cast<char *>(Program.c_str()), Ends.data(), nullptr};
   pid_t Pid;
   int Errno = posix_spawn(&Pid, Program.c_str(), &Files, &Attributes, Args, environ);
   posix_spawnattr_destroy(&Attributes);
   posix_spawn_file_actions_destroy(&Files);
-  close(There[0]);
-  close(Back[1]);
-  if (Errno) {
-    close(There[1]);
-    close(Back[0]);
+  if (Errno)
     return systemError(Errno, "start " + Program);
-  }
-  return std::unique_ptr<Executor>(new Executor(Program, Pid, Back[0], There[1]));
+  return std::unique_ptr<Executor>(
+      new Executor(Program, Pid, Back.takeReading(), There.takeWriting(),
+                   Errors == Stderr::Captured ? Captured.takeReading() : -1));
 }
 
 Executor::~Executor() {
+  if (Captured >= 0)
+    close(Captured);
   if (HasEnded)
     return;
   kill(Pid, SIGKILL);
@@ -143,16 +145,10 @@ Executor::connect(std::unique_ptr<TaskDispatcher> D) {
     return createStringError("cannot connect to " + Program + ": " + toString(EPC.takeError()) +
                              "; it must be jitmem-executor, or llvm-jitlink-executor of "
                              "LLVM " LLVM_VERSION_STRING);
-  ExecutorAddr Function;
-  if (auto E = (*EPC)->getBootstrapSymbols(
-          {{Function, rt::SimpleExecutorDylibManagerResolveWrapperName}}))
-    return joinErrors(std::move(E), (*EPC)->disconnect());
-  std::lock_guard<std::mutex> Lock(Mutex);
-  LookupFunction = Function;
   return std::move(*EPC);
 }
 
-Error Executor::waitForEnd() {
+Expected<int> Executor::waitForStatus() {
   constexpr int PatienceSeconds = 10;
   int Ended = int(syscall(SYS_pidfd_open, Pid, 0));
   if (Ended < 0)
@@ -172,11 +168,25 @@ Error Executor::waitForEnd() {
     if (errno != EINTR)
       return systemError(errno, "wait for " + Program);
   HasEnded = true;
-  if (WIFSIGNALED(Status))
-    return createStringError("%s was ended by signal %d", Program.c_str(), WTERMSIG(Status));
-  if (WEXITSTATUS(Status))
-    return createStringError("%s ended with status %d", Program.c_str(), WEXITSTATUS(Status));
+  return Status;
+}
+
+Error Executor::waitForEnd() {
+  auto Status = waitForStatus();
+  if (!Status)
+    return Status.takeError();
+  if (WIFSIGNALED(*Status))
+    return createStringError("%s was ended by signal %d", Program.c_str(), WTERMSIG(*Status));
+  if (WEXITSTATUS(*Status))
+    return createStringError("%s ended with status %d", Program.c_str(), WEXITSTATUS(*Status));
   return Error::success();
+}
+
+Expected<std::string> Executor::takeStderr() {
+  SmallString<256> Text;
+  if (auto E = sys::fs::readNativeFileToEOF(Captured, Text))
+    return E;
+  return Text.str().str();
 }
 
 } // namespace demo

@@ -4,12 +4,11 @@
 
 #include "llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <sys/types.h>
-#include <unordered_set>
 
 namespace demo {
 
@@ -29,7 +28,13 @@ struct Traffic {
 /// Another process for linked code to run in.
 class Executor {
 public:
-  static llvm::Expected<std::unique_ptr<Executor>> Start(const std::string &Program);
+  enum class Stderr {
+    Shared,  ///< this process's
+    Captured ///< kept until takeStderr
+  };
+
+  static llvm::Expected<std::unique_ptr<Executor>> Start(const std::string &Program,
+                                                         Stderr Errors = Stderr::Shared);
 
   /// Kills the process unless its end was waited for.
   ~Executor();
@@ -38,33 +43,32 @@ public:
   llvm::Expected<std::unique_ptr<llvm::orc::ExecutorProcessControl>>
   connect(std::unique_ptr<llvm::orc::TaskDispatcher> D);
 
-  /// Waits for the process to end by itself, as it does once it is disconnected.
+  /// Waits for the process to end by itself, as it does once it is disconnected. Returns its status
+  /// as waitpid does.
+  llvm::Expected<int> waitForStatus();
+
+  /// The same; fails unless the status is 0.
   llvm::Error waitForEnd();
 
+  /// What the process wrote to its captured stderr. Waits until the process has ended.
+  llvm::Expected<std::string> takeStderr();
+
   pid_t pid() const { return Pid; }
-  /// EPC's messages so far, but for those that look symbols up.
-  Traffic traffic() const;
-  /// EPC's messages so far that look symbols up, which is no manager's doing.
-  Traffic lookups() const;
+  /// EPC's messages so far.
+  Traffic traffic() const { return {Messages, Bytes}; }
 
 private:
   class CountingTransport;
 
-  Executor(std::string Program, pid_t Pid, int In, int Out)
-      : Program(std::move(Program)), Pid(Pid), In(In), Out(Out) {}
-
-  void sent(uint64_t Sequence, llvm::orc::ExecutorAddr Function, size_t Size);
-  void received(uint64_t Sequence, size_t Size);
+  Executor(std::string Program, pid_t Pid, int In, int Out, int Captured)
+      : Program(std::move(Program)), Pid(Pid), In(In), Out(Out), Captured(Captured) {}
 
   const std::string Program;
   const pid_t Pid;
-  const int In, Out; ///< the transport closes them
+  const int In, Out;  ///< the transport closes them
+  const int Captured; ///< the reading end of its stderr, or -1
   bool HasEnded = false;
-
-  mutable std::mutex Mutex;
-  Traffic Lookups, Others;
-  llvm::orc::ExecutorAddr LookupFunction;
-  std::unordered_set<uint64_t> UnansweredLookups; ///< sequence numbers
+  std::atomic<uint64_t> Messages{0}, Bytes{0};
 };
 
 } // namespace demo

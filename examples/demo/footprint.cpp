@@ -5,6 +5,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/MemoryBuffer.h"
 
+#include <climits>
 #include <cstdlib>
 #include <malloc.h>
 
@@ -59,6 +60,14 @@ void keepMallocInHeap() {
   setenv("MALLOC_MMAP_MAX_", "0", /*replace=*/1);
   setenv("MALLOC_ARENA_MAX", "1", /*replace=*/1);
 #endif
+}
+
+void reserveHeap(size_t Bytes) {
+#ifdef __GLIBC__
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+  void *volatile Block = malloc(Bytes); // volatile: the compiler may drop the pair of calls
+  free(Block);
 }
 
 } // namespace demo

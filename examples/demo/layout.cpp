@@ -72,9 +72,9 @@ struct Style {
 };
 
 constexpr Style Styles[] = {
-    {JITMEM_PROT_READ | JITMEM_PROT_EXEC, "code", "R-X, code"},
-    {JITMEM_PROT_READ, "const", "R--, constants and unwind tables"},
-    {JITMEM_PROT_READ | JITMEM_PROT_WRITE, "data", "RW-, data"},
+    {JITMEM_PROT_READ | JITMEM_PROT_EXEC, "code", "code (R-X)"},
+    {JITMEM_PROT_READ, "const", "constants, unwind tables (R--)"},
+    {JITMEM_PROT_READ | JITMEM_PROT_WRITE, "data", "data (RW-)"},
     {0, "other", "another protection"},
 };
 
@@ -115,7 +115,7 @@ class Drawing {
 public:
   Drawing(raw_ostream &OS, uint64_t BytesPerRow) : OS(OS), BytesPerRow(BytesPerRow) {}
 
-  void header(ArrayRef<Window> Windows);
+  void header(const Twine &Title, ArrayRef<Window> Windows);
   void window(const Window &W);
   double height() const { return Y + Margin; }
 
@@ -141,7 +141,7 @@ private:
   double Y = Margin;
 };
 
-void Drawing::header(ArrayRef<Window> Windows) {
+void Drawing::header(const Twine &Title, ArrayRef<Window> Windows) {
   struct Sum {
     size_t Chunks = 0, Ranges = 0;
     uint64_t Used = 0;
@@ -159,16 +159,22 @@ void Drawing::header(ArrayRef<Window> Windows) {
     }
 
   Y += 14;
-  text(Margin, Y, "title", "Memory that jitmem gave to the linker");
+  text(Margin, Y, "title", Title);
   Y += 26;
   text(Margin, Y, "",
-       bytes(All.Used) + " in " + count(All.Ranges, "range") + " of " + count(All.Chunks, "chunk") +
-           ". Addresses grow from left to right and from bottom to top; neighbouring ranges "
-           "alternate between two shades.");
-  Y += 32;
+       "Pieces of many object files share a chunk: " + bytes(All.Used) + " in " +
+           count(All.Ranges, "piece") + ", in only " + count(All.Chunks, "chunk") +
+           ". A chunk is one mapping in the process that runs the code.");
+  Y += 20;
+  text(Margin, Y, "",
+       "Each coloured block is a piece of one object file; light and dark tell neighbours apart. "
+       "Addresses grow to the right, then upwards: a row is " +
+           bytes(BytesPerRow) + ".");
+  Y += 34;
   double X = Margin;
-  auto Entry = [&](const char *Class, const Twine &Name, const Twine &Figures) {
-    rect(X, Y - 12, 28, 28, Class);
+  auto Entry = [&](const Twine &Class, const Twine &Name, const Twine &Figures) {
+    rect(X, Y - 12, 14, 28, Class);
+    rect(X + 14, Y - 12, 14, 28, Class + " odd");
     text(X + 38, Y, "", Name);
     text(X + 38, Y + 16, "quiet", Figures);
     X += 285;
@@ -176,8 +182,8 @@ void Drawing::header(ArrayRef<Window> Windows) {
   for (auto [S, Look] : zip(Sums, Styles))
     if (S.Chunks)
       Entry(Look.Class, Look.Meaning,
-            bytes(S.Used) + " in " + count(S.Ranges, "range") + ", " + count(S.Chunks, "chunk"));
-  Entry("free", "not handed out", bytes(Committed - All.Used));
+            bytes(S.Used) + " in " + count(S.Ranges, "piece") + ", " + count(S.Chunks, "chunk"));
+  Entry("free", "free, for what is linked next", bytes(Committed - All.Used));
   Y += 46;
 }
 
@@ -225,10 +231,10 @@ void Drawing::chunk(const Window &W, const Chunk &C) {
   OS << formatv("<polygon points=\"{0:f1},{1:f1} {2:f1},{1:f1} {2:f1},{3:f1} {4:f1},{3:f1} "
                 "{4:f1},{5:f1} {0:f1},{5:f1}\" class=\"outline\"/>\n",
                 Left, Bottom, Widest, FullTop, TopEnd, Y);
-  text(Left - 10, Bottom - 3, "mono end", "+" + hex(C.Start - W.Start));
+  text(Left - 10, Bottom - 3, "quiet end", "at " + bytes(C.Start - W.Start));
   text(Right + 14, (Y + Bottom) / 2 + 4.5, "",
        bytes(C.Size) + ", " + Twine(C.used() * 100 / C.Size) + "% used, " +
-           count(C.Ranges.size(), "range"));
+           count(C.Ranges.size(), "piece"));
   Y = Bottom + Spacing;
 }
 
@@ -264,7 +270,10 @@ void Drawing::window(const Window &W) {
   D.Y += 14;
 
   rect(Margin, Y, Width - 2 * Margin, D.Y - Y, "window");
-  text(Margin + 14, Y + 24, "", "window of " + bytes(W.Size));
+  text(Margin + 14, Y + 24, "",
+       "A window: " + bytes(W.Size) +
+           " of address space, in which everything is within 32-bit "
+           "reach of everything else");
   text(Width - Margin - 14, Y + 24, "mono end", hex(W.Start) + " to " + hex(W.end()));
   OS << Content;
   Y = D.Y + 24;
@@ -272,7 +281,7 @@ void Drawing::window(const Window &W) {
 
 } // namespace
 
-Error drawLayout(const jitmem_manager *Manager, StringRef Path) {
+Error drawLayout(const jitmem_manager *Manager, StringRef Path, const Twine &Title) {
   auto Windows = collect(Manager);
   if (!Windows)
     return Windows.takeError();
@@ -289,7 +298,7 @@ Error drawLayout(const jitmem_manager *Manager, StringRef Path) {
   std::string Body;
   raw_string_ostream BodyStream(Body);
   Drawing D(BodyStream, BytesPerRow);
-  D.header(*Windows);
+  D.header(Title, *Windows);
   for (const Window &W : *Windows)
     D.window(W);
 

@@ -8,8 +8,10 @@
 
 namespace demo {
 
-/// Draws the manager's windows, their chunks and the ranges handed out of them, as SVG.
-llvm::Error drawLayout(const jitmem_manager *Manager, llvm::StringRef Path);
+/// Draws the manager's windows, their chunks and the ranges handed out of them, as SVG under a
+/// title.
+llvm::Error drawLayout(const jitmem_manager *Manager, llvm::StringRef Path,
+                       const llvm::Twine &Title);
 
 } // namespace demo
 

@@ -1,40 +1,58 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "libraries.hpp"
 #include "layout.hpp"
-#include "managers.hpp"
 #include "report.hpp"
+#include "scene.hpp"
 #include "text.hpp"
 
 #include "llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h"
-#include "llvm/Support/FileSystem.h"
-#include "llvm/Support/Format.h"
-
-#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::orc;
 
 namespace demo {
 
+ArrayRef<Library> libraries() {
+  static const Library Libraries[] = {
+      {"lua", DEMO_LUA, "liblua5.4-dev", "demo_lua"},
+      {"sqlite", DEMO_SQLITE, "libsqlite3-dev", "demo_sqlite"},
+      {"zlib", DEMO_ZLIB, "zlib1g-dev", "demo_zlib"},
+      {"zstd", DEMO_ZSTD, "libzstd-dev", "demo_zstd"},
+  };
+  return Libraries;
+}
+
 namespace {
 
-const Library Libraries[] = {
-    {"lua", DEMO_LUA, "liblua5.4-dev", "demo_lua"},
-    {"sqlite", DEMO_SQLITE, "libsqlite3-dev", "demo_sqlite"},
-    {"zlib", DEMO_ZLIB, "zlib1g-dev", "demo_zlib"},
-    {"zstd", DEMO_ZSTD, "libzstd-dev", "demo_zstd"},
+class LibrariesScene {
+public:
+  explicit LibrariesScene(const Options &O)
+      : O(O),
+        Screen(1, O.InProcess ? "Lua, SQLite, zlib and zstd are linked into this process and used"
+                              : "Lua, SQLite, zlib and zstd are linked into a second process and "
+                                "used there") {}
+
+  Expected<LibrariesOutcome> run();
+
+private:
+  /// What becomes of a session that has everything linked, before it ends.
+  using Inspect = function_ref<Error(Session &)>;
+
+  Error runOnce(Contender &C, bool Quiet, Inspect Look);
+  Error runSession(Contender &C, std::unique_ptr<ExecutorProcessControl> EPC, const Executor *Other,
+                   bool Quiet, Inspect Look);
+  Error linkAndUse(Contender &C, Session &S, bool Quiet, Inspect Look);
+  Error draw(Session &S, const Contender &C) const;
+  void showResult(const Contender &C);
+
+  const Options &O;
+  Scene Screen;
 };
 
-/// Links all libraries and, if that worked, uses them. Inspect sees the session while all is in
-/// memory.
-Error linkAndUse(const Options &O, Contender &C, Session &S, bool Quiet,
-                 function_ref<Error(Session &)> Inspect) {
-  for (auto [Lib, Result] : zip(Libraries, C.Libraries)) {
+/// Links all libraries and, if that worked, uses them.
+Error LibrariesScene::linkAndUse(Contender &C, Session &S, bool Quiet, Inspect Look) {
+  for (auto [Lib, Result] : zip(libraries(), C.Libraries))
     Result.record(S.link(Lib));
-    if (!Quiet && Result.Failure.empty())
-      outs() << format("  %-8s%4zu objects of ", Lib.Name.c_str(), Result.Runs.back().Objects)
-             << Lib.Archive << '\n';
-  }
   if (!C.failure())
     C.All.record(S.total());
   if (const std::string *Failure = C.failure()) {
@@ -43,28 +61,19 @@ Error linkAndUse(const Options &O, Contender &C, Session &S, bool Quiet,
   }
   if (auto E = S.linkDriver(O.DriverPath))
     return E;
-  if (!Quiet)
-    outs() << "\nUsed in the linked code, answers checked:\n";
-  for (const Library &Lib : Libraries) {
-    // The driver writes to the same place through a stream of its own.
-    outs().flush();
-    if (auto E = S.run(Lib, Quiet))
+  for (const Library &Lib : libraries())
+    if (auto E = S.run(Lib.Function, Quiet))
       return E;
-  }
-  return Inspect(S);
+  return Look(S);
 }
 
 /// One session, from the making of the manager to its end.
-Error runSession(const Options &O, Contender &C, std::unique_ptr<ExecutorProcessControl> EPC,
-                 const Executor *Other, bool Quiet, function_ref<Error(Session &)> Inspect) {
+Error LibrariesScene::runSession(Contender &C, std::unique_ptr<ExecutorProcessControl> EPC,
+                                 const Executor *Other, bool Quiet, Inspect Look) {
   std::unique_ptr<Session> S;
   if (auto E = Session::Create(std::move(EPC), Other, C.Create).moveInto(S))
     return E;
-  if (!Quiet) {
-    printMapper(S->jitmem()->stats());
-    outs() << "Linked through jitmem:\n";
-  }
-  if (auto E = linkAndUse(O, C, *S, Quiet, Inspect))
+  if (auto E = linkAndUse(C, *S, Quiet, Look))
     return E;
   // What failed is told already, and so is why.
   if (auto E = S->end(); E && !C.failure())
@@ -74,68 +83,85 @@ Error runSession(const Options &O, Contender &C, std::unique_ptr<ExecutorProcess
   return Error::success();
 }
 
-Error runOnce(const Options &O, Contender &C, bool Quiet, function_ref<Error(Session &)> Inspect) {
-  C.Libraries.resize(std::size(Libraries));
-  if (!Quiet)
-    outs() << "Process " << getpid() << " links, and ";
+Error LibrariesScene::runOnce(Contender &C, bool Quiet, Inspect Look) {
+  C.Libraries.resize(libraries().size());
   // In place, so that all managers run under the same, simplest dispatcher.
   auto Dispatcher = std::make_unique<InPlaceTaskDispatcher>();
   std::unique_ptr<ExecutorProcessControl> EPC;
   if (!C.IsAcross) {
-    if (!Quiet)
-      outs() << "runs the linked code itself\n";
     if (auto E = SelfExecutorProcessControl::Create(nullptr, std::move(Dispatcher)).moveInto(EPC))
       return E;
-    return runSession(O, C, std::move(EPC), nullptr, Quiet, Inspect);
+    return runSession(C, std::move(EPC), nullptr, Quiet, Look);
   }
   std::unique_ptr<Executor> Other;
   if (auto E = Executor::Start(O.ExecutorPath).moveInto(Other))
     return E;
-  if (!Quiet)
-    outs() << "process " << Other->pid() << " runs the linked code: " << O.ExecutorPath << '\n';
   if (auto E = Other->connect(std::move(Dispatcher)).moveInto(EPC))
     return E;
-  auto Failure = runSession(O, C, std::move(EPC), Other.get(), Quiet, Inspect);
-  C.Lookups = Other->lookups();
+  if (!Quiet)
+    Screen.note(formatv("Process {0} runs them and writes:", Other->pid()).str());
+  auto Failure = runSession(C, std::move(EPC), Other.get(), Quiet, Look);
   return joinErrors(std::move(Failure), Other->waitForEnd());
 }
 
-} // namespace
+Error LibrariesScene::draw(Session &S, const Contender &C) const {
+  Figures F = C.All.median();
+  return drawLayout(
+      S.jitmem()->handle(), O.LayoutPath,
+      formatv("Where jitmem put the {0} object files of Lua, SQLite, zlib and zstd", F.Objects));
+}
 
-Error linkLibraries(const Options &O) {
-  std::vector<Contender> Contenders;
+void LibrariesScene::showResult(const Contender &C) {
+  if (const std::string *Failure = C.failure()) {
+    Screen.result(C.Name, "failed: " + *Failure);
+    return;
+  }
+  Figures F = C.All.median();
+  std::string Text = formatv("{0} objects linked in {1:f1} ms; {2} in {3} mappings", F.Objects,
+                             F.Milliseconds, bytes(F.Memory), F.Mappings);
+  if (C.IsAcross)
+    Text += formatv("; {0} messages", F.Messages);
+  Screen.result(C.Name, Text);
+}
+
+Expected<LibrariesOutcome> LibrariesScene::run() {
+  LibrariesOutcome Out;
+  std::vector<Contender> &Contenders = Out.Contenders;
   if (!O.InProcess)
     Contenders = managersAcross();
   append_range(Contenders, managersInProcess(O.Mapper));
   Contender &Shown = Contenders.front();
-  auto DoNothing = [](Session &) { return Error::success(); };
 
-  if (auto E = runOnce(O, Shown, /*Quiet=*/false, DoNothing))
+  if (auto E = runOnce(Shown, /*Quiet=*/false, [](Session &) { return Error::success(); }))
     return E;
   // That first run also paid for what happens only once in a process, so it does not count.
   Shown.Libraries.clear();
   Shown.All = {};
 
-  jitmem_stats Stats{};
   for (unsigned Round = 0; Round < O.Rounds; ++Round)
     for (Contender &C : Contenders) {
-      auto Inspect = [&](Session &S) -> Error {
+      if (C.failure())
+        continue;
+      Screen.progress(
+          formatv("linking with {0}, round {1} of {2}", C.Name, Round + 1, O.Rounds).str());
+      auto Look = [&](Session &S) -> Error {
         if (&C != &Shown || Round + 1 < O.Rounds)
           return Error::success();
-        Stats = S.jitmem()->stats();
-        return drawLayout(S.jitmem()->handle(), O.LayoutPath);
+        Out.Memory = describe(S.jitmem()->stats());
+        return draw(S, C);
       };
-      if (!C.failure())
-        if (auto E = runOnce(O, C, /*Quiet=*/true, Inspect))
-          return createStringError(C.Name + ": " + toString(std::move(E)));
+      if (auto E = runOnce(C, /*Quiet=*/true, Look))
+        return createStringError(C.Name + ": " + toString(std::move(E)));
     }
-  printTable(Libraries, Contenders, O.Rounds);
-  printStats(Stats);
-  SmallString<128> Place(O.LayoutPath);
-  sys::fs::make_absolute(Place);
-  outs() << "\nPicture of the memory: " << Place << '\n';
-  printSummary(Contenders);
-  return Error::success();
+  // Those that a host would choose between; the tables have the others.
+  for (const Contender &C : ArrayRef(Contenders).take_front(2))
+    showResult(C);
+  Screen.end();
+  return Out;
 }
+
+} // namespace
+
+Expected<LibrariesOutcome> runLibraries(const Options &O) { return LibrariesScene(O).run(); }
 
 } // namespace demo

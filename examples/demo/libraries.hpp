@@ -2,26 +2,22 @@
 #ifndef JITMEM_DEMO_LIBRARIES_HPP
 #define JITMEM_DEMO_LIBRARIES_HPP
 
-#include "llvm/Support/Error.h"
-
-#include <jitmem.h>
-
-#include <string>
+#include "managers.hpp"
+#include "options.hpp"
 
 namespace demo {
 
-/// What the command line chooses.
-struct Options {
-  unsigned Rounds;
-  bool InProcess;
-  std::string ExecutorPath;
-  jitmem_in_process_kind Mapper;
-  std::string LayoutPath;
-  std::string DriverPath;
+/// The static libraries whose members the demo links.
+llvm::ArrayRef<Library> libraries();
+
+struct LibrariesOutcome {
+  std::vector<Contender> Contenders; ///< jitmem first
+  std::string Memory;                ///< jitmem's with everything linked, as describe says it
 };
 
-/// Links four libraries with each memory manager, uses them, and prints what that cost.
-llvm::Error linkLibraries(const Options &O);
+/// Scene 1: links the libraries with each memory manager, for another process and for this one, and
+/// uses them there. Draws where jitmem put them.
+llvm::Expected<LibrariesOutcome> runLibraries(const Options &O);
 
 } // namespace demo
 

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Links every object of four static libraries through jitmem, for another process and for this one,
-// uses the libraries there, and shows what that cost, beside LLVM's own memory managers.
-#include "footprint.hpp"
-#include "libraries.hpp"
+// Shows in three scenes what a program gains that links code through jitmem, beside LLVM's own
+// memory managers.
+#include "crash.hpp"
+#include "report.hpp"
 #include "text.hpp"
 
 #include "llvm/Support/CommandLine.h"
-#include "llvm/Support/Errno.h"
+#include "llvm/Support/FileSystem.h"
 
 #include <csignal>
 #include <sys/mman.h>
@@ -24,13 +24,12 @@ cl::opt<unsigned> Rounds("rounds", cl::desc("How often to link everything with e
                          cl::init(5), cl::cat(Category));
 cl::opt<bool> InProcess("in-process", cl::desc("Start no other process; link for this one only"),
                         cl::cat(Category));
-cl::opt<std::string> ExecutorPath("executor",
-                                  cl::desc("Program that runs the linked code, by default "
-                                           "jitmem-executor"),
-                                  cl::value_desc("file"), cl::init(DEMO_EXECUTOR),
-                                  cl::cat(Category));
+cl::opt<std::string>
+    ExecutorPath("executor",
+                 cl::desc("Program that the libraries are linked into, by default jitmem-executor"),
+                 cl::value_desc("file"), cl::init(DEMO_EXECUTOR), cl::cat(Category));
 cl::opt<bool> StockExecutor("stock-executor",
-                            cl::desc("Have LLVM's own llvm-jitlink-executor run the linked code"),
+                            cl::desc("Link the libraries into LLVM's own llvm-jitlink-executor"),
                             cl::cat(Category));
 cl::opt<jitmem_in_process_kind> Mapper(
     "mapper", cl::desc("How jitmem gets memory of this process"), cl::init(JITMEM_IN_PROCESS_AUTO),
@@ -65,13 +64,37 @@ Error reserveLargeHeap() {
   return Error::success();
 }
 
+Error runScenes(const Options &O) {
+  outs()
+      << "With jitmem, code that a program links while it runs takes less memory, is called "
+         "faster,\nmeets no limit on mappings, and can crash without taking the program along.\n";
+  auto Linked = runLibraries(O);
+  if (!Linked)
+    return Linked.takeError();
+  auto Queries = runQueries(O);
+  if (!Queries)
+    return Queries.takeError();
+  if (O.InProcess)
+    outs() << "\nScene 3 needs a second process: run the demo without --in-process.\n";
+  else if (auto E = runCrash(O))
+    return E;
+  outs()
+      << "\nA picture of scene 1 is in " << O.LayoutPath
+      << "\nOpen it in a browser and see how the pieces of many object files share a few chunks.\n";
+  printTables(*Linked, O.Rounds);
+  printTable(*Queries);
+  return Error::success();
+}
+
 Error runDemo() {
   if (LargeHeap)
     if (auto E = reserveLargeHeap())
       return E;
   if (StockExecutor)
     ExecutorPath = DEMO_STOCK_EXECUTOR;
-  if (auto E = linkLibraries({Rounds, InProcess, ExecutorPath, Mapper, LayoutPath, DriverPath}))
+  SmallString<128> Layout(LayoutPath);
+  sys::fs::make_absolute(Layout);
+  if (auto E = runScenes({Rounds, InProcess, ExecutorPath, Mapper, Layout.str().str(), DriverPath}))
     return E;
   if (waitpid(-1, nullptr, WNOHANG) != -1 || errno != ECHILD)
     return createStringError("a process that was started is left over");
@@ -87,7 +110,7 @@ int main(int argc, char **argv) {
   signal(SIGPIPE, SIG_IGN);
   cl::HideUnrelatedOptions(demo::Category);
   cl::ParseCommandLineOptions(argc, argv,
-                              "links real libraries in memory, uses them, and shows the cost\n");
+                              "shows what a program gains that links code through jitmem\n");
   if (demo::Rounds == 0) {
     errs() << "jitmem-demo: --rounds must be at least 1\n";
     return 2;

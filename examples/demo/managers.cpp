@@ -54,12 +54,12 @@ std::vector<Contender> managersAcross() {
        [](ExecutorProcessControl &EPC) {
          return toManager(jitmem::orc::MemoryManager::Create(EPC));
        }},
+      {"LLVM shared", "llvm::orc::MapperJITLinkMemoryManager over SharedMemoryMapper", true,
+       createShared},
       {"jitmem remote", "jitmem::orc::MemoryManager::CreateRemote(EPC), for other machines", true,
        [](ExecutorProcessControl &EPC) {
          return toManager(jitmem::orc::MemoryManager::CreateRemote(EPC));
        }},
-      {"LLVM shared", "llvm::orc::MapperJITLinkMemoryManager over SharedMemoryMapper", true,
-       createShared},
       {"LLVM EPC", "llvm::orc::EPCGenericJITLinkMemoryManager", true, createGeneric},
   };
 }
@@ -94,7 +94,6 @@ Figures Outcome::median() const {
   F.Content = medianOf(Runs, &Figures::Content);
   F.Memory = medianOf(Runs, &Figures::Memory);
   F.Mappings = medianOf(Runs, &Figures::Mappings);
-  F.Distance = medianOf(Runs, &Figures::Distance);
   F.Messages = medianOf(Runs, &Figures::Messages);
   F.MessageBytes = medianOf(Runs, &Figures::MessageBytes);
   return F;

@@ -4,8 +4,6 @@
 
 #include "session.hpp"
 
-#include <optional>
-
 namespace demo {
 
 /// What became of one library, or of all together, with one manager.
@@ -31,7 +29,6 @@ struct Contender {
   Session::CreateManager Create;
   std::vector<Outcome> Libraries = {};
   Outcome All = {};
-  Traffic Lookups = {}; ///< of symbols, which are no manager's doing
 
   const std::string *failure() const {
     for (const Outcome &O : Libraries)
@@ -41,7 +38,8 @@ struct Contender {
   }
 };
 
-/// jitmem and LLVM's own, where linked code runs in another process.
+/// jitmem and LLVM's own, where linked code runs in another process. The first two are the best of
+/// either.
 std::vector<Contender> managersAcross();
 
 /// jitmem and LLVM's own, where linked code runs in this process. Mapper says how jitmem gets

@@ -2,21 +2,19 @@
 #ifndef JITMEM_DEMO_REPORT_HPP
 #define JITMEM_DEMO_REPORT_HPP
 
-#include "managers.hpp"
+#include "libraries.hpp"
+#include "queries.hpp"
 
 namespace demo {
 
-/// Which mapper jitmem uses, and what it had to make do with.
-void printMapper(const jitmem_stats &Stats);
+/// Where a manager has its memory from, how much, and what it had to make do with.
+std::string describe(const jitmem_stats &Stats);
 
-void printStats(const jitmem_stats &Stats);
+/// The tables behind scene 1, and what their columns mean.
+void printTables(const LibrariesOutcome &Outcome, unsigned Rounds);
 
-/// The outcomes by library, and what the columns mean.
-void printTable(llvm::ArrayRef<Library> Libraries, llvm::ArrayRef<Contender> Contenders,
-                unsigned Rounds);
-
-/// One line per manager.
-void printSummary(llvm::ArrayRef<Contender> Contenders);
+/// The table behind scene 2, and what its columns mean.
+void printTable(llvm::ArrayRef<QueryFigures> Queries);
 
 } // namespace demo
 

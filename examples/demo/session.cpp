@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 #include "session.hpp"
+#include "timing.hpp"
 
 #include "llvm/ExecutionEngine/JITLink/JITLink.h"
 #include "llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h"
@@ -7,28 +8,15 @@
 #include "llvm/ExecutionEngine/Orc/ObjectFileInterface.h"
 #include "llvm/Object/ELF.h"
 
-#include <algorithm>
-#include <chrono>
-
 using namespace llvm;
 using namespace llvm::orc;
 
 namespace demo {
 
-using Clock = std::chrono::steady_clock;
-
-static double millisecondsSince(Clock::time_point Start) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - Start).count();
-}
-
 // What one library, or several, came to.
 struct Tally {
   size_t Objects = 0;
   uint64_t Content = 0;
-  uint64_t Lowest = UINT64_MAX;
-  uint64_t Highest = 0;
-
-  uint64_t distance() const { return Highest > Lowest ? Highest - Lowest : 0; }
 };
 
 class Meter : public ObjectLinkingLayer::Plugin {
@@ -72,26 +60,22 @@ public:
 
 private:
   void count(const jitlink::Block &Block) {
-    for (Tally *T : {&Part, &Whole}) {
-      T->Content += Block.isZeroFill() ? 0 : Block.getSize();
-      T->Lowest = std::min(T->Lowest, Block.getAddress().getValue());
-      T->Highest = std::max(T->Highest, Block.getAddress().getValue() + Block.getSize());
-    }
+    uint64_t Content = Block.isZeroFill() ? 0 : Block.getSize();
+    Part.Content += Content;
+    Whole.Content += Content;
   }
 
   mutable std::mutex Mutex;
   Tally Part, Whole;
 };
 
-static Figures toFigures(const Tally &T, double Milliseconds, const Footprint &Before,
-                         const Footprint &After, Traffic Crossed) {
+static Figures toFigures(const Tally &T, double Milliseconds, Footprint Added, Traffic Crossed) {
   Figures F;
   F.Objects = T.Objects;
   F.Milliseconds = Milliseconds;
   F.Content = T.Content;
-  F.Memory = After.Bytes > Before.Bytes ? After.Bytes - Before.Bytes : 0;
-  F.Mappings = After.Mappings - Before.Mappings;
-  F.Distance = T.distance();
+  F.Memory = Added.Bytes;
+  F.Mappings = Added.Mappings;
   F.Messages = Crossed.Messages;
   F.MessageBytes = Crossed.Bytes;
   return F;
@@ -101,11 +85,7 @@ Session::Session(std::unique_ptr<ExecutorProcessControl> EPC, const Executor *Ot
     : Other(Other), Processes({"self"}), Measure(std::make_shared<Meter>()), ES(std::move(EPC)) {
   if (Other)
     Processes.push_back(std::to_string(Other->pid()));
-  // A lookup's own error only says which symbols failed. The reason is reported here.
-  ES.setErrorReporter([this](Error E) {
-    std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
-    Diagnostics.push_back(toString(std::move(E)));
-  });
+  Reported.collectFrom(ES);
 }
 
 Session::~Session() { consumeError(end()); }
@@ -113,11 +93,7 @@ Session::~Session() { consumeError(end()); }
 Error Session::end() {
   if (std::exchange(HasEnded, true))
     return Error::success();
-  Error Failure = ES.endSession();
-  std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
-  for (const std::string &Diagnostic : Diagnostics)
-    Failure = joinErrors(std::move(Failure), createStringError(Diagnostic));
-  return Failure;
+  return Reported.addTo(ES.endSession());
 }
 
 Expected<std::unique_ptr<Session>> Session::Create(std::unique_ptr<ExecutorProcessControl> EPC,
@@ -213,18 +189,11 @@ Error Session::addObject(JITDylib &JD, MemoryBufferRef Object, SymbolLookupSet &
 
 Error Session::lookup(JITDylib &JD, SymbolLookupSet Symbols, SymbolMap *Found) {
   auto Result = ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Symbols));
-  if (Result) {
-    if (Found)
-      *Found = std::move(*Result);
-    return Error::success();
-  }
-  std::lock_guard<std::mutex> Lock(DiagnosticsMutex);
-  if (Diagnostics.empty())
-    return Result.takeError();
-  consumeError(Result.takeError());
-  std::string First = std::move(Diagnostics.front());
-  Diagnostics.clear();
-  return createStringError(First);
+  if (!Result)
+    return Reported.explain(Result.takeError());
+  if (Found)
+    *Found = std::move(*Result);
+  return Error::success();
 }
 
 Expected<object::Archive &> Session::open(const Library &Lib) {
@@ -283,14 +252,14 @@ Expected<Figures> Session::link(const Library &Lib) {
     return createStringError("linked %zu of the %zu members of %s", Part.Objects, MemberCount,
                              Lib.Archive.c_str());
   Libraries.push_back(&JD);
-  return toFigures(Part, Elapsed, *Earlier, *Now, crossed() - CrossedEarlier);
+  return toFigures(Part, Elapsed, *Now - *Earlier, crossed() - CrossedEarlier);
 }
 
 Expected<Figures> Session::total() const {
   auto Now = Footprint::of(Processes);
   if (!Now)
     return Now.takeError();
-  return toFigures(Measure->whole(), Milliseconds, Before, *Now, crossed() - CrossedBefore);
+  return toFigures(Measure->whole(), Milliseconds, *Now - Before, crossed() - CrossedBefore);
 }
 
 Error Session::linkDriver(StringRef Path) {
@@ -309,19 +278,19 @@ Error Session::linkDriver(StringRef Path) {
   return lookup(*Driver, std::move(Linked));
 }
 
-Error Session::run(const Library &Lib, bool Quiet) {
+Error Session::run(StringRef Function, bool Quiet) {
   SymbolMap Found;
-  SymbolStringPtr Name = ES.intern(Lib.Function);
+  SymbolStringPtr Name = ES.intern(Function);
   if (auto E = lookup(*Driver, SymbolLookupSet(Name), &Found))
     return E;
-  std::vector<std::string> Args = {Lib.Function};
+  std::vector<std::string> Args = {Function.str()};
   if (Quiet)
     Args.push_back("quiet");
   auto Wrong = ES.getExecutorProcessControl().runAsMain(Found[Name].getAddress(), Args);
   if (!Wrong)
     return Wrong.takeError();
   if (*Wrong)
-    return createStringError("%s gave %d wrong answers", Lib.Name.c_str(), int(*Wrong));
+    return createStringError("%s gave %d wrong answers", Args.front().c_str(), int(*Wrong));
   return Error::success();
 }
 

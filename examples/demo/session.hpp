@@ -4,6 +4,7 @@
 
 #include "executor.hpp"
 #include "footprint.hpp"
+#include "reported_errors.hpp"
 
 #include <jitmem/orc.hpp>
 
@@ -12,7 +13,6 @@
 
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -34,8 +34,7 @@ struct Figures {
   uint64_t Content = 0;
   uint64_t Memory = 0; ///< bytes of pages really used
   int64_t Mappings = 0;
-  uint64_t Distance = 0;     ///< highest end minus lowest start of all blocks
-  uint64_t Messages = 0;     ///< to the executor, but for lookups of symbols
+  uint64_t Messages = 0;     ///< to the executor
   uint64_t MessageBytes = 0; ///< of these messages and their answers
 };
 
@@ -45,7 +44,7 @@ struct Manager {
   const jitmem::orc::MemoryManager *Jitmem = nullptr;
 };
 
-/// Collects a Figures' Objects, Content and Distance as objects are linked.
+/// Collects a Figures' Objects and Content as objects are linked.
 class Meter;
 
 /// One ORC session on one memory manager.
@@ -69,10 +68,11 @@ public:
   /// Links the object file that holds the libraries' functions against all that was linked so far.
   llvm::Error linkDriver(llvm::StringRef Path);
 
-  /// Runs a library's function in the executor. A wrong answer is an error.
-  llvm::Error run(const Library &Lib, bool Quiet);
+  /// Runs a function of the driver's in the executor. A wrong answer is an error.
+  llvm::Error run(llvm::StringRef Function, bool Quiet);
 
-  /// Gives all memory back and disconnects. Fails if something went wrong that nobody was told.
+  /// Gives all memory back and disconnects. Fails if something went wrong that no call has
+  /// returned.
   llvm::Error end();
 
   /// nullptr if the memory manager is not jitmem's.
@@ -94,8 +94,7 @@ private:
   std::vector<std::unique_ptr<llvm::MemoryBuffer>> Objects;
   const Executor *Other;
   std::vector<std::string> Processes; ///< entries in /proc of all that have linked code mapped
-  std::mutex DiagnosticsMutex;
-  std::vector<std::string> Diagnostics; ///< why symbols could not be linked; not yet told to anyone
+  ReportedErrors Reported;
   Footprint Before;
   Traffic CrossedBefore;
   double Milliseconds = 0;
