@@ -139,7 +139,9 @@ Expected<LibrariesOutcome> LibrariesScene::run() {
   Shown.All = {};
 
   for (unsigned Round = 0; Round < O.Rounds; ++Round)
-    for (Contender &C : Contenders) {
+    for (size_t Turn = 0; Turn < Contenders.size(); ++Turn) {
+      // Each comes first equally often.
+      Contender &C = Contenders[(Turn + Round) % Contenders.size()];
       if (C.failure())
         continue;
       Screen.progress(

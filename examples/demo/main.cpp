@@ -21,7 +21,7 @@ namespace {
 
 cl::OptionCategory Category("jitmem-demo");
 cl::opt<unsigned> Rounds("rounds", cl::desc("How often to link everything with each manager"),
-                         cl::init(5), cl::cat(Category));
+                         cl::init(6), cl::cat(Category));
 cl::opt<bool> InProcess("in-process", cl::desc("Start no other process; link for this one only"),
                         cl::cat(Category));
 cl::opt<std::string>
@@ -65,9 +65,9 @@ Error reserveLargeHeap() {
 }
 
 Error runScenes(const Options &O) {
-  outs()
-      << "With jitmem, code that a program links while it runs takes less memory, is called "
-         "faster,\nmeets no limit on mappings, and can crash without taking the program along.\n";
+  outs() << "With jitmem, code that a program links while it runs takes less memory, is called "
+            "faster,\nneeds few of the kernel's mappings, and can crash without taking the program "
+            "along.\n";
   auto Linked = runLibraries(O);
   if (!Linked)
     return Linked.takeError();
