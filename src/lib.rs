@@ -19,7 +19,12 @@ mod group;
 mod sys;
 
 mod memory;
+#[cfg(feature = "internals")]
+#[doc(hidden)]
 pub mod wire;
+#[cfg(not(feature = "internals"))]
+#[allow(unreachable_pub)]
+mod wire;
 
 mod callback_queue;
 mod completion;
@@ -30,8 +35,13 @@ mod manager;
 
 pub mod executor;
 
-#[allow(unsafe_code)]
-pub mod capi;
+// Its functions are exported to C; its declarations are public for cbindgen, which reads enumerations
+// that only C uses.
+#[allow(unsafe_code, unreachable_pub, dead_code)]
+mod capi;
+
+#[doc(hidden)]
+pub use capi::serve_controller;
 
 pub use completion::{Completion, wait};
 pub use error::{ALL_STATUSES, Error, Result, Status};

@@ -2,7 +2,7 @@
 //! What linked code and the libraries that it opens find in LLVM's executors by dlsym: the names of
 //! every release at once. build.rs exports them.
 
-use jitmem::capi::{
+use jitmem::executor::exports::{
     llvm_deregister_eh_frames, llvm_register_debug_object, llvm_register_eh_frames,
 };
 

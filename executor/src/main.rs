@@ -12,9 +12,9 @@ mod parent;
 mod seccomp;
 
 use anyhow::{Context, Result};
-use jitmem::capi::serve_controller;
 use jitmem::executor::program;
 use jitmem::executor::server;
+use jitmem::serve_controller;
 use options::{Command, CxxRuntime, Endpoint, Options};
 use std::env;
 use std::ffi::c_int;

@@ -7,7 +7,7 @@
 use crate::contain::{Containment, Limit, limited_by};
 use crate::seccomp::Profile;
 use anyhow::{Context, Result, bail};
-use jitmem::wire::frame::SetupLayout;
+use jitmem::executor::server::SetupLayout;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::os::fd::RawFd;

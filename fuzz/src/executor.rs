@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! An executor in this process, and the controller's end of its stream.
 
-use jitmem::capi::serve_controller;
+use jitmem::serve_controller;
 use jitmem::executor::server::Options;
 use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode, Setup, SetupLayout, message};
 use std::collections::BTreeMap;

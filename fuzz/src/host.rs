@@ -4,10 +4,12 @@
 use crate::executor::{Belongings, belongings, wait_for};
 use crate::hostile::{Hostile, OPEN, State};
 use crate::input::Input;
-use jitmem::manager::{AllocationHandle, Dylib, GrowthPolicy, InFlight, Manager, Options, Segment};
-use jitmem::mapper::{Action, ExecutorService, Mapper, WrapperCall};
+use jitmem::mapper::ExecutorService;
 use jitmem::transport::Transport;
-use jitmem::{Alignment, AllocGroup, Lifetime, Protection, Result, Status};
+use jitmem::{
+    Action, Alignment, AllocGroup, AllocationHandle, Dylib, GrowthPolicy, InFlight, Lifetime,
+    Manager, Mapper, Options, Protection, Result, Segment, Status, WrapperCall,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 

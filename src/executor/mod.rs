@@ -4,6 +4,8 @@
 #[allow(unsafe_code)]
 mod actions;
 #[allow(unsafe_code)]
+pub mod exports;
+#[allow(unsafe_code)]
 pub(crate) mod llvm;
 pub mod program;
 #[allow(unsafe_code)]

@@ -4,14 +4,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The 16 bytes that a wrapper function returns (in RAX:RDX on x86-64, X0:X1 on AArch64).
+/// What a wrapper function returns: LLVM's `CWrapperFunctionResult`, 16 bytes (in RAX:RDX on x86-64,
+/// X0:X1 on AArch64).
 ///
 /// Up to 8 bytes are inline in `data`, first byte lowest; more are in a `malloc`ed block that
 /// `data` points to; size 0 with `data` non-zero is an out-of-band error, `data` then being a
 /// `malloc`ed C string.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
-pub(crate) struct RawWrapperResult {
+pub struct RawWrapperResult {
     data: u64,
     size: usize,
 }

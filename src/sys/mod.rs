@@ -25,12 +25,12 @@ pub(crate) mod socket;
 mod stream;
 mod thread;
 
-pub use call::WrapperCall;
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
-    Answer, RawWrapperResult, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
+    Answer, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
 };
+pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};

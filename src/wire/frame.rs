@@ -133,6 +133,7 @@ impl Header {
 }
 
 /// A whole message.
+#[cfg(any(test, feature = "internals"))]
 pub fn message(opcode: Opcode, sequence: u64, tag: u64, body: &[u8]) -> Vec<u8> {
     let header = Header::new(opcode, sequence, tag, body.len());
     [header.encode().as_slice(), body].concat()
@@ -174,6 +175,7 @@ impl Setup {
     }
 
     /// The body in a layout that is known. Bytes behind it are ignored.
+    #[cfg(any(test, feature = "internals"))]
     pub fn decode(body: &[u8], layout: SetupLayout) -> Result<Setup, Malformed> {
         Setup::take(&mut Reader::new(body), layout)
     }

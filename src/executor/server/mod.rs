@@ -9,13 +9,15 @@ mod connection;
 mod tests;
 mod writer;
 
+pub use crate::wire::frame::SetupLayout;
+
 use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
 use super::service::Offered;
 use crate::error::Result;
 use crate::mapper::actions::join;
 use crate::sys::{self, StreamWriter, explain};
 use crate::transport::messages::MessageReader;
-use crate::wire::frame::{Setup, SetupLayout};
+use crate::wire::frame::Setup;
 use crate::wire::sps::ExecutorAddr;
 use connection::Workers;
 use std::collections::{BTreeMap, HashMap};

@@ -2,20 +2,22 @@
 //! LLVM's functions that controllers and linked code find by name, for a program to export under
 //! those names. libjitmem.so does not: libLLVM exports the same.
 
-use super::service::jitmem_wrapper_result;
-use crate::executor::llvm::{deregister_eh_frames, register_debug_object, register_eh_frames};
+use super::llvm::{deregister_eh_frames, register_debug_object, register_eh_frames};
 use crate::sys::serve;
 use std::ffi::c_char;
+
+pub use crate::sys::RawWrapperResult;
 
 macro_rules! wrappers {
     ($($(#[$doc:meta])* $name:ident: $body:ident;)*) => {$(
         $(#[$doc])*
         ///
         /// # Safety
-        /// `args` has `size` bytes.
-        pub unsafe extern "C" fn $name(args: *const c_char, size: usize) -> jitmem_wrapper_result {
+        /// `args` has `size` bytes, which are the serialized arguments, and what they say of this
+        /// process's memory is so.
+        pub unsafe extern "C" fn $name(args: *const c_char, size: usize) -> RawWrapperResult {
             // SAFETY: as the caller says.
-            unsafe { serve(args.cast(), size, $body) }.into()
+            unsafe { serve(args.cast(), size, $body) }
         }
     )*};
 }
