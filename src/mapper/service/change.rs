@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 /// The queue of changes.
+#[derive(Clone)]
 pub(super) struct Changes(Arc<Inner>);
 
 struct Inner {
@@ -58,8 +59,8 @@ impl Changes {
         let clone = file.as_fd().try_clone_to_owned();
         let clone = clone.map_err(|error| explain("duplicate a memfd", error));
         let step = |clone: &OwnedFd| -> Result<Step> {
-            match self.0.link.passing {
-                DescriptorPassing::Files => {
+            match self.0.link.passing() {
+                Some(DescriptorPassing::Files) => {
                     let file = file_of(clone.as_fd())?;
                     Ok(Step::MapFile {
                         range,
@@ -147,8 +148,8 @@ impl Inner {
                 done.complete_with(answer.unwrap_or(Ok(())), delivery);
             }
         });
-        let descriptors = match self.link.passing {
-            DescriptorPassing::Files => &[],
+        let descriptors = match self.link.passing() {
+            Some(DescriptorPassing::Files) => &[],
             _ => files.as_slice(),
         };
         let change = self.link.functions().change;

@@ -1,30 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Chunks, and whether the executor has mapped them.
+//! The chunks of a session, and which of them the executor has mapped.
+//!
+//! The executor is told of a chunk as soon as it is made, while its first graph is still being linked.
+//! Only what is finalized before the executor's answer waits for it.
 
+use super::change::Changes;
 use crate::callback_queue::Delivery;
-use crate::completion::Completion;
-use crate::error::Result;
+use crate::completion::{Completion, join_all};
+use crate::error::{Result, invalid_argument};
+use crate::mapper::Chunk;
 use crate::memory::view::WriterView;
 use crate::page::AddressRange;
-use crate::sys::MemFile;
+use crate::sys::{self, MemFile};
+use crate::wire::service::Step;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// One chunk.
-pub(super) struct ChunkState {
-    pub(super) range: AddressRange,
-    /// Bits.
-    pub(super) protection: u8,
-    pub(super) commit: bool,
-    /// Where we write; none where content travels in messages.
-    pub(super) _view: Option<WriterView>,
-    /// Counts the chunks that are not mapped.
-    pub(super) unsettled: Arc<AtomicUsize>,
-    pub(super) progress: Mutex<Progress>,
+/// The chunks that were made and not taken back.
+pub(super) struct Chunks {
+    changes: Changes,
+    by_start: Mutex<BTreeMap<u64, Arc<ExecutorChunk>>>,
+    /// Those that the executor has not mapped yet.
+    unsettled: Arc<AtomicUsize>,
 }
 
-pub(super) enum Progress {
+struct ExecutorChunk {
+    range: AddressRange,
+    /// Bits of the final protection.
+    protection: u8,
+    commit: bool,
+    /// Where its content is written; none where content travels in messages.
+    _view: Option<WriterView>,
+    /// [`Chunks::unsettled`]
+    unsettled: Arc<AtomicUsize>,
+    progress: Mutex<Progress>,
+}
+
+/// How far the executor is with a chunk. The file is its memory, if that is shared.
+enum Progress {
     /// The executor was told; these wait for its answer.
     UnderWay(Option<MemFile>, Vec<Completion<()>>),
     Mapped,
@@ -32,20 +48,132 @@ pub(super) enum Progress {
     Failed(Option<MemFile>),
 }
 
-impl Drop for ChunkState {
-    fn drop(&mut self) {
-        if !matches!(self.progress.get_mut(), Progress::Mapped) {
-            self.unsettled.fetch_sub(1, Ordering::AcqRel);
+impl Chunks {
+    pub(super) fn new(changes: Changes) -> Chunks {
+        Chunks {
+            changes,
+            by_start: Mutex::default(),
+            unsettled: Arc::default(),
         }
+    }
+
+    /// Whether the executor has mapped them all.
+    pub(super) fn settled(&self) -> bool {
+        self.unsettled.load(Ordering::Acquire) == 0
+    }
+
+    /// Has the executor map a new chunk: these pages, or pages of its own.
+    pub(super) fn add(&self, chunk: Chunk, pages: Option<(WriterView, MemFile)>) {
+        let Chunk {
+            range,
+            group,
+            commit,
+        } = chunk;
+        let (view, file) = pages.unzip();
+        let chunk = Arc::new(ExecutorChunk {
+            range,
+            protection: group.protection.bits() as u8,
+            commit,
+            _view: view,
+            unsettled: Arc::clone(&self.unsettled),
+            progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
+        });
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
+        self.by_start
+            .lock()
+            .insert(range.start(), Arc::clone(&chunk));
+        self.map(&chunk);
+    }
+
+    /// Has the executor map a chunk whose progress says that it is under way.
+    fn map(&self, chunk: &Arc<ExecutorChunk>) {
+        let mapped = Arc::clone(chunk);
+        let done = Completion::with_delivery(move |answer, delivery| {
+            mapped.answered(answer, delivery);
+        });
+        let (protection, commit) = (chunk.protection, chunk.commit);
+        let range = chunk.range.into();
+        // The lock is not held while the request is made: it may be answered inside.
+        let file = match &mut *chunk.progress.lock() {
+            Progress::UnderWay(file, _) => file.as_ref().map(MemFile::try_clone),
+            _ => None,
+        };
+        match file {
+            Some(Ok(file)) => self.changes.map(range, protection, &file, done),
+            Some(Err(error)) => done.complete(Err(sys::explain("duplicate a memfd", error))),
+            None => {
+                let step = Step::MapOwn {
+                    range,
+                    protection,
+                    commit,
+                };
+                self.changes.make(step, done);
+            }
+        }
+    }
+
+    /// Completes once the executor has mapped every chunk that holds one of these segments.
+    pub(super) fn when_mapped(&self, segments: &[AddressRange], done: Completion<()>) {
+        let chunks = self.unmapped(segments);
+        let each = join_all(chunks.len(), done, &mut Delivery::Inline);
+        for (chunk, mapped) in chunks.iter().zip(each) {
+            if chunk.when_mapped(mapped) {
+                self.map(chunk);
+            }
+        }
+    }
+
+    /// The chunks that hold these segments and are not mapped yet.
+    fn unmapped(&self, segments: &[AddressRange]) -> SmallVec<[Arc<ExecutorChunk>; 4]> {
+        let mut found: SmallVec<[Arc<ExecutorChunk>; 4]> = SmallVec::new();
+        if self.settled() {
+            return found;
+        }
+        let chunks = self.by_start.lock();
+        for segment in segments {
+            let chunk = chunks.range(..=segment.start()).next_back();
+            let chunk = chunk.map(|(_, chunk)| chunk);
+            if let Some(chunk) = chunk.filter(|chunk| !chunk.is_mapped()) {
+                if !found.iter().any(|known| Arc::ptr_eq(known, chunk)) {
+                    found.push(Arc::clone(chunk));
+                }
+            }
+        }
+        found
+    }
+
+    /// Takes a chunk back that holds no allocation.
+    pub(super) fn remove(&self, range: AddressRange) -> Result<()> {
+        let removed = self.by_start.lock().remove(&range.start());
+        let chunk = removed
+            .ok_or_else(|| invalid_argument(format!("no chunk starts at {:#x}", range.start())))?;
+        if let Progress::Failed(_) = *chunk.progress.lock() {
+            // The executor has nothing there.
+            return Ok(());
+        }
+        // If the executor can't, the chunk that comes in its place is refused there, and says so.
+        let step = Step::Unmap {
+            range: range.into(),
+        };
+        // What is written goes nowhere until then.
+        let done = Completion::new(move |_| drop(chunk));
+        self.changes.make(step, done);
+        Ok(())
+    }
+
+    /// Forgets the chunks of a window that is given back.
+    pub(super) fn forget_within(&self, window: AddressRange) {
+        let mut chunks = self.by_start.lock();
+        chunks.retain(|_, chunk| !window.contains(chunk.range));
     }
 }
 
-impl ChunkState {
-    pub(super) fn mapped(&self) -> bool {
+impl ExecutorChunk {
+    fn is_mapped(&self) -> bool {
         matches!(*self.progress.lock(), Progress::Mapped)
     }
 
-    pub(super) fn answered(&self, answer: Result<()>, delivery: &mut Delivery) {
+    fn answered(&self, answer: Result<()>, delivery: &mut Delivery) {
         let waiting = {
             let mut progress = self.progress.lock();
             let (file, waiting) = match std::mem::replace(&mut *progress, Progress::Mapped) {
@@ -66,7 +194,7 @@ impl ChunkState {
     }
 
     /// Completes once the executor has mapped it; `true` if it must be told again.
-    pub(super) fn when_mapped(&self, done: Completion<()>) -> bool {
+    fn when_mapped(&self, done: Completion<()>) -> bool {
         let mut progress = self.progress.lock();
         match &mut *progress {
             Progress::Mapped => {
@@ -82,6 +210,14 @@ impl ChunkState {
                 *progress = Progress::UnderWay(file.take(), vec![done]);
                 true
             }
+        }
+    }
+}
+
+impl Drop for ExecutorChunk {
+    fn drop(&mut self) {
+        if !matches!(self.progress.get_mut(), Progress::Mapped) {
+            self.unsettled.fetch_sub(1, Ordering::AcqRel);
         }
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! How memfds reach the executor.
+//! How memfds reach the executor: through a channel, for which a socket must be in both processes, or by
+//! way of /proc. Which of it works depends on how the two were started.
 
 use super::link::Link;
 use crate::error::{Error, Result, Status};
@@ -9,13 +10,10 @@ use crate::transport::channel::Channel;
 use crate::wire::service::{Attach, Attached, File};
 use crate::wire::sps::Bytes;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DescriptorPassing {
-    /// Not at all.
-    None,
     /// Through a channel that the transport brought along.
     SharedSocket,
     /// Through a channel that began at an abstract Unix socket.
@@ -26,115 +24,133 @@ pub(super) enum DescriptorPassing {
     Files,
 }
 
-impl Link {
-    /// Finds how memfds can be passed, the best way first.
-    ///
-    /// # Errors
-    /// `Unsupported` with what each step said.
-    pub(super) fn attach(&mut self) -> Result<()> {
-        // Most transports bring none along, which is no failure.
-        if let Some(socket) = self.transport.take_channel() {
-            match self.attach_by_shared(socket) {
-                Err(error) if error.status() != Status::Disconnected => {
-                    self.failed
-                        .push(format!("a socket that both share: {error}"));
-                }
-                done => return done,
+impl DescriptorPassing {
+    /// What a mapper is called that passes them so.
+    pub(super) fn mapper_name(self) -> &'static str {
+        match self {
+            DescriptorPassing::SharedSocket => {
+                "shared memory, memfds over a socket that came with the connection"
             }
+            DescriptorPassing::AbstractSocket => "shared memory, memfds over an abstract socket",
+            DescriptorPassing::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
+            DescriptorPassing::Files => "shared memory, memfds by /proc/PID/fd",
         }
-        type Step = fn(&mut Link) -> Result<()>;
-        let steps: [(&str, Step); 3] = [
-            ("an abstract Unix socket", Link::attach_by_name),
-            ("pidfd_getfd", Link::attach_by_taking),
-            ("/proc/PID/fd", Link::attach_by_files),
-        ];
-        for (name, step) in steps {
-            match step(self) {
-                Ok(()) => return Ok(()),
-                Err(error) if error.status() == Status::Disconnected => return Err(error),
-                Err(error) => self.failed.push(format!("{name}: {error}")),
+    }
+}
+
+/// The way that was found, and what it needs.
+pub(super) struct Attachment {
+    pub(super) passing: DescriptorPassing,
+    /// None where the executor opens files.
+    pub(super) channel: Option<Channel>,
+    /// Which better ways failed, and why.
+    pub(super) failed: Vec<String>,
+}
+
+type Attempt<'a> = Box<dyn FnOnce() -> Result<Found> + 'a>;
+type Found = (DescriptorPassing, Option<Channel>);
+
+/// Tries one way after the other, the best first.
+///
+/// # Errors
+/// `Unsupported` with what each of them said.
+pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment> {
+    // Most transports bring no socket along, which is no failure.
+    let shared = shared.map(|socket| -> (&str, Attempt<'_>) {
+        let attempt = || by_shared_socket(link, socket);
+        ("a socket that both share", Box::new(attempt))
+    });
+    let others: [(&str, Attempt<'_>); 3] = [
+        (
+            "an abstract Unix socket",
+            Box::new(|| by_abstract_socket(link)),
+        ),
+        ("pidfd_getfd", Box::new(|| by_taken_socket(link))),
+        ("/proc/PID/fd", Box::new(|| by_files(link))),
+    ];
+    let mut failed = Vec::new();
+    for (name, attempt) in shared.into_iter().chain(others) {
+        match attempt() {
+            Ok((passing, channel)) => {
+                return Ok(Attachment {
+                    passing,
+                    channel,
+                    failed,
+                });
             }
+            Err(error) if error.status() == Status::Disconnected => return Err(error),
+            Err(error) => failed.push(format!("{name}: {error}")),
         }
-        Err(Error::new(
+    }
+    Err(Error::new(
+        Status::Unsupported,
+        format!(
+            "memfds can't be handed to the executor: {}; run it on this machine, as this user, \
+             and in the same network or process namespace",
+            failed.join("; ")
+        ),
+    ))
+}
+
+fn by_shared_socket(link: &Link, socket: OwnedFd) -> Result<Found> {
+    let cookie =
+        socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
+    link.attach(Attach::Shared { cookie })?;
+    Ok((DescriptorPassing::SharedSocket, Some(Channel::new(socket)?)))
+}
+
+fn by_abstract_socket(link: &Link) -> Result<Found> {
+    let name = format!("jitmem-{:032x}", random()?);
+    let token = random()?.to_le_bytes();
+    let listener = socket::listen_at(name.as_bytes())
+        .map_err(|error| explain("listen at an abstract Unix socket", error))?;
+    link.attach(Attach::Connect {
+        name: Bytes(name.as_bytes()),
+        token: Bytes(&token),
+    })?;
+    // The executor has connected and sent by now, and so may others have: any process may try.
+    let socket = loop {
+        let socket = socket::accept(&listener)
+            .map_err(|error| explain("accept the executor's connection", error))?;
+        if knows(&socket, &token) {
+            break socket;
+        }
+    };
+    let channel = Channel::new(socket)?;
+    Ok((DescriptorPassing::AbstractSocket, Some(channel)))
+}
+
+fn by_taken_socket(link: &Link) -> Result<Found> {
+    let offer = link.attach(Attach::Offer {})?;
+    let taken = take(link.process(), &offer);
+    let told = link.attach(Attach::Taken {
+        taken: taken.is_ok(),
+    });
+    let socket = taken?;
+    told?;
+    Ok((DescriptorPassing::TakenSocket, Some(Channel::new(socket)?)))
+}
+
+/// Takes the socket that an executor offers.
+fn take(process: u32, offer: &Attached) -> Result<OwnedFd> {
+    let socket = socket::take_from(process, offer.descriptor).map_err(|error| {
+        explain_reach(format_args!("take a socket of process {process}"), error)
+    })?;
+    match socket::cookie(&socket) {
+        Ok(cookie) if cookie == offer.cookie && is_ours(&socket) => Ok(socket),
+        _ => Err(Error::new(
             Status::Unsupported,
-            format!(
-                "memfds can't be handed to the executor: {}; run it on this machine, as this user, \
-                 and in the same network or process namespace",
-                self.failed.join("; ")
-            ),
-        ))
+            format!("process {process} is not the executor here: they count processes apart"),
+        )),
     }
+}
 
-    fn step(&self, attach: Attach<'_>) -> Result<Attached> {
-        self.ask(self.opened.functions.attach, &attach)
-    }
-
-    fn attach_by_shared(&mut self, socket: OwnedFd) -> Result<()> {
-        let cookie =
-            socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
-        self.step(Attach::Shared { cookie })?;
-        self.attached(socket, DescriptorPassing::SharedSocket)
-    }
-
-    fn attach_by_name(&mut self) -> Result<()> {
-        let name = format!("jitmem-{:032x}", random()?);
-        let token = random()?.to_le_bytes();
-        let listener = socket::listen_at(name.as_bytes())
-            .map_err(|error| explain("listen at an abstract Unix socket", error))?;
-        self.step(Attach::Connect {
-            name: Bytes(name.as_bytes()),
-            token: Bytes(&token),
-        })?;
-        // The executor has connected and sent by now, and so may others have: any process may try.
-        loop {
-            let socket = socket::accept(&listener)
-                .map_err(|error| explain("accept the executor's connection", error))?;
-            if knows(&socket, &token) {
-                return self.attached(socket, DescriptorPassing::AbstractSocket);
-            }
-        }
-    }
-
-    fn attach_by_taking(&mut self) -> Result<()> {
-        let offer = self.step(Attach::Offer {})?;
-        let taken = socket::take_from(self.opened.process, offer.descriptor)
-            .map_err(|error| {
-                let process = self.opened.process;
-                explain_reach(format_args!("take a socket of process {process}"), error)
-            })
-            .and_then(|socket| match socket::cookie(&socket) {
-                Ok(cookie) if cookie == offer.cookie && is_ours(&socket) => Ok(socket),
-                _ => Err(Error::new(
-                    Status::Unsupported,
-                    format!(
-                        "process {} is not the executor here: they count processes apart",
-                        self.opened.process
-                    ),
-                )),
-            });
-        let told = self.step(Attach::Taken {
-            taken: taken.is_ok(),
-        });
-        let socket = taken?;
-        told?;
-        self.attached(socket, DescriptorPassing::TakenSocket)
-    }
-
-    fn attach_by_files(&mut self) -> Result<()> {
-        let probe = MemFile::new(c"jitmem-probe", sys::page_size().bytes())
-            .map_err(|error| explain_mapping("memfd_create", error))?;
-        self.step(Attach::Files {
-            file: file_of(probe.as_fd())?,
-        })?;
-        self.passing = DescriptorPassing::Files;
-        Ok(())
-    }
-
-    fn attached(&mut self, socket: OwnedFd, passing: DescriptorPassing) -> Result<()> {
-        self.channel = Some(Arc::new(Channel::new(socket)?));
-        self.passing = passing;
-        Ok(())
-    }
+fn by_files(link: &Link) -> Result<Found> {
+    let probe = MemFile::new(c"jitmem-probe", sys::page_size().bytes())
+        .map_err(|error| explain_mapping("memfd_create", error))?;
+    let file = file_of(probe.as_fd())?;
+    link.attach(Attach::Files { file })?;
+    Ok((DescriptorPassing::Files, None))
 }
 
 /// How an executor finds a file of ours.
@@ -159,7 +175,7 @@ fn is_ours(socket: &OwnedFd) -> bool {
     socket::peer_user(socket).is_ok_and(trusted)
 }
 
-/// Whether whoever connected knows the token and is the same user, or root.
+/// Whether the process that connected knows the token and is of the same user, or root.
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
     let mut buffer = [0; 64];
     is_ours(socket)
@@ -173,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_connects_must_know_the_token() {
+    fn a_process_that_connects_must_know_the_token() {
         let knows_after = |said: &[u8]| {
             let (here, there) = socket::packet_pair().unwrap();
             socket::send(&there, &[said], &[]).unwrap();

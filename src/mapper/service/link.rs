@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! A session with an executor's service, and the way its memfds and messages go.
+//! A session with an executor's service, and how its messages and memfds go.
 
-use super::descriptor_passing::DescriptorPassing;
+use super::descriptor_passing::{self, Attachment, DescriptorPassing};
 use super::reply::decoded;
 use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected, dispatched};
-use crate::wire::service::{Functions, Open, Opened, VERSION};
+use crate::wire::service::{Attach, Attached, Functions, Open, Opened, VERSION};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,12 +17,11 @@ use std::time::Instant;
 
 /// An open session.
 pub(super) struct Link {
-    pub(super) transport: Arc<dyn Transport>,
-    pub(super) channel: Option<Arc<Channel>>,
-    pub(super) opened: Opened,
-    pub(super) passing: DescriptorPassing,
-    /// Which ways to pass descriptors failed, and why.
-    pub(super) failed: Vec<String>,
+    transport: Arc<dyn Transport>,
+    opened: Opened,
+    /// None where content travels in messages.
+    attachment: Option<Attachment>,
+    /// Of the transport; a channel counts its own.
     traffic: Arc<Traffic>,
     closed: AtomicBool,
     /// The process that opened the session.
@@ -44,15 +43,49 @@ impl Link {
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
         Ok(Link {
             transport,
-            channel: None,
             opened,
-            passing: DescriptorPassing::None,
-            failed: Vec::new(),
+            attachment: None,
             traffic: Arc::default(),
             closed: AtomicBool::new(false),
             owner: OwnerProcess::current(),
             lost: Arc::default(),
         })
+    }
+
+    /// Finds a way to pass descriptors.
+    ///
+    /// # Errors
+    /// `Unsupported` with what each way said.
+    pub(super) fn find_passing(&mut self) -> Result<DescriptorPassing> {
+        let shared = self.transport.take_channel();
+        let found = descriptor_passing::attach(self, shared)?;
+        let passing = found.passing;
+        self.attachment = Some(found);
+        Ok(passing)
+    }
+
+    /// Tries a way to pass descriptors.
+    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<Attached> {
+        self.ask(self.opened.functions.attach, &attach)
+    }
+
+    /// How descriptors are passed, if they are.
+    pub(super) fn passing(&self) -> Option<DescriptorPassing> {
+        self.attachment.as_ref().map(|found| found.passing)
+    }
+
+    /// Which better ways to pass descriptors failed, and why.
+    pub(super) fn failed_passing(&self) -> &[String] {
+        self.attachment.as_ref().map_or(&[], |found| &found.failed)
+    }
+
+    fn channel(&self) -> Option<&Channel> {
+        self.attachment.as_ref()?.channel.as_ref()
+    }
+
+    /// The executor's process, as it knows itself.
+    pub(super) fn process(&self) -> u32 {
+        self.opened.process
     }
 
     pub(super) fn page_size(&self) -> u64 {
@@ -88,7 +121,7 @@ impl Link {
         descriptors: &[OwnedFd],
         done: Completion<Vec<u8>>,
     ) {
-        match &self.channel {
+        match self.channel() {
             Some(channel) => channel.call_with(function.0, &message, descriptors, done),
             None => {
                 self.traffic.sent(message.len());
@@ -122,7 +155,7 @@ impl Link {
 
     /// Messages sent and bytes of both directions.
     pub(super) fn traffic(&self) -> (u64, u64) {
-        let channel = self.channel.as_ref().map(|channel| channel.traffic());
+        let channel = self.channel().map(Channel::traffic);
         let all = [Some(&*self.traffic), channel];
         let all = all.iter().flatten();
         all.fold((0, 0), |(messages, bytes), traffic| {
@@ -131,13 +164,13 @@ impl Link {
     }
 
     /// Ends the session, once. The executor runs what deallocation actions are left; with a channel
-    /// whoever asked finds that done.
+    /// this waits until that is done.
     pub(super) fn close(&self) {
         if !self.owner.is_current() || self.closed.swap(true, Ordering::AcqRel) {
             return;
         }
         let function = self.opened.functions.close;
-        // Nobody is left to tell; a channel that is gone has ended the session on both sides.
+        // There is no request to answer; a channel that is gone has ended the session on both sides.
         let close = |done| self.send(function, self.message(), &[], done);
         if self.has_channel() {
             let _ = wait_until(Some(Instant::now() + RESPONSE_TIMEOUT), close);
@@ -154,7 +187,7 @@ impl Link {
 
     /// Whether it is known that the executor is gone.
     pub(super) fn is_lost(&self) -> bool {
-        match &self.channel {
+        match self.channel() {
             Some(channel) => channel.has_ended(),
             None => self.lost.load(Ordering::Acquire),
         }
@@ -170,7 +203,7 @@ impl Link {
 
     /// Whether answers come in threads of our own.
     pub(super) fn has_channel(&self) -> bool {
-        self.channel.is_some()
+        self.channel().is_some()
     }
 }
 

@@ -6,6 +6,7 @@ mod batch;
 mod change;
 mod chunk;
 mod descriptor_passing;
+mod initialize;
 mod link;
 mod reply;
 
@@ -19,21 +20,19 @@ use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
 use crate::page::{AddressRange, Alignment};
-use crate::sys::{self, MemFile};
+use crate::sys;
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
-use crate::wire::service::{At, Content, Item, Reserve, ReservedAt, Step};
-use crate::wire::sps::{ActionPair, AddrRange, Bytes, Encode};
+use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
+use crate::wire::sps::{AddrRange, Encode};
 use batch::Batches;
 use change::Changes;
-use chunk::{ChunkState, Progress};
-use descriptor_passing::DescriptorPassing;
+use chunk::Chunks;
+use initialize::Initialize;
 use link::Link;
 use parking_lot::Mutex;
 use reply::decoded;
 use smallvec::SmallVec;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Bytes of a page on any machine.
@@ -46,10 +45,8 @@ pub(crate) struct ServiceMapper {
     link: Arc<Link>,
     changes: Changes,
     batches: Batches,
-    chunks: Mutex<BTreeMap<u64, Arc<ChunkState>>>,
+    chunks: Chunks,
     windows: Arc<Mutex<Vec<AddressRange>>>,
-    /// Chunks that the executor has not mapped yet.
-    unsettled: Arc<AtomicUsize>,
 }
 
 impl ServiceMapper {
@@ -57,7 +54,7 @@ impl ServiceMapper {
     /// `service` is the executor address of the service's `open`, `instance` its number.
     ///
     /// # Errors
-    /// `Unsupported` if memfds can't be handed over, with every step that was tried; what the
+    /// `Unsupported` if memfds can't be handed over, with every way that was tried; what the
     /// transport says.
     pub(crate) fn shared(
         transport: Arc<dyn Transport>,
@@ -65,7 +62,7 @@ impl ServiceMapper {
         instance: u64,
     ) -> Result<ServiceMapper> {
         let mut link = Link::open(transport, service, instance)?;
-        link.attach()?;
+        let passing = link.find_passing()?;
         let page_size = sys::page_size();
         if link.page_size() != page_size.bytes() {
             return Err(Error::new(
@@ -78,14 +75,8 @@ impl ServiceMapper {
                 ),
             ));
         }
-        let name = match link.passing {
-            DescriptorPassing::SharedSocket => {
-                "shared memory, memfds over a socket that came with the connection"
-            }
-            DescriptorPassing::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
-            DescriptorPassing::Files => "shared memory, memfds by /proc/PID/fd",
-            _ => "shared memory, memfds over an abstract socket",
-        };
+        let name = passing.mapper_name();
+        let failed = link.failed_passing();
         let capabilities = Capabilities {
             name,
             kind: Kind::Shared,
@@ -93,7 +84,7 @@ impl ServiceMapper {
             granule: PACKING_GRANULE,
             coherent: sys::COHERENT_FETCH,
             in_this_process: false,
-            fallback: (!link.failed.is_empty()).then(|| link.failed.join("; ")),
+            fallback: (!failed.is_empty()).then(|| failed.join("; ")),
         };
         Ok(Self::over(link, capabilities, true))
     }
@@ -147,64 +138,16 @@ impl ServiceMapper {
 
     fn over(link: Link, capabilities: Capabilities, shares: bool) -> ServiceMapper {
         let link = Arc::new(link);
+        let changes = Changes::new(Arc::clone(&link));
         ServiceMapper {
             capabilities,
             shares,
-            changes: Changes::new(Arc::clone(&link)),
+            chunks: Chunks::new(changes.clone()),
+            changes,
             batches: Batches::new(Arc::clone(&link)),
             link,
-            chunks: Mutex::default(),
             windows: Arc::default(),
-            unsettled: Arc::default(),
         }
-    }
-
-    /// Has the executor map a chunk whose progress says that it is under way.
-    fn map(&self, chunk: &Arc<ChunkState>) {
-        let mapped = Arc::clone(chunk);
-        let done = Completion::with_delivery(move |answer, delivery| {
-            mapped.answered(answer, delivery);
-        });
-        let range = chunk.range.into();
-        // The lock is not held while the request is made: it may be answered inside.
-        let file = match &mut *chunk.progress.lock() {
-            Progress::UnderWay(file, _) => file.as_ref().map(MemFile::try_clone),
-            _ => None,
-        };
-        match file {
-            Some(Ok(file)) => self.changes.map(range, chunk.protection, &file, done),
-            Some(Err(error)) => done.complete(Err(sys::explain("duplicate a memfd", error))),
-            None => {
-                let (protection, commit) = (chunk.protection, chunk.commit);
-                self.changes.make(
-                    Step::MapOwn {
-                        range,
-                        protection,
-                        commit,
-                    },
-                    done,
-                );
-            }
-        }
-    }
-
-    /// The chunks of these segments that are not mapped yet.
-    fn unsettled_chunks(&self, segments: &[SegmentContent]) -> SmallVec<[Arc<ChunkState>; 4]> {
-        let mut found: SmallVec<[Arc<ChunkState>; 4]> = SmallVec::new();
-        if self.settled() {
-            return found;
-        }
-        let chunks = self.chunks.lock();
-        for segment in segments {
-            let chunk = chunks.range(..=segment.range.start()).next_back();
-            let chunk = chunk.map(|(_, chunk)| chunk);
-            if let Some(chunk) = chunk.filter(|chunk| !chunk.mapped()) {
-                if !found.iter().any(|known| Arc::ptr_eq(known, chunk)) {
-                    found.push(Arc::clone(chunk));
-                }
-            }
-        }
-        found
     }
 }
 
@@ -215,34 +158,13 @@ impl Drop for ServiceMapper {
     }
 }
 
-/// An allocation's item without anything that lives elsewhere.
-fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: bool) -> Item<'a> {
-    let content = segments.iter().filter_map(|segment| {
-        let bytes = Bytes(segment.content()?);
-        Some(Content {
-            range: segment.range.into(),
-            zeroed: segment.zeroed,
-            bytes,
-        })
-    });
-    // Code in pages of the executor's own is seen to where it is written.
-    let code = segments.iter().filter(|segment| {
-        !coherent && segment.content.is_none() && segment.group.protection.executable()
-    });
-    Item::Initialize {
-        content: content.collect(),
-        code: code.map(|segment| segment.range.into()).collect(),
-        actions: actions.iter().map(ActionPair::from).collect(),
-    }
-}
-
 impl MemoryMapper for ServiceMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
 
     fn settled(&self) -> bool {
-        self.unsettled.load(Ordering::Acquire) == 0 && !self.link.is_lost()
+        self.chunks.settled() && !self.link.is_lost()
     }
 
     fn close_timeout(&self) -> Option<Duration> {
@@ -298,30 +220,17 @@ impl MemoryMapper for ServiceMapper {
             group,
             commit,
         } = chunk;
-        let (view, file) = match self.shares {
-            true => {
-                let (view, file) = WriterView::new(range.size(), group.protection, commit)?;
-                (Some(view), Some(file))
-            }
-            false => (None, None),
+        let pages = match self.shares {
+            true => Some(WriterView::new(range.size(), group.protection, commit)?),
+            false => None,
         };
-        let prepared = match &view {
+        let prepared = match &pages {
             // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no
             // more.
-            Some(view) => Prepared::written(unsafe { view.writer() }, 2),
+            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2),
             None => Prepared::elsewhere(if group.protection.writable() { 1 } else { 2 }),
         };
-        let state = Arc::new(ChunkState {
-            range,
-            protection: group.protection.bits() as u8,
-            commit,
-            _view: view,
-            unsettled: Arc::clone(&self.unsettled),
-            progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
-        });
-        self.unsettled.fetch_add(1, Ordering::AcqRel);
-        self.chunks.lock().insert(range.start(), Arc::clone(&state));
-        self.map(&state);
+        self.chunks.add(chunk, pages);
         Ok(prepared)
     }
 
@@ -331,30 +240,15 @@ impl MemoryMapper for ServiceMapper {
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
-        let coherent = self.capabilities.coherent;
-        let done = done.map(|answer: Result<u64>| {
-            Ok(match answer? {
-                0 => Teardown::Nothing,
-                key => Teardown::Key(key),
-            })
-        });
-        let chunks = self.unsettled_chunks(&segments);
-        let go = {
-            let batches = self.batches.handle();
-            let link = Arc::clone(&self.link);
-            move |ready: Result<()>, delivery: &mut Delivery| match ready.and(link.check()) {
-                Err(error) => done.complete_with(Err(error), delivery),
-                Ok(()) if actions.is_empty() && coherent => done.complete_with(Ok(0), delivery),
-                Ok(()) => batches.submit(&item(&segments, &actions, coherent), done),
-            }
+        let initialize = Initialize {
+            segments,
+            actions,
+            coherent: self.capabilities.coherent,
+            link: Arc::clone(&self.link),
+            batches: self.batches.handle(),
+            done,
         };
-        let delivery = &mut Delivery::Inline;
-        let ready = join_all(chunks.len(), Completion::with_delivery(go), delivery);
-        for (chunk, ready) in chunks.iter().zip(ready) {
-            if chunk.when_mapped(ready) {
-                self.map(chunk);
-            }
-        }
+        initialize.start(&self.chunks);
     }
 
     fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
@@ -376,33 +270,13 @@ impl MemoryMapper for ServiceMapper {
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
-        let state = self.chunks.lock().remove(&chunk.start());
-        let Some(state) = state else {
-            return Err(invalid_argument(format!(
-                "no chunk starts at {:#x}",
-                chunk.start()
-            )));
-        };
-        if let Progress::Failed(_) = *state.progress.lock() {
-            // The executor has nothing there.
-            return Ok(());
-        }
-        // If the executor can't, the chunk that comes in its place is refused there, and says so.
-        let range = chunk.into();
-        self.changes
-            .make(Step::Unmap { range }, Completion::new(move |_| drop(state)));
-        Ok(())
+        self.chunks.remove(chunk)
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {
         self.windows.lock().retain(|known| *known != window);
-        let inside = |start: &u64| window.start() <= *start && *start < window.end();
-        self.chunks.lock().retain(|start, _| !inside(start));
-        self.changes.make(
-            Step::Release {
-                range: window.into(),
-            },
-            done,
-        );
+        self.chunks.forget_within(window);
+        let range = window.into();
+        self.changes.make(Step::Release { range }, done);
     }
 }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! An allocation on its way into the executor, in steps. Each completes the one before it:
+//!
+//! 1. [`Initialize::start`] waits until the chunks that hold the segments are mapped there;
+//! 2. [`Initialize::chunks_mapped`] hands an item to the group commit, if anything is to be told;
+//! 3. `Batches` sends it with others, and completes each when the message is answered;
+//! 4. [`initialized`] is what the manager is told.
+
+use super::batch::Submit;
+use super::chunk::Chunks;
+use super::link::Link;
+use crate::callback_queue::Delivery;
+use crate::completion::Completion;
+use crate::error::Result;
+use crate::mapper::{Action, SegmentContent, Teardown};
+use crate::wire::service::{Content, Item};
+use crate::wire::sps::{ActionPair, Bytes};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// What the steps hand on.
+pub(super) struct Initialize {
+    pub(super) segments: SmallVec<[SegmentContent; 4]>,
+    pub(super) actions: Vec<Action>,
+    /// What is written to shared pages is there for the executor at once.
+    pub(super) coherent: bool,
+    pub(super) link: Arc<Link>,
+    pub(super) batches: Submit,
+    pub(super) done: Completion<Teardown>,
+}
+
+impl Initialize {
+    pub(super) fn start(self, chunks: &Chunks) {
+        let segments: SmallVec<[_; 4]> = self.segments.iter().map(|one| one.range).collect();
+        let mapped = Completion::with_delivery(move |answer, delivery| {
+            self.chunks_mapped(answer, delivery);
+        });
+        chunks.when_mapped(&segments, mapped);
+    }
+
+    fn chunks_mapped(self, answer: Result<()>, delivery: &mut Delivery) {
+        let done = self.done.map(initialized);
+        match answer.and_then(|()| self.link.check()) {
+            Err(error) => done.complete_with(Err(error), delivery),
+            Ok(()) if self.actions.is_empty() && self.coherent => {
+                done.complete_with(Ok(0), delivery);
+            }
+            Ok(()) => {
+                let item = item(&self.segments, &self.actions, self.coherent);
+                self.batches.submit(&item, done);
+            }
+        }
+    }
+}
+
+/// What the key in the executor's answer means.
+fn initialized(answer: Result<u64>) -> Result<Teardown> {
+    Ok(match answer? {
+        0 => Teardown::Nothing,
+        key => Teardown::Key(key),
+    })
+}
+
+/// What the executor is told of an allocation: what it does not see already.
+fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: bool) -> Item<'a> {
+    let content = segments.iter().filter_map(|segment| {
+        let bytes = Bytes(segment.content()?);
+        Some(Content {
+            range: segment.range.into(),
+            zeroed: segment.zeroed,
+            bytes,
+        })
+    });
+    // The executor sees to the instruction cache for pages of its own where it writes them.
+    let code = segments.iter().filter(|segment| {
+        !coherent && segment.content.is_none() && segment.group.protection.executable()
+    });
+    Item::Initialize {
+        content: content.collect(),
+        code: code.map(|segment| segment.range.into()).collect(),
+        actions: actions.iter().map(ActionPair::from).collect(),
+    }
+}
