@@ -85,7 +85,7 @@ void submit(std::unique_ptr<ContextT> Ctx, SubmitT Submit, RefusedT Refused) {
 class MemoryManager : public llvm::jitlink::JITLinkMemoryManager {
 public:
   /// Memory of this process.
-  static llvm::Expected<std::unique_ptr<MemoryManager>> CreateInProcess(Options O = {}) {
+  static llvm::Expected<std::unique_ptr<MemoryManager>> CreateInProcess(const Options &O = {}) {
     detail::OwnedError E;
     jitmem_mapper *NewMapper = nullptr;
     if (jitmem_mapper_in_process(O.Mapper, &NewMapper, E.out()) != JITMEM_OK)
@@ -98,7 +98,7 @@ public:
   /// jitmem's service (see orc_executor.hpp), or libjitmem.so is loaded there. Waits for the
   /// executor. EPC must be there for as long as the manager is used, not while it is destroyed.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  CreateShared(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+  CreateShared(llvm::orc::ExecutorProcessControl &EPC, const Options &O = {}) {
     auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
     return S ? createOver(*S, jitmem_mapper_shared, O) : S.takeError();
   }
@@ -106,7 +106,7 @@ public:
   /// Memory of a process on any machine: content travels in EPC's messages. Otherwise as
   /// CreateShared.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  CreateRemote(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+  CreateRemote(llvm::orc::ExecutorProcessControl &EPC, const Options &O = {}) {
     auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
     return S ? createOver(*S, jitmem_mapper_remote, O) : S.takeError();
   }
@@ -115,7 +115,7 @@ public:
   /// LLVM's; messages with jitmem's service, or with LLVM's. stats() says which, and why nothing
   /// better.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
-  Create(llvm::orc::ExecutorProcessControl &EPC, Options O = {}) {
+  Create(llvm::orc::ExecutorProcessControl &EPC, const Options &O = {}) {
     if (detail::isThisProcess(EPC))
       return CreateInProcess(O);
     std::string Why;

@@ -45,9 +45,17 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
   auto Found = Dylibs.lookupSymbols({{*Library, Names}});
   if (!Found)
     return Found.takeError();
-  // A required symbol that is not there is an error above.
+  // The executor decides what it answers, so an answer without the symbol is no surprise.
+  auto Missing = [&] {
+    return llvm::createStringError(llvm::inconvertibleErrorCode(),
+                                   "the executor's answer has no address of " + std::string(Name));
+  };
+  if (Found->size() != 1 || Found->front().size() != 1)
+    return Missing();
   const auto &Symbol = Found->front().front();
 #if LLVM_VERSION_MAJOR >= 21
+  if (!Symbol)
+    return Missing();
   return Symbol->getAddress();
 #else
   return Symbol.getAddress();

@@ -77,7 +77,8 @@ private:
   template <typename FunctionT> class Certainly {
   public:
     explicit Certainly(FunctionT F) : F(std::move(F)) {}
-    Certainly(Certainly &&Other) : F(std::move(Other.F)), Due(std::exchange(Other.Due, false)) {}
+    Certainly(Certainly &&Other) noexcept
+        : F(std::move(Other.F)), Due(std::exchange(Other.Due, false)) {}
     Certainly &operator=(Certainly &&) = delete;
     ~Certainly() { (*this)(); }
 
@@ -95,7 +96,7 @@ private:
   class Answer {
   public:
     Answer(Connection &C, jitmem_call Call) : C(&C), Call(Call) {}
-    Answer(Answer &&Other) : C(std::exchange(Other.C, nullptr)), Call(Other.Call) {}
+    Answer(Answer &&Other) noexcept : C(std::exchange(Other.C, nullptr)), Call(Other.Call) {}
     Answer &operator=(Answer &&) = delete;
     ~Answer() {
       if (C)
