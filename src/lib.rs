@@ -28,8 +28,9 @@ mod wire;
 
 mod callback_queue;
 mod completion;
-pub mod mapper;
 pub mod transport;
+
+mod mapper;
 
 mod manager;
 
