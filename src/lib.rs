@@ -2,11 +2,11 @@
 //! jitmem is the memory manager for JIT-linked code.
 //!
 //! A JIT linker asks a [`manager::Manager`] for memory, writes into working memory, finalizes and
-//! runs the code. The manager divides large reservations that a [`mapper::Mapper`] makes in the
+//! runs the code. The manager divides large reservations that a [`mapper::MemoryMapper`] makes in the
 //! executor. ARCHITECTURE.md tells how the layers fit together; `include/jitmem.h` is the C API.
 //!
-//! A layer uses only what is listed above it here. `unsafe` is denied but for [`sys`], the views of
-//! memory, and [`capi`].
+//! A layer uses only what is listed above it here. `unsafe` is denied but for `sys`, the views of
+//! memory, and `capi`.
 
 #![deny(unsafe_code)]
 

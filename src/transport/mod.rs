@@ -2,7 +2,7 @@
 //! Ways to call a wrapper function in the executor: bytes there, bytes back.
 //!
 //! A host's EPC is one, a connected socket that speaks EPC's framing another ([`Stream`]), and a
-//! session with our own service has a [`Channel`](channel::Channel) of its own, which can hand memfds
+//! session with our own service has a channel of its own, which can hand memfds
 //! over and starts no thread per message.
 
 pub(crate) mod channel;

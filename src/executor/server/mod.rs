@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does.
 //!
-//! [`connection`] are the threads that take messages off the stream and do what they ask,
-//! [`writer`] is what goes the other way.
+//! `connection` are the threads that take messages off the stream and do what they ask,
+//! `writer` is what goes the other way.
 
 mod connection;
 #[cfg(test)]
