@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! jitmem is the memory manager for JIT-linked code.
 //!
-//! A JIT linker asks a [`manager::Manager`] for memory, writes into working memory, finalizes and
-//! runs the code. The manager divides large reservations that a [`mapper::MemoryMapper`] makes in the
+//! A JIT linker asks a [`Manager`] for memory, writes into working memory, finalizes and
+//! runs the code. The manager divides large reservations that a [`Mapper`] makes in the
 //! executor. ARCHITECTURE.md tells how the layers fit together; `include/jitmem.h` is the C API.
 //!
 //! A layer uses only what is listed above it here. `unsafe` is denied but for `sys`, the views of
@@ -30,7 +30,7 @@ mod callback_queue;
 mod completion;
 pub mod transport;
 
-mod mapper;
+pub mod mapper;
 
 mod manager;
 
