@@ -230,7 +230,8 @@ static inline int host_tear_down(struct teardown *teardown) {
 }
 
 static inline void host_copy_in(struct host *host, const jitmem_mapper_segment *segment) {
-  if (segment->reserved != 0 || segment->zeroed > 1 || segment->content_size > segment->size)
+  if (!all_bytes_are((const uint8_t *)segment->reserved, sizeof segment->reserved, 0) ||
+      segment->zeroed > 1 || segment->content_size > segment->size)
     host_complain(host, "a segment makes no sense");
   if (host->content == JITMEM_CONTENT_SHARED) {
     if (segment->content != NULL || segment->content_size != 0)

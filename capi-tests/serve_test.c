@@ -91,7 +91,8 @@ static void choices_that_can_never_be_right(void **state) {
 
 static void names_of_the_hosts_own(void **state) {
   (void)state;
-  const jitmem_bootstrap_symbol symbols[] = {{"mine", 4711}, {"jitmem_service_instance", 12}};
+  const jitmem_bootstrap_symbol symbols[] = {{.name = "mine", .address = 4711},
+                                             {.name = "jitmem_service_instance", .address = 12}};
   const uint32_t versions[] = {0, 14, 16, 17, 22};
   for (size_t i = 0; i < COUNT(versions); i++) {
     const jitmem_serve_options options = {.struct_size = sizeof options,

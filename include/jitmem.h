@@ -436,9 +436,9 @@ typedef struct jitmem_mapper_segment {
    */
   uint32_t zeroed;
   /**
-   * 0.
+   * 0: for fields of later versions.
    */
-  uint32_t reserved;
+  uint32_t reserved[5];
 } jitmem_mapper_segment;
 
 /**
@@ -472,6 +472,10 @@ typedef struct jitmem_action {
    * Run on deallocate, if the finalize call succeeded.
    */
   struct jitmem_wrapper_call dealloc;
+  /**
+   * 0: for fields of later versions.
+   */
+  uint64_t reserved[2];
 } jitmem_action;
 
 /**
@@ -490,6 +494,10 @@ typedef struct jitmem_mapper_retired {
    * Number of them.
    */
   size_t segment_count;
+  /**
+   * 0: for fields of later versions.
+   */
+  uint64_t reserved[2];
 } jitmem_mapper_retired;
 
 /**
@@ -587,6 +595,10 @@ typedef struct jitmem_bootstrap_symbol {
    * What the name stands for.
    */
   uint64_t address;
+  /**
+   * 0: for fields of later versions.
+   */
+  uint64_t reserved[2];
 } jitmem_bootstrap_symbol;
 
 /**
@@ -694,6 +706,10 @@ typedef struct jitmem_segment {
    * One of jitmem_lifetime.
    */
   uint32_t lifetime;
+  /**
+   * 0: for fields of later versions.
+   */
+  uint64_t reserved[2];
 } jitmem_segment;
 
 /**
@@ -709,6 +725,10 @@ typedef struct jitmem_segment_memory {
    * abandon is called; all of them must be written. NULL for a no-alloc segment.
    */
   void *working_memory;
+  /**
+   * Written 0: for fields of later versions.
+   */
+  uint64_t reserved[2];
 } jitmem_segment_memory;
 
 /**
@@ -884,6 +904,14 @@ typedef struct jitmem_stats {
  */
 typedef struct jitmem_layout_item {
   /**
+   * First executor address.
+   */
+  uint64_t address;
+  /**
+   * Bytes.
+   */
+  uint64_t size;
+  /**
    * One of jitmem_layout_kind.
    */
   uint32_t kind;
@@ -896,13 +924,9 @@ typedef struct jitmem_layout_item {
    */
   uint32_t lifetime;
   /**
-   * First executor address.
+   * 0: for fields of later versions.
    */
-  uint64_t address;
-  /**
-   * Bytes.
-   */
-  uint64_t size;
+  uint32_t reserved[5];
 } jitmem_layout_item;
 
 /**

@@ -21,9 +21,9 @@ enum { FEWER = 2000, MORE = 12000 };
 static const uint64_t dylib = 1;
 
 static const jitmem_segment segments[] = {
-    {256, 0, 16, JITMEM_PROT_READ | JITMEM_PROT_EXEC, JITMEM_LIFETIME_STANDARD},
-    {64, 0, 16, JITMEM_PROT_READ, JITMEM_LIFETIME_STANDARD},
-    {64, 0, 16, JITMEM_PROT_READ | JITMEM_PROT_WRITE, JITMEM_LIFETIME_STANDARD},
+    {.content_size = 256, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC},
+    {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ},
+    {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_WRITE},
 };
 enum { SEGMENTS = sizeof segments / sizeof *segments };
 

@@ -27,7 +27,7 @@ extern "C" int say(int Number) {
 
 /// The executor: serves until its controller hangs up. It needs none of LLVM.
 static int serve(int In, int Out) {
-  jitmem_bootstrap_symbol Symbol{"say", reinterpret_cast<uintptr_t>(&say)};
+  jitmem_bootstrap_symbol Symbol{"say", reinterpret_cast<uintptr_t>(&say), {}};
   jitmem_serve_options Options{};
   Options.struct_size = sizeof Options;
   Options.symbols = &Symbol;

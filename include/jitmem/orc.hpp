@@ -335,7 +335,7 @@ private:
       }
       llvm::SmallVector<jitmem_action, 4> Actions;
       for (auto &Pair : G.allocActions())
-        Actions.push_back({toCall(Pair.Finalize), toCall(Pair.Dealloc)});
+        Actions.push_back({toCall(Pair.Finalize), toCall(Pair.Dealloc), {}});
       detail::submit(
           std::make_unique<Finalizing>(Finalizing{Taken, std::move(OnFinalized)}),
           [&](void *Passed, jitmem_error **E) {

@@ -81,7 +81,8 @@ public:
       uint32_t Lifetime = S.Group.getMemLifetime() == llvm::orc::MemLifetime::Finalize
                               ? JITMEM_LIFETIME_FINALIZE
                               : JITMEM_LIFETIME_STANDARD;
-      Request.push_back({S.ContentSize, S.Size - S.ContentSize, S.Alignment, Protection, Lifetime});
+      Request.push_back(
+          {S.ContentSize, S.Size - S.ContentSize, S.Alignment, Protection, Lifetime, {}});
     }
     return Request;
   }

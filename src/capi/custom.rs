@@ -55,8 +55,8 @@ pub struct jitmem_mapper_segment {
     pub lifetime: u32,
     /// 1: what follows the content is known to be zero; 0: the mapper must make it so.
     pub zeroed: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 0: for fields of later versions.
+    pub reserved: [u32; 5],
 }
 
 /// One allocation on its way out.
@@ -70,6 +70,8 @@ pub struct jitmem_mapper_retired {
     pub segments: *const jitmem_mapper_segment,
     /// Number of them.
     pub segment_count: usize,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
 }
 
 /// A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
@@ -336,7 +338,7 @@ fn c_segment(range: AddressRange, group: AllocGroup) -> jitmem_mapper_segment {
         protection: group.protection.bits(),
         lifetime: group.lifetime as u32,
         zeroed: 0,
-        reserved: 0,
+        reserved: [0; 5],
     }
 }
 
@@ -440,6 +442,7 @@ impl CustomMapper for Callbacks {
             .map(|action| jitmem_action {
                 finalize: c_call(&action.finalize),
                 dealloc: c_call(&action.dealloc),
+                reserved: [0; 2],
             })
             .collect();
         let (first_segment, segment_count) = pointer_and_count(&c_segments);
@@ -490,6 +493,7 @@ impl CustomMapper for Callbacks {
                     key: retired.key(),
                     segments,
                     segment_count,
+                    reserved: [0; 2],
                 }
             })
             .collect();

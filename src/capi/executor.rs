@@ -22,6 +22,8 @@ pub struct jitmem_bootstrap_symbol {
     pub name: *const c_char,
     /// What the name stands for.
     pub address: u64,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
 }
 
 /// Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
@@ -83,6 +85,7 @@ unsafe fn chosen(options: *const jitmem_serve_options) -> Result<(Options, *cons
     // SAFETY: the caller vouches for the array.
     let symbols = unsafe { input::array(given.symbols, given.symbol_count, "symbols") }?;
     for (index, symbol) in symbols.iter().enumerate() {
+        input::unused(symbol.reserved, "jitmem_bootstrap_symbol")?;
         input::required(symbol.name, &format!("symbols[{index}].name"))?;
         // SAFETY: not NULL, and the caller says that it is a string.
         let name = unsafe { CStr::from_ptr(symbol.name) }.to_string_lossy();

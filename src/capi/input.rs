@@ -97,6 +97,19 @@ pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -
     Ok(value)
 }
 
+/// Checks the fields that a struct in an array keeps for later versions. A caller that uses them was
+/// compiled against a newer library and must not have them ignored.
+pub(super) fn unused(reserved: [u64; 2], name: &str) -> Result<()> {
+    if reserved == [0; 2] {
+        return Ok(());
+    }
+    Err(invalid_argument(format!(
+        "{name}.reserved is not 0 but {reserved:x?}, which this library ({}) does not know; set it \
+         to 0 or update the library",
+        env!("CARGO_PKG_VERSION")
+    )))
+}
+
 /// Checks the size that a C struct claims to have.
 pub(super) fn check_size(given: usize, least: usize, name: &str) -> Result<()> {
     if (least..=4096).contains(&given) {

@@ -10,9 +10,9 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::manager::{Allocated, Manager, SegmentMemory};
+use crate::manager::{Allocated, Manager};
+use smallvec::SmallVec;
 use std::ffi::{CString, c_char, c_void};
-use std::mem::{offset_of, size_of};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
@@ -251,12 +251,6 @@ pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
 
 // ---- allocating ----
 
-const _: () = assert!(
-    size_of::<SegmentMemory>() == size_of::<jitmem_segment_memory>()
-        && offset_of!(SegmentMemory, working_memory)
-            == offset_of!(jitmem_segment_memory, working_memory)
-);
-
 /// Checks the places for an allocation, allocates, and fills them.
 ///
 /// # Safety
@@ -272,18 +266,13 @@ unsafe fn answer(
         input::required(memory, "memory")?;
     }
     let allocated = allocate()?;
-    if count > 0 {
-        // SAFETY: not NULL, and the caller says that it has `count` entries.
-        unsafe { memory.copy_from_nonoverlapping(memory_of(&allocated), count) };
+    for (index, segment) in allocated.segments.iter().enumerate() {
+        // SAFETY: not NULL, and the caller says that it has `count` entries, one per segment.
+        unsafe { memory.add(index).write(segment.into()) };
     }
     // SAFETY: not NULL, and the caller says that it is a place for a handle.
     unsafe { allocation.write(allocated.handle) };
     Ok(())
-}
-
-/// The same entries as C sees them.
-fn memory_of(allocated: &Allocated) -> *const jitmem_segment_memory {
-    allocated.segments.as_ptr().cast()
 }
 
 /// Receives an allocation: its handle and one entry of `memory` per segment, valid during the
@@ -357,11 +346,12 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::for_host(move |answer: Result<Allocated>| match answer {
-            Ok(allocated) => {
-                let (entries, count) = (memory_of(&allocated), allocated.segments.len());
-                let none = std::ptr::null();
+            Ok(Allocated { handle, segments }) => {
+                let memory: SmallVec<[_; 4]> =
+                    segments.iter().map(jitmem_segment_memory::from).collect();
+                let (entries, count, none) = (memory.as_ptr(), memory.len(), std::ptr::null());
                 // SAFETY: the host says that its function takes these.
-                unsafe { callback(context.pointer(), allocated.handle, entries, count, none) }
+                unsafe { callback(context.pointer(), handle, entries, count, none) }
             }
             Err(error) => lend(Some(error), |error| {
                 // SAFETY: the host says that its function takes these.

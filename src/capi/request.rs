@@ -4,7 +4,7 @@
 use super::input;
 use crate::error::Result;
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::manager::{Manager, Request, Segment};
+use crate::manager::{Manager, Request, Segment, SegmentMemory};
 use crate::mapper::{Action, WrapperCall};
 use std::ffi::c_void;
 
@@ -23,6 +23,8 @@ pub struct jitmem_segment {
     pub protection: u32,
     /// One of jitmem_lifetime.
     pub lifetime: u32,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
 }
 
 /// Memory of one segment.
@@ -35,6 +37,18 @@ pub struct jitmem_segment_memory {
     /// Where its content_size bytes are written, by one thread at a time, until finalize or
     /// abandon is called; all of them must be written. NULL for a no-alloc segment.
     pub working_memory: *mut c_void,
+    /// Written 0: for fields of later versions.
+    pub reserved: [u64; 2],
+}
+
+impl From<&SegmentMemory> for jitmem_segment_memory {
+    fn from(memory: &SegmentMemory) -> jitmem_segment_memory {
+        jitmem_segment_memory {
+            address: memory.address,
+            working_memory: memory.working_memory.get().cast(),
+            reserved: [0; 2],
+        }
+    }
 }
 
 /// A call of a wrapper function in the executor: (const char *args, size_t size), answering
@@ -60,6 +74,8 @@ pub struct jitmem_action {
     pub finalize: jitmem_wrapper_call,
     /// Run on deallocate, if the finalize call succeeded.
     pub dealloc: jitmem_wrapper_call,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
 }
 
 /// # Safety
@@ -73,6 +89,7 @@ pub(super) unsafe fn request(
     // SAFETY: as the caller says.
     let given = unsafe { input::array(segments, count, "segments") }?;
     let convert = |segment: &jitmem_segment| {
+        input::unused(segment.reserved, "jitmem_segment")?;
         let protection = Protection::from_bits(segment.protection)?;
         let lifetime = Lifetime::from_code(segment.lifetime)?;
         Ok(Segment {
@@ -107,6 +124,7 @@ pub(super) unsafe fn actions(actions: *const jitmem_action, count: usize) -> Res
     // SAFETY: as the caller says.
     let given = unsafe { input::array(actions, count, "actions") }?;
     let convert = |action: &jitmem_action| {
+        input::unused(action.reserved, "jitmem_action")?;
         Ok(Action {
             // SAFETY: as the caller says.
             finalize: unsafe { wrapper_call(&action.finalize) }?,

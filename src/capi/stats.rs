@@ -199,16 +199,18 @@ pub enum jitmem_layout_kind {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct jitmem_layout_item {
+    /// First executor address.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
     /// One of jitmem_layout_kind.
     pub kind: u32,
     /// Bits of jitmem_protection; 0 for a window.
     pub protection: u32,
     /// One of jitmem_lifetime; 0 for a window.
     pub lifetime: u32,
-    /// First executor address.
-    pub address: u64,
-    /// Bytes.
-    pub size: u64,
+    /// 0: for fields of later versions.
+    pub reserved: [u32; 5],
 }
 
 /// Sees one piece of the layout; `item` is valid during the call.
@@ -249,6 +251,7 @@ pub unsafe extern "C" fn jitmem_manager_layout(
                 lifetime: item.group.map_or(0, |group| group.lifetime as u32),
                 address: item.range.start(),
                 size: item.range.size(),
+                reserved: [0; 5],
             };
             // SAFETY: the host's function takes a context and an item that lives through the call.
             unsafe { visit(ctx, &item) };

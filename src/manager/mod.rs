@@ -92,9 +92,8 @@ impl Dylib {
     pub const NONE: Dylib = Dylib(0);
 }
 
-/// Memory of one segment. The same bytes as the C API's struct.
+/// Memory of one segment.
 #[derive(Clone, Copy, Debug)]
-#[repr(C)]
 pub(crate) struct SegmentMemory {
     /// Where it is in the executor; 0 for a no-alloc segment.
     pub(crate) address: u64,

@@ -32,8 +32,9 @@ int main(void) {
   jitmem_manager *manager;
   if (jitmem_manager_create(mapper, NULL, &manager, &error) != JITMEM_OK)
     return failed("manager");
-  const jitmem_segment segment = {sizeof code, 0, 16, JITMEM_PROT_READ | JITMEM_PROT_EXEC,
-                                  JITMEM_LIFETIME_STANDARD};
+  const jitmem_segment segment = {.content_size = sizeof code,
+                                  .alignment = 16,
+                                  .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC};
   jitmem_segment_memory memory;
   uint64_t allocation;
   if (jitmem_manager_allocate(manager, &segment, 1, 0, &memory, &allocation, &error) != JITMEM_OK)
