@@ -7,6 +7,8 @@
 
 mod channel_server;
 mod session;
+mod teardowns;
+mod windows;
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer};
@@ -199,11 +201,11 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
         })),
         Function::Reserve => reply(session.and_then(|session| {
             let request: Reserve = decoded(&mut args)?;
-            session.reserve(request)
+            session.windows.reserve(request)
         })),
         Function::Change => reply(session.and_then(|session| {
             let change: Change = decoded(&mut args)?;
-            Ok(session.change(change.changes, descriptors))
+            Ok(session.windows.change(change.changes, descriptors))
         })),
         Function::Apply => reply(session.and_then(|session| {
             let items: Vec<Item<'_>> = decoded(&mut args)?;

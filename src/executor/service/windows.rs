@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The windows of a session, the chunks in them, and what is written into pages of the executor's own.
+
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::executor::llvm::forget_within;
+use crate::group::Protection;
+use crate::memory::placement::REACH;
+use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::memory::window::reserve_window;
+use crate::page::AddressRange;
+use crate::sys::{self, explain, explain_reach, socket};
+use crate::wire::service::{At, Content, File, Reply, Reserve, ReservedAt, Step};
+use crate::wire::sps::AddrRange;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+#[derive(Default)]
+pub(super) struct Windows(Mutex<Vec<SessionWindow>>);
+
+struct SessionWindow {
+    reservation: Reservation,
+    /// By their first addresses.
+    chunks: BTreeMap<u64, View>,
+    /// What the controller has given back, but the kernel would not take: until its place is wanted.
+    refused: Vec<View>,
+}
+
+fn range_of(range: AddrRange) -> Result<AddressRange> {
+    range
+        .range()
+        .filter(|range| range.size() > 0)
+        .ok_or_else(|| invalid_argument(format!("{range:x?} is no range of addresses")))
+}
+
+impl Windows {
+    pub(super) fn reserve(&self, request: Reserve) -> Result<ReservedAt> {
+        let page = sys::page_size();
+        let Reserve { size, least, at } = request;
+        if size == 0 || size > REACH || !page.divides(size) || least > size {
+            return Err(invalid_argument(format!(
+                "reserve {size} bytes, at least {least}: want a multiple of the executor's page \
+                 size {}, below 2 GiB",
+                page.bytes()
+            )));
+        }
+        let placement = match at {
+            At::Default {} => Placement::Default,
+            At::Near { address } => Placement::Near(address),
+            At::Fixed { address } => Placement::Fixed(address),
+        };
+        let reservation = reserve_window(size, least, placement)?;
+        let reserved = ReservedAt {
+            range: reservation.range().into(),
+            in_reach: reservation.in_reach(),
+        };
+        self.0.lock().push(SessionWindow {
+            reservation,
+            chunks: BTreeMap::new(),
+            refused: Vec::new(),
+        });
+        Ok(reserved)
+    }
+
+    pub(super) fn change(&self, steps: Vec<Step>, descriptors: Vec<OwnedFd>) -> Vec<Reply<()>> {
+        let mut descriptors = descriptors.into_iter();
+        let mut windows = self.0.lock();
+        let steps = steps.into_iter();
+        steps
+            .map(|step| Self::step(&mut windows, step, &mut descriptors).into())
+            .collect()
+    }
+
+    fn step(
+        windows: &mut Vec<SessionWindow>,
+        step: Step,
+        descriptors: &mut impl Iterator<Item = OwnedFd>,
+    ) -> Result<()> {
+        match step {
+            Step::Map { range, protection } => {
+                let file = descriptors.next().ok_or_else(|| {
+                    invalid_argument("a chunk without its memfd: the message carried too few")
+                })?;
+                Self::map(windows, range, protection, |window, range, protection| {
+                    View::foreign(window, range, protection, file)
+                })
+            }
+            Step::MapFile {
+                range,
+                protection,
+                file,
+            } => Self::map(windows, range, protection, |window, range, protection| {
+                let file = open(&file, protection.writable())?;
+                View::foreign(window, range, protection, file)
+            }),
+            Step::MapOwn {
+                range,
+                protection,
+                commit,
+            } => Self::map(windows, range, protection, |window, range, protection| {
+                if protection.writable() {
+                    View::one(window, range, protection, commit)
+                } else {
+                    View::two(window, range, protection, commit)
+                }
+            }),
+            Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
+            Step::Release { range } => {
+                let range = range_of(range)?;
+                let position = windows
+                    .iter()
+                    .position(|window| window.reservation.range() == range);
+                let position = position.ok_or_else(|| {
+                    invalid_argument(format!("no window is reserved at {range:?}"))
+                })?;
+                drop(windows.swap_remove(position));
+                Ok(())
+            }
+        }
+    }
+
+    fn map(
+        windows: &mut [SessionWindow],
+        range: AddrRange,
+        protection: u8,
+        make: impl FnOnce(&Reservation, AddressRange, Protection) -> Result<View>,
+    ) -> Result<()> {
+        let range = range_of(range)?;
+        let protection = Protection::from_bits(protection.into())?;
+        let page = sys::page_size();
+        if !page.divides(range.start()) || !page.divides(range.size()) {
+            return Err(invalid_argument(format!(
+                "chunk {range:?} does not consist of pages"
+            )));
+        }
+        let window = window_of(windows, range)?;
+        if let Some(view) = window.overlapping(range) {
+            return Err(invalid_argument(format!(
+                "chunk {range:?} overlaps the chunk at {:?}",
+                view.executor()
+            )));
+        }
+        window.clear(range)?;
+        let view = make(&window.reservation, range, protection)?;
+        window.chunks.insert(range.start(), view);
+        Ok(())
+    }
+
+    fn unmap(windows: &mut [SessionWindow], range: AddressRange) -> Result<()> {
+        let window = window_of(windows, range)?;
+        let whole = window.chunks.get(&range.start()).map(View::executor) == Some(range);
+        let view = whole
+            .then(|| window.chunks.remove(&range.start()))
+            .flatten();
+        let Some(view) = view else {
+            return Err(invalid_argument(format!("no chunk is at {range:?}")));
+        };
+        view.unmap().map_err(|(view, error)| {
+            window.refused.push(view);
+            error
+        })
+    }
+
+    /// Writes content into pages of our own; code in them is seen by the processor at once.
+    pub(super) fn write(&self, content: &Content<'_>) -> Result<()> {
+        let range = range_of(content.range)?;
+        self.writing(range, |writer| {
+            let size = content.bytes.0.len() as u64;
+            if size > range.size() {
+                return Err(invalid_argument(format!(
+                    "{size} bytes of content for a segment of {} bytes",
+                    range.size()
+                )));
+            }
+            writer.write(0, content.bytes.0);
+            if !content.zeroed {
+                writer.zero(size, range.size() - size);
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes code in pages of the executor's own trap.
+    pub(super) fn trap(&self, range: AddrRange) -> Result<()> {
+        self.writing(range_of(range)?, |writer| {
+            writer.fill_with_traps();
+            Ok(())
+        })
+    }
+
+    fn writing(&self, range: AddressRange, write: impl FnOnce(Writer) -> Result<()>) -> Result<()> {
+        let mut windows = self.0.lock();
+        let window = window_of(&mut windows, range)?;
+        let chunk = window
+            .overlapping(range)
+            .filter(|view| view.executor().contains(range));
+        // SAFETY: the lock is held, so the view stays until the writer goes. Data can be written, and
+        // other pages of the executor's own have a view for it.
+        let writer = chunk.and_then(|view| unsafe { view.writer() });
+        let (Some(executor), Some(writer)) = (chunk.map(View::executor), writer) else {
+            return Err(invalid_argument(format!(
+                "{range:?} lies in no chunk of the executor's own pages"
+            )));
+        };
+        let offset = range.start() - executor.start();
+        // Windows are below 2 GiB, so both fit.
+        write(writer.part_of(offset as u32, range.size() as u32))?;
+        sys::flush_instruction_cache(range.start(), range.size());
+        Ok(())
+    }
+
+    /// Makes code in shared pages seen by the processor.
+    pub(super) fn flush(&self, range: AddrRange) -> Result<()> {
+        let range = range_of(range)?;
+        window_of(&mut self.0.lock(), range)?;
+        sys::flush_instruction_cache(range.start(), range.size());
+        Ok(())
+    }
+
+    /// Gives them all back with what is in them.
+    pub(super) fn release_all(&self) {
+        let windows = std::mem::take(&mut *self.0.lock());
+        for window in &windows {
+            forget_within(window.reservation.range());
+        }
+    }
+
+    /// Leaves them all as they are, for code still runs in one.
+    pub(super) fn leave_all(&self) {
+        std::mem::forget(std::mem::take(&mut *self.0.lock()));
+    }
+}
+
+fn window_of(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut SessionWindow> {
+    let window = windows
+        .iter_mut()
+        .find(|window| window.reservation.range().contains(range));
+    window.ok_or_else(|| invalid_argument(format!("{range:?} lies in no window of this session")))
+}
+
+impl SessionWindow {
+    fn overlapping(&self, range: AddressRange) -> Option<&View> {
+        let (_, view) = self.chunks.range(..range.end()).next_back()?;
+        view.executor().overlaps(range).then_some(view)
+    }
+
+    /// Unmaps what lies in a range that is about to be mapped anew, though it was given back before.
+    fn clear(&mut self, range: AddressRange) -> Result<()> {
+        let overlaps = |view: &View| view.executor().overlaps(range);
+        while let Some(index) = self.refused.iter().position(overlaps) {
+            if let Err((view, error)) = self.refused.swap_remove(index).unmap() {
+                self.refused.push(view);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens a memfd of the controller's, and makes sure that it is the one that was meant.
+pub(super) fn open(file: &File, write: bool) -> Result<OwnedFd> {
+    let File {
+        process,
+        descriptor,
+        device,
+        inode,
+    } = *file;
+    let what = format!("open /proc/{process}/fd/{descriptor}, a memfd of the controller's");
+    let opened = socket::open_from(process, descriptor, write)
+        .map_err(|error| explain_reach(&what, error))?;
+    match socket::identity(opened.as_fd()) {
+        Ok(identity) if identity == (device, inode) => Ok(opened),
+        Ok(_) => Err(Error::new(
+            Status::Unsupported,
+            format!("{what}: it is another file; controller and executor count processes apart"),
+        )),
+        Err(error) => Err(explain(what, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fault::Faults;
+    use crate::wire::sps::ExecutorAddr;
+
+    fn outcome(windows: &Windows, step: Step) -> Result<()> {
+        let [Reply(reply)] = windows.change(vec![step], Vec::new()).try_into().unwrap();
+        reply.map_err(Error::from)
+    }
+
+    #[test]
+    fn a_place_that_was_given_back_can_be_taken_though_the_kernel_refused_it() {
+        let windows = Windows::default();
+        let page = sys::page_size().bytes();
+        let (size, least, at) = (64 * page, 64 * page, At::Default {});
+        let window = windows.reserve(Reserve { size, least, at }).unwrap().range;
+        let part = |first: u64, pages: u64| AddrRange {
+            start: ExecutorAddr(window.start.0 + first * page),
+            end: ExecutorAddr(window.start.0 + (first + pages) * page),
+        };
+        let map = |range| Step::MapOwn {
+            range,
+            protection: 1,
+            commit: false,
+        };
+        outcome(&windows, map(part(0, 8))).unwrap();
+        let kept = Faults::one(0, libc::ENOMEM);
+        let error = outcome(&windows, Step::Unmap { range: part(0, 8) }).unwrap_err();
+        assert_eq!(error.status(), Status::OutOfMemory);
+        assert!(kept.failed().is_some());
+        drop(kept);
+        // It was given back all the same.
+        let again = outcome(&windows, Step::Unmap { range: part(0, 8) }).unwrap_err();
+        assert!(again.message().contains("no chunk is at"), "{again}");
+        {
+            let _faults = Faults::all_after(0, libc::ENOMEM);
+            assert!(outcome(&windows, map(part(4, 8))).is_err());
+        }
+        outcome(&windows, map(part(4, 8))).unwrap();
+        outcome(&windows, map(part(0, 4))).unwrap();
+        let overlap = outcome(&windows, map(part(3, 2))).unwrap_err();
+        assert!(overlap.message().contains("overlaps"), "{overlap}");
+    }
+
+    /// Windows of which there is one, of a page.
+    fn with_a_page() -> (Windows, AddrRange) {
+        let windows = Windows::default();
+        let size = sys::page_size().bytes();
+        let (least, at) = (size, At::Default {});
+        let reserved = windows.reserve(Reserve { size, least, at });
+        let page = reserved.unwrap().range;
+        (windows, page)
+    }
+
+    #[test]
+    fn memfds_that_could_shrink_are_refused() {
+        let (windows, range) = with_a_page();
+        let file = sys::MemFile::holding(c"jitmem", &vec![0; range.size() as usize]).unwrap();
+        let take = || {
+            let file = file.as_fd().try_clone_to_owned().unwrap();
+            let map = Step::Map {
+                range,
+                protection: 1,
+            };
+            let [Reply(reply)] = windows.change(vec![map], vec![file]).try_into().unwrap();
+            reply.map_err(Error::from)
+        };
+        let error = take().unwrap_err();
+        assert!(error.message().contains("not sealed"), "{error}");
+        file.close_to_writers().unwrap();
+        take().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_was_not_meant_is_refused() {
+        let file = sys::MemFile::holding(c"jitmem", b"x").unwrap();
+        let (device, inode) = socket::identity(file.as_fd()).unwrap();
+        let meant = |inode| File {
+            process: socket::process(),
+            descriptor: socket::number(file.as_fd()),
+            device,
+            inode,
+        };
+        open(&meant(inode), false).unwrap();
+        let error = open(&meant(inode + 1), false).unwrap_err();
+        assert!(error.message().contains("another file"), "{error}");
+    }
+}
