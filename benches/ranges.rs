@@ -197,7 +197,7 @@ impl Structure for Rlsf {
         unsafe { start.write_bytes(1, layout.size()) };
         let buffer = NonNull::slice_from_raw_parts(start, layout.size());
         let mut tlsf = Tlsf::new();
-        // SAFETY: the buffer lives until `tlsf` is dropped and nobody else uses it.
+        // SAFETY: the buffer lives until `tlsf` is dropped and has no other user.
         let taken = unsafe { tlsf.insert_free_block_ptr(buffer) };
         let taken = taken.expect("the buffer is large enough").get();
         let buffer = NonNull::slice_from_raw_parts(start, taken);

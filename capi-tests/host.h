@@ -119,7 +119,7 @@ static inline void host_reserve(struct job *job) {
   while (host->windows[i].size > 0)
     if (++i == COUNT(host->windows))
       abort();
-  // Addresses of nobody, 8 GiB apart.
+  // Addresses where nothing is mapped, 8 GiB apart.
   uint64_t address = shared ? (uintptr_t)bytes : 0x600000000000 + (i << 33);
   host->windows[i] = (struct host_window){.address = address, .size = size, .bytes = bytes};
   pthread_mutex_unlock(&host->lock);

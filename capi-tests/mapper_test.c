@@ -310,7 +310,7 @@ static void requests_wait_for_a_window(void **state) {
     OK(jitmem_manager_allocate_async(manager, &most, 1, 0, ended_with_memory, &endings[i],
                                      ended_destroyed, error));
   assert_int_equal(endings[0].called + endings[1].called, 0);
-  // One window is under way; whoever finds no room in it either asks for the next.
+  // One window is under way; a request that finds no room in it either asks for the next.
   while (hosted->host.held_count > 0)
     host_tell(&hosted->host);
   for (int i = 0; i < 2; i++) {

@@ -287,7 +287,7 @@ LIMITED(pages_run_out_on_commit) {
   MUST_FAIL(JITMEM_OUT_OF_MEMORY, "fallocate", "shared memory is full",
             jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
   MUST(child_stats(manager).chunks == 0);
-  // Without commit nobody asks.
+  // Without commit no page is asked for.
   jitmem_manager *other =
       child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){.commit = 0});
   child_graph(other);

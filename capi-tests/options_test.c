@@ -323,7 +323,7 @@ static void no_window_for_what_fits_none(void **state) {
 
 // ---- commit ----
 
-// Pages of private memory that are there although nobody touched them.
+// Pages of private memory that are there although they were not touched.
 static size_t resident(uint64_t address, size_t pages) {
   unsigned char there[64] = {0};
   size_t count = 0;

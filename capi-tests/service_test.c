@@ -129,7 +129,7 @@ static struct wrapper_result no_service(const char *args, size_t size) {
 
 static struct wrapper_result out_of_band(const char *args, size_t size) {
   (void)args, (void)size;
-  return (struct wrapper_result){.data = {.pointer = strdup("nobody is in")}, .size = 0};
+  return (struct wrapper_result){.data = {.pointer = strdup("no one is in")}, .size = 0};
 }
 
 static void executors_without_the_service(void **state) {
@@ -141,7 +141,7 @@ static void executors_without_the_service(void **state) {
   REFUSED(JITMEM_MAPPER_FAILED, "1 bytes that are no reply",
           jitmem_mapper_shared(here.transport, NULL, &mapper, error));
   here.open = (uintptr_t)out_of_band;
-  REFUSED(JITMEM_MAPPER_FAILED, "nobody is in",
+  REFUSED(JITMEM_MAPPER_FAILED, "no one is in",
           jitmem_mapper_remote(here.transport, NULL, &mapper, error));
   assert_null(mapper);
   here_tear_down(&here);

@@ -214,7 +214,7 @@ static void answers_find_their_calls_in_any_order(void **state) {
     assert_int_equal(callers[i].result.size, i);
     assert_memory_equal(callers[i].result.bytes, &sequences[i], i);
   }
-  // Nobody here knows what it asked for.
+  // This side does not know what it asked for.
   char bytes[HEADER_SIZE];
   struct packed nothing = message(RESULT, 9, 0, "", 0);
   assert_int_equal(recv(end, bytes, sizeof bytes, MSG_WAITALL), sizeof bytes);

@@ -10,7 +10,7 @@
 
 enum { THREADS = 8, GRAPHS_PER_THREAD = 2000, SLOTS = 64 };
 
-// A graph on its way; whoever takes it out of its slot owns it.
+// A graph on its way; the thread that takes it out of its slot owns it.
 struct life {
   struct graph graph;
   uint64_t sizes[3], zeros[3];

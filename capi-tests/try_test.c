@@ -161,7 +161,7 @@ static void a_slow_mapper_is_not_waited_for(void **state) {
   unsigned initialized = host->calls[INITIALIZE];
   status = jitmem_manager_try_finalize(hosted->manager, graph.handle, NULL);
   assert_true(status == JITMEM_OK || status == JITMEM_WOULD_BLOCK);
-  // A request that nobody waits for would be answered to nobody.
+  // A request without a callback has no one to answer.
   assert_int_equal(host->calls[INITIALIZE], initialized);
   host_tell(host);
   if (status == JITMEM_WOULD_BLOCK)

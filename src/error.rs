@@ -56,7 +56,8 @@ impl Status {
         }
     }
 
-    /// What somebody outside says with this number: what only we may say is their failure.
+    /// The status that a host's code means with this number; statuses that only the library gives
+    /// count as its failure.
     pub(crate) fn said_by_others(code: u32) -> Status {
         match Status::from_code(code) {
             None | Some(Status::Internal | Status::WouldBlock) => Status::MapperFailed,

@@ -65,7 +65,7 @@ impl Channel {
         let mut answer = None;
         while !others.is_empty() || answer.is_none() {
             let Some((header, body, along)) = receive(&self.0) else {
-                // Whoever breaks the protocol gets no answer to that, and perhaps none to the others.
+                // A peer that breaks the protocol gets no answer to that, and perhaps none to the others.
                 assert!(packet.fate == Fate::Broken, "no answer");
                 return (None, Vec::new());
             };

@@ -118,7 +118,7 @@ impl Executor {
     /// Hangs up, and gives the bodies of the answers that were not waited for, by their numbers, and
     /// how the executor ended. By then nothing of it is left; whatever stays is a hang.
     pub fn end(self) -> (BTreeMap<u64, Vec<u8>>, jitmem::Result<()>) {
-        self.end_with(|header| panic!("nobody shall call: {header:?}"))
+        self.end_with(|header| panic!("no call is expected: {header:?}"))
     }
 
     /// [`Executor::end`] where linked code may still call.

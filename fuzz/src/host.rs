@@ -43,7 +43,7 @@ impl Linked {
         Some(all.swap_remove(index))
     }
 
-    /// Takes new memory, which is where the executor has reserved it, and nobody else's.
+    /// Takes new memory, which is where the executor has reserved it, and no other window's.
     fn add(&mut self, state: &State, in_flight: InFlight, memory: Memory) {
         for (first, last) in &memory.ranges {
             let mut windows = state.windows.iter();
@@ -216,10 +216,10 @@ impl Host {
         } = self;
         let broken = executor.state().broken;
         if broken {
-            // The controller hangs up on whoever breaks the protocol, and has no more to do with it.
+            // The controller hangs up on a peer that breaks the protocol.
             serving.join().expect("the executor does not panic");
             let later = executor.request(|_, answer: Result<Manager>| {
-                let error = answer.expect_err("nobody is there");
+                let error = answer.expect_err("no executor is there");
                 assert_eq!(error.status(), Status::Disconnected, "{error}");
             });
             Manager::new_async(&mapper, Options::default(), later);

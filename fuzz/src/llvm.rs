@@ -194,7 +194,7 @@ impl Controller {
         }
     }
 
-    /// An address in the arena, or none that a process can have: what was given back may be anybody's
+    /// An address in the arena, or none that a process can have: what was given back may be used by another part of the process
     /// by now.
     fn accessible(&self, input: &mut Input<'_>) -> u64 {
         match input.below(8) {

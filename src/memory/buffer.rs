@@ -22,7 +22,7 @@ const CLASSES: usize = 11;
 /// Bytes of one class that are kept at most.
 const MOST_KEPT: usize = 256 << 10;
 
-// SAFETY: blocks in the pool belong to nobody; a block is handed to one owner at a time.
+// SAFETY: blocks in the pool have no owner; a block is handed to one owner at a time.
 unsafe impl Send for BufferPool {}
 // SAFETY: as above, and the lists are behind locks.
 unsafe impl Sync for BufferPool {}
@@ -59,7 +59,7 @@ impl BufferPool {
     }
 
     fn make(size: usize) -> Result<Bytes> {
-        // What is left over is for the small blocks that nobody asks about.
+        // What is left over is for small blocks, which are not counted.
         let mut left_over: Vec<u8> = Vec::new();
         let mut bytes = Vec::new();
         left_over
@@ -97,7 +97,7 @@ pub(crate) struct Buffer {
     pool: Arc<BufferPool>,
 }
 
-// SAFETY: the bytes are written by whoever holds the in-flight allocation and read only after
+// SAFETY: the bytes are written by the holder of the in-flight allocation and read only after
 // finalize took it, so the accesses of different threads are ordered by that hand-over.
 unsafe impl Send for Buffer {}
 // SAFETY: as above.
@@ -120,7 +120,7 @@ impl Buffer {
             .write(offset, bytes);
     }
 
-    /// The content, once nobody writes any more.
+    /// The content, once it is written.
     pub(crate) fn content(&self) -> &[u8] {
         // SAFETY: a block has at least `size` bytes and lives as long as `self`; finalize ended the
         // linker's writing.

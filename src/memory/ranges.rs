@@ -257,7 +257,7 @@ impl Ranges {
         }
     }
 
-    /// What is noted of a range, for whoever wants it in a cache before it is needed.
+    /// What is noted of a range, to be fetched into a cache before it is needed.
     pub(crate) fn noted(&self, id: RangeId) -> &impl Sized {
         self.node(id.0)
     }

@@ -116,7 +116,7 @@ impl Writer {
     }
 }
 
-/// Where somebody outside the crate writes; only a number in here.
+/// Where a linker outside the crate writes; only a number in here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub(crate) struct WorkingPointer(*mut u8);
@@ -331,7 +331,7 @@ impl WriterView {
     }
 
     /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
-    /// that is writable, nobody can ever map it writable again.
+    /// that is writable, no process can ever map it writable again.
     pub(crate) fn new(
         size: u64,
         protection: Protection,

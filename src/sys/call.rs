@@ -153,7 +153,7 @@ unsafe fn take(raw: RawWrapperResult) -> WrapperResult {
 /// Answers a call of a wrapper function of ours. A panic becomes an out-of-band error.
 ///
 /// # Safety
-/// `args` points to `size` bytes that nobody changes meanwhile; it may be NULL if there are none.
+/// `args` points to `size` bytes that do not change meanwhile; it may be NULL if there are none.
 pub(crate) unsafe fn serve(
     args: *const u8,
     size: usize,

@@ -27,7 +27,7 @@ static PROGRAM: OnceLock<String> = OnceLock::new();
 const LONGEST_NAME: usize = 100;
 
 /// Has a line on stderr say so when a crash ends this process, under the name of the program that is
-/// given first. Whoever handles or ignores a signal himself, before or later, is left alone.
+/// given first. A handler that the program sets itself, before or later, stays, and so does a signal that it ignores.
 pub(crate) fn report_crashes(program: &str) {
     report_all(program, CRASHES.map(|(signal, _)| signal));
 }
@@ -53,7 +53,7 @@ fn report_all(program: &str, signals: impl IntoIterator<Item = c_int>) {
             let place = action.as_mut_ptr();
             (*place).sa_sigaction = handler as *const () as usize;
             (*place).sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            // Nobody may be reading stderr.
+            // stderr may be a pipe without a reader.
             libc::sigaddset(&raw mut (*place).sa_mask, libc::SIGPIPE);
             libc::sigaction(signal, place, std::ptr::null_mut());
         }
@@ -95,7 +95,7 @@ extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c
             libc::write(libc::STDERR_FILENO, line.as_ptr().cast(), line.len());
         }
         // The same signal once more, as it was: it comes when this handler has returned, and not every
-        // fault would come by itself. Whoever called this as the handler before his own has replaced it.
+        // fault would come by itself. A handler that calls this one as its predecessor has replaced it.
         libc::signal(signal, libc::SIG_DFL);
         let (process, thread) = (libc::getpid(), libc::gettid());
         if libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, signal, info) != 0 {

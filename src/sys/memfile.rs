@@ -19,7 +19,7 @@ fn create(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor and nobody else has it.
+    // SAFETY: the kernel just made this descriptor and no other owner knows it.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
@@ -68,7 +68,7 @@ impl MemFile {
         }
     }
 
-    /// A file that holds these bytes, for somebody else to read.
+    /// A file that holds these bytes, for another process to read.
     pub(crate) fn holding(name: &CStr, bytes: &[u8]) -> io::Result<MemFile> {
         let file = MemFile::new(name, bytes.len() as u64)?;
         gate("pwrite")?;
@@ -76,7 +76,7 @@ impl MemFile {
         Ok(file)
     }
 
-    /// The first `size` bytes of somebody else's file, read and not mapped: it may shrink.
+    /// The first `size` bytes of another process's file, read and not mapped: it may shrink.
     pub(crate) fn content(file: OwnedFd, size: u64) -> io::Result<Vec<u8>> {
         let file = File::from(file);
         let there = file.metadata()?;
@@ -94,7 +94,7 @@ impl MemFile {
         Ok(bytes)
     }
 
-    /// Somebody else's file, if it is as large as `size` and can't become smaller.
+    /// Another process's file, if it is as large as `size` and can't become smaller.
     pub(crate) fn of_fixed_size(file: OwnedFd, size: u64) -> io::Result<MemFile> {
         let wrong = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         let file = Memfd::try_from_file(File::from(file)).map_err(not_a_memfd)?;
@@ -110,7 +110,7 @@ impl MemFile {
         }
     }
 
-    /// Fixes the size of a file that somebody else will map writable.
+    /// Fixes the size of a file that another process will map writable.
     pub(crate) fn fix_size(&self) -> io::Result<()> {
         self.seal(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal])
     }

@@ -138,7 +138,7 @@ struct Belongings {
     /// Whether the thread uses it. A sanitizer gives each thread such a stack and takes away what it
     /// finds at the end; that one stays.
     uses_stack: bool,
-    /// Dropped last: whoever waits finds that out.
+    /// Dropped last: the thread that waits sees that.
     _gone: Sender<()>,
 }
 
@@ -160,7 +160,7 @@ impl Belongings {
             ss_size: self.handlers_stack.len(),
         };
         let mut before = MaybeUninit::<libc::stack_t>::zeroed();
-        // SAFETY: asks into a place for the answer, which is valid when it is all zero. Nobody else
+        // SAFETY: asks into a place for the answer, which is valid when it is all zero. No other code
         // uses the memory while the thread is there; where the kernel wants more of it, there is no
         // such stack. `let_go` takes the box back.
         unsafe {
@@ -224,7 +224,7 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     }
 
     extern "C" fn start<F: FnOnce() -> R, R>(task: *mut c_void) -> *mut c_void {
-        // SAFETY: whoever started this thread keeps the task until the belongings are gone, and does
+        // SAFETY: the thread that started this one keeps the task until the belongings are gone, and does
         // not look at it meanwhile.
         let task = unsafe { &mut *task.cast::<Task<F, R>>() };
         if let Some((belongings, key)) = task.belongings.take() {
@@ -264,7 +264,7 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     if code != 0 {
         return Err(io::Error::from_raw_os_error(code));
     }
-    // Nothing is ever sent: that nobody is left who could send is what is waited for.
+    // Nothing is ever sent: the end of the last sender is what is waited for.
     let _ = told.recv();
     Ok(task.result)
 }
@@ -356,7 +356,7 @@ mod tests {
         assert_eq!(run_in_own_thread(leave).unwrap(), None);
         // In the last round ours may go before.
         assert!(CALLS.load(Ordering::SeqCst) >= ROUNDS - 1);
-        // SAFETY: nobody has data under it any more.
+        // SAFETY: no thread has data under it any more.
         unsafe { libc::pthread_key_delete(key) };
     }
 

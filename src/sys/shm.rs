@@ -26,7 +26,7 @@ impl SharedName {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel just made this descriptor and nobody else has it.
+        // SAFETY: the kernel just made this descriptor and no other owner knows it.
         let file = unsafe { OwnedFd::from_raw_fd(fd) };
         let name = SharedName(name.to_owned());
         gate("ftruncate")?;
@@ -42,16 +42,16 @@ impl SharedName {
 
 impl Drop for SharedName {
     fn drop(&mut self) {
-        // SAFETY: a string. Whoever opened it has usually unlinked it long since.
+        // SAFETY: a string. The process that opened it has usually unlinked it long since.
         unsafe { libc::shm_unlink(self.0.as_ptr()) };
     }
 }
 
-/// Opens shared memory that somebody else has made, at least `size` bytes, and takes its name away.
+/// Opens shared memory that another process has made, at least `size` bytes, and takes its name away.
 pub(crate) fn take_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
     gate("shm_open")?;
     let file = rustix::shm::open(name, rustix::shm::OFlags::RDWR, Mode::empty());
-    // Whoever made it is not coming back to it.
+    // The process that made it does not open it again.
     let unlinked = rustix::shm::unlink(name);
     let file = file?;
     unlinked?;

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// At most as many descriptors go with one packet; the kernel's own limit is 253.
 pub(crate) const MOST_DESCRIPTORS: usize = 64;
 
-/// Bits that nobody can guess, for names and tokens.
+/// Bits that can't be guessed, for names and tokens.
 pub(crate) fn random() -> io::Result<u128> {
     let mut bytes = [0; 16];
     gate("getrandom")?;
@@ -186,7 +186,7 @@ pub(crate) struct Received {
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
-/// Whether a descriptor, somebody else's so far, is a connected stream socket.
+/// Whether a descriptor of the host's is a connected stream socket.
 pub(crate) fn check_stream(socket: &OwnedFd) -> io::Result<()> {
     if rustix::net::sockopt::socket_type(socket)? != SocketType::STREAM {
         return Err(Errno::PROTOTYPE.into());
@@ -235,7 +235,7 @@ pub(crate) fn limit_sends(socket: &OwnedFd, timeout: Duration) -> io::Result<()>
     Ok(set_socket_timeout(socket, Timeout::Send, Some(timeout))?)
 }
 
-/// Ends a connection in both directions: whoever waits for a packet sees the end.
+/// Ends a connection in both directions: a thread that waits for a packet sees the end.
 pub(crate) fn hang_up(socket: &OwnedFd) {
     // A connection that has ended already is what was wanted.
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Byte streams that somebody else made: pipes, sockets, terminals, blocking or not.
+//! Byte streams that the host or its parent made: pipes, sockets, terminals, blocking or not.
 
 use super::{ClosedInChild, gate, socket};
 use rustix::event::{PollFd, PollFlags};
@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// A descriptor of our own for what somebody has left open under a number.
+/// A descriptor of our own for what is open under a number.
 pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
     gate("fcntl")?;
     // SAFETY: asks for a copy; a number that is no descriptor is an error.
@@ -18,7 +18,7 @@ pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
     if copy < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: just made, and nobody else knows it.
+    // SAFETY: just made, and no other owner knows it.
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn check_open(descriptor: RawFd) -> io::Result<()> {
 /// Closes what was left open for this process to own. Standard streams stay: they are everybody's.
 pub(crate) fn close_handed_over(descriptor: RawFd) {
     if descriptor > libc::STDERR_FILENO {
-        // SAFETY: it was handed to this process, and nobody else here knows it.
+        // SAFETY: it was handed to this process, and no other owner here knows it.
         unsafe { libc::close(descriptor) };
     }
 }
@@ -107,7 +107,7 @@ pub(crate) fn passes_descriptors(stream: &OwnedFd) -> bool {
         && socket_type(stream).is_ok_and(|kind| kind == SocketType::STREAM)
 }
 
-/// The writing end of a stream. Where nobody reads any more, writing is an error and no signal.
+/// The writing end of a stream. Where there is no reader any more, writing is an error and no signal.
 #[derive(Debug)]
 pub(crate) struct StreamWriter {
     stream: ClosedInChild,
@@ -190,7 +190,7 @@ impl StreamWriter {
 /// touched: a program's output may go through a pipe as well, and end with it.
 struct NoPipeSignal {
     before: libc::sigset_t,
-    /// Whether there was one before that nobody has taken.
+    /// Whether one was pending before and has not been taken.
     pending: bool,
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Threads of our own inside somebody else's process.
+//! Threads that jitmem starts in a host's process.
 
 use super::gate;
 use std::io;

@@ -66,7 +66,7 @@ pub struct Header {
     pub size: u64,
     /// What the message is.
     pub opcode: Opcode,
-    /// Chosen by whoever calls, unique among its calls that are not answered yet.
+    /// Chosen by the caller, unique among its calls that are not answered yet.
     pub sequence: u64,
     /// The function or tag that is called; 0 in other messages.
     pub tag: u64,
@@ -83,7 +83,7 @@ impl Header {
         }
     }
 
-    /// Bytes behind the header. A decoded header may say anything here: whoever reads the body
+    /// Bytes behind the header. A decoded header may say anything here: the reader of the body
     /// holds it against a limit of its own first.
     pub fn body_size(&self) -> u64 {
         self.size.saturating_sub(HEADER_SIZE as u64)

@@ -185,7 +185,7 @@ choice! {
         0 Connect {
             /// The socket's name.
             name: Bytes<'a>,
-            /// What nobody else knows.
+            /// What only the two sides know.
             token: Bytes<'a>,
         }
         /// Make a pair of sockets of which the controller will take one.

@@ -61,7 +61,7 @@ protected:
     FromChild.Write.close();
     SimpleRemoteEPC::Setup Setup;
     Setup.CreateMemoryManager = [](SimpleRemoteEPC &) {
-      return jitlink::InProcessMemoryManager::Create(); // for nobody
+      return jitlink::InProcessMemoryManager::Create(); // unused
     };
     std::atomic<int> Left{0}; // none of the EPC's own
     auto Sent = [&] {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
 // A controller that is there to be killed: `controller SETTING WORK`. It writes a byte to
-// descriptor 21 for each thing it has done; whoever holds that descriptor, as its executor does
-// too, is not gone yet. At the end of its work it waits.
+// descriptor 21 for each thing it has done; a process that holds that descriptor, as its executor
+// does too, is not gone yet. At the end of its work it waits.
 
 #include "executors.h"
 

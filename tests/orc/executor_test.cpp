@@ -356,7 +356,7 @@ TEST_P(Executor, UnderADispatcherThatRunsTasksInPlace) {
 }
 
 TEST_P(Executor, ASessionEndsWhileItsLastCallbackReturns) {
-  // Whoever waits for a symbol goes on before the callback that made it ready has returned.
+  // A thread that waits for a symbol goes on before the callback that made it ready has returned.
   for (int Round = 0; Round != 20; ++Round) {
     start();
     must(S->J->addIRModule(functionReturning("f", Round)));

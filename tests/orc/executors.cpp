@@ -191,7 +191,7 @@ Session::Session(Setting S, Owner O, Dispatcher D, LLJITBuilder Builder) {
     if (O == Owner::EPC)
       return std::move(*New);
     OwnMM = std::move(*New);
-    return jitlink::InProcessMemoryManager::Create(); // for nobody
+    return jitlink::InProcessMemoryManager::Create(); // unused
   };
   std::unique_ptr<TaskDispatcher> Tasks;
   if (D == Dispatcher::InPlace)

@@ -111,7 +111,7 @@ private:
   int Left;
 };
 
-// Whether something comes to hold within a minute, for what nobody tells the end of.
+// Whether something comes to hold within a minute, where no event tells.
 bool eventually(llvm::function_ref<bool()> Holds);
 
 class Session {

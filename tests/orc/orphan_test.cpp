@@ -53,7 +53,7 @@ protected:
 
   // Returns how many there were.
   size_t expectAllEnd(int Reported, pid_t Controller, bool Early) {
-    // Until nobody has the other end, in whatever process.
+    // Until no process has the other end.
     char Bytes[64];
     pollfd Waiting = {Reported, POLLIN, 0};
     ssize_t Read;

@@ -56,7 +56,7 @@ private:
     std::unique_ptr<Work> W(static_cast<Work *>(Argument));
     ThreadPerTask &D = W->Dispatcher;
     W->T->run();
-    W.reset(); // before anybody is told that it is done
+    W.reset(); // before it is reported as done
     std::lock_guard<std::mutex> Lock(D.M);
     if (--D.Running == 0)
       D.Idle.notify_all();

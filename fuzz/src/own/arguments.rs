@@ -34,8 +34,8 @@ impl Controller {
     pub(super) fn attach<'a>(&self, input: &mut Input<'a>) -> Attach<'a> {
         match input.below(5) {
             0 => Attach::Connect {
-                // Nobody listens there.
-                name: Bytes(b"jitmem-fuzz-nobody"),
+                // No socket listens there.
+                name: Bytes(b"jitmem-fuzz-no-listener"),
                 token: Bytes(input.bytes()),
             },
             1 => Attach::Offer {},
