@@ -41,9 +41,6 @@ pub mod executor;
 #[allow(unsafe_code, unreachable_pub, dead_code)]
 mod capi;
 
-#[doc(hidden)]
-pub use capi::serve_controller;
-
 pub use completion::{Completion, wait};
 pub use error::{ALL_STATUSES, Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};

@@ -13,8 +13,7 @@ mod seccomp;
 
 use anyhow::{Context, Result};
 use jitmem::executor::program;
-use jitmem::executor::server;
-use jitmem::serve_controller;
+use jitmem::executor::server::{self, SetupLayout};
 use options::{Command, CxxRuntime, Endpoint, Options};
 use std::env;
 use std::ffi::c_int;
@@ -80,8 +79,8 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     if cxx_ahead {
         program::load_cxx_runtime();
     }
-    let server = server::Options {
-        layout: options::layout(llvm),
+    let session = server::Options {
+        layout: SetupLayout::of_llvm(llvm),
         cxx_runtime: options.cxx_runtime != CxxRuntime::Never,
         ..server::Options::default()
     };
@@ -94,8 +93,8 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     };
     print_debug_list();
     options.containment.close()?;
-    // SAFETY: to do what the controller says is what this program is for.
-    let served = unsafe { serve_controller(input, output, server) };
+    // SAFETY: to do what the controller asks for is what this program is for.
+    let served = unsafe { server::serve(input, output, &session) };
     print_debug_list();
     let Err(error) = served else { return Ok(0) };
     // No error that takes a backtrace: frames of linked code may be among what the unwinder knows.

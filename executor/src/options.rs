@@ -7,7 +7,6 @@
 use crate::contain::{Containment, Limit, limited_by};
 use crate::seccomp::Profile;
 use anyhow::{Context, Result, bail};
-use jitmem::executor::server::SetupLayout;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -84,14 +83,6 @@ pub(crate) enum Command {
     Serve(Options),
     Help,
     Version,
-}
-
-/// The layout of the first message that this LLVM expects.
-pub(crate) fn layout(llvm: u32) -> SetupLayout {
-    match llvm {
-        ..=16 => SetupLayout::Symbols,
-        _ => SetupLayout::MapAndSymbols,
-    }
 }
 
 /// The number of a release, of those that we know.
@@ -319,13 +310,5 @@ mod tests {
         assert!(refused(&["--seccomp", "x"]).contains("\"x\" is no profile"));
         assert!(refused(&["--rlimit-as", "x"]).contains("\"x\" is no number"));
         assert!(refused(&["--rlimit-rss", "1"]).contains("invalid option"));
-    }
-
-    #[test]
-    fn the_layout_changed_with_17() {
-        assert_eq!([14, 16, 17, 22].map(layout), {
-            use SetupLayout::*;
-            [Symbols, Symbols, MapAndSymbols, MapAndSymbols]
-        });
     }
 }

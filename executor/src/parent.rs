@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Which LLVM a controller has that is this process's parent.
 
-use crate::options::layout;
+use jitmem::executor::server::SetupLayout;
 use rustix::process::getppid;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -35,7 +35,8 @@ pub(crate) fn llvm() -> Option<u32> {
 /// one, bring LLVM along, and the parent's own may be linked into it.
 fn one_layout(mut releases: impl Iterator<Item = u32>) -> Option<u32> {
     let first = releases.next()?;
-    let alike = releases.all(|release| layout(release) == layout(first));
+    let alike =
+        releases.all(|release| SetupLayout::of_llvm(release) == SetupLayout::of_llvm(first));
     alike.then_some(first)
 }
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! An executor in this process, and the controller's end of its stream.
 
-use jitmem::serve_controller;
-use jitmem::executor::server::Options;
-use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode, Setup, SetupLayout, message};
+use jitmem::executor::server::{Options, SetupLayout, serve};
+use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode, Setup, message};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -49,19 +48,18 @@ impl Executor {
     }
 
     /// One that knows the addresses of further functions.
-    pub fn with(layout: SetupLayout, services: Vec<u64>) -> Executor {
+    pub fn with(layout: SetupLayout, functions: Vec<u64>) -> Executor {
         let had = belongings();
         let (mut stream, theirs) = UnixStream::pair().expect("socketpair");
         let output = theirs.try_clone().expect("dup");
         let options = Options {
             layout,
             cxx_runtime: false,
-            services,
+            functions,
             ..Options::default()
         };
         // SAFETY: what is asked of it by address is checked by those who ask.
-        let serve = move || unsafe { serve_controller(theirs.into(), output.into(), options) };
-        let serving = spawn(serve);
+        let serving = spawn(move || unsafe { serve(theirs.into(), output.into(), &options) });
         let (header, body) = receive(&mut stream).expect("an executor introduces itself");
         assert_eq!(header.opcode, Opcode::Setup);
         let setup = Setup::decode(&body, layout).expect("a well-formed Setup");

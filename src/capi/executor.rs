@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Serving a controller: what an executor program does.
 
-use super::service::{addresses, jitmem_service, symbols, symbols_of};
+use super::service::{self, jitmem_service};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::{Result, invalid_argument};
-use crate::executor::server::{Options, serve};
-use crate::executor::service::Service;
+use crate::executor::server::{Options, SetupLayout, serve};
 use crate::sys::{duplicate, explain};
-use crate::wire::frame::SetupLayout;
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
@@ -53,8 +51,8 @@ const LEAST: usize = offset_of!(jitmem_serve_options, c_only) + size_of::<u32>()
 
 fn layout(llvm_version: u32) -> Result<SetupLayout> {
     match llvm_version {
-        14..=16 => Ok(SetupLayout::Symbols),
-        0 | 17..=22 => Ok(SetupLayout::MapAndSymbols),
+        0 => Ok(Options::default().layout),
+        14..=22 => Ok(SetupLayout::of_llvm(llvm_version)),
         _ => Err(invalid_argument(format!(
             "llvm_version {llvm_version} is none of 14 to 22, and not 0 for the default"
         ))),
@@ -64,11 +62,12 @@ fn layout(llvm_version: u32) -> Result<SetupLayout> {
 /// What the host chose.
 ///
 /// # Safety
-/// `options` is NULL or points to a struct of the size that it says, whose symbols have names.
-unsafe fn chosen(options: *const jitmem_serve_options) -> Result<(Options, *const jitmem_service)> {
+/// `options` is NULL or points to a struct of the size that it says, whose symbols have names and whose
+/// service is not freed while the result is used.
+unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>> {
     let mut chosen = Options::default();
     if options.is_null() {
-        return Ok((chosen, std::ptr::null()));
+        return Ok(chosen);
     }
     // SAFETY: numbers and pointers; the caller vouches for the size.
     let given = unsafe { input::versioned(options, LEAST, "jitmem_serve_options") }?;
@@ -91,15 +90,11 @@ unsafe fn chosen(options: *const jitmem_serve_options) -> Result<(Options, *cons
         let name = unsafe { CStr::from_ptr(symbol.name) }.to_string_lossy();
         chosen.symbols.push((name.into_owned(), symbol.address));
     }
-    Ok((chosen, given.service))
-}
-
-/// Publishes our own service beside LLVM's. The host's own names come last, so that they take the
-/// place of others.
-fn publish(options: &mut Options, symbols: [(&CStr, u64); 2]) {
-    let symbols = symbols.map(|(name, address)| (name.to_string_lossy().into_owned(), address));
-    options.symbols.splice(0..0, symbols);
-    options.services.extend(addresses());
+    if !given.service.is_null() {
+        // SAFETY: as the caller says.
+        chosen.service = Some(unsafe { service::get(given.service) }?);
+    }
+    Ok(chosen)
 }
 
 /// A descriptor of the host's, duplicated: linked code may still be in the middle of a call when the
@@ -109,24 +104,6 @@ fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
         Some(libc::EBADF) => invalid_argument(format!("{name} {descriptor} is no open descriptor")),
         _ => explain(format_args!("duplicate {name} {descriptor}"), error),
     })
-}
-
-/// Serves one controller with LLVM's services and with ours; for programs in Rust.
-///
-/// # Errors
-/// Those of [`serve`].
-///
-/// # Safety
-/// As [`serve`] has it.
-pub unsafe fn serve_controller(
-    input: OwnedFd,
-    output: OwnedFd,
-    mut options: Options,
-) -> Result<()> {
-    let service = Service::new();
-    publish(&mut options, symbols_of(&service));
-    // SAFETY: as the caller says.
-    unsafe { serve(input, output, &options) }
 }
 
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
@@ -156,14 +133,8 @@ pub unsafe extern "C" fn jitmem_executor_serve(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: as the caller says.
-        let (mut options, service) = unsafe { chosen(options) }?;
+        let options = unsafe { chosen(options) }?;
         let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
-        if service.is_null() {
-            // SAFETY: as the caller says.
-            return unsafe { serve_controller(input, output, options) };
-        }
-        // SAFETY: as the caller says.
-        publish(&mut options, unsafe { symbols(service) }?);
         // SAFETY: as the caller says.
         unsafe { serve(input, output, &options) }
     };

@@ -30,5 +30,3 @@ mod stats;
 mod status;
 mod transport;
 mod version;
-
-pub use executor::serve_controller;

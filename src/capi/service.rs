@@ -6,11 +6,9 @@ use super::handle::{self, Handle};
 use super::input;
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Result, invalid_argument};
-use crate::executor::service::{self, Function, Service};
+use crate::executor::service::{self, Service};
 use crate::sys::{RawWrapperResult, serve};
-use crate::wire::service::Functions;
-use crate::wire::sps::ExecutorAddr;
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 
 /// An executor's service: controllers that know its symbols get memory in this process. Freeing it
 /// ends their sessions. All functions on it are thread-safe.
@@ -46,48 +44,6 @@ impl From<RawWrapperResult> for jitmem_wrapper_result {
     }
 }
 
-macro_rules! wrappers {
-    ($($name:ident: $function:ident,)*) => {$(
-        unsafe extern "C" fn $name(args: *const c_char, size: usize) -> jitmem_wrapper_result {
-            let body = |args: &[u8]| service::call(Function::$function, args, Vec::new());
-            // SAFETY: whoever calls a wrapper function passes bytes that live through the call.
-            unsafe { serve(args.cast(), size, body) }.into()
-        }
-    )*};
-}
-
-wrappers! {
-    attach: Attach,
-    reserve: Reserve,
-    change: Change,
-    apply: Apply,
-    close: Close,
-}
-
-type Wrapper = unsafe extern "C" fn(*const c_char, usize) -> jitmem_wrapper_result;
-
-fn address(function: Wrapper) -> u64 {
-    function as *const () as u64
-}
-
-fn functions() -> Functions {
-    let of = |function| ExecutorAddr(address(function));
-    Functions {
-        attach: of(attach),
-        reserve: of(reserve),
-        change: of(change),
-        apply: of(apply),
-        close: of(close),
-    }
-}
-
-/// Every wrapper function of the service.
-pub(super) fn addresses() -> Vec<u64> {
-    [jitmem_service_open, attach, reserve, change, apply, close]
-        .map(address)
-        .into()
-}
-
 /// The wrapper function with which a controller opens a session; not to be called from C. It is what
 /// dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
 /// publishes.
@@ -100,7 +56,7 @@ pub unsafe extern "C" fn jitmem_service_open(
     size: usize,
 ) -> jitmem_wrapper_result {
     // SAFETY: as the caller says.
-    unsafe { serve(args.cast(), size, |args| service::open(args, &functions())) }.into()
+    unsafe { serve(args.cast(), size, service::open_session) }.into()
 }
 
 /// Makes a service of its own in this process.
@@ -127,22 +83,13 @@ pub unsafe extern "C" fn jitmem_service_create(
     unsafe { guard::call(error, body) }
 }
 
-/// What the executor publishes for a service.
+/// The service behind a handle.
 ///
 /// # Safety
-/// `service` is NULL or a handle of this library.
-pub(super) unsafe fn symbols(service: *const jitmem_service) -> Result<[(&'static CStr, u64); 2]> {
+/// `service` is NULL or a handle of this library, which outlives the reference.
+pub(super) unsafe fn get<'a>(service: *const jitmem_service) -> Result<&'a Service> {
     // SAFETY: as the caller says.
-    let service = unsafe { handle::get(service) }?;
-    Ok(symbols_of(&service.0))
-}
-
-/// The same for one that has no handle.
-pub(super) fn symbols_of(service: &Service) -> [(&'static CStr, u64); 2] {
-    [
-        (c"jitmem_service_open", address(jitmem_service_open)),
-        (c"jitmem_service_instance", service.instance()),
-    ]
+    Ok(&unsafe { handle::get(service) }?.0)
 }
 
 /// Sees one bootstrap symbol; `name` is static.
@@ -167,7 +114,7 @@ pub unsafe extern "C" fn jitmem_service_symbols(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: as the caller says.
-        let symbols = unsafe { symbols(service) }?;
+        let symbols = service::symbols(unsafe { get(service) }?);
         let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
         for (name, address) in symbols {
             // SAFETY: the host's function takes a context, a static string and a number.

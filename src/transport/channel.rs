@@ -2,8 +2,8 @@
 //! The controller's end of a channel to our executor service.
 
 use super::packet::{self, Packet};
-use super::pending::Pending;
-use super::{RESPONSE_TIMEOUT, Traffic, Transport, disconnected, lost, reader_pool};
+use super::pending::PendingCalls;
+use super::{RESPONSE_TIMEOUT, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
@@ -15,13 +15,16 @@ use std::sync::Arc;
 /// The tag of a result that is an out-of-band error.
 pub(crate) const OUT_OF_BAND: u64 = 1;
 
+/// Threads that read a channel at once: one handles a packet while the next one reads.
+pub(crate) const READERS: usize = 2;
+
 /// Calls through a Unix socket of our own. Hangs up when dropped; what is unanswered then is
 /// answered with an error.
-pub(crate) struct Channel(Arc<Calls>);
+pub(crate) struct Channel(Arc<ChannelConnection>);
 
-struct Calls {
+struct ChannelConnection {
     socket: ClosedInChild,
-    pending: Pending,
+    pending: PendingCalls,
     traffic: Traffic,
 }
 
@@ -30,14 +33,15 @@ impl Channel {
     pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
         socket::limit_sends(&socket, RESPONSE_TIMEOUT)
             .map_err(|error| explain("limit the time that a send takes", error))?;
-        let calls = Arc::new(Calls {
+        let connection = Arc::new(ChannelConnection {
             socket: ClosedInChild::new(socket),
-            pending: Pending::new(),
+            pending: PendingCalls::new(),
             traffic: Traffic::default(),
         });
-        reader_pool::start(Arc::clone(&calls))
+        let buffers = [const { Vec::new() }; READERS];
+        reader_pool::start(Arc::clone(&connection), buffers)
             .map_err(|error| explain("start a thread that reads a channel", error))?;
-        Ok(Channel(calls))
+        Ok(Channel(connection))
     }
 
     /// [`Transport::call`] that hands descriptors over.
@@ -48,14 +52,14 @@ impl Channel {
         descriptors: &[OwnedFd],
         done: Completion<Vec<u8>>,
     ) {
-        let calls = &self.0;
-        let Some(sequence) = calls.pending.add(done) else {
+        let connection = &self.0;
+        let Some(sequence) = connection.pending.add(done) else {
             return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
-        calls.traffic.sent(header.size as usize);
-        if let Err(error) = packet::send(&calls.socket, header, args, &borrowed) {
+        connection.traffic.sent(header.size as usize);
+        if let Err(error) = packet::send(&connection.socket, header, args, &borrowed) {
             let error = match error.kind() {
                 io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
                     disconnected("its channel is closed")
@@ -65,8 +69,8 @@ impl Channel {
                         "it has read nothing for {} s",
                         RESPONSE_TIMEOUT.as_secs()
                     ));
-                    calls.pending.end(error.clone());
-                    socket::hang_up(&calls.socket);
+                    connection.pending.end(error.clone());
+                    socket::hang_up(&connection.socket);
                     error
                 }
                 _ => explain(
@@ -75,7 +79,7 @@ impl Channel {
                 ),
             };
             // Unless the end of the channel has answered it already.
-            if let Some(done) = calls.pending.take(sequence) {
+            if let Some(done) = connection.pending.take(sequence) {
                 done.complete(Err(error));
             }
         }
@@ -99,7 +103,7 @@ impl Transport for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let Calls {
+        let ChannelConnection {
             socket, pending, ..
         } = &*self.0;
         if pending.owner().is_current() {
@@ -109,11 +113,13 @@ impl Drop for Channel {
     }
 }
 
-impl reader_pool::Connection for Calls {
+impl reader_pool::Connection for ChannelConnection {
+    type Input = Vec<u8>;
     type Packet = (Completion<Vec<u8>>, Packet);
 
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Packet>> {
-        let Some(packet) = packet::receive(&self.socket, buffer)? else {
+    fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
+        let received = packet::receive(&self.socket, buffer);
+        let Some(packet) = received.map_err(|error| unreadable("channel", error))? else {
             return Ok(None);
         };
         let Header {
@@ -129,16 +135,15 @@ impl reader_pool::Connection for Calls {
         };
         let done = done.ok_or_else(|| {
             let message = format!("{opcode:?} {sequence}, which answers no call");
-            io::Error::new(io::ErrorKind::InvalidData, message)
+            unreadable(
+                "channel",
+                io::Error::new(io::ErrorKind::InvalidData, message),
+            )
         });
         Ok(Some((done?, packet)))
     }
 
-    fn hang_up(&self) {
-        socket::hang_up(&self.socket);
-    }
-
-    fn handle(self: Arc<Self>, (done, packet): Self::Packet) {
+    fn handle(&self, (done, packet): Self::Packet) {
         let failed = |message| Err(Error::new(Status::MapperFailed, message));
         done.complete(match (packet.lost, packet.header.tag) {
             (Some(why), _) => failed(why),
@@ -147,8 +152,12 @@ impl reader_pool::Connection for Calls {
         });
     }
 
-    fn ended(self: Arc<Self>, why: Option<io::Error>) {
-        self.pending.end(lost("channel", why));
+    fn hang_up(&self) {
+        socket::hang_up(&self.socket);
+    }
+
+    fn ended(&self, why: Result<()>) {
+        self.pending.end(end_of("channel", why));
     }
 }
 

@@ -8,7 +8,7 @@
 pub(crate) mod channel;
 pub(crate) mod messages;
 pub(crate) mod packet;
-mod pending;
+pub(crate) mod pending;
 pub(crate) mod reader_pool;
 mod stream;
 
@@ -39,7 +39,7 @@ pub trait Transport: Send + Sync {
     }
 
     /// A socket for one session's own packets, if the executor sent one along when the connection was
-    /// made. Nobody gets the same one twice.
+    /// made. Each is given once.
     fn take_channel(&self) -> Option<OwnedFd> {
         None
     }
@@ -77,15 +77,22 @@ pub(crate) fn disconnected(how: impl std::fmt::Display) -> Error {
     )
 }
 
-/// What the end of a connection tells those who wait for answers.
-fn lost(connection: &str, why: Option<io::Error>) -> Error {
-    match why {
-        None => disconnected(format_args!("the end of its {connection} was reached")),
-        Some(error) if error.kind() == io::ErrorKind::InvalidData => Error::new(
+/// What calls that wait for answers fail with when a connection can't be read any further.
+fn unreadable(connection: &str, error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData => Error::new(
             Status::Disconnected,
             format!("the executor broke the protocol, so its {connection} was closed: {error}"),
         ),
-        Some(error) => disconnected(error),
+        _ => disconnected(error),
+    }
+}
+
+/// What they fail with when a connection has ended.
+fn end_of(connection: &str, why: Result<()>) -> Error {
+    match why {
+        Ok(()) => disconnected(format_args!("the end of its {connection} was reached")),
+        Err(error) => error,
     }
 }
 

@@ -47,7 +47,11 @@ pub(crate) fn send(
 /// Waits for a packet; `None` at the end. The buffer is for whatever comes next as well.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
     buffer.resize(MOST_BYTES, 0);
-    let received = socket::receive(socket, buffer)?;
+    let received = match socket::receive(socket, buffer) {
+        // The other side went without reading everything.
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
+        received => received?,
+    };
     if received.size == 0 {
         return Ok(None);
     }

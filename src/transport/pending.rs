@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 type Answered = Completion<Vec<u8>>;
 
 /// The calls of one connection. Each is answered once, the last ones when the connection ends.
-pub(super) struct Pending {
-    state: Mutex<State>,
+pub(crate) struct PendingCalls {
+    state: Mutex<PendingState>,
     /// The state has its reason.
     ended: AtomicBool,
     /// The process that made the connection.
@@ -20,23 +20,23 @@ pub(super) struct Pending {
 }
 
 #[derive(Default)]
-struct State {
+struct PendingState {
     next: u64,
     waiting: HashMap<u64, Answered>,
     ended: Option<Error>,
 }
 
-impl Pending {
-    pub(super) fn new() -> Pending {
-        Pending {
+impl PendingCalls {
+    pub(crate) fn new() -> PendingCalls {
+        PendingCalls {
             state: Mutex::default(),
             ended: AtomicBool::new(false),
             owner: OwnerProcess::current(),
         }
     }
 
-    /// The number of a new call. None: nobody would answer it, so it has been answered with why.
-    pub(super) fn add(&self, done: Answered) -> Option<u64> {
+    /// The number of a new call. None: no answer could come, so it has been completed with the reason.
+    pub(crate) fn add(&self, done: Answered) -> Option<u64> {
         if !self.owner.is_current() {
             done.complete(Err(invalid_handle(
                 "this connection to an executor belongs to the parent process; a forked child must \
@@ -56,13 +56,13 @@ impl Pending {
         Some(sequence)
     }
 
-    /// The call with this number, for whoever answers it.
-    pub(super) fn take(&self, sequence: u64) -> Option<Answered> {
+    /// The call with this number, to be completed with its answer.
+    pub(crate) fn take(&self, sequence: u64) -> Option<Answered> {
         self.state.lock().waiting.remove(&sequence)
     }
 
     /// Answers what waits, and all that comes, with `error`, or with what the end was before.
-    pub(super) fn end(&self, error: Error) {
+    pub(crate) fn end(&self, error: Error) {
         let waiting = {
             let mut state = self.state.lock();
             let error = state.ended.get_or_insert(error).clone();
@@ -74,12 +74,12 @@ impl Pending {
     }
 
     /// Whether all that comes is answered with an error.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
     /// The process that made the connection. A forked child has none of the threads that read it.
-    pub(super) fn owner(&self) -> OwnerProcess {
+    pub(crate) fn owner(&self) -> OwnerProcess {
         self.owner
     }
 }

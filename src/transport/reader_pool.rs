@@ -1,119 +1,499 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! The threads that read a connection.
+//! The threads of a connection, each of which reads packets and handles them.
 //!
-//! Several wait for packets at once and each packet wakes one, so a thread that has got a packet
-//! just handles it: handling may block for as long as it likes, because another thread is there to
-//! read on. When the last one waiting gets a packet it starts one more first. In the steady state
-//! two threads serve, and none is started or handed anything.
+//! A thread that has read a packet handles it itself, and another thread reads on, so no packet is
+//! handed from one thread to another, and handling may block for as long as it likes. A thread that was
+//! the last to read wakes an idle one before it handles, or starts one. In the steady state no thread is
+//! started.
 //!
-//! What a packet belongs to is found while its thread still counts as waiting, and the end is told by
-//! the last one that waited: so whatever came before the end is known by then.
+//! As many threads read at once as the connection has inputs. A stream has one. Of a socket of packets
+//! several threads may read: the kernel wakes one for each packet, and no thread has to wake another.
+//!
+//! The thread that became idle last is woken first. So threads that only a burst has needed stay idle,
+//! and end.
 
+use crate::error::{Error, Result, Status};
 use crate::sys;
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
-/// More threads than this do not wait for packets; the others end.
-const MOST_WAITING: usize = 2;
+/// A thread that was idle for this long ends.
+const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// So many threads stay, however long nothing comes: one that reads, and one to read on.
+const KEPT: usize = 2;
 
 /// A connection: where packets come from, and what is done with them.
 pub(crate) trait Connection: Send + Sync + 'static {
-    /// A packet, and what it belongs to.
-    type Packet;
+    /// What a thread reads from. Each is one thread's at a time.
+    type Input: Send;
+
+    /// What was read, and what it belongs to.
+    type Packet: Send;
 
     /// Whether handling may run linked code, whose own threads get this one's signals.
     const RUNS_LINKED_CODE: bool = false;
 
-    /// Waits for the next packet, in several threads at once; `None` at the end. The buffer is the
-    /// thread's own.
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Self::Packet>>;
+    /// Waits for the next packet; `None` at the end.
+    fn receive(&self, input: &mut Self::Input) -> Result<Option<Self::Packet>>;
 
     /// Handles one packet; may block.
-    fn handle(self: Arc<Self>, packet: Self::Packet);
+    fn handle(&self, packet: Self::Packet);
 
-    /// Makes the waiting threads see the end.
+    /// Handles one packet while no thread reads, since none can be started.
+    fn handle_unread(&self, packet: Self::Packet) {
+        self.handle(packet);
+    }
+
+    /// Makes threads that wait for packets see the end.
     fn hang_up(&self);
 
-    /// The connection has come to its end, or this is why it was ended. May be called again, then
-    /// without a reason.
-    fn ended(self: Arc<Self>, why: Option<io::Error>);
+    /// The connection has come to its end, or this is why it was ended. Called once, when no thread
+    /// reads any more: what every packet before the end belongs to is known.
+    fn ended(&self, why: Result<()>);
 }
 
-struct ReaderPool<C> {
+/// The threads of a connection.
+pub(crate) struct ReaderPool<C: Connection> {
     connection: Arc<C>,
-    /// Threads that are receiving.
-    waiting: AtomicUsize,
-    why: Mutex<Option<io::Error>>,
+    state: Mutex<PoolState<C::Input>>,
+    /// The last thread has ended.
+    gone: Condvar,
+    idle_time: Duration,
 }
 
-/// Has the packets of a connection handled until its end. [`Connection::hang_up`] ends it.
-pub(crate) fn start<C: Connection>(connection: Arc<C>) -> io::Result<()> {
-    let pool = Arc::new(ReaderPool {
-        connection,
-        waiting: AtomicUsize::new(0),
-        why: Mutex::new(None),
-    });
-    start_reader(&pool)
+struct PoolState<I> {
+    /// What no thread reads.
+    inputs: Vec<I>,
+    /// Threads that read.
+    readers: usize,
+    /// Threads that found no input, the latest last.
+    idle: Vec<Thread>,
+    threads: usize,
+    ended: Option<Result<()>>,
+    /// The connection knows of its end.
+    told: bool,
 }
 
-fn start_reader<C: Connection>(pool: &Arc<ReaderPool<C>>) -> io::Result<()> {
-    let new = Arc::clone(pool);
-    pool.waiting.fetch_add(1, Ordering::AcqRel);
-    let started = match C::RUNS_LINKED_CODE {
-        true => sys::spawn_for_programs(move || new.read_packets()),
-        false => sys::spawn("jitmem-channel", move || new.read_packets()),
-    };
-    started.inspect_err(|_| {
-        pool.waiting.fetch_sub(1, Ordering::AcqRel);
+/// Has the packets of a connection handled until its end, which [`Connection::hang_up`] brings about.
+pub(crate) fn start<C: Connection>(
+    connection: Arc<C>,
+    inputs: impl IntoIterator<Item = C::Input>,
+) -> io::Result<()> {
+    ReaderPool::new(connection, inputs, IDLE_TIME).start_thread(Arc::default())
+}
+
+/// [`start`] with the calling thread as the first to read. It handles nothing: with the first packet it
+/// leaves the connection to other threads. Returns when all of them have ended.
+pub(crate) fn run<C: Connection>(
+    connection: Arc<C>,
+    inputs: impl IntoIterator<Item = C::Input>,
+) -> Result<()> {
+    ReaderPool::new(connection, inputs, IDLE_TIME).run()
+}
+
+/// Does something of the connection's. A panic is an error.
+fn guarded<T>(body: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(body)).map_err(|_| {
+        Error::new(
+            Status::Internal,
+            "jitmem panicked while it served a connection, which is a defect in it",
+        )
     })
 }
 
 impl<C: Connection> ReaderPool<C> {
-    fn read_packets(self: Arc<Self>) {
-        let mut buffer = Vec::new();
-        loop {
-            match self.connection.receive(&mut buffer) {
-                Ok(Some(packet)) => {
-                    if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
-                        // Without another thread packets wait until this one is back.
-                        let _ = start_reader(&self);
-                    }
-                    let connection = Arc::clone(&self.connection);
-                    if catch_unwind(AssertUnwindSafe(|| connection.handle(packet))).is_err() {
-                        let why = io::Error::other("jitmem panicked, which is a defect in it");
-                        self.waiting.fetch_add(1, Ordering::AcqRel);
-                        return self.end(Some(why));
-                    }
-                    // In one step: one that is counted and leaves would be relied on meanwhile.
-                    let back = |waiting| (waiting < MOST_WAITING).then_some(waiting + 1);
-                    let (set, get) = (Ordering::AcqRel, Ordering::Acquire);
-                    if self.waiting.fetch_update(set, get, back).is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return self.end(None),
-                // The other side went without reading everything.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return self.end(None);
-                }
-                Err(error) => return self.end(Some(error)),
+    pub(crate) fn new(
+        connection: Arc<C>,
+        inputs: impl IntoIterator<Item = C::Input>,
+        idle_time: Duration,
+    ) -> Arc<ReaderPool<C>> {
+        Arc::new(ReaderPool {
+            connection,
+            state: Mutex::new(PoolState {
+                inputs: inputs.into_iter().collect(),
+                readers: 0,
+                idle: Vec::new(),
+                threads: 0,
+                ended: None,
+                told: false,
+            }),
+            gone: Condvar::new(),
+            idle_time,
+        })
+    }
+
+    pub(crate) fn run(self: &Arc<Self>) -> Result<()> {
+        let this_thread = PoolThread::new(self);
+        self.read_until_handed_over();
+        drop(this_thread);
+        let mut state = self.state.lock();
+        while state.threads > 0 {
+            self.gone.wait(&mut state);
+        }
+        state.ended.take().unwrap_or(Ok(()))
+    }
+
+    /// Reads, and starts a thread that handles the first packet.
+    fn read_until_handed_over(self: &Arc<Self>) {
+        while let Some((packet, _)) = self.next() {
+            let packet = Arc::new(Mutex::new(Some(packet)));
+            if self.start_thread(Arc::clone(&packet)).is_ok() {
+                return;
+            }
+            let packet = packet.lock().take();
+            if let Some(packet) = packet {
+                self.end_if_failed(guarded(|| self.connection.handle_unread(packet)));
             }
         }
     }
 
-    /// Receives no more, and nor shall the others.
-    fn end(&self, why: Option<io::Error>) {
-        {
-            let mut first = self.why.lock();
-            *first = first.take().or(why);
+    /// Starts a thread, which handles `first` before it reads, if that holds a packet.
+    fn start_thread(self: &Arc<Self>, first: Arc<Mutex<Option<C::Packet>>>) -> io::Result<()> {
+        // Dropped, and so not counted any more, if there is no thread to be had.
+        let thread = PoolThread::new(self);
+        let body = move || {
+            let first = first.lock().take();
+            thread.work(first);
+        };
+        match C::RUNS_LINKED_CODE {
+            true => sys::spawn_for_programs(body),
+            false => sys::spawn("jitmem-channel", body),
         }
+    }
+
+    /// Reads the next packet, and tells whether other threads read on; `None` if the calling thread is
+    /// not needed any more.
+    fn next(&self) -> Option<(C::Packet, bool)> {
+        let mut input = self.take_input()?;
+        let received =
+            guarded(|| self.connection.receive(&mut input)).and_then(|received| received);
+        let packet = match received {
+            Ok(Some(packet)) => Some(packet),
+            Ok(None) => {
+                self.end(Ok(()));
+                None
+            }
+            Err(error) => {
+                self.end(Err(error));
+                None
+            }
+        };
+        let mut state = self.state.lock();
+        state.inputs.push(input);
+        state.readers -= 1;
+        let others_read = state.readers > 0;
+        self.tell_end(state);
+        Some((packet?, others_read))
+    }
+
+    fn take_input(&self) -> Option<C::Input> {
+        let mut state = self.state.lock();
+        loop {
+            if state.ended.is_some() {
+                return None;
+            }
+            if let Some(input) = state.inputs.pop() {
+                state.readers += 1;
+                return Some(input);
+            }
+            if !self.wait_idle(&mut state) {
+                return None;
+            }
+        }
+    }
+
+    /// Waits until another thread wakes this one; `false` if none has for too long.
+    fn wait_idle(&self, state: &mut MutexGuard<'_, PoolState<C::Input>>) -> bool {
+        let this_thread = thread::current();
+        let id = this_thread.id();
+        let kept = state.readers + state.idle.len() < KEPT;
+        state.idle.push(this_thread);
+        let since = Instant::now();
+        MutexGuard::unlocked(state, || match kept {
+            true => thread::park(),
+            false => thread::park_timeout(self.idle_time),
+        });
+        // A thread that wakes another takes it off the list; without that it woke by itself.
+        let Some(place) = state.idle.iter().position(|thread| thread.id() == id) else {
+            return true;
+        };
+        state.idle.remove(place);
+        kept || since.elapsed() < self.idle_time
+    }
+
+    /// Makes sure that a thread reads while this one handles; `false` if there is none to be had.
+    fn let_another_read(self: &Arc<Self>) -> bool {
+        let mut state = self.state.lock();
+        if state.readers > 0 || state.ended.is_some() {
+            return true;
+        }
+        let idle = state.idle.pop();
+        drop(state);
+        match idle {
+            Some(thread) => thread.unpark(),
+            None => match self.start_thread(Arc::default()) {
+                Ok(()) => (),
+                // A thread may have come back from handling meanwhile.
+                Err(_) => return self.state.lock().readers > 0,
+            },
+        }
+        true
+    }
+
+    fn process(self: &Arc<Self>, packet: C::Packet, others_read: bool) {
+        self.end_if_failed(match others_read || self.let_another_read() {
+            true => guarded(|| self.connection.handle(packet)),
+            false => guarded(|| self.connection.handle_unread(packet)),
+        });
+    }
+
+    fn end_if_failed(&self, handled: Result<()>) {
+        if handled.is_err() {
+            self.end(handled);
+            self.tell_end(self.state.lock());
+        }
+    }
+
+    /// Ends the connection. The first reason that is an error counts.
+    fn end(&self, why: Result<()>) {
+        let mut state = self.state.lock();
+        if !matches!(state.ended, Some(Err(_))) {
+            state.ended = Some(why);
+        }
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
         self.connection.hang_up();
-        if self.waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let why = self.why.lock().take();
-            Arc::clone(&self.connection).ended(why);
+        idle.iter().for_each(Thread::unpark);
+    }
+
+    fn tell_end(&self, mut state: MutexGuard<'_, PoolState<C::Input>>) {
+        if state.readers > 0 || state.told {
+            return;
         }
+        if let Some(why) = state.ended.clone() {
+            state.told = true;
+            drop(state);
+            self.connection.ended(why);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn threads(&self) -> usize {
+        self.state.lock().threads
+    }
+}
+
+/// One of the threads, while it lives.
+struct PoolThread<C: Connection>(Arc<ReaderPool<C>>);
+
+impl<C: Connection> PoolThread<C> {
+    fn new(pool: &Arc<ReaderPool<C>>) -> PoolThread<C> {
+        pool.state.lock().threads += 1;
+        PoolThread(Arc::clone(pool))
+    }
+
+    fn work(self, first: Option<C::Packet>) {
+        let pool = &self.0;
+        if let Some(packet) = first {
+            pool.process(packet, false);
+        }
+        while let Some((packet, others_read)) = pool.next() {
+            pool.process(packet, others_read);
+        }
+    }
+}
+
+impl<C: Connection> Drop for PoolThread<C> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.threads -= 1;
+        if state.threads == 0 {
+            self.0.gone.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::fault::Faults;
+    use std::collections::VecDeque;
+    use std::thread::ThreadId;
+
+    #[derive(Default)]
+    struct Script {
+        packets: VecDeque<Packet>,
+        closed: bool,
+        reading: usize,
+        most_reading: usize,
+        handled: Vec<(&'static str, ThreadId)>,
+        /// How many threads read when the end was told.
+        ended: Vec<(usize, Result<()>)>,
+    }
+
+    /// A connection whose packets say what handling does.
+    #[derive(Default)]
+    struct Scripted {
+        script: Mutex<Script>,
+        changed: Condvar,
+    }
+
+    enum Packet {
+        Nothing,
+        /// Handling returns when as many packets are being handled.
+        Wait(usize),
+        Panic,
+    }
+
+    impl Scripted {
+        fn send(&self, packets: impl IntoIterator<Item = Packet>) {
+            self.script.lock().packets.extend(packets);
+            self.changed.notify_all();
+        }
+
+        fn wait_until(&self, condition: impl Fn(&Script) -> bool) {
+            let mut script = self.script.lock();
+            while !condition(&script) {
+                self.changed.wait(&mut script);
+            }
+        }
+
+        fn note(&self, how: &'static str) {
+            let by = thread::current().id();
+            self.script.lock().handled.push((how, by));
+            self.changed.notify_all();
+        }
+    }
+
+    impl Connection for Scripted {
+        type Input = ();
+        type Packet = Packet;
+
+        fn receive(&self, (): &mut ()) -> Result<Option<Packet>> {
+            let mut script = self.script.lock();
+            script.reading += 1;
+            script.most_reading = script.most_reading.max(script.reading);
+            self.changed.notify_all();
+            let packet = loop {
+                if let Some(packet) = script.packets.pop_front() {
+                    break Some(packet);
+                }
+                if script.closed {
+                    break None;
+                }
+                self.changed.wait(&mut script);
+            };
+            script.reading -= 1;
+            Ok(packet)
+        }
+
+        fn handle(&self, packet: Packet) {
+            self.note("handled");
+            match packet {
+                Packet::Nothing => (),
+                Packet::Wait(count) => self.wait_until(|script| script.handled.len() >= count),
+                Packet::Panic => panic!("on purpose"),
+            }
+        }
+
+        fn handle_unread(&self, _packet: Packet) {
+            self.note("unread");
+        }
+
+        fn hang_up(&self) {
+            self.script.lock().closed = true;
+            self.changed.notify_all();
+        }
+
+        fn ended(&self, why: Result<()>) {
+            let mut script = self.script.lock();
+            let reading = script.reading;
+            script.ended.push((reading, why));
+            self.changed.notify_all();
+        }
+    }
+
+    fn pool(inputs: usize, idle_time: Duration) -> (Arc<Scripted>, Arc<ReaderPool<Scripted>>) {
+        let connection = Arc::new(Scripted::default());
+        let pool = ReaderPool::new(Arc::clone(&connection), vec![(); inputs], idle_time);
+        (connection, pool)
+    }
+
+    #[test]
+    fn handlers_that_wait_for_each_other_all_run_and_no_more_threads_read_than_there_are_inputs() {
+        for inputs in [1, 2] {
+            let (connection, pool) = pool(inputs, Duration::MAX);
+            pool.start_thread(Arc::default()).unwrap();
+            connection.send((0..20).map(|_| Packet::Wait(20)));
+            connection.wait_until(|script| script.handled.len() == 20);
+            connection.hang_up();
+            connection.wait_until(|script| !script.ended.is_empty());
+            assert!(connection.script.lock().most_reading <= inputs);
+        }
+    }
+
+    #[test]
+    fn the_end_is_told_once_when_no_thread_reads() {
+        let (connection, pool) = pool(2, Duration::MAX);
+        pool.start_thread(Arc::default()).unwrap();
+        connection.send([Packet::Wait(2), Packet::Wait(2)]);
+        // Both have come back to read.
+        connection.wait_until(|script| script.reading == 2);
+        connection.hang_up();
+        connection.wait_until(|script| !script.ended.is_empty());
+        let mut state = pool.state.lock();
+        while state.threads > 0 {
+            pool.gone.wait(&mut state);
+        }
+        assert_eq!(connection.script.lock().ended, [(0, Ok(()))]);
+    }
+
+    #[test]
+    fn a_panic_ends_the_connection() {
+        let (connection, pool) = pool(2, Duration::MAX);
+        connection.send([Packet::Panic]);
+        let error = pool.run().unwrap_err();
+        assert_eq!(error.status(), Status::Internal);
+        assert_eq!(connection.script.lock().ended, [(0, Err(error))]);
+    }
+
+    #[test]
+    fn idle_threads_end_but_for_those_that_read_on() {
+        for inputs in [1, 2] {
+            let (connection, pool) = pool(inputs, Duration::from_millis(1));
+            pool.start_thread(Arc::default()).unwrap();
+            connection.send((0..20).map(|_| Packet::Wait(20)));
+            connection.wait_until(|script| script.handled.len() == 20);
+            while pool.threads() != KEPT {
+                thread::yield_now();
+            }
+            connection.hang_up();
+            connection.wait_until(|script| !script.ended.is_empty());
+        }
+    }
+
+    #[test]
+    fn the_thread_that_runs_it_handles_only_what_no_other_thread_can() {
+        let (connection, pool) = pool(1, Duration::MAX);
+        connection.send([Packet::Nothing, Packet::Nothing]);
+        let other = Arc::clone(&connection);
+        let ends = thread::spawn(move || {
+            other.wait_until(|script| script.handled.len() == 2);
+            other.hang_up();
+        });
+        let no_thread = Faults::one(0, libc::EAGAIN);
+        pool.run().unwrap();
+        assert_eq!(no_thread.failed(), Some("clone"));
+        ends.join().unwrap();
+        let handled = &connection.script.lock().handled;
+        let own = thread::current().id();
+        assert_eq!(handled[0], ("unread", own));
+        assert_eq!(handled[1].0, "handled");
+        assert_ne!(handled[1].1, own);
     }
 }

@@ -2,8 +2,8 @@
 //! The controller's side of EPC over one connected stream socket: any ORC executor.
 
 use super::messages::{Message, MessageReader, broken};
-use super::pending::Pending;
-use super::{Transport, disconnected, lost, reader_pool};
+use super::pending::PendingCalls;
+use super::{Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::sys::{StreamWriter, explain, socket};
@@ -17,13 +17,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
 /// dropped; what is unanswered then is answered with an error.
-pub struct Stream(Arc<Calls>);
+pub struct Stream(Arc<StreamConnection>);
 
-struct Calls {
+struct StreamConnection {
     socket: Arc<OwnedFd>,
-    input: Mutex<MessageReader>,
     output: Mutex<StreamWriter>,
-    pending: Pending,
+    pending: PendingCalls,
     setup: Setup,
     /// Calls of the executor's that are being answered.
     answering: AtomicUsize,
@@ -47,19 +46,18 @@ impl Stream {
             .try_clone()
             .and_then(StreamWriter::new)
             .map_err(|error| explain("duplicate a socket", error))?;
-        let calls = Arc::new(Calls {
+        let connection = Arc::new(StreamConnection {
             socket,
-            input: Mutex::new(input),
             output: Mutex::new(output),
-            pending: Pending::new(),
+            pending: PendingCalls::new(),
             setup,
             answering: AtomicUsize::new(0),
             channel: Mutex::new(sent_along.pop()),
         });
-        reader_pool::start(Arc::clone(&calls))
+        reader_pool::start(Arc::clone(&connection), [input])
             .map_err(|error| explain("start a thread that reads a socket", error))?;
-        socket::close_on_exec(&calls.socket);
-        Ok(Stream(calls))
+        socket::close_on_exec(&connection.socket);
+        Ok(Stream(connection))
     }
 }
 
@@ -91,14 +89,14 @@ fn first(input: &mut MessageReader) -> Result<Setup> {
 
 impl Transport for Stream {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
-        let calls = &self.0;
-        let Some(sequence) = calls.pending.add(done) else {
+        let connection = &self.0;
+        let Some(sequence) = connection.pending.add(done) else {
             return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
-        if let Err(error) = calls.send(header, &args) {
+        if let Err(error) = connection.send(header, &args) {
             // Unless the end of the connection has answered it already.
-            if let Some(done) = calls.pending.take(sequence) {
+            if let Some(done) = connection.pending.take(sequence) {
                 done.complete(Err(error));
             }
         }
@@ -116,7 +114,7 @@ impl Transport for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let Calls {
+        let StreamConnection {
             socket, pending, ..
         } = &*self.0;
         if pending.owner().is_current() {
@@ -126,7 +124,7 @@ impl Drop for Stream {
     }
 }
 
-impl Calls {
+impl StreamConnection {
     fn send(&self, header: Header, body: &[u8]) -> Result<()> {
         let sent = self.output.lock().write(&header.encode(), body);
         sent.map_err(|error| match error.kind() {
@@ -175,17 +173,18 @@ enum Work {
     Call(u64),
 }
 
-impl reader_pool::Connection for Calls {
+impl reader_pool::Connection for StreamConnection {
+    type Input = MessageReader;
     type Packet = Work;
 
-    fn receive(&self, _buffer: &mut Vec<u8>) -> io::Result<Option<Work>> {
-        // The next reader waits for this lock.
-        let mut input = self.input.lock();
-        let message = input.next()?;
-        message.map(|message| self.sort(message)).transpose()
+    fn receive(&self, input: &mut MessageReader) -> Result<Option<Work>> {
+        let work = input
+            .next()
+            .and_then(|message| message.map(|message| self.sort(message)).transpose());
+        work.map_err(|error| unreadable("socket", error))
     }
 
-    fn handle(self: Arc<Self>, work: Work) {
+    fn handle(&self, work: Work) {
         match work {
             Work::Answer(done, body) => done.complete(Ok(body)),
             // Linked code asks for something of an ORC runtime's; there is none here.
@@ -200,8 +199,8 @@ impl reader_pool::Connection for Calls {
         socket::hang_up(&self.socket);
     }
 
-    fn ended(self: Arc<Self>, why: Option<io::Error>) {
-        self.pending.end(lost("socket", why));
+    fn ended(&self, why: Result<()>) {
+        self.pending.end(end_of("socket", why));
     }
 }
 

@@ -149,6 +149,16 @@ pub enum SetupLayout {
     MapAndSymbols,
 }
 
+impl SetupLayout {
+    /// What controllers of this release of LLVM expect.
+    pub fn of_llvm(release: u32) -> SetupLayout {
+        match release {
+            ..=16 => SetupLayout::Symbols,
+            _ => SetupLayout::MapAndSymbols,
+        }
+    }
+}
+
 /// How an executor introduces itself: the body of [`Opcode::Setup`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Setup {
@@ -232,6 +242,14 @@ mod tests {
         bytes[..8].copy_from_slice(&size.to_le_bytes());
         bytes[8..16].copy_from_slice(&opcode.to_le_bytes());
         bytes
+    }
+
+    #[test]
+    fn the_layout_changed_with_17() {
+        assert_eq!([14, 16, 17, 22].map(SetupLayout::of_llvm), {
+            use SetupLayout::*;
+            [Symbols, Symbols, MapAndSymbols, MapAndSymbols]
+        });
     }
 
     #[test]

@@ -1,33 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! The threads of a session.
+//! A connection to a controller: what it calls, and what is called there.
 //!
-//! One of them reads. When it gets a call it lets another one read, starting it only if none is
-//! idle, and does the call itself: nothing is handed over, and however many calls block, somebody
-//! reads. In the steady state no thread is started. What is answered without waiting for anybody
-//! is answered by the reader, which reads on.
-//!
-//! The thread that serves is the first to read, so a session begins with one thread, and one of brief
-//! calls has no other. It never runs linked code, whose thread-locals would outlive the session there,
-//! and which may need more stack than the host has given it.
+//! The threads are those of a reader pool. The thread that reads also answers calls that wait for no
+//! other thread, so a session of such calls has one thread, the one that serves. That never runs linked
+//! code, whose thread-locals would outlive the session there, and which may need more stack than the
+//! host has given it. All other calls are handled by the thread that has read them while another one
+//! reads on.
 //!
 //! Only a program gets a thread of its own, which has ended before the answer goes out: it may leave
 //! thread-locals behind whose destructors are code that the controller will take away.
 
-use super::writer::Calls;
+use super::writer::{MessageWriter, Unwritten};
+use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{CallClass, PublishedFunction};
-use crate::sys::{self, Answer, WrapperResult};
+use crate::sys::{self, Answer, StreamWriter, WrapperResult};
 use crate::transport::messages::{Message, MessageReader};
-use crate::wire::frame::{FrameError, Opcode};
-use parking_lot::{Condvar, Mutex};
+use crate::transport::pending::PendingCalls;
+use crate::transport::reader_pool;
+use crate::wire::frame::{FrameError, Header, Opcode};
 use std::collections::HashMap;
 use std::io::{self, Write};
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// As many threads as were idle all through such a time end, but for one.
-const PERIOD: Duration = Duration::from_secs(5);
 
 /// How long the reader stays awake when calls have come one right after the other's answer. About as
 /// long as two processors take to wake up, and two are asleep when each side waits for the other.
@@ -52,229 +48,123 @@ fn unreadable(error: io::Error) -> Error {
     }
 }
 
-pub(super) struct Workers {
-    input: Mutex<MessageReader>,
-    calls: Arc<Calls>,
-    functions: HashMap<u64, PublishedFunction>,
-    state: Mutex<State>,
-    /// Somebody may read now, or the session has ended.
-    turn: Condvar,
-    /// The last thread has gone.
-    gone: Condvar,
-    period: Duration,
-}
-
-struct State {
-    /// One of the threads reads, or will.
-    reading: bool,
-    threads: usize,
-    idle: usize,
-    /// The fewest that were idle since `since`.
-    least_idle: usize,
-    since: Instant,
-    /// How many were idle all through the last period, and have not ended yet.
-    surplus: usize,
-    ended: Option<Result<()>>,
-}
-
-impl State {
-    /// Whether a thread that is about to be idle is one too many.
-    fn too_many(&mut self, period: Duration) -> bool {
-        let now = Instant::now();
-        if now - self.since >= period {
-            self.surplus = self.least_idle;
-            self.least_idle = self.idle;
-            self.since = now;
-        }
-        let too_many = self.surplus > 0 && self.idle > 0;
-        if too_many {
-            self.surplus -= 1;
-        }
-        too_many
-    }
-}
-
-/// A call that was read.
-struct Call {
+/// A call of the controller's.
+pub(super) struct Call {
     sequence: u64,
     tag: u64,
     args: Vec<u8>,
 }
 
-impl Workers {
+/// What the thread that reads leaves to itself for later, when another one reads.
+pub(super) enum Work {
+    Call(Call),
+    /// An answer that the controller has no room for yet.
+    Write(Unwritten),
+}
+
+/// Tells whether a controller is so quick to go on that sleeping meanwhile would take longer.
+#[derive(Default)]
+struct Pace {
+    /// When this thread has answered last, unless something has come since.
+    answered: Option<Instant>,
+    quick: bool,
+}
+
+impl Pace {
+    fn answered(&mut self) {
+        self.answered = Some(Instant::now());
+    }
+
+    fn received(&mut self) {
+        let answered = self.answered.take();
+        self.quick = answered.is_some_and(|at| at.elapsed() < 2 * AWAKE);
+    }
+}
+
+pub(super) struct ServerConnection {
+    writer: MessageWriter,
+    /// Calls of linked code to the controller.
+    pending: PendingCalls,
+    functions: HashMap<u64, PublishedFunction>,
+}
+
+impl ServerConnection {
+    /// `functions`: those that are known by their address. Whatever else is called may be a program.
     pub(super) fn new(
-        input: MessageReader,
-        calls: Arc<Calls>,
+        output: StreamWriter,
         functions: HashMap<u64, PublishedFunction>,
-    ) -> Arc<Workers> {
-        Workers::with_period(input, calls, functions, PERIOD)
-    }
-
-    fn with_period(
-        input: MessageReader,
-        calls: Arc<Calls>,
-        functions: HashMap<u64, PublishedFunction>,
-        period: Duration,
-    ) -> Arc<Workers> {
-        Arc::new(Workers {
-            input: Mutex::new(input),
-            calls,
+    ) -> ServerConnection {
+        ServerConnection {
+            writer: MessageWriter::new(output),
+            pending: PendingCalls::new(),
             functions,
-            state: Mutex::new(State {
-                reading: false,
-                threads: 0,
-                idle: 0,
-                least_idle: 0,
-                since: Instant::now(),
-                surplus: 0,
-                ended: None,
-            }),
-            turn: Condvar::new(),
-            gone: Condvar::new(),
-            period,
-        })
-    }
-
-    /// Has everything done until the session ends, and all calls have returned.
-    pub(super) fn serve(self: Arc<Workers>) -> Result<()> {
-        let mut state = self.state.lock();
-        state.threads = 1;
-        state.reading = true;
-        drop(state);
-        let first = Worker(Arc::clone(&self));
-        // A panic ends the session, as it does in the other threads, and those are waited for.
-        let _ = catch_unwind(AssertUnwindSafe(|| first.lead()));
-        let mut state = self.state.lock();
-        while state.threads > 0 {
-            self.gone.wait(&mut state);
         }
-        state.ended.take().unwrap_or(Ok(()))
     }
 
-    /// Starts a thread, which has the turn to read if it is given the call that was read last.
-    fn start(self: &Arc<Workers>, call: Option<Call>) -> std::io::Result<()> {
-        self.state.lock().threads += 1;
-        let worker = Worker(Arc::clone(self));
-        // If there is no thread to be had, the worker is dropped, and counted off.
-        sys::spawn_for_programs(move || worker.work(call))
+    /// Introduces the executor, before anything else is sent.
+    pub(super) fn send_setup(&self, setup: &[u8], along: Option<BorrowedFd<'_>>) -> Result<()> {
+        let header = Header::new(Opcode::Setup, 0, 0, setup.len());
+        let sent = match along {
+            Some(descriptor) => self.writer.send_with(header, setup, descriptor),
+            None => self.writer.send(header, setup.into()),
+        };
+        self.end_if_lost(sent.clone());
+        sent
     }
 
-    fn end(&self, why: Result<()>) {
-        let mut state = self.state.lock();
-        state.reading = false;
-        state.ended.get_or_insert(why);
-        drop(state);
-        self.calls.end();
-        self.turn.notify_all();
+    /// Calls the controller for linked code.
+    pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
+        if let Some(sequence) = self.pending.add(done) {
+            let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
+            self.end_if_lost(self.writer.send(header, args.into()));
+        }
     }
 
-    /// Waits for its turn to read; `false` if this thread is not needed any more.
-    fn take_turn(&self) -> bool {
-        let mut state = self.state.lock();
+    /// Where the controller can't be told anything any more, it answers nothing either.
+    fn end_if_lost(&self, written: Result<()>) {
+        if let Err(error) = written {
+            self.pending.end(error);
+        }
+    }
+
+    fn send_result(&self, sequence: u64, body: Vec<u8>) {
+        let header = Header::new(Opcode::Result, sequence, 0, body.len());
+        self.end_if_lost(self.writer.send(header, body.into()));
+    }
+
+    /// Reads until the controller calls; `None` when it has hung up. What it answers to calls of linked
+    /// code is handed over on the way.
+    fn read_call(&self, input: &mut MessageReader, pace: &mut Pace) -> Result<Option<Call>> {
         loop {
-            if state.ended.is_some() {
-                return false;
-            }
-            if !state.reading {
-                state.reading = true;
-                return true;
-            }
-            if state.too_many(self.period) {
-                return false;
-            }
-            state.idle += 1;
-            if state.idle == 1 {
-                // One stays, however long nothing happens.
-                self.turn.wait(&mut state);
-            } else {
-                self.turn.wait_for(&mut state, self.period);
-            }
-            state.idle -= 1;
-            state.least_idle = state.least_idle.min(state.idle);
-        }
-    }
-
-    /// Lets another thread read; `false` if there is none.
-    fn pass_turn(self: &Arc<Workers>) -> bool {
-        let mut state = self.state.lock();
-        state.reading = false;
-        if state.idle > 0 {
-            drop(state);
-            self.turn.notify_one();
-            return true;
-        }
-        drop(state);
-        let started = self.start(None).is_ok();
-        if !started {
-            // An idle thread may have come meanwhile and be reading.
-            let mut state = self.state.lock();
-            if state.reading {
-                return true;
-            }
-            state.reading = true;
-        }
-        started
-    }
-
-    /// Reads until there is a call that may take its time; `None` when the session has ended.
-    fn read(self: &Arc<Workers>) -> Option<Call> {
-        let mut input = self.input.lock();
-        // When this thread has answered, and whether the controller was quick to go on last time.
-        let (mut answered, mut quick): (Option<Instant>, bool) = (None, false);
-        let end = loop {
-            if quick {
+            if pace.quick {
                 input.look_ahead(AWAKE);
             }
-            let message = match input.next() {
-                Ok(Some(message)) => message,
-                Ok(None) => break Ok(()),
-                Err(error) => break Err(unreadable(error)),
+            let Some(Message { header, body }) = input.next().map_err(unreadable)? else {
+                return Ok(None);
             };
-            quick = answered.take().is_some_and(|at| at.elapsed() < 2 * AWAKE);
-            if let Some(lost) = self.calls.lost() {
-                break Err(lost);
+            pace.received();
+            if let Some(error) = self.writer.failed() {
+                return Err(error);
             }
-            let Message { header, body } = message;
-            if let Err(error) = header.check() {
-                break Err(broken(error));
-            }
+            header.check().map_err(broken)?;
+            let sequence = header.sequence;
             match header.opcode {
-                Opcode::Setup => break Err(broken(FrameError::UnexpectedSetup)),
-                Opcode::Hangup => break Ok(()),
+                Opcode::Setup => return Err(broken(FrameError::UnexpectedSetup)),
+                Opcode::Hangup => return Ok(None),
                 Opcode::Result => {
-                    if !self.calls.answer(header.sequence, body) {
-                        break Err(broken(FrameError::UnknownSequence(header.sequence)));
-                    }
+                    let done = self.pending.take(sequence);
+                    done.ok_or_else(|| broken(FrameError::UnknownSequence(sequence)))?
+                        .complete(Ok(body));
                 }
                 Opcode::CallWrapper => {
-                    let call = Call {
-                        sequence: header.sequence,
+                    return Ok(Some(Call {
+                        sequence,
                         tag: header.tag,
                         args: body,
-                    };
-                    let brief = self.class(&call) == CallClass::Inline;
-                    if !brief {
-                        return Some(call);
-                    }
-                    let answer = self.answer(&call);
-                    let unwritten = self.calls.start_to_send_result(call.sequence, answer);
-                    if let Some(unwritten) = unwritten {
-                        // The controller is slow to read. Whatever it says meanwhile is heard.
-                        drop(input);
-                        let passed = self.pass_turn();
-                        self.calls.write_on(unwritten);
-                        if passed && !self.take_turn() {
-                            return None;
-                        }
-                        input = self.input.lock();
-                    }
-                    answered = Some(Instant::now());
+                    }));
                 }
             }
-        };
-        drop(input);
-        self.end(end);
-        None
+        }
     }
 
     fn class(&self, call: &Call) -> CallClass {
@@ -302,92 +192,113 @@ impl Workers {
         }
     }
 
-    /// Answers a call that there is no thread for. All that travels is an answer without bytes.
-    fn refuse(&self, sequence: u64) {
-        // What can't be written is lost; a macro of Rust's would panic.
-        let _ = writeln!(
-            io::stderr(),
-            "jitmem: call {sequence} of the controller was refused: no thread can be started for it; \
-             RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached"
-        );
-        self.calls.send_result(sequence, Vec::new());
+    /// Answers a call in the thread that reads, as far as the controller has room for the answer.
+    fn answer_inline(&self, call: &Call) -> Option<Unwritten> {
+        let body = self.answer(call);
+        let header = Header::new(Opcode::Result, call.sequence, 0, body.len());
+        let started = self.writer.start_to_send(header, body);
+        started.unwrap_or_else(|error| {
+            self.pending.end(error);
+            None
+        })
     }
 
-    /// Does a call that was read, and sends its answer.
-    fn handle(&self, call: Call) {
-        let sequence = call.sequence;
-        let answer = if self.class(&call) == CallClass::OwnThread {
-            match sys::run_in_own_thread(|| self.answer(&call)) {
+    /// Answers a call that may take its time.
+    fn answer_call(&self, call: &Call) {
+        let answer = match self.class(call) {
+            CallClass::OwnThread => match sys::run_in_own_thread(|| self.answer(call)) {
                 // A program that ends its thread leaves no answer.
                 Ok(answer) => answer.unwrap_or_default(),
                 // No thread is to be had. That is no reason not to run.
-                Err(_) => self.answer(&call),
-            }
-        } else {
-            self.answer(&call)
+                Err(_) => self.answer(call),
+            },
+            _ => self.answer(call),
         };
-        self.calls.send_result(sequence, answer);
+        self.send_result(call.sequence, answer);
+    }
+
+    /// Answers a call that there is no thread for. All that travels is an answer without bytes.
+    fn refuse(&self, call: &Call) {
+        // What can't be written is lost; a macro of Rust's would panic.
+        let _ = writeln!(
+            io::stderr(),
+            "jitmem: call {} of the controller was refused: no thread can be started for it; \
+             RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached",
+            call.sequence
+        );
+        self.send_result(call.sequence, Vec::new());
+    }
+
+    fn write_on(&self, unwritten: Unwritten) {
+        self.end_if_lost(self.writer.write_on(unwritten));
     }
 }
 
-/// One of the threads, while it lives.
-struct Worker(Arc<Workers>);
+impl reader_pool::Connection for ServerConnection {
+    type Input = MessageReader;
+    type Packet = Work;
+    const RUNS_LINKED_CODE: bool = true;
 
-impl Worker {
-    /// Reads, and leaves the session to another thread when there is a call that is not brief.
-    fn lead(self) {
-        let workers = &self.0;
-        while let Some(call) = workers.read() {
-            let sequence = call.sequence;
-            if workers.start(Some(call)).is_ok() {
-                return;
+    fn receive(&self, input: &mut MessageReader) -> Result<Option<Work>> {
+        let mut pace = Pace::default();
+        while let Some(call) = self.read_call(input, &mut pace)? {
+            if self.class(&call) != CallClass::Inline {
+                return Ok(Some(Work::Call(call)));
             }
-            workers.refuse(sequence);
+            if let Some(unwritten) = self.answer_inline(&call) {
+                return Ok(Some(Work::Write(unwritten)));
+            }
+            pace.answered();
+        }
+        Ok(None)
+    }
+
+    fn handle(&self, work: Work) {
+        match work {
+            Work::Call(call) => self.answer_call(&call),
+            // The controller is slow to read. What it says meanwhile is read.
+            Work::Write(unwritten) => self.write_on(unwritten),
         }
     }
 
-    /// Takes its turns, beginning with a call for which it has one already, if any.
-    fn work(self, mut call: Option<Call>) {
-        let workers = &self.0;
-        loop {
-            if call.is_none() && workers.take_turn() {
-                call = workers.read();
-            }
-            let Some(call) = call.take() else { return };
-            if workers.pass_turn() {
-                workers.handle(call);
-            } else {
-                // Whoever waits inside a call would wait for ever if nobody reads.
-                workers.refuse(call.sequence);
-                workers.state.lock().reading = false;
-            }
+    fn handle_unread(&self, work: Work) {
+        match work {
+            // A call that waits for another one would never return.
+            Work::Call(call) => self.refuse(&call),
+            Work::Write(unwritten) => self.write_on(unwritten),
         }
     }
-}
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.end(Err(Error::new(
-                Status::Internal,
-                "jitmem panicked while it served a controller, which is a defect in it",
-            )));
-        }
-        let mut state = self.0.state.lock();
-        state.threads -= 1;
-        if state.threads == 0 {
-            self.0.gone.notify_all();
-        }
+    /// One thread reads, and that has found the end.
+    fn hang_up(&self) {}
+
+    fn ended(&self, _why: Result<()>) {
+        let error = Error::new(Status::Disconnected, "disconnecting");
+        self.pending.end(error);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::StreamWriter;
+    use crate::transport::reader_pool::ReaderPool;
     use crate::wire::frame::{HEADER_SIZE, message};
-    use std::io::{Read, Write};
+    use parking_lot::{Condvar, Mutex};
+    use std::io::{PipeReader, PipeWriter, Read, Write};
+    use std::sync::Arc;
     use std::thread::ThreadId;
+
+    fn pool(
+        input: PipeReader,
+        output: PipeWriter,
+        functions: HashMap<u64, PublishedFunction>,
+        idle_time: Duration,
+    ) -> Arc<ReaderPool<ServerConnection>> {
+        let output = StreamWriter::new(output.into()).unwrap();
+        let connection = ServerConnection::new(output, functions);
+        let input = MessageReader::new(Arc::new(input.into()));
+        ReaderPool::new(Arc::new(connection), [input], idle_time)
+    }
 
     #[test]
     fn brief_calls_are_answered_by_the_thread_that_serves_and_others_never() {
@@ -408,13 +319,14 @@ mod tests {
         });
         let (their_input, mut output) = std::io::pipe().unwrap();
         let (mut input, their_output) = std::io::pipe().unwrap();
-        let workers = Workers::new(
-            MessageReader::new(Arc::new(their_input.into())),
-            Arc::new(Calls::new(StreamWriter::new(their_output.into()).unwrap())),
+        let pool = pool(
+            their_input,
+            their_output,
             functions.collect(),
+            Duration::MAX,
         );
-        let serving = Arc::clone(&workers);
-        let serving = std::thread::spawn(move || serving.serve());
+        let serving = Arc::clone(&pool);
+        let serving = std::thread::spawn(move || serving.run());
         let mut call = |tag| {
             let call = message(Opcode::CallWrapper, 0, tag, &[]);
             output.write_all(&call).unwrap();
@@ -423,13 +335,13 @@ mod tests {
         };
         assert!(call(1));
         assert!(call(1));
-        assert_eq!(workers.state.lock().threads, 1);
+        assert_eq!(pool.threads(), 1);
         assert!(!call(2));
         assert!(!call(3));
         assert!(!call(2));
         drop(output);
         serving.join().unwrap().unwrap();
-        assert_eq!(workers.state.lock().threads, 0);
+        assert_eq!(pool.threads(), 0);
     }
 
     #[test]
@@ -451,15 +363,14 @@ mod tests {
         };
         let (their_input, mut output) = std::io::pipe().unwrap();
         let (mut input, their_output) = std::io::pipe().unwrap();
-        let calls = Arc::new(Calls::new(StreamWriter::new(their_output.into()).unwrap()));
-        let workers = Workers::with_period(
-            MessageReader::new(Arc::new(their_input.into())),
-            calls,
+        let pool = pool(
+            their_input,
+            their_output,
             [(TAG, function)].into(),
             Duration::from_millis(50),
         );
-        let serving = Arc::clone(&workers);
-        let serving = std::thread::spawn(move || serving.serve());
+        let serving = Arc::clone(&pool);
+        let serving = std::thread::spawn(move || serving.run());
         for number in 0..COUNT {
             let call = message(Opcode::CallWrapper, number, TAG, &[]);
             output.write_all(&call).unwrap();
@@ -476,7 +387,7 @@ mod tests {
                 .write_all(&message(Opcode::CallWrapper, 0, TAG, &[]))
                 .unwrap();
             input.read_exact(&mut answers).unwrap();
-            let threads = workers.state.lock().threads;
+            let threads = pool.threads();
             if threads <= 3 {
                 break;
             }
@@ -485,6 +396,6 @@ mod tests {
         }
         drop(output);
         serving.join().unwrap().unwrap();
-        assert_eq!(workers.state.lock().threads, 0);
+        assert_eq!(pool.threads(), 0);
     }
 }

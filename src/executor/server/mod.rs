@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does.
+//! Serving one controller over a stream, as LLVM's `llvm-jitlink-executor` does, with LLVM's services
+//! and with ours.
 //!
-//! `connection` are the threads that take messages off the stream and do what they ask,
-//! `writer` is what goes the other way.
+//! `connection` does what the controller asks for, `dispatch` is how linked code calls the
+//! controller, and `writer` is what both write their messages with.
 
 mod connection;
+mod dispatch;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -12,22 +14,23 @@ mod writer;
 pub use crate::wire::frame::SetupLayout;
 
 use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
-use super::service::Offered;
+use super::service::{self, Offered, Service};
 use crate::error::Result;
 use crate::mapper::actions::join;
 use crate::sys::{self, StreamWriter, explain};
 use crate::transport::messages::MessageReader;
+use crate::transport::reader_pool;
 use crate::wire::frame::Setup;
 use crate::wire::sps::ExecutorAddr;
-use connection::Workers;
+use connection::ServerConnection;
+use dispatch::DispatchContext;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use writer::Calls;
 
 /// Choices for a session.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct Options<'a> {
     /// What the controller expects: [`SetupLayout::Symbols`] if it is of LLVM 14 to 16. Nothing on
     /// the stream tells.
     pub layout: SetupLayout,
@@ -36,18 +39,22 @@ pub struct Options {
     pub cxx_runtime: bool,
     /// Names and values that are published beside the services' own, or in place of them.
     pub symbols: Vec<(String, u64)>,
+    /// The service that controllers with jitmem open sessions with. `None`: one that ends with the
+    /// session.
+    pub service: Option<&'a Service>,
     /// Addresses of further wrapper functions that run no program, but at most actions and the like.
     /// Such calls share threads; what may run a program gets a thread of its own each time.
-    pub services: Vec<u64>,
+    pub functions: Vec<u64>,
 }
 
-impl Default for Options {
-    fn default() -> Options {
+impl Default for Options<'_> {
+    fn default() -> Self {
         Options {
             layout: SetupLayout::MapAndSymbols,
             cxx_runtime: true,
             symbols: Vec::new(),
-            services: Vec::new(),
+            service: None,
+            functions: Vec::new(),
         }
     }
 }
@@ -67,89 +74,112 @@ fn triple() -> String {
     format!("{}-{vendor}-linux-{abi}", std::env::consts::ARCH)
 }
 
-/// What the session introduces itself with, and the functions that it knows by address.
-fn introduce(
-    services: &Services,
-    context: u64,
-    options: &Options,
-) -> (Setup, HashMap<u64, PublishedFunction>) {
-    let mut symbols = BTreeMap::new();
-    let mut functions = HashMap::new();
-    for (name, symbol) in services.symbols(options.layout) {
-        let value = match symbol {
-            PublishedSymbol::Instance(number) => number,
-            PublishedSymbol::Function(function) => {
-                functions.insert(function.address, function);
-                function.address
-            }
-        };
-        symbols.insert(name.to_owned(), ExecutorAddr(value));
+/// What is published to the controller.
+#[derive(Default)]
+struct Published {
+    symbols: BTreeMap<String, ExecutorAddr>,
+    /// The functions among them, by address.
+    functions: HashMap<u64, PublishedFunction>,
+}
+
+impl Published {
+    fn add(&mut self, name: &str, value: u64) {
+        self.symbols.insert(name.to_owned(), ExecutorAddr(value));
     }
-    let dispatch = [
-        ("__llvm_orc_SimpleRemoteEPC_dispatch_ctx", context),
-        (
-            "__llvm_orc_SimpleRemoteEPC_dispatch_fn",
-            sys::dispatch_address(writer::dispatch),
-        ),
-    ];
-    let dispatch = dispatch.map(|(name, value)| (name.to_owned(), value));
-    let more = dispatch.iter().chain(&options.symbols);
-    symbols.extend(more.map(|(name, value)| (name.clone(), ExecutorAddr(*value))));
-    let setup = Setup {
-        triple: triple(),
-        page_size: sys::page_size().bytes(),
-        bootstrap_map: BTreeMap::new(),
-        bootstrap_symbols: symbols,
-    };
-    (setup, functions)
+
+    fn add_functions(&mut self, functions: impl IntoIterator<Item = PublishedFunction>) {
+        let by_address = |function: PublishedFunction| (function.address, function);
+        self.functions.extend(functions.into_iter().map(by_address));
+    }
+
+    fn add_llvm(&mut self, services: &Services, layout: SetupLayout) {
+        for (name, symbol) in services.symbols(layout) {
+            match symbol {
+                PublishedSymbol::Instance(number) => self.add(name, number),
+                PublishedSymbol::Function(function) => {
+                    self.add(name, function.address);
+                    self.add_functions([function]);
+                }
+            }
+        }
+    }
+
+    /// Ours. Its functions run actions at most.
+    fn add_service(&mut self, service: &Service) {
+        for (name, value) in service::symbols(service) {
+            self.add(&name.to_string_lossy(), value);
+        }
+        let function = |function: service::EntryPoint| PublishedFunction {
+            address: function.address,
+            answer: Some(function.answer),
+            class: CallClass::Pooled,
+        };
+        self.add_functions(service::entry_points().map(function));
+    }
 }
 
 /// Serves the controller that reads `output` and writes `input`, which may be one socket, until it
-/// hangs up. Linked code runs in other threads; this one waits for all of them.
+/// hangs up. Linked code runs in other threads; this one waits for all of them. Several controllers may
+/// be served at a time.
 ///
 /// When this returns, deallocation actions that were left have run, last to first, and all memory
-/// that the controller had is gone.
+/// that the controller had is gone, but for what belongs to sessions with a service of the caller's.
 ///
 /// # Errors
 /// `Disconnected` if the controller breaks the protocol or the stream fails, with the words that
-/// LLVM's own executor has for it; whatever the system refuses before the first message.
+/// LLVM's own executor has for it; `ActionFailed` if deallocation actions that were left answered so;
+/// what the system refuses before the first message.
 ///
 /// # Safety
 /// The controller may have this process do anything: it writes memory by address and calls what it has
 /// written. So it is one that is trusted as much as the program itself, and it keeps to its own memory
-/// and to what is published to it. The functions of [`Options::services`] are wrapper functions.
-pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
-    let stream = StreamWriter::new(output)
+/// and to what is published to it. At the addresses of [`Options::functions`] are wrapper functions.
+pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> Result<()> {
+    // Dropped last.
+    let own_service = options.service.is_none().then(Service::new);
+    let output = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
-    let calls = Arc::new(Calls::new(stream));
     // A controller that reads bytes alone never sees the socket, which is closed then. Where there is
-    // no descriptor to be had, there are other ways.
-    let offered = match calls.passes_descriptors() {
+    // no descriptor to be had, descriptors are passed otherwise.
+    let offered = match output.passes_descriptors() {
         true => Offered::new().ok(),
         false => None,
     };
     let (_offered, along) = offered.unzip();
     let services = Services::new(options.cxx_runtime);
-    let context = writer::publish(Arc::clone(&calls));
-    let (setup, mut functions) = introduce(&services, context, options);
-    functions.extend(options.services.iter().map(|address| {
-        let function = PublishedFunction {
-            address: *address,
-            answer: None,
-            class: CallClass::Pooled,
-        };
-        (*address, function)
+    let mut published = Published::default();
+    published.add_llvm(&services, options.layout);
+    if let Some(service) = options.service.or(own_service.as_ref()) {
+        published.add_service(service);
+    }
+    published.add_functions(options.functions.iter().map(|address| PublishedFunction {
+        address: *address,
+        answer: None,
+        class: CallClass::Pooled,
     }));
-    let sent = calls.send_setup(
+    let functions = std::mem::take(&mut published.functions);
+    let connection = Arc::new(ServerConnection::new(output, functions));
+    let context = DispatchContext::new(Arc::clone(&connection));
+    for (name, value) in context.symbols() {
+        published.add(name, value);
+    }
+    for (name, value) in &options.symbols {
+        published.add(name, *value);
+    }
+    let setup = Setup {
+        triple: triple(),
+        page_size: sys::page_size().bytes(),
+        bootstrap_map: BTreeMap::new(),
+        bootstrap_symbols: published.symbols,
+    };
+    let sent = connection.send_setup(
         &setup.encode(options.layout),
         along.as_ref().map(AsFd::as_fd),
     );
     drop((along, setup));
     // The reader's buffer comes to lie where all that was.
     let input = MessageReader::new(Arc::new(input));
-    let result = sent.and_then(|()| Workers::new(input, Arc::clone(&calls), functions).serve());
+    let result = sent.and_then(|()| reader_pool::run(connection, [input]));
     // A protocol that was broken comes first; neither keeps the other from being done.
-    let result = join(result, services.shut_down());
-    writer::forget(context);
-    result
+    join(result, services.shut_down())
 }

@@ -34,17 +34,17 @@ fn over_pipes() -> OverPipes {
     Controller::new(input, output, executor, SetupLayout::MapAndSymbols)
 }
 
-fn serve(input: OwnedFd, output: OwnedFd, options: &Options) -> Result<()> {
+fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> Result<()> {
     // SAFETY: the tests have it do nothing bad.
     unsafe { super::serve(input, output, options) }
 }
 
-fn serve_socket(socket: UnixStream, options: &Options) -> Result<()> {
+fn serve_socket(socket: UnixStream, options: &Options<'_>) -> Result<()> {
     let again = socket.try_clone().unwrap();
     serve(socket.into(), again.into(), options)
 }
 
-fn over_socket(options: Options) -> Controller<UnixStream, UnixStream> {
+fn over_socket(options: Options<'static>) -> Controller<UnixStream, UnixStream> {
     let (here, there) = UnixStream::pair().unwrap();
     let layout = options.layout;
     let executor = std::thread::spawn(move || serve_socket(there, &options));
@@ -182,10 +182,10 @@ fn calls_that_block_hinder_nobody() {
         Ok(args.to_vec())
     }
     let function = wrapper_address(wait_for_all);
-    for services in [vec![], vec![function]] {
+    for functions in [vec![], vec![function]] {
         *OPEN.0.lock() = 0;
         let mut controller = over_socket(Options {
-            services,
+            functions,
             ..Options::default()
         });
         let mut left: Vec<u64> = (0..COUNT - 1)

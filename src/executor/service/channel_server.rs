@@ -2,8 +2,9 @@
 //! The executor's end of a session's channel.
 
 use super::{call, function_at};
-use crate::sys::{Answer, ClosedInChild, socket};
-use crate::transport::channel::OUT_OF_BAND;
+use crate::error::Result;
+use crate::sys::{Answer, ClosedInChild, explain, socket};
+use crate::transport::channel::{OUT_OF_BAND, READERS};
 use crate::transport::packet::{self, Packet};
 use crate::transport::{RESPONSE_TIMEOUT, reader_pool};
 use crate::wire::frame::{Header, Opcode};
@@ -22,22 +23,25 @@ struct ChannelServer {
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     socket::limit_sends(&socket, RESPONSE_TIMEOUT)?;
     let socket = ClosedInChild::new(socket);
-    reader_pool::start(Arc::new(ChannelServer { socket, functions }))
+    let buffers = [const { Vec::new() }; READERS];
+    reader_pool::start(Arc::new(ChannelServer { socket, functions }), buffers)
 }
 
 impl reader_pool::Connection for ChannelServer {
+    type Input = Vec<u8>;
     type Packet = Packet;
     const RUNS_LINKED_CODE: bool = true;
 
-    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+    fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Packet>> {
         packet::receive(&self.socket, buffer)
+            .map_err(|error| explain("read from a controller's channel", error))
     }
 
     fn hang_up(&self) {
         socket::hang_up(&self.socket);
     }
 
-    fn handle(self: Arc<Self>, packet: Packet) {
+    fn handle(&self, packet: Packet) {
         let Packet {
             header,
             body,
@@ -71,7 +75,7 @@ impl reader_pool::Connection for ChannelServer {
         }
     }
 
-    fn ended(self: Arc<Self>, _why: Option<io::Error>) {}
+    fn ended(&self, _why: Result<()>) {}
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 //! and `jitmem-executor`.
 
 mod channel_server;
+mod entry_points;
 mod session;
 mod teardowns;
 mod windows;
+
+pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer};

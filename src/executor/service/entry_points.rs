@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The service's functions as wrapper functions that a controller calls by address.
+
+use super::{Function, Service, call};
+use crate::sys::{Answer, wrapper_address};
+use crate::wire::service::Functions;
+use crate::wire::sps::ExecutorAddr;
+use std::ffi::CStr;
+use std::sync::LazyLock;
+
+/// A wrapper function: where it is for controllers, and what to call in this process.
+#[derive(Clone, Copy)]
+pub(crate) struct EntryPoint {
+    pub(crate) address: u64,
+    pub(crate) answer: fn(&[u8]) -> Answer,
+}
+
+/// Opens a session with a service of this process.
+pub(crate) fn open(args: &[u8]) -> Answer {
+    super::open(args, &functions())
+}
+
+fn attach(args: &[u8]) -> Answer {
+    call(Function::Attach, args, Vec::new())
+}
+
+fn reserve(args: &[u8]) -> Answer {
+    call(Function::Reserve, args, Vec::new())
+}
+
+fn change(args: &[u8]) -> Answer {
+    call(Function::Change, args, Vec::new())
+}
+
+fn apply(args: &[u8]) -> Answer {
+    call(Function::Apply, args, Vec::new())
+}
+
+fn close(args: &[u8]) -> Answer {
+    call(Function::Close, args, Vec::new())
+}
+
+/// Looked up once: a compiler may give a function a second address elsewhere.
+static ALL: LazyLock<[EntryPoint; 6]> = LazyLock::new(|| {
+    macro_rules! all {
+        ($($function:ident),*) => {
+            [$(EntryPoint { address: wrapper_address($function), answer: $function }),*]
+        };
+    }
+    all![open, attach, reserve, change, apply, close]
+});
+
+/// All of them.
+pub(crate) fn entry_points() -> [EntryPoint; 6] {
+    *ALL
+}
+
+/// What the answer to `open` names.
+fn functions() -> Functions {
+    let [_, attach, reserve, change, apply, close] =
+        entry_points().map(|function| ExecutorAddr(function.address));
+    Functions {
+        attach,
+        reserve,
+        change,
+        apply,
+        close,
+    }
+}
+
+/// The names and values that an executor publishes for a service.
+pub(crate) fn symbols(service: &Service) -> [(&'static CStr, u64); 2] {
+    let [open, ..] = entry_points();
+    [
+        (c"jitmem_service_open", open.address),
+        (c"jitmem_service_instance", service.instance()),
+    ]
+}
