@@ -161,6 +161,12 @@ static inline struct graph allocate(const jitmem_manager *manager, const jitmem_
   struct graph graph = {0};
   assert_true(count <= COUNT(graph.memory));
   OK(jitmem_manager_allocate(manager, segments, count, 0, graph.memory, &graph.handle, error));
+  for (size_t i = 0; i < count; i++) {
+    uint64_t alignment = segments[i].alignment;
+    assert_int_equal(graph.memory[i].address % alignment, 0);
+    assert_int_equal((uintptr_t)graph.memory[i].working_memory % (alignment < 16 ? alignment : 16),
+                     0);
+  }
   return graph;
 }
 

@@ -1,14 +1,114 @@
 /* SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception */
+/* Generated from src/capi: do not edit, `make header` writes it anew. */
+/*
+ * jitmem: memory for JIT-linked code, in this process or in another one. A whole program:
+ *
+ *   #include <jitmem.h>
+ *   #include <stdio.h>
+ *   #include <string.h>
+ *
+ *   int main(void) {
+ *     const unsigned char code[] = {0xb8, 42, 0, 0, 0, 0xc3}; // x86-64: mov eax, 42; ret
+ *     const jitmem_segment segment = {.content_size = sizeof code,
+ *                                     .alignment = 16,
+ *                                     .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC};
+ *     jitmem_segment_memory memory;
+ *     jitmem_mapper *mapper = NULL;
+ *     jitmem_manager *manager = NULL;
+ *     jitmem_error *error = NULL;
+ *     uint64_t allocation;
+ *     if (!jitmem_mapper_in_process(JITMEM_IN_PROCESS_AUTO, &mapper, &error) &&
+ *         !jitmem_manager_create(mapper, NULL, &manager, &error) &&
+ *         !jitmem_manager_allocate(manager, &segment, 1, 0, &memory, &allocation, &error)) {
+ *       memcpy(memory.working_memory, code, sizeof code);
+ *       if (!jitmem_manager_finalize(manager, allocation, NULL, 0, &error))
+ *         printf("the answer is %d\n", ((int (*)(void))(uintptr_t)memory.address)());
+ *     }
+ *     int failed = error != NULL;
+ *     if (failed)
+ *       fprintf(stderr, "%s\n", jitmem_error_message(error));
+ *     jitmem_error_free(error);
+ *     jitmem_manager_free(manager); // with all that is left in it
+ *     jitmem_mapper_free(mapper);
+ *     return failed;
+ *   }
+ *
+ * Contents
+ *
+ *   1. Versions        which jitmem was compiled against, and which runs
+ *   2. Handles         what the library hands out
+ *   3. Errors          what a call came to, and why
+ *   4. Mappers         where memory comes from: this process, another one, another machine
+ *   5. Manager         allocate, finalize, deallocate: memory for link graphs
+ *   6. Statistics      figures of a manager, and what lies where
+ *   7. Transports      ways to call functions in an executor
+ *   8. Executor        the other side: to be the process that runs linked code
+ *   9. Custom mappers  memory that the host itself provides
+ *
+ * What holds for all functions
+ *
+ *   Results. What can fail returns a jitmem_status; 0 is success. Outputs are written only on
+ *   success. `error` may be NULL; on failure `*error` is an object that says why, to be freed with
+ *   jitmem_error_free.
+ *
+ *   Handles. A free function does nothing with NULL. A handle that was freed is recognized and
+ *   refused for as long as its memory has not served many others since.
+ *
+ *   Callbacks. One is (fn, ctx, destroy): fn runs once, in the thread that completes the request,
+ *   which may be the calling one before the call returns; then destroy(ctx) runs once. If the call
+ *   is refused (its status is not 0) fn never runs and destroy has run. No lock is held meanwhile,
+ *   so any function may be called. No function of the host may throw through the library.
+ *
+ *   Versions. A struct that begins with struct_size says which version of it the host has: what a
+ *   shorter one lacks is 0. A struct that stands in arrays ends with reserved fields instead, which
+ *   later versions may give a meaning: what the host sets must be 0 there, as in any initializer
+ *   that does not name them, and what the library sets is 0. New enumerators come at the end, so a
+ *   host must expect numbers that it does not know.
+ *
+ *   Working memory lies at addresses of its own, not at those of the code. It is aligned to the
+ *   segment's alignment or to 16 bytes, whichever is less; only `address` has larger alignments. A
+ *   custom mapper's is aligned as its own memory is.
+ *
+ *   Forks. Handles belong to the process that made them. A forked child may run the code that it was
+ *   forked with and make mappers and managers of its own; the parent's manager or connection answers
+ *   JITMEM_INVALID_HANDLE there, and to free a handle there gives up the child's copy alone: no
+ *   action runs and nothing is sent. Child and parent share the pages of code, so the parent should
+ *   not deallocate what a child still runs. Data of linked code is private to each of them in process
+ *   and in a remote executor; children of an executor with shared pages share it. Connections are
+ *   closed in children of fork, not in those of vfork or of a raw clone. What a custom mapper does in
+ *   a child is its host's affair.
+ *
+ *   Time limits. Calls wait for as long as linked code, actions and the host's own functions take.
+ *   Only what the other side does at once is bounded, by 10 seconds each time:
+ *   - An executor that reads nothing of what is sent counts as gone (JITMEM_DISCONNECTED).
+ *   - An executor that connects for a channel and then says nothing gets none: memfds go another way.
+ *   - jitmem_manager_free and jitmem_mapper_free wait no longer for the executor to be done.
+ *   - A session that ends in the executor waits no longer for an action that runs; its memory stays.
+ *   Finalize and deallocate with actions may be held back for 250 microseconds to travel together.
+ */
 
 #ifndef JITMEM_H
 #define JITMEM_H
 
-/* Generated from the Rust sources in src/capi. Do not edit: `make header` writes it anew. */
-
 #include <stddef.h>
 #include <stdint.h>
 
-/* The version that a program is compiled against; jitmem_version() is the one it runs with. */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Where an enumeration is passed or stored, it is a uint32_t. */
+#ifdef __cplusplus
+#define JITMEM_ENUM(name) enum name : uint32_t
+#elif __STDC_VERSION__ >= 202311L
+#define JITMEM_ENUM(name) enum name : uint32_t; typedef enum name name; enum name : uint32_t
+#else
+#define JITMEM_ENUM(name) typedef uint32_t name; enum name
+#endif
+
+/* ==== 1. Versions: which jitmem was compiled against, and which runs ==== */
+
+/// The version that a program is compiled against; jitmem_version() is the one it runs with.
 #define JITMEM_VERSION_MAJOR 0
 #define JITMEM_VERSION_MINOR 1
 #define JITMEM_VERSION_PATCH 0
@@ -16,1067 +116,369 @@
 #define JITMEM_VERSION \
   (JITMEM_VERSION_MAJOR << 16 | JITMEM_VERSION_MINOR << 8 | JITMEM_VERSION_PATCH)
 
-/**
- * What a call came to. Numbers never change; new ones are added at the end.
- */
-enum jitmem_status
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * Done, or, for an asynchronous call, accepted.
-   */
-  JITMEM_OK = 0,
-  /**
-   * An argument can never be right: NULL, overflow, bad alignment, unknown enumerator.
-   */
-  JITMEM_INVALID_ARGUMENT = 1,
-  /**
-   * A handle or allocation that is not live here, or not in the state that the call needs.
-   */
-  JITMEM_INVALID_HANDLE = 2,
-  /**
-   * No window may hold the request.
-   */
-  JITMEM_WINDOW_FULL = 3,
-  /**
-   * The manager's own limit on bytes is reached.
-   */
-  JITMEM_QUOTA_EXCEEDED = 4,
-  /**
-   * The system gave no memory, address space, mapping or descriptor.
-   */
-  JITMEM_OUT_OF_MEMORY = 5,
-  /**
-   * The system forbids the operation (seccomp, SELinux, vm.memfd_noexec).
-   */
-  JITMEM_DENIED = 6,
-  /**
-   * An allocation action reported failure.
-   */
-  JITMEM_ACTION_FAILED = 7,
-  /**
-   * Not available in this build, on this system or with this mapper.
-   */
-  JITMEM_UNSUPPORTED = 8,
-  /**
-   * The executor is gone.
-   */
-  JITMEM_DISCONNECTED = 9,
-  /**
-   * A host-supplied mapper reported failure or broke its contract.
-   */
-  JITMEM_MAPPER_FAILED = 10,
-  /**
-   * The system reported something that none of the above names.
-   */
-  JITMEM_SYSTEM = 11,
-  /**
-   * A defect in jitmem; the handle refuses further work.
-   */
-  JITMEM_INTERNAL = 12,
-  /**
-   * It can't be done without waiting; nothing was done.
-   */
-  JITMEM_WOULD_BLOCK = 13,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_status jitmem_status;
-#else
-typedef uint32_t jitmem_status;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
+/// The version of the library that runs: major << 16 | minor << 8 | patch, as JITMEM_VERSION.
+///
+/// Thread-safe; never fails.
+uint32_t jitmem_version(void);
 
-/**
- * How content gets into the executor.
- */
-enum jitmem_content
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * `prepare` gives memory that the executor sees.
-   */
-  JITMEM_CONTENT_SHARED = 0,
-  /**
-   * `initialize` receives the content and copies it.
-   */
-  JITMEM_CONTENT_COPIED = 1,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_content jitmem_content;
-#else
-typedef uint32_t jitmem_content;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
+/// The version of the library that runs, as text such as "0.1.0". Static; do not free.
+///
+/// Thread-safe; never fails.
+const char *jitmem_version_string(void);
 
-/**
- * What was fallen back from; bits of jitmem_stats.fallbacks.
- */
-enum jitmem_fallback
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * Two views were refused, so pages change protection; fallback_reason says why.
-   */
-  JITMEM_FALLBACK_MPROTECT = 1,
-  /**
-   * The window is smaller than asked for: address space is limited.
-   */
-  JITMEM_FALLBACK_SMALLER_WINDOW = 2,
-  /**
-   * A window lies out of 32-bit reach of the process's images.
-   */
-  JITMEM_FALLBACK_OUT_OF_REACH = 4,
-  /**
-   * A better way to the executor, or a better mapper for it, could not be taken.
-   */
-  JITMEM_FALLBACK_WAY = 8,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_fallback jitmem_fallback;
-#else
-typedef uint32_t jitmem_fallback;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
+/* ==== 2. Handles: what the library hands out ==== */
 
-/**
- * What happens when the window is full.
- */
-enum jitmem_growth
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * The request fails with JITMEM_WINDOW_FULL.
-   */
-  JITMEM_GROWTH_ERROR = 0,
-  /**
-   * Another window is reserved; what belongs to one JITDylib stays inside one.
-   */
-  JITMEM_GROWTH_ANOTHER_WINDOW = 1,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_growth jitmem_growth;
-#else
-typedef uint32_t jitmem_growth;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * Which in-process mapper to make.
- */
-enum jitmem_in_process_kind
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * Two views where one probe shows that the system allows them, else mprotect.
-   */
-  JITMEM_IN_PROCESS_AUTO = 0,
-  /**
-   * Two views of sealed memfds: no page ever turns executable, graphs share pages.
-   */
-  JITMEM_IN_PROCESS_TWO_VIEWS = 1,
-  /**
-   * Private pages whose protection changes; whole pages and system calls per allocation.
-   */
-  JITMEM_IN_PROCESS_MPROTECT = 2,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_in_process_kind jitmem_in_process_kind;
-#else
-typedef uint32_t jitmem_in_process_kind;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * What a jitmem_layout_item is.
- */
-enum jitmem_layout_kind
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * A reserved window.
-   */
-  JITMEM_LAYOUT_WINDOW = 0,
-  /**
-   * A chunk of a window.
-   */
-  JITMEM_LAYOUT_CHUNK = 1,
-  /**
-   * A range of a chunk that is handed out.
-   */
-  JITMEM_LAYOUT_RANGE = 2,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_layout_kind jitmem_layout_kind;
-#else
-typedef uint32_t jitmem_layout_kind;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * How long a segment lives.
- */
-enum jitmem_lifetime
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * Until it is deallocated.
-   */
-  JITMEM_LIFETIME_STANDARD = 0,
-  /**
-   * Until the finalize actions have run.
-   */
-  JITMEM_LIFETIME_FINALIZE = 1,
-  /**
-   * Never in executor memory: it gets address 0 and no working memory.
-   */
-  JITMEM_LIFETIME_NO_ALLOC = 2,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_lifetime jitmem_lifetime;
-#else
-typedef uint32_t jitmem_lifetime;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * Which mapper a manager uses.
- */
-enum jitmem_mapper_kind
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * This process, two views of the same pages.
-   */
-  JITMEM_MAPPER_TWO_VIEWS = 1,
-  /**
-   * This process, one view whose protection changes.
-   */
-  JITMEM_MAPPER_MPROTECT = 2,
-  /**
-   * The host's own table of callbacks.
-   */
-  JITMEM_MAPPER_CUSTOM = 3,
-  /**
-   * Another process on this machine, shared pages.
-   */
-  JITMEM_MAPPER_SHARED = 4,
-  /**
-   * A process anywhere, content in messages.
-   */
-  JITMEM_MAPPER_REMOTE = 5,
-  /**
-   * Another process on this machine, through LLVM's own shared-memory service.
-   */
-  JITMEM_MAPPER_LLVM_SHARED = 6,
-  /**
-   * A process anywhere, through LLVM's own memory manager service.
-   */
-  JITMEM_MAPPER_LLVM_SIMPLE = 7,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_mapper_kind jitmem_mapper_kind;
-#else
-typedef uint32_t jitmem_mapper_kind;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * Where the first window goes.
- */
-enum jitmem_placement
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * Where the executor's own images are in reach of 32-bit references.
-   */
-  JITMEM_PLACEMENT_DEFAULT = 0,
-  /**
-   * So that jitmem_manager_options.address is in reach.
-   */
-  JITMEM_PLACEMENT_NEAR = 1,
-  /**
-   * Exactly at jitmem_manager_options.address, a multiple of the page size.
-   */
-  JITMEM_PLACEMENT_FIXED = 2,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_placement jitmem_placement;
-#else
-typedef uint32_t jitmem_placement;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * Bits of a segment's protection. Writable and executable together is refused.
- */
-enum jitmem_protection
-#if defined(__cplusplus) || __STDC_VERSION__ >= 202311L
-  : uint32_t
-#endif // defined(__cplusplus) || __STDC_VERSION__ >= 202311L
- {
-  /**
-   * The executor may read it.
-   */
-  JITMEM_PROT_READ = 1,
-  /**
-   * The executor may write it.
-   */
-  JITMEM_PROT_WRITE = 2,
-  /**
-   * The executor may run it.
-   */
-  JITMEM_PROT_EXEC = 4,
-};
-#ifndef __cplusplus
-#if __STDC_VERSION__ >= 202311L
-typedef enum jitmem_protection jitmem_protection;
-#else
-typedef uint32_t jitmem_protection;
-#endif // __STDC_VERSION__ >= 202311L
-#endif // __cplusplus
-
-/**
- * Why a call failed: status, errno and a message that names operation, value, cause and remedy.
- * Owned by whoever received it; free it with jitmem_error_free. Not shared between threads
- * without the host's own ordering.
- */
+/// Why a call failed: status, errno and a message that names operation, value, cause and remedy.
+/// Owned by whoever received it; free it with jitmem_error_free. Not shared between threads
+/// without the host's own ordering.
 typedef struct jitmem_error jitmem_error;
 
-/**
- * Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
- * may be called from inside its callbacks.
- */
+/// Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
+/// may be called from inside its callbacks.
 typedef struct jitmem_manager jitmem_manager;
 
-/**
- * Where memory comes from. May serve any number of managers; freeing it while managers use it is
- * fine. All functions on it are thread-safe.
- */
+/// Where memory comes from. May serve any number of managers; freeing it while managers use it is
+/// fine. All functions on it are thread-safe.
 typedef struct jitmem_mapper jitmem_mapper;
 
-/**
- * An executor's service: controllers that know its symbols get memory in this process. Freeing it
- * ends their sessions. All functions on it are thread-safe.
- */
+/// An executor's service: controllers that know its symbols get memory in this process. Freeing it
+/// ends their sessions. All functions on it are thread-safe.
 typedef struct jitmem_service jitmem_service;
 
-/**
- * A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
- * mappers use it is fine. All functions on it are thread-safe.
- */
+/// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
+/// mappers use it is fine. All functions on it are thread-safe.
 typedef struct jitmem_transport jitmem_transport;
 
-/**
- * Names one request to a custom mapper, which it answers with jitmem_mapper_complete.
- */
-typedef uint64_t jitmem_request;
-
-/**
- * Frees a callback's context; may be NULL where there is nothing to free.
- */
+/// Frees a callback's context; may be NULL where there is nothing to free.
 typedef void (*jitmem_destroy_fn)(void *ctx);
 
-/**
- * One segment on its way into, or out of, a custom mapper's executor.
- */
-typedef struct jitmem_mapper_segment {
-  /**
-   * First executor address.
-   */
-  uint64_t address;
-  /**
-   * Bytes, zero-fill and rounding included.
-   */
-  uint64_t size;
-  /**
-   * The content, valid until the request is completed; NULL if it is in place or on the way out.
-   */
-  const void *content;
-  /**
-   * Bytes of content.
-   */
-  uint64_t content_size;
-  /**
-   * Bits of jitmem_protection.
-   */
-  uint32_t protection;
-  /**
-   * One of jitmem_lifetime.
-   */
-  uint32_t lifetime;
-  /**
-   * 1: what follows the content is known to be zero; 0: the mapper must make it so.
-   */
-  uint32_t zeroed;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint32_t reserved[5];
-} jitmem_mapper_segment;
+/* ==== 3. Errors: what a call came to, and why ==== */
 
-/**
- * A call of a wrapper function in the executor: (const char *args, size_t size), answering
- * LLVM's CWrapperFunctionResult with a serialized error.
- */
-typedef struct jitmem_wrapper_call {
-  /**
-   * Executor address; 0: no call.
-   */
-  uint64_t function;
-  /**
-   * Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
-   */
-  const void *args;
-  /**
-   * Bytes of args.
-   */
-  size_t args_size;
-} jitmem_wrapper_call;
+/// What a call came to. Numbers never change; new ones are added at the end.
+JITMEM_ENUM(jitmem_status) {
+  /// Done, or, for an asynchronous call, accepted.
+  JITMEM_OK = 0,
+  /// An argument can never be right: NULL, overflow, bad alignment, unknown enumerator.
+  JITMEM_INVALID_ARGUMENT = 1,
+  /// A handle or allocation that is not live here, or not in the state that the call needs.
+  JITMEM_INVALID_HANDLE = 2,
+  /// No window may hold the request.
+  JITMEM_WINDOW_FULL = 3,
+  /// The manager's own limit on bytes is reached.
+  JITMEM_QUOTA_EXCEEDED = 4,
+  /// The system gave no memory, address space, mapping or descriptor.
+  JITMEM_OUT_OF_MEMORY = 5,
+  /// The system forbids the operation (seccomp, SELinux, vm.memfd_noexec).
+  JITMEM_DENIED = 6,
+  /// An allocation action reported failure.
+  JITMEM_ACTION_FAILED = 7,
+  /// Not available in this build, on this system or with this mapper.
+  JITMEM_UNSUPPORTED = 8,
+  /// The executor is gone.
+  JITMEM_DISCONNECTED = 9,
+  /// A host-supplied mapper reported failure or broke its contract.
+  JITMEM_MAPPER_FAILED = 10,
+  /// The system reported something that none of the above names.
+  JITMEM_SYSTEM = 11,
+  /// A defect in jitmem; the handle refuses further work.
+  JITMEM_INTERNAL = 12,
+  /// It can't be done without waiting; nothing was done.
+  JITMEM_WOULD_BLOCK = 13,
+};
 
-/**
- * An allocation action: a call on finalize and its twin on deallocate.
- */
-typedef struct jitmem_action {
-  /**
-   * Run on finalize.
-   */
-  struct jitmem_wrapper_call finalize;
-  /**
-   * Run on deallocate, if the finalize call succeeded.
-   */
-  struct jitmem_wrapper_call dealloc;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint64_t reserved[2];
-} jitmem_action;
+/// The status of an error. NULL: JITMEM_OK. A freed error: JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `error` is NULL or came from this library.
+jitmem_status jitmem_error_status(const struct jitmem_error *error);
 
-/**
- * One allocation on its way out.
- */
-typedef struct jitmem_mapper_retired {
-  /**
-   * What `initialize` answered; 0 if it had nothing to remember.
-   */
-  uint64_t key;
-  /**
-   * Its copied segments; valid until the request is completed.
-   */
-  const struct jitmem_mapper_segment *segments;
-  /**
-   * Number of them.
-   */
-  size_t segment_count;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint64_t reserved[2];
-} jitmem_mapper_retired;
+/// What happened, as UTF-8 text without final full stop: operation, value, cause, remedy. Valid
+/// until the error is freed. NULL: "success".
+///
+/// Requires:
+/// `error` is NULL or came from this library.
+const char *jitmem_error_message(const struct jitmem_error *error);
 
-/**
- * A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
- *
- * The functions are called with no lock held, from any thread, several at a time. Those that take a
- * jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
- * once. Arrays are valid until then. None may be NULL, and none may throw.
- */
-typedef struct jitmem_mapper_callbacks {
-  /**
-   * sizeof(jitmem_mapper_callbacks).
-   */
+/// errno of the system call behind an error; 0 if there was none, and for NULL.
+///
+/// Requires:
+/// `error` is NULL or came from this library.
+int32_t jitmem_error_os_code(const struct jitmem_error *error);
+
+/// Frees an error. NULL and an error that was freed before: does nothing.
+///
+/// Requires:
+/// `error` is NULL or came from this library, and nobody uses it or its message any more.
+void jitmem_error_free(struct jitmem_error *error);
+
+/// The name of a status, such as "JITMEM_WINDOW_FULL"; "unknown status" for other numbers. Static.
+///
+/// Thread-safe; never fails.
+const char *jitmem_status_name(uint32_t status);
+
+/* ==== 4. Mappers: where memory comes from: this process, another one, another machine ==== */
+
+/// Which in-process mapper to make.
+JITMEM_ENUM(jitmem_in_process_kind) {
+  /// Two views where one probe shows that the system allows them, else mprotect.
+  JITMEM_IN_PROCESS_AUTO = 0,
+  /// Two views of sealed memfds: no page ever turns executable, graphs share pages.
+  JITMEM_IN_PROCESS_TWO_VIEWS = 1,
+  /// Private pages whose protection changes; whole pages and system calls per allocation.
+  JITMEM_IN_PROCESS_MPROTECT = 2,
+};
+
+/// Makes a mapper of this process's own memory.
+///
+/// `kind` is one of jitmem_in_process_kind. On success `*mapper` is the new mapper, to be freed
+/// with jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for an unknown kind or NULL `mapper`; with
+/// JITMEM_IN_PROCESS_TWO_VIEWS, what the system answered to one probe (JITMEM_DENIED,
+/// JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM).
+///
+/// Requires:
+/// `mapper` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_mapper_in_process(uint32_t kind,
+                                       struct jitmem_mapper **mapper,
+                                       struct jitmem_error **error);
+
+/// Which service of an executor, and why this mapper. Set struct_size to
+/// sizeof(jitmem_executor_options) and the rest to zero for the defaults.
+typedef struct jitmem_executor_options {
+  /// sizeof(jitmem_executor_options).
   size_t struct_size;
-  /**
-   * Chunks are multiples of this power of two.
-   */
-  uint64_t page_size;
-  /**
-   * Allocations are kept multiples of this power of two apart, at most page_size.
-   */
-  uint64_t granule;
-  /**
-   * One of jitmem_content.
-   */
-  uint32_t content;
-  /**
-   * 0.
-   */
-  uint32_t reserved;
-  /**
-   * Passed to every function.
-   */
-  void *ctx;
-  /**
-   * Called once when nothing uses the mapper any more; may be NULL.
-   */
-  jitmem_destroy_fn destroy;
-  /**
-   * Reserves a window of `size` bytes (a smaller multiple of page_size will do) as `placement`
-   * and `address` say. Answers its address as `value` and, in `size`, its size.
-   */
-  void (*reserve)(void *ctx,
-                  uint64_t size,
-                  uint32_t placement,
-                  uint64_t address,
-                  jitmem_request request);
-  /**
-   * Makes a chunk usable; with shared content, `*working_memory` is where all its bytes are
-   * written, all zero now. Returns a jitmem_status.
-   */
-  uint32_t (*prepare)(void *ctx,
-                      uint64_t address,
-                      uint64_t size,
-                      uint32_t protection,
-                      uint32_t lifetime,
-                      void **working_memory);
-  /**
-   * Makes an allocation visible and runs the finalize actions first to last, remembering the
-   * deallocation actions. Answers a key for deinitialize as `value`; 0 if there is nothing to
-   * do then.
-   */
-  void (*initialize)(void *ctx,
-                     const struct jitmem_mapper_segment *segments,
-                     size_t segment_count,
-                     const struct jitmem_action *actions,
-                     size_t action_count,
-                     jitmem_request request);
-  /**
-   * Runs the deallocation actions of allocations, last to first.
-   */
-  void (*deinitialize)(void *ctx,
-                       const struct jitmem_mapper_retired *retired,
-                       size_t count,
-                       jitmem_request request);
-  /**
-   * Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays.
-   */
-  uint32_t (*reclaim)(void *ctx, uint64_t address, uint64_t size);
-  /**
-   * Gives a window back with all that is in it.
-   */
-  void (*release)(void *ctx, uint64_t address, uint64_t size, jitmem_request request);
-} jitmem_mapper_callbacks;
+  /// Executor address of jitmem_service_open; 0: what the transport knows by this name.
+  uint64_t service;
+  /// The number published as jitmem_service_instance; 0: what the transport knows by this name, or
+  /// the service that every process with this library has.
+  uint64_t instance;
+  /// Why a better mapper was not taken, for the statistics; copied; may be NULL.
+  const char *instead_of;
+} jitmem_executor_options;
 
-/**
- * A name that an executor publishes to its controller, and the address or number behind it.
- */
-typedef struct jitmem_bootstrap_symbol {
-  /**
-   * UTF-8 text.
-   */
-  const char *name;
-  /**
-   * What the name stands for.
-   */
-  uint64_t address;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint64_t reserved[2];
-} jitmem_bootstrap_symbol;
+/// Makes a mapper of another process's memory on this machine, through shared pages: what the linker
+/// writes here is what the executor sees there, and no content is sent. Linked code's writable data is
+/// shared with children that the executor forks: one sees what the other writes.
+///
+/// `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
+/// the transport's answers come from. On success `*mapper` is the new mapper, to be freed with
+/// jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE,
+/// JITMEM_UNSUPPORTED if the executor has no service, or another version of it, or memfds can't be
+/// handed to it (the message says what was tried), JITMEM_DISCONNECTED.
+///
+/// Requires:
+/// `transport` is NULL or a handle of this library; `options` is NULL or a struct of the size that it
+/// says; `mapper` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_mapper_shared(const struct jitmem_transport *transport,
+                                   const struct jitmem_executor_options *options,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
 
-/**
- * Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
- * for the defaults.
- */
-typedef struct jitmem_serve_options {
-  /**
-   * sizeof(jitmem_serve_options).
-   */
-  size_t struct_size;
-  /**
-   * What the host publishes beside the services' own names, or in place of them.
-   */
-  const struct jitmem_bootstrap_symbol *symbols;
-  /**
-   * Number of them.
-   */
-  size_t symbol_count;
-  /**
-   * The service that controllers with jitmem open sessions with. NULL: one that ends with the
-   * call.
-   */
-  const struct jitmem_service *service;
-  /**
-   * The controller's LLVM, 14 to 22. Until 16 it expects another first message than since, and
-   * nothing that it sends tells which. 0: 22.
-   */
-  uint32_t llvm_version;
-  /**
-   * 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
-   * a symbol that the process has not.
-   */
-  uint32_t c_only;
-} jitmem_serve_options;
+/// Makes a mapper of the memory of a process on any machine: content travels in the transport's
+/// messages, zero-fill does not.
+///
+/// As jitmem_mapper_shared, but for handing memfds over.
+///
+/// Requires:
+/// As jitmem_mapper_shared.
+jitmem_status jitmem_mapper_remote(const struct jitmem_transport *transport,
+                                   const struct jitmem_executor_options *options,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
 
-/**
- * Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
- * for the defaults.
- */
+/// Makes a mapper of another process's memory on this machine through LLVM's own shared-memory service
+/// (ExecutorSharedMemoryMapperService), which executors have that know nothing of jitmem: protections
+/// are set for each allocation, so each takes whole pages and a message.
+///
+/// The transport must know the service's bootstrap symbols by name. `instead_of` says why a better
+/// mapper was not taken, for the statistics; copied; may be NULL. On success `*mapper` is the new
+/// mapper, to be freed with jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+/// does not publish the service.
+///
+/// Requires:
+/// `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
+/// `mapper` and `error` are NULL or places for a pointer. The executor's shared memory is its own, and
+/// does not become smaller while the mapper or a manager of it is there.
+jitmem_status jitmem_mapper_llvm_shared(const struct jitmem_transport *transport,
+                                        const char *instead_of,
+                                        struct jitmem_mapper **mapper,
+                                        struct jitmem_error **error);
+
+/// Makes a mapper of the memory of a process on any machine through LLVM's own memory manager service
+/// (SimpleExecutorMemoryManager, of LLVM 14 to 19 or of LLVM 22), which every executor has: content
+/// travels in the transport's messages, and each allocation has a reservation of its own. So it takes
+/// whole pages, three messages from allocate to deallocate (one deallocates any number), and addresses
+/// that the executor chooses.
+///
+/// The transport must know the service's bootstrap symbols by name, and the executor's pages must be as
+/// large as this process's. `instead_of` says why a better mapper was not taken, for the statistics;
+/// copied; may be NULL. On success `*mapper` is the new mapper, to be freed with jitmem_mapper_free.
+/// Thread-safe.
+///
+/// What is different for its managers: each reservation counts as a window. An allocation that would
+/// lie out of reach of 32-bit references from what is live is refused with JITMEM_WINDOW_FULL; with
+/// JITMEM_GROWTH_ANOTHER_WINDOW only from what is live of the same JITDylib. JITMEM_PLACEMENT_FIXED is
+/// JITMEM_UNSUPPORTED, commit has no effect, a quota counts whole reservations, and segments of
+/// finalize lifetime stay until their allocation is deallocated. The try functions answer
+/// JITMEM_WOULD_BLOCK.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
+/// does not publish the service.
+///
+/// Requires:
+/// As jitmem_mapper_llvm_shared.
+jitmem_status jitmem_mapper_llvm_simple(const struct jitmem_transport *transport,
+                                        const char *instead_of,
+                                        struct jitmem_mapper **mapper,
+                                        struct jitmem_error **error);
+
+/// Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
+/// before: does nothing.
+///
+/// Requires:
+/// `mapper` is NULL or came from this library, and no other thread uses this handle.
+void jitmem_mapper_free(struct jitmem_mapper *mapper);
+
+/* ==== 5. Manager: allocate, finalize, deallocate: memory for link graphs ==== */
+
+/// Bits of a segment's protection. Writable and executable together is refused.
+JITMEM_ENUM(jitmem_protection) {
+  /// The executor may read it.
+  JITMEM_PROT_READ = 1,
+  /// The executor may write it.
+  JITMEM_PROT_WRITE = 2,
+  /// The executor may run it.
+  JITMEM_PROT_EXEC = 4,
+};
+
+/// How long a segment lives.
+JITMEM_ENUM(jitmem_lifetime) {
+  /// Until it is deallocated.
+  JITMEM_LIFETIME_STANDARD = 0,
+  /// Until the finalize actions have run.
+  JITMEM_LIFETIME_FINALIZE = 1,
+  /// Never in executor memory: it gets address 0 and no working memory.
+  JITMEM_LIFETIME_NO_ALLOC = 2,
+};
+
+/// Where the first window goes.
+JITMEM_ENUM(jitmem_placement) {
+  /// Where the executor's own images are in reach of 32-bit references.
+  JITMEM_PLACEMENT_DEFAULT = 0,
+  /// So that jitmem_manager_options.address is in reach.
+  JITMEM_PLACEMENT_NEAR = 1,
+  /// Exactly at jitmem_manager_options.address, a multiple of the page size.
+  JITMEM_PLACEMENT_FIXED = 2,
+};
+
+/// What happens when the window is full.
+JITMEM_ENUM(jitmem_growth) {
+  /// The request fails with JITMEM_WINDOW_FULL.
+  JITMEM_GROWTH_ERROR = 0,
+  /// Another window is reserved; what belongs to one JITDylib stays inside one.
+  JITMEM_GROWTH_ANOTHER_WINDOW = 1,
+};
+
+/// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
+/// for the defaults.
 typedef struct jitmem_manager_options {
-  /**
-   * sizeof(jitmem_manager_options).
-   */
+  /// sizeof(jitmem_manager_options).
   size_t struct_size;
-  /**
-   * Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
-   */
+  /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
   uint64_t window_size;
-  /**
-   * For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
-   */
+  /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
   uint64_t address;
-  /**
-   * Most bytes handed out at a time, rounding included. 0: no limit.
-   */
+  /// Most bytes handed out at a time, rounding included. 0: no limit.
   uint64_t quota;
-  /**
-   * One of jitmem_placement.
-   */
+  /// One of jitmem_placement.
   uint32_t placement;
-  /**
-   * One of jitmem_growth.
-   */
+  /// One of jitmem_growth.
   uint32_t growth;
-  /**
-   * 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
-   * kill later. 0: pages are taken when touched. A custom mapper is not told.
-   */
+  /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
+  /// kill later. 0: pages are taken when touched. A custom mapper is not told.
   uint32_t commit;
-  /**
-   * 0.
-   */
+  /// 0.
   uint32_t reserved;
 } jitmem_manager_options;
 
-/**
- * Receives a new manager, which it owns, or an error, which is valid during the call.
- */
+/// One segment of a request.
+typedef struct jitmem_segment {
+  /// Bytes that the linker writes.
+  uint64_t content_size;
+  /// Zero bytes behind them.
+  uint64_t zero_fill_size;
+  /// Alignment of the first byte: a power of two up to 1 GiB.
+  uint64_t alignment;
+  /// Bits of jitmem_protection.
+  uint32_t protection;
+  /// One of jitmem_lifetime.
+  uint32_t lifetime;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_segment;
+
+/// Memory of one segment.
+typedef struct jitmem_segment_memory {
+  /// Its address in the executor; 0 for a no-alloc segment.
+  uint64_t address;
+  /// Where its content_size bytes are written, by one thread at a time, until finalize or
+  /// abandon is called; all of them must be written. NULL for a no-alloc segment.
+  void *working_memory;
+  /// Written 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_segment_memory;
+
+/// A call of a wrapper function in the executor: (const char *args, size_t size), answering
+/// LLVM's CWrapperFunctionResult with a serialized error.
+typedef struct jitmem_wrapper_call {
+  /// Executor address; 0: no call.
+  uint64_t function;
+  /// Serialized arguments; copied during the call that takes them. May be NULL if args_size is 0.
+  const void *args;
+  /// Bytes of args.
+  size_t args_size;
+} jitmem_wrapper_call;
+
+/// An allocation action: a call on finalize and its twin on deallocate.
+typedef struct jitmem_action {
+  /// Run on finalize.
+  struct jitmem_wrapper_call finalize;
+  /// Run on deallocate, if the finalize call succeeded.
+  struct jitmem_wrapper_call dealloc;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_action;
+
+/// Receives a new manager, which it owns, or an error, which is valid during the call.
 typedef void (*jitmem_created_fn)(void *ctx,
                                   struct jitmem_manager *manager,
                                   const struct jitmem_error *error);
 
-/**
- * One segment of a request.
- */
-typedef struct jitmem_segment {
-  /**
-   * Bytes that the linker writes.
-   */
-  uint64_t content_size;
-  /**
-   * Zero bytes behind them.
-   */
-  uint64_t zero_fill_size;
-  /**
-   * Alignment of the first byte: a power of two up to 1 GiB.
-   */
-  uint64_t alignment;
-  /**
-   * Bits of jitmem_protection.
-   */
-  uint32_t protection;
-  /**
-   * One of jitmem_lifetime.
-   */
-  uint32_t lifetime;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint64_t reserved[2];
-} jitmem_segment;
-
-/**
- * Memory of one segment.
- */
-typedef struct jitmem_segment_memory {
-  /**
-   * Its address in the executor; 0 for a no-alloc segment.
-   */
-  uint64_t address;
-  /**
-   * Where its content_size bytes are written, by one thread at a time, until finalize or
-   * abandon is called; all of them must be written. NULL for a no-alloc segment.
-   */
-  void *working_memory;
-  /**
-   * Written 0: for fields of later versions.
-   */
-  uint64_t reserved[2];
-} jitmem_segment_memory;
-
-/**
- * Receives an allocation: its handle and one entry of `memory` per segment, valid during the
- * call; or an error, valid during the call, and then `allocation` is 0 and `memory` NULL.
- */
-typedef void (*jitmem_allocated_fn)(void *ctx,
-                                    uint64_t allocation,
-                                    const struct jitmem_segment_memory *memory,
-                                    size_t count,
-                                    const struct jitmem_error *error);
-
-/**
- * Learns how a request ended: `error` is NULL for success, else valid during the call.
- */
-typedef void (*jitmem_done_fn)(void *ctx, const struct jitmem_error *error);
-
-/**
- * Which service of an executor, and why this mapper. Set struct_size to
- * sizeof(jitmem_executor_options) and the rest to zero for the defaults.
- */
-typedef struct jitmem_executor_options {
-  /**
-   * sizeof(jitmem_executor_options).
-   */
-  size_t struct_size;
-  /**
-   * Executor address of jitmem_service_open; 0: what the transport knows by this name.
-   */
-  uint64_t service;
-  /**
-   * The number published as jitmem_service_instance; 0: what the transport knows by this name, or
-   * the service that every process with this library has.
-   */
-  uint64_t instance;
-  /**
-   * Why a better mapper was not taken, for the statistics; copied; may be NULL.
-   */
-  const char *instead_of;
-} jitmem_executor_options;
-
-/**
- * What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
- * byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
- * 0 or the address of an error message from malloc.
- */
-typedef struct jitmem_wrapper_result {
-  /**
-   * Bytes, or an address.
-   */
-  uint64_t data;
-  /**
-   * Number of bytes.
-   */
-  size_t size;
-} jitmem_wrapper_result;
-
-/**
- * Sees one bootstrap symbol; `name` is static.
- */
-typedef void (*jitmem_symbol_fn)(void *ctx, const char *name, uint64_t address);
-
-/**
- * Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
- * Set struct_size to sizeof(jitmem_stats) before the call.
- */
-typedef struct jitmem_stats {
-  /**
-   * sizeof(jitmem_stats); afterwards the bytes that this library filled in.
-   */
-  size_t struct_size;
-  /**
-   * Address space of all windows.
-   */
-  uint64_t reserved;
-  /**
-   * Chunks: address space with memory behind it. Pages count only once they are touched.
-   */
-  uint64_t committed;
-  /**
-   * Bytes asked for by live allocations.
-   */
-  uint64_t live;
-  /**
-   * Bytes lost to rounding and alignment in live allocations.
-   */
-  uint64_t padding;
-  /**
-   * Bytes in chunks that are not handed out: committed - live - padding, less guards.
-   */
-  uint64_t free;
-  /**
-   * Kernel mappings at most, writer views and reserved gaps included.
-   */
-  uint64_t mappings;
-  /**
-   * Windows now.
-   */
-  uint64_t windows;
-  /**
-   * Chunks now.
-   */
-  uint64_t chunks;
-  /**
-   * Allocations now that are not finalized.
-   */
-  uint64_t in_flight;
-  /**
-   * Allocations now that are finalized.
-   */
-  uint64_t finalized;
-  /**
-   * Allocations made.
-   */
-  uint64_t allocate_calls;
-  /**
-   * Allocations finalized.
-   */
-  uint64_t finalize_calls;
-  /**
-   * Allocations abandoned.
-   */
-  uint64_t abandon_calls;
-  /**
-   * Allocations deallocated.
-   */
-  uint64_t deallocate_calls;
-  /**
-   * Requests that ended in an error.
-   */
-  uint64_t failures;
-  /**
-   * Times jitmem entered the kernel in this process, all managers together.
-   */
-  uint64_t system_calls;
-  /**
-   * Bytes from the lowest to the highest byte of the chunks in use, widest window.
-   */
-  uint64_t span;
-  /**
-   * One of jitmem_mapper_kind.
-   */
-  uint32_t mapper;
-  /**
-   * Bits of jitmem_fallback.
-   */
-  uint32_t fallbacks;
-  /**
-   * The mapper in words; valid until the manager is freed.
-   */
-  const char *mapper_name;
-  /**
-   * What was fallen back from when the manager was made, and why, in words; NULL if nothing was.
-   * Valid until the manager is freed.
-   */
-  const char *fallback_reason;
-  /**
-   * Ranges that the kernel refused to unmap in this process; lost until it exits.
-   */
-  uint64_t unmap_failures;
-  /**
-   * Messages sent to the executor for the mapper's purposes, all its managers together.
-   */
-  uint64_t messages;
-  /**
-   * Bytes of these messages and of their answers.
-   */
-  uint64_t message_bytes;
-} jitmem_stats;
-
-/**
- * One piece of the layout.
- */
-typedef struct jitmem_layout_item {
-  /**
-   * First executor address.
-   */
-  uint64_t address;
-  /**
-   * Bytes.
-   */
-  uint64_t size;
-  /**
-   * One of jitmem_layout_kind.
-   */
-  uint32_t kind;
-  /**
-   * Bits of jitmem_protection; 0 for a window.
-   */
-  uint32_t protection;
-  /**
-   * One of jitmem_lifetime; 0 for a window.
-   */
-  uint32_t lifetime;
-  /**
-   * 0: for fields of later versions.
-   */
-  uint32_t reserved[5];
-} jitmem_layout_item;
-
-/**
- * Sees one piece of the layout; `item` is valid during the call.
- */
-typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *item);
-
-/**
- * Names one call of a custom transport, which it answers with jitmem_transport_answer.
- */
-typedef uint64_t jitmem_call;
-
-/**
- * Names callbacks that wait to be run, once, by jitmem_task_run.
- */
-typedef uint64_t jitmem_task;
-
-/**
- * A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
- */
-typedef struct jitmem_transport_callbacks {
-  /**
-   * sizeof(jitmem_transport_callbacks).
-   */
-  size_t struct_size;
-  /**
-   * Passed to every function.
-   */
-  void *ctx;
-  /**
-   * Called once when nothing uses the transport any more; may be NULL.
-   */
-  jitmem_destroy_fn destroy;
-  /**
-   * Calls the wrapper function at executor address `function` with `args`, which are valid during
-   * this call only, and has the answer given, now or later, from any thread, exactly once, with
-   * jitmem_transport_answer. Called with no lock held, from any thread, several at a time; must
-   * not wait for the answer and must not throw. Not NULL.
-   */
-  void (*call)(void *ctx, uint64_t function, const void *args, size_t args_size, jitmem_call call);
-  /**
-   * The executor address that was published as `name` when the connection was made; 0 if none
-   * was. Called from any thread. NULL: no names are known.
-   */
-  uint64_t (*symbol)(void *ctx, const char *name);
-  /**
-   * Has jitmem_task_run called with `task`, now or later, from any thread, exactly once: there run
-   * the callbacks of asynchronous requests that the executor has answered, which may block and
-   * which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
-   * of jitmem's or where jitmem_transport_answer is called.
-   */
-  void (*dispatch)(void *ctx, jitmem_task task);
-} jitmem_transport_callbacks;
-
-/**
- * Receives the result of a call; `bytes` is valid during the call of this function only.
- */
-typedef void (*jitmem_bytes_fn)(void *ctx, const void *bytes, size_t size);
-
-#ifdef __cplusplus
-extern "C" {
-#endif // __cplusplus
-
-/**
- * Answers a request to a custom mapper, from any thread.
- *
- * `status` is a jitmem_status; if it is not 0, `message` (NULL or UTF-8 text, copied) says why.
- * `value` and `size` are what the callback's documentation asks for, else 0. The requester's
- * callback may run inside this call. Thread-safe.
- *
- * Errors: JITMEM_INVALID_HANDLE for a request that was answered before or never made.
- *
- * Requires:
- * `message` is NULL or a NUL-terminated string; `error` is NULL or a place for a pointer.
- */
-jitmem_status jitmem_mapper_complete(jitmem_request request,
-                                     uint32_t status,
-                                     const char *message,
-                                     uint64_t value,
-                                     uint64_t size,
-                                     struct jitmem_error **error);
-
-/**
- * Makes a mapper of the host's callbacks.
- *
- * `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the mapper any more
- * or if this call fails. On success `*mapper` is the new mapper, to be freed with
- * jitmem_mapper_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function, page_size or
- * granule that is no power of two, an unknown content. If the struct can't be read (NULL, a
- * wrong struct_size, fields that this library does not know) `destroy` is not called.
- *
- * Requires:
- * `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
- * as documented; `mapper` and `error` are NULL or places for a pointer.
- */
-jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbacks,
-                                   struct jitmem_mapper **mapper,
-                                   struct jitmem_error **error);
-
-/**
- * Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
- * what is called, until the controller hangs up.
- *
- * `in_fd` is read and `out_fd` written; they may be the same socket. Both are duplicated and stay
- * the host's. `options` may be NULL for the defaults. Linked code runs in other threads; this one
- * waits until all of it has returned. Then deallocation actions that are left run, last to first, and
- * the controller's memory goes. Thread-safe: several controllers may be served at a time.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
- * a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
- * JITMEM_DISCONNECTED if the controller breaks the protocol or the stream fails, with the message
- * that llvm-jitlink-executor has for it; JITMEM_ACTION_FAILED if deallocation actions that were left
- * answered so; what the system refuses before the first message.
- *
- * Requires:
- * `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
- * the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
- * is trusted as much as this program: it writes memory by address and calls what it has written.
- */
-jitmem_status jitmem_executor_serve(int in_fd,
-                                    int out_fd,
-                                    const struct jitmem_serve_options *options,
-                                    struct jitmem_error **error);
-
-/**
- * Makes a manager over a mapper and reserves its first window.
- *
- * `options` may be NULL for the defaults. On success `*manager` is the new manager, to be freed
- * with jitmem_manager_free. Thread-safe. Waits for the mapper.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or bad options, JITMEM_INVALID_HANDLE for a freed
- * mapper, JITMEM_OUT_OF_MEMORY where no address space is to be had, what the mapper answers.
- *
- * Requires:
- * `mapper` is NULL or a handle of this library; `options` is NULL or points to a struct of the
- * size that it says; `manager` and `error` are NULL or places for a pointer.
- */
+/// Makes a manager over a mapper and reserves its first window.
+///
+/// `options` may be NULL for the defaults. On success `*manager` is the new manager, to be freed
+/// with jitmem_manager_free. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or bad options, JITMEM_INVALID_HANDLE for a freed
+/// mapper, JITMEM_OUT_OF_MEMORY where no address space is to be had, what the mapper answers.
+///
+/// Requires:
+/// `mapper` is NULL or a handle of this library; `options` is NULL or points to a struct of the
+/// size that it says; `manager` and `error` are NULL or places for a pointer.
 jitmem_status jitmem_manager_create(const struct jitmem_mapper *mapper,
                                     const struct jitmem_manager_options *options,
                                     struct jitmem_manager **manager,
                                     struct jitmem_error **error);
 
-/**
- * jitmem_manager_create without waiting: `fn` receives the manager.
- *
- * Requires:
- * As jitmem_manager_create; `fn` and `destroy` may be called with `ctx`, from any thread.
- */
+/// jitmem_manager_create without waiting: `fn` receives the manager.
+///
+/// Requires:
+/// As jitmem_manager_create; `fn` and `destroy` may be called with `ctx`, from any thread.
 jitmem_status jitmem_manager_create_async(const struct jitmem_mapper *mapper,
                                           const struct jitmem_manager_options *options,
                                           jitmem_created_fn fn,
@@ -1084,33 +486,37 @@ jitmem_status jitmem_manager_create_async(const struct jitmem_mapper *mapper,
                                           jitmem_destroy_fn destroy,
                                           struct jitmem_error **error);
 
-/**
- * Frees a manager: what is still finalized goes last to first with its deallocation actions,
- * what is in flight is abandoned, and the windows are released. No code of it may run any more.
- * NULL and a manager that was freed before: does nothing.
- *
- * Requires:
- * `manager` is NULL or came from this library, and no other thread uses this handle.
- */
+/// Frees a manager: what is still finalized goes last to first with its deallocation actions,
+/// what is in flight is abandoned, and the windows are released. No code of it may run any more.
+/// NULL and a manager that was freed before: does nothing.
+///
+/// Requires:
+/// `manager` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_manager_free(struct jitmem_manager *manager);
 
-/**
- * Allocates memory for the segments of one graph.
- *
- * `dylib` identifies the graph's JITDylib (its address will do; 0: none): everything of one
- * JITDylib lies in one window. `memory` receives one entry per segment, `*allocation` the handle,
- * from here to jitmem_manager_deallocate; never 0 and never all ones. `count` may be 0.
- * Thread-safe. Waits for the mapper where a window must be reserved.
- *
- * Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
- * writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
- * forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
- * JITMEM_MAPPER_FAILED. Nothing is allocated then.
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `segments` and `memory` are NULL or arrays of
- * `count`; `allocation` and `error` are NULL or places to write.
- */
+/// Receives an allocation: its handle and one entry of `memory` per segment, valid during the
+/// call; or an error, valid during the call, and then `allocation` is 0 and `memory` NULL.
+typedef void (*jitmem_allocated_fn)(void *ctx,
+                                    uint64_t allocation,
+                                    const struct jitmem_segment_memory *memory,
+                                    size_t count,
+                                    const struct jitmem_error *error);
+
+/// Allocates memory for the segments of one graph.
+///
+/// `dylib` identifies the graph's JITDylib (its address will do; 0: none): everything of one
+/// JITDylib lies in one window. `memory` receives one entry per segment, `*allocation` the handle,
+/// from here to jitmem_manager_deallocate; never 0 and never all ones. `count` may be 0.
+/// Thread-safe. Waits for the mapper where a window must be reserved.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
+/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
+/// forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
+/// JITMEM_MAPPER_FAILED. Nothing is allocated then.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `segments` and `memory` are NULL or arrays of
+/// `count`; `allocation` and `error` are NULL or places to write.
 jitmem_status jitmem_manager_allocate(const struct jitmem_manager *manager,
                                       const struct jitmem_segment *segments,
                                       size_t count,
@@ -1119,13 +525,11 @@ jitmem_status jitmem_manager_allocate(const struct jitmem_manager *manager,
                                       uint64_t *allocation,
                                       struct jitmem_error **error);
 
-/**
- * jitmem_manager_allocate without waiting: `fn` receives the allocation. `segments` is read during
- * this call only.
- *
- * Requires:
- * As jitmem_manager_allocate; `fn` and `destroy` may be called with `ctx`, from any thread.
- */
+/// jitmem_manager_allocate without waiting: `fn` receives the allocation. `segments` is read during
+/// this call only.
+///
+/// Requires:
+/// As jitmem_manager_allocate; `fn` and `destroy` may be called with `ctx`, from any thread.
 jitmem_status jitmem_manager_allocate_async(const struct jitmem_manager *manager,
                                             const struct jitmem_segment *segments,
                                             size_t count,
@@ -1135,13 +539,11 @@ jitmem_status jitmem_manager_allocate_async(const struct jitmem_manager *manager
                                             jitmem_destroy_fn destroy,
                                             struct jitmem_error **error);
 
-/**
- * jitmem_manager_allocate where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
- * where it does: nothing is done then, and jitmem_manager_allocate_async will do it.
- *
- * Requires:
- * As jitmem_manager_allocate.
- */
+/// jitmem_manager_allocate where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
+/// where it does: nothing is done then, and jitmem_manager_allocate_async will do it.
+///
+/// Requires:
+/// As jitmem_manager_allocate.
 jitmem_status jitmem_manager_try_allocate(const struct jitmem_manager *manager,
                                           const struct jitmem_segment *segments,
                                           size_t count,
@@ -1150,17 +552,15 @@ jitmem_status jitmem_manager_try_allocate(const struct jitmem_manager *manager,
                                           uint64_t *allocation,
                                           struct jitmem_error **error);
 
-/**
- * Writes `size` bytes at `offset` of a segment's content, with all checks: for hosts that would
- * rather not write through working_memory. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or bytes outside the content, JITMEM_INVALID_HANDLE for
- * an allocation that is not in flight.
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `bytes` is NULL or has `size` bytes; `error` is
- * NULL or a place for a pointer.
- */
+/// Writes `size` bytes at `offset` of a segment's content, with all checks: for hosts that would
+/// rather not write through working_memory. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or bytes outside the content, JITMEM_INVALID_HANDLE for
+/// an allocation that is not in flight.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `bytes` is NULL or has `size` bytes; `error` is
+/// NULL or a place for a pointer.
 jitmem_status jitmem_manager_write(const struct jitmem_manager *manager,
                                    uint64_t allocation,
                                    size_t segment,
@@ -1169,35 +569,34 @@ jitmem_status jitmem_manager_write(const struct jitmem_manager *manager,
                                    size_t size,
                                    struct jitmem_error **error);
 
-/**
- * Makes an allocation's content visible in the executor and runs its finalize actions first to
- * last. Afterwards its working memory must not be touched.
- *
- * `actions` may be NULL if `count` is 0. If an action fails, the deallocation twins of those
- * before it run last to first. Actions run in this thread for a mapper of this process.
- * Thread-safe. Waits for the mapper.
- *
- * Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (not in flight; nothing is done then);
- * JITMEM_ACTION_FAILED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_MAPPER_FAILED: the memory is
- * free again and the allocation gone.
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `actions` is NULL or has `count` entries whose
- * arguments are as long as they say; `error` is NULL or a place for a pointer. The functions are
- * wrapper functions.
- */
+/// Learns how a request ended: `error` is NULL for success, else valid during the call.
+typedef void (*jitmem_done_fn)(void *ctx, const struct jitmem_error *error);
+
+/// Makes an allocation's content visible in the executor and runs its finalize actions first to
+/// last. Afterwards its working memory must not be touched.
+///
+/// `actions` may be NULL if `count` is 0. If an action fails, the deallocation twins of those
+/// before it run last to first. Actions run in this thread for a mapper of this process.
+/// Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (not in flight; nothing is done then);
+/// JITMEM_ACTION_FAILED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_MAPPER_FAILED: the memory is
+/// free again and the allocation gone.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `actions` is NULL or has `count` entries whose
+/// arguments are as long as they say; `error` is NULL or a place for a pointer. The functions are
+/// wrapper functions.
 jitmem_status jitmem_manager_finalize(const struct jitmem_manager *manager,
                                       uint64_t allocation,
                                       const struct jitmem_action *actions,
                                       size_t count,
                                       struct jitmem_error **error);
 
-/**
- * jitmem_manager_finalize without waiting. `actions` is read during this call only.
- *
- * Requires:
- * As jitmem_manager_finalize; `fn` and `destroy` may be called with `ctx`, from any thread.
- */
+/// jitmem_manager_finalize without waiting. `actions` is read during this call only.
+///
+/// Requires:
+/// As jitmem_manager_finalize; `fn` and `destroy` may be called with `ctx`, from any thread.
 jitmem_status jitmem_manager_finalize_async(const struct jitmem_manager *manager,
                                             uint64_t allocation,
                                             const struct jitmem_action *actions,
@@ -1207,36 +606,30 @@ jitmem_status jitmem_manager_finalize_async(const struct jitmem_manager *manager
                                             jitmem_destroy_fn destroy,
                                             struct jitmem_error **error);
 
-/**
- * jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
- * error object, where it does: nothing is done then.
- *
- * Requires:
- * As jitmem_manager_finalize.
- */
+/// jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
+/// error object, where it does: nothing is done then.
+///
+/// Requires:
+/// As jitmem_manager_finalize.
 jitmem_status jitmem_manager_try_finalize(const struct jitmem_manager *manager,
                                           uint64_t allocation,
                                           struct jitmem_error **error);
 
-/**
- * Gives up an allocation that was not finalized; its working memory must not be touched any more.
- * Thread-safe. Waits for the mapper.
- *
- * Errors: JITMEM_INVALID_HANDLE if it is not in flight.
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
- */
+/// Gives up an allocation that was not finalized; its working memory must not be touched any more.
+/// Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_HANDLE if it is not in flight.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
 jitmem_status jitmem_manager_abandon(const struct jitmem_manager *manager,
                                      uint64_t allocation,
                                      struct jitmem_error **error);
 
-/**
- * jitmem_manager_abandon without waiting.
- *
- * Requires:
- * As jitmem_manager_abandon; `fn` and `destroy` may be called with `ctx`, from any thread.
- */
+/// jitmem_manager_abandon without waiting.
+///
+/// Requires:
+/// As jitmem_manager_abandon; `fn` and `destroy` may be called with `ctx`, from any thread.
 jitmem_status jitmem_manager_abandon_async(const struct jitmem_manager *manager,
                                            uint64_t allocation,
                                            jitmem_done_fn fn,
@@ -1244,43 +637,37 @@ jitmem_status jitmem_manager_abandon_async(const struct jitmem_manager *manager,
                                            jitmem_destroy_fn destroy,
                                            struct jitmem_error **error);
 
-/**
- * Runs the deallocation actions of finalized allocations, last allocation first, each one's last
- * action first, and frees their memory. No code of them may run any more.
- *
- * `count` may be 0. Thread-safe. Waits for the mapper.
- *
- * Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
- * named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
- * memory is free, and the message names every failure.
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `allocations` is NULL or has `count` entries;
- * `error` is NULL or a place for a pointer.
- */
+/// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
+/// action first, and frees their memory. No code of them may run any more.
+///
+/// `count` may be 0. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
+/// named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+/// memory is free, and the message names every failure.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `allocations` is NULL or has `count` entries;
+/// `error` is NULL or a place for a pointer.
 jitmem_status jitmem_manager_deallocate(const struct jitmem_manager *manager,
                                         const uint64_t *allocations,
                                         size_t count,
                                         struct jitmem_error **error);
 
-/**
- * jitmem_manager_deallocate where that needs no waiting and no action; JITMEM_WOULD_BLOCK, without an
- * error object, where it does: nothing is done then.
- *
- * Requires:
- * As jitmem_manager_deallocate.
- */
+/// jitmem_manager_deallocate where that needs no waiting and no action; JITMEM_WOULD_BLOCK, without an
+/// error object, where it does: nothing is done then.
+///
+/// Requires:
+/// As jitmem_manager_deallocate.
 jitmem_status jitmem_manager_try_deallocate(const struct jitmem_manager *manager,
                                             const uint64_t *allocations,
                                             size_t count,
                                             struct jitmem_error **error);
 
-/**
- * jitmem_manager_deallocate without waiting. `allocations` is read during this call only.
- *
- * Requires:
- * As jitmem_manager_deallocate; `fn` and `destroy` may be called with `ctx`, from any thread.
- */
+/// jitmem_manager_deallocate without waiting. `allocations` is read during this call only.
+///
+/// Requires:
+/// As jitmem_manager_deallocate; `fn` and `destroy` may be called with `ctx`, from any thread.
 jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manager,
                                               const uint64_t *allocations,
                                               size_t count,
@@ -1289,292 +676,229 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               jitmem_destroy_fn destroy,
                                               struct jitmem_error **error);
 
-/**
- * Makes a mapper of this process's own memory.
- *
- * `kind` is one of jitmem_in_process_kind. On success `*mapper` is the new mapper, to be freed
- * with jitmem_mapper_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for an unknown kind or NULL `mapper`; with
- * JITMEM_IN_PROCESS_TWO_VIEWS, what the system answered to one probe (JITMEM_DENIED,
- * JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM).
- *
- * Requires:
- * `mapper` and `error` are NULL or places for a pointer.
- */
-jitmem_status jitmem_mapper_in_process(uint32_t kind,
-                                       struct jitmem_mapper **mapper,
-                                       struct jitmem_error **error);
+/* ==== 6. Statistics: figures of a manager, and what lies where ==== */
 
-/**
- * Makes a mapper of another process's memory on this machine, through shared pages: what the linker
- * writes here is what the executor sees there, and no content is sent. Linked code's writable data is
- * shared with children that the executor forks: one sees what the other writes.
- *
- * `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
- * the transport's answers come from. On success `*mapper` is the new mapper, to be freed with
- * jitmem_mapper_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE,
- * JITMEM_UNSUPPORTED if the executor has no service, or another version of it, or memfds can't be
- * handed to it (the message says what was tried), JITMEM_DISCONNECTED.
- *
- * Requires:
- * `transport` is NULL or a handle of this library; `options` is NULL or a struct of the size that it
- * says; `mapper` and `error` are NULL or places for a pointer.
- */
-jitmem_status jitmem_mapper_shared(const struct jitmem_transport *transport,
-                                   const struct jitmem_executor_options *options,
-                                   struct jitmem_mapper **mapper,
-                                   struct jitmem_error **error);
+/// Which mapper a manager uses.
+JITMEM_ENUM(jitmem_mapper_kind) {
+  /// This process, two views of the same pages.
+  JITMEM_MAPPER_TWO_VIEWS = 1,
+  /// This process, one view whose protection changes.
+  JITMEM_MAPPER_MPROTECT = 2,
+  /// The host's own table of callbacks.
+  JITMEM_MAPPER_CUSTOM = 3,
+  /// Another process on this machine, shared pages.
+  JITMEM_MAPPER_SHARED = 4,
+  /// A process anywhere, content in messages.
+  JITMEM_MAPPER_REMOTE = 5,
+  /// Another process on this machine, through LLVM's own shared-memory service.
+  JITMEM_MAPPER_LLVM_SHARED = 6,
+  /// A process anywhere, through LLVM's own memory manager service.
+  JITMEM_MAPPER_LLVM_SIMPLE = 7,
+};
 
-/**
- * Makes a mapper of the memory of a process on any machine: content travels in the transport's
- * messages, zero-fill does not.
- *
- * As jitmem_mapper_shared, but for handing memfds over.
- *
- * Requires:
- * As jitmem_mapper_shared.
- */
-jitmem_status jitmem_mapper_remote(const struct jitmem_transport *transport,
-                                   const struct jitmem_executor_options *options,
-                                   struct jitmem_mapper **mapper,
-                                   struct jitmem_error **error);
+/// What was fallen back from; bits of jitmem_stats.fallbacks.
+JITMEM_ENUM(jitmem_fallback) {
+  /// Two views were refused, so pages change protection; fallback_reason says why.
+  JITMEM_FALLBACK_MPROTECT = 1,
+  /// The window is smaller than asked for: address space is limited.
+  JITMEM_FALLBACK_SMALLER_WINDOW = 2,
+  /// A window lies out of 32-bit reach of the process's images.
+  JITMEM_FALLBACK_OUT_OF_REACH = 4,
+  /// A better way to the executor, or a better mapper for it, could not be taken.
+  JITMEM_FALLBACK_WAY = 8,
+};
 
-/**
- * Makes a mapper of another process's memory on this machine through LLVM's own shared-memory service
- * (ExecutorSharedMemoryMapperService), which executors have that know nothing of jitmem: protections
- * are set for each allocation, so each takes whole pages and a message.
- *
- * The transport must know the service's bootstrap symbols by name. `instead_of` says why a better
- * mapper was not taken, for the statistics; copied; may be NULL. On success `*mapper` is the new
- * mapper, to be freed with jitmem_mapper_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
- * does not publish the service.
- *
- * Requires:
- * `transport` is NULL or a handle of this library; `instead_of` is NULL or a NUL-terminated string;
- * `mapper` and `error` are NULL or places for a pointer. The executor's shared memory is its own, and
- * does not become smaller while the mapper or a manager of it is there.
- */
-jitmem_status jitmem_mapper_llvm_shared(const struct jitmem_transport *transport,
-                                        const char *instead_of,
-                                        struct jitmem_mapper **mapper,
-                                        struct jitmem_error **error);
+/// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
+/// Set struct_size to sizeof(jitmem_stats) before the call.
+typedef struct jitmem_stats {
+  /// sizeof(jitmem_stats); afterwards the bytes that this library filled in.
+  size_t struct_size;
+  /// Address space of all windows.
+  uint64_t reserved;
+  /// Chunks: address space with memory behind it. Pages count only once they are touched.
+  uint64_t committed;
+  /// Bytes asked for by live allocations.
+  uint64_t live;
+  /// Bytes lost to rounding and alignment in live allocations.
+  uint64_t padding;
+  /// Bytes in chunks that are not handed out: committed - live - padding, less guards.
+  uint64_t free;
+  /// Kernel mappings at most, writer views and reserved gaps included.
+  uint64_t mappings;
+  /// Windows now.
+  uint64_t windows;
+  /// Chunks now.
+  uint64_t chunks;
+  /// Allocations now that are not finalized.
+  uint64_t in_flight;
+  /// Allocations now that are finalized.
+  uint64_t finalized;
+  /// Allocations made.
+  uint64_t allocate_calls;
+  /// Allocations finalized.
+  uint64_t finalize_calls;
+  /// Allocations abandoned.
+  uint64_t abandon_calls;
+  /// Allocations deallocated.
+  uint64_t deallocate_calls;
+  /// Requests that ended in an error.
+  uint64_t failures;
+  /// Times jitmem entered the kernel in this process, all managers together.
+  uint64_t system_calls;
+  /// Bytes from the lowest to the highest byte of the chunks in use, widest window.
+  uint64_t span;
+  /// One of jitmem_mapper_kind.
+  uint32_t mapper;
+  /// Bits of jitmem_fallback.
+  uint32_t fallbacks;
+  /// The mapper in words; valid until the manager is freed.
+  const char *mapper_name;
+  /// What was fallen back from when the manager was made, and why, in words; NULL if nothing was.
+  /// Valid until the manager is freed.
+  const char *fallback_reason;
+  /// Ranges that the kernel refused to unmap in this process; lost until it exits.
+  uint64_t unmap_failures;
+  /// Messages sent to the executor for the mapper's purposes, all its managers together.
+  uint64_t messages;
+  /// Bytes of these messages and of their answers.
+  uint64_t message_bytes;
+} jitmem_stats;
 
-/**
- * Makes a mapper of the memory of a process on any machine through LLVM's own memory manager service
- * (SimpleExecutorMemoryManager, of LLVM 14 to 19 or of LLVM 22), which every executor has: content
- * travels in the transport's messages, and each allocation has a reservation of its own. So it takes
- * whole pages, three messages from allocate to deallocate (one deallocates any number), and addresses
- * that the executor chooses.
- *
- * The transport must know the service's bootstrap symbols by name, and the executor's pages must be as
- * large as this process's. `instead_of` says why a better mapper was not taken, for the statistics;
- * copied; may be NULL. On success `*mapper` is the new mapper, to be freed with jitmem_mapper_free.
- * Thread-safe.
- *
- * What is different for its managers: each reservation counts as a window. An allocation that would
- * lie out of reach of 32-bit references from what is live is refused with JITMEM_WINDOW_FULL; with
- * JITMEM_GROWTH_ANOTHER_WINDOW only from what is live of the same JITDylib. JITMEM_PLACEMENT_FIXED is
- * JITMEM_UNSUPPORTED, commit has no effect, a quota counts whole reservations, and segments of
- * finalize lifetime stay until their allocation is deallocated. The try functions answer
- * JITMEM_WOULD_BLOCK.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED if the executor
- * does not publish the service.
- *
- * Requires:
- * As jitmem_mapper_llvm_shared.
- */
-jitmem_status jitmem_mapper_llvm_simple(const struct jitmem_transport *transport,
-                                        const char *instead_of,
-                                        struct jitmem_mapper **mapper,
-                                        struct jitmem_error **error);
-
-/**
- * Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
- * before: does nothing.
- *
- * Requires:
- * `mapper` is NULL or came from this library, and no other thread uses this handle.
- */
-void jitmem_mapper_free(struct jitmem_mapper *mapper);
-
-/**
- * The wrapper function with which a controller opens a session; not to be called from C. It is what
- * dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
- * publishes.
- *
- * Requires:
- * `args` has `size` bytes.
- */
-struct jitmem_wrapper_result jitmem_service_open(const char *args, size_t size);
-
-/**
- * Makes a service of its own in this process.
- *
- * On success `*service` is the new service, to be freed with jitmem_service_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL.
- *
- * Requires:
- * `service` and `error` are NULL or places for a pointer.
- */
-jitmem_status jitmem_service_create(struct jitmem_service **service, struct jitmem_error **error);
-
-/**
- * Calls `visit` in this thread for each symbol that the executor must publish to its controller
- * (ORC: as bootstrap symbols). Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
- *
- * Requires:
- * `service` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
- * or a place for a pointer.
- */
-jitmem_status jitmem_service_symbols(const struct jitmem_service *service,
-                                     jitmem_symbol_fn visit,
-                                     void *ctx,
-                                     struct jitmem_error **error);
-
-/**
- * Frees a service and ends its sessions: deallocation actions that are left run, last to first, in
- * this thread, and the memory goes, so no linked code may run any more. NULL and a service that was
- * freed before: does nothing.
- *
- * Requires:
- * `service` is NULL or came from this library, and no other thread uses this handle.
- */
-void jitmem_service_free(struct jitmem_service *service);
-
-/**
- * Fills `stats`. Thread-safe; the figures are those of one moment.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
- * a forked child).
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
- * `error` is NULL or a place for a pointer.
- */
+/// Fills `stats`. Thread-safe; the figures are those of one moment.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
+/// a forked child).
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
+/// `error` is NULL or a place for a pointer.
 jitmem_status jitmem_manager_stats(const struct jitmem_manager *manager,
                                    struct jitmem_stats *stats,
                                    struct jitmem_error **error);
 
-/**
- * Calls `visit` in this thread for each window, followed by its chunks in address order, each
- * followed by the ranges in it that are handed out, in address order. A picture of one moment; no
- * lock is held during the calls. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child).
- *
- * Requires:
- * `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
- * or a place for a pointer.
- */
+/// What a jitmem_layout_item is.
+JITMEM_ENUM(jitmem_layout_kind) {
+  /// A reserved window.
+  JITMEM_LAYOUT_WINDOW = 0,
+  /// A chunk of a window.
+  JITMEM_LAYOUT_CHUNK = 1,
+  /// A range of a chunk that is handed out.
+  JITMEM_LAYOUT_RANGE = 2,
+};
+
+/// One piece of the layout.
+typedef struct jitmem_layout_item {
+  /// First executor address.
+  uint64_t address;
+  /// Bytes.
+  uint64_t size;
+  /// One of jitmem_layout_kind.
+  uint32_t kind;
+  /// Bits of jitmem_protection; 0 for a window.
+  uint32_t protection;
+  /// One of jitmem_lifetime; 0 for a window.
+  uint32_t lifetime;
+  /// 0: for fields of later versions.
+  uint32_t reserved[5];
+} jitmem_layout_item;
+
+/// Sees one piece of the layout; `item` is valid during the call.
+typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *item);
+
+/// Calls `visit` in this thread for each window, followed by its chunks in address order, each
+/// followed by the ranges in it that are handed out, in address order. A picture of one moment; no
+/// lock is held during the calls. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child).
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+/// or a place for a pointer.
 jitmem_status jitmem_manager_layout(const struct jitmem_manager *manager,
                                     jitmem_layout_fn visit,
                                     void *ctx,
                                     struct jitmem_error **error);
 
-/**
- * The status of an error. NULL: JITMEM_OK. A freed error: JITMEM_INVALID_HANDLE.
- *
- * Requires:
- * `error` is NULL or came from this library.
- */
-jitmem_status jitmem_error_status(const struct jitmem_error *error);
+/* ==== 7. Transports: ways to call functions in an executor ==== */
 
-/**
- * What happened, as UTF-8 text without final full stop: operation, value, cause, remedy. Valid
- * until the error is freed. NULL: "success".
- *
- * Requires:
- * `error` is NULL or came from this library.
- */
-const char *jitmem_error_message(const struct jitmem_error *error);
+/// Names one call of a custom transport, which it answers with jitmem_transport_answer.
+typedef uint64_t jitmem_call;
 
-/**
- * errno of the system call behind an error; 0 if there was none, and for NULL.
- *
- * Requires:
- * `error` is NULL or came from this library.
- */
-int32_t jitmem_error_os_code(const struct jitmem_error *error);
+/// Names callbacks that wait to be run, once, by jitmem_task_run.
+typedef uint64_t jitmem_task;
 
-/**
- * Frees an error. NULL and an error that was freed before: does nothing.
- *
- * Requires:
- * `error` is NULL or came from this library, and nobody uses it or its message any more.
- */
-void jitmem_error_free(struct jitmem_error *error);
+/// A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
+typedef struct jitmem_transport_callbacks {
+  /// sizeof(jitmem_transport_callbacks).
+  size_t struct_size;
+  /// Passed to every function.
+  void *ctx;
+  /// Called once when nothing uses the transport any more; may be NULL.
+  jitmem_destroy_fn destroy;
+  /// Calls the wrapper function at executor address `function` with `args`, which are valid during
+  /// this call only, and has the answer given, now or later, from any thread, exactly once, with
+  /// jitmem_transport_answer. Called with no lock held, from any thread, several at a time; must
+  /// not wait for the answer and must not throw. Not NULL.
+  void (*call)(void *ctx, uint64_t function, const void *args, size_t args_size, jitmem_call call);
+  /// The executor address that was published as `name` when the connection was made; 0 if none
+  /// was. Called from any thread. NULL: no names are known.
+  uint64_t (*symbol)(void *ctx, const char *name);
+  /// Has jitmem_task_run called with `task`, now or later, from any thread, exactly once: there run
+  /// the callbacks of asynchronous requests that the executor has answered, which may block and
+  /// which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
+  /// of jitmem's or where jitmem_transport_answer is called.
+  void (*dispatch)(void *ctx, jitmem_task task);
+} jitmem_transport_callbacks;
 
-/**
- * The name of a status, such as "JITMEM_WINDOW_FULL"; "unknown status" for other numbers. Static.
- *
- * Thread-safe; never fails.
- */
-const char *jitmem_status_name(uint32_t status);
-
-/**
- * Makes a transport of a host's callbacks.
- *
- * `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the transport any
- * more or if this call fails. On success `*transport` is the new transport, to be freed with
- * jitmem_transport_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function. If the struct
- * can't be read (NULL, a wrong struct_size, fields that this library does not know) `destroy` is
- * not called.
- *
- * Requires:
- * `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
- * as documented; `transport` and `error` are NULL or places for a pointer.
- */
+/// Makes a transport of a host's callbacks.
+///
+/// `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the transport any
+/// more or if this call fails. On success `*transport` is the new transport, to be freed with
+/// jitmem_transport_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function. If the struct
+/// can't be read (NULL, a wrong struct_size, fields that this library does not know) `destroy` is
+/// not called.
+///
+/// Requires:
+/// `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
+/// as documented; `transport` and `error` are NULL or places for a pointer.
 jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *callbacks,
                                       struct jitmem_transport **transport,
                                       struct jitmem_error **error);
 
-/**
- * Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
- * serves, for instance one that was started with filedescs=N,N.
- *
- * Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
- * else may read or write, has it closed on exec and reads it in threads of its own; when the handle
- * and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
- * still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
- * success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
- * other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
- *
- * Requires:
- * `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
- * or places for a pointer.
- */
+/// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
+/// serves, for instance one that was started with filedescs=N,N.
+///
+/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
+/// else may read or write, has it closed on exec and reads it in threads of its own; when the handle
+/// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
+/// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
+/// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
+/// other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
+///
+/// Requires:
+/// `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
+/// or places for a pointer.
 jitmem_status jitmem_transport_socket(int32_t fd,
                                       struct jitmem_transport **transport,
                                       struct jitmem_error **error);
 
-/**
- * Answers a call of a custom transport, from any thread.
- *
- * `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
- * `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
- * JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
- * waits may run inside this call. Thread-safe.
- *
- * Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
- * JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).
- *
- * Requires:
- * `bytes` has `size` bytes or is NULL; `message` is NULL or a NUL-terminated string; `error` is NULL
- * or a place for a pointer.
- */
+/// Answers a call of a custom transport, from any thread.
+///
+/// `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
+/// `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
+/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
+/// waits may run inside this call. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
+/// JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).
+///
+/// Requires:
+/// `bytes` has `size` bytes or is NULL; `message` is NULL or a NUL-terminated string; `error` is NULL
+/// or a place for a pointer.
 jitmem_status jitmem_transport_answer(jitmem_call call,
                                       uint32_t status,
                                       const char *message,
@@ -1582,27 +906,26 @@ jitmem_status jitmem_transport_answer(jitmem_call call,
                                       size_t size,
                                       struct jitmem_error **error);
 
-/**
- * Runs the callbacks that a custom transport's `dispatch` was given.
- *
- * Errors: JITMEM_INVALID_HANDLE for a task that has run before or never was one.
- *
- * Requires:
- * `error` is NULL or a place for a pointer.
- */
+/// Runs the callbacks that a custom transport's `dispatch` was given.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a task that has run before or never was one.
+///
+/// Requires:
+/// `error` is NULL or a place for a pointer.
 jitmem_status jitmem_task_run(jitmem_task task, struct jitmem_error **error);
 
-/**
- * Calls the wrapper function at executor address `function` with `args` and waits for its result,
- * with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
- * function's own message, JITMEM_DISCONNECTED.
- *
- * Requires:
- * `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
- * may be called with `ctx`; `error` is NULL or a place for a pointer.
- */
+/// Receives the result of a call; `bytes` is valid during the call of this function only.
+typedef void (*jitmem_bytes_fn)(void *ctx, const void *bytes, size_t size);
+
+/// Calls the wrapper function at executor address `function` with `args` and waits for its result,
+/// with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
+/// function's own message, JITMEM_DISCONNECTED.
+///
+/// Requires:
+/// `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
+/// may be called with `ctx`; `error` is NULL or a place for a pointer.
 jitmem_status jitmem_transport_call(const struct jitmem_transport *transport,
                                     uint64_t function,
                                     const void *args,
@@ -1611,46 +934,272 @@ jitmem_status jitmem_transport_call(const struct jitmem_transport *transport,
                                     void *ctx,
                                     struct jitmem_error **error);
 
-/**
- * The address that the executor published as `name` when the connection was made. Thread-safe.
- *
- * Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
- * published; JITMEM_INVALID_HANDLE.
- *
- * Requires:
- * `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;
- * `address` is NULL or a place for a number; `error` is NULL or a place for a pointer.
- */
+/// The address that the executor published as `name` when the connection was made. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, text that is not UTF-8, or a name that was not
+/// published; JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `transport` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string;
+/// `address` is NULL or a place for a number; `error` is NULL or a place for a pointer.
 jitmem_status jitmem_transport_symbol(const struct jitmem_transport *transport,
                                       const char *name,
                                       uint64_t *address,
                                       struct jitmem_error **error);
 
-/**
- * Frees a transport; mappers that use it keep what they need. NULL and a transport that was freed
- * before: does nothing.
- *
- * Requires:
- * `transport` is NULL or came from this library, and no other thread uses this handle.
- */
+/// Frees a transport; mappers that use it keep what they need. NULL and a transport that was freed
+/// before: does nothing.
+///
+/// Requires:
+/// `transport` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_transport_free(struct jitmem_transport *transport);
 
-/**
- * The version of the library that runs: major << 16 | minor << 8 | patch, as JITMEM_VERSION.
- *
- * Thread-safe; never fails.
- */
-uint32_t jitmem_version(void);
+/* ==== 8. Executor: the other side: to be the process that runs linked code ==== */
 
-/**
- * The version of the library that runs, as text such as "0.1.0". Static; do not free.
- *
- * Thread-safe; never fails.
- */
-const char *jitmem_version_string(void);
+/// What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
+/// byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
+/// 0 or the address of an error message from malloc.
+typedef struct jitmem_wrapper_result {
+  /// Bytes, or an address.
+  uint64_t data;
+  /// Number of bytes.
+  size_t size;
+} jitmem_wrapper_result;
+
+/// The wrapper function with which a controller opens a session; not to be called from C. It is what
+/// dlsym finds in an executor that has loaded this library, and what jitmem_service_symbols
+/// publishes.
+///
+/// Requires:
+/// `args` has `size` bytes.
+struct jitmem_wrapper_result jitmem_service_open(const char *args,
+                                                 size_t size);
+
+/// Makes a service of its own in this process.
+///
+/// On success `*service` is the new service, to be freed with jitmem_service_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL.
+///
+/// Requires:
+/// `service` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_service_create(struct jitmem_service **service, struct jitmem_error **error);
+
+/// Sees one bootstrap symbol; `name` is static.
+typedef void (*jitmem_symbol_fn)(void *ctx, const char *name, uint64_t address);
+
+/// Calls `visit` in this thread for each symbol that the executor must publish to its controller
+/// (ORC: as bootstrap symbols). Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `service` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL
+/// or a place for a pointer.
+jitmem_status jitmem_service_symbols(const struct jitmem_service *service,
+                                     jitmem_symbol_fn visit,
+                                     void *ctx,
+                                     struct jitmem_error **error);
+
+/// Frees a service and ends its sessions: deallocation actions that are left run, last to first, in
+/// this thread, and the memory goes, so no linked code may run any more. NULL and a service that was
+/// freed before: does nothing.
+///
+/// Requires:
+/// `service` is NULL or came from this library, and no other thread uses this handle.
+void jitmem_service_free(struct jitmem_service *service);
+
+/// A name that an executor publishes to its controller, and the address or number behind it.
+typedef struct jitmem_bootstrap_symbol {
+  /// UTF-8 text.
+  const char *name;
+  /// What the name stands for.
+  uint64_t address;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_bootstrap_symbol;
+
+/// Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
+/// for the defaults.
+typedef struct jitmem_serve_options {
+  /// sizeof(jitmem_serve_options).
+  size_t struct_size;
+  /// What the host publishes beside the services' own names, or in place of them.
+  const struct jitmem_bootstrap_symbol *symbols;
+  /// Number of them.
+  size_t symbol_count;
+  /// The service that controllers with jitmem open sessions with. NULL: one that ends with the
+  /// call.
+  const struct jitmem_service *service;
+  /// The controller's LLVM, 14 to 22. Until 16 it expects another first message than since, and
+  /// nothing that it sends tells which. 0: 22.
+  uint32_t llvm_version;
+  /// 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
+  /// a symbol that the process has not.
+  uint32_t c_only;
+} jitmem_serve_options;
+
+/// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
+/// what is called, until the controller hangs up.
+///
+/// `in_fd` is read and `out_fd` written; they may be the same socket. Both are duplicated and stay
+/// the host's. `options` may be NULL for the defaults. Linked code runs in other threads; this one
+/// waits until all of it has returned. Then deallocation actions that are left run, last to first, and
+/// the controller's memory goes. Thread-safe: several controllers may be served at a time.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
+/// a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
+/// JITMEM_DISCONNECTED if the controller breaks the protocol or the stream fails, with the message
+/// that llvm-jitlink-executor has for it; JITMEM_ACTION_FAILED if deallocation actions that were left
+/// answered so; what the system refuses before the first message.
+///
+/// Requires:
+/// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
+/// the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
+/// is trusted as much as this program: it writes memory by address and calls what it has written.
+jitmem_status jitmem_executor_serve(int in_fd,
+                                    int out_fd,
+                                    const struct jitmem_serve_options *options,
+                                    struct jitmem_error **error);
+
+/* ==== 9. Custom mappers: memory that the host itself provides ==== */
+
+/// How content gets into the executor.
+JITMEM_ENUM(jitmem_content) {
+  /// `prepare` gives memory that the executor sees.
+  JITMEM_CONTENT_SHARED = 0,
+  /// `initialize` receives the content and copies it.
+  JITMEM_CONTENT_COPIED = 1,
+};
+
+/// Names one request to a custom mapper, which it answers with jitmem_mapper_complete.
+typedef uint64_t jitmem_request;
+
+/// One segment on its way into, or out of, a custom mapper's executor.
+typedef struct jitmem_mapper_segment {
+  /// First executor address.
+  uint64_t address;
+  /// Bytes, zero-fill and rounding included.
+  uint64_t size;
+  /// The content, valid until the request is completed; NULL if it is in place or on the way out.
+  const void *content;
+  /// Bytes of content.
+  uint64_t content_size;
+  /// Bits of jitmem_protection.
+  uint32_t protection;
+  /// One of jitmem_lifetime.
+  uint32_t lifetime;
+  /// 1: what follows the content is known to be zero; 0: the mapper must make it so.
+  uint32_t zeroed;
+  /// 0: for fields of later versions.
+  uint32_t reserved[5];
+} jitmem_mapper_segment;
+
+/// One allocation on its way out.
+typedef struct jitmem_mapper_retired {
+  /// What `initialize` answered; 0 if it had nothing to remember.
+  uint64_t key;
+  /// Its copied segments; valid until the request is completed.
+  const struct jitmem_mapper_segment *segments;
+  /// Number of them.
+  size_t segment_count;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_mapper_retired;
+
+/// A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
+///
+/// The functions are called with no lock held, from any thread, several at a time. Those that take a
+/// jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
+/// once. Arrays are valid until then. None may be NULL, and none may throw.
+typedef struct jitmem_mapper_callbacks {
+  /// sizeof(jitmem_mapper_callbacks).
+  size_t struct_size;
+  /// Chunks are multiples of this power of two.
+  uint64_t page_size;
+  /// Allocations are kept multiples of this power of two apart, at most page_size.
+  uint64_t granule;
+  /// One of jitmem_content.
+  uint32_t content;
+  /// 0.
+  uint32_t reserved;
+  /// Passed to every function.
+  void *ctx;
+  /// Called once when nothing uses the mapper any more; may be NULL.
+  jitmem_destroy_fn destroy;
+  /// Reserves a window of `size` bytes (a smaller multiple of page_size will do) as `placement`
+  /// and `address` say. Answers its address as `value` and, in `size`, its size.
+  void (*reserve)(void *ctx,
+                  uint64_t size,
+                  uint32_t placement,
+                  uint64_t address,
+                  jitmem_request request);
+  /// Makes a chunk usable; with shared content, `*working_memory` is where all its bytes are
+  /// written, all zero now. Returns a jitmem_status.
+  uint32_t (*prepare)(void *ctx,
+                      uint64_t address,
+                      uint64_t size,
+                      uint32_t protection,
+                      uint32_t lifetime,
+                      void **working_memory);
+  /// Makes an allocation visible and runs the finalize actions first to last, remembering the
+  /// deallocation actions. Answers a key for deinitialize as `value`; 0 if there is nothing to
+  /// do then.
+  void (*initialize)(void *ctx,
+                     const struct jitmem_mapper_segment *segments,
+                     size_t segment_count,
+                     const struct jitmem_action *actions,
+                     size_t action_count,
+                     jitmem_request request);
+  /// Runs the deallocation actions of allocations, last to first.
+  void (*deinitialize)(void *ctx,
+                       const struct jitmem_mapper_retired *retired,
+                       size_t count,
+                       jitmem_request request);
+  /// Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays.
+  uint32_t (*reclaim)(void *ctx, uint64_t address, uint64_t size);
+  /// Gives a window back with all that is in it.
+  void (*release)(void *ctx, uint64_t address, uint64_t size, jitmem_request request);
+} jitmem_mapper_callbacks;
+
+/// Answers a request to a custom mapper, from any thread.
+///
+/// `status` is a jitmem_status; if it is not 0, `message` (NULL or UTF-8 text, copied) says why.
+/// `value` and `size` are what the callback's documentation asks for, else 0. The requester's
+/// callback may run inside this call. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a request that was answered before or never made.
+///
+/// Requires:
+/// `message` is NULL or a NUL-terminated string; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_mapper_complete(jitmem_request request,
+                                     uint32_t status,
+                                     const char *message,
+                                     uint64_t value,
+                                     uint64_t size,
+                                     struct jitmem_error **error);
+
+/// Makes a mapper of the host's callbacks.
+///
+/// `callbacks` is copied. `destroy` is called with `ctx` once, when nothing uses the mapper any more
+/// or if this call fails. On success `*mapper` is the new mapper, to be freed with
+/// jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, a wrong struct_size, a missing function, page_size or
+/// granule that is no power of two, an unknown content. If the struct can't be read (NULL, a
+/// wrong struct_size, fields that this library does not know) `destroy` is not called.
+///
+/// Requires:
+/// `callbacks` is NULL or points to a struct of the size that it says, whose functions may be called
+/// as documented; `mapper` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_mapper_custom(const struct jitmem_mapper_callbacks *callbacks,
+                                   struct jitmem_mapper **mapper,
+                                   struct jitmem_error **error);
+
+#undef JITMEM_ENUM
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}
+#endif
 
-#endif  /* JITMEM_H */
+#endif

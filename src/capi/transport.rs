@@ -34,6 +34,10 @@ impl Handle for jitmem_transport {
 #[allow(non_camel_case_types)]
 pub type jitmem_call = u64;
 
+/// Names callbacks that wait to be run, once, by jitmem_task_run.
+#[allow(non_camel_case_types)]
+pub type jitmem_task = u64;
+
 /// A transport made by the host. Set struct_size to sizeof(jitmem_transport_callbacks).
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]
@@ -67,10 +71,6 @@ pub struct jitmem_transport_callbacks {
     /// of jitmem's or where jitmem_transport_answer is called.
     pub dispatch: Option<unsafe extern "C" fn(ctx: *mut c_void, task: jitmem_task)>,
 }
-
-/// Names callbacks that wait to be run, once, by jitmem_task_run.
-#[allow(non_camel_case_types)]
-pub type jitmem_task = u64;
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
 

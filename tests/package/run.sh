@@ -74,10 +74,12 @@ header_alone() {
   echo '#include <jitmem.h>' >"$work/header.c"
   cp "$work/header.c" "$work/header.cpp"
   local flags="-I$prefix/include -Wall -Wextra -Wpedantic -Werror -fsyntax-only" standard
-  for standard in c99 c11; do
+  for standard in c99 c11 c17 c2x; do
     cc -std=$standard $flags "$work/header.c"
   done
-  c++ -std=c++17 $flags "$work/header.cpp"
+  for standard in c++17 c++20; do
+    c++ -std=$standard $flags "$work/header.cpp"
+  done
 }
 
 # build <project> <directory> [<cmake argument>...]
