@@ -274,7 +274,7 @@ static Error reinitialize(const Program &Of) {
   return joinErrors((*E)->waitForEnd(), std::move(Err));
 }
 
-/// Pages of a file that was just built count as dirty in whoever has mapped them until they are
+/// Pages of a file that was just built count as dirty in each process that maps them until they are
 /// written back.
 static Error writeBack(const std::string &Path) {
   int File = open(Path.c_str(), O_RDONLY | O_CLOEXEC);

@@ -65,7 +65,8 @@ void PoolTaskDispatcher::dispatch(std::unique_ptr<Task> T) {
       return;
     }
   }
-  // The workers may be gone, but whoever waits for what the task completes must get its answer.
+  // The workers may be gone, but a caller that waits for what the task completes must get its
+  // answer.
   T->run();
 }
 

@@ -178,7 +178,7 @@ Error Executor::waitForEnd() {
 
 double Executor::processorSeconds() const {
   timespec Used{};
-  // Fails once the process has been waited for, and then nobody asks.
+  // Fails once the process has been waited for; it is read before that.
   clock_gettime(Clock, &Used);
   return double(Used.tv_sec) + double(Used.tv_nsec) / 1e9;
 }

@@ -33,7 +33,7 @@ public:
           llvm::orc::SimpleRemoteEPC &)>;
 
   static llvm::Expected<std::unique_ptr<Executor>> Start(const std::string &Program);
-  /// Kills the process if nobody has waited for its end.
+  /// Kills the process unless waitForEnd() has seen its end.
   ~Executor();
 
   Executor(const Executor &) = delete;
@@ -47,8 +47,8 @@ public:
   llvm::Error waitForEnd();
 
   pid_t pid() const { return Pid; }
-  /// This side's ends of the pipes, for who speaks to the executor without connect() and closes
-  /// them.
+  /// This side's ends of the pipes, for a caller that speaks to the executor without connect(); the
+  /// caller closes them.
   int in() const { return In; }
   int out() const { return Out; }
   /// Before the memory manager was made.
@@ -67,7 +67,7 @@ private:
   const std::string Name;
   const pid_t Pid;
   bool HasEnded = false;
-  /// Whoever speaks through them closes them.
+  /// The transport, or the caller of in() and out(), closes them.
   const int In, Out;
   clockid_t Clock = CLOCK_MONOTONIC;
   Footprint Baseline;

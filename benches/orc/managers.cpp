@@ -60,7 +60,7 @@ static Expected<MemMgrPtr> createGeneric(SimpleRemoteEPC &EPC) {
 /// Makes the manager reserve its slab, by one graph that lives until the executor ends.
 ///
 /// LLVM's mapper manager holds its mutex from a request for the first slab until the answer has
-/// been handled. If by then every worker of a pool waits for that mutex, nobody handles the answer.
+/// been handled. If by then every worker of a pool waits for that mutex, none handles the answer.
 static Error reserveSlab(jitlink::JITLinkMemoryManager &Manager, SimpleRemoteEPC &EPC) {
   Completion<Expected<jitlink::SimpleSegmentAlloc>> Created;
   jitlink::SimpleSegmentAlloc::Create(Manager, EPC.getSymbolStringPool(), EPC.getTargetTriple(),
