@@ -161,7 +161,7 @@ Expected<QueryFigures> QueryRun::run() {
 static void showResult(Scene &Screen, const QueryFigures &F) {
   std::string Text;
   if (F.CompileMicroseconds > 0)
-    Text += formatv("{0:f1} µs a function; ", F.CompileMicroseconds);
+    Text += formatv("{0:f1} us a function; ", F.CompileMicroseconds);
   if (F.CallNanoseconds > 0)
     Text += formatv("{0:N} take {1} and {2:f0} ns a call; ", Counts.Kept, bytes(F.Kept.Bytes),
                     F.CallNanoseconds);

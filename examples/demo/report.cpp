@@ -95,19 +95,24 @@ void printTables(const LibrariesOutcome &Out, unsigned Rounds) {
   outs() << '\n' << Out.Memory;
 }
 
+/// A figure that is not there where the manager failed before.
+static std::string figure(double Value, StringRef Unit) {
+  return Value > 0 ? formatv("{0:f1} {1}", Value, Unit).str() : "-";
+}
+
 void printTable(ArrayRef<QueryFigures> Queries) {
-  outs() << formatv("\nTable of scene 2\n\n"
-                    "                       function     a call     memory  mappings  most live\n");
+  outs() << "\nTable of scene 2\n\n"
+            "                     a function      a call     memory  mappings  most live\n";
   for (const QueryFigures &F : Queries)
-    outs() << formatv("  {0,-18}{1,8:f1} µs{2,8:f1} ns{3,11}{4,10}{5,11:N}\n", F.Name,
-                      F.CompileMicroseconds, F.CallNanoseconds, bytes(F.Kept.Bytes),
-                      F.Kept.Mappings, F.MostLive);
+    outs() << formatv("  {0,-17}{1,12}{2,12}{3,11}{4,10:N}{5,11:N}\n", F.Name,
+                      figure(F.CompileMicroseconds, "us"), figure(F.CallNanoseconds, "ns"),
+                      bytes(F.Kept.Bytes), F.Kept.Mappings, F.MostLive);
   outs() << formatv(
       "\n"
-      "  function   to link, call and drop one, with {0} live\n"
-      "  a call     in random order, with {1:N} live\n"
-      "  memory     pages in use by these {1:N}; mappings likewise\n"
-      "  most live  when the demo stopped at {2:N}, or the manager failed\n"
+      "  a function  linked, called and dropped, with {0} live\n"
+      "  a call      in random order, with {1:N} live\n"
+      "  memory      pages in use by these {1:N}; mappings likewise\n"
+      "  most live   when the demo stopped at {2:N}, or the manager failed\n"
       "Each function has constants and data too. Six shapes of it were compiled from IR; every\n"
       "function is a copy of such an object file with a name and constants of its own, linked by\n"
       "ObjectLinkingLayer under a ResourceTracker of its own. Every answer was checked.\n",
