@@ -109,7 +109,7 @@ pub(crate) fn join_all(
 }
 
 /// Runs an asynchronous request and waits for its answer.
-pub fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T> {
+pub(crate) fn wait<T: Send + 'static>(request: impl FnOnce(Completion<T>)) -> Result<T> {
     wait_until(None, request).expect("without a deadline the answer is waited for")
 }
 

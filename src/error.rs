@@ -74,7 +74,7 @@ impl Status {
 }
 
 /// Every status, in the order of their numbers.
-pub const ALL_STATUSES: [Status; 13] = [
+pub(crate) const ALL_STATUSES: [Status; 13] = [
     Status::InvalidArgument,
     Status::InvalidHandle,
     Status::WindowFull,

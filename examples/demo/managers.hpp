@@ -22,7 +22,7 @@ struct Outcome {
 };
 
 /// One memory manager and how it did.
-struct MeasuredManager {
+struct Contender {
   std::string Name;
   std::string Class; ///< in its own words
   bool IsAcross;     ///< the linked code runs in another process
@@ -40,11 +40,11 @@ struct MeasuredManager {
 
 /// jitmem and LLVM's own, where linked code runs in another process. The first two are the best of
 /// either.
-std::vector<MeasuredManager> managersAcross();
+std::vector<Contender> managersAcross();
 
 /// jitmem and LLVM's own, where linked code runs in this process. Mapper says how jitmem gets
 /// memory.
-std::vector<MeasuredManager> managersInProcess(jitmem_in_process_kind Mapper);
+std::vector<Contender> managersInProcess(jitmem_in_process_kind Mapper);
 
 } // namespace demo
 

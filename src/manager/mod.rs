@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The manager: divides what a mapper reserved among many link graphs.
 //!
-//! There are two kinds of managers: of windows that are divided, and of a reservation for each
-//! allocation. One lock guards the arithmetic in `space`; it is never held while the mapper, a completion or
+//! One lock guards the arithmetic in `space`; it is never held while the mapper, a completion or
 //! an action runs. Writing (zero-fill, traps) happens outside it too, on ranges that belong to
 //! one allocation at that moment.
 
@@ -11,10 +10,7 @@ mod chunks;
 mod core;
 mod deallocate;
 mod finalize;
-mod flow;
 mod in_flight;
-mod piece;
-mod pool;
 mod records;
 mod request;
 mod reservations;
@@ -24,7 +20,6 @@ mod stats;
 #[allow(unsafe_code)]
 mod tests;
 mod window;
-mod windows;
 
 pub use in_flight::InFlight;
 pub(crate) use request::Request;
@@ -32,13 +27,14 @@ pub use request::Segment;
 pub use stats::{LayoutItem, LayoutKind, Stats};
 
 use crate::completion::{Completion, wait};
-use crate::error::{Result, invalid_argument};
-use crate::mapper::Mapper;
+use crate::error::{Error, Result, invalid_argument};
+use crate::mapper::{Mapper, MemoryMapper, Reserved};
 use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, WorkingPointer};
 use core::Core;
 use smallvec::SmallVec;
 use std::fmt;
+use std::sync::Arc;
 
 /// A window smaller than this is of no use.
 const SMALLEST_WINDOW: u64 = 64 << 10;
@@ -105,14 +101,6 @@ pub(crate) struct SegmentMemory {
     pub(crate) working_memory: WorkingPointer,
 }
 
-impl SegmentMemory {
-    /// That of a no-alloc segment.
-    const NONE: SegmentMemory = SegmentMemory {
-        address: 0,
-        working_memory: WorkingPointer::NULL,
-    };
-}
-
 /// An allocation that has not been finalized yet.
 #[derive(Debug)]
 pub(crate) struct Allocated {
@@ -133,7 +121,7 @@ pub(crate) struct Allocated {
 /// all memory back, once no [`InFlight`] of it is left. Linked code that still runs then, or is called
 /// afterwards, is the caller's mistake: a call of linked code is `unsafe` where it is made.
 pub struct Manager {
-    core: Core,
+    core: Arc<Core>,
 }
 
 impl Manager {
@@ -143,7 +131,7 @@ impl Manager {
     /// `InvalidArgument` for bad options; `OutOfMemory` where no address space is to be had;
     /// `Unsupported` for a placement that the mapper can't see to; what the mapper answers.
     pub fn new(mapper: &Mapper, options: Options) -> Result<Manager> {
-        wait(|done| Manager::create(mapper, options, done))
+        wait(|done| Manager::create(Arc::clone(mapper.memory()), options, done))
     }
 
     /// [`Manager::new`] without waiting.
@@ -153,11 +141,15 @@ impl Manager {
         callback: impl FnOnce(Result<Manager>) + Send + 'static,
     ) {
         let done = Completion::for_host(callback);
-        Manager::create(mapper, options, done);
+        Manager::create(Arc::clone(mapper.memory()), options, done);
     }
 
     /// Reserves the first window, if the mapper divides any, and completes with the manager.
-    pub(crate) fn create(mapper: &Mapper, options: Options, done: Completion<Manager>) {
+    pub(crate) fn create(
+        mapper: Arc<dyn MemoryMapper>,
+        options: Options,
+        done: Completion<Manager>,
+    ) {
         let page = mapper.capabilities().page_size;
         let Some(size) = page
             .round_up(options.window_size)
@@ -178,11 +170,22 @@ impl Manager {
             window_size: size,
             ..options
         };
-        Core::create(mapper, options, SMALLEST_WINDOW, done);
+        if !mapper.divides() {
+            let manager = reservations::check(&options).map(|()| Manager {
+                core: Core::new(mapper, options),
+            });
+            return done.complete(manager);
+        }
+        let core = Core::new(Arc::clone(&mapper), options);
+        let reserved = done.map(move |answer: Result<Reserved>| {
+            core.add_window(answer?);
+            Ok(Manager { core })
+        });
+        mapper.reserve(size, SMALLEST_WINDOW, options.placement, reserved);
     }
 
     /// The flow behind it, for the C API, where handles are numbers.
-    pub(crate) fn core(&self) -> &Core {
+    pub(crate) fn core(&self) -> &Arc<Core> {
         &self.core
     }
 
@@ -204,7 +207,11 @@ impl Manager {
         segments: impl IntoIterator<Item = Result<Segment>>,
         dylib: u64,
     ) -> Result<Request> {
-        self.core.request(segments, dylib)
+        let refused = |error: Error| self.core.counted(Err(error.context("allocate")));
+        if let Err(error) = self.core.check_process() {
+            return refused(error);
+        }
+        Request::new(segments, dylib, self.core.options.window_size).or_else(refused)
     }
 
     fn checked(
@@ -238,7 +245,7 @@ impl Manager {
         dylib: Dylib,
         callback: impl FnOnce(Result<InFlight>) + Send + 'static,
     ) {
-        let core = self.core.clone();
+        let core = Arc::clone(&self.core);
         let callback = move |answer: Result<Allocated>| {
             callback(answer.map(|allocated| InFlight::new(&core, allocated)));
         };
@@ -294,7 +301,7 @@ impl Manager {
         &self,
         allocations: impl IntoIterator<Item = AllocationHandle>,
     ) -> Option<Result<()>> {
-        self.core.try_deallocate(&numbers(allocations))
+        self.core.deallocate_now(&numbers(allocations))
     }
 
     /// Figures of this moment.
@@ -315,7 +322,7 @@ fn numbers(allocations: impl IntoIterator<Item = AllocationHandle>) -> SmallVec<
 
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mapper = self.core.mapper().name;
+        let mapper = self.core.mapper.capabilities().name;
         f.debug_struct("Manager").field("mapper", &mapper).finish()
     }
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a host asks for, checked whole before anything is done.
 
+use super::window::LARGEST_ALIGNMENT;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
-use crate::page::{Alignment, PACKING_GRANULE};
+use crate::page::Alignment;
 use smallvec::SmallVec;
 
-/// Segments may be aligned to this and no more.
-pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
+/// What JITLink aligns code to.
+const PACKED: Alignment = Alignment::new(16).unwrap();
 
 /// One segment of the memory of a graph.
 ///
@@ -35,7 +36,7 @@ impl Segment {
         Segment {
             content_size,
             zero_fill_size: 0,
-            alignment: PACKING_GRANULE,
+            alignment: PACKED,
             group: group.into(),
         }
     }

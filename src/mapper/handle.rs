@@ -2,8 +2,8 @@
 //! What hosts choose from.
 
 use super::{
-    Capabilities, Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper,
-    LlvmSimpleMapper, MapperInterface, MemoryMapper, ReservingMapper, ServiceMapper,
+    Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper, LlvmSimpleMapper,
+    MemoryMapper, ServiceMapper,
 };
 use crate::error::{Error, Result, Status};
 use crate::transport::Transport;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// A mapper may serve any number of managers, which keep what they need of it; it and its clones may
 /// be dropped while they use it. Thread-safe.
 #[derive(Clone)]
-pub struct Mapper(MapperInterface);
+pub struct Mapper(Arc<dyn MemoryMapper>);
 
 /// Which service of an executor a mapper uses, and why it is this mapper.
 #[derive(Clone, Debug, Default)]
@@ -31,22 +31,11 @@ pub struct ExecutorService {
 
 impl Mapper {
     pub(crate) fn new(mapper: impl MemoryMapper + 'static) -> Mapper {
-        Mapper(MapperInterface::Windows(Arc::new(mapper)))
+        Mapper(Arc::new(mapper))
     }
 
-    pub(crate) fn reserving(mapper: impl ReservingMapper + 'static) -> Mapper {
-        Mapper(MapperInterface::Reservations(Arc::new(mapper)))
-    }
-
-    pub(crate) fn interface(&self) -> &MapperInterface {
+    pub(crate) fn memory(&self) -> &Arc<dyn MemoryMapper> {
         &self.0
-    }
-
-    pub(crate) fn capabilities(&self) -> &Capabilities {
-        match &self.0 {
-            MapperInterface::Windows(mapper) => mapper.capabilities(),
-            MapperInterface::Reservations(mapper) => mapper.capabilities(),
-        }
     }
 
     /// This process's own memory. Choose [`InProcessKind::Auto`] unless a system that allows no two
@@ -145,8 +134,8 @@ impl Mapper {
     ) -> Result<Mapper> {
         let mapper = LlvmSimpleMapper::new(transport)?;
         Ok(match instead_of {
-            Some(reason) => Mapper::reserving(mapper.instead_of(reason)),
-            None => Mapper::reserving(mapper),
+            Some(reason) => Mapper::new(mapper.instead_of(reason)),
+            None => Mapper::new(mapper),
         })
     }
 
@@ -160,17 +149,17 @@ impl Mapper {
 
     /// Which mapper it is.
     pub fn kind(&self) -> Kind {
-        self.capabilities().kind
+        self.0.capabilities().kind
     }
 
     /// Which mapper it is, in words.
     pub fn name(&self) -> &'static str {
-        self.capabilities().name
+        self.0.capabilities().name
     }
 
     /// Why a better mapper was not taken, if one was tried.
     pub fn fallback(&self) -> Option<&str> {
-        self.capabilities().fallback.as_deref()
+        self.0.capabilities().fallback.as_deref()
     }
 }
 

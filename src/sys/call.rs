@@ -68,6 +68,30 @@ impl WrapperCall {
     /// A call of the wrapper function at executor address `function`, 0 for none, with `args`, its
     /// serialized arguments.
     ///
+    /// ```no_run
+    /// # use jitmem::*;
+    /// # let manager = Manager::new(&Mapper::in_process(InProcessKind::Auto)?, Options::default())?;
+    /// # let graph = manager.allocate([], Dylib::NONE)?;
+    /// // SAFETY: this would be false: nothing is at address 16, and finalize calls it.
+    /// let finalize = unsafe { WrapperCall::new(0x10, Vec::new()) };
+    /// let dealloc = WrapperCall::NONE;
+    /// graph.finalize([Action { finalize, dealloc }])?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// A program without `unsafe` can't do so:
+    ///
+    /// ```compile_fail,E0133
+    /// # #![forbid(unsafe_code)]
+    /// # use jitmem::*;
+    /// # let manager = Manager::new(&Mapper::in_process(InProcessKind::Auto)?, Options::default())?;
+    /// # let graph = manager.allocate([], Dylib::NONE)?;
+    /// let finalize = WrapperCall::new(0x10, Vec::new());
+    /// let dealloc = WrapperCall::NONE;
+    /// graph.finalize([Action { finalize, dealloc }])?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
     /// # Safety
     /// Each time that the value or a clone of it is used, as the methods that take it say, a wrapper function is at this
     /// address in the executor of the manager that it is given to; the function may then be called

@@ -140,7 +140,7 @@ pub fn message(opcode: Opcode, sequence: u64, tag: u64, body: &[u8]) -> Vec<u8> 
 }
 
 /// Which fields the body of a Setup has. Nothing in it says so: an executor has to be told, a
-/// controller can [recognize](Setup::recognize) it.
+/// controller can recognize it (`Setup::recognize`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SetupLayout {
     /// LLVM 14 to 16: no bootstrap map.

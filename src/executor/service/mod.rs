@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Our own service in the executor: windows, chunks, allocations and their actions, for any number
-//! of controllers' sessions. What is said is in [`crate::wire::service`].
+//! of controllers' sessions. What is said is in `wire::service`.
 //!
 //! It has three homes: a program that links jitmem, a stock executor that has loaded the library,
 //! and `jitmem-executor`.

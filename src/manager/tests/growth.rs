@@ -84,21 +84,16 @@ fn a_forked_child_is_refused_and_nothing_hangs() {
     manager.core.write(handle, 0, 0, &[0]).unwrap();
 }
 
-type Hook = Box<dyn FnOnce() + Send>;
-
 /// A mapper that hands its `prepare` to a hook, so that tests can do things in the middle.
 struct Hooked {
     inner: InProcess,
-    hook: Arc<Mutex<Option<Hook>>>,
-}
-
-impl MapperBase for Hooked {
-    fn capabilities(&self) -> &crate::mapper::Capabilities {
-        self.inner.capabilities()
-    }
+    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl MemoryMapper for Hooked {
+    fn capabilities(&self) -> &crate::mapper::Capabilities {
+        self.inner.capabilities()
+    }
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
         self.inner.reserve(size, least, placement, done);
     }
@@ -119,11 +114,11 @@ impl MemoryMapper for Hooked {
     }
     fn deinitialize(
         &self,
-        allocations: Vec<crate::mapper::Deinitialization>,
+        retired: Vec<crate::mapper::Retired>,
         done: Completion<()>,
         delivery: &mut crate::callback_queue::Delivery,
     ) {
-        self.inner.deinitialize(allocations, done, delivery);
+        self.inner.deinitialize(retired, done, delivery);
     }
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         self.inner.reclaim(chunk)
@@ -138,23 +133,23 @@ impl MemoryMapper for Hooked {
 #[test]
 fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     let inner = InProcess::new(InProcessKind::TwoViews).unwrap();
-    let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
-    let mapper = Mapper::new(Hooked {
+    let mapper = Arc::new(Hooked {
         inner,
-        hook: Arc::clone(&hook),
+        hook: Mutex::new(None),
     });
     let options = Options {
         window_size: 64 << 10,
         ..Options::default()
     };
-    let manager = Arc::new(wait(|done| Manager::create(&mapper, options, done)).unwrap());
+    let shared: Arc<dyn MemoryMapper> = Arc::<Hooked>::clone(&mapper);
+    let manager = Arc::new(wait(|done| Manager::create(shared, options, done)).unwrap());
     // 20 KiB are left of the window. The chunk for the small request takes 12 of them, and the
     // larger one finds room for no chunk of its own, but in that one.
     allocate(&manager, &[segment(44 << 10, 0, 16, Protection::READ)]).unwrap();
     let code = |size| [segment(size, 0, 16, Protection::READ_EXEC)];
     let (sender, receiver) = std::sync::mpsc::channel();
     let again = Arc::clone(&manager);
-    *hook.lock() = Some(Box::new(move || {
+    *mapper.hook.lock() = Some(Box::new(move || {
         let request = again.request(code(8190).map(Ok), 0).unwrap();
         assert!(
             again.core.try_allocate(&request).is_none(),

@@ -55,7 +55,10 @@ impl Initialize {
 
 /// What the key in the executor's answer means.
 fn initialized(answer: Result<u64>) -> Result<Teardown> {
-    answer.map(Teardown::of_key)
+    Ok(match answer? {
+        0 => Teardown::Nothing,
+        key => Teardown::Key(key),
+    })
 }
 
 /// What the executor is told of an allocation: what it does not see already.
