@@ -133,6 +133,7 @@ test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 
 .PHONY: test-examples
 test-examples: stage ## the examples, on LLVM 22 and 19
 	$(call headline,examples)
+	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
 	@$(call project,examples/plain-c,build/plain-c)
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
