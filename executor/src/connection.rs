@@ -24,7 +24,7 @@ fn both_ways(socket: impl Into<OwnedFd>) -> Result<Connection> {
     Ok((socket, again))
 }
 
-/// Waits for the controller. `note` sees what whoever started the program should know.
+/// Waits for the controller. `note` is given what the user should know.
 pub(crate) fn connect(endpoint: &Endpoint, note: impl Fn(&str)) -> Result<Connection> {
     match endpoint {
         Endpoint::Descriptors(input, output) => Ok(take_descriptors(*input, *output)?),
@@ -63,8 +63,8 @@ fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
     let address = listener.local_addr().context("ask for the port")?;
     if !address.ip().is_loopback() {
         note(&format!(
-            "listening at {address}: whoever reaches this address can run code as this user; without a \
-             host, listen=:{port}, only this machine does"
+            "listening at {address}: every process that reaches this address can run code as this user; \
+             without a host, listen=:{port}, only this machine does"
         ));
     } else if port == 0 {
         note(&format!("listening at {address}"));
@@ -87,7 +87,7 @@ fn at_path(path: &Path, note: impl Fn(&str)) -> Result<Connection> {
     };
     let made = identity(path);
     let connection = accept_own(&listener, note);
-    // Whoever has connected may have removed it already, and something else may be there.
+    // The controller may have removed it already, and something else may be there.
     if made.is_some() && identity(path) == made {
         let _ = fs::remove_file(path);
     }
@@ -100,8 +100,8 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((data.dev(), data.ino()))
 }
 
-/// Whether this is a socket at which nobody listens any more. Whoever does is not to notice: a stream
-/// would be taken for the controller's.
+/// Whether this is a socket at which no process listens any more. One that does must not notice: it would
+/// take a stream for the controller's.
 fn is_left_over(path: &Path) -> bool {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
     let knock = || UnixDatagram::unbound()?.connect(path);

@@ -161,7 +161,7 @@ fn die_with_parent() -> Result<()> {
     );
     let own = getpid();
     let watch = move || {
-        // Whatever the reason, from here on nobody would be watching.
+        // Also if that has failed: nothing would watch the parent from here on.
         let _ = has_ended(&watched, None);
         thread::sleep(GRACE);
         let _ = kill_process(own, Signal::KILL);

@@ -20,8 +20,8 @@ Runs what an ORC controller (llvm-jitlink, clang-repl, any program with SimpleRe
 
 CHANNEL is one of
   filedescs=IN,OUT   inherited descriptors, which may be one socket
-  listen=HOST:PORT   a TCP connection, of whoever comes first; without HOST, from any user of
-                     this machine (127.0.0.1)
+  listen=HOST:PORT   a TCP connection, the first that comes; without HOST, from any user of this
+                     machine (127.0.0.1)
   unix=PATH          a Unix socket, of this user's processes only
   abstract=NAME      a Unix socket without a file, of this user's processes only
 

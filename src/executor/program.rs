@@ -6,7 +6,7 @@ use crate::sys::{self, explain};
 use std::ffi::c_int;
 use std::os::fd::{OwnedFd, RawFd};
 
-/// The descriptors to read and to write that whoever started this program has left open for it. They
+/// The descriptors to read and to write that the process that started this one has left open. They
 /// are this program's from here, under other numbers; both may be the same.
 ///
 /// # Errors

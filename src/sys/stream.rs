@@ -31,7 +31,7 @@ pub(crate) fn check_open(descriptor: RawFd) -> io::Result<()> {
     }
 }
 
-/// Closes what was left open for this process to own. Standard streams stay: they are everybody's.
+/// Closes what was left open for this process to own. Standard streams stay: linked code uses them too.
 pub(crate) fn close_handed_over(descriptor: RawFd) {
     if descriptor > libc::STDERR_FILENO {
         // SAFETY: it was handed to this process, and no other owner here knows it.

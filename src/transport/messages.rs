@@ -50,7 +50,7 @@ impl MessageReader {
             Into::Body(body, most) => (body, most),
         };
         match sys::read(&self.stream, buffer, most) {
-            // Whoever went without reading everything has gone all the same.
+            // The other side has ended without reading everything.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
             count => count,
         }

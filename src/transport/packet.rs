@@ -48,7 +48,7 @@ pub(crate) fn send(
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
     buffer.resize(MOST_BYTES, 0);
     let received = match socket::receive(socket, buffer) {
-        // The other side went without reading everything.
+        // The other side has ended without reading everything.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
         received => received?,
     };

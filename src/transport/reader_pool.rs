@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 /// A thread that was idle for this long ends.
 const IDLE_TIME: Duration = Duration::from_secs(5);
 
-/// So many threads stay, however long nothing comes: one that reads, and one to read on.
+/// So many threads stay, however long no packet comes: one that reads, and one to read on.
 const KEPT: usize = 2;
 
 /// A connection: where packets come from, and what is done with them.
@@ -96,7 +96,7 @@ pub(crate) fn run<C: Connection>(
     ReaderPool::new(connection, inputs, IDLE_TIME).run()
 }
 
-/// Does something of the connection's. A panic is an error.
+/// Runs code of the connection's. A panic is an error.
 fn guarded<T>(body: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|_| {
         Error::new(
@@ -154,7 +154,7 @@ impl<C: Connection> ReaderPool<C> {
 
     /// Starts a thread, which handles `first` before it reads, if that holds a packet.
     fn start_thread(self: &Arc<Self>, first: Arc<Mutex<Option<C::Packet>>>) -> io::Result<()> {
-        // Dropped, and so not counted any more, if there is no thread to be had.
+        // If no thread can be started it is dropped, and so not counted any more.
         let thread = PoolThread::new(self);
         let body = move || {
             let first = first.lock().take();
@@ -226,7 +226,7 @@ impl<C: Connection> ReaderPool<C> {
         kept || since.elapsed() < self.idle_time
     }
 
-    /// Makes sure that a thread reads while this one handles; `false` if there is none to be had.
+    /// Makes sure that a thread reads while this one handles; `false` if none can be started.
     fn let_another_read(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
         if state.readers > 0 || state.ended.is_some() {

@@ -185,7 +185,7 @@ class Sockets(unittest.TestCase):
 
     def test_a_port_that_others_reach_is_said(self):
         process, port, line = self.listening("listen=0.0.0.0:0")
-        self.assertIn("whoever reaches this address can run code as this user", line)
+        self.assertIn("every process that reaches this address can run code as this user", line)
         self.serve(socket.create_connection(("127.0.0.1", port)), process)
 
     def connect(self, address, process):
@@ -206,7 +206,7 @@ class Sockets(unittest.TestCase):
             process = subprocess.Popen([programs.PROGRAM, f"unix={path}"])
             self.serve(self.connect(path, process), process)
             self.assertEqual(os.listdir(folder), [])
-            # Somebody else's file stays.
+            # A file that is no socket stays.
             with open(path, "w"):
                 pass
             code, _, err = said_by_ours(f"unix={path}")
@@ -239,7 +239,7 @@ class Sockets(unittest.TestCase):
                 executor.stdin.close()
                 executor.stdin = None
                 # main is at its end; then the controller closes its socket and waits for ever, so
-                # somebody has to end it.
+                # the test has to end it.
                 self.assertEqual(executor.stderr.readline(), b"2 lines\n")
                 while controller.poll() is None and sockets(controller.pid):
                     time.sleep(0.01)

@@ -177,7 +177,7 @@ class Ordinary(unittest.TestCase):
         ran = jitlink(22, "generic", executor, words)
         self.assertNotEqual(ran.code, program.code, ran)
         self.assertEqual((ran.status, "Operation not permitted" in ran.output), (0, True), ran)
-        # C++'s are, unless nobody is to have them.
+        # C++'s are, unless they are not wanted.
         for c_only in (False, True):
             executor = bounded("--seccomp=sealed", *["--c-only"] * c_only)
             ran = jitlink(22, "generic", executor, programs.objects("catches.o", "throws.o"))
@@ -252,7 +252,7 @@ class Limits(Case):
         ran = limited("spin", "--rlimit-cpu=1")
         self.assertEqual((ran.code, ran.status), (1, -signal.SIGXCPU), ran)
         self.assertIn(f"killed by signal {signal.SIGXCPU.value} (SIGXCPU)\n", ran.complaint)
-        # Whoever ignores that has a second left.
+        # A program that ignores that has a second left.
         ran = limited("spin", "--rlimit-cpu=1", through=["env", "--ignore-signal=XCPU"])
         self.assertEqual((ran.code, ran.status), (1, -signal.SIGKILL), ran)
 

@@ -234,7 +234,7 @@ class Background(threading.Thread):
     def run(self):
         try:
             self.value = self.function()
-        except BaseException as error:  # handed to whoever asks
+        except BaseException as error:  # raised where the answer is asked for
             self.error = error
 
     def get(self, timeout=60):

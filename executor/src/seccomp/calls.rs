@@ -3,7 +3,7 @@
 //!
 //! Not here, and so refused by both profiles: starting programs (execve, execveat); other processes'
 //! memory and descriptors (ptrace, process_vm_readv, process_madvise, pidfd_getfd, kcmp,
-//! move_pages); what runs code in the kernel or calls on somebody's behalf (bpf, perf_event_open,
+//! move_pages); what runs code in the kernel or makes calls for others (bpf, perf_event_open,
 //! userfaultfd, io_uring, modules, kexec); keys; mounts, namespaces, chroot, other filters; the
 //! system's time, name, log, swap and quotas; opening files by handle; personality, modify_ldt, ports
 //! (iopl); setrlimit.
@@ -161,7 +161,7 @@ pub(super) const TO_PROCESSES: &[Conditional] = &[
 /// What concerns this process and what it has open.
 pub(super) const TO_OPEN: &[Conditional] = &[
     (SYS_clone, &[Is(0, THREAD | ESTRANGING, &[THREAD])]),
-    // Those that have nobody sent a signal.
+    // Those that send no signal.
     (
         SYS_fcntl,
         &[Is(

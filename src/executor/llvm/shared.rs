@@ -63,7 +63,7 @@ impl Shared {
             .round_up(size)
             .filter(|size| *size > 0)
             .ok_or_else(|| invalid_argument(format!("{what}: no size for a mapping")))?;
-        // Random, so that it is free and nobody else's; and whoever looks sees whose it is.
+        // Random, so that it is free and can't be guessed; with the process that it belongs to.
         let name = format!(
             "/jitmem-{}-{:032x}",
             std::process::id(),
@@ -108,7 +108,7 @@ impl SharedMapper {
         let Some(key) = segments.iter().map(|(range, _)| range.start()).min() else {
             return Err(invalid_argument("initialize: the request has no segments"));
         };
-        // Held until all is done, so that nobody else's memory can be where it was.
+        // Held until all is done, so that no other memory can be where it was.
         let shared = self.reservations.lock().get(&reservation).cloned();
         let reserved = shared.as_ref().map(|shared| shared.memory.range());
         let strays = |range: &AddressRange| !reserved.is_some_and(|all| all.contains(*range));
@@ -168,7 +168,7 @@ impl SharedMapper {
         run_dealloc(&calls.collect::<Vec<_>>())
     }
 
-    /// Ends the mapper: actions run, memory goes, names that nobody has opened go.
+    /// Ends the mapper: actions run, memory goes, names that no controller has opened go.
     pub(super) fn shut_down(&self, number: u64) -> Result<()> {
         MAPPERS.remove(number);
         let result = self.run_dealloc_of(|_| true);

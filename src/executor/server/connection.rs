@@ -34,7 +34,7 @@ fn broken(why: FrameError) -> Error {
     Error::new(Status::Disconnected, why.to_string())
 }
 
-/// Nothing more can be had of the controller's end.
+/// The controller's end can't be read any further.
 fn unreadable(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
@@ -55,7 +55,7 @@ pub(super) struct Call {
     args: Vec<u8>,
 }
 
-/// What the thread that reads leaves to itself for later, when another one reads.
+/// What the thread that has read it does while another one reads on.
 pub(super) enum Work {
     Call(Call),
     /// An answer that the controller has no room for yet.
@@ -209,7 +209,7 @@ impl ServerConnection {
             CallClass::OwnThread => match sys::run_in_own_thread(|| self.answer(call)) {
                 // A program that ends its thread leaves no answer.
                 Ok(answer) => answer.unwrap_or_default(),
-                // No thread is to be had. That is no reason not to run.
+                // There is no thread for it: it runs in this one.
                 Err(_) => self.answer(call),
             },
             _ => self.answer(call),

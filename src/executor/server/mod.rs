@@ -139,8 +139,8 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     let own_service = options.service.is_none().then(Service::new);
     let output = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
-    // A controller that reads bytes alone never sees the socket, which is closed then. Where there is
-    // no descriptor to be had, descriptors are passed otherwise.
+    // A controller that reads bytes alone never sees the socket, which is closed then. If this process
+    // can't have another descriptor, sessions pass theirs by other means.
     let offered = match output.passes_descriptors() {
         true => Offered::new().ok(),
         false => None,

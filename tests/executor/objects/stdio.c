@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Numbers the lines of stdin on stdout, which nobody flushes, and counts them on stderr.
+// Numbers the lines of stdin on stdout, which are never flushed, and counts them on stderr.
 #define _DEFAULT_SOURCE
 #include <stdio.h>
 

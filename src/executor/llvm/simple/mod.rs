@@ -162,7 +162,7 @@ impl MemoryManager {
         let extent = AddressRange::new(key, end.unwrap_or(key) - key)
             .ok_or_else(|| invalid_argument("the segments end before they start"))?;
         let slab = self.slabs.lock().claim(extent, rules)?;
-        // From here to `settle` nobody else has to do with the region.
+        // From here to `settle` the region is this thread's alone.
         // SAFETY: all segments lie in `extent`, which was just claimed.
         let filled = unsafe { fill(&segments) }.and_then(|()| run_finalize(from_wire(pairs)));
         match filled {

@@ -26,7 +26,7 @@ struct Region {
 }
 
 enum RegionState {
-    /// Somebody is at it: its content is being written, or actions of it run.
+    /// A thread writes its content, or runs its actions.
     Busy,
     /// It is there.
     Live {
@@ -211,7 +211,7 @@ impl Slabs {
         self.by_base.get_mut(&slab)?.regions.get_mut(&key)
     }
 
-    /// Takes a slab out for good, if nobody is at it.
+    /// Takes a slab out for good, unless a region of it is busy.
     pub(super) fn take(&mut self, base: u64, rules: Rules) -> Result<Slab> {
         let Some(slab) = self.by_base.get(&base) else {
             return Err(unknown(match rules {
@@ -230,7 +230,7 @@ impl Slabs {
         Ok(self.remove(base).expect("it was there a moment ago"))
     }
 
-    /// Takes a slab out, whoever is at it.
+    /// Takes a slab out, busy or not.
     pub(super) fn remove(&mut self, base: u64) -> Option<Slab> {
         self.by_base.remove(&base)
     }
