@@ -179,6 +179,16 @@ def chart(run, title, widths, height):
     return figure, axes
 
 
+def save(figure, path):
+    """Fixes the layout first: its solver differs from run to run in the last bits of a position,
+    which the ids in the file are made of."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        axis.set_position([round(edge, 4) for edge in axis.get_position().bounds])
+    figure.savefig(path, metadata={"Date": None, "Creator": None})
+
+
 def in_process(run):
     """One small graph in the process that links it."""
     phases = {
@@ -482,7 +492,7 @@ def main(folder, page=None):
     for draw in CHARTS:
         path = Path(folder) / f"{draw.__name__}.svg"
         try:
-            draw(run).savefig(path, metadata={"Date": None, "Creator": None})
+            save(draw(run), path)
         except NotMeasured as what:
             if page:
                 raise
