@@ -324,9 +324,13 @@ impl WriterView {
             size,
             owner: OwnerProcess::current(),
         };
-        // A child that could write here would write into its parent's code.
+        // A child that could write here would write into its parent's code; a core dump would have
+        // every page twice.
         // SAFETY: the view was just made; what is done with it asks for the process first.
-        unsafe { sys::dont_fork(start, size) }?;
+        unsafe {
+            sys::dont_fork(start, size)?;
+            sys::dont_dump(start, size)?;
+        }
         Ok(view)
     }
 
@@ -345,7 +349,8 @@ impl WriterView {
         }
         let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
             .map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView::at(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        let view =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
         let sealed = match protection.writable() {
             true => file.fix_size(),
             false => file.close_to_writers(),
@@ -361,7 +366,8 @@ impl WriterView {
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
             sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView::at(start, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+        let view =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
         Ok(view)
     }
 
@@ -423,7 +429,7 @@ impl View {
         let writer =
             Self::map_writer(executor, &file).map_err(|e| failed("map the writer view", e))?;
         let writer =
-            WriterView::at(writer, size).map_err(|e| failed("madvise(MADV_DONTFORK)", e))?;
+            WriterView::at(writer, size).map_err(|e| failed("madvise of the writer view", e))?;
         file.close_to_writers()
             .map_err(|e| failed("seal the memfd", e))?;
         use std::os::fd::AsFd;
@@ -604,6 +610,29 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         view.unmap().unwrap();
+    }
+
+    #[test]
+    fn a_core_dump_has_the_pages_once() {
+        let page = sys::page_size().bytes();
+        let reservation = Reservation::new(page, Placement::Default).unwrap();
+        let chunk = reservation.range();
+        let view = View::two(&reservation, chunk, Protection::READ_EXEC, false).unwrap();
+        // SAFETY: the view is there until the end of the test.
+        let writer = unsafe { view.writer() }.unwrap();
+        let left_out = |address: u64| {
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let start = format!("{address:x}-");
+            let mapping = smaps.lines().skip_while(|line| !line.starts_with(&start));
+            let mut flags = mapping.filter_map(|line| line.strip_prefix("VmFlags:"));
+            flags
+                .next()
+                .unwrap()
+                .split_whitespace()
+                .any(|flag| flag == "dd")
+        };
+        assert!(left_out(writer.pointer().get() as u64));
+        assert!(!left_out(chunk.start()));
     }
 
     #[test]

@@ -31,9 +31,10 @@ pub(crate) fn prefetch<T>(soon: &T) {
 /// `address` is the executable view: on processors with virtually tagged instruction caches the
 /// writer's alias would not do.
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-pub(crate) fn flush_instruction_cache(_address: u64, _size: u64) {
+pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     // x86 keeps instruction fetch coherent with stores, through any alias (Intel SDM 3A, 11.6).
     std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+    super::valgrind::discard_translations(address, size);
 }
 
 /// Makes new code at an executable address visible to instruction fetch.
@@ -50,6 +51,7 @@ pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     // SAFETY: the compiler runtime's function takes any mapped range and changes no memory.
     unsafe { __clear_cache(start, end) }
     synchronize_cores();
+    super::valgrind::discard_translations(address, size);
 }
 
 /// Has every core that runs this process forget instructions that it has fetched ahead.

@@ -218,6 +218,17 @@ pub(crate) unsafe fn dont_fork(address: u64, size: u64) -> io::Result<()> {
     check(unsafe { libc::madvise(pointer(address), length, libc::MADV_DONTFORK) })
 }
 
+/// Keeps a range out of core dumps, which have its pages already where another mapping shows them.
+///
+/// # Safety
+/// The range is the caller's.
+pub(crate) unsafe fn dont_dump(address: u64, size: u64) -> io::Result<()> {
+    gate("madvise")?;
+    let length = size_of(size)?;
+    // SAFETY: as the caller says.
+    check(unsafe { libc::madvise(pointer(address), length, libc::MADV_DONTDUMP) })
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     if result == 0 {
         Ok(())

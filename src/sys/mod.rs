@@ -24,6 +24,7 @@ mod shm;
 pub(crate) mod socket;
 mod stream;
 mod thread;
+mod valgrind;
 
 #[cfg(test)]
 pub(crate) use call::testing;
@@ -39,7 +40,7 @@ pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
-    At, decommit, dont_fork, map_file, map_part, populate, protect, replace_by_file,
+    At, decommit, dont_dump, dont_fork, map_file, map_part, populate, protect, replace_by_file,
     replace_by_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
