@@ -27,7 +27,8 @@ fn both_ways(socket: impl Into<OwnedFd>) -> Result<Connection> {
 /// Waits for the controller. `note` is given what the user should know.
 pub(crate) fn connect(endpoint: &Endpoint, note: impl Fn(&str)) -> Result<Connection> {
     match endpoint {
-        Endpoint::Descriptors(input, output) => Ok(take_descriptors(*input, *output)?),
+        // SAFETY: the program was started with them, and has not used them yet.
+        Endpoint::Descriptors(input, output) => Ok(unsafe { take_descriptors(*input, *output) }?),
         Endpoint::Tcp(host, port) => tcp(host, *port, note),
         Endpoint::Unix(path) => at_path(path, note),
         Endpoint::Abstract(name) => {

@@ -99,8 +99,12 @@ unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>
 
 /// A descriptor of the host's, duplicated: linked code may still be in the middle of a call when the
 /// host has closed its own.
-fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
-    duplicate(descriptor).map_err(|error| match error.raw_os_error() {
+///
+/// # Safety
+/// As [`duplicate`] has it.
+unsafe fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
+    // SAFETY: as the caller says.
+    unsafe { duplicate(descriptor) }.map_err(|error| match error.raw_os_error() {
         Some(libc::EBADF) => invalid_argument(format!("{name} {descriptor} is no open descriptor")),
         _ => explain(format_args!("duplicate {name} {descriptor}"), error),
     })
@@ -134,6 +138,8 @@ pub unsafe extern "C" fn jitmem_executor_serve(
     let body = || {
         // SAFETY: as the caller says.
         let options = unsafe { chosen(options) }?;
+        // SAFETY: the caller says that they are its own, and open during the call.
+        let duplicated = |descriptor, name| unsafe { duplicated(descriptor, name) };
         let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
         // SAFETY: as the caller says.
         unsafe { serve(input, output, &options) }

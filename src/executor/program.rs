@@ -11,7 +11,11 @@ use std::os::fd::{OwnedFd, RawFd};
 ///
 /// # Errors
 /// What the system says, above all that there is no such descriptor.
-pub fn take_descriptors(input: RawFd, output: RawFd) -> Result<(OwnedFd, OwnedFd)> {
+///
+/// # Safety
+/// Nothing else in this process owns the descriptors; standard streams may be used elsewhere.
+#[allow(unsafe_code)]
+pub unsafe fn take_descriptors(input: RawFd, output: RawFd) -> Result<(OwnedFd, OwnedFd)> {
     let failed = |descriptor: RawFd, error| {
         let operation = format!("take descriptor {descriptor}");
         Error::system(Status::InvalidArgument, operation, error)
@@ -20,11 +24,18 @@ pub fn take_descriptors(input: RawFd, output: RawFd) -> Result<(OwnedFd, OwnedFd
     for descriptor in [input, output] {
         sys::check_open(descriptor).map_err(|error| failed(descriptor, error))?;
     }
-    let reads = sys::duplicate(input).map_err(|error| failed(input, error))?;
-    let writes = sys::duplicate(output).map_err(|error| failed(output, error))?;
-    sys::close_handed_over(input);
-    if output != input {
-        sys::close_handed_over(output);
+    let duplicate = |descriptor| {
+        // SAFETY: the caller hands them over.
+        let copy = unsafe { sys::duplicate(descriptor) };
+        copy.map_err(|error| failed(descriptor, error))
+    };
+    let (reads, writes) = (duplicate(input)?, duplicate(output)?);
+    // SAFETY: as above; each is closed once.
+    unsafe {
+        sys::close_handed_over(input);
+        if output != input {
+            sys::close_handed_over(output);
+        }
     }
     Ok((reads, writes))
 }

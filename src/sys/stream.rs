@@ -11,7 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// A descriptor of our own for what is open under a number.
-pub(crate) fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
+///
+/// # Safety
+/// The number is a descriptor that the caller may use, or none.
+pub(crate) unsafe fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
     gate("fcntl")?;
     // SAFETY: asks for a copy; a number that is no descriptor is an error.
     let copy = unsafe { libc::fcntl(descriptor, libc::F_DUPFD_CLOEXEC, 3) };
@@ -32,9 +35,12 @@ pub(crate) fn check_open(descriptor: RawFd) -> io::Result<()> {
 }
 
 /// Closes what was left open for this process to own. Standard streams stay: linked code uses them too.
-pub(crate) fn close_handed_over(descriptor: RawFd) {
+///
+/// # Safety
+/// The descriptor has no other owner in this process, or is a standard stream.
+pub(crate) unsafe fn close_handed_over(descriptor: RawFd) {
     if descriptor > libc::STDERR_FILENO {
-        // SAFETY: it was handed to this process, and no other owner here knows it.
+        // SAFETY: as the caller says.
         unsafe { libc::close(descriptor) };
     }
 }
