@@ -61,6 +61,9 @@ impl TryFrom<u64> for Alignment {
     }
 }
 
+/// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
+pub(crate) const PACKING_GRANULE: Alignment = Alignment(16);
+
 /// `size` bytes of executor address space from `start`; the end never overflows.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AddressRange {

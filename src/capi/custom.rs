@@ -10,7 +10,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::{
-    Action, Chunk, CustomMapper, Granularity, Mapper, Prepared, Retired, SegmentContent,
+    Action, Chunk, CustomMapper, Deinitialization, Granularity, Mapper, Prepared, SegmentContent,
     WrapperCall,
 };
 use crate::memory::view::Placement;
@@ -473,7 +473,7 @@ impl CustomMapper for Callbacks {
         }
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>) {
+    fn deinitialize(&self, retired: Vec<Deinitialization>, done: Completion<()>) {
         let segments: Vec<Vec<_>> = retired
             .iter()
             .map(|retired| {

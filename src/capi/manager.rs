@@ -175,7 +175,7 @@ pub unsafe extern "C" fn jitmem_manager_create(
         input::required(manager, "manager")?;
         // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
-        let new = wait(|done| Manager::create(mapper.0.memory().clone(), options, done))?;
+        let new = wait(|done| Manager::create(&mapper.0, options, done))?;
         let handle = handle::give(jitmem_manager::new(new));
         // SAFETY: not NULL, and the caller says it is a place for a pointer.
         unsafe { manager.write(handle) };
@@ -216,7 +216,7 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
             });
         });
         // The completion is made: a panic is answered through it and is no refusal.
-        let _ = guard::catch(|| Manager::create(mapper.0.memory().clone(), options, done));
+        let _ = guard::catch(|| Manager::create(&mapper.0, options, done));
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -509,7 +509,7 @@ pub unsafe extern "C" fn jitmem_manager_try_finalize(
     allocation: u64,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = |manager: &Manager| now(manager.core().finalize_now(allocation));
+    let body = |manager: &Manager| now(manager.core().try_finalize(allocation));
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
 }
@@ -595,7 +595,7 @@ pub unsafe extern "C" fn jitmem_manager_try_deallocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
-        now(manager.core().deallocate_now(handles))
+        now(manager.core().try_deallocate(handles))
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }

@@ -1,74 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How a request becomes an allocation.
 
-use super::core::{Core, Waiting, manager_freed};
-use super::records::Key;
-use super::space::{Attempt, Effort, Freed};
-use super::window::{Pieces, RequestLayout};
+use super::flow::{Flow, manager_freed};
+use super::piece::{Pieces, RequestLayout};
+use super::records::{Key, Phase};
+use super::reservations::{Draft, Reservations};
+use super::windows::{Attempt, Effort, Freed, Windows};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
+use crate::page::AddressRange;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
 const MOST_NEW_WINDOWS: u32 = 4;
 
-/// How far a request gets without waiting.
-pub(super) enum Now {
+/// How far a request gets without waiting for others or for a window.
+pub(super) enum Served {
     Answer(Result<Allocated>),
     Wait,
     /// It needs another window; why the present ones do not do.
     AnotherWindow(Error),
 }
 
-impl Core {
-    /// Serves a request, if that takes no waiting.
-    pub(crate) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
-        if self.undivided {
-            return None;
-        }
-        match self.allocate_now(request, false, &mut Delivery::Inline) {
-            Now::Answer(answer) => Some(answer),
-            Now::Wait | Now::AnotherWindow(_) => None,
+/// A request that can be answered only once a change outside the lock is done.
+pub(super) struct Waiting {
+    pub(super) request: Request,
+    pub(super) done: Completion<Allocated>,
+}
+
+impl Flow<Windows> {
+    /// Serves a request, if that takes no waiting. A chunk may be made for it.
+    pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
+        match self.serve(request, false, &mut Delivery::Inline) {
+            Served::Answer(answer) => Some(answer),
+            Served::Wait | Served::AnotherWindow(_) => None,
         }
     }
 
-    pub(super) fn allocate_now(
+    pub(super) fn serve(
         self: &Arc<Self>,
         request: &Request,
         last_resort: bool,
         delivery: &mut Delivery,
-    ) -> Now {
+    ) -> Served {
         let mut layout = RequestLayout::default();
         let effort = Effort {
             last_resort,
             reclaim: true,
         };
-        let attempt = self.space.lock().allocate(request, effort, &mut layout);
+        let attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         match attempt {
-            Attempt::Done(key) => Now::Answer(self.make_ready(key, layout, delivery)),
-            other => Arc::clone(self).allocate_slowly(request, last_resort, other, delivery),
+            Attempt::Done(key) => Served::Answer(self.make_ready(key, layout, delivery)),
+            other => Arc::clone(self).make_room(request, last_resort, other, delivery),
         }
     }
 
     /// Makes room and tries again, until the request is served or there is no room to make.
-    fn allocate_slowly(
+    fn make_room(
         self: Arc<Self>,
         request: &Request,
         last_resort: bool,
         mut attempt: Attempt,
         delivery: &mut Delivery,
-    ) -> Now {
+    ) -> Served {
         let mut layout = RequestLayout::default();
         let mut reclaimed = false;
         loop {
             let step = match attempt {
                 Attempt::Done(key) => {
-                    return Now::Answer(self.make_ready(key, layout, delivery));
+                    return Served::Answer(self.make_ready(key, layout, delivery));
                 }
-                Attempt::Wait => return Now::Wait,
-                Attempt::Full(error) => return Now::AnotherWindow(error),
+                Attempt::Wait => return Served::Wait,
+                Attempt::Full(error) => return Served::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
                 Attempt::Grow(growth) => self.grow(&growth, delivery),
                 // If none can be reclaimed, say so. Once only: what is reclaimed may be what was made
@@ -79,20 +84,17 @@ impl Core {
                 }
             };
             if let Err(error) = step {
-                return Now::Answer(self.counted(Err(error)));
+                return Served::Answer(self.counted(Err(error)));
             }
             let effort = Effort {
                 last_resort,
                 reclaim: !reclaimed,
             };
-            attempt = self.space.lock().allocate(request, effort, &mut layout);
+            attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         }
     }
 
-    pub(crate) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
-        if self.undivided {
-            return self.allocate_undivided(request, done);
-        }
+    pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
         let delivery = &mut Delivery::Inline;
         Arc::clone(self).allocate_or_wait(request, 0, false, done, delivery);
     }
@@ -109,21 +111,21 @@ impl Core {
             if self.is_closed() {
                 return done.complete_with(Err(manager_freed()), delivery);
             }
-            let now = self.allocate_now(&request, last_resort, delivery);
-            match now {
-                Now::Answer(answer) => return done.complete_with(answer, delivery),
-                Now::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
+            let served = self.serve(&request, last_resort, delivery);
+            match served {
+                Served::Answer(answer) => return done.complete_with(answer, delivery),
+                Served::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
                     return self.failed(error, done, delivery);
                 }
-                Now::AnotherWindow(_) | Now::Wait => {}
+                Served::AnotherWindow(_) | Served::Wait => {}
             }
             let mut space = self.space.lock();
-            if space.changes > 0 {
-                // Under the lock, so that the last change can't end between the two.
-                return self.waiting.lock().push(Waiting { request, done });
+            let memory = &mut space.memory;
+            if memory.changes > 0 {
+                return memory.waiting.push(Waiting { request, done });
             }
-            if let Now::AnotherWindow(_) = now {
-                space.changes += 1;
+            if let Served::AnotherWindow(_) = served {
+                memory.changes += 1;
                 drop(space);
                 return self.open_window(request, new_windows, done);
             }
@@ -155,22 +157,77 @@ impl Core {
         })
     }
 
-    /// Makes working memory for content that the mapper copies. Nobody else knows the allocation
-    /// yet, so its record stays as it is while the lock is not held.
+    /// Makes working memory for content that the mapper copies. The allocation's handle is not known
+    /// outside yet, so its record stays as it is while the lock is not held.
     fn make_buffers(&self, key: Key, layout: &mut RequestLayout) -> Result<()> {
-        let pieces: Pieces = self.space.lock().records.get(key).pieces.clone();
+        let pieces: Pieces = self.space.lock().records.get(key).holding.pieces.clone();
         let mut buffers = Vec::with_capacity(pieces.len());
-        for piece in &pieces {
-            if !piece.copied {
-                buffers.push(None);
-                continue;
-            }
-            let buffer = Box::new(self.buffers.get(piece.content as usize)?);
+        for piece in pieces.iter().filter(|piece| piece.copied) {
+            let buffer = self.buffers.get(piece.content as usize)?;
             let segment = &mut layout.segments[piece.segment as usize];
             segment.working_memory = buffer.pointer();
-            buffers.push(Some(buffer));
+            buffers.push(buffer);
         }
-        self.space.lock().records.get(key).buffers = Some(Box::new(buffers));
+        self.space.lock().records.get(key).phase = Phase::InFlight(buffers.into());
         Ok(())
+    }
+}
+
+impl Flow<Reservations> {
+    /// Has the mapper reserve what the request takes.
+    pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
+        let mut draft = Draft::new(request, self.mapper.capabilities().page_size);
+        let size = draft.size;
+        let counted = self.space.lock().set_aside(size);
+        if let Err(error) = counted {
+            return self.failed(error, done, &mut Delivery::Inline);
+        }
+        if let Err(error) = draft.make_buffers(&self.buffers) {
+            self.space.lock().not_aside(size);
+            return self.failed(error, done, &mut Delivery::Inline);
+        }
+        let core = Arc::clone(self);
+        let reserved = Completion::with_delivery(move |answer, delivery| {
+            core.reserved(draft, answer, done, delivery);
+        });
+        let mapper = Arc::clone(&self.mapper);
+        mapper.reserve(size, reserved);
+    }
+
+    /// Hands a new reservation out, or gives it back.
+    fn reserved(
+        self: Arc<Self>,
+        mut draft: Draft,
+        answer: Result<AddressRange>,
+        done: Completion<Allocated>,
+        delivery: &mut Delivery,
+    ) {
+        let size = draft.size;
+        let range = match answer {
+            Ok(range) => range,
+            Err(error) => {
+                self.space.lock().not_aside(size);
+                let error = error.context(format!("reserve {size} bytes for an allocation"));
+                return self.answer_last(Err(error), done, delivery);
+            }
+        };
+        let allocated = match self.is_closed() {
+            true => Err(manager_freed()),
+            false => self.space.lock().hand_out(&mut draft, range),
+        };
+        let error = match allocated {
+            Ok(allocated) => return self.answer_last(Ok(allocated), done, delivery),
+            Err(error) => error,
+        };
+        self.space.lock().not_aside(size);
+        let mapper = Arc::clone(&self.mapper);
+        let released = Completion::with_delivery(move |answer: Result<()>, delivery| {
+            let error = match answer {
+                Ok(()) => error,
+                Err(second) => error.join(second),
+            };
+            self.answer_last(Err(error), done, delivery);
+        });
+        mapper.release(vec![range], released);
     }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Chunks and windows that come and go, and the requests that wait for them.
 
-use super::allocate::Now;
-use super::core::{Core, Waiting};
-use super::space::{Detached, Growth};
+use super::allocate::{Served, Waiting};
+use super::flow::Flow;
+use super::windows::{Detached, Growth, Windows};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -12,7 +12,7 @@ use crate::mapper::Reserved;
 use crate::memory::view::Placement;
 use std::sync::Arc;
 
-impl Core {
+impl Flow<Windows> {
     pub(super) fn open_window(
         self: Arc<Self>,
         request: Request,
@@ -25,7 +25,7 @@ impl Core {
             Placement::Fixed(address) => Placement::Near(address),
             other => other,
         };
-        let least = self.space.lock().least_window(&request);
+        let least = self.space.lock().memory.least_window(&request);
         let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
             let opened = core.opened(answer, least);
             match opened {
@@ -34,8 +34,8 @@ impl Core {
                     core.allocate_or_wait(request, new_windows + 1, false, done, delivery);
                 }
                 // What the request was kept from by other JITDylibs' needs may still hold it.
-                Err(error) => match core.allocate_now(&request, true, delivery) {
-                    Now::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
+                Err(error) => match core.serve(&request, true, delivery) {
+                    Served::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
                     _ => core.failed(error.context("open another window"), done, delivery),
                 },
             }
@@ -49,10 +49,10 @@ impl Core {
     fn opened(&self, answer: Result<Reserved>, least: u64) -> Result<()> {
         let useless = {
             let mut space = self.space.lock();
-            space.changes -= 1;
+            space.memory.changes -= 1;
             let reserved = answer?;
             if reserved.range.size() >= least {
-                space.add_window(reserved);
+                space.memory.add(reserved);
                 return Ok(());
             }
             reserved.range
@@ -71,14 +71,14 @@ impl Core {
     pub(super) fn grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) -> Result<()> {
         let answer = self.mapper.prepare(growth.chunk);
         let answer = {
-            let mut space = self.space.lock();
+            let memory = &mut self.space.lock().memory;
             match answer {
                 Ok(prepared) => {
-                    space.grown(growth, prepared);
+                    memory.grown(growth, prepared);
                     Ok(())
                 }
                 Err(error) => {
-                    let smaller = space.not_grown(growth);
+                    let smaller = memory.not_grown(growth);
                     let short = error.status() == Status::OutOfMemory;
                     if smaller && short { Ok(()) } else { Err(error) }
                 }
@@ -103,14 +103,14 @@ impl Core {
         let mut progress = false;
         for detached in empty {
             let answer = core.mapper.reclaim(detached.range);
-            let mut space = core.space.lock();
+            let memory = &mut core.space.lock().memory;
             match answer {
                 Ok(()) => {
-                    space.reclaimed(detached);
+                    memory.reclaimed(detached);
                     progress = true;
                 }
                 Err(error) => {
-                    space.not_reclaimed(detached);
+                    memory.not_reclaimed(detached);
                     failure = Some(error);
                 }
             }
@@ -122,9 +122,9 @@ impl Core {
         }
     }
 
-    /// Tries again for those who waited for a change.
+    /// Tries again with what waited for a change.
     fn wake(self: &Arc<Self>, delivery: &mut Delivery) {
-        let waiting = std::mem::take(&mut *self.waiting.lock());
+        let waiting = std::mem::take(&mut self.space.lock().memory.waiting);
         if waiting.is_empty() {
             return;
         }

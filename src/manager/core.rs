@@ -1,120 +1,137 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! What all requests to a manager share.
-//!
-//! Whatever calls the mapper or a completion may find the host's last handle gone afterwards, so
-//! it holds an `Arc` of its own; the path that calls neither does without.
+//! Either kind of manager, as its hosts' interfaces have it: handles are numbers, answers go to
+//! completions.
 
-use super::records::State;
+use super::flow::Flow;
 use super::reservations::Reservations;
-use super::space::Space;
-use super::stats::{self, LayoutItem, Stats};
-use super::{Allocated, Options, Request};
-use crate::callback_queue::Delivery;
+use super::windows::Windows;
+use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::completion::Completion;
-use crate::error::{Error, Result, invalid_argument, invalid_handle};
-use crate::mapper::{Kind, MemoryMapper, Reserved};
-use crate::memory::buffer::BufferPool;
-use crate::sys::OwnerProcess;
-use parking_lot::Mutex;
+use crate::error::Result;
+use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-pub(crate) struct Core {
-    pub(super) mapper: Arc<dyn MemoryMapper>,
-    pub(super) options: Options,
-    /// The process that made the manager.
-    owner: OwnerProcess,
-    pub(super) space: Mutex<Space>,
-    /// Working memory of content that the mapper copies.
-    pub(super) buffers: Arc<BufferPool>,
-    /// Requests that can be answered only once a change outside the lock is done.
-    pub(super) waiting: Mutex<Vec<Waiting>>,
-    /// The host has freed the manager.
-    closed: AtomicBool,
-    /// Each allocation has a reservation of its own.
-    pub(super) undivided: bool,
+/// A manager's flow; its clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Core(Division);
+
+/// What is handed out in parts. It follows from the mapper.
+#[derive(Clone)]
+enum Division {
+    Windows(Arc<Flow<Windows>>),
+    Reservations(Arc<Flow<Reservations>>),
 }
 
-pub(super) struct Waiting {
-    pub(super) request: Request,
-    pub(super) done: Completion<Allocated>,
-}
-
-pub(super) fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
-}
-
-pub(super) fn manager_freed() -> Error {
-    invalid_handle("the manager was freed while the request waited")
+/// What both kinds do alike.
+macro_rules! either {
+    ($core:expr, $flow:ident => $does:expr) => {
+        match &$core.0 {
+            Division::Windows($flow) => $does,
+            Division::Reservations($flow) => $does,
+        }
+    };
 }
 
 impl Core {
-    pub(super) fn new(mapper: Arc<dyn MemoryMapper>, options: Options) -> Arc<Core> {
-        let capabilities = mapper.capabilities();
-        let page_size = capabilities.page_size;
-        let mut space = Space::new(page_size, capabilities.granule, &options, random());
-        let undivided = !mapper.divides();
-        if undivided {
-            space.blocks = Some(Box::new(Reservations::new(page_size, &options)));
+    /// Reserves the first window, if the mapper has windows. The options are checked.
+    pub(super) fn create(
+        mapper: &Mapper,
+        options: Options,
+        least_window: u64,
+        done: Completion<Manager>,
+    ) {
+        let page = mapper.capabilities().page_size;
+        match mapper.interface().clone() {
+            MapperInterface::Reservations(mapper) => {
+                let memory = Reservations::new(page, &options);
+                let flow = memory.map(|memory| Flow::new(mapper, memory, options));
+                done.complete(flow.map(|flow| Manager {
+                    core: Core(Division::Reservations(flow)),
+                }));
+            }
+            MapperInterface::Windows(mapper) => {
+                let memory = Windows::new(mapper.capabilities(), &options);
+                let flow = Flow::new(Arc::clone(&mapper), memory, options);
+                let reserved = done.map(move |answer: Result<Reserved>| {
+                    flow.space.lock().memory.add(answer?);
+                    let core = Core(Division::Windows(flow));
+                    Ok(Manager { core })
+                });
+                let (size, placement) = (options.window_size, options.placement);
+                mapper.reserve(size, least_window, placement, reserved);
+            }
         }
-        Arc::new(Core {
-            undivided,
-            mapper,
-            options,
-            owner: OwnerProcess::current(),
-            space: Mutex::new(space),
-            buffers: Arc::default(),
-            waiting: Mutex::default(),
-            closed: AtomicBool::new(false),
-        })
-    }
-
-    pub(super) fn add_window(&self, reserved: Reserved) {
-        self.space.lock().add_window(reserved);
-    }
-
-    /// Answers what waits; nothing new comes.
-    pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
-        if self.check_process().is_ok() {
-            let waiting = std::mem::take(&mut *self.waiting.lock());
-            waiting
-                .into_iter()
-                .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
-        }
-    }
-
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn check_process(&self) -> Result<()> {
-        // Only a host can know what its own mapper does in a child.
-        let ours = self.mapper.capabilities().kind != Kind::Custom;
-        if ours && !self.owner.is_current() {
-            return Err(invalid_handle(
-                "this manager belongs to the parent process: a forked child shares its code pages \
-                 or its connection and must leave both alone; create a manager in the child",
-            ));
+        either!(self, flow => flow.check_process())
+    }
+
+    pub(super) fn mapper(&self) -> &Capabilities {
+        either!(self, flow => flow.mapper.capabilities())
+    }
+
+    /// See [`Manager::request`].
+    pub(super) fn request(
+        &self,
+        segments: impl IntoIterator<Item = Result<Segment>>,
+        dylib: u64,
+    ) -> Result<Request> {
+        either!(self, flow => {
+            let request = flow
+                .check_process()
+                .and_then(|()| Request::new(segments, dylib, flow.options.window_size));
+            request.or_else(|error| flow.counted(Err(error.context("allocate"))))
+        })
+    }
+
+    /// Allocates what was requested.
+    pub(crate) fn allocate(&self, request: Request, done: Completion<Allocated>) {
+        either!(self, flow => flow.allocate(request, done));
+    }
+
+    /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.
+    pub(crate) fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
+        match &self.0 {
+            Division::Windows(flow) => flow.try_allocate(request),
+            Division::Reservations(_) => None,
         }
-        Ok(())
     }
 
-    /// Counts a failure. Not in a forked child, where another thread may have held the lock.
-    pub(super) fn counted<T>(&self, answer: Result<T>) -> Result<T> {
-        if answer.is_err() && self.check_process().is_ok() {
-            self.space.lock().counters.failures += 1;
+    /// Makes the content visible in the executor and runs the finalize actions. On failure the
+    /// memory is free again.
+    pub(crate) fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
+        either!(self, flow => flow.finalize(handle, actions, done));
+    }
+
+    /// [`Core::finalize`] without actions if that takes no waiting, else `None` and nothing is done.
+    pub(crate) fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
+        match &self.0 {
+            Division::Windows(flow) => flow.try_finalize(handle),
+            Division::Reservations(_) => None,
         }
-        answer
     }
 
-    pub(super) fn failed<T>(&self, error: Error, done: Completion<T>, delivery: &mut Delivery) {
-        done.complete_with(self.counted(Err(error)), delivery);
+    /// Gives up an allocation that was not finalized.
+    pub(crate) fn abandon(&self, handle: u64, done: Completion<()>) {
+        either!(self, flow => flow.abandon(handle, done));
     }
 
-    // ---- looking and writing ----
+    /// Runs the deallocation actions of finalized allocations, last to first, and frees them.
+    /// Nothing is done if any handle is wrong.
+    pub(crate) fn deallocate(&self, handles: &[u64], done: Completion<()>) {
+        either!(self, flow => flow.deallocate(handles, done));
+    }
 
+    /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
+    pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
+        match &self.0 {
+            Division::Windows(flow) => flow.try_deallocate(handles),
+            Division::Reservations(_) => None,
+        }
+    }
+
+    /// Writes into an in-flight allocation with all checks; for hosts that hold no pointer.
     pub(crate) fn write(
         &self,
         handle: u64,
@@ -122,33 +139,18 @@ impl Core {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        self.check_process()?;
-        let mut space = self.space.lock();
-        let (key, _) = space.records.find(handle, State::InFlight)?;
-        let written = space.write(key, segment, offset, bytes);
-        written.ok_or_else(|| {
-            invalid_argument(format!(
-                "write {} bytes at offset {offset} of segment {segment}: outside its content",
-                bytes.len()
-            ))
-        })
+        either!(self, flow => flow.write(handle, segment, offset, bytes))
     }
 
     pub(super) fn stats(&self) -> Stats {
-        let window_size = self.options.window_size;
-        let traffic = self.mapper.traffic();
-        stats::collect(
-            &self.space.lock(),
-            self.mapper.capabilities(),
-            traffic,
-            window_size,
-        )
+        either!(self, flow => flow.stats())
     }
 
     pub(super) fn layout(&self) -> Vec<LayoutItem> {
-        let mut items = Vec::new();
-        self.space.lock().visit(|item| items.push(item));
-        stats::sort_layout(&mut items);
-        items
+        either!(self, flow => flow.layout())
+    }
+
+    pub(super) fn close(&self) {
+        either!(self, flow => flow.close());
     }
 }

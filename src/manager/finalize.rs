@@ -1,47 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How an allocation becomes visible in the executor.
 
-use super::core::Core;
-use super::records::{Key, State};
-use super::space::Freed;
+use super::flow::Flow;
+use super::records::Key;
+use super::reservations::Reservations;
+use super::windows::{Freed, Windows};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
-use crate::mapper::{Action, Retired, SegmentContent, Teardown};
-use smallvec::SmallVec;
+use crate::mapper::{Action, Deinitialization, Teardown};
 use std::sync::Arc;
 
-impl Core {
+impl Flow<Windows> {
     /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
-    pub(crate) fn finalize_now(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
-        let coherent = self.mapper.capabilities().coherent && self.mapper.settled();
-        let served = self.check_process().and_then(|()| {
+    pub(super) fn try_finalize(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+        let alone = self.coherent && self.mapper.settled();
+        let freed = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
-            let (key, _) = space.records.find(handle, State::InFlight)?;
-            Ok(coherent.then(|| space.mark_finalized(key, Teardown::Nothing)))
+            if alone {
+                space.try_finalize(handle).map(Some)
+            } else {
+                space.records.find_in_flight(handle).map(|_| None)
+            }
         });
-        let served = self.counted(served).transpose()?;
-        Some(served.map(|served| {
-            if !served.pieces.is_empty() {
-                self.give_back(&[], served, &mut Delivery::Inline);
+        let freed = self.counted(freed).transpose()?;
+        Some(freed.map(|freed| {
+            if !freed.pieces.is_empty() {
+                self.give_back(&[], freed, &mut Delivery::Inline);
             }
         }))
     }
 
-    pub(crate) fn finalize(
+    pub(super) fn finalize(
         self: &Arc<Self>,
         handle: u64,
         actions: Vec<Action>,
         done: Completion<u64>,
     ) {
         if actions.is_empty() {
-            if let Some(answer) = self.finalize_now(handle) {
+            if let Some(answer) = self.try_finalize(handle) {
                 return done.complete(answer.map(|()| handle));
             }
         }
         let taken = self
             .check_process()
-            .and_then(|()| self.take_content(handle));
+            .and_then(|()| self.space.lock().take_content(handle));
         let (key, segments) = match taken {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
@@ -63,11 +66,9 @@ impl Core {
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {
-        let served = self.space.lock().mark_finalized(key, teardown);
+        let served = self.space.lock().finalized(key, teardown);
         if served.pieces.is_empty() {
-            // A callback that frees the manager finds it the last holder.
-            drop(self);
-            return done.complete_with(Ok(handle), delivery);
+            return self.answer_last(Ok(handle), done, delivery);
         }
         self.free_served(handle, served, done, delivery);
     }
@@ -83,32 +84,7 @@ impl Core {
         let mut freed = Freed::default();
         self.space.lock().take_pieces(key, &mut freed);
         self.give_back(&[key], freed, delivery);
-        let answer = self.counted(Err(error));
-        drop(self);
-        done.complete_with(answer, delivery);
-    }
-
-    /// Marks an allocation as being finalized and takes what the mapper needs of it.
-    fn take_content(&self, handle: u64) -> Result<(Key, SmallVec<[SegmentContent; 4]>)> {
-        let mut space = self.space.lock();
-        let (key, record) = space.records.find(handle, State::InFlight)?;
-        record.state = State::Finalizing;
-        let mut buffers = record.buffers.take();
-        let pieces = record.pieces.clone();
-        if let Some(blocks) = &space.blocks {
-            return Ok((key, blocks.content(key, buffers)));
-        }
-        let content = pieces.iter().enumerate().map(|(index, piece)| {
-            let place = space.place(piece);
-            SegmentContent {
-                range: place.range,
-                group: place.group,
-                content: buffers.as_mut().and_then(|buffers| buffers[index].take()),
-                // What is shared was zeroed in place before anyone saw it.
-                zeroed: piece.zeroed || !piece.copied,
-            }
-        });
-        Ok((key, content.collect()))
+        self.answer_last(Err(error), done, delivery);
     }
 
     /// Frees the segments of finalize lifetime, which have served, and answers: the allocation is
@@ -122,16 +98,37 @@ impl Core {
     ) {
         let core = Arc::clone(self);
         let copied = std::mem::take(&mut served.copied);
-        let retired = Retired {
-            teardown: Teardown::Nothing,
-            copied,
-        };
-        let retired = vec![retired];
-        self.retire(retired, delivery, move |answer, delivery| {
+        let deinitialize = Deinitialization::new(Teardown::Nothing, copied);
+        let deinitialize = deinitialize.into_iter().collect();
+        self.deinitialize(deinitialize, delivery, move |answer, delivery| {
             core.give_back(&[], served, delivery);
             let _ = core.counted(answer);
-            drop(core);
-            done.complete_with(Ok(handle), delivery);
+            core.answer_last(Ok(handle), done, delivery);
         });
+    }
+}
+
+impl Flow<Reservations> {
+    /// Has the mapper make an allocation visible and run its actions; a mapper that fails has given
+    /// the reservation back.
+    pub(super) fn finalize(
+        self: &Arc<Self>,
+        handle: u64,
+        actions: Vec<Action>,
+        done: Completion<u64>,
+    ) {
+        let taken = self
+            .check_process()
+            .and_then(|()| self.space.lock().take_content(handle));
+        let (key, range, segments) = match taken {
+            Ok(taken) => taken,
+            Err(error) => return self.failed(error, done, &mut Delivery::Inline),
+        };
+        let core = Arc::clone(self);
+        let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
+            let answer = core.space.lock().finalized(key, answer);
+            core.answer_last(answer.map(|()| handle), done, delivery);
+        });
+        Arc::clone(&self.mapper).initialize(range, segments, actions, initialized);
     }
 }

@@ -8,7 +8,6 @@ use crate::error::Result;
 use crate::mapper::Action;
 use smallvec::SmallVec;
 use std::fmt;
-use std::sync::Arc;
 
 /// An allocation whose content is being written: from [`Manager::allocate`](super::Manager::allocate)
 /// to [`InFlight::finalize`]. Dropping it gives it up.
@@ -16,16 +15,16 @@ use std::sync::Arc;
 /// It keeps the manager's memory, which is given back once neither is left.
 #[must_use = "dropping it gives the memory back"]
 pub struct InFlight {
-    core: Arc<Core>,
+    core: Core,
     /// 0 once it was handed on.
     handle: u64,
     segments: SmallVec<[SegmentMemory; 4]>,
 }
 
 impl InFlight {
-    pub(super) fn new(core: &Arc<Core>, allocated: Allocated) -> InFlight {
+    pub(super) fn new(core: &Core, allocated: Allocated) -> InFlight {
         InFlight {
-            core: Arc::clone(core),
+            core: core.clone(),
             handle: allocated.handle,
             segments: allocated.segments,
         }
@@ -96,7 +95,7 @@ impl InFlight {
     /// # Errors
     /// The allocation itself if it does, and nothing is done.
     pub fn try_finalize(mut self) -> Result<Result<AllocationHandle>, InFlight> {
-        match self.core.finalize_now(self.handle) {
+        match self.core.try_finalize(self.handle) {
             Some(answer) => {
                 let handle = std::mem::take(&mut self.handle);
                 Ok(answer.map(|()| AllocationHandle(handle)))
@@ -120,9 +119,9 @@ impl InFlight {
         core.abandon(handle, Completion::for_host(callback));
     }
 
-    fn hand_on(mut self) -> (Arc<Core>, u64) {
+    fn hand_on(mut self) -> (Core, u64) {
         let handle = std::mem::take(&mut self.handle);
-        (Arc::clone(&self.core), handle)
+        (self.core.clone(), handle)
     }
 }
 

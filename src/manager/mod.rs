@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The manager: divides what a mapper reserved among many link graphs.
 //!
-//! One lock guards the arithmetic in `space`; it is never held while the mapper, a completion or
+//! There are two kinds of managers: of windows that are divided, and of a reservation for each
+//! allocation. One lock guards the arithmetic in `space`; it is never held while the mapper, a completion or
 //! an action runs. Writing (zero-fill, traps) happens outside it too, on ranges that belong to
 //! one allocation at that moment.
 
@@ -10,7 +11,10 @@ mod chunks;
 mod core;
 mod deallocate;
 mod finalize;
+mod flow;
 mod in_flight;
+mod piece;
+mod pool;
 mod records;
 mod request;
 mod reservations;
@@ -20,6 +24,7 @@ mod stats;
 #[allow(unsafe_code)]
 mod tests;
 mod window;
+mod windows;
 
 pub use in_flight::InFlight;
 pub(crate) use request::Request;
@@ -27,14 +32,13 @@ pub use request::Segment;
 pub use stats::{LayoutItem, LayoutKind, Stats};
 
 use crate::completion::{Completion, wait};
-use crate::error::{Error, Result, invalid_argument};
-use crate::mapper::{Mapper, MemoryMapper, Reserved};
+use crate::error::{Result, invalid_argument};
+use crate::mapper::Mapper;
 use crate::memory::placement::REACH;
 use crate::memory::view::{Placement, WorkingPointer};
 use core::Core;
 use smallvec::SmallVec;
 use std::fmt;
-use std::sync::Arc;
 
 /// A window smaller than this is of no use.
 const SMALLEST_WINDOW: u64 = 64 << 10;
@@ -101,6 +105,14 @@ pub(crate) struct SegmentMemory {
     pub(crate) working_memory: WorkingPointer,
 }
 
+impl SegmentMemory {
+    /// That of a no-alloc segment.
+    const NONE: SegmentMemory = SegmentMemory {
+        address: 0,
+        working_memory: WorkingPointer::NULL,
+    };
+}
+
 /// An allocation that has not been finalized yet.
 #[derive(Debug)]
 pub(crate) struct Allocated {
@@ -121,7 +133,7 @@ pub(crate) struct Allocated {
 /// all memory back, once no [`InFlight`] of it is left. Linked code that still runs then, or is called
 /// afterwards, is the caller's mistake: a call of linked code is `unsafe` where it is made.
 pub struct Manager {
-    core: Arc<Core>,
+    core: Core,
 }
 
 impl Manager {
@@ -131,7 +143,7 @@ impl Manager {
     /// `InvalidArgument` for bad options; `OutOfMemory` where no address space is to be had;
     /// `Unsupported` for a placement that the mapper can't see to; what the mapper answers.
     pub fn new(mapper: &Mapper, options: Options) -> Result<Manager> {
-        wait(|done| Manager::create(Arc::clone(mapper.memory()), options, done))
+        wait(|done| Manager::create(mapper, options, done))
     }
 
     /// [`Manager::new`] without waiting.
@@ -141,15 +153,11 @@ impl Manager {
         callback: impl FnOnce(Result<Manager>) + Send + 'static,
     ) {
         let done = Completion::for_host(callback);
-        Manager::create(Arc::clone(mapper.memory()), options, done);
+        Manager::create(mapper, options, done);
     }
 
     /// Reserves the first window, if the mapper divides any, and completes with the manager.
-    pub(crate) fn create(
-        mapper: Arc<dyn MemoryMapper>,
-        options: Options,
-        done: Completion<Manager>,
-    ) {
+    pub(crate) fn create(mapper: &Mapper, options: Options, done: Completion<Manager>) {
         let page = mapper.capabilities().page_size;
         let Some(size) = page
             .round_up(options.window_size)
@@ -170,22 +178,11 @@ impl Manager {
             window_size: size,
             ..options
         };
-        if !mapper.divides() {
-            let manager = reservations::check(&options).map(|()| Manager {
-                core: Core::new(mapper, options),
-            });
-            return done.complete(manager);
-        }
-        let core = Core::new(Arc::clone(&mapper), options);
-        let reserved = done.map(move |answer: Result<Reserved>| {
-            core.add_window(answer?);
-            Ok(Manager { core })
-        });
-        mapper.reserve(size, SMALLEST_WINDOW, options.placement, reserved);
+        Core::create(mapper, options, SMALLEST_WINDOW, done);
     }
 
     /// The flow behind it, for the C API, where handles are numbers.
-    pub(crate) fn core(&self) -> &Arc<Core> {
+    pub(crate) fn core(&self) -> &Core {
         &self.core
     }
 
@@ -207,11 +204,7 @@ impl Manager {
         segments: impl IntoIterator<Item = Result<Segment>>,
         dylib: u64,
     ) -> Result<Request> {
-        let refused = |error: Error| self.core.counted(Err(error.context("allocate")));
-        if let Err(error) = self.core.check_process() {
-            return refused(error);
-        }
-        Request::new(segments, dylib, self.core.options.window_size).or_else(refused)
+        self.core.request(segments, dylib)
     }
 
     fn checked(
@@ -245,7 +238,7 @@ impl Manager {
         dylib: Dylib,
         callback: impl FnOnce(Result<InFlight>) + Send + 'static,
     ) {
-        let core = Arc::clone(&self.core);
+        let core = self.core.clone();
         let callback = move |answer: Result<Allocated>| {
             callback(answer.map(|allocated| InFlight::new(&core, allocated)));
         };
@@ -301,7 +294,7 @@ impl Manager {
         &self,
         allocations: impl IntoIterator<Item = AllocationHandle>,
     ) -> Option<Result<()>> {
-        self.core.deallocate_now(&numbers(allocations))
+        self.core.try_deallocate(&numbers(allocations))
     }
 
     /// Figures of this moment.
@@ -322,7 +315,7 @@ fn numbers(allocations: impl IntoIterator<Item = AllocationHandle>) -> SmallVec<
 
 impl fmt::Debug for Manager {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mapper = self.core.mapper.capabilities().name;
+        let mapper = self.core.mapper().name;
         f.debug_struct("Manager").field("mapper", &mapper).finish()
     }
 }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a host asks for, checked whole before anything is done.
 
-use super::window::LARGEST_ALIGNMENT;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
-use crate::page::Alignment;
+use crate::page::{Alignment, PACKING_GRANULE};
 use smallvec::SmallVec;
 
-/// What JITLink aligns code to.
-const PACKED: Alignment = Alignment::new(16).unwrap();
+/// Segments may be aligned to this and no more.
+pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
 
 /// One segment of the memory of a graph.
 ///
@@ -36,7 +35,7 @@ impl Segment {
         Segment {
             content_size,
             zero_fill_size: 0,
-            alignment: PACKED,
+            alignment: PACKING_GRANULE,
             group: group.into(),
         }
     }

@@ -1,87 +1,70 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Allocating where the mapper divides no window: each allocation has a reservation of its own, a
-//! block, from allocate until it goes as a whole, segments of finalize lifetime included.
+//! A reservation for each allocation, from allocate until it goes as a whole, segments of finalize
+//! lifetime included: for mappers whose addresses can't be used again.
 //!
-//! Handles, records and their states are as ever. In place of taking ranges, a block is asked for
-//! outside the lock, without knowing where it will lie, and looked at before it is handed out. An
-//! allocation in flight has something to tear down already: its block.
+//! Handles, records and phases are as ever. In place of taking ranges, a reservation is asked for
+//! outside the lock, without knowing where it will lie, and looked at before it is handed out.
 
-use super::core::{Core, manager_freed};
-use super::records::{Buffers, Key};
+use super::records::{Buffers, Finalized, Key, Phase, Record, Records};
 use super::request::{PlannedSegment, Request};
-use super::space::{Space, heap_is_full};
-use super::window::{Pieces, RequestLayout, Sums};
+use super::space::{Ending, Memory, Space, heap_is_full};
+use super::stats::Sums;
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
-use crate::callback_queue::Delivery;
-use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::mapper::{Reserved, SegmentContent, Teardown};
-use crate::memory::buffer::BufferPool;
+use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
+use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::REACH;
-use crate::memory::view::{Placement, WorkingPointer};
+use crate::memory::view::Placement;
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Checks what a host wants of a mapper that divides no window.
-pub(super) fn check(options: &Options) -> Result<()> {
-    match options.placement {
-        Placement::Fixed(address) => Err(Error::new(
-            Status::Unsupported,
-            format!(
-                "a window at {address:#x}: with this mapper the executor chooses where each \
-                 allocation lies; load libjitmem.so into the executor, or link jitmem's service"
-            ),
-        )),
-        Placement::Default | Placement::Near(_) => Ok(()),
-    }
-}
+const HAS_A_RESERVATION: &str = "an allocation has its reservation until it goes";
 
-/// The blocks, behind the manager's lock.
+/// Where the reservations may lie, and how much they are.
 pub(super) struct Reservations {
     page: Alignment,
     /// What everything must be in reach of, besides itself.
     near: Option<u64>,
     /// Only what belongs to one JITDylib must be in reach of itself.
     apart: bool,
-    live: HashMap<Key, OwnReservation>,
     /// First and end addresses of what is live, by JITDylib, each with how many it is one of.
     edges: BTreeMap<(u64, u64), u32>,
-    /// Bytes of all blocks, those under way included.
+    /// Bytes of all reservations, those under way included.
     reserved: u64,
 }
 
-struct OwnReservation {
+/// The reservation of an allocation.
+pub(super) struct OwnReservation {
     range: AddressRange,
-    parts: SmallVec<[PlacedSegment; 4]>,
+    segments: SmallVec<[PlacedSegment; 4]>,
     /// Bytes asked for.
     requested: u64,
     /// What it must be in reach of: the JITDylib that it belongs to, 0 if all of the manager.
     belongs: Option<u64>,
 }
 
-/// The place of a segment.
+/// A segment and its place.
 #[derive(Clone, Copy)]
 struct PlacedSegment {
     range: AddressRange,
     planned: PlannedSegment,
 }
 
-/// What is made for a request before its block is reserved.
-struct Draft {
+/// What is made for a request before its memory is reserved.
+pub(super) struct Draft {
     /// The segments with the smallest alignment first.
     request: Request,
-    buffers: Buffers,
-    size: u64,
+    buffers: Vec<Buffer>,
+    pub(super) size: u64,
 }
 
 impl Draft {
-    fn new(mut request: Request, page: Alignment) -> Draft {
-        // So that something lies at the start of the block wherever that is possible.
+    pub(super) fn new(mut request: Request, page: Alignment) -> Draft {
+        // So that something lies at the start of the reservation wherever that is possible.
         request.planned.sort_by_key(|planned| planned.alignment);
-        // At worst the block starts a page behind an aligned address.
+        // At worst the reservation starts a page behind an aligned address.
         let slack = |planned: &PlannedSegment| alignment(planned, page).bytes() - page.bytes();
         let planned = request.planned.iter();
         let size: u64 = planned
@@ -89,32 +72,32 @@ impl Draft {
             .sum();
         Draft {
             request,
-            buffers: Buffers::new(),
-            // A block without segments carries actions.
+            buffers: Vec::new(),
+            // A reservation without segments carries actions.
             size: size.max(page.bytes()),
         }
     }
 
-    fn make_buffers(&mut self, pool: &Arc<BufferPool>) -> Result<()> {
+    pub(super) fn make_buffers(&mut self, pool: &Arc<BufferPool>) -> Result<()> {
         for planned in &self.request.planned {
             let buffer = pool.get(planned.content as usize);
             let buffer = buffer.map_err(|error| error.context("allocate"))?;
-            self.buffers.push(Some(Box::new(buffer)));
+            self.buffers.push(buffer);
         }
         Ok(())
     }
 
-    /// Where the segments lie in a block that starts at `next`.
+    /// Where the segments lie in a reservation that starts at `next`.
     fn place(&self, mut next: u64, page: Alignment) -> Option<SmallVec<[PlacedSegment; 4]>> {
-        let mut parts = SmallVec::new();
+        let mut segments = SmallVec::new();
         for planned in &self.request.planned {
             let start = alignment(planned, page).round_up(next)?;
             let range = AddressRange::new(start, pages(planned, page))?;
             next = range.end();
             let planned = *planned;
-            parts.push(PlacedSegment { range, planned });
+            segments.push(PlacedSegment { range, planned });
         }
-        Some(parts)
+        Some(segments)
     }
 }
 
@@ -130,24 +113,35 @@ fn pages(planned: &PlannedSegment, page: Alignment) -> u64 {
 }
 
 /// From the lowest to the highest byte.
-fn extent(parts: &[PlacedSegment]) -> Option<AddressRange> {
-    let (first, last) = (parts.first()?.range, parts.last()?.range);
+fn extent(segments: &[PlacedSegment]) -> Option<AddressRange> {
+    let (first, last) = (segments.first()?.range, segments.last()?.range);
     AddressRange::new(first.start(), last.end() - first.start())
 }
 
 impl Reservations {
-    pub(super) fn new(page: Alignment, options: &Options) -> Reservations {
-        Reservations {
+    /// Fails if the host wants what a mapper can't do that divides no window.
+    pub(super) fn new(page: Alignment, options: &Options) -> Result<Reservations> {
+        let near = match options.placement {
+            Placement::Default => None,
+            Placement::Near(address) => Some(address),
+            Placement::Fixed(address) => {
+                return Err(Error::new(
+                    Status::Unsupported,
+                    format!(
+                        "a window at {address:#x}: with this mapper the executor chooses where \
+                         each allocation lies; load libjitmem.so into the executor, or link \
+                         jitmem's service"
+                    ),
+                ));
+            }
+        };
+        Ok(Reservations {
             page,
-            near: match options.placement {
-                Placement::Near(address) => Some(address),
-                Placement::Default | Placement::Fixed(_) => None,
-            },
+            near,
             apart: options.growth == GrowthPolicy::AnotherWindow,
-            live: HashMap::new(),
             edges: BTreeMap::new(),
             reserved: 0,
-        }
+        })
     }
 
     /// See [`OwnReservation::belongs`].
@@ -220,67 +214,107 @@ impl Reservations {
         }
     }
 
-    /// Where the working memory of a segment stands in its record, and how large it is.
-    pub(super) fn find(&self, key: Key, segment: usize) -> Option<(usize, u64)> {
-        let parts = &self.live.get(&key)?.parts;
-        let position = parts
-            .iter()
-            .position(|part| part.planned.index as usize == segment)?;
-        Some((position, parts[position].planned.content.into()))
-    }
-
-    /// What the mapper needs to finalize an allocation. Something lies at the start of its block.
-    pub(super) fn content(
-        &self,
-        key: Key,
-        buffers: Option<Box<Buffers>>,
-    ) -> SmallVec<[SegmentContent; 4]> {
-        let mut content = SmallVec::new();
-        let Some(OwnReservation { range, parts, .. }) = self.live.get(&key) else {
-            return content;
-        };
-        if parts
-            .first()
-            .is_none_or(|part| part.range.start() != range.start())
-        {
-            content.push(SegmentContent {
-                range: range.part(0, self.page.bytes()).unwrap_or(*range),
-                group: AllocGroup {
-                    protection: Protection::READ,
-                    lifetime: Lifetime::Standard,
-                },
-                content: None,
-                zeroed: true,
-            });
+    /// Takes a reservation's place into account.
+    fn note(&mut self, own: &OwnReservation) {
+        if let (Some(belongs), Some(extent)) = (own.belongs, extent(&own.segments)) {
+            self.note_edges(belongs, extent);
         }
-        let buffers = buffers.map_or(Buffers::new(), |buffers| *buffers);
-        content.extend(
-            parts
-                .iter()
-                .zip(buffers)
-                .map(|(part, buffer)| SegmentContent {
-                    range: part.range,
-                    group: part.planned.group,
-                    content: buffer,
-                    zeroed: true,
-                }),
-        );
-        content
     }
 
-    // ---- looking ----
+    fn unnote(&mut self, own: &OwnReservation) {
+        if let (Some(belongs), Some(extent)) = (own.belongs, extent(&own.segments)) {
+            self.forget_edges(belongs, extent);
+        }
+    }
+}
 
-    pub(super) fn count(&self) -> usize {
-        self.live.len()
+impl OwnReservation {
+    /// Where a request's segments lie in its reservation.
+    fn new(
+        draft: &Draft,
+        range: AddressRange,
+        page: Alignment,
+        belongs: Option<u64>,
+    ) -> Result<OwnReservation> {
+        let segments = draft.place(range.start(), page);
+        let segments = segments
+            .filter(|segments| extent(segments).is_none_or(|extent| range.contains(extent)))
+            .ok_or_else(|| {
+                let message = format!("{range:?} was reserved for {} bytes", draft.size);
+                Error::new(Status::MapperFailed, message)
+            })?;
+        let requested = segments.iter().map(|placed| u64::from(placed.planned.size));
+        Ok(OwnReservation {
+            range,
+            requested: requested.sum(),
+            segments,
+            belongs,
+        })
     }
 
-    pub(super) fn add_to(&self, sums: &mut Sums) {
-        sums.reserved += self.reserved;
-        sums.committed += self.reserved;
-        for block in self.live.values() {
-            sums.chunks += block.parts.len() as u64;
+    /// What the host learns, whose segments may be in another order.
+    fn memory(&self, draft: &Draft) -> SmallVec<[SegmentMemory; 4]> {
+        let mut memory = SmallVec::from_elem(SegmentMemory::NONE, draft.request.segments);
+        for (placed, buffer) in self.segments.iter().zip(&draft.buffers) {
+            memory[placed.planned.index as usize] = SegmentMemory {
+                address: placed.range.start(),
+                working_memory: buffer.pointer(),
+            };
+        }
+        memory
+    }
+
+    fn content(&self, buffers: Buffers) -> SegmentContents {
+        let content = self.segments.iter().zip(buffers);
+        let content = content.map(|(placed, buffer)| SegmentContent {
+            range: placed.range,
+            group: placed.planned.group,
+            content: Some(buffer),
+            zeroed: true,
+        });
+        content.collect()
+    }
+}
+
+fn live(records: &Records<Reservations>) -> impl Iterator<Item = &OwnReservation> {
+    records.iter().filter_map(|record| record.holding.as_ref())
+}
+
+impl Memory for Reservations {
+    type Mapper = dyn ReservingMapper;
+    type Holding = Option<OwnReservation>;
+    type Teardown = ();
+
+    fn write(
+        &self,
+        record: &mut Record<Self>,
+        segment: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Option<()> {
+        let mut segments = record.holding.as_ref()?.segments.iter();
+        let position = segments.position(|placed| placed.planned.index as usize == segment)?;
+        let content = record.holding.as_ref()?.segments[position].planned.content;
+        offset
+            .checked_add(bytes.len() as u64)
+            .filter(|end| *end <= content.into())?;
+        if let Phase::InFlight(buffers) = &mut record.phase {
+            buffers.get_mut(position)?.write(offset, bytes);
+        }
+        Some(())
+    }
+
+    fn forget(&mut self, _: Self::Holding) {}
+
+    fn sums(&self, records: &Records<Self>) -> Sums {
+        let mut sums = Sums::NONE;
+        sums.reserved = self.reserved;
+        sums.committed = self.reserved;
+        for own in live(records) {
+            sums.windows += 1;
+            sums.chunks += own.segments.len() as u64;
             // Each segment, and what is left between or before them.
-            sums.mappings += 2 * block.parts.len() as u64 + 1;
+            sums.mappings += 2 * own.segments.len() as u64 + 1;
         }
         let mut first = None;
         for (belongs, address) in self.edges.keys().copied() {
@@ -291,186 +325,137 @@ impl Reservations {
             first = Some((belongs, start));
             sums.span = sums.span.max(address - start);
         }
+        sums
     }
 
-    pub(super) fn visit(&self, visit: &mut impl FnMut(LayoutItem)) {
-        for block in self.live.values() {
+    fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem)) {
+        for own in live(records) {
             visit(LayoutItem {
                 kind: LayoutKind::Window,
-                range: block.range,
+                range: own.range,
                 group: None,
             });
-            for part in &block.parts {
+            for placed in &own.segments {
                 for kind in [LayoutKind::Chunk, LayoutKind::Range] {
                     visit(LayoutItem {
                         kind,
-                        range: part.range,
-                        group: Some(part.planned.group),
+                        range: placed.range,
+                        group: Some(placed.planned.group),
                     });
                 }
             }
         }
     }
+
+    /// All reservations go at once; those that nothing was finalized in first, which is last on the
+    /// executor's side.
+    fn end(space: &mut Space<Self>, mapper: Arc<dyn ReservingMapper>) -> Ending {
+        let left = space.records.drain().filter_map(|record| {
+            let order = match record.phase {
+                Phase::Finalized(Finalized { order, .. }) => order,
+                _ => 0,
+            };
+            record.holding.map(|own| (order, own.range))
+        });
+        let mut left: Vec<(u64, AddressRange)> = left.collect();
+        left.sort_by_key(|(order, _)| *order);
+        let ranges: Vec<AddressRange> = left.into_iter().map(|(_, range)| range).collect();
+        Box::new(move |done| match ranges.is_empty() {
+            true => done.complete(Ok(())),
+            false => mapper.release(ranges, done),
+        })
+    }
 }
 
-impl Space {
-    fn blocks(&mut self) -> &mut Reservations {
-        self.blocks.as_mut().expect("the mapper divides no window")
-    }
-
-    /// Counts a block that is about to be reserved.
-    fn set_aside(&mut self, size: u64) -> Result<()> {
-        if let Some(error) = self.beyond_quota(size) {
-            return Err(error);
-        }
-        self.taken += size;
-        self.blocks().reserved += size;
+impl Space<Reservations> {
+    /// Counts a reservation that is about to be made.
+    pub(super) fn set_aside(&mut self, size: u64) -> Result<()> {
+        self.usage.check_quota(size)?;
+        self.usage.taken += size;
+        self.memory.reserved += size;
         Ok(())
     }
 
-    /// A block that was set aside is not there, or is there no more.
-    fn not_aside(&mut self, size: u64) {
-        self.taken -= size;
-        self.blocks().reserved -= size;
+    /// A reservation that was set aside is not there, or is there no more.
+    pub(super) fn not_aside(&mut self, size: u64) {
+        self.usage.taken -= size;
+        self.memory.reserved -= size;
     }
 
-    /// Makes an allocation of a block that was set aside.
-    fn admit_block(&mut self, draft: &mut Draft, range: AddressRange) -> Result<Allocated> {
-        let blocks = self.blocks();
-        let belongs = blocks.belongs(draft.request.dylib);
-        let parts = draft.place(range.start(), blocks.page);
-        let parts = parts
-            .filter(|parts| extent(parts).is_none_or(|extent| range.contains(extent)))
-            .ok_or_else(|| {
-                let message = format!("{range:?} was reserved for {} bytes", draft.size);
-                Error::new(Status::MapperFailed, message)
-            })?;
-        let extent = extent(&parts);
-        if let Some(extent) = extent {
-            blocks.check_reach(extent, belongs)?;
+    /// Makes an allocation of a reservation that was set aside.
+    pub(super) fn hand_out(&mut self, draft: &mut Draft, range: AddressRange) -> Result<Allocated> {
+        let memory = &mut self.memory;
+        let belongs = memory.belongs(draft.request.dylib);
+        let own = OwnReservation::new(draft, range, memory.page, belongs)?;
+        if let Some(extent) = extent(&own.segments) {
+            memory.check_reach(extent, belongs)?;
         }
-        if blocks.live.try_reserve(1).is_err() || !self.records.make_spare() {
+        if !self.records.make_spare() {
             return Err(heap_is_full());
         }
-        let nothing = SegmentMemory {
-            address: 0,
-            working_memory: WorkingPointer::NULL,
-        };
-        let mut segments = SmallVec::from_elem(nothing, draft.request.segments);
-        for (part, buffer) in parts.iter().zip(&draft.buffers) {
-            let working_memory = buffer.as_ref().map(|buffer| buffer.pointer());
-            segments[part.planned.index as usize] = SegmentMemory {
-                address: part.range.start(),
-                working_memory: working_memory.unwrap_or(WorkingPointer::NULL),
-            };
-        }
-        let requested = parts.iter().map(|part| u64::from(part.planned.size)).sum();
-        let layout = RequestLayout {
-            live: requested,
-            ..RequestLayout::default()
-        };
-        let (key, handle) = self.admit(&draft.request, 0, Pieces::new(), &layout);
-        let record = self.records.get(key);
-        record.teardown = Some(Box::new(Teardown::Key(range.start())));
-        record.buffers = Some(Box::new(std::mem::take(&mut draft.buffers)));
-        let blocks = self.blocks();
-        if let (Some(belongs), Some(extent)) = (belongs, extent) {
-            blocks.note_edges(belongs, extent);
-        }
-        let block = OwnReservation {
-            range,
-            parts,
-            requested,
-            belongs,
-        };
-        blocks.live.insert(key, block);
+        memory.note(&own);
+        let segments = own.memory(draft);
+        let requested = own.requested;
+        let (key, handle) = self.admit(Some(own), requested);
+        self.records.get(key).phase = Phase::InFlight(std::mem::take(&mut draft.buffers).into());
         Ok(Allocated { handle, segments })
     }
 
-    /// Forgets the block of an allocation that goes. Before the executor is told, which may give the
-    /// addresses to somebody else before its answer is here.
-    #[cold]
-    pub(super) fn drop_block(&mut self, key: Key) {
-        let blocks = self.blocks();
-        let Some(block) = blocks.live.remove(&key) else {
-            return;
-        };
-        if let (Some(belongs), Some(extent)) = (block.belongs, extent(&block.parts)) {
-            blocks.forget_edges(belongs, extent);
-        }
-        self.live -= block.requested;
-        self.not_aside(block.range.size());
-    }
-}
-
-impl Core {
-    pub(super) fn allocate_undivided(
-        self: &Arc<Self>,
-        request: Request,
-        done: Completion<Allocated>,
-    ) {
-        let mut draft = Draft::new(request, self.mapper.capabilities().page_size);
-        let size = draft.size;
-        let counted = self.space.lock().set_aside(size);
-        if let Err(error) = counted {
-            return self.failed(error, done, &mut Delivery::Inline);
-        }
-        if let Err(error) = draft.make_buffers(&self.buffers) {
-            self.space.lock().not_aside(size);
-            return self.failed(error, done, &mut Delivery::Inline);
-        }
-        let core = Arc::clone(self);
-        let reserved = Completion::with_delivery(move |answer, delivery| {
-            core.reserved(draft, answer, done, delivery);
-        });
-        let mapper = Arc::clone(&self.mapper);
-        mapper.reserve(size, size, self.options.placement, reserved);
+    /// Marks an allocation as being finalized and gives what the mapper needs of it.
+    pub(super) fn take_content(
+        &mut self,
+        handle: u64,
+    ) -> Result<(Key, AddressRange, SegmentContents)> {
+        let (key, record) = self.records.find_in_flight(handle)?;
+        let buffers = record.end_writing(Phase::Finalizing);
+        let own = record.holding.as_ref().expect(HAS_A_RESERVATION);
+        Ok((key, own.range, own.content(buffers)))
     }
 
-    /// Hands a new block out, or gives it back.
-    fn reserved(
-        self: Arc<Self>,
-        mut draft: Draft,
-        answer: Result<Reserved>,
-        done: Completion<Allocated>,
-        delivery: &mut Delivery,
-    ) {
-        let size = draft.size;
-        let range = match answer {
-            Ok(reserved) => reserved.range,
+    /// The mapper has answered: marks an allocation as finalized or, where it failed and the reservation
+    /// is gone, forgets it.
+    pub(super) fn finalized(&mut self, key: Key, answer: Result<()>) -> Result<()> {
+        match answer {
+            Ok(()) => {
+                self.set_finalized(key, ());
+                Ok(())
+            }
             Err(error) => {
-                self.space.lock().not_aside(size);
-                let error = error.context(format!("reserve {size} bytes for an allocation"));
-                return self.give_up(error, done, delivery);
+                self.take_reservation(key);
+                self.forget(key);
+                Err(error)
             }
-        };
-        let allocated = match self.is_closed() {
-            true => Err(manager_freed()),
-            false => self.space.lock().admit_block(&mut draft, range),
-        };
-        let error = match allocated {
-            Ok(allocated) => {
-                drop(self);
-                return done.complete_with(Ok(allocated), delivery);
-            }
-            Err(error) => error,
-        };
-        self.space.lock().not_aside(size);
-        let mapper = Arc::clone(&self.mapper);
-        let released = Completion::with_delivery(move |answer: Result<()>, delivery| {
-            let error = match answer {
-                Ok(()) => error,
-                Err(second) => error.join(second),
-            };
-            self.give_up(error, done, delivery);
-        });
-        mapper.release(range, released);
+        }
     }
 
-    /// Answers with an error. A callback that frees the manager finds it the last holder.
-    fn give_up<T>(self: Arc<Self>, error: Error, done: Completion<T>, delivery: &mut Delivery) {
-        let answer = self.counted(Err(error));
-        drop(self);
-        done.complete_with(answer, delivery);
+    /// Marks an allocation as abandoned and takes its reservation out.
+    pub(super) fn abandon(&mut self, handle: u64) -> Result<(Key, AddressRange, Buffers)> {
+        let (key, record) = self.records.find_in_flight(handle)?;
+        let buffers = record.end_writing(Phase::Abandoned);
+        self.usage.counters.abandon += 1;
+        Ok((key, self.take_reservation(key), buffers))
+    }
+
+    /// Takes the reservations of a whole batch out, or none if any handle is wrong.
+    pub(super) fn deallocate(
+        &mut self,
+        handles: &[u64],
+    ) -> Result<(SmallVec<[Key; 4]>, Vec<AddressRange>)> {
+        let batch = self.take_batch(handles, |()| true)?.unwrap_or_default();
+        let keys: SmallVec<[Key; 4]> = batch.into_iter().map(|(key, _)| key).collect();
+        let ranges = keys.iter().map(|key| self.take_reservation(*key));
+        let ranges = ranges.collect();
+        Ok((keys, ranges))
+    }
+
+    /// Takes the reservation of an allocation that goes out of its record. Before the executor is told,
+    /// which may use the addresses again before its answer is here.
+    fn take_reservation(&mut self, key: Key) -> AddressRange {
+        let own = self.records.get(key).holding.take();
+        let own = own.expect(HAS_A_RESERVATION);
+        self.memory.unnote(&own);
+        self.usage.live -= own.requested;
+        self.not_aside(own.range.size());
+        own.range
     }
 }

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a manager holds and has done.
 
-use super::space::Space;
-use super::window::Sums;
+use super::space::{Memory, Space};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Kind};
 use crate::memory::view::unmap_failures;
@@ -89,6 +88,34 @@ pub struct LayoutItem {
     pub group: Option<AllocGroup>,
 }
 
+/// Sums over windows.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sums {
+    pub(super) windows: u64,
+    pub(super) reserved: u64,
+    pub(super) committed: u64,
+    pub(super) free: u64,
+    pub(super) mappings: u64,
+    pub(super) chunks: u64,
+    pub(super) span: u64,
+    pub(super) out_of_reach: u64,
+    pub(super) smallest_window: u64,
+}
+
+impl Sums {
+    pub(super) const NONE: Sums = Sums {
+        windows: 0,
+        reserved: 0,
+        committed: 0,
+        free: 0,
+        mappings: 0,
+        chunks: 0,
+        span: 0,
+        out_of_reach: 0,
+        smallest_window: u64::MAX,
+    };
+}
+
 /// What was fallen back from and why, in words.
 fn fallbacks(mapper: &Capabilities, sums: &Sums, window_size: u64) -> Option<String> {
     let mut reasons: Vec<String> = mapper.fallback.iter().cloned().collect();
@@ -109,25 +136,26 @@ fn fallbacks(mapper: &Capabilities, sums: &Sums, window_size: u64) -> Option<Str
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
-pub(super) fn collect(
-    space: &Space,
+pub(super) fn collect<M: Memory>(
+    space: &Space<M>,
     mapper: &Capabilities,
     traffic: (u64, u64),
     window_size: u64,
 ) -> Stats {
     let sums = space.sums();
-    let counters = space.counters;
+    let usage = &space.usage;
+    let counters = usage.counters;
     Stats {
         reserved: sums.reserved,
         committed: sums.committed,
-        live: space.live,
-        padding: space.taken - space.live,
+        live: usage.live,
+        padding: usage.taken - usage.live,
         free: sums.free,
         mappings: sums.mappings,
-        windows: space.windows() as u64,
+        windows: sums.windows,
         chunks: sums.chunks,
-        in_flight: space.in_flight,
-        finalized: space.finalized,
+        in_flight: usage.in_flight,
+        finalized: usage.finalized,
         allocate_calls: counters.allocate,
         finalize_calls: counters.finalize,
         abandon_calls: counters.abandon,

@@ -2,8 +2,8 @@
 //! A mapper from outside: every answer is checked before the manager believes it.
 
 use super::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown, Working,
+    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
+    Reserved, SegmentContent, Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -47,7 +47,7 @@ pub trait CustomMapper: Send + Sync {
 
     /// Runs the deallocation actions of allocations, the last one first. All are run even if some
     /// fail. The memory is free afterwards in either case.
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>);
+    fn deinitialize(&self, allocations: Vec<Deinitialization>, done: Completion<()>);
 
     /// Takes back the pages of a chunk that holds no allocation.
     ///
@@ -134,11 +134,13 @@ pub(super) fn check_window(
     }
 }
 
-impl<M: CustomMapper> MemoryMapper for Checked<M> {
+impl<M: CustomMapper> MapperBase for Checked<M> {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
+}
 
+impl<M: CustomMapper> MemoryMapper for Checked<M> {
     fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
         let windows = Arc::clone(&self.windows);
         let page = self.capabilities.page_size.bytes();
@@ -175,17 +177,17 @@ impl<M: CustomMapper> MemoryMapper for Checked<M> {
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
-        let done = done.map(|key: Result<u64>| {
-            key.map(|key| match key {
-                0 => Teardown::Nothing,
-                key => Teardown::Key(key),
-            })
-        });
+        let done = done.map(|key: Result<u64>| key.map(Teardown::of_key));
         self.host.initialize(segments.into_vec(), actions, done);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, _: &mut Delivery) {
-        self.host.deinitialize(retired, done);
+    fn deinitialize(
+        &self,
+        allocations: Vec<Deinitialization>,
+        done: Completion<()>,
+        _: &mut Delivery,
+    ) {
+        self.host.deinitialize(allocations, done);
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {

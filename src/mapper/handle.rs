@@ -2,8 +2,8 @@
 //! What hosts choose from.
 
 use super::{
-    Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper, LlvmSimpleMapper,
-    MemoryMapper, ServiceMapper,
+    Capabilities, Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper,
+    LlvmSimpleMapper, MapperInterface, MemoryMapper, ReservingMapper, ServiceMapper,
 };
 use crate::error::{Error, Result, Status};
 use crate::transport::Transport;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 /// A mapper may serve any number of managers, which keep what they need of it; it and its clones may
 /// be dropped while they use it. Thread-safe.
 #[derive(Clone)]
-pub struct Mapper(Arc<dyn MemoryMapper>);
+pub struct Mapper(MapperInterface);
 
 /// Which service of an executor a mapper uses, and why it is this mapper.
 #[derive(Clone, Debug, Default)]
@@ -31,11 +31,22 @@ pub struct ExecutorService {
 
 impl Mapper {
     pub(crate) fn new(mapper: impl MemoryMapper + 'static) -> Mapper {
-        Mapper(Arc::new(mapper))
+        Mapper(MapperInterface::Windows(Arc::new(mapper)))
     }
 
-    pub(crate) fn memory(&self) -> &Arc<dyn MemoryMapper> {
+    pub(crate) fn reserving(mapper: impl ReservingMapper + 'static) -> Mapper {
+        Mapper(MapperInterface::Reservations(Arc::new(mapper)))
+    }
+
+    pub(crate) fn interface(&self) -> &MapperInterface {
         &self.0
+    }
+
+    pub(crate) fn capabilities(&self) -> &Capabilities {
+        match &self.0 {
+            MapperInterface::Windows(mapper) => mapper.capabilities(),
+            MapperInterface::Reservations(mapper) => mapper.capabilities(),
+        }
     }
 
     /// This process's own memory. Choose [`InProcessKind::Auto`] unless a system that allows no two
@@ -134,8 +145,8 @@ impl Mapper {
     ) -> Result<Mapper> {
         let mapper = LlvmSimpleMapper::new(transport)?;
         Ok(match instead_of {
-            Some(reason) => Mapper::new(mapper.instead_of(reason)),
-            None => Mapper::new(mapper),
+            Some(reason) => Mapper::reserving(mapper.instead_of(reason)),
+            None => Mapper::reserving(mapper),
         })
     }
 
@@ -149,17 +160,17 @@ impl Mapper {
 
     /// Which mapper it is.
     pub fn kind(&self) -> Kind {
-        self.0.capabilities().kind
+        self.capabilities().kind
     }
 
     /// Which mapper it is, in words.
     pub fn name(&self) -> &'static str {
-        self.0.capabilities().name
+        self.capabilities().name
     }
 
     /// Why a better mapper was not taken, if one was tried.
     pub fn fallback(&self) -> Option<&str> {
-        self.0.capabilities().fallback.as_deref()
+        self.capabilities().fallback.as_deref()
     }
 }
 

@@ -3,8 +3,8 @@
 
 use super::actions::{join, run_dealloc, run_finalize};
 use super::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, PACKING_GRANULE, Prepared, Reserved, Retired,
-    SegmentContent, Teardown, Working,
+    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
+    Reserved, SegmentContent, Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::memory::view::{Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
-use crate::page::AddressRange;
+use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, OwnerProcess};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
@@ -93,7 +93,7 @@ impl InProcess {
         })
     }
 
-    fn reserve_now(&self, size: u64, least: u64, placement: Placement) -> Result<Reserved> {
+    fn add_window(&self, size: u64, least: u64, placement: Placement) -> Result<Reserved> {
         let reservation = reserve_window(size, least, placement)?;
         let reserved = Reserved {
             range: reservation.range(),
@@ -146,7 +146,7 @@ impl InProcess {
             .map_err(|error| error.context("fill freed code with traps"))
     }
 
-    fn initialize_now(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
+    fn initialize_here(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
         for (index, segment) in segments.iter().enumerate() {
             if let Err(error) = Self::make_visible(segment) {
                 return Err(Self::undo(&segments[..=index], error));
@@ -194,13 +194,15 @@ fn probe() -> Result<()> {
     view.unmap().map_err(|(_, error)| error)
 }
 
-impl MemoryMapper for InProcess {
+impl MapperBase for InProcess {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
+}
 
+impl MemoryMapper for InProcess {
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
-        done.complete(self.reserve_now(size, least, placement));
+        done.complete(self.add_window(size, least, placement));
     }
 
     #[allow(unsafe_code)]
@@ -248,16 +250,21 @@ impl MemoryMapper for InProcess {
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
-        done.complete(Self::initialize_now(&segments, actions));
+        done.complete(Self::initialize_here(&segments, actions));
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
+    fn deinitialize(
+        &self,
+        allocations: Vec<Deinitialization>,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    ) {
         let mut result = Ok(());
-        for retired in retired.iter().rev() {
-            if let Teardown::Calls(calls) = &retired.teardown {
+        for allocation in allocations.iter().rev() {
+            if let Teardown::Calls(calls) = &allocation.teardown {
                 result = join(result, run_dealloc(calls));
             }
-            for (range, group) in &retired.copied {
+            for (range, group) in &allocation.copied {
                 result = join(result, Self::make_trap(*range, *group));
             }
         }

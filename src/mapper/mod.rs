@@ -35,6 +35,7 @@ use crate::memory::buffer::Buffer;
 use crate::memory::view::{Placement, Writer};
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the manager must know of a mapper before it divides anything.
@@ -77,9 +78,6 @@ pub enum Kind {
     /// A process anywhere, through LLVM's own memory manager service.
     LlvmSimple = 7,
 }
-
-/// Where pages are shared, allocations start at multiples of this: what JITLink aligns code to.
-const PACKING_GRANULE: Alignment = Alignment::new(16).unwrap();
 
 /// A reserved window.
 #[derive(Clone, Copy, Debug)]
@@ -160,7 +158,7 @@ pub struct SegmentContent {
     /// Protection and lifetime.
     pub group: AllocGroup,
     /// The content if the mapper copies; `None` if it is in place already.
-    pub(crate) content: Option<Box<Buffer>>,
+    pub(crate) content: Option<Buffer>,
     /// Whether the zero-fill is known to be zero in the executor.
     pub zeroed: bool,
 }
@@ -184,16 +182,40 @@ pub(crate) enum Teardown {
     Key(u64),
 }
 
-/// One allocation on its way out.
-#[derive(Debug, Default)]
-pub struct Retired {
+impl Teardown {
+    /// What a mapper's name for an allocation says: 0 is nothing.
+    pub(crate) fn of_key(key: u64) -> Teardown {
+        match key {
+            0 => Teardown::Nothing,
+            key => Teardown::Key(key),
+        }
+    }
+
+    /// Whether the mapper has nothing to do.
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(self, Teardown::Nothing)
+    }
+}
+
+/// What there is to do for one allocation before its memory is free.
+#[derive(Debug)]
+pub struct Deinitialization {
     /// What `initialize` said is to be done.
     pub(crate) teardown: Teardown,
     /// Its copied segments, whose code the mapper makes trap.
     pub(crate) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
 
-impl Retired {
+impl Deinitialization {
+    /// `None` if there is nothing to do.
+    pub(crate) fn new(
+        teardown: Teardown,
+        copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
+    ) -> Option<Deinitialization> {
+        let nothing = teardown.is_nothing() && copied.is_empty();
+        (!nothing).then_some(Deinitialization { teardown, copied })
+    }
+
     /// What [`CustomMapper::initialize`] answered; 0 if it had nothing to remember.
     pub fn key(&self) -> u64 {
         match self.teardown {
@@ -206,32 +228,24 @@ impl Retired {
     pub fn segments(&self) -> &[(AddressRange, AllocGroup)] {
         &self.copied
     }
-
-    /// Whether the mapper has nothing to do with it.
-    pub(crate) fn is_nothing(&self) -> bool {
-        matches!(self.teardown, Teardown::Nothing) && self.copied.is_empty()
-    }
 }
 
-/// See the module.
-pub(crate) trait MemoryMapper: Send + Sync {
+/// The segments of an allocation on its way into the executor.
+pub(crate) type SegmentContents = SmallVec<[SegmentContent; 4]>;
+
+/// A mapper, by what it reserves.
+#[derive(Clone)]
+pub(crate) enum MapperInterface {
+    /// Windows, which the manager divides.
+    Windows(Arc<dyn MemoryMapper>),
+    /// A reservation for each allocation.
+    Reservations(Arc<dyn ReservingMapper>),
+}
+
+/// What every mapper tells of itself.
+pub(crate) trait MapperBase: Send + Sync {
     /// What this mapper is and needs; the answer never changes.
     fn capabilities(&self) -> &Capabilities;
-
-    /// Whether addresses of a window can be used again once an allocation is gone. Where not, each
-    /// allocation has a window of its own, wherever `reserve` finds one, and no chunks: its lowest
-    /// segment lies at the window's start, which is the key that `initialize` answers; and the window
-    /// is given back by `deinitialize`, which takes windows that hold nothing as well, and by an
-    /// `initialize` that fails.
-    fn divides(&self) -> bool {
-        true
-    }
-
-    /// Whether all chunks are as they were prepared. Until then an allocation without actions goes
-    /// through `initialize` even where writing is seeing.
-    fn settled(&self) -> bool {
-        true
-    }
 
     /// How long the end of a manager is waited for. Only where that may be done in any thread: answers
     /// come in threads of our own, never in one of the host's that may be waiting.
@@ -239,15 +253,25 @@ pub(crate) trait MemoryMapper: Send + Sync {
         None
     }
 
+    /// Messages sent to the executor, and the bytes of both directions.
+    fn traffic(&self) -> (u64, u64) {
+        (0, 0)
+    }
+}
+
+/// A mapper whose reservations are windows of chunks. Addresses of a window can be used again once an
+/// allocation is gone.
+pub(crate) trait MemoryMapper: MapperBase {
+    /// Whether all chunks are as they were prepared. Until then an allocation without actions goes
+    /// through `initialize` even where writing is seeing.
+    fn settled(&self) -> bool {
+        true
+    }
+
     /// Completes once what `reclaim` and `prepare` have begun is done, where a host may end the
     /// connection as soon as it has been told that its memory is free.
     fn quiesce(&self, done: Completion<()>, delivery: &mut Delivery) {
         done.complete_with(Ok(()), delivery);
-    }
-
-    /// Messages sent to the executor, and the bytes of both directions.
-    fn traffic(&self) -> (u64, u64) {
-        (0, 0)
     }
 
     /// Reserves a window of `size` bytes or, where that is not to be had, of fewer, down to `least`.
@@ -261,18 +285,44 @@ pub(crate) trait MemoryMapper: Send + Sync {
     /// last to first and the answer is the failure of all of them.
     fn initialize(
         &self,
-        segments: SmallVec<[SegmentContent; 4]>,
+        segments: SegmentContents,
         actions: Vec<Action>,
         done: Completion<Teardown>,
     );
 
     /// Runs the deallocation actions of a batch, last allocation first. All are run even if some
     /// fail; the answer then holds all failures. The memory is free afterwards in either case.
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery);
+    fn deinitialize(
+        &self,
+        allocations: Vec<Deinitialization>,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    );
 
     /// Takes back the pages of a chunk that holds no allocation. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;
 
     /// Gives a window back, with every chunk that is left in it.
     fn release(&self, window: AddressRange, done: Completion<()>);
+}
+
+/// A mapper whose addresses can't be used again: each allocation has a reservation of its own, which
+/// goes as a whole.
+pub(crate) trait ReservingMapper: MapperBase {
+    /// Reserves `size` bytes, wherever the executor has them.
+    fn reserve(&self, size: u64, done: Completion<AddressRange>);
+
+    /// [`MemoryMapper::initialize`] of an allocation that lies in `reservation`. On failure the
+    /// reservation is given back.
+    fn initialize(
+        &self,
+        reservation: AddressRange,
+        segments: SegmentContents,
+        actions: Vec<Action>,
+        done: Completion<()>,
+    );
+
+    /// Runs the deallocation actions of what lies in reservations, the last reservation first, and gives
+    /// all of them back. Takes reservations in which nothing was initialized as well.
+    fn release(&self, reservations: Vec<AddressRange>, done: Completion<()>);
 }

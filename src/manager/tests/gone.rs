@@ -57,16 +57,19 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
     for _ in 0..16 {
         let (executor, socket) = socket::packet_pair().unwrap();
         let opener = Arc::new(Opener(Mutex::new(Some(socket))));
-        let mapper: Arc<dyn MemoryMapper> =
-            Arc::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
-        let gone = Arc::downgrade(&mapper);
+        let mapper = Mapper::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
+        let MapperInterface::Windows(memory) = mapper.interface() else {
+            unreachable!("a service has windows")
+        };
+        let gone = Arc::downgrade(memory);
         let options = Options {
             window_size: WINDOW,
             growth: GrowthPolicy::AnotherWindow,
             ..Options::default()
         };
         let manager = wait(|done| {
-            Manager::create(mapper, options, done);
+            Manager::create(&mapper, options, done);
+            drop(mapper);
             let sequence = call(&executor).header.sequence;
             let start = 1 << 40;
             let range = AddrRange {

@@ -84,16 +84,21 @@ fn a_forked_child_is_refused_and_nothing_hangs() {
     manager.core.write(handle, 0, 0, &[0]).unwrap();
 }
 
+type Hook = Box<dyn FnOnce() + Send>;
+
 /// A mapper that hands its `prepare` to a hook, so that tests can do things in the middle.
 struct Hooked {
     inner: InProcess,
-    hook: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    hook: Arc<Mutex<Option<Hook>>>,
 }
 
-impl MemoryMapper for Hooked {
+impl MapperBase for Hooked {
     fn capabilities(&self) -> &crate::mapper::Capabilities {
         self.inner.capabilities()
     }
+}
+
+impl MemoryMapper for Hooked {
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
         self.inner.reserve(size, least, placement, done);
     }
@@ -114,11 +119,11 @@ impl MemoryMapper for Hooked {
     }
     fn deinitialize(
         &self,
-        retired: Vec<crate::mapper::Retired>,
+        allocations: Vec<crate::mapper::Deinitialization>,
         done: Completion<()>,
         delivery: &mut crate::callback_queue::Delivery,
     ) {
-        self.inner.deinitialize(retired, done, delivery);
+        self.inner.deinitialize(allocations, done, delivery);
     }
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         self.inner.reclaim(chunk)
@@ -133,23 +138,23 @@ impl MemoryMapper for Hooked {
 #[test]
 fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     let inner = InProcess::new(InProcessKind::TwoViews).unwrap();
-    let mapper = Arc::new(Hooked {
+    let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
+    let mapper = Mapper::new(Hooked {
         inner,
-        hook: Mutex::new(None),
+        hook: Arc::clone(&hook),
     });
     let options = Options {
         window_size: 64 << 10,
         ..Options::default()
     };
-    let shared: Arc<dyn MemoryMapper> = Arc::<Hooked>::clone(&mapper);
-    let manager = Arc::new(wait(|done| Manager::create(shared, options, done)).unwrap());
+    let manager = Arc::new(wait(|done| Manager::create(&mapper, options, done)).unwrap());
     // 20 KiB are left of the window. The chunk for the small request takes 12 of them, and the
     // larger one finds room for no chunk of its own, but in that one.
     allocate(&manager, &[segment(44 << 10, 0, 16, Protection::READ)]).unwrap();
     let code = |size| [segment(size, 0, 16, Protection::READ_EXEC)];
     let (sender, receiver) = std::sync::mpsc::channel();
     let again = Arc::clone(&manager);
-    *mapper.hook.lock() = Some(Box::new(move || {
+    *hook.lock() = Some(Box::new(move || {
         let request = again.request(code(8190).map(Ok), 0).unwrap();
         assert!(
             again.core.try_allocate(&request).is_none(),

@@ -11,15 +11,16 @@ mod reservations;
 mod simple;
 mod stock;
 
-use super::core::random;
-use super::window::MOST_SPARE;
+use super::flow::random;
+use super::pool::MOST_SPARE;
 use super::*;
 use crate::completion::wait;
-use crate::error::Status;
+use crate::error::{Error, Status};
 use crate::executor::service::here::{Here, OPEN};
 use crate::group::{AllocGroup, Lifetime, Protection};
 use crate::mapper::{
-    Action, InProcess, InProcessKind, LlvmSimpleMapper, ServiceMapper, WrapperCall,
+    Action, InProcess, InProcessKind, LlvmSimpleMapper, MapperBase, MapperInterface, MemoryMapper,
+    Reserved, ServiceMapper, WrapperCall,
 };
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
@@ -27,6 +28,7 @@ use parking_lot::Mutex;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use simple::{GENERATIONS, Generation, SimpleExecutor};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The mappers that everything is tried with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,21 +50,21 @@ fn all_kinds() -> impl Iterator<Item = Kind> {
     DIVIDING.into_iter().chain(RESERVING)
 }
 
-fn mapper(kind: Kind) -> Result<Arc<dyn MemoryMapper>> {
+fn mapper(kind: Kind) -> Result<Mapper> {
     Ok(match kind {
-        Kind::InProcess(kind) => Arc::new(InProcess::new(kind)?),
-        Kind::Shared => Arc::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
-        Kind::Remote => Arc::new(ServiceMapper::remote(Arc::new(Here), OPEN, 0)?),
+        Kind::InProcess(kind) => Mapper::new(InProcess::new(kind)?),
+        Kind::Shared => Mapper::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
+        Kind::Remote => Mapper::new(ServiceMapper::remote(Arc::new(Here), OPEN, 0)?),
         Kind::Simple(generation) => {
             let executor = Arc::new(SimpleExecutor::new(generation));
-            Arc::new(LlvmSimpleMapper::new(executor)?)
+            Mapper::reserving(LlvmSimpleMapper::new(executor)?)
         }
     })
 }
 
 fn manager(kind: Kind, options: Options) -> Result<Manager> {
     let mapper = mapper(kind)?;
-    wait(|done| Manager::create(mapper, options, done))
+    wait(|done| Manager::create(&mapper, options, done))
 }
 
 fn segment(content: u64, zero_fill: u64, alignment: u64, protection: Protection) -> Segment {
@@ -122,8 +124,8 @@ fn a_refused_memfd_means_the_mprotect_mapper_with_a_reason() {
     let mapper = InProcess::new(InProcessKind::Auto).unwrap();
     assert!(faults.failed().is_some());
     drop(faults);
-    let mapper: Arc<dyn MemoryMapper> = Arc::new(mapper);
-    let manager = wait(|done| Manager::create(mapper, Options::default(), done)).unwrap();
+    let mapper = Mapper::new(mapper);
+    let manager = wait(|done| Manager::create(&mapper, Options::default(), done)).unwrap();
     let stats = manager.stats();
     assert_eq!(stats.mapper_name, "in-process, mprotect");
     assert!(stats.fallback.unwrap().contains("Operation not permitted"));

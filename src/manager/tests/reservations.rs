@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 fn over(executor: &Arc<SimpleExecutor>, options: Options) -> Manager {
     let mapper = LlvmSimpleMapper::new(Arc::clone(executor) as Arc<dyn Transport>).unwrap();
-    wait(|done| Manager::create(Arc::new(mapper), options, done)).unwrap()
+    wait(|done| Manager::create(&Mapper::reserving(mapper), options, done)).unwrap()
 }
 
 /// Passes an answer on to whoever waits for it here.
@@ -62,7 +62,7 @@ impl Paper {
 
     fn manager(self: &Arc<Self>, options: Options) -> Manager {
         let mapper = LlvmSimpleMapper::new(Arc::clone(self) as Arc<dyn Transport>).unwrap();
-        wait(|done| Manager::create(Arc::new(mapper), options, done)).unwrap()
+        wait(|done| Manager::create(&Mapper::reserving(mapper), options, done)).unwrap()
     }
 
     fn given_back(&self) -> Vec<Vec<u64>> {
@@ -269,8 +269,8 @@ fn a_batch_is_one_message_and_so_is_the_end_of_a_manager() {
         // Nobody waits, so nothing that takes a message is done at once.
         let request = manager.request(small_graph().map(Ok), 0).unwrap();
         assert!(manager.core.try_allocate(&request).is_none());
-        assert!(manager.core.finalize_now(all[4]).is_none());
-        assert!(manager.core.deallocate_now(&all[2..3]).is_none());
+        assert!(manager.core.try_finalize(all[4]).is_none());
+        assert!(manager.core.try_deallocate(&all[2..3]).is_none());
         assert_eq!(manager.stats().messages, 10);
         // In flight first, so last on the executor's side; then in the order of finalize.
         drop(manager);
@@ -378,9 +378,9 @@ fn a_place_can_be_wished_for_but_not_chosen() {
     assert_eq!(error.status(), Status::WindowFull);
     assert!(error.message().contains("wanted near"), "{error}");
     allocate(&manager, &PAGE).unwrap();
-    let mapper = Arc::new(LlvmSimpleMapper::new(paper).unwrap());
+    let mapper = Mapper::reserving(LlvmSimpleMapper::new(paper).unwrap());
     let fixed = options(Placement::Fixed(NEAR));
-    let error = wait(|done| Manager::create(mapper, fixed, done))
+    let error = wait(|done| Manager::create(&mapper, fixed, done))
         .err()
         .unwrap();
     assert_eq!(error.status(), Status::Unsupported);

@@ -36,8 +36,8 @@ impl Stock {
     }
 
     fn manager(&self) -> Manager {
-        let mapper = Arc::new(LlvmSimpleMapper::new(self.stream()).unwrap());
-        wait(|done| Manager::create(mapper, Options::default(), done)).unwrap()
+        let mapper = Mapper::reserving(LlvmSimpleMapper::new(self.stream()).unwrap());
+        wait(|done| Manager::create(&mapper, Options::default(), done)).unwrap()
     }
 
     /// Whether `bytes`, which are nowhere else, are at an address. Other things may be mapped there.

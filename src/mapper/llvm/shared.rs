@@ -8,8 +8,8 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::mapper::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown,
+    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
+    Reserved, SegmentContent, Teardown,
 };
 use crate::memory::view::{Placement, WriterView};
 use crate::page::AddressRange;
@@ -160,11 +160,13 @@ fn placed(placement: Placement, range: AddressRange) -> bool {
     }
 }
 
-impl MemoryMapper for LlvmSharedMapper {
+impl MapperBase for LlvmSharedMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }
+}
 
+impl MemoryMapper for LlvmSharedMapper {
     fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
         let (windows, service) = (Arc::clone(&self.windows), self.service);
         let transport = Arc::clone(&self.transport);
@@ -282,13 +284,15 @@ impl MemoryMapper for LlvmSharedMapper {
         self.set(window, serving, &[], then);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
-        let key = |retired: &Retired| match retired.teardown {
-            Teardown::Key(key) => Some(ExecutorAddr(key)),
-            _ => None,
-        };
+    fn deinitialize(
+        &self,
+        allocations: Vec<Deinitialization>,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    ) {
+        let keys = allocations.iter().map(Deinitialization::key);
         // It goes through them last to first.
-        let keys: Vec<ExecutorAddr> = retired.iter().filter_map(key).collect();
+        let keys: Vec<ExecutorAddr> = keys.filter(|key| *key != 0).map(ExecutorAddr).collect();
         if keys.is_empty() {
             return done.complete_with(Ok(()), delivery);
         }

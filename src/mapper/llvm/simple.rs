@@ -8,15 +8,13 @@
 //! functions: reserve, install, give back.
 
 use super::{outcome, said, symbol, value};
-use crate::callback_queue::Delivery;
 use crate::completion::Completion;
-use crate::error::{Error, Result, Status, invalid_argument};
-use crate::group::Protection;
+use crate::error::{Error, Result, Status};
+use crate::group::{AllocGroup, Lifetime, Protection};
 use crate::mapper::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, Prepared, Reserved, Retired, SegmentContent,
-    Teardown, WrapperCall,
+    Action, Capabilities, Kind, MapperBase, ReservingMapper, SegmentContent, SegmentContents,
+    WrapperCall,
 };
-use crate::memory::view::Placement;
 use crate::page::AddressRange;
 use crate::sys;
 use crate::transport::{Traffic, Transport, dispatched};
@@ -24,7 +22,6 @@ use crate::wire::llvm::SegFinalizeRequest;
 use crate::wire::sps::{
     ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, RemoteAllocGroup, from_bytes, to_bytes,
 };
-use smallvec::SmallVec;
 use std::sync::Arc;
 
 const PREFIX: &str = "__llvm_orc_SimpleExecutorMemoryManager_";
@@ -206,12 +203,14 @@ impl Link {
     }
 
     /// Ends reservations, the last one first. Their deallocation actions run.
-    fn give_back(self: &Arc<Self>, bases: Vec<ExecutorAddr>, done: Completion<()>) {
+    fn give_back(self: &Arc<Self>, reservations: &[AddressRange], done: Completion<()>) {
         let what = match self.service.generation {
             Generation::Finalize => "deallocate",
             Generation::Initialize => "release",
         };
         let done = done.map(move |answer: Result<Vec<u8>>| outcome(what, &answer?));
+        let bases = reservations.iter().map(|range| ExecutorAddr(range.start()));
+        let bases: Vec<ExecutorAddr> = bases.collect();
         self.call(
             self.service.give_back,
             &(self.service.instance, bases),
@@ -233,27 +232,35 @@ fn reserved(base: u64, size: u64) -> Result<AddressRange> {
     })
 }
 
-impl MemoryMapper for LlvmSimpleMapper {
+/// Both generations know an allocation by the address of its lowest segment, which must be the
+/// reservation's: where no segment lies there, this does.
+fn first_page(reservation: AddressRange, page: u64) -> SegmentContent {
+    SegmentContent {
+        range: reservation.part(0, page).unwrap_or(reservation),
+        group: AllocGroup {
+            protection: Protection::READ,
+            lifetime: Lifetime::Standard,
+        },
+        content: None,
+        zeroed: true,
+    }
+}
+
+impl MapperBase for LlvmSimpleMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
-    }
-
-    fn divides(&self) -> bool {
-        false
     }
 
     fn traffic(&self) -> (u64, u64) {
         (self.link.traffic.messages(), self.link.traffic.bytes())
     }
+}
 
-    /// Where it lies is the executor's choice.
-    fn reserve(&self, size: u64, _least: u64, _placement: Placement, done: Completion<Reserved>) {
+impl ReservingMapper for LlvmSimpleMapper {
+    fn reserve(&self, size: u64, done: Completion<AddressRange>) {
         let done = done.map(move |answer: Result<Vec<u8>>| {
             let base = value::<ExecutorAddr>("reserve", &answer?)?;
-            Ok(Reserved {
-                range: reserved(base.0, size)?,
-                in_reach: true,
-            })
+            reserved(base.0, size)
         });
         let Service {
             instance, reserve, ..
@@ -261,28 +268,25 @@ impl MemoryMapper for LlvmSimpleMapper {
         self.link.call(reserve, &(instance, size), done);
     }
 
-    fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
-        Err(no_chunks("prepare", chunk.range))
-    }
-
     fn initialize(
         &self,
-        segments: SmallVec<[SegmentContent; 4]>,
+        reservation: AddressRange,
+        mut segments: SegmentContents,
         actions: Vec<Action>,
-        done: Completion<Teardown>,
+        done: Completion<()>,
     ) {
-        let Some(base) = segments.iter().map(|segment| segment.range.start()).min() else {
-            return done.complete(Err(invalid_argument(
-                "initialize a reservation: no segments",
-            )));
-        };
+        let at_start = |segment: &SegmentContent| segment.range.start() == reservation.start();
+        if !segments.iter().any(at_start) {
+            let page = self.capabilities.page_size.bytes();
+            segments.insert(0, first_page(reservation, page));
+        }
         let service = &self.link.service;
         let no_bases = to_bytes(&(service.instance, Vec::<ExecutorAddr>::new()));
         let nothing = Call {
             function: service.give_back,
             args: Bytes(&no_bases),
         };
-        let on_wire: Vec<SegFinalizeRequest<'_>> = segments
+        let on_wire: Vec<_> = segments
             .iter()
             .map(|segment| wire_segment(service, segment))
             .collect();
@@ -293,7 +297,7 @@ impl MemoryMapper for LlvmSimpleMapper {
         let link = Arc::clone(&self.link);
         let done = Completion::with_delivery(move |answer, delivery| {
             let error = match link.installed(answer) {
-                Ok(()) => return done.complete_with(Ok(Teardown::Key(base)), delivery),
+                Ok(()) => return done.complete_with(Ok(()), delivery),
                 Err(NotInstalled { error, gone: true }) => {
                     return done.complete_with(Err(error), delivery);
                 }
@@ -305,35 +309,13 @@ impl MemoryMapper for LlvmSimpleMapper {
                     Err(second) => error.join(second),
                 })
             });
-            link.give_back(vec![ExecutorAddr(base)], given_back);
+            link.give_back(&[reservation], given_back);
         });
         let request = (service.instance, (on_wire, pairs));
         self.link.call(service.install, &request, done);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
-        let base = |retired: &Retired| match retired.teardown {
-            Teardown::Key(base) => Some(ExecutorAddr(base)),
-            _ => None,
-        };
-        let bases: Vec<ExecutorAddr> = retired.iter().filter_map(base).collect();
-        match bases.is_empty() {
-            true => done.complete_with(Ok(()), delivery),
-            false => self.link.give_back(bases, done),
-        }
+    fn release(&self, reservations: Vec<AddressRange>, done: Completion<()>) {
+        self.link.give_back(&reservations, done);
     }
-
-    fn reclaim(&self, chunk: AddressRange) -> Result<()> {
-        Err(no_chunks("reclaim", chunk))
-    }
-
-    fn release(&self, window: AddressRange, done: Completion<()>) {
-        self.link
-            .give_back(vec![ExecutorAddr(window.start())], done);
-    }
-}
-
-fn no_chunks(what: &str, chunk: AddressRange) -> Error {
-    let message = format!("{what} chunk {chunk:?}: LLVM's memory manager divides no reservation");
-    Error::new(Status::Unsupported, message)
 }

@@ -55,10 +55,7 @@ impl Initialize {
 
 /// What the key in the executor's answer means.
 fn initialized(answer: Result<u64>) -> Result<Teardown> {
-    Ok(match answer? {
-        0 => Teardown::Nothing,
-        key => Teardown::Key(key),
-    })
+    answer.map(Teardown::of_key)
 }
 
 /// What the executor is told of an allocation: what it does not see already.

@@ -12,14 +12,14 @@ mod reply;
 
 use super::custom::check_window;
 use super::{
-    Action, Capabilities, Chunk, Kind, MemoryMapper, PACKING_GRANULE, Prepared, Reserved, Retired,
-    SegmentContent, Teardown,
+    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
+    Reserved, SegmentContents, Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::memory::view::{Placement, WriterView};
-use crate::page::{AddressRange, Alignment};
+use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
@@ -31,7 +31,6 @@ use initialize::Initialize;
 use link::Link;
 use parking_lot::Mutex;
 use reply::decoded;
-use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -158,13 +157,9 @@ impl Drop for ServiceMapper {
     }
 }
 
-impl MemoryMapper for ServiceMapper {
+impl MapperBase for ServiceMapper {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
-    }
-
-    fn settled(&self) -> bool {
-        self.chunks.settled() && !self.link.is_lost()
     }
 
     fn close_timeout(&self) -> Option<Duration> {
@@ -174,16 +169,22 @@ impl MemoryMapper for ServiceMapper {
         answers.then_some(RESPONSE_TIMEOUT)
     }
 
+    fn traffic(&self) -> (u64, u64) {
+        self.link.traffic()
+    }
+}
+
+impl MemoryMapper for ServiceMapper {
+    fn settled(&self) -> bool {
+        self.chunks.settled() && !self.link.is_lost()
+    }
+
     fn quiesce(&self, done: Completion<()>, delivery: &mut Delivery) {
         // What goes through a channel of our own does not end with the host's transport.
         match self.link.has_channel() {
             true => done.complete_with(Ok(()), delivery),
             false => self.changes.when_done(done, delivery),
         }
-    }
-
-    fn traffic(&self) -> (u64, u64) {
-        self.link.traffic()
     }
 
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
@@ -236,7 +237,7 @@ impl MemoryMapper for ServiceMapper {
 
     fn initialize(
         &self,
-        segments: SmallVec<[SegmentContent; 4]>,
+        segments: SegmentContents,
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
@@ -251,19 +252,21 @@ impl MemoryMapper for ServiceMapper {
         initialize.start(&self.chunks);
     }
 
-    fn deinitialize(&self, retired: Vec<Retired>, done: Completion<()>, delivery: &mut Delivery) {
-        let item = |retired: &Retired| {
-            let key = match retired.teardown {
-                Teardown::Key(key) => key,
-                _ => 0,
-            };
-            let code = retired.copied.iter();
+    fn deinitialize(
+        &self,
+        allocations: Vec<Deinitialization>,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    ) {
+        let item = |allocation: &Deinitialization| {
+            let key = allocation.key();
+            let code = allocation.copied.iter();
             let code = code.filter(|(_, group)| group.protection.executable());
             let traps: Vec<AddrRange> = code.map(|(range, _)| (*range).into()).collect();
             (key != 0 || !traps.is_empty()).then_some(Item::Deinitialize { key, traps })
         };
         // One message, for the last one must have ended before the one before it begins.
-        let items: Vec<Item<'_>> = retired.iter().rev().filter_map(item).collect();
+        let items: Vec<Item<'_>> = allocations.iter().rev().filter_map(item).collect();
         let all = join_all(items.len(), done, delivery).into_iter();
         let all = all.map(|done| done.map(|answer: Result<u64>| answer.map(drop)));
         self.batches.handle().submit_in_order(&items, all.collect());

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What all requests to managers of one kind share.
+//!
+//! Whatever calls the mapper or a completion may find the host's last handle gone afterwards, so
+//! it holds an `Arc` of its own; the path that calls neither does without.
+
+use super::Options;
+use super::space::{Memory, Space};
+use super::stats::{self, LayoutItem, Stats};
+use crate::callback_queue::Delivery;
+use crate::completion::{Completion, wait_until};
+use crate::error::{Error, Result, invalid_argument, invalid_handle};
+use crate::mapper::{Kind, MapperBase};
+use crate::memory::buffer::BufferPool;
+use crate::sys::OwnerProcess;
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+pub(super) struct Flow<M: Memory> {
+    pub(super) mapper: Arc<M::Mapper>,
+    pub(super) options: Options,
+    pub(super) space: Mutex<Space<M>>,
+    /// Working memory of content that the mapper copies.
+    pub(super) buffers: Arc<BufferPool>,
+    /// The process that made the manager, if no other may use it.
+    owner: Option<OwnerProcess>,
+    /// What is written to shared working memory is there for the executor at once.
+    pub(super) coherent: bool,
+    /// The host has freed the manager.
+    closed: AtomicBool,
+}
+
+pub(super) fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+pub(super) fn manager_freed() -> Error {
+    invalid_handle("the manager was freed while the request waited")
+}
+
+impl<M: Memory> Flow<M> {
+    pub(super) fn new(mapper: Arc<M::Mapper>, memory: M, options: Options) -> Arc<Self> {
+        let capabilities = mapper.capabilities();
+        // Only a host can know what its own mapper does in a child.
+        let ours = capabilities.kind != Kind::Custom;
+        Arc::new(Flow {
+            owner: ours.then(OwnerProcess::current),
+            coherent: capabilities.coherent,
+            space: Mutex::new(Space::new(memory, options.quota, random())),
+            mapper,
+            options,
+            buffers: Arc::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Answers what waits; nothing new comes.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        if self.check_process().is_ok() {
+            let waiting = self.space.lock().memory.take_waiting();
+            waiting
+                .into_iter()
+                .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn check_process(&self) -> Result<()> {
+        match &self.owner {
+            Some(owner) if !owner.is_current() => Err(invalid_handle(
+                "this manager belongs to the parent process: a forked child shares its code pages \
+                 or its connection and must leave both alone; create a manager in the child",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Counts a failure. Not in a forked child, where another thread may have held the lock.
+    pub(super) fn counted<T>(&self, answer: Result<T>) -> Result<T> {
+        if answer.is_err() && self.check_process().is_ok() {
+            self.space.lock().usage.counters.failures += 1;
+        }
+        answer
+    }
+
+    pub(super) fn failed<T>(&self, error: Error, done: Completion<T>, delivery: &mut Delivery) {
+        done.complete_with(self.counted(Err(error)), delivery);
+    }
+
+    /// Answers as the last thing: a callback that frees the manager finds it the last holder.
+    pub(super) fn answer_last<T>(
+        self: Arc<Self>,
+        answer: Result<T>,
+        done: Completion<T>,
+        delivery: &mut Delivery,
+    ) {
+        let answer = self.counted(answer);
+        drop(self);
+        done.complete_with(answer, delivery);
+    }
+
+    // ---- looking and writing ----
+
+    pub(super) fn write(
+        &self,
+        handle: u64,
+        segment: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<()> {
+        self.check_process()?;
+        let space = &mut *self.space.lock();
+        let (_, record) = space.records.find_in_flight(handle)?;
+        let written = space.memory.write(record, segment, offset, bytes);
+        written.ok_or_else(|| {
+            invalid_argument(format!(
+                "write {} bytes at offset {offset} of segment {segment}: outside its content",
+                bytes.len()
+            ))
+        })
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let window_size = self.options.window_size;
+        let traffic = self.mapper.traffic();
+        stats::collect(
+            &self.space.lock(),
+            self.mapper.capabilities(),
+            traffic,
+            window_size,
+        )
+    }
+
+    pub(super) fn layout(&self) -> Vec<LayoutItem> {
+        let mut items = Vec::new();
+        self.space.lock().visit(&mut |item| items.push(item));
+        stats::sort_layout(&mut items);
+        items
+    }
+}
+
+impl<M: Memory> Drop for Flow<M> {
+    /// The mapper lives on in the completions until it has answered.
+    fn drop(&mut self) {
+        if self.check_process().is_err() {
+            return;
+        }
+        let end = M::end(self.space.get_mut(), Arc::clone(&self.mapper));
+        match self.mapper.close_timeout() {
+            // When the host has freed a manager, its actions are done and its memory is gone.
+            Some(timeout) => {
+                let _ = wait_until(Some(Instant::now() + timeout), end);
+            }
+            None => {
+                let keep = Arc::clone(&self.mapper);
+                end(Completion::new(move |_| drop(keep)));
+            }
+        }
+    }
+}

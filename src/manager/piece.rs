@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Pieces: what one segment gets in a chunk.
+
+use super::SegmentMemory;
+use super::pool::{CODE_BIT, FINALIZE_BIT};
+use crate::group::AllocGroup;
+use crate::memory::ranges::RangeId;
+use crate::memory::view::Writer;
+use crate::page::AddressRange;
+use smallvec::SmallVec;
+
+/// One range of an allocation. Small, since every live segment has one.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub(super) id: RangeId,
+    /// Bytes asked for.
+    pub(super) requested: u32,
+    /// Bytes of content among them.
+    pub(super) content: u32,
+    /// Position in the request.
+    pub(super) segment: u16,
+    pub(super) window: u16,
+    pub(super) pool: u8,
+    /// Nothing was ever written behind the content.
+    pub(super) zeroed: bool,
+    /// The mapper copies its content.
+    pub(super) copied: bool,
+}
+
+impl Piece {
+    /// Whether it goes once the finalize actions have run.
+    pub(super) fn is_for_finalize(&self) -> bool {
+        self.pool & FINALIZE_BIT != 0
+    }
+
+    /// Whether it must be made to trap, or the mapper told, before it is free.
+    pub(super) fn needs_care(&self) -> bool {
+        self.copied || self.pool & CODE_BIT != 0
+    }
+}
+
+pub(super) type Pieces = SmallVec<[Piece; 3]>;
+
+/// Where a piece is.
+pub(super) struct Place {
+    pub(super) range: AddressRange,
+    pub(super) group: AllocGroup,
+    /// How its bytes are written, if they are shared.
+    pub(super) writer: Option<Writer>,
+}
+
+/// What the requester of a new allocation learns, and what is to be done before.
+#[derive(Default)]
+pub(super) struct RequestLayout {
+    /// The new allocation's handle.
+    pub(super) handle: u64,
+    pub(super) segments: SmallVec<[SegmentMemory; 4]>,
+    /// Zero-fill that must be zeroed before it is handed out: how it is written, from where, how much.
+    pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
+    /// Some of its pieces need buffers.
+    pub(super) copied: bool,
+    /// Bytes handed out, and those of them that were asked for.
+    pub(super) taken: u64,
+    pub(super) live: u64,
+}
+
+impl RequestLayout {
+    /// Forgets what an attempt that failed has noted.
+    pub(super) fn start_over(&mut self) {
+        self.dirty.clear();
+        (self.copied, self.taken, self.live) = (false, 0, 0);
+    }
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! A pool: the chunks of one alloc group in one window, and the ranges that are handed out of them.
+
+use super::piece::{Piece, Place, RequestLayout};
+use super::request::PlannedSegment;
+use super::stats::Sums;
+use crate::group::{AllocGroup, Lifetime};
+use crate::mapper::{Prepared, Working};
+use crate::memory::ranges::{RangeId, Ranges, RegionId};
+use crate::page::{AddressRange, Alignment};
+use crate::sys;
+
+/// First size of a chunk, unless that is more than its share of the window; each further one of its
+/// group is larger by the factor, up to that share. Its pages take no memory before they are used,
+/// but each chunk takes system calls.
+pub(super) const FIRST_CHUNK: u64 = 512 << 10;
+const CHUNK_FACTOR: u64 = 2;
+/// More chunks than this are never made in one window: each takes at most two views and leaves
+/// at most one gap, so a window has fewer than 512 mappings.
+pub(super) const MOST_CHUNKS: usize = 160;
+/// Empty chunks of a group are kept for reuse while they are no larger than this together.
+pub(super) const MOST_SPARE: u64 = 2 << 20;
+/// Pools of a window: protection (3 bits) and lifetime (1 bit).
+pub(super) const POOLS: usize = 16;
+
+/// Set in the index of pools of executable pieces: their protection's bit.
+pub(super) const CODE_BIT: u8 = 4;
+/// Set in the index of pools whose pieces are of finalize lifetime.
+pub(super) const FINALIZE_BIT: u8 = 8;
+
+/// Which pool of a window serves a group.
+pub(super) fn pool_index(group: AllocGroup) -> u8 {
+    let lifetime = match group.lifetime {
+        Lifetime::Finalize => FINALIZE_BIT,
+        _ => 0,
+    };
+    group.protection.bits() as u8 | lifetime
+}
+
+/// Code keeps off the first bytes of a chunk, because the function sanitizer reads 8 bytes before a
+/// function.
+pub(super) fn guard(group: AllocGroup, granule: Alignment) -> u64 {
+    if group.protection.executable() {
+        granule.bytes()
+    } else {
+        0
+    }
+}
+
+/// A size or offset in a window, which is below 2 GiB and at most 1 GiB above its origin.
+pub(super) fn narrow(value: u64) -> u32 {
+    u32::try_from(value).expect("windows are below 2 GiB")
+}
+
+/// A chunk in its pool.
+pub(super) struct PoolChunk {
+    /// From the window's origin, as all offsets here.
+    offset: u32,
+    size: u32,
+    working: Working,
+    mappings: u64,
+    /// Offset behind the last byte that was ever handed out.
+    used_up_to: u32,
+    /// Pieces handed out.
+    live: u32,
+    /// Nothing was handed out yet: the request that it was made for is about to take from it.
+    fresh: bool,
+}
+
+impl PoolChunk {
+    pub(super) fn new(offset: u32, size: u32, prepared: Prepared) -> PoolChunk {
+        PoolChunk {
+            offset,
+            size,
+            working: prepared.working,
+            mappings: prepared.mappings,
+            used_up_to: offset,
+            live: 0,
+            fresh: true,
+        }
+    }
+
+    /// Its addresses in a window with this origin.
+    pub(super) fn range(&self, origin: u64) -> AddressRange {
+        addresses(origin, self.offset, self.size)
+    }
+}
+
+fn addresses(origin: u64, offset: u32, size: u32) -> AddressRange {
+    AddressRange::new(origin + u64::from(offset), size.into()).expect("windows end")
+}
+
+/// Where a window is among others, and what its offsets count from.
+#[derive(Clone, Copy)]
+pub(super) struct Origin {
+    pub(super) window: u16,
+    pub(super) address: u64,
+}
+
+pub(super) struct Pool {
+    pub(super) group: AllocGroup,
+    granule: Alignment,
+    pub(super) ranges: Ranges,
+    /// By region; a region is a chunk.
+    chunks: Vec<Option<PoolChunk>>,
+    /// What its next chunk has, unless a segment needs more.
+    next_size: u64,
+}
+
+impl Pool {
+    pub(super) fn new(group: AllocGroup, granule: Alignment, first_size: u64) -> Pool {
+        Pool {
+            group,
+            granule,
+            ranges: Ranges::new(narrow(granule.bytes())),
+            chunks: Vec::new(),
+            next_size: first_size,
+        }
+    }
+
+    fn chunk(&self, region: RegionId) -> &PoolChunk {
+        self.chunks[region as usize]
+            .as_ref()
+            .expect("regions are chunks")
+    }
+
+    fn chunk_mut(&mut self, region: RegionId) -> &mut PoolChunk {
+        self.chunks[region as usize]
+            .as_mut()
+            .expect("regions are chunks")
+    }
+
+    // ---- pieces ----
+
+    /// Takes a range for a segment, if there is one.
+    pub(super) fn take(
+        &mut self,
+        planned: &PlannedSegment,
+        origin: Origin,
+        thorough: bool,
+        layout: &mut RequestLayout,
+    ) -> Option<Piece> {
+        let PlannedSegment {
+            size, alignment, ..
+        } = *planned;
+        let handed = match self.ranges.allocate(size, alignment) {
+            None if thorough => self.ranges.allocate_thoroughly(size, alignment)?,
+            fast => fast?,
+        };
+        let chunk = self.chunk_mut(handed.region);
+        let content_end = handed.start + planned.content;
+        let end = handed.start + handed.size;
+        let dirty = chunk.used_up_to.min(end).saturating_sub(content_end);
+        chunk.used_up_to = chunk.used_up_to.max(end);
+        chunk.live += 1;
+        chunk.fresh = false;
+        layout.taken += u64::from(handed.size);
+        layout.live += u64::from(planned.size);
+        let segment = &mut layout.segments[planned.index as usize];
+        segment.address = origin.address + u64::from(handed.start);
+        let mut copied = false;
+        match chunk.working {
+            Working::Shared(writer) => {
+                let writer = writer.part_of(handed.start - chunk.offset, handed.size);
+                segment.working_memory = writer.pointer();
+                if dirty > 0 {
+                    layout.dirty.push((writer, planned.content, dirty));
+                }
+            }
+            Working::Copied => copied = true,
+        }
+        layout.copied |= copied;
+        Some(Piece {
+            id: handed.id,
+            requested: planned.size,
+            content: planned.content,
+            segment: planned.index,
+            window: origin.window,
+            pool: pool_index(planned.group),
+            zeroed: dirty == 0,
+            copied,
+        })
+    }
+
+    /// Where a live range is.
+    pub(super) fn place(&self, id: RangeId, origin: u64) -> Place {
+        let handed = self.ranges.get(id);
+        let chunk = self.chunk(handed.region);
+        let writer = match chunk.working {
+            Working::Shared(writer) => {
+                Some(writer.part_of(handed.start - chunk.offset, handed.size))
+            }
+            Working::Copied => None,
+        };
+        Place {
+            range: addresses(origin, handed.start, handed.size),
+            group: self.group,
+            writer,
+        }
+    }
+
+    /// Says that a range is about to be taken back.
+    pub(super) fn prefetch(&self, id: RangeId) {
+        sys::prefetch(self.ranges.noted(id));
+    }
+
+    /// Takes a range back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    pub(super) fn free(&mut self, id: RangeId) -> (u64, bool) {
+        let handed = self.ranges.free(id);
+        let chunk = self.chunk_mut(handed.region);
+        chunk.live -= 1;
+        (handed.size.into(), chunk.live == 0)
+    }
+
+    // ---- chunks ----
+
+    /// The size of its next chunk; the one after that is larger, but for `most`.
+    pub(super) fn next_size(&mut self, most: u64) -> u64 {
+        let size = self.next_size;
+        self.next_size = (size * CHUNK_FACTOR).min(most);
+        size
+    }
+
+    /// Lets the next chunk be smaller than one that was not to be had.
+    pub(super) fn try_smaller(&mut self, size: u64, least: u64) -> bool {
+        self.next_size = (size / 2).max(least);
+        self.next_size < size
+    }
+
+    /// The part of a chunk that is handed out.
+    fn usable(&self, chunk: &PoolChunk) -> (u32, u32) {
+        let guard = guard(self.group, self.granule) as u32;
+        (chunk.offset + guard, chunk.size - guard)
+    }
+
+    /// Adds an empty chunk.
+    pub(super) fn insert(&mut self, chunk: PoolChunk) {
+        let (start, size) = self.usable(&chunk);
+        let region = match self.chunks.iter().position(Option::is_none) {
+            Some(vacant) => vacant,
+            None => {
+                self.chunks.push(None);
+                self.chunks.len() - 1
+            }
+        };
+        self.ranges.add_region(region as RegionId, start, size);
+        self.chunks[region] = Some(chunk);
+    }
+
+    /// Takes an empty chunk out, the largest first, unless the empty ones have at most `keep` bytes
+    /// together. Further chunks begin with `first` bytes.
+    pub(super) fn detach(&mut self, keep: u64, first: u64) -> Option<PoolChunk> {
+        let empty = self.chunks.iter().enumerate().filter_map(|(index, chunk)| {
+            let chunk = chunk.as_ref()?;
+            // What others have just made is left to them, unless everything is needed.
+            (chunk.live == 0 && (keep == 0 || !chunk.fresh)).then_some((chunk.size, index))
+        });
+        let (bytes, largest) = empty.fold((0, None), |(bytes, largest), chunk| {
+            (bytes + u64::from(chunk.0), largest.max(Some(chunk)))
+        });
+        let (_, index) = largest?;
+        if bytes <= keep {
+            return None;
+        }
+        let chunk = self.chunks[index].take()?;
+        // So that a group that goes on with little gets chunks of a size that is kept.
+        self.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(first);
+        let (start, size) = self.usable(&chunk);
+        let removed = self.ranges.remove_region(start, size);
+        debug_assert!(removed, "an empty chunk is one free range");
+        Some(chunk)
+    }
+
+    // ---- looking ----
+
+    pub(super) fn chunks(&self) -> impl Iterator<Item = &PoolChunk> {
+        self.chunks.iter().flatten()
+    }
+
+    /// Adds its sums, and widens `live`, which goes from the lowest to the highest offset in use.
+    pub(super) fn add_to(&self, sums: &mut Sums, live: &mut (u64, u64)) {
+        sums.free += self.ranges.free_bytes();
+        for chunk in self.chunks() {
+            sums.chunks += 1;
+            sums.committed += u64::from(chunk.size);
+            sums.mappings += chunk.mappings;
+            if chunk.live > 0 {
+                live.0 = live.0.min(chunk.offset.into());
+                live.1 = live.1.max(chunk.used_up_to.into());
+            }
+        }
+    }
+}
