@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How a request becomes an allocation.
 
+use super::divide::{Attempt, Effort, Freed};
 use super::flow::{Flow, manager_freed};
 use super::piece::{Pieces, RequestLayout};
 use super::records::{Key, Phase};
 use super::reservations::{Draft, Reservations};
-use super::windows::{Attempt, Effort, Freed, Windows};
+use super::windows::Windows;
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;

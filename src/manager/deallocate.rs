@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How allocations end: abandon and deallocate.
 
+use super::divide::{Deallocated, Freed};
 use super::flow::Flow;
 use super::records::{Key, Phase};
 use super::reservations::Reservations;
-use super::windows::{Deallocated, Freed, Windows};
+use super::windows::Windows;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How an allocation becomes visible in the executor.
 
+use super::divide::Freed;
 use super::flow::Flow;
 use super::records::Key;
 use super::reservations::Reservations;
-use super::windows::{Freed, Windows};
+use super::windows::Windows;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};

@@ -10,6 +10,7 @@ mod allocate;
 mod chunks;
 mod core;
 mod deallocate;
+mod divide;
 mod finalize;
 mod flow;
 mod in_flight;

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Dividing windows among allocations: pieces are taken, and given back.
+
+use super::allocate::Waiting;
+use super::piece::{Piece, Pieces, Place, RequestLayout};
+use super::pool::{MOST_SPARE, POOLS};
+use super::records::{Key, Phase, Record, Records};
+use super::request::Request;
+use super::space::{Batch, Ending, Memory, Space, heap_is_full};
+use super::stats::Sums;
+use super::windows::{Detached, Growth, Holding, MOST_WINDOWS, Windows};
+use super::{LayoutItem, LayoutKind, SegmentMemory};
+use crate::callback_queue::Delivery;
+use crate::completion::{Completion, join_all};
+use crate::error::{Error, Result};
+use crate::group::AllocGroup;
+use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
+use crate::memory::view::Writer;
+use crate::page::AddressRange;
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// How far to go for a request.
+#[derive(Clone, Copy)]
+pub(super) struct Effort {
+    /// A JITDylib may begin where there is little room for more of it.
+    pub(super) last_resort: bool,
+    /// Empty chunks may be given up for it.
+    pub(super) reclaim: bool,
+}
+
+/// What came of trying to allocate.
+pub(super) enum Attempt {
+    Done(Key),
+    /// This run needs the mapper's `prepare`.
+    Grow(Growth),
+    /// These chunks are empty; with their pages it may fit.
+    Reclaim(Vec<Detached>),
+    /// It may fit once what others are doing is done.
+    Wait,
+    /// It fits no window; another one may be reserved.
+    Full(Error),
+    /// It fits no window and another one does not help.
+    Refused(Error),
+}
+
+/// Pieces that are about to be free, still taken.
+#[derive(Default)]
+pub(super) struct Freed {
+    pub(super) pieces: Pieces,
+    /// Shared code, which is made to trap before it is free.
+    pub(super) traps: SmallVec<[(Writer, AddressRange); 1]>,
+    /// Copied segments, which are the mapper's to change.
+    pub(super) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
+}
+
+/// Allocations that are being deallocated together.
+#[derive(Default)]
+pub(super) struct Deallocated {
+    pub(super) keys: SmallVec<[Key; 4]>,
+    pub(super) freed: Freed,
+    /// What the mapper has to do before.
+    pub(super) deinitialize: Vec<Deinitialization>,
+}
+
+impl Memory for Windows {
+    type Mapper = dyn MemoryMapper;
+    type Holding = Holding;
+    type Teardown = Teardown;
+
+    fn write(
+        &self,
+        record: &mut Record<Self>,
+        segment: usize,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Option<()> {
+        let pieces = &record.holding.pieces;
+        let position = pieces
+            .iter()
+            .position(|piece| piece.segment as usize == segment)?;
+        let piece = &pieces[position];
+        offset
+            .checked_add(bytes.len() as u64)
+            .filter(|end| *end <= piece.content.into())?;
+        if !piece.copied {
+            self.place(piece).writer?.write(offset, bytes);
+            return Some(());
+        }
+        let copied = pieces[..position].iter().filter(|piece| piece.copied);
+        let buffer = copied.count();
+        if let Phase::InFlight(buffers) = &mut record.phase {
+            buffers.get_mut(buffer)?.write(offset, bytes);
+        }
+        Some(())
+    }
+
+    fn forget(&mut self, holding: Holding) {
+        self.leave_home(holding.dylib);
+    }
+
+    fn take_waiting(&mut self) -> Vec<Waiting> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    fn sums(&self, _: &Records<Self>) -> Sums {
+        let mut sums = Sums::NONE;
+        sums.windows = self.windows.len() as u64;
+        self.windows
+            .iter()
+            .for_each(|window| window.add_to(&mut sums));
+        sums
+    }
+
+    fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem)) {
+        self.windows.iter().for_each(|window| window.visit(visit));
+        let pieces = records.iter().flat_map(|record| &record.holding.pieces);
+        for piece in pieces {
+            let Place { range, group, .. } = self.place(piece);
+            visit(LayoutItem {
+                kind: LayoutKind::Range,
+                range,
+                group: Some(group),
+            });
+        }
+    }
+
+    /// What is still finalized goes last to first, with its deallocation actions; then the windows
+    /// go: none may while an action still runs in it. Nothing can be told of failures any more; the
+    /// mapper counts what it could not unmap.
+    fn end(space: &mut Space<Self>, mapper: Arc<dyn MemoryMapper>) -> Ending {
+        let deinitialize = space.take_finalized();
+        let windows: Vec<_> = space.memory.windows.drain(..).collect();
+        Box::new(move |done| {
+            let keep = Arc::clone(&mapper);
+            let release = move |_answer: Result<()>| {
+                let all = join_all(windows.len(), done, &mut Delivery::Inline);
+                for (window, done) in windows.into_iter().zip(all) {
+                    keep.release(window.range, done);
+                }
+            };
+            if deinitialize.is_empty() {
+                release(Ok(()));
+            } else {
+                let released = Completion::new(release);
+                mapper.deinitialize(deinitialize, released, &mut Delivery::Inline);
+            }
+        })
+    }
+}
+
+impl Space<Windows> {
+    // ---- allocating ----
+
+    /// Takes ranges for a request. A JITDylib that has no window yet goes where there is room for
+    /// more of it.
+    pub(super) fn try_allocate(
+        &mut self,
+        request: &Request,
+        effort: Effort,
+        layout: &mut RequestLayout,
+    ) -> Attempt {
+        if self.usage.quota.is_some() {
+            let wanted = self.memory.wanted(request);
+            if let Err(error) = self.usage.check_quota(wanted) {
+                return Attempt::Refused(error);
+            }
+        }
+        // So that a heap that is full is an error here and not the end of the process later.
+        if !(self.records.make_spare() && self.memory.make_spare(request)) {
+            return Attempt::Refused(heap_is_full());
+        }
+        layout
+            .segments
+            .resize(request.segments, SegmentMemory::NONE);
+        if let ([window], false) = (self.memory.windows.as_mut_slice(), self.memory.many) {
+            if let Ok(pieces) = window.take_all(&request.planned, 0, false, layout) {
+                return self.hand_out(request, 0, pieces, layout);
+            }
+        }
+        self.try_each_window(request, effort, layout)
+    }
+
+    fn hand_out(
+        &mut self,
+        request: &Request,
+        window: usize,
+        pieces: Pieces,
+        layout: &mut RequestLayout,
+    ) -> Attempt {
+        let holding = self.memory.hold(request, window, pieces);
+        self.usage.taken += layout.taken;
+        let (key, handle) = self.admit(holding, layout.live);
+        layout.handle = handle;
+        Attempt::Done(key)
+    }
+
+    /// Goes through the windows, fast and then thoroughly, and says what would help.
+    #[cold]
+    fn try_each_window(
+        &mut self,
+        request: &Request,
+        effort: Effort,
+        layout: &mut RequestLayout,
+    ) -> Attempt {
+        let windows = self.memory.windows_for(request, effort.last_resort);
+        for thorough in [false, true] {
+            for index in &windows {
+                let window = &mut self.memory.windows[*index];
+                match window.take_all(&request.planned, *index as u16, thorough, layout) {
+                    Ok(pieces) => return self.hand_out(request, *index, pieces, layout),
+                    Err(short) => {
+                        if let Some(growth) = self.memory.grow(*index, &short) {
+                            return Attempt::Grow(growth);
+                        }
+                    }
+                }
+            }
+        }
+        let taken = self.usage.taken;
+        let memory = &mut self.memory;
+        if memory.changes > 0 {
+            return Attempt::Wait;
+        }
+        let mut empty = Vec::new();
+        for window in windows.iter().filter(|_| effort.reclaim) {
+            (0..POOLS).for_each(|pool| memory.detach(*window, pool, 0, &mut empty));
+        }
+        if !empty.is_empty() {
+            return Attempt::Reclaim(empty);
+        }
+        let bound = memory.home(request.dylib).is_some();
+        let full = memory.full(request, &windows, bound, taken);
+        let hopeless = memory.least_window(request) > memory.window_size;
+        if bound
+            || hopeless
+            || effort.last_resort
+            || !memory.many
+            || memory.windows.len() >= MOST_WINDOWS
+        {
+            Attempt::Refused(full)
+        } else {
+            Attempt::Full(full)
+        }
+    }
+
+    // ---- finalizing ----
+
+    /// Finalizes an allocation that the mapper has no part in. Its segments of finalize lifetime are
+    /// to be freed.
+    pub(super) fn try_finalize(&mut self, handle: u64) -> Result<Freed> {
+        let (key, _) = self.records.find_in_flight(handle)?;
+        Ok(self.finalized(key, Teardown::Nothing))
+    }
+
+    /// Marks an allocation as being finalized and gives what the mapper needs of it.
+    pub(super) fn take_content(&mut self, handle: u64) -> Result<(Key, SegmentContents)> {
+        let (key, record) = self.records.find_in_flight(handle)?;
+        let mut buffers = record.end_writing(Phase::Finalizing).into_iter();
+        let content = record.holding.pieces.iter().map(|piece| {
+            let place = self.memory.place(piece);
+            SegmentContent {
+                range: place.range,
+                group: place.group,
+                content: if piece.copied { buffers.next() } else { None },
+                // What is shared was zeroed in place before it was handed out.
+                zeroed: piece.zeroed || !piece.copied,
+            }
+        });
+        Ok((key, content.collect()))
+    }
+
+    /// Marks an allocation as finalized and takes out its segments of finalize lifetime, which have
+    /// served.
+    pub(super) fn finalized(&mut self, key: Key, teardown: Teardown) -> Freed {
+        let pieces = &mut self.set_finalized(key, teardown).holding.pieces;
+        let mut freed = Freed::default();
+        if pieces.iter().any(Piece::is_for_finalize) {
+            let served = pieces.iter().filter(|piece| piece.is_for_finalize());
+            let served: Pieces = served.copied().collect();
+            pieces.retain(|piece| !piece.is_for_finalize());
+            self.memory.prepare_to_free(served, &mut freed);
+        }
+        freed
+    }
+
+    // ---- freeing ----
+
+    /// Takes the pieces of an allocation out of its record.
+    pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
+        let pieces = std::mem::take(&mut self.records.get(key).holding.pieces);
+        let memory = &self.memory;
+        // Their ranges are noted in different places, most of them not in any cache by now: waiting
+        // for all of them at once took a tenth off deallocating in random order.
+        for piece in &pieces {
+            memory.windows[piece.window as usize].prefetch(piece);
+        }
+        memory.prepare_to_free(pieces, freed);
+    }
+
+    /// Takes a whole batch out, or nothing if any handle is wrong.
+    pub(super) fn deallocate(&mut self, handles: &[u64]) -> Result<Deallocated> {
+        let batch = self.take_batch(handles, |_| true)?;
+        Ok(self.take_out(batch.unwrap_or_default()))
+    }
+
+    /// Takes a whole batch out if the mapper has no part in it, else nothing.
+    pub(super) fn try_deallocate(
+        &mut self,
+        handles: &[u64],
+        coherent: bool,
+    ) -> Result<Option<Deallocated>> {
+        let alone = |teardown: &Teardown| coherent && teardown.is_nothing();
+        let batch = self.take_batch(handles, alone)?;
+        Ok(batch.map(|batch| self.take_out(batch)))
+    }
+
+    fn take_out(&mut self, batch: Batch<Teardown>) -> Deallocated {
+        let mut out = Deallocated::default();
+        for (key, finalized) in batch {
+            out.keys.push(key);
+            self.take_pieces(key, &mut out.freed);
+            let copied = std::mem::take(&mut out.freed.copied);
+            out.deinitialize
+                .extend(Deinitialization::new(finalized.teardown, copied));
+        }
+        out
+    }
+
+    /// What the mapper has to do for what is finalized and still there, oldest first.
+    fn take_finalized(&mut self) -> Vec<Deinitialization> {
+        let mut left = Vec::new();
+        for record in self.records.drain() {
+            if let Phase::Finalized(finalized) = record.phase {
+                left.push((finalized.order, finalized.teardown, record.holding.pieces));
+            }
+        }
+        left.sort_by_key(|(order, ..)| *order);
+        let out = left.into_iter().filter_map(|(_, teardown, pieces)| {
+            let mut freed = Freed::default();
+            self.memory.prepare_to_free(pieces, &mut freed);
+            Deinitialization::new(teardown, freed.copied)
+        });
+        out.collect()
+    }
+
+    /// Takes pieces back. Chunks that are empty now, but for some spare ones of each pool, come out
+    /// to be reclaimed.
+    pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
+        for piece in pieces {
+            let (window, pool) = (piece.window as usize, piece.pool as usize);
+            let (size, empty_now) = self.memory.windows[window].free(piece);
+            self.usage.taken -= size;
+            self.usage.live -= u64::from(piece.requested);
+            if empty_now {
+                self.memory.detach(window, pool, MOST_SPARE, empty);
+            }
+        }
+    }
+}
