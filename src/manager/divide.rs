@@ -54,6 +54,28 @@ pub(super) struct Freed {
     pub(super) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
 
+impl Freed {
+    /// Adds pieces, and what is to be done before they are free.
+    fn add(&mut self, pieces: Pieces, windows: &Windows) {
+        for piece in pieces.iter().filter(|piece| piece.needs_care()) {
+            let Place {
+                range,
+                group,
+                writer,
+            } = windows.place(piece);
+            match writer {
+                Some(writer) => self.traps.push((writer, range)),
+                None => self.copied.push((range, group)),
+            }
+        }
+        if self.pieces.is_empty() {
+            self.pieces = pieces;
+        } else {
+            self.pieces.extend(pieces);
+        }
+    }
+}
+
 /// Allocations that are being deallocated together.
 #[derive(Default)]
 pub(super) struct Deallocated {
@@ -279,7 +301,7 @@ impl Space<Windows> {
             let served = pieces.iter().filter(|piece| piece.is_for_finalize());
             let served: Pieces = served.copied().collect();
             pieces.retain(|piece| !piece.is_for_finalize());
-            self.memory.prepare_to_free(served, &mut freed);
+            freed.add(served, &self.memory);
         }
         freed
     }
@@ -295,7 +317,7 @@ impl Space<Windows> {
         for piece in &pieces {
             memory.windows[piece.window as usize].prefetch(piece);
         }
-        memory.prepare_to_free(pieces, freed);
+        freed.add(pieces, memory);
     }
 
     /// Takes a whole batch out, or nothing if any handle is wrong.
@@ -338,7 +360,7 @@ impl Space<Windows> {
         left.sort_by_key(|(order, ..)| *order);
         let out = left.into_iter().filter_map(|(_, teardown, pieces)| {
             let mut freed = Freed::default();
-            self.memory.prepare_to_free(pieces, &mut freed);
+            freed.add(pieces, &self.memory);
             Deinitialization::new(teardown, freed.copied)
         });
         out.collect()

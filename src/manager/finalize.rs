@@ -13,7 +13,8 @@ use crate::mapper::{Action, Deinitialization, Teardown};
 use std::sync::Arc;
 
 impl Flow<Windows> {
-    /// Finalizes an allocation without actions where writing is seeing: the mapper has no part.
+    /// Finalizes an allocation without actions where the executor sees what is written at once, so the
+    /// mapper has no part.
     pub(super) fn try_finalize(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
         let alone = self.coherent && self.mapper.settled();
         let freed = self.check_process().and_then(|()| {

@@ -2,8 +2,8 @@
 //! A reservation for each allocation, from allocate until it goes as a whole, segments of finalize
 //! lifetime included: for mappers whose addresses can't be used again.
 //!
-//! Handles, records and phases are as ever. In place of taking ranges, a reservation is asked for
-//! outside the lock, without knowing where it will lie, and looked at before it is handed out.
+//! Handles, records and phases are those of windows. In place of taking pieces, the manager asks for a
+//! reservation outside the lock, and checks where it lies before it hands it out.
 
 use super::records::{Buffers, Finalized, Key, Phase, Record, Records};
 use super::request::{PlannedSegment, Request};

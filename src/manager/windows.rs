@@ -2,7 +2,6 @@
 //! All windows of a manager: which may serve a request, what chunks they can have, and why they are full.
 
 use super::allocate::Waiting;
-use super::divide::Freed;
 use super::piece::{Piece, Pieces, Place};
 use super::pool::{MOST_CHUNKS, PoolChunk};
 use super::request::{PlannedSegment, Request};
@@ -89,26 +88,6 @@ impl Windows {
     /// Where a piece is.
     pub(super) fn place(&self, piece: &Piece) -> Place {
         self.windows[piece.window as usize].place(piece)
-    }
-
-    /// Notes what is to be done before pieces are free.
-    pub(super) fn prepare_to_free(&self, pieces: Pieces, freed: &mut Freed) {
-        for piece in pieces.iter().filter(|piece| piece.needs_care()) {
-            let Place {
-                range,
-                group,
-                writer,
-            } = self.place(piece);
-            match writer {
-                Some(writer) => freed.traps.push((writer, range)),
-                None => freed.copied.push((range, group)),
-            }
-        }
-        if freed.pieces.is_empty() {
-            freed.pieces = pieces;
-        } else {
-            freed.pieces.extend(pieces);
-        }
     }
 
     // ---- choosing a window ----

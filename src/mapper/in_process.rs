@@ -36,10 +36,10 @@ pub(crate) struct InProcess {
     two_views: bool,
     /// The process that the memory belongs to.
     owner: OwnerProcess,
-    windows: Mutex<Vec<Window>>,
+    windows: Mutex<Vec<MappedWindow>>,
 }
 
-struct Window {
+struct MappedWindow {
     reservation: Reservation,
     /// By the address of the chunk.
     views: HashMap<u64, View>,
@@ -99,7 +99,7 @@ impl InProcess {
             range: reservation.range(),
             in_reach: reservation.in_reach(),
         };
-        self.windows.lock().push(Window {
+        self.windows.lock().push(MappedWindow {
             reservation,
             views: HashMap::new(),
         });
@@ -213,8 +213,8 @@ impl MemoryMapper for InProcess {
             commit,
         } = chunk;
         let protection = group.protection;
-        let window = |windows: &[Window]| {
-            let contains = |window: &Window| window.reservation.range().contains(range);
+        let window = |windows: &[MappedWindow]| {
+            let contains = |window: &MappedWindow| window.reservation.range().contains(range);
             windows.iter().position(contains).ok_or_else(|| {
                 let message = format!("chunk {range:?} lies in no window of this mapper");
                 Error::new(Status::Internal, message)

@@ -263,7 +263,7 @@ pub(crate) trait MapperBase: Send + Sync {
 /// allocation is gone.
 pub(crate) trait MemoryMapper: MapperBase {
     /// Whether all chunks are as they were prepared. Until then an allocation without actions goes
-    /// through `initialize` even where writing is seeing.
+    /// through `initialize` even where the executor sees what is written at once.
     fn settled(&self) -> bool {
         true
     }

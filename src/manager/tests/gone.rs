@@ -99,7 +99,10 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
         let error = receiver.recv().unwrap().unwrap_err();
         assert_eq!(error.status(), Status::Disconnected);
         while gone.strong_count() > 0 {
-            assert!(began.elapsed() < RESPONSE_TIMEOUT / 2, "somebody waits");
+            assert!(
+                began.elapsed() < RESPONSE_TIMEOUT / 2,
+                "the manager is waited for"
+            );
             std::thread::yield_now();
         }
     }

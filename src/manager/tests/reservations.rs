@@ -14,7 +14,7 @@ fn over(executor: &Arc<SimpleExecutor>, options: Options) -> Manager {
     wait(|done| Manager::create(&Mapper::reserving(mapper), options, done)).unwrap()
 }
 
-/// Passes an answer on to whoever waits for it here.
+/// A completion whose answer a test waits for.
 fn later<T: Send + 'static>() -> (Completion<T>, Receiver<Result<T>>) {
     let (sender, receiver) = channel();
     let done = Completion::new(move |answer| sender.send(answer).unwrap());
@@ -266,7 +266,7 @@ fn a_batch_is_one_message_and_so_is_the_end_of_a_manager() {
         assert_eq!(manager.stats().messages, 9);
         deallocate(&manager, &[all[1], all[0]]).unwrap();
         assert_eq!(paper.given_back(), [[bases[1], bases[0]]]);
-        // Nobody waits, so nothing that takes a message is done at once.
+        // What takes a message is not done without waiting.
         let request = manager.request(small_graph().map(Ok), 0).unwrap();
         assert!(manager.core.try_allocate(&request).is_none());
         assert!(manager.core.try_finalize(all[4]).is_none());
@@ -474,7 +474,7 @@ fn any_message_may_fail() {
                 assert!(stats.failures > 0);
                 work(&manager).unwrap();
                 drop(manager);
-                // Nobody but the executor knows of a reservation without an answer; and what it was
+                // The executor alone knows of a reservation without an answer; and what it was
                 // not told to give back goes at its end.
                 let lost = match (message, trouble) {
                     ("reserve_wrapper", Trouble::Unanswered) => 1..=1,

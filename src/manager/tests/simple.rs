@@ -28,7 +28,7 @@ pub(super) enum Trouble {
     NotSent,
     /// The executor refuses its arguments: nothing comes back.
     Refused,
-    /// It is done, but nobody answers.
+    /// It is done, but no answer comes.
     Unanswered,
 }
 
@@ -114,7 +114,7 @@ impl SimpleExecutor {
         ours.collect::<Vec<_>>().into_iter()
     }
 
-    /// Keeps account of what is about to be given back: somebody else may have its address before the
+    /// Keeps account of what is about to be given back: its address may be reserved again before the
     /// answer is here.
     fn account_for(&self, name: &str, args: &[u8]) {
         if let "deallocate_wrapper" | "release_wrapper" = name {

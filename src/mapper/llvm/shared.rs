@@ -30,7 +30,7 @@ pub(crate) struct LlvmSharedMapper {
     capabilities: Capabilities,
     transport: Arc<dyn Transport>,
     service: Service,
-    windows: Arc<Mutex<Vec<Window>>>,
+    windows: Arc<Mutex<Vec<SharedWindow>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,7 +42,7 @@ struct Service {
     release: ExecutorAddr,
 }
 
-struct Window {
+struct SharedWindow {
     range: AddressRange,
     memory: OwnedFd,
     views: BTreeMap<u64, WriterView>,
@@ -124,7 +124,7 @@ impl LlvmSharedMapper {
 }
 
 /// Opens the memory behind a window and takes its name away.
-fn open_window(base: u64, name: &str, size: u64) -> Result<Window> {
+fn open_window(base: u64, name: &str, size: u64) -> Result<SharedWindow> {
     let what = format!("open the executor's shared memory {name}");
     let range = AddressRange::new(base, size)
         .filter(|range| sys::page_size().divides(range.start()))
@@ -140,7 +140,7 @@ fn open_window(base: u64, name: &str, size: u64) -> Result<Window> {
              without noexec; jitmem's own service needs none of it",
         )
     })?;
-    Ok(Window {
+    Ok(SharedWindow {
         range,
         memory,
         views: BTreeMap::new(),

@@ -90,8 +90,8 @@ impl Service {
 
 fn wire_segment<'a>(service: &Service, segment: &'a SegmentContent) -> SegFinalizeRequest<'a> {
     let content = segment.content().unwrap_or_default();
-    // What was reserved is zero, readable and writable, so zero-fill of data needs nobody to write
-    // it. Not empty all the same: it would be no segment to some executors.
+    // What was reserved is zero, readable and writable, so zero-fill of data is not written.
+    // Not empty all the same: it would be no segment to some executors.
     let size = match segment.group.protection {
         Protection::READ_WRITE => content.len().max(1) as u64,
         _ => segment.range.size(),
@@ -192,7 +192,7 @@ impl Link {
                 .map(drop)
                 .map_err(still_there),
             Generation::Finalize => match from_bytes::<Outcome>(&bytes) {
-                // Its first address may be somebody else's by now.
+                // Its first address may be another reservation's by now.
                 Ok(Outcome(Err(message))) => Err(NotInstalled {
                     error: said(message),
                     gone: true,
