@@ -2,10 +2,10 @@
 //! The service's functions as wrapper functions that a controller calls by address.
 
 use super::{Function, Service, call};
-use crate::sys::{Answer, wrapper_address};
+use crate::sys::{Answer, RawWrapperResult, wrapper_address};
 use crate::wire::service::Functions;
 use crate::wire::sps::ExecutorAddr;
-use std::ffi::CStr;
+use std::ffi::{CStr, c_char};
 use std::sync::LazyLock;
 
 /// A wrapper function: where it is for controllers, and what to call in this process.
@@ -40,6 +40,12 @@ fn close(args: &[u8]) -> Answer {
     call(Function::Close, args, Vec::new())
 }
 
+unsafe extern "C" {
+    /// The wrapper of [`open`] that dlsym finds, which the C API defines. It is published under its name,
+    /// so what is published is this one.
+    fn jitmem_service_open(args: *const c_char, size: usize) -> RawWrapperResult;
+}
+
 /// Looked up once: a compiler may give a function a second address elsewhere.
 static ALL: LazyLock<[EntryPoint; 6]> = LazyLock::new(|| {
     macro_rules! all {
@@ -47,7 +53,9 @@ static ALL: LazyLock<[EntryPoint; 6]> = LazyLock::new(|| {
             [$(EntryPoint { address: wrapper_address($function), answer: $function }),*]
         };
     }
-    all![open, attach, reserve, change, apply, close]
+    let mut all = all![open, attach, reserve, change, apply, close];
+    all[0].address = (jitmem_service_open as *const ()).expose_provenance() as u64;
+    all
 });
 
 /// All of them.
