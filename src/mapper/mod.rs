@@ -299,10 +299,12 @@ pub(crate) trait MemoryMapper: MapperBase {
         delivery: &mut Delivery,
     );
 
-    /// Takes back the pages of a chunk that holds no allocation. On failure the chunk stays.
+    /// Takes back the pages of a chunk that holds no allocation, and whose writer the manager does not use
+    /// any more. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;
 
-    /// Gives a window back, with every chunk that is left in it.
+    /// Gives a window back, with every chunk that is left in it. The manager uses none of their writers
+    /// any more.
     fn release(&self, window: AddressRange, done: Completion<()>);
 }
 
