@@ -28,12 +28,16 @@ const PREFIX: &str = "__llvm_orc_ExecutorSharedMemoryMapperService_";
 /// A mapper over LLVM's shared-memory service.
 pub(crate) struct LlvmSharedMapper {
     capabilities: Capabilities,
-    transport: Arc<dyn Transport>,
-    service: Service,
-    windows: Arc<Mutex<Vec<SharedWindow>>>,
+    client: Arc<Client>,
 }
 
-#[derive(Clone, Copy)]
+/// What answers are handled with.
+struct Client {
+    transport: Arc<dyn Transport>,
+    service: Service,
+    windows: Mutex<Vec<SharedWindow>>,
+}
+
 struct Service {
     instance: ExecutorAddr,
     reserve: ExecutorAddr,
@@ -72,11 +76,14 @@ impl LlvmSharedMapper {
             in_this_process: false,
             fallback: None,
         };
-        Ok(LlvmSharedMapper {
-            capabilities,
+        let client = Client {
             transport,
             service,
-            windows: Arc::default(),
+            windows: Mutex::default(),
+        };
+        Ok(LlvmSharedMapper {
+            capabilities,
+            client: Arc::new(client),
         })
     }
 
@@ -85,7 +92,9 @@ impl LlvmSharedMapper {
         self.capabilities.fallback = Some(reason);
         self
     }
+}
 
+impl Client {
     fn call(&self, function: ExecutorAddr, args: &impl Encode, done: Completion<Vec<u8>>) {
         let done = dispatched(&self.transport, done);
         self.transport.call(function.0, to_bytes(args), done);
@@ -105,7 +114,7 @@ impl LlvmSharedMapper {
     }
 
     /// Sets protections and, with actions, runs them. Answers the allocation's key.
-    fn set(
+    fn install(
         &self,
         window: ExecutorAddr,
         segments: Vec<SharedMemorySegFinalizeRequest>,
@@ -120,6 +129,35 @@ impl LlvmSharedMapper {
             Ok(key.0)
         });
         self.call(self.service.initialize, &request, done);
+    }
+
+    /// The executor has made a window: opens it, or gives it back if that can't be.
+    fn reserved(
+        &self,
+        size: u64,
+        placement: Placement,
+        answer: Result<Vec<u8>>,
+        done: Completion<Reserved>,
+        delivery: &mut Delivery,
+    ) {
+        let answer = answer.and_then(|bytes| value::<(ExecutorAddr, String)>("Reserve", &bytes));
+        let (base, name) = match answer {
+            Ok(answer) => answer,
+            Err(error) => return done.complete_with(Err(error), delivery),
+        };
+        match open_window(base.0, &name, size).and_then(|window| placed(placement, window)) {
+            Ok(window) => {
+                let (range, in_reach) = (window.range, true);
+                self.windows.lock().push(window);
+                done.complete_with(Ok(Reserved { range, in_reach }), delivery);
+            }
+            Err(error) => self.release(base, done.map(|_| Err(error))),
+        }
+    }
+
+    fn release(&self, base: ExecutorAddr, done: Completion<Vec<u8>>) {
+        let request = (self.service.instance, vec![base]);
+        self.call(self.service.release, &request, done);
     }
 }
 
@@ -147,17 +185,30 @@ fn open_window(base: u64, name: &str, size: u64) -> Result<SharedWindow> {
     })
 }
 
-/// Whether a window is where the host wants it; this service puts it where it likes.
-fn placed(placement: Placement, range: AddressRange) -> bool {
+/// A window, if it is where the host wants it; this service puts it where it likes.
+fn placed(placement: Placement, window: SharedWindow) -> Result<SharedWindow> {
+    let range = window.range;
     let near = |address: u64| {
         let reach = 1 << 31;
         range.start().abs_diff(address) < reach && range.end().abs_diff(address) < reach
     };
-    match placement {
+    let good = match placement {
         Placement::Default => true,
         Placement::Near(address) => near(address),
         Placement::Fixed(address) => address == range.start(),
+    };
+    match good {
+        true => Ok(window),
+        false => Err(Error::new(
+            Status::Unsupported,
+            format!("LLVM's service put the window at {range:?}, not where it was wanted"),
+        )),
     }
+}
+
+fn on_wire(segment: &SegmentContent) -> SharedMemorySegFinalizeRequest {
+    let (group, range) = (segment.group.into(), segment.range);
+    (group, ExecutorAddr(range.start()), range.size())
 }
 
 impl MapperBase for LlvmSharedMapper {
@@ -168,51 +219,20 @@ impl MapperBase for LlvmSharedMapper {
 
 impl MemoryMapper for LlvmSharedMapper {
     fn reserve(&self, size: u64, _least: u64, placement: Placement, done: Completion<Reserved>) {
-        let (windows, service) = (Arc::clone(&self.windows), self.service);
-        let transport = Arc::clone(&self.transport);
-        let reserved = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
-            let answer =
-                answer.and_then(|bytes| value::<(ExecutorAddr, String)>("Reserve", &bytes));
-            let (base, window) = match answer {
-                Ok((base, name)) => (base, open_window(base.0, &name, size)),
-                Err(error) => return done.complete_with(Err(error), delivery),
-            };
-            let window = window.and_then(|window| match placed(placement, window.range) {
-                true => Ok(window),
-                false => Err(Error::new(
-                    Status::Unsupported,
-                    format!(
-                        "LLVM's service put the window at {:?}, not where it was wanted",
-                        window.range
-                    ),
-                )),
-            });
-            match window {
-                Ok(window) => {
-                    let range = window.range;
-                    windows.lock().push(window);
-                    let in_reach = true;
-                    done.complete_with(Ok(Reserved { range, in_reach }), delivery);
-                }
-                Err(error) => {
-                    let request = to_bytes(&(service.instance, vec![base]));
-                    let released = done.map(|_| Err(error));
-                    let done = dispatched(&transport, released);
-                    transport.call(service.release.0, request, done);
-                }
-            }
+        let client = Arc::clone(&self.client);
+        let done = Completion::with_delivery(move |answer, delivery| {
+            client.reserved(size, placement, answer, done, delivery);
         });
-        self.call(
-            self.service.reserve,
-            &(self.service.instance, size),
-            reserved,
-        );
+        let Service {
+            instance, reserve, ..
+        } = self.client.service;
+        self.client.call(reserve, &(instance, size), done);
     }
 
     #[allow(unsafe_code)]
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
         let range = chunk.range;
-        let mut windows = self.windows.lock();
+        let mut windows = self.client.windows.lock();
         let window = windows
             .iter_mut()
             .find(|window| window.range.contains(range));
@@ -235,24 +255,15 @@ impl MemoryMapper for LlvmSharedMapper {
         if segments.is_empty() && actions.is_empty() {
             return done.complete(Ok(Teardown::Nothing));
         }
-        let window = match self.window_of(&segments) {
+        let window = match self.client.window_of(&segments) {
             Ok(window) => window,
             Err(error) => return done.complete(Err(error)),
         };
-        let wire = |segment: &SegmentContent| {
-            let range = segment.range;
-            (
-                segment.group.into(),
-                ExecutorAddr(range.start()),
-                range.size(),
-            )
-        };
-        let serves = |segment: &&SegmentContent| segment.group.lifetime == Lifetime::Finalize;
-        let serving: Vec<SharedMemorySegFinalizeRequest> =
-            segments.iter().filter(serves).map(wire).collect();
-        let stays = |segment: &&SegmentContent| !serves(segment);
-        let staying: Vec<SharedMemorySegFinalizeRequest> =
-            segments.iter().filter(stays).map(wire).collect();
+        let (serving, staying): (Vec<_>, Vec<_>) = segments
+            .iter()
+            .partition(|segment| segment.group.lifetime == Lifetime::Finalize);
+        let serving: Vec<_> = serving.into_iter().map(on_wire).collect();
+        let staying: Vec<_> = staying.into_iter().map(on_wire).collect();
         if staying.is_empty() && actions.iter().any(|action| !action.dealloc.is_none()) {
             // Another allocation will have their address, and its actions would take their place.
             return done.complete(Err(Error::new(
@@ -272,16 +283,17 @@ impl MemoryMapper for LlvmSharedMapper {
             })
         });
         if serving.is_empty() || staying.is_empty() {
-            return self.set(window, [serving, staying].concat(), &actions, done);
+            let all = [serving, staying].concat();
+            return self.client.install(window, all, &actions, done);
         }
         // The executor knows an allocation by its lowest address, and what is given back after
         // finalize must not be the name of what stays.
-        let this = self.again();
+        let client = Arc::clone(&self.client);
         let then = Completion::with_delivery(move |answer: Result<u64>, delivery| match answer {
-            Ok(_) => this.set(window, staying, &actions, done),
+            Ok(_) => client.install(window, staying, &actions, done),
             Err(error) => done.complete_with(Err(error), delivery),
         });
-        self.set(window, serving, &[], then);
+        self.client.install(window, serving, &[], then);
     }
 
     fn deinitialize(
@@ -297,15 +309,16 @@ impl MemoryMapper for LlvmSharedMapper {
             return done.complete_with(Ok(()), delivery);
         }
         let done = done.map(|answer: Result<Vec<u8>>| outcome("Deinitialize", &answer?));
-        self.call(
-            self.service.deinitialize,
-            &(self.service.instance, keys),
-            done,
-        );
+        let Service {
+            instance,
+            deinitialize,
+            ..
+        } = self.client.service;
+        self.client.call(deinitialize, &(instance, keys), done);
     }
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
-        let mut windows = self.windows.lock();
+        let mut windows = self.client.windows.lock();
         let window = windows
             .iter_mut()
             .find(|window| window.range.contains(chunk));
@@ -328,7 +341,7 @@ impl MemoryMapper for LlvmSharedMapper {
 
     fn release(&self, window: AddressRange, done: Completion<()>) {
         let known = {
-            let mut windows = self.windows.lock();
+            let mut windows = self.client.windows.lock();
             let position = windows.iter().position(|known| known.range == window);
             position.map(|position| windows.swap_remove(position))
         };
@@ -337,19 +350,6 @@ impl MemoryMapper for LlvmSharedMapper {
             return done.complete(Err(invalid_argument(message)));
         }
         let done = done.map(|answer: Result<Vec<u8>>| outcome("Release", &answer?));
-        let bases = vec![ExecutorAddr(window.start())];
-        self.call(self.service.release, &(self.service.instance, bases), done);
-    }
-}
-
-impl LlvmSharedMapper {
-    /// Another handle of the same windows, for callbacks.
-    fn again(&self) -> LlvmSharedMapper {
-        LlvmSharedMapper {
-            capabilities: self.capabilities.clone(),
-            transport: Arc::clone(&self.transport),
-            service: self.service,
-            windows: Arc::clone(&self.windows),
-        }
+        self.client.release(ExecutorAddr(window.start()), done);
     }
 }

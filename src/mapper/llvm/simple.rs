@@ -29,11 +29,11 @@ const PREFIX: &str = "__llvm_orc_SimpleExecutorMemoryManager_";
 /// A mapper over LLVM's memory manager service.
 pub(crate) struct LlvmSimpleMapper {
     capabilities: Capabilities,
-    link: Arc<Link>,
+    client: Arc<Client>,
 }
 
 /// What answers are handled with.
-struct Link {
+struct Client {
     transport: Arc<dyn Transport>,
     service: Service,
     traffic: Traffic,
@@ -138,14 +138,14 @@ impl LlvmSimpleMapper {
             in_this_process: false,
             fallback: None,
         };
-        let link = Link {
+        let client = Client {
             transport,
             service,
             traffic: Traffic::default(),
         };
         Ok(LlvmSimpleMapper {
             capabilities,
-            link: Arc::new(link),
+            client: Arc::new(client),
         })
     }
 
@@ -163,7 +163,7 @@ struct NotInstalled {
     gone: bool,
 }
 
-impl Link {
+impl Client {
     fn call(
         self: &Arc<Self>,
         function: ExecutorAddr,
@@ -172,9 +172,9 @@ impl Link {
     ) {
         let args = to_bytes(args);
         self.traffic.sent(args.len());
-        let link = Arc::clone(self);
+        let client = Arc::clone(self);
         let counted = done.map(move |answer: Result<Vec<u8>>| {
-            answer.inspect(|bytes| link.traffic.received(bytes.len()))
+            answer.inspect(|bytes| client.traffic.received(bytes.len()))
         });
         let done = dispatched(&self.transport, counted);
         self.transport.call(function.0, args, done);
@@ -252,7 +252,7 @@ impl MapperBase for LlvmSimpleMapper {
     }
 
     fn traffic(&self) -> (u64, u64) {
-        (self.link.traffic.messages(), self.link.traffic.bytes())
+        (self.client.traffic.messages(), self.client.traffic.bytes())
     }
 }
 
@@ -264,8 +264,8 @@ impl ReservingMapper for LlvmSimpleMapper {
         });
         let Service {
             instance, reserve, ..
-        } = self.link.service;
-        self.link.call(reserve, &(instance, size), done);
+        } = self.client.service;
+        self.client.call(reserve, &(instance, size), done);
     }
 
     fn initialize(
@@ -280,7 +280,7 @@ impl ReservingMapper for LlvmSimpleMapper {
             let page = self.capabilities.page_size.bytes();
             segments.insert(0, first_page(reservation, page));
         }
-        let service = &self.link.service;
+        let service = &self.client.service;
         let no_bases = to_bytes(&(service.instance, Vec::<ExecutorAddr>::new()));
         let nothing = Call {
             function: service.give_back,
@@ -294,9 +294,9 @@ impl ReservingMapper for LlvmSimpleMapper {
             Generation::Finalize => without_gaps(&actions, nothing),
             Generation::Initialize => actions.iter().map(ActionPair::from).collect(),
         };
-        let link = Arc::clone(&self.link);
+        let client = Arc::clone(&self.client);
         let done = Completion::with_delivery(move |answer, delivery| {
-            let error = match link.installed(answer) {
+            let error = match client.installed(answer) {
                 Ok(()) => return done.complete_with(Ok(()), delivery),
                 Err(NotInstalled { error, gone: true }) => {
                     return done.complete_with(Err(error), delivery);
@@ -309,13 +309,13 @@ impl ReservingMapper for LlvmSimpleMapper {
                     Err(second) => error.join(second),
                 })
             });
-            link.give_back(&[reservation], given_back);
+            client.give_back(&[reservation], given_back);
         });
         let request = (service.instance, (on_wire, pairs));
-        self.link.call(service.install, &request, done);
+        self.client.call(service.install, &request, done);
     }
 
     fn release(&self, reservations: Vec<AddressRange>, done: Completion<()>) {
-        self.link.give_back(&reservations, done);
+        self.client.give_back(&reservations, done);
     }
 }
