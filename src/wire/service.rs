@@ -344,7 +344,7 @@ choice! {
         0 Initialize {
             /// What is not shared.
             content: Vec<Content<'a>>,
-            /// Code for whose sake instruction caches must be told.
+            /// Code in shared pages, for which instruction caches must be flushed.
             code: Vec<AddrRange>,
             /// First to last.
             actions: Vec<ActionPair<'a>>,

@@ -18,8 +18,8 @@ struct ChannelServer {
     functions: Functions,
 }
 
-/// Serves calls from `socket` in threads of our own until its end. What is left of the session then
-/// is for whoever owns it: linked code may still run.
+/// Serves calls from `socket` in threads of our own until its end. The session stays then, until its
+/// service ends it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     socket::limit_sends(&socket, RESPONSE_TIMEOUT)?;
     let socket = ClosedInChild::new(socket);

@@ -83,7 +83,7 @@ impl Drop for Service {
         for id in mine.into_iter().rev() {
             let session = REGISTRY.lock().sessions.remove(&id);
             if let Some(session) = session {
-                // No more comes through its channel. Nobody is left who could be told.
+                // No more comes through its channel, and no controller hears of a failure.
                 session.hang_up();
                 let _ = session.close();
             }

@@ -163,8 +163,8 @@ impl MapperBase for ServiceMapper {
     }
 
     fn close_timeout(&self) -> Option<Duration> {
-        // Nothing is to be waited for at the end of a channel; and there, this thread may be the one that
-        // tells everybody of it.
+        // At the end of a channel there is nothing to wait for, and this thread may be the one that completes
+        // what waits.
         let answers = self.link.has_channel() && !self.link.is_lost();
         answers.then_some(RESPONSE_TIMEOUT)
     }
