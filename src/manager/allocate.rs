@@ -53,7 +53,7 @@ impl Flow<Windows> {
         };
         let attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         match attempt {
-            Attempt::Done(key) => Served::Answer(self.make_ready(key, layout, delivery)),
+            Attempt::Done(key) => Served::Answer(self.make_ready(key, &mut layout, delivery)),
             other => Arc::clone(self).make_room(request, last_resort, other, delivery),
         }
     }
@@ -71,7 +71,7 @@ impl Flow<Windows> {
         loop {
             let step = match attempt {
                 Attempt::Done(key) => {
-                    return Served::Answer(self.make_ready(key, layout, delivery));
+                    return Served::Answer(self.make_ready(key, &mut layout, delivery));
                 }
                 Attempt::Wait => return Served::Wait,
                 Attempt::Full(error) => return Served::AnotherWindow(error),
@@ -138,23 +138,23 @@ impl Flow<Windows> {
     fn make_ready(
         self: &Arc<Self>,
         key: Key,
-        mut layout: RequestLayout,
+        layout: &mut RequestLayout,
         delivery: &mut Delivery,
     ) -> Result<Allocated> {
         for (writer, offset, size) in &layout.dirty {
             writer.zero((*offset).into(), (*size).into());
         }
         if layout.copied {
-            if let Err(error) = self.make_buffers(key, &mut layout) {
+            if let Err(error) = self.make_buffers(key, layout) {
                 let mut freed = Freed::default();
                 self.space.lock().take_pieces(key, &mut freed);
-                self.give_back(&[key], freed, delivery);
+                self.give_back(&[key], &freed, delivery);
                 return self.counted(Err(error));
             }
         }
         Ok(Allocated {
             handle: layout.handle,
-            segments: layout.segments,
+            segments: std::mem::take(&mut layout.segments),
         })
     }
 

@@ -31,40 +31,44 @@ impl Flow<Windows> {
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
         let delivery = &mut Delivery::Inline;
-        self.give_back(&[key], freed, delivery);
+        self.give_back(&[key], &freed, delivery);
         Arc::clone(&self.mapper).quiesce(done, delivery);
     }
 
     /// Deallocates, if the mapper has no part in it.
     pub(super) fn try_deallocate(self: &Arc<Self>, handles: &[u64]) -> Option<Result<()>> {
-        let taken = self
-            .check_process()
-            .and_then(|()| self.space.lock().try_deallocate(handles, self.coherent));
+        let mut out = Deallocated::default();
+        let taken = self.check_process().and_then(|()| {
+            let mut space = self.space.lock();
+            space.try_deallocate(handles, self.coherent, &mut out)
+        });
         match self.counted(taken) {
-            Ok(taken) => taken.map(|taken| {
-                self.give_back(&taken.keys, taken.freed, &mut Delivery::Inline);
-                Ok(())
-            }),
+            Ok(true) => {
+                self.give_back(&out.keys, &out.freed, &mut Delivery::Inline);
+                Some(Ok(()))
+            }
+            Ok(false) => None,
             Err(error) => Some(Err(error)),
         }
     }
 
     pub(super) fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
         let delivery = &mut Delivery::Inline;
+        let mut out = Deallocated::default();
         let taken = self
             .check_process()
-            .and_then(|()| self.space.lock().deallocate(handles));
+            .and_then(|()| self.space.lock().deallocate(handles, &mut out));
+        if let Err(error) = taken {
+            return self.failed(error, done, delivery);
+        }
         let Deallocated {
             keys,
             freed,
             deinitialize,
-        } = match taken {
-            Ok(taken) => taken,
-            Err(error) => return self.failed(error, done, delivery),
-        };
+        } = out;
         let core = Arc::clone(self);
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            core.give_back(&keys, freed, delivery);
+            core.give_back(&keys, &freed, delivery);
             let answer = core.counted(answer);
             let mapper = Arc::clone(&core.mapper);
             drop(core);
@@ -88,8 +92,13 @@ impl Flow<Windows> {
     }
 
     /// Frees pieces and forgets allocations.
-    pub(super) fn give_back(self: &Arc<Self>, keys: &[Key], freed: Freed, delivery: &mut Delivery) {
-        self.fill_with_traps(&freed);
+    pub(super) fn give_back(
+        self: &Arc<Self>,
+        keys: &[Key],
+        freed: &Freed,
+        delivery: &mut Delivery,
+    ) {
+        self.fill_with_traps(freed);
         let mut empty = Vec::new();
         {
             let mut space = self.space.lock();

@@ -6,7 +6,7 @@ use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{MOST_SPARE, POOLS};
 use super::records::{Key, Phase, Record, Records};
 use super::request::Request;
-use super::space::{Batch, Ending, Memory, Space, heap_is_full};
+use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
 use super::windows::{Detached, Growth, Holding, MOST_WINDOWS, Windows};
 use super::{LayoutItem, LayoutKind, SegmentMemory};
@@ -79,7 +79,7 @@ impl Freed {
 /// Allocations that are being deallocated together.
 #[derive(Default)]
 pub(super) struct Deallocated {
-    pub(super) keys: SmallVec<[Key; 4]>,
+    pub(super) keys: Keys,
     pub(super) freed: Freed,
     /// What the mapper has to do before.
     pub(super) deinitialize: Vec<Deinitialization>,
@@ -270,9 +270,10 @@ impl Space<Windows> {
 
     /// Finalizes an allocation that the mapper has no part in. Its segments of finalize lifetime are
     /// to be freed.
-    pub(super) fn try_finalize(&mut self, handle: u64) -> Result<Freed> {
+    pub(super) fn try_finalize(&mut self, handle: u64, freed: &mut Freed) -> Result<()> {
         let (key, _) = self.records.find_in_flight(handle)?;
-        Ok(self.finalized(key, Teardown::Nothing))
+        self.finalized(key, Teardown::Nothing, freed);
+        Ok(())
     }
 
     /// Marks an allocation as being finalized and gives what the mapper needs of it.
@@ -294,16 +295,14 @@ impl Space<Windows> {
 
     /// Marks an allocation as finalized and takes out its segments of finalize lifetime, which have
     /// served.
-    pub(super) fn finalized(&mut self, key: Key, teardown: Teardown) -> Freed {
+    pub(super) fn finalized(&mut self, key: Key, teardown: Teardown, freed: &mut Freed) {
         let pieces = &mut self.set_finalized(key, teardown).holding.pieces;
-        let mut freed = Freed::default();
         if pieces.iter().any(Piece::is_for_finalize) {
             let served = pieces.iter().filter(|piece| piece.is_for_finalize());
             let served: Pieces = served.copied().collect();
             pieces.retain(|piece| !piece.is_for_finalize());
             freed.add(served, &self.memory);
         }
-        freed
     }
 
     // ---- freeing ----
@@ -321,32 +320,37 @@ impl Space<Windows> {
     }
 
     /// Takes a whole batch out, or nothing if any handle is wrong.
-    pub(super) fn deallocate(&mut self, handles: &[u64]) -> Result<Deallocated> {
-        let batch = self.take_batch(handles, |_| true)?;
-        Ok(self.take_out(batch.unwrap_or_default()))
+    pub(super) fn deallocate(&mut self, handles: &[u64], out: &mut Deallocated) -> Result<()> {
+        self.start_deallocating(handles, &mut out.keys, |_| true)?;
+        self.take_out(out);
+        Ok(())
     }
 
-    /// Takes a whole batch out if the mapper has no part in it, else nothing.
+    /// Takes a whole batch out if the mapper has no part in it, else nothing, and answers `false`.
     pub(super) fn try_deallocate(
         &mut self,
         handles: &[u64],
         coherent: bool,
-    ) -> Result<Option<Deallocated>> {
+        out: &mut Deallocated,
+    ) -> Result<bool> {
         let alone = |teardown: &Teardown| coherent && teardown.is_nothing();
-        let batch = self.take_batch(handles, alone)?;
-        Ok(batch.map(|batch| self.take_out(batch)))
+        let accepted = self.start_deallocating(handles, &mut out.keys, alone)?;
+        if accepted {
+            self.take_out(out);
+        }
+        Ok(accepted)
     }
 
-    fn take_out(&mut self, batch: Batch<Teardown>) -> Deallocated {
-        let mut out = Deallocated::default();
-        for (key, finalized) in batch {
-            out.keys.push(key);
-            self.take_pieces(key, &mut out.freed);
+    fn take_out(&mut self, out: &mut Deallocated) {
+        for key in &out.keys {
+            self.take_pieces(*key, &mut out.freed);
             let copied = std::mem::take(&mut out.freed.copied);
-            out.deinitialize
-                .extend(Deinitialization::new(finalized.teardown, copied));
+            if let Phase::Deallocating(finalized) = &mut self.records.get(*key).phase {
+                let teardown = std::mem::take(&mut finalized.teardown);
+                out.deinitialize
+                    .extend(Deinitialization::new(teardown, copied));
+            }
         }
-        out
     }
 
     /// What the mapper has to do for what is finalized and still there, oldest first.

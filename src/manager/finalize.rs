@@ -17,20 +17,21 @@ impl Flow<Windows> {
     /// mapper has no part.
     pub(super) fn try_finalize(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
         let alone = self.coherent && self.mapper.settled();
-        let freed = self.check_process().and_then(|()| {
+        let mut freed = Freed::default();
+        let answer = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
-            if alone {
-                space.try_finalize(handle).map(Some)
-            } else {
-                space.records.find_in_flight(handle).map(|_| None)
+            match alone {
+                true => space.try_finalize(handle, &mut freed),
+                false => space.records.find_in_flight(handle).map(drop),
             }
         });
-        let freed = self.counted(freed).transpose()?;
-        Some(freed.map(|freed| {
-            if !freed.pieces.is_empty() {
-                self.give_back(&[], freed, &mut Delivery::Inline);
-            }
-        }))
+        if answer.is_ok() && !alone {
+            return None;
+        }
+        if !freed.pieces.is_empty() {
+            self.give_back(&[], &freed, &mut Delivery::Inline);
+        }
+        Some(self.counted(answer))
     }
 
     pub(super) fn finalize(
@@ -68,7 +69,8 @@ impl Flow<Windows> {
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {
-        let served = self.space.lock().finalized(key, teardown);
+        let mut served = Freed::default();
+        self.space.lock().finalized(key, teardown, &mut served);
         if served.pieces.is_empty() {
             return self.answer_last(Ok(handle), done, delivery);
         }
@@ -85,7 +87,7 @@ impl Flow<Windows> {
     ) {
         let mut freed = Freed::default();
         self.space.lock().take_pieces(key, &mut freed);
-        self.give_back(&[key], freed, delivery);
+        self.give_back(&[key], &freed, delivery);
         self.answer_last(Err(error), done, delivery);
     }
 
@@ -103,7 +105,7 @@ impl Flow<Windows> {
         let deinitialize = Deinitialization::new(Teardown::Nothing, copied);
         let deinitialize = deinitialize.into_iter().collect();
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            core.give_back(&[], served, delivery);
+            core.give_back(&[], &served, delivery);
             let _ = core.counted(answer);
             core.answer_last(Ok(handle), done, delivery);
         });

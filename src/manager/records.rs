@@ -15,7 +15,7 @@ pub(super) enum Phase<T> {
     Finalizing,
     Abandoned,
     Finalized(Finalized<T>),
-    Deallocating,
+    Deallocating(Finalized<T>),
 }
 
 /// What is kept for the end of a finalized allocation.
@@ -32,13 +32,13 @@ impl<T> Phase<T> {
             Phase::Finalizing => "being finalized",
             Phase::Abandoned => "being abandoned",
             Phase::Finalized(_) => "finalized already",
-            Phase::Deallocating => "being deallocated",
+            Phase::Deallocating(_) => "being deallocated",
         }
     }
 
     /// Whether it was finalized, also if it is being deallocated by now.
     pub(super) fn was_finalized(&self) -> bool {
-        matches!(self, Phase::Finalized(_) | Phase::Deallocating)
+        matches!(self, Phase::Finalized(_) | Phase::Deallocating(_))
     }
 }
 
@@ -49,6 +49,24 @@ pub(super) struct Record<M: Memory> {
 }
 
 impl<M: Memory> Record<M> {
+    /// Marks a finalized allocation as being deallocated.
+    pub(super) fn start_deallocating(&mut self) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Finalizing);
+        self.phase = match phase {
+            Phase::Finalized(finalized) => Phase::Deallocating(finalized),
+            other => other,
+        };
+    }
+
+    /// Marks an allocation that was to be deallocated as finalized again.
+    pub(super) fn stop_deallocating(&mut self) {
+        let phase = std::mem::replace(&mut self.phase, Phase::Finalizing);
+        self.phase = match phase {
+            Phase::Deallocating(finalized) => Phase::Finalized(finalized),
+            other => other,
+        };
+    }
+
     /// Ends the linker's writing and gives the working memory.
     pub(super) fn end_writing(&mut self, next: Phase<M::Teardown>) -> Buffers {
         match std::mem::replace(&mut self.phase, next) {
@@ -159,14 +177,9 @@ impl<M: Memory> Records<M> {
         self.find(handle, |phase| matches!(phase, Phase::InFlight(_)))
     }
 
-    /// Marks the finalized allocation of this handle as being deallocated, and gives what was kept for
-    /// that.
-    pub(super) fn take_finalized(&mut self, handle: u64) -> Result<(Key, Finalized<M::Teardown>)> {
-        let (key, record) = self.find(handle, |phase| matches!(phase, Phase::Finalized(_)))?;
-        match std::mem::replace(&mut record.phase, Phase::Deallocating) {
-            Phase::Finalized(finalized) => Ok((key, finalized)),
-            _ => unreachable!("it was just found so"),
-        }
+    /// The allocation of this handle, finalized.
+    pub(super) fn find_finalized(&mut self, handle: u64) -> Result<(Key, &mut Record<M>)> {
+        self.find(handle, |phase| matches!(phase, Phase::Finalized(_)))
     }
 
     fn find(
@@ -235,7 +248,7 @@ mod tests {
             let mut records = Records::new(random);
             let (key, first) = records.insert(record());
             assert!(records.find_in_flight(first).is_ok());
-            assert!(records.take_finalized(first).is_err());
+            assert!(records.find_finalized(first).is_err());
             records.remove(key);
             assert!(records.find_in_flight(first).is_err());
             let (again, second) = records.insert(record());

@@ -7,7 +7,7 @@
 
 use super::records::{Buffers, Finalized, Key, Phase, Record, Records};
 use super::request::{PlannedSegment, Request};
-use super::space::{Ending, Memory, Space, heap_is_full};
+use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Result, Status};
@@ -437,12 +437,9 @@ impl Space<Reservations> {
     }
 
     /// Takes the reservations of a whole batch out, or none if any handle is wrong.
-    pub(super) fn deallocate(
-        &mut self,
-        handles: &[u64],
-    ) -> Result<(SmallVec<[Key; 4]>, Vec<AddressRange>)> {
-        let batch = self.take_batch(handles, |()| true)?.unwrap_or_default();
-        let keys: SmallVec<[Key; 4]> = batch.into_iter().map(|(key, _)| key).collect();
+    pub(super) fn deallocate(&mut self, handles: &[u64]) -> Result<(Keys, Vec<AddressRange>)> {
+        let mut keys = Keys::new();
+        self.start_deallocating(handles, &mut keys, |()| true)?;
         let ranges = keys.iter().map(|key| self.take_reservation(*key));
         let ranges = ranges.collect();
         Ok((keys, ranges))

@@ -97,8 +97,8 @@ pub(super) struct Space<M: Memory> {
     last_order: u64,
 }
 
-/// Finalized allocations that are to go together.
-pub(super) type Batch<T> = SmallVec<[(Key, Finalized<T>); 2]>;
+/// Allocations that go together.
+pub(super) type Keys = SmallVec<[Key; 4]>;
 
 #[cold]
 pub(super) fn heap_is_full() -> Error {
@@ -146,20 +146,23 @@ impl<M: Memory> Space<M> {
         record
     }
 
-    /// Marks finalized allocations as being deallocated: all, or none if a handle is wrong or
-    /// `accept` declines one, and then there is no batch.
-    pub(super) fn take_batch(
+    /// Marks finalized allocations as being deallocated and adds them to `keys`: all of them; or none
+    /// if a handle is wrong, or `accept` declines one, and then the answer is `false`.
+    pub(super) fn start_deallocating(
         &mut self,
         handles: &[u64],
+        keys: &mut Keys,
         accept: impl Fn(&M::Teardown) -> bool,
-    ) -> Result<Option<Batch<M::Teardown>>> {
-        let mut batch = Batch::new();
+    ) -> Result<bool> {
         let mut answer = Ok(true);
         for handle in handles {
-            match self.records.take_finalized(*handle) {
-                Ok((key, finalized)) => {
-                    answer = answer.map(|accepted| accepted && accept(&finalized.teardown));
-                    batch.push((key, finalized));
+            match self.records.find_finalized(*handle) {
+                Ok((key, record)) => {
+                    if let Phase::Finalized(finalized) = &record.phase {
+                        answer = answer.map(|accepted| accepted && accept(&finalized.teardown));
+                    }
+                    record.start_deallocating();
+                    keys.push(key);
                 }
                 Err(error) => {
                     answer =
@@ -169,13 +172,13 @@ impl<M: Memory> Space<M> {
             }
         }
         if let Ok(true) = answer {
-            self.usage.counters.deallocate += batch.len() as u64;
-            return Ok(Some(batch));
+            self.usage.counters.deallocate += handles.len() as u64;
+        } else {
+            for key in keys.drain(..) {
+                self.records.get(key).stop_deallocating();
+            }
         }
-        for (key, finalized) in batch {
-            self.records.get(key).phase = Phase::Finalized(finalized);
-        }
-        answer.map(|_| None)
+        answer
     }
 
     /// Forgets an allocation whose memory was taken out of its record.

@@ -154,7 +154,7 @@ impl InProcess {
         }
         match run_finalize(actions) {
             Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),
-            Ok(dealloc) => Ok(Teardown::Calls(dealloc)),
+            Ok(dealloc) => Ok(Teardown::Calls(Box::new(dealloc))),
             Err(error) => Err(Self::undo(segments, error)),
         }
     }

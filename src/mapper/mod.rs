@@ -177,7 +177,9 @@ pub(crate) enum Teardown {
     #[default]
     Nothing,
     /// Deallocation actions in the order of their finalize twins; they run last to first.
-    Calls(Vec<WrapperCall>),
+    /// Boxed, because every live allocation has a teardown: 16 bytes instead of 24.
+    #[allow(clippy::box_collection)]
+    Calls(Box<Vec<WrapperCall>>),
     /// The mapper's own name for it.
     Key(u64),
 }
