@@ -129,7 +129,7 @@ const char *jitmem_version_string(void);
 /* ==== 2. Handles: what the library hands out ==== */
 
 /// Why a call failed: status, errno and a message that names operation, value, cause and remedy.
-/// Owned by whoever received it; free it with jitmem_error_free. Not shared between threads
+/// Owned by its receiver; free it with jitmem_error_free. Not shared between threads
 /// without the host's own ordering.
 typedef struct jitmem_error jitmem_error;
 
@@ -208,7 +208,7 @@ int32_t jitmem_error_os_code(const struct jitmem_error *error);
 /// Frees an error. NULL and an error that was freed before: does nothing.
 ///
 /// Requires:
-/// `error` is NULL or came from this library, and nobody uses it or its message any more.
+/// `error` is NULL or came from this library, and neither it nor its message is used any more.
 void jitmem_error_free(struct jitmem_error *error);
 
 /// The name of a status, such as "JITMEM_WINDOW_FULL"; "unknown status" for other numbers. Static.
@@ -870,8 +870,8 @@ jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *c
 /// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
 /// serves, for instance one that was started with filedescs=N,N.
 ///
-/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
-/// else may read or write, has it closed on exec and reads it in threads of its own; when the handle
+/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which
+/// nothing else may read or write, has it closed on exec and reads it in threads of its own; when the handle
 /// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
 /// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
 /// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
@@ -890,8 +890,8 @@ jitmem_status jitmem_transport_socket(int32_t fd,
 ///
 /// `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
 /// `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
-/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
-/// waits may run inside this call. Thread-safe.
+/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of
+/// those who wait may run inside this call. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
 /// JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).

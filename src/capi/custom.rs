@@ -3,6 +3,7 @@
 
 use super::callback::{Context, jitmem_destroy_fn};
 use super::mapper::jitmem_mapper;
+use super::numbered::Numbered;
 use super::request::{jitmem_action, jitmem_wrapper_call};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, handle, input};
@@ -15,9 +16,7 @@ use crate::mapper::{
 };
 use crate::memory::view::Placement;
 use crate::page::{AddressRange, Alignment};
-use parking_lot::Mutex;
-use slotmap::{DefaultKey, Key, KeyData, SlotMap};
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 
@@ -176,15 +175,10 @@ struct Lent {
 // SAFETY: the raw pointers in it point into the same Lent and are only read by the host.
 unsafe impl Send for Lent {}
 
-static PENDING: Mutex<Option<SlotMap<DefaultKey, Pending>>> = Mutex::new(None);
+static PENDING: Numbered<Pending> = Numbered::new();
 
 fn open(done: Completion<Answer>, lent: Lent) -> jitmem_request {
-    let mut pending = PENDING.lock();
-    let requests = pending.get_or_insert_with(SlotMap::new);
-    requests
-        .insert(Pending { done, _lent: lent })
-        .data()
-        .as_ffi()
+    PENDING.add(Pending { done, _lent: lent })
 }
 
 /// Answers a request to a custom mapper, from any thread.
@@ -207,15 +201,7 @@ pub unsafe extern "C" fn jitmem_mapper_complete(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = || {
-        let key = DefaultKey::from(KeyData::from_ffi(request));
-        // A key of slotmap is made odd on the way in, so another number could name it.
-        let named = key.data().as_ffi() == request;
-        let pending = PENDING
-            .lock()
-            .as_mut()
-            .filter(|_| named)
-            .and_then(|all| all.remove(key));
-        let Some(Pending { done, _lent }) = pending else {
+        let Some(Pending { done, _lent }) = PENDING.take(request) else {
             return Err(invalid_handle(format!(
                 "request {request:#x} was completed before or never made"
             )));
@@ -223,9 +209,8 @@ pub unsafe extern "C" fn jitmem_mapper_complete(
         done.complete(match host_status(status) {
             None => Ok(Answer { value, size }),
             Some(status) => {
-                // SAFETY: the caller says that it is NULL or a string.
-                let text = (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) });
-                let text = text.map_or("no message".into(), CStr::to_string_lossy);
+                // SAFETY: as the caller says.
+                let text = unsafe { input::message(message) };
                 Err(Error::new(status, format!("custom mapper: {text}")))
             }
         });
@@ -555,12 +540,9 @@ pub unsafe extern "C" fn jitmem_mapper_custom(
         // SAFETY: numbers, pointers and optional functions; the caller vouches for the size.
         let table = unsafe { input::versioned(callbacks, LEAST, "jitmem_mapper_callbacks") }?;
         let context = Arc::new(Context::new(table.ctx, table.destroy));
-        input::required(mapper, "mapper")?;
-        let host = Callbacks::new(table, context)?;
-        let handle = handle::give(jitmem_mapper(Mapper::custom(host)?));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { mapper.write(handle) };
-        Ok(())
+        let make = || Mapper::custom(Callbacks::new(table, context)?).map(jitmem_mapper);
+        // SAFETY: as the caller says.
+        unsafe { handle::give_to(mapper, make) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }

@@ -72,15 +72,7 @@ unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>
     // SAFETY: numbers and pointers; the caller vouches for the size.
     let given = unsafe { input::versioned(options, LEAST, "jitmem_serve_options") }?;
     chosen.layout = layout(given.llvm_version)?;
-    chosen.cxx_runtime = match given.c_only {
-        0 => true,
-        1 => false,
-        other => {
-            return Err(invalid_argument(format!(
-                "c_only {other} is neither 0 nor 1"
-            )));
-        }
-    };
+    chosen.cxx_runtime = !input::flag(given.c_only, "c_only")?;
     // SAFETY: the caller vouches for the array.
     let symbols = unsafe { input::array(given.symbols, given.symbol_count, "symbols") }?;
     for (index, symbol) in symbols.iter().enumerate() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The boundary that every call crosses: errors become objects, panics never leave.
 
-use super::handle;
+use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Error, Result, Status};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +20,16 @@ fn panicked(payload: &(dyn std::any::Any + Send)) -> Error {
 /// Runs `body`; `Err` is what it panicked with.
 pub(super) fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     catch_unwind(AssertUnwindSafe(body)).map_err(|payload| panicked(&*payload))
+}
+
+/// Ends a handle. NULL and one that was freed before: nothing.
+///
+/// # Safety
+/// `handle` is NULL or came from this library, and no other thread uses it.
+pub(super) unsafe fn free<T: Handle>(handle: *mut T) {
+    // SAFETY: as the caller says.
+    let taken = unsafe { handle::take(handle) };
+    let _ = catch(|| drop(taken));
 }
 
 /// Runs `body` and turns its failure into a status and, if asked for, an error object.

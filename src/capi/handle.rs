@@ -5,6 +5,7 @@
 //! and serves again only after many others. So looking at a freed handle is no undefined
 //! behaviour, and its mark says what it is.
 
+use super::input;
 use crate::error::{Result, invalid_argument, invalid_handle};
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
@@ -27,7 +28,7 @@ pub(super) struct Pool<T: 'static> {
     free: Mutex<VecDeque<&'static Cell<T>>>,
 }
 
-// SAFETY: the pool only keeps cells that nobody else uses; values cross threads as T: Send.
+// SAFETY: the pool only keeps cells that nothing else refers to; values cross threads as T: Send.
 unsafe impl<T: Send> Sync for Pool<T> {}
 
 impl<T> Pool<T> {
@@ -63,10 +64,25 @@ pub(super) fn give<T: Handle>(value: T) -> *mut T {
             value,
         }))
     });
-    // SAFETY: the cell is fresh or came out of the queue: nobody else refers to it.
+    // SAFETY: the cell is fresh or came out of the queue: nothing else refers to it.
     unsafe { *cell.value.get() = Some(value) };
     cell.mark.store(pool.mark, Ordering::Release);
     std::ptr::from_ref(cell).cast::<T>().cast_mut()
+}
+
+/// Writes a handle of what `make` makes to a place of the caller's, which is checked before.
+///
+/// # Safety
+/// `place` is NULL or a place for a pointer.
+pub(super) unsafe fn give_to<T: Handle>(
+    place: *mut *mut T,
+    make: impl FnOnce() -> Result<T>,
+) -> Result<()> {
+    input::required(place, T::NAME.trim_start_matches("jitmem_"))?;
+    let handle = give(make()?);
+    // SAFETY: not NULL, and the caller says that it is a place for a pointer.
+    unsafe { place.write(handle) };
+    Ok(())
 }
 
 fn cell<T: Handle>(handle: *const T) -> Result<*const Cell<T>> {
@@ -107,7 +123,7 @@ pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
 /// `handle` is NULL or came from [`give`], and no other thread uses it.
 pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
     if handle.is_null() {
-        return None; // the common case: no words for an error that nobody reads
+        return None; // the common case: no words for an error that is not read
     }
     let cell = cell(handle).ok()?;
     let pool = T::pool();
@@ -116,7 +132,7 @@ pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
     cell.mark
         .compare_exchange(pool.mark, !pool.mark, Ordering::AcqRel, Ordering::Relaxed)
         .ok()?;
-    // SAFETY: whoever changed the mark from live owns the value.
+    // SAFETY: the thread that changed the mark from live owns the value.
     let value = unsafe { (*cell.value.get()).take() };
     pool.free.lock().push_back(cell);
     value

@@ -2,6 +2,7 @@
 //! Taking arguments from C: NULL, counts, and structs that may grow.
 
 use crate::error::{Result, invalid_argument};
+use std::borrow::Cow;
 use std::ffi::{CStr, c_char};
 use std::mem::size_of;
 
@@ -21,7 +22,7 @@ pub(super) fn required<T>(pointer: *const T, name: &str) -> Result<()> {
 /// A string of C.
 ///
 /// # Safety
-/// `pointer` is NULL or a NUL-terminated string that nobody changes during `'a`.
+/// `pointer` is NULL or a NUL-terminated string that stays as it is during `'a`.
 pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a str> {
     required(pointer, name)?;
     // SAFETY: not NULL, and the caller says that it is a string.
@@ -45,10 +46,33 @@ pub(super) unsafe fn optional_text<'a>(
     unsafe { text(pointer, name) }.map(Some)
 }
 
+/// What a host says of a failure.
+///
+/// # Safety
+/// `pointer` is NULL or a NUL-terminated string that stays as it is during `'a`.
+pub(super) unsafe fn message<'a>(pointer: *const c_char) -> Cow<'a, str> {
+    if pointer.is_null() {
+        return "no message".into();
+    }
+    // SAFETY: not NULL, and the caller says that it is a string.
+    unsafe { CStr::from_ptr(pointer) }.to_string_lossy()
+}
+
+/// A yes or no.
+pub(super) fn flag(value: u32, name: &str) -> Result<bool> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(invalid_argument(format!(
+            "{name} {value} is neither 0 nor 1"
+        ))),
+    }
+}
+
 /// An array of C.
 ///
 /// # Safety
-/// `pointer` is NULL or points to `count` elements that nobody changes during `'a`.
+/// `pointer` is NULL or points to `count` elements that stay as they are during `'a`.
 pub(super) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);

@@ -172,14 +172,11 @@ pub unsafe extern "C" fn jitmem_manager_create(
     let body = || {
         // SAFETY: as the caller says.
         let mapper = unsafe { handle::get(mapper) }?;
-        input::required(manager, "manager")?;
         // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
-        let new = wait(|done| Manager::create(&mapper.0, options, done))?;
-        let handle = handle::give(jitmem_manager::new(new));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { manager.write(handle) };
-        Ok(())
+        let make = || wait(|done| Manager::create(&mapper.0, options, done));
+        // SAFETY: as the caller says.
+        unsafe { handle::give_to(manager, || make().map(jitmem_manager::new)) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
@@ -245,8 +242,7 @@ fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
     // SAFETY: as the caller says.
-    let taken = unsafe { handle::take(manager) };
-    let _ = guard::catch(|| drop(taken));
+    unsafe { guard::free(manager) }
 }
 
 // ---- allocating ----

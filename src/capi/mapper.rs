@@ -68,12 +68,9 @@ pub unsafe extern "C" fn jitmem_mapper_in_process(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = || {
-        input::required(mapper, "mapper")?;
-        let new = Mapper::in_process(in_process_kind(kind)?)?;
-        let handle = handle::give(jitmem_mapper(new));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { mapper.write(handle) };
-        Ok(())
+        let make = || Mapper::in_process(in_process_kind(kind)?).map(jitmem_mapper);
+        // SAFETY: as the caller says.
+        unsafe { handle::give_to(mapper, make) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
@@ -110,7 +107,6 @@ unsafe fn over_service(
 ) -> Result<()> {
     // SAFETY: as the caller says.
     let transport = unsafe { transport_of(transport) }?;
-    input::required(mapper, "mapper")?;
     let mut service = ExecutorService::default();
     if !options.is_null() {
         // SAFETY: plain numbers and a pointer; the caller vouches for the size.
@@ -122,10 +118,8 @@ unsafe fn over_service(
         let text = unsafe { input::optional_text(options.instead_of, "instead_of") }?;
         service.instead_of = text.map(str::to_owned);
     }
-    let handle = handle::give(jitmem_mapper(make(transport, service)?));
-    // SAFETY: not NULL, and the caller says it is a place for a pointer.
-    unsafe { mapper.write(handle) };
-    Ok(())
+    // SAFETY: as the caller says.
+    unsafe { handle::give_to(mapper, || make(transport, service).map(jitmem_mapper)) }
 }
 
 /// Makes a mapper of another process's memory on this machine, through shared pages: what the linker
@@ -254,14 +248,11 @@ unsafe fn over_llvm(
 ) -> Result<()> {
     // SAFETY: as the caller says.
     let transport = unsafe { transport_of(transport) }?;
-    input::required(mapper, "mapper")?;
     // SAFETY: the caller says that it is NULL or a string.
     let reason = unsafe { input::optional_text(instead_of, "instead_of") }?;
-    let new = make(transport, reason.map(str::to_owned))?;
-    let handle = handle::give(jitmem_mapper(new));
-    // SAFETY: not NULL, and the caller says it is a place for a pointer.
-    unsafe { mapper.write(handle) };
-    Ok(())
+    let reason = reason.map(str::to_owned);
+    // SAFETY: as the caller says.
+    unsafe { handle::give_to(mapper, || make(transport, reason).map(jitmem_mapper)) }
 }
 
 /// Frees a mapper; managers that use it keep what they need. NULL and a mapper that was freed
@@ -272,6 +263,5 @@ unsafe fn over_llvm(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_mapper_free(mapper: *mut jitmem_mapper) {
     // SAFETY: as the caller says.
-    let taken = unsafe { handle::take(mapper) };
-    let _ = guard::catch(|| drop(taken));
+    unsafe { guard::free(mapper) }
 }

@@ -23,6 +23,7 @@ mod handle;
 mod input;
 mod manager;
 mod mapper;
+mod numbered;
 mod options;
 mod request;
 mod service;

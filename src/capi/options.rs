@@ -124,15 +124,7 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
         }
     };
     chosen.quota = (given.quota != 0).then_some(given.quota);
-    chosen.commit = match given.commit {
-        0 => false,
-        1 => true,
-        other => {
-            return Err(invalid_argument(format!(
-                "commit {other} is neither 0 nor 1"
-            )));
-        }
-    };
+    chosen.commit = input::flag(given.commit, "commit")?;
     if given.reserved != 0 {
         return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
     }

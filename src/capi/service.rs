@@ -3,7 +3,6 @@
 
 use super::guard;
 use super::handle::{self, Handle};
-use super::input;
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Result, invalid_argument};
 use crate::executor::service::{self, Service};
@@ -73,11 +72,8 @@ pub unsafe extern "C" fn jitmem_service_create(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = || {
-        input::required(service, "service")?;
-        let handle = handle::give(jitmem_service(Service::new()));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { service.write(handle) };
-        Ok(())
+        // SAFETY: as the caller says.
+        unsafe { handle::give_to(service, || Ok(jitmem_service(Service::new()))) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
@@ -135,6 +131,5 @@ pub unsafe extern "C" fn jitmem_service_symbols(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_service_free(service: *mut jitmem_service) {
     // SAFETY: as the caller says.
-    let taken = unsafe { handle::take(service) };
-    let _ = guard::catch(|| drop(taken));
+    unsafe { guard::free(service) }
 }

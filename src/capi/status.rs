@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! `jitmem_status` and `jitmem_error`.
 
+use super::guard;
 use super::handle::{self, Handle};
 use crate::error::{Error, Status};
 use std::ffi::{CStr, CString, c_char};
@@ -62,7 +63,7 @@ impl From<Status> for jitmem_status {
 }
 
 /// Why a call failed: status, errno and a message that names operation, value, cause and remedy.
-/// Owned by whoever received it; free it with jitmem_error_free. Not shared between threads
+/// Owned by its receiver; free it with jitmem_error_free. Not shared between threads
 /// without the host's own ordering.
 #[allow(non_camel_case_types)]
 pub struct jitmem_error {
@@ -140,11 +141,11 @@ pub unsafe extern "C" fn jitmem_error_os_code(error: *const jitmem_error) -> i32
 /// Frees an error. NULL and an error that was freed before: does nothing.
 ///
 /// # Safety
-/// `error` is NULL or came from this library, and nobody uses it or its message any more.
+/// `error` is NULL or came from this library, and neither it nor its message is used any more.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_error_free(error: *mut jitmem_error) {
-    // SAFETY: the caller says that it is NULL or one of ours.
-    drop(unsafe { handle::take(error) });
+    // SAFETY: as the caller says.
+    unsafe { guard::free(error) }
 }
 
 /// The name of a status, such as "JITMEM_WINDOW_FULL"; "unknown status" for other numbers. Static.

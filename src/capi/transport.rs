@@ -3,15 +3,14 @@
 
 use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{self, Handle};
+use super::numbered::Numbered;
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::transport::{self, Stream, Transport};
-use parking_lot::Mutex;
-use slotmap::{DefaultKey, Key, KeyData, SlotMap};
-use std::ffi::{CStr, CString, c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -80,9 +79,9 @@ struct Pending {
     context: Arc<Context>,
 }
 
-static PENDING: Mutex<Option<SlotMap<DefaultKey, Pending>>> = Mutex::new(None);
+static PENDING: Numbered<Pending> = Numbered::new();
 
-static TASKS: Mutex<Option<SlotMap<DefaultKey, Task>>> = Mutex::new(None);
+static TASKS: Numbered<Task> = Numbered::new();
 
 struct Host {
     table: jitmem_transport_callbacks,
@@ -97,26 +96,14 @@ unsafe impl Sync for Host {}
 impl Transport for Host {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
         let context = Arc::clone(&self.context);
-        let pending = Pending { done, context };
-        let key = PENDING
-            .lock()
-            .get_or_insert_with(SlotMap::new)
-            .insert(pending);
+        let call = PENDING.add(Pending { done, context });
         let host = self
             .table
             .call
             .expect("checked when the transport was made");
         let (ctx, size) = (self.context.pointer(), args.len());
         // SAFETY: the host says that its function takes these; `args` lives through the call.
-        unsafe {
-            host(
-                ctx,
-                function,
-                args.as_ptr().cast(),
-                size,
-                key.data().as_ffi(),
-            )
-        }
+        unsafe { host(ctx, function, args.as_ptr().cast(), size, call) }
     }
 
     fn symbol(&self, name: &str) -> Option<u64> {
@@ -137,9 +124,9 @@ impl Transport for Host {
             task();
             drop(context);
         });
-        let key = TASKS.lock().get_or_insert_with(SlotMap::new).insert(task);
+        let task = TASKS.add(task);
         // SAFETY: the host says that its function takes these.
-        unsafe { host(self.context.pointer(), key.data().as_ffi()) }
+        unsafe { host(self.context.pointer(), task) }
     }
 }
 
@@ -166,14 +153,12 @@ pub unsafe extern "C" fn jitmem_transport_custom(
         // SAFETY: numbers, pointers and optional functions; the caller vouches for the size.
         let table = unsafe { input::versioned(callbacks, LEAST, "jitmem_transport_callbacks") }?;
         let context = Arc::new(Context::new(table.ctx, table.destroy));
-        input::required(transport, "transport")?;
-        if table.call.is_none() {
-            return Err(invalid_argument("jitmem_transport_callbacks.call is NULL"));
-        }
-        let handle = handle::give(jitmem_transport(Arc::new(Host { table, context })));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { transport.write(handle) };
-        Ok(())
+        let make = || match table.call {
+            None => Err(invalid_argument("jitmem_transport_callbacks.call is NULL")),
+            Some(_) => Ok(jitmem_transport(Arc::new(Host { table, context }))),
+        };
+        // SAFETY: as the caller says.
+        unsafe { handle::give_to(transport, make) }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
@@ -182,8 +167,8 @@ pub unsafe extern "C" fn jitmem_transport_custom(
 /// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
 /// serves, for instance one that was started with filedescs=N,N.
 ///
-/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which nobody
-/// else may read or write, has it closed on exec and reads it in threads of its own; when the handle
+/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which
+/// nothing else may read or write, has it closed on exec and reads it in threads of its own; when the handle
 /// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
 /// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
 /// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
@@ -200,23 +185,21 @@ pub unsafe extern "C" fn jitmem_transport_socket(
     transport: *mut *mut jitmem_transport,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = || {
-        input::required(transport, "transport")?;
+    let make = || {
         if fd < 0 {
             return Err(invalid_argument(format!("fd {fd} is no descriptor")));
         }
-        // SAFETY: no negative number, and the caller says that it is nobody else's.
+        // SAFETY: no negative number, and the caller says that nothing else owns it.
         let socket = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
         let stream = Stream::connect(Arc::clone(&socket)).map_err(|error| {
             // It stays the caller's.
             Arc::into_inner(socket).map(IntoRawFd::into_raw_fd);
             error.context(format!("connect to the executor at descriptor {fd}"))
         })?;
-        let handle = handle::give(jitmem_transport(Arc::new(stream)));
-        // SAFETY: not NULL, and the caller says it is a place for a pointer.
-        unsafe { transport.write(handle) };
-        Ok(())
+        Ok(jitmem_transport(Arc::new(stream)))
     };
+    // SAFETY: as the caller says.
+    let body = || unsafe { handle::give_to(transport, make) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -225,8 +208,8 @@ pub unsafe extern "C" fn jitmem_transport_socket(
 ///
 /// `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with
 /// `message` (NULL or UTF-8 text, copied), which for a function that answered an out-of-band error is
-/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of whoever
-/// waits may run inside this call. Thread-safe.
+/// JITMEM_MAPPER_FAILED, and for an executor that is gone JITMEM_DISCONNECTED. Callbacks of
+/// those who wait may run inside this call. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made;
 /// JITMEM_INVALID_ARGUMENT for `bytes` NULL with a size (the call is not answered).
@@ -246,15 +229,7 @@ pub unsafe extern "C" fn jitmem_transport_answer(
     let body = || {
         // SAFETY: the caller says that they are there.
         let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?.to_vec();
-        let key = DefaultKey::from(KeyData::from_ffi(call));
-        // A key of slotmap is made odd on the way in, so another number could name it.
-        let named = key.data().as_ffi() == call;
-        let pending = PENDING
-            .lock()
-            .as_mut()
-            .filter(|_| named)
-            .and_then(|all| all.remove(key));
-        let Some(Pending { done, context }) = pending else {
+        let Some(Pending { done, context }) = PENDING.take(call) else {
             return Err(invalid_handle(format!(
                 "call {call:#x} was answered before or never made"
             )));
@@ -262,9 +237,8 @@ pub unsafe extern "C" fn jitmem_transport_answer(
         done.complete(if status == 0 {
             Ok(bytes)
         } else {
-            // SAFETY: the caller says that it is NULL or a string.
-            let text = (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) });
-            let text = text.map_or("no message".into(), CStr::to_string_lossy);
+            // SAFETY: as the caller says.
+            let text = unsafe { input::message(message) };
             let status = Status::said_by_others(status);
             Err(Error::new(status, text))
         });
@@ -287,21 +261,12 @@ pub unsafe extern "C" fn jitmem_task_run(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = || {
-        let key = DefaultKey::from(KeyData::from_ffi(task));
-        // A key of slotmap is made odd on the way in, so another number could name it.
-        let named = key.data().as_ffi() == task;
-        let mut tasks = TASKS.lock();
-        let found = tasks
-            .as_mut()
-            .filter(|_| named)
-            .and_then(|all| all.remove(key));
-        drop(tasks);
-        let Some(found) = found else {
+        let Some(run) = TASKS.take(task) else {
             return Err(invalid_handle(format!(
                 "task {task:#x} has run before or never was one"
             )));
         };
-        found();
+        run();
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -390,8 +355,7 @@ pub unsafe extern "C" fn jitmem_transport_symbol(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_transport_free(transport: *mut jitmem_transport) {
     // SAFETY: as the caller says.
-    let taken = unsafe { handle::take(transport) };
-    let _ = guard::catch(|| drop(taken));
+    unsafe { guard::free(transport) }
 }
 
 /// The transport behind a handle.
