@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Generates the C header and names the shared library.
+//! Generates the C header.
 
 use anyhow::{Context, Result, ensure};
 use std::env;
@@ -60,20 +60,7 @@ fn main() -> Result<()> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").context("cargo names the crate")?);
     let out = PathBuf::from(env::var("OUT_DIR").context("cargo gives a place to write")?);
     // Into OUT_DIR: a build never changes the source tree. A test compares it with the committed one.
-    std::fs::write(out.join("jitmem.h"), header(&root)?).context("write jitmem.h")?;
-
-    // Before 1.0 every minor version may change the ABI.
-    let major = env::var("CARGO_PKG_VERSION_MAJOR")?;
-    let minor = env::var("CARGO_PKG_VERSION_MINOR")?;
-    let abi = if major == "0" {
-        format!("0.{minor}")
-    } else {
-        major
-    };
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libjitmem.so.{abi}");
-    // Code that the library runs in threads of its own, and the fork handler, must outlive a dlclose.
-    println!("cargo:rustc-cdylib-link-arg=-Wl,-z,nodelete");
-    Ok(())
+    std::fs::write(out.join("jitmem.h"), header(&root)?).context("write jitmem.h")
 }
 
 fn header(root: &Path) -> Result<String> {

@@ -64,10 +64,37 @@ library_names() {
 
 # Exactly the symbols of symbols.txt are exported, and the header declares exactly those.
 exported_symbols() {
-  nm -D --defined-only "$prefix/lib/libjitmem.so" | awk '{ print $3 }' | LC_ALL=C sort |
-    diff "$here/symbols.txt" -
+  nm -D --defined-only --without-symbol-versions "$prefix/lib/libjitmem.so" |
+    awk '$2 == "T" { print $3 }' | LC_ALL=C sort | diff "$here/symbols.txt" -
   sed -n 's/^[a-z].*[ *]\(jitmem_[a-z_]*\)(.*/\1/p' "$prefix/include/jitmem.h" |
     grep -v '_fn$' | LC_ALL=C sort | diff "$here/symbols.txt" -
+}
+
+# Each of them has the version of this ABI, and programs ask for it.
+symbol_versions() {
+  local node=JITMEM_${version%.*}
+  sed "s/\$/@@$node/" "$here/symbols.txt" >"$work/versioned.txt"
+  nm -D --defined-only "$prefix/lib/libjitmem.so" | awk '$2 == "T" { print $3 }' | LC_ALL=C sort |
+    diff "$work/versioned.txt" -
+  echo 'int jitmem_version(void); int main(void) { return jitmem_version() == 0; }' >"$work/ask.c"
+  cc "$work/ask.c" -o "$work/ask" -L"$prefix/lib" -ljitmem -Wl,-rpath,"$prefix/lib"
+  readelf -V "$work/ask" | grep "Name: $node " || fail "the program does not ask for $node"
+  "$work/ask"
+}
+
+# smaller <bytes> <file>
+smaller() {
+  local size
+  size=$(stat -Lc %s "$2")
+  echo "$2: $size bytes"
+  [ "$size" -lt "$1" ] || fail "$2 is not smaller than $1 bytes"
+  ! readelf -SW "$2" | grep -F .debug_info || fail "$2 has debug information"
+}
+
+stripped_libraries() {
+  smaller 2000000 "$prefix/lib/libjitmem.so"
+  smaller 10000000 "$prefix/lib/libjitmem.a"
+  [ -z "$(find "$prefix" -name '*.debug')" ] || fail "debug information that was not asked for"
 }
 
 header_alone() {
@@ -137,6 +164,8 @@ orc_find_package() {
   local out=$work/orc
   build orc "$out" -G Ninja -DCMAKE_PREFIX_PATH="$prefix" -DLLVM_DIR="$llvm"
   ctest --test-dir "$out" --output-on-failure --no-tests=error
+  loads "$out/consumer"
+  ! loads "$out/consumer-static" || fail "consumer-static needs the shared library"
 }
 
 # Nothing that needs LLVM or a C++ compiler happens to a C host.
@@ -175,6 +204,34 @@ subproject() {
   [ -z "$(find "$out/prefix" -name '*jitmem*')" ] || fail "the host's installation has jitmem's files"
 }
 
+# The debug information is installed if it is asked for, where debuggers look for it. Goes on in the
+# build of FetchContent.
+debug_information() {
+  local out=$work/FetchContent lib=$work/FetchContent/debug/lib
+  cmake -S "$here/subproject" -B "$out" -DJITMEM_INSTALL=ON -DJITMEM_DEBUG_INFO=ON
+  cmake --build "$out"
+  rm -rf "$out/debug"
+  cmake --install "$out" --prefix "$out/debug"
+  smaller 100000000 "$lib/libjitmem.so"
+  readelf -p .gnu_debuglink "$lib/libjitmem.so" | grep -F "libjitmem.so.$version.debug"
+  readelf -SW "$lib/libjitmem.so.$version.debug" | grep -F .debug_info >/dev/null
+  readelf -SW "$lib/libjitmem.a.debug" | grep -F .debug_info >/dev/null
+}
+
+# components <known or unknown> <component>...
+components() {
+  local expected=$1 out=$work/components-$2 said status=0
+  shift
+  rm -rf "$out"
+  said=$(cmake -S "$here/version" -B "$out" -DCMAKE_PREFIX_PATH="$prefix" -DCOMPONENTS="$*" 2>&1) ||
+    status=$?
+  echo "$said"
+  case $expected in
+    known) [ $status -eq 0 ] ;;
+    unknown) [ $status -ne 0 ] && grep "has no component \"$1\"" <<<"$said" ;;
+  esac
+}
+
 # The whole prefix goes elsewhere: nothing in it refers to the place where it was made.
 moved_prefix() {
   local first=$work/moved/first second=$work/moved/elsewhere/second
@@ -195,6 +252,8 @@ moved_prefix() {
 
 check library-names library_names "$prefix"
 check exported-symbols exported_symbols
+check symbol-versions symbol_versions
+check stripped-libraries stripped_libraries
 check header-alone header_alone
 check c-find-package c_find_package
 check c-pkg-config pkg_config_programs "$work/pkg-config" "$prefix"
@@ -208,8 +267,11 @@ check version-same version_request "$version" accepted
 check version-next-patch version_request "$minor.$((${version##*.} + 1))" refused
 check version-next-minor version_request "${minor%.*}.$((${minor#*.} + 1))" refused
 check version-9.9 version_request 9.9 refused
+check components-all components known jitmem static orc orc_static executor
+check components-nosuch components unknown nosuch
 check add_subdirectory subproject add_subdirectory -G Ninja
 check FetchContent subproject FetchContent -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Debug
+check debug-information debug_information
 check moved-prefix moved_prefix
 echo "tests/package: $passed passed, $failed failed"
 [ $failed -eq 0 ]
