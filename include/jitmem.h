@@ -49,7 +49,8 @@
  *
  *   Results. What can fail returns a jitmem_status; 0 is success. Outputs are written only on
  *   success. `error` may be NULL; on failure `*error` is an object that says why, to be freed with
- *   jitmem_error_free.
+ *   jitmem_error_free. Other pointers may be NULL only where their function says so. A defect in
+ *   jitmem is reported as JITMEM_INTERNAL; the handle refuses further work then.
  *
  *   Handles. A free function does nothing with NULL. A handle that was freed is recognized and
  *   refused for as long as its memory has not served many others since.
