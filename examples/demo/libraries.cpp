@@ -38,25 +38,25 @@ private:
   /// What becomes of a session that has everything linked, before it ends.
   using Inspect = function_ref<Error(Session &)>;
 
-  Error runOnce(Contender &C, bool Quiet, Inspect Look);
-  Error runSession(Contender &C, std::unique_ptr<ExecutorProcessControl> EPC, const Executor *Other,
-                   bool Quiet, Inspect Look);
-  Error linkAndUse(Contender &C, Session &S, bool Quiet, Inspect Look);
-  Error draw(Session &S, const Contender &C) const;
-  void showResult(const Contender &C);
+  Error runOnce(MeasuredManager &M, bool Quiet, Inspect Look);
+  Error runSession(MeasuredManager &M, std::unique_ptr<ExecutorProcessControl> EPC,
+                   const Executor *Other, bool Quiet, Inspect Look);
+  Error linkAndUse(MeasuredManager &M, Session &S, bool Quiet, Inspect Look);
+  Error draw(Session &S, const MeasuredManager &M) const;
+  void showResult(const MeasuredManager &M);
 
   const Options &O;
   Scene Screen;
 };
 
 /// Links all libraries and, if that worked, uses them.
-Error LibrariesScene::linkAndUse(Contender &C, Session &S, bool Quiet, Inspect Look) {
-  for (auto [Lib, Result] : zip(libraries(), C.Libraries))
+Error LibrariesScene::linkAndUse(MeasuredManager &M, Session &S, bool Quiet, Inspect Look) {
+  for (auto [Lib, Result] : zip(libraries(), M.Libraries))
     Result.record(S.link(Lib));
-  if (!C.failure())
-    C.All.record(S.total());
-  if (const std::string *Failure = C.failure()) {
-    C.All.Runs.clear();
+  if (!M.failure())
+    M.All.record(S.total());
+  if (const std::string *Failure = M.failure()) {
+    M.All.Runs.clear();
     return S.jitmem() ? createStringError(*Failure) : Error::success();
   }
   if (auto E = S.linkDriver(O.DriverPath))
@@ -68,30 +68,30 @@ Error LibrariesScene::linkAndUse(Contender &C, Session &S, bool Quiet, Inspect L
 }
 
 /// One session, from the making of the manager to its end.
-Error LibrariesScene::runSession(Contender &C, std::unique_ptr<ExecutorProcessControl> EPC,
+Error LibrariesScene::runSession(MeasuredManager &M, std::unique_ptr<ExecutorProcessControl> EPC,
                                  const Executor *Other, bool Quiet, Inspect Look) {
   std::unique_ptr<Session> S;
-  if (auto E = Session::Create(std::move(EPC), Other, C.Create).moveInto(S))
+  if (auto E = Session::Create(std::move(EPC), Other, M.Create).moveInto(S))
     return E;
-  if (auto E = linkAndUse(C, *S, Quiet, Look))
+  if (auto E = linkAndUse(M, *S, Quiet, Look))
     return E;
   // What failed is told already, and so is why.
-  if (auto E = S->end(); E && !C.failure())
+  if (auto E = S->end(); E && !M.failure())
     return E;
   else
     consumeError(std::move(E));
   return Error::success();
 }
 
-Error LibrariesScene::runOnce(Contender &C, bool Quiet, Inspect Look) {
-  C.Libraries.resize(libraries().size());
+Error LibrariesScene::runOnce(MeasuredManager &M, bool Quiet, Inspect Look) {
+  M.Libraries.resize(libraries().size());
   // In place, so that all managers run under the same, simplest dispatcher.
   auto Dispatcher = std::make_unique<InPlaceTaskDispatcher>();
   std::unique_ptr<ExecutorProcessControl> EPC;
-  if (!C.IsAcross) {
+  if (!M.IsAcross) {
     if (auto E = SelfExecutorProcessControl::Create(nullptr, std::move(Dispatcher)).moveInto(EPC))
       return E;
-    return runSession(C, std::move(EPC), nullptr, Quiet, Look);
+    return runSession(M, std::move(EPC), nullptr, Quiet, Look);
   }
   std::unique_ptr<Executor> Other;
   if (auto E = Executor::Start(O.ExecutorPath).moveInto(Other))
@@ -100,37 +100,37 @@ Error LibrariesScene::runOnce(Contender &C, bool Quiet, Inspect Look) {
     return E;
   if (!Quiet)
     Screen.note(formatv("Process {0} runs them and writes:", Other->pid()).str());
-  auto Failure = runSession(C, std::move(EPC), Other.get(), Quiet, Look);
+  auto Failure = runSession(M, std::move(EPC), Other.get(), Quiet, Look);
   return joinErrors(std::move(Failure), Other->waitForEnd());
 }
 
-Error LibrariesScene::draw(Session &S, const Contender &C) const {
-  Figures F = C.All.median();
+Error LibrariesScene::draw(Session &S, const MeasuredManager &M) const {
+  Figures F = M.All.median();
   return drawLayout(
       S.jitmem()->handle(), O.LayoutPath,
       formatv("Where jitmem put the {0} object files of Lua, SQLite, zlib and zstd", F.Objects));
 }
 
-void LibrariesScene::showResult(const Contender &C) {
-  if (const std::string *Failure = C.failure()) {
-    Screen.result(C.Name, "failed: " + *Failure);
+void LibrariesScene::showResult(const MeasuredManager &M) {
+  if (const std::string *Failure = M.failure()) {
+    Screen.result(M.Name, "failed: " + *Failure);
     return;
   }
-  Figures F = C.All.median();
+  Figures F = M.All.median();
   std::string Text = formatv("{0} objects linked in {1:f1} ms; {2} in {3} mappings", F.Objects,
                              F.Milliseconds, bytes(F.Memory), F.Mappings);
-  if (C.IsAcross)
+  if (M.IsAcross)
     Text += formatv("; {0} messages", F.Messages);
-  Screen.result(C.Name, Text);
+  Screen.result(M.Name, Text);
 }
 
 Expected<LibrariesOutcome> LibrariesScene::run() {
   LibrariesOutcome Out;
-  std::vector<Contender> &Contenders = Out.Contenders;
+  std::vector<MeasuredManager> &Managers = Out.Managers;
   if (!O.InProcess)
-    Contenders = managersAcross();
-  append_range(Contenders, managersInProcess(O.Mapper));
-  Contender &Shown = Contenders.front();
+    Managers = managersAcross();
+  append_range(Managers, managersInProcess(O.Mapper));
+  MeasuredManager &Shown = Managers.front();
 
   if (auto E = runOnce(Shown, /*Quiet=*/false, [](Session &) { return Error::success(); }))
     return E;
@@ -139,25 +139,25 @@ Expected<LibrariesOutcome> LibrariesScene::run() {
   Shown.All = {};
 
   for (unsigned Round = 0; Round < O.Rounds; ++Round)
-    for (size_t Turn = 0; Turn < Contenders.size(); ++Turn) {
+    for (size_t Turn = 0; Turn < Managers.size(); ++Turn) {
       // Each comes first equally often.
-      Contender &C = Contenders[(Turn + Round) % Contenders.size()];
-      if (C.failure())
+      MeasuredManager &M = Managers[(Turn + Round) % Managers.size()];
+      if (M.failure())
         continue;
       Screen.progress(
-          formatv("linking with {0}, round {1} of {2}", C.Name, Round + 1, O.Rounds).str());
+          formatv("linking with {0}, round {1} of {2}", M.Name, Round + 1, O.Rounds).str());
       auto Look = [&](Session &S) -> Error {
-        if (&C != &Shown || Round + 1 < O.Rounds)
+        if (&M != &Shown || Round + 1 < O.Rounds)
           return Error::success();
         Out.Memory = describe(S.jitmem()->stats());
-        return draw(S, C);
+        return draw(S, M);
       };
-      if (auto E = runOnce(C, /*Quiet=*/true, Look))
-        return createStringError(C.Name + ": " + toString(std::move(E)));
+      if (auto E = runOnce(M, /*Quiet=*/true, Look))
+        return createStringError(M.Name + ": " + toString(std::move(E)));
     }
   // Those that a host would choose between; the tables have the others.
-  for (const Contender &C : ArrayRef(Contenders).take_front(2))
-    showResult(C);
+  for (const MeasuredManager &M : ArrayRef(Managers).take_front(2))
+    showResult(M);
   Screen.end();
   return Out;
 }

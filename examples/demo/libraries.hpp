@@ -11,8 +11,8 @@ namespace demo {
 llvm::ArrayRef<Library> libraries();
 
 struct LibrariesOutcome {
-  std::vector<Contender> Contenders; ///< jitmem first
-  std::string Memory;                ///< jitmem's with everything linked, as describe says it
+  std::vector<MeasuredManager> Managers; ///< jitmem first
+  std::string Memory;                    ///< jitmem's with everything linked, as describe says it
 };
 
 /// Scene 1: links the libraries with each memory manager, for another process and for this one, and

@@ -48,7 +48,7 @@ static Expected<Manager> createShared(ExecutorProcessControl &EPC) {
       MapperJITLinkMemoryManager::CreateWithMapper<SharedMemoryMapper>(Slab, EPC, Service));
 }
 
-std::vector<Contender> managersAcross() {
+std::vector<MeasuredManager> managersAcross() {
   return {
       {"jitmem", "jitmem::orc::MemoryManager::Create(EPC)", true,
        [](ExecutorProcessControl &EPC) {
@@ -64,7 +64,7 @@ std::vector<Contender> managersAcross() {
   };
 }
 
-std::vector<Contender> managersInProcess(jitmem_in_process_kind Mapper) {
+std::vector<MeasuredManager> managersInProcess(jitmem_in_process_kind Mapper) {
   return {
       {"jitmem in-process", "jitmem::orc::MemoryManager::Create(EPC)", false,
        [Mapper](ExecutorProcessControl &EPC) {

@@ -22,7 +22,7 @@ struct Outcome {
 };
 
 /// One memory manager and how it did.
-struct Contender {
+struct MeasuredManager {
   std::string Name;
   std::string Class; ///< in its own words
   bool IsAcross;     ///< the linked code runs in another process
@@ -40,11 +40,11 @@ struct Contender {
 
 /// jitmem and LLVM's own, where linked code runs in another process. The first two are the best of
 /// either.
-std::vector<Contender> managersAcross();
+std::vector<MeasuredManager> managersAcross();
 
 /// jitmem and LLVM's own, where linked code runs in this process. Mapper says how jitmem gets
 /// memory.
-std::vector<Contender> managersInProcess(jitmem_in_process_kind Mapper);
+std::vector<MeasuredManager> managersInProcess(jitmem_in_process_kind Mapper);
 
 } // namespace demo
 

@@ -35,9 +35,9 @@ Error wrongAnswer(const Query &Q) {
 /// The scene on one memory manager.
 class QueryRun {
 public:
-  QueryRun(const Contender &C, const QueryObjects &Objects, Scene &Screen)
-      : C(C), Objects(Objects), Screen(Screen) {
-    Figures.Name = C.Name;
+  QueryRun(const MeasuredManager &M, const QueryObjects &Objects, Scene &Screen)
+      : M(M), Objects(Objects), Screen(Screen) {
+    Figures.Name = M.Name;
   }
 
   Expected<QueryFigures> run();
@@ -48,9 +48,9 @@ private:
   Error keep(unsigned Count);
   Error callInRandomOrder();
   Expected<bool> add();
-  void progress(const Twine &Doing) { Screen.progress(C.Name + ": " + Doing); }
+  void progress(const Twine &Doing) { Screen.progress(M.Name + ": " + Doing); }
 
-  const Contender &C;
+  const MeasuredManager &M;
   const QueryObjects &Objects;
   Scene &Screen;
   std::unique_ptr<QueryEngine> Engine;
@@ -130,7 +130,7 @@ Error QueryRun::runSteps() {
   auto Before = Footprint::of({"self"});
   if (!Before)
     return Before.takeError();
-  if (auto E = QueryEngine::Create(Objects, C.Create).moveInto(Engine))
+  if (auto E = QueryEngine::Create(Objects, M.Create).moveInto(Engine))
     return E;
   if (auto E = compileAndDrop(); E || !Figures.Failure.empty())
     return E;
@@ -161,7 +161,7 @@ Expected<QueryFigures> QueryRun::run() {
 static void showResult(Scene &Screen, const QueryFigures &F) {
   std::string Text;
   if (F.CompileMicroseconds > 0)
-    Text += formatv("{0:f1} µs a function; ", F.CompileMicroseconds);
+    Text += formatv("{0:f1} us a function; ", F.CompileMicroseconds);
   if (F.CallNanoseconds > 0)
     Text += formatv("{0:N} take {1} and {2:f0} ns a call; ", Counts.Kept, bytes(F.Kept.Bytes),
                     F.CallNanoseconds);
@@ -191,10 +191,10 @@ Expected<std::vector<QueryFigures>> runQueries(const Options &O) {
   // Enough for LLVM to work with when no mapping is left.
   reserveHeap(size_t(256) << 20);
   std::vector<QueryFigures> All;
-  for (const Contender &C : managersInProcess(O.Mapper)) {
-    auto F = QueryRun(C, *Objects, Screen).run();
+  for (const MeasuredManager &M : managersInProcess(O.Mapper)) {
+    auto F = QueryRun(M, *Objects, Screen).run();
     if (!F)
-      return createStringError(C.Name + ": " + toString(F.takeError()));
+      return createStringError(M.Name + ": " + toString(F.takeError()));
     All.push_back(std::move(*F));
   }
   if (!All.front().Failure.empty())

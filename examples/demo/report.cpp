@@ -9,8 +9,8 @@ using namespace llvm;
 
 namespace demo {
 
-static void printOutcome(const Contender &C, const Outcome &O) {
-  outs() << formatv("  {0,-18}", C.Name);
+static void printOutcome(const MeasuredManager &M, const Outcome &O) {
+  outs() << formatv("  {0,-18}", M.Name);
   if (!O.Failure.empty()) {
     outs() << "  failed: " << O.Failure << '\n';
   } else if (O.Runs.empty()) {
@@ -18,27 +18,27 @@ static void printOutcome(const Contender &C, const Outcome &O) {
   } else {
     Figures F = O.median();
     outs() << formatv("{0,9:f1} ms{1,11}{2,10}", F.Milliseconds, bytes(F.Memory), F.Mappings);
-    if (C.IsAcross)
+    if (M.IsAcross)
       outs() << formatv("{0,10}{1,11}", F.Messages, bytes(F.MessageBytes));
     outs() << '\n';
   }
 }
 
-/// One line per manager; Get takes what is shown out of a contender.
-static void printGroup(StringRef Name, ArrayRef<Contender> Contenders,
-                       function_ref<const Outcome &(const Contender &)> Get) {
-  const Outcome &First = Get(Contenders.front());
+/// One line per manager; Get takes what is shown out of a manager.
+static void printGroup(StringRef Name, ArrayRef<MeasuredManager> Managers,
+                       function_ref<const Outcome &(const MeasuredManager &)> Get) {
+  const Outcome &First = Get(Managers.front());
   outs() << '\n' << Name;
   if (!First.Runs.empty())
     outs() << formatv(": {0} objects, {1}", First.Runs.front().Objects,
                       bytes(First.Runs.front().Content));
   outs() << '\n';
-  for (const Contender &C : Contenders)
-    printOutcome(C, Get(C));
+  for (const MeasuredManager &M : Managers)
+    printOutcome(M, Get(M));
 }
 
-static void explainColumns(ArrayRef<Contender> Contenders) {
-  bool IsAcross = Contenders.front().IsAcross;
+static void explainColumns(ArrayRef<MeasuredManager> Managers) {
+  bool IsAcross = Managers.front().IsAcross;
   outs() << "\n"
             "  memory    pages in use, each counted once, as the kernel counts them (Pss)\n"
             "  mappings  lines of /proc/PID/maps for linked code and data\n";
@@ -47,8 +47,8 @@ static void explainColumns(ArrayRef<Contender> Contenders) {
               "Memory and mappings are of both processes, where there are two.\n";
   outs() << "A library's figures are what it added; those of all include making the manager.\n"
             "All managers ran in turns, under InPlaceTaskDispatcher. They are:\n\n";
-  for (const Contender &C : Contenders)
-    outs() << formatv("  {0,-18}  {1}\n", C.Name, C.Class);
+  for (const MeasuredManager &M : Managers)
+    outs() << formatv("  {0,-18}  {1}\n", M.Name, M.Class);
 }
 
 static void noteFallbacks(raw_ostream &OS, const jitmem_stats &Stats) {
@@ -60,7 +60,7 @@ static void noteFallbacks(raw_ostream &OS, const jitmem_stats &Stats) {
     OS << "  note: the window is of " << bytes(Stats.reserved)
        << " only, since address space is limited\n";
   if (Stats.fallbacks & JITMEM_FALLBACK_OUT_OF_REACH)
-    OS << "  note: the window is out of 32-bit reach of the C library, since no gap near\n"
+    OS << "  note: the window is out of 32-bit reach of the M library, since no gap near\n"
           "  it is wide enough; objects that refer to its data directly fail to link\n";
 }
 
@@ -81,33 +81,38 @@ std::string describe(const jitmem_stats &Stats) {
 }
 
 void printTables(const LibrariesOutcome &Out, unsigned Rounds) {
-  ArrayRef<Contender> Contenders = Out.Contenders;
+  ArrayRef<MeasuredManager> Managers = Out.Managers;
   outs() << formatv("\nTables of scene 1 (medians of {0} round{1})\n\n", Rounds,
                     Rounds == 1 ? "" : "s")
          << "                      link time     memory  mappings"
-         << (Contenders.front().IsAcross ? "  messages      bytes" : "") << '\n';
+         << (Managers.front().IsAcross ? "  messages      bytes" : "") << '\n';
   for (auto [Index, Lib] : enumerate(libraries()))
-    printGroup(Lib.Name, Contenders, [Index = Index](const Contender &C) -> const Outcome & {
-      return C.Libraries[Index];
+    printGroup(Lib.Name, Managers, [Index = Index](const MeasuredManager &M) -> const Outcome & {
+      return M.Libraries[Index];
     });
-  printGroup("all", Contenders, [](const Contender &C) -> const Outcome & { return C.All; });
-  explainColumns(Contenders);
+  printGroup("all", Managers, [](const MeasuredManager &M) -> const Outcome & { return M.All; });
+  explainColumns(Managers);
   outs() << '\n' << Out.Memory;
 }
 
+/// A figure that is not there where the manager failed before.
+static std::string figure(double Value, StringRef Unit) {
+  return Value > 0 ? formatv("{0:f1} {1}", Value, Unit).str() : "-";
+}
+
 void printTable(ArrayRef<QueryFigures> Queries) {
-  outs() << formatv("\nTable of scene 2\n\n"
-                    "                       function     a call     memory  mappings  most live\n");
+  outs() << "\nTable of scene 2\n\n"
+            "                     a function      a call     memory  mappings  most live\n";
   for (const QueryFigures &F : Queries)
-    outs() << formatv("  {0,-18}{1,8:f1} µs{2,8:f1} ns{3,11}{4,10}{5,11:N}\n", F.Name,
-                      F.CompileMicroseconds, F.CallNanoseconds, bytes(F.Kept.Bytes),
-                      F.Kept.Mappings, F.MostLive);
+    outs() << formatv("  {0,-17}{1,12}{2,12}{3,11}{4,10:N}{5,11:N}\n", F.Name,
+                      figure(F.CompileMicroseconds, "us"), figure(F.CallNanoseconds, "ns"),
+                      bytes(F.Kept.Bytes), F.Kept.Mappings, F.MostLive);
   outs() << formatv(
       "\n"
-      "  function   to link, call and drop one, with {0} live\n"
-      "  a call     in random order, with {1:N} live\n"
-      "  memory     pages in use by these {1:N}; mappings likewise\n"
-      "  most live  when the demo stopped at {2:N}, or the manager failed\n"
+      "  a function  linked, called and dropped, with {0} live\n"
+      "  a call      in random order, with {1:N} live\n"
+      "  memory      pages in use by these {1:N}; mappings likewise\n"
+      "  most live   when the demo stopped at {2:N}, or the manager failed\n"
       "Each function has constants and data too. Six shapes of it were compiled from IR; every\n"
       "function is a copy of such an object file with a name and constants of its own, linked by\n"
       "ObjectLinkingLayer under a ResourceTracker of its own. Every answer was checked.\n",

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The other end is an executor in name: bytes that a test writes, as they come or broken.
+
+use super::*;
+use crate::completion::wait;
+use crate::wire::frame::{SetupLayout, message};
+use crate::wire::sps::{ExecutorAddr, to_bytes};
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, channel};
+
+/// The far end of a connection.
+struct Executor {
+    socket: UnixStream,
+    frames: MessageReader,
+}
+
+impl Executor {
+    fn send(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).unwrap();
+    }
+
+    fn answer(&mut self, call: &Message, body: &[u8]) {
+        self.send(&message(Opcode::Result, call.header.sequence, 0, body));
+    }
+
+    fn call(&mut self) -> Message {
+        self.frames.next().unwrap().unwrap()
+    }
+
+    fn sees_the_end(&mut self) -> bool {
+        matches!(self.frames.next(), Ok(None))
+    }
+}
+
+fn setup() -> Setup {
+    Setup {
+        triple: "x86_64-pc-linux-gnu".to_owned(),
+        page_size: 4096,
+        bootstrap_symbols: [("there".to_owned(), ExecutorAddr(0x1_0000))].into(),
+        ..Setup::default()
+    }
+}
+
+fn introduced(bytes: &[u8]) -> (Executor, Result<Stream>) {
+    let (here, there) = UnixStream::pair().unwrap();
+    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
+    let mut executor = Executor {
+        socket: there,
+        frames,
+    };
+    executor.send(bytes);
+    executor.socket.shutdown(Shutdown::Write).ok();
+    let stream = Stream::connect(Arc::new(here.into()));
+    (executor, stream)
+}
+
+fn connected() -> (Executor, Stream) {
+    let (here, there) = UnixStream::pair().unwrap();
+    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
+    let mut executor = Executor {
+        socket: there,
+        frames,
+    };
+    let body = setup().encode(SetupLayout::MapAndSymbols);
+    executor.send(&message(Opcode::Setup, 0, 0, &body));
+    (executor, Stream::connect(Arc::new(here.into())).unwrap())
+}
+
+/// Makes calls whose answers come in with their numbers.
+fn calls(stream: &Stream, count: u8) -> Receiver<(u8, Result<Vec<u8>>)> {
+    let (sender, receiver) = channel();
+    for number in 0..count {
+        let sender = sender.clone();
+        let done = Completion::new(move |answer| sender.send((number, answer)).unwrap());
+        stream.call(7, vec![number], done);
+    }
+    receiver
+}
+
+#[test]
+fn both_layouts_of_setup_name_symbols() {
+    for layout in [SetupLayout::MapAndSymbols, SetupLayout::Symbols] {
+        let body = setup().encode(layout);
+        let (_executor, stream) = introduced(&message(Opcode::Setup, 0, 0, &body));
+        let stream = stream.unwrap();
+        assert_eq!(stream.symbol("there"), Some(0x1_0000));
+        assert_eq!(stream.symbol("here"), None);
+    }
+}
+
+#[test]
+fn whoever_introduces_itself_otherwise_is_refused() {
+    let body = setup().encode(SetupLayout::Symbols);
+    let cut = message(Opcode::Setup, 0, 0, &body[..body.len() - 1]);
+    let cases = [
+        (vec![], Status::Disconnected, "without a word"),
+        (vec![0; 31], Status::Disconnected, "end-of-file"),
+        (vec![0; 32], Status::MapperFailed, "too small"),
+        (cut, Status::MapperFailed, "no Setup"),
+        (
+            message(Opcode::Setup, 1, 0, &body),
+            Status::MapperFailed,
+            "number",
+        ),
+        (
+            message(Opcode::Result, 0, 0, &body),
+            Status::MapperFailed,
+            "Result",
+        ),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n......".into(),
+            Status::MapperFailed,
+            "no Setup",
+        ),
+    ];
+    for (bytes, status, words) in cases {
+        let (_executor, stream) = introduced(&bytes);
+        let error = stream.err().unwrap();
+        assert_eq!(error.status(), status, "{error}");
+        assert!(error.message().contains(words), "{error}");
+    }
+    let (reader, _writer) = io::pipe().unwrap();
+    let error = Stream::connect(Arc::new(reader.into())).err().unwrap();
+    assert_eq!(error.status(), Status::InvalidArgument);
+}
+
+#[test]
+fn answers_find_their_calls_in_any_order() {
+    let (mut executor, stream) = connected();
+    let answers = calls(&stream, 3);
+    let made: Vec<Message> = (0..3).map(|_| executor.call()).collect();
+    for call in made.iter().rev() {
+        assert_eq!(call.header.tag, 7);
+        executor.answer(call, &call.body.repeat(100_000));
+        let (number, body) = answers.recv().unwrap();
+        assert!(body.unwrap() == [number].repeat(100_000));
+    }
+    drop(stream);
+    assert!(executor.sees_the_end());
+}
+
+#[test]
+fn what_handles_an_answer_may_wait_for_the_next_ones() {
+    let (mut executor, stream) = connected();
+    let stream = Arc::new(stream);
+    let (outer, answers) = channel();
+    let inner = Arc::clone(&stream);
+    let nested = Completion::new(move |_| {
+        let second = wait(|done| {
+            let deeper = Arc::clone(&inner);
+            let nested = Completion::new(move |_| {
+                done.complete(wait(|done| deeper.call(3, vec![], done)));
+            });
+            inner.call(2, vec![], nested);
+        });
+        outer.send(second).unwrap();
+    });
+    stream.call(1, vec![], nested);
+    for expected in 1..=3 {
+        let call = executor.call();
+        assert_eq!(call.header.tag, expected);
+        executor.answer(&call, &[expected as u8]);
+    }
+    assert_eq!(answers.recv().unwrap().unwrap(), [3]);
+}
+
+#[test]
+fn the_executor_gets_an_empty_answer_to_its_own_calls() {
+    let (mut executor, stream) = connected();
+    let answers = calls(&stream, 1);
+    let call = executor.call();
+    for sequence in [call.header.sequence, 99] {
+        executor.send(&message(Opcode::CallWrapper, sequence, 5, b"args"));
+        let Message { header, body } = executor.call();
+        assert_eq!(header, Header::new(Opcode::Result, sequence, 0, 0));
+        assert!(body.is_empty());
+    }
+    executor.answer(&call, b"");
+    assert_eq!(answers.recv().unwrap().1.unwrap(), b"");
+}
+
+#[test]
+fn every_call_is_answered_once_however_the_connection_ends() {
+    type End = fn(&mut Executor, &Message);
+    let ends: [(End, &str); 10] = [
+        (
+            |executor, _| executor.socket.shutdown(Shutdown::Both).unwrap(),
+            "end of its socket",
+        ),
+        (
+            |executor, _| executor.socket.shutdown(Shutdown::Write).unwrap(),
+            "end of its socket",
+        ),
+        (
+            |executor, _| {
+                executor.send(&[0; 5]);
+                executor.socket.shutdown(Shutdown::Write).unwrap();
+            },
+            "end-of-file",
+        ),
+        (|executor, _| executor.send(&[1; 64]), "Unexpected opcode"),
+        (
+            // Until the controller has had enough.
+            |executor, _| {
+                let call = message(Opcode::CallWrapper, 0, 0, b"");
+                while executor.socket.write_all(&call).is_ok() {}
+                while let Ok(Some(_)) = executor.frames.next() {}
+            },
+            "64 calls without reading",
+        ),
+        (
+            |executor, first| {
+                executor.answer(first, b"");
+                executor.answer(first, b"");
+            },
+            "No call for sequence number 0",
+        ),
+        (
+            |executor, _| executor.send(&message(Opcode::Result, 0, 1, b"")),
+            "tag in a Result",
+        ),
+        (
+            |executor, _| executor.send(&message(Opcode::Setup, 0, 0, b"")),
+            "Unexpected Setup",
+        ),
+        (
+            |executor, _| executor.send(&message(Opcode::Hangup, 0, 0, &[0])),
+            "hung up",
+        ),
+        (
+            |executor, _| {
+                let said = to_bytes(&Outcome(Err("enough".to_owned())));
+                executor.send(&message(Opcode::Hangup, 0, 0, &said));
+            },
+            "it said \"enough\"",
+        ),
+    ];
+    for (end, words) in ends {
+        let (mut executor, stream) = connected();
+        let answers = calls(&stream, 3);
+        let made: Vec<Message> = (0..3).map(|_| executor.call()).collect();
+        end(&mut executor, &made[0]);
+        let errors: Vec<Error> = answers
+            .iter()
+            .filter_map(|(_, answer)| answer.err())
+            .collect();
+        assert_eq!(
+            errors.len(),
+            if words.starts_with("No call") { 2 } else { 3 }
+        );
+        for error in errors {
+            assert_eq!(error.status(), Status::Disconnected);
+            assert!(error.message().contains(words), "{error}");
+        }
+        assert!(executor.sees_the_end());
+        let later = wait(|done| stream.call(1, vec![], done)).unwrap_err();
+        assert!(later.message().contains(words), "{later}");
+    }
+}
+
+#[test]
+fn an_answer_that_came_before_the_end_is_one() {
+    for _ in 0..500 {
+        let (mut executor, stream) = connected();
+        let answers = calls(&stream, 2);
+        let call = executor.call();
+        executor.answer(&call, b"yes");
+        executor.socket.shutdown(Shutdown::Both).unwrap();
+        let (answered, lost): (Vec<_>, Vec<_>) = answers.iter().partition(|(_, one)| one.is_ok());
+        assert_eq!((answered.len(), lost.len()), (1, 1));
+    }
+}
+
+#[test]
+fn dropping_it_answers_what_waits() {
+    let (mut executor, stream) = connected();
+    let answers = calls(&stream, 2);
+    drop(stream);
+    let errors = answers.iter().map(|(_, answer)| answer.unwrap_err());
+    assert_eq!(
+        errors
+            .filter(|error| error.message().contains("freed"))
+            .count(),
+        2
+    );
+    executor.call();
+    executor.call();
+    assert!(executor.sees_the_end());
+}
