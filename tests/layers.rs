@@ -62,6 +62,8 @@ impl fmt::Display for Violation {
 /// Collects the modules of the crate that a file names, and the files that only tests have.
 #[derive(Default)]
 struct Names {
+    /// The module that is looked at: the file's own, or one inside it.
+    module: Vec<String>,
     used: Vec<Vec<String>>,
     tests: Vec<String>,
 }
@@ -95,10 +97,20 @@ impl Names {
     }
 
     fn add(&mut self, path: &[String]) {
-        if let [first, rest @ ..] = path {
-            if first == "crate" && !rest.is_empty() {
-                self.used.push(rest.to_vec());
+        let mut from = self.module.clone();
+        let mut rest = path;
+        while let [first, after @ ..] = rest {
+            match first.as_str() {
+                "crate" => from.clear(),
+                "super" => drop(from.pop()),
+                "self" => {}
+                _ => break,
             }
+            rest = after;
+        }
+        // Other paths begin at something that the file has imported or at another crate.
+        if rest.len() < path.len() {
+            self.used.push([&from, rest].concat());
         }
     }
 }
@@ -122,6 +134,12 @@ impl<'a> Visit<'a> for Names {
         }
     }
 
+    fn visit_item_mod(&mut self, item: &'a syn::ItemMod) {
+        self.module.push(item.ident.to_string());
+        visit::visit_item_mod(self, item);
+        self.module.pop();
+    }
+
     fn visit_item_use(&mut self, item: &'a syn::ItemUse) {
         self.add_tree(&[], &item.tree);
     }
@@ -143,17 +161,27 @@ impl<'a> Visit<'a> for Names {
     }
 }
 
-fn names_in(source: &str) -> Names {
-    let mut names = Names::default();
+/// The module that a file is, from the crate's root.
+fn module_of(file: &Path) -> Vec<String> {
+    let path = file.with_extension("");
+    let names = path.iter().map(|name| name.to_string_lossy().into_owned());
+    names
+        .filter(|name| name != "mod" && name != "lib")
+        .collect()
+}
+
+fn names_in(file: &Path, source: &str) -> Names {
+    let mut names = Names {
+        module: module_of(file),
+        ..Names::default()
+    };
     names.visit_file(&syn::parse_file(source).expect("the crate compiles"));
     names
 }
 
 /// What one file imports against the order.
 fn violations(layers: &Layers, file: &Path, names: &Names) -> Vec<Violation> {
-    let top = file.iter().next().expect("a file has a name");
-    let module = Path::new(top).with_extension("").display().to_string();
-    let own = layers.find(&[module]);
+    let own = layers.find(&module_of(file));
     let against = |used: &&Vec<String>| {
         let (own, other) = (own, layers.find(used));
         matches!((own, other), (Some(own), Some(other)) if other > own)
@@ -177,7 +205,8 @@ fn sources(root: &Path, folder: &Path, found: &mut Vec<(PathBuf, Names)>) {
         .iter()
         .filter(|file| file.extension().is_some_and(|end| end == "rs"))
     {
-        let names = names_in(&fs::read_to_string(file).expect("sources are text"));
+        let path = file.strip_prefix(root).expect("it lies below").to_owned();
+        let names = names_in(&path, &fs::read_to_string(file).expect("sources are text"));
         // `#[cfg(test)] mod name;` in mod.rs or lib.rs names a neighbour, elsewhere a file below.
         let stem = file.file_stem().expect("a file has a name");
         let home = match stem.to_str() {
@@ -185,7 +214,6 @@ fn sources(root: &Path, folder: &Path, found: &mut Vec<(PathBuf, Names)>) {
             _ => folder.join(stem),
         };
         tests.extend(names.tests.iter().map(|name| home.join(name)));
-        let path = file.strip_prefix(root).expect("it lies below").to_owned();
         found.push((path, names));
     }
     let is_test = |path: &Path| tests.iter().any(|test| path.with_extension("") == *test);
@@ -223,10 +251,8 @@ fn every_source_file_belongs_to_a_layer() {
     let layers = layers();
     let root = Path::new("lib.rs");
     for (file, _) in crate_sources().iter().filter(|(file, _)| file != root) {
-        let top = Path::new(file.iter().next().unwrap()).with_extension("");
-        let module = top.display().to_string();
         assert!(
-            layers.find(&[module]).is_some(),
+            layers.find(&module_of(file)).is_some(),
             "{} stands in no row of ARCHITECTURE.md's table of layers",
             file.display()
         );
@@ -253,7 +279,7 @@ fn an_import_against_the_order_is_found_wherever_it_stands() {
     let table = "\n## Layers\n\n| folder |\n|---|\n| `src/page.rs` |\n| `src/wire/` |\n";
     let layers = Layers::of(table);
     let file = Path::new("page.rs");
-    let check = |source: &str| violations(&layers, file, &names_in(source)).len();
+    let check = |source: &str| violations(&layers, file, &names_in(file, source)).len();
     for source in [
         "use crate::wire::sps;",
         "use crate::{page::Page, wire::{self, sps}};",
@@ -261,22 +287,28 @@ fn an_import_against_the_order_is_found_wherever_it_stands() {
         "fn f(value: crate::wire::sps::Value) {}",
         "fn f() { assert!(crate::wire::is_empty()); }",
         "mod inner { use crate::wire as other; }",
+        "use super::wire::sps;",
+        "mod inner { use super::super::wire::sps; }",
+        "use self::super::{page::Page, wire::sps};",
     ] {
         assert!(check(source) > 0, "{source}");
     }
     for source in [
         "use crate::page::Page;",
         "use std::wire::sps;",
+        "use super::page::Page;",
+        "mod inner { use super::wire::sps; }",
         "#[cfg(test)] mod tests { use crate::wire::sps; }",
         "#[cfg(test)] use crate::wire::sps;",
         "// use crate::wire::sps;\nfn f() {}",
     ] {
         assert_eq!(check(source), 0, "{source}");
     }
-    let below = violations(
-        &layers,
-        Path::new("wire/sps.rs"),
-        &names_in("use crate::page::Page;"),
-    );
+    let deep = Path::new("page/inner.rs");
+    let check = |source: &str| violations(&layers, deep, &names_in(deep, source)).len();
+    assert_eq!(check("use super::wire::sps;"), 0, "that is page::wire");
+    assert_eq!(check("use super::super::wire::sps;"), 1);
+    let below = Path::new("wire/sps.rs");
+    let below = violations(&layers, below, &names_in(below, "use crate::page::Page;"));
     assert_eq!(below, []);
 }
