@@ -4,7 +4,8 @@
 # stands a comment that says what to do with it, and one may stand before a table:
 #   <!-- run -->            commands, run in order, in one shell for each page, README's first, all in
 #                           one copy of the sources
-#   <!-- excerpt: FILE -->  lines that stand in FILE one after the other, however indented
+#   <!-- excerpt: FILE -->  lines that stand in FILE one after the other, however indented, or in its
+#                           Rust documentation
 #   <!-- targets -->        commands `make TARGET  # words`: the targets exist
 #   <!-- rows: FILE -->     the rows of this table, but the first two, stand in FILE
 # Links to files lead somewhere, and so do the paths that a page names in `backquotes`. README has at
@@ -47,7 +48,7 @@ blocks() {
 }
 
 unindented() {
-  sed 's/^[ \t]*//' "$1"
+  sed 's/^[ \t]*//; s|^//! *||' "$1"
 }
 
 # contains <lines> <file>: the lines stand there in a row.
