@@ -58,6 +58,28 @@ static void a_freed_manager_stays_gone_when_others_are_made(void **state) {
   REFUSED(JITMEM_INVALID_HANDLE, "was freed before", jitmem_manager_stats(gone, &stats, error));
 }
 
+static void a_freed_mapper_stays_gone_after_a_million_others(void **state) {
+  (void)state;
+  jitmem_mapper *gone, *other = NULL;
+  OK(jitmem_mapper_in_process(JITMEM_IN_PROCESS_MPROTECT, &gone, error));
+  jitmem_mapper_free(gone);
+  for (int i = 0; i < 1000000; i++) {
+    OK(jitmem_mapper_in_process(JITMEM_IN_PROCESS_MPROTECT, &other, error));
+    if (other == gone)
+      fail_msg("the old handle is live again after %d others", i);
+    // Freeing the old one again does nothing to the new one.
+    jitmem_mapper_free(gone);
+    if (i < 999999)
+      jitmem_mapper_free(other);
+  }
+  jitmem_manager *manager = NULL;
+  REFUSED(JITMEM_INVALID_HANDLE, "was freed before",
+          jitmem_manager_create(gone, NULL, &manager, error));
+  OK(jitmem_manager_create(other, NULL, &manager, error));
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(other);
+}
+
 static void a_freed_mapper(void **state) {
   struct fixture *fixture = *state;
   jitmem_mapper *gone = fixture->mapper;
@@ -273,6 +295,7 @@ int main(void) {
       EVERYWHERE(a_freed_manager),
       EVERYWHERE(a_freed_manager_stays_gone_when_others_are_made),
       EVERYWHERE(a_freed_mapper),
+      cmocka_unit_test(a_freed_mapper_stays_gone_after_a_million_others),
       cmocka_unit_test(a_freed_error),
       cmocka_unit_test(an_error_that_is_there_already),
       EVERYWHERE(each_state_admits_only_its_own_calls),

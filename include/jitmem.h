@@ -53,7 +53,7 @@
  *   jitmem is reported as JITMEM_INTERNAL; the handle refuses further work then.
  *
  *   Handles. A free function does nothing with NULL. A handle that was freed is recognized and
- *   refused for as long as its memory has not served many others since.
+ *   refused, however many others were made since. A handle is a number, not an address.
  *
  *   Callbacks. One is (fn, ctx, destroy): fn runs once, in the thread that completes the request,
  *   which may be the calling one before the call returns; then destroy(ctx) runs once. If the call

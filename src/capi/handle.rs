@@ -1,47 +1,101 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Handles that can tell when they were freed.
+//! Handles that are never given twice.
 //!
-//! The memory of a handle is never returned to the heap: a freed one goes to the back of a queue
-//! and serves again only after many others. So looking at a freed handle is no undefined
-//! behaviour, and its mark says what it is.
+//! What C sees as a pointer is a number: the slot of a table, and how many handles that slot had
+//! before. So a freed handle is recognized however many were made since, and no value that a host
+//! passes is ever an address that is read. A slot serves again at once; one that has no number left
+//! is not used any more, which costs its bytes once in 2^29 handles.
 
 use super::input;
 use crate::error::{Result, invalid_argument, invalid_handle};
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
-use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A freed cell serves again only when this many are free.
-const QUARANTINE: usize = 64;
+// The bits of a handle, lowest first: three zero bits, so that it looks aligned to hosts that keep
+// flags there; the slot's index; the C type; and the generation, which begins with 1, so that no
+// handle is NULL.
+const INDEX_SHIFT: u32 = 3;
+const KIND_SHIFT: u32 = INDEX_SHIFT + INDEX_BITS;
+const GENERATION_SHIFT: u32 = KIND_SHIFT + 4;
+const INDEX_BITS: u32 = 28;
 
-#[repr(C)]
-struct Cell<T> {
-    /// The type's mark while live, its complement once freed.
-    mark: AtomicU64,
+/// Part `n` of a table has this many slots, times 2^n.
+const FIRST_PART: usize = 16;
+/// As many as the bits of an index can tell apart.
+const PARTS: usize = INDEX_BITS as usize - FIRST_PART.ilog2() as usize;
+
+/// The C types that have handles.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Error = 1,
+    Mapper,
+    Manager,
+    Transport,
+    Service,
+}
+
+struct Slot<T> {
+    /// The handle that is live here; 0 while there is none.
+    live: AtomicU64,
     value: UnsafeCell<Option<T>>,
 }
 
-/// The cells of one handle type.
+/// The handles of one type. Its memory is that of the most that were ever live at once.
 pub(super) struct Pool<T: 'static> {
-    mark: u64,
-    free: Mutex<VecDeque<&'static Cell<T>>>,
+    kind: Kind,
+    /// The handles to give next, one for each slot without a live one.
+    spare: Mutex<Vec<u64>>,
+    /// Never moved, so a slot is looked up without a lock.
+    parts: [OnceLock<Box<[Slot<T>]>>; PARTS],
 }
 
-// SAFETY: the pool only keeps cells that nothing else refers to; values cross threads as T: Send.
-unsafe impl<T: Send> Sync for Pool<T> {}
+// SAFETY: a slot's value is written by the thread that took its number out of `spare` or `live`, and
+// is shared or sent to others as `T`, which every `Handle` can be.
+unsafe impl<T: Send + Sync> Sync for Pool<T> {}
 
 impl<T> Pool<T> {
-    pub(super) const fn new(mark: u64) -> Pool<T> {
+    pub(super) const fn new(kind: Kind) -> Pool<T> {
         Pool {
-            mark,
-            free: Mutex::new(VecDeque::new()),
+            kind,
+            spare: Mutex::new(Vec::new()),
+            parts: [const { OnceLock::new() }; PARTS],
         }
+    }
+
+    /// The slot that a handle would have, whatever the number.
+    fn slot(&self, handle: u64) -> Option<&Slot<T>> {
+        let index = (handle >> INDEX_SHIFT) as usize & ((1 << INDEX_BITS) - 1);
+        let number = index + FIRST_PART;
+        let part = (number / FIRST_PART).ilog2() as usize;
+        let slots = self.parts.get(part)?.get()?;
+        slots.get(number - (FIRST_PART << part))
+    }
+
+    /// Adds a part, which at least doubles the table, and its handles to `spare`.
+    fn grow(&self, spare: &mut Vec<u64>) {
+        let part = self.parts.iter().position(|part| part.get().is_none());
+        let part = part.expect("fewer handles are live than an index has numbers");
+        let size = FIRST_PART << part;
+        let slots = std::iter::repeat_with(|| Slot {
+            live: AtomicU64::new(0),
+            value: UnsafeCell::new(None),
+        });
+        let slots = slots.take(size).collect();
+        // There is room for all slots, so freeing a handle takes no memory.
+        let first = size - FIRST_PART;
+        spare.reserve(first + size);
+        spare.extend((first..first + size).rev().map(|index| {
+            1 << GENERATION_SHIFT | (self.kind as u64) << KIND_SHIFT | (index as u64) << INDEX_SHIFT
+        }));
+        let added = self.parts[part].set(slots);
+        assert!(added.is_ok(), "`spare` is locked");
     }
 }
 
-/// A C handle type; pointers to it are really pointers to a cell.
-pub(super) trait Handle: Send + Sized + 'static {
+/// A C handle type; pointers to it are really numbers of a [`Pool`].
+pub(super) trait Handle: Send + Sync + Sized + 'static {
     fn pool() -> &'static Pool<Self>;
     const NAME: &'static str;
 }
@@ -49,25 +103,18 @@ pub(super) trait Handle: Send + Sized + 'static {
 /// A new handle.
 pub(super) fn give<T: Handle>(value: T) -> *mut T {
     let pool = T::pool();
-    let reused = {
-        let mut free = pool.free.lock();
-        if free.len() > QUARANTINE {
-            free.pop_front()
-        } else {
-            None
+    let handle = {
+        let mut spare = pool.spare.lock();
+        if spare.is_empty() {
+            pool.grow(&mut spare);
         }
+        spare.pop().expect("it was just filled")
     };
-    let cell: &'static Cell<T> = reused.unwrap_or_else(|| {
-        let value = UnsafeCell::new(None);
-        Box::leak(Box::new(Cell {
-            mark: AtomicU64::new(!pool.mark),
-            value,
-        }))
-    });
-    // SAFETY: the cell is fresh or came out of the queue: nothing else refers to it.
-    unsafe { *cell.value.get() = Some(value) };
-    cell.mark.store(pool.mark, Ordering::Release);
-    std::ptr::from_ref(cell).cast::<T>().cast_mut()
+    let slot = pool.slot(handle).expect("its part is there");
+    // SAFETY: its number came out of `spare`, so no other thread refers to it.
+    unsafe { *slot.value.get() = Some(value) };
+    slot.live.store(handle, Ordering::Release);
+    std::ptr::without_provenance_mut(handle as usize)
 }
 
 /// Writes a handle of what `make` makes to a place of the caller's, which is checked before.
@@ -85,55 +132,145 @@ pub(super) unsafe fn give_to<T: Handle>(
     Ok(())
 }
 
-fn cell<T: Handle>(handle: *const T) -> Result<*const Cell<T>> {
-    if handle.is_null() {
-        return Err(invalid_argument(format!("{} is NULL", T::NAME)));
-    }
-    let cell = handle.cast::<Cell<T>>();
-    if !cell.is_aligned() {
-        return Err(invalid_handle(format!("{:p} is no {}", handle, T::NAME)));
-    }
-    Ok(cell)
-}
-
 /// The value behind a handle.
 ///
 /// # Safety
-/// `handle` is NULL or came from [`give`], and is not freed while the reference is used.
+/// `handle` is not freed while the reference is used.
 pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
-    let cell = cell(handle)?;
-    // SAFETY: cells are never returned to the heap, so the mark can be read at any time.
-    let mark = unsafe { &(*cell).mark }.load(Ordering::Acquire);
-    if mark != T::pool().mark {
-        return Err(invalid_handle(format!(
+    if handle.is_null() {
+        return Err(invalid_argument(format!("{} is NULL", T::NAME)));
+    }
+    let number = handle.addr() as u64;
+    let slot = T::pool().slot(number);
+    let live = slot.filter(|slot| slot.live.load(Ordering::Acquire) == number);
+    // SAFETY: a live slot's value is only replaced by `take`, which the caller excludes.
+    let value = live.and_then(|slot| unsafe { &*slot.value.get() }.as_ref());
+    value.ok_or_else(|| {
+        invalid_handle(format!(
             "{} {handle:p} was freed before or never was one",
             T::NAME
-        )));
-    }
-    // SAFETY: a live cell's value is only replaced by `take`, which the caller excludes.
-    let value = unsafe { &*(*cell).value.get() };
-    value
-        .as_ref()
-        .ok_or_else(|| invalid_handle(format!("{} {handle:p} is being freed", T::NAME)))
+        ))
+    })
 }
 
 /// Ends a handle and gives its value; `None` for NULL and for one that was freed before.
 ///
 /// # Safety
-/// `handle` is NULL or came from [`give`], and no other thread uses it.
+/// No other thread uses `handle`.
 pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
     if handle.is_null() {
-        return None; // the common case: no words for an error that is not read
+        return None; // the common case
     }
-    let cell = cell(handle).ok()?;
-    let pool = T::pool();
-    // SAFETY: cells live for ever.
-    let cell: &'static Cell<T> = unsafe { &*cell };
-    cell.mark
-        .compare_exchange(pool.mark, !pool.mark, Ordering::AcqRel, Ordering::Relaxed)
+    let (pool, number) = (T::pool(), handle.addr() as u64);
+    let slot = pool.slot(number)?;
+    slot.live
+        .compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed)
         .ok()?;
-    // SAFETY: the thread that changed the mark from live owns the value.
-    let value = unsafe { (*cell.value.get()).take() };
-    pool.free.lock().push_back(cell);
+    // SAFETY: the thread that changed `live` owns the value until the next number is in `spare`.
+    let value = unsafe { (*slot.value.get()).take() };
+    // A slot that has had all its generations serves no more.
+    if let Some(next) = number.checked_add(1 << GENERATION_SHIFT) {
+        pool.spare.lock().push(next);
+    }
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A handle type with a pool of its own for each test.
+    macro_rules! handle_type {
+        ($name:ident) => {
+            #[derive(Debug, PartialEq)]
+            struct $name(u32);
+
+            impl Handle for $name {
+                fn pool() -> &'static Pool<Self> {
+                    static POOL: Pool<$name> = Pool::new(Kind::Service);
+                    &POOL
+                }
+                const NAME: &'static str = stringify!($name);
+            }
+        };
+    }
+
+    fn is_live<T: Handle>(handle: *mut T) -> bool {
+        // SAFETY: the reference goes at once.
+        unsafe { get(handle) }.is_ok()
+    }
+
+    fn end<T: Handle>(handle: *mut T) -> Option<T> {
+        // SAFETY: each test has its handles for itself.
+        unsafe { take(handle) }
+    }
+
+    fn parts<T: Handle>() -> usize {
+        let parts = T::pool().parts.iter();
+        parts.filter(|part| part.get().is_some()).count()
+    }
+
+    #[test]
+    fn a_freed_handle_stays_freed_after_a_million_others() {
+        handle_type!(Many);
+        let old = give(Many(0));
+        assert_eq!(end(old), Some(Many(0)));
+        for number in 1..=1_000_000 {
+            let new = give(Many(number));
+            assert_ne!(new, old);
+            assert!(!is_live(old), "after {number} others");
+            assert_eq!(end(old), None);
+            assert_eq!(end(new), Some(Many(number)));
+        }
+        assert_eq!(parts::<Many>(), 1, "the table never grew");
+    }
+
+    #[test]
+    fn many_live_handles_are_told_apart() {
+        handle_type!(Live);
+        let handles: Vec<_> = (0..10_000).map(|number| give(Live(number))).collect();
+        for (number, handle) in (0..).zip(&handles) {
+            // SAFETY: the reference goes at once.
+            assert_eq!(unsafe { get(*handle) }.ok(), Some(&Live(number)));
+        }
+        for (number, handle) in (0..).zip(&handles) {
+            assert_eq!(end(*handle), Some(Live(number)));
+        }
+        assert!(handles.iter().all(|handle| !is_live(*handle)));
+        let again: Vec<_> = (0..10_000).map(|number| give(Live(number))).collect();
+        assert!(handles.iter().all(|handle| !is_live(*handle)));
+        assert!(again.iter().all(|handle| is_live(*handle)));
+        assert_eq!(parts::<Live>(), 10, "16 slots, doubled up to 16,368");
+    }
+
+    #[test]
+    fn a_slot_that_has_no_number_left_serves_no_more() {
+        handle_type!(Last);
+        let first = give(Last(1)).addr() as u64;
+        assert!(end(std::ptr::without_provenance_mut::<Last>(first as usize)).is_some());
+        let last = first | u64::MAX << GENERATION_SHIFT;
+        *Last::pool().spare.lock().last_mut().unwrap() = last;
+        assert_eq!(give(Last(2)).addr() as u64, last);
+        assert!(end(std::ptr::without_provenance_mut::<Last>(last as usize)).is_some());
+        let index = |handle: u64| handle << (64 - KIND_SHIFT);
+        let next = give(Last(3));
+        assert_ne!(index(next.addr() as u64), index(first));
+        assert!(is_live(next));
+    }
+
+    #[test]
+    fn any_other_number_is_refused() {
+        handle_type!(Other);
+        let handle = give(Other(1));
+        let number = handle.addr();
+        for bit in 0..usize::BITS {
+            let wrong = std::ptr::without_provenance_mut::<Other>(number ^ 1 << bit);
+            assert!(!is_live(wrong), "{wrong:p}");
+            assert_eq!(end(wrong), None);
+        }
+        for wrong in [1, 8, number + 1, usize::MAX] {
+            assert!(!is_live(std::ptr::without_provenance_mut::<Other>(wrong)));
+        }
+        assert!(is_live(handle));
+    }
 }

@@ -25,7 +25,7 @@ pub struct jitmem_manager {
     poisoned: AtomicBool,
 }
 
-static MANAGERS: handle::Pool<jitmem_manager> = handle::Pool::new(0x6a69_746d_6d61_6e61);
+static MANAGERS: handle::Pool<jitmem_manager> = handle::Pool::new(handle::Kind::Manager);
 
 impl Handle for jitmem_manager {
     fn pool() -> &'static handle::Pool<Self> {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[allow(non_camel_case_types)]
 pub struct jitmem_mapper(pub(super) Mapper);
 
-static MAPPERS: handle::Pool<jitmem_mapper> = handle::Pool::new(0x6a69_746d_6d61_7070);
+static MAPPERS: handle::Pool<jitmem_mapper> = handle::Pool::new(handle::Kind::Mapper);
 
 impl Handle for jitmem_mapper {
     fn pool() -> &'static handle::Pool<Self> {

@@ -14,7 +14,7 @@ use std::ffi::{c_char, c_void};
 #[allow(non_camel_case_types)]
 pub struct jitmem_service(Service);
 
-static SERVICES: handle::Pool<jitmem_service> = handle::Pool::new(0x6a69_746d_7365_7276);
+static SERVICES: handle::Pool<jitmem_service> = handle::Pool::new(handle::Kind::Service);
 
 impl Handle for jitmem_service {
     fn pool() -> &'static handle::Pool<Self> {

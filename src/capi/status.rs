@@ -83,7 +83,7 @@ impl From<Error> for jitmem_error {
     }
 }
 
-static ERRORS: handle::Pool<jitmem_error> = handle::Pool::new(0x6a69_746d_6572_726f);
+static ERRORS: handle::Pool<jitmem_error> = handle::Pool::new(handle::Kind::Error);
 
 impl Handle for jitmem_error {
     fn pool() -> &'static handle::Pool<Self> {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 #[allow(non_camel_case_types)]
 pub struct jitmem_transport(pub(super) Arc<dyn Transport>);
 
-static TRANSPORTS: handle::Pool<jitmem_transport> = handle::Pool::new(0x6a69_746d_7472_616e);
+static TRANSPORTS: handle::Pool<jitmem_transport> = handle::Pool::new(handle::Kind::Transport);
 
 impl Handle for jitmem_transport {
     fn pool() -> &'static handle::Pool<Self> {
