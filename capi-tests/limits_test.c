@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <sched.h>
+#include <sys/ptrace.h>
 
 // Values of newer headers than some systems have.
 enum { SET_MDWE = 65, MDWE_REFUSE_EXEC_GAIN = 1, ADD_SEALS = 1033 };
@@ -41,24 +42,83 @@ static void two_views_must_fail(jitmem_status status, int os_code, const char *o
   jitmem_error_free(problem);
 }
 
+// Two views, by themselves and where they are asked for; of memfds, with this reason, or of
+// anonymous memory where there is none.
+static void must_have_two_views(const char *reason) {
+  const uint32_t kinds[] = {JITMEM_IN_PROCESS_AUTO, JITMEM_IN_PROCESS_TWO_VIEWS};
+  for (size_t i = 0; i < COUNT(kinds); i++) {
+    jitmem_manager *manager = child_manager(kinds[i], (jitmem_manager_options){0});
+    jitmem_stats stats = child_stats(manager);
+    MUST(stats.mapper == JITMEM_MAPPER_TWO_VIEWS);
+    MUST(stats.fallbacks == (reason == NULL ? 0 : JITMEM_FALLBACK_WAY));
+    MUST((strstr(stats.mapper_name, "memfd") != NULL) == (reason != NULL));
+    MUST(reason == NULL ? stats.fallback_reason == NULL
+                        : strstr(stats.fallback_reason, reason) != NULL);
+    child_graph(manager);
+    jitmem_manager_free(manager);
+  }
+}
+
+LIMITED(memfd_does_not_matter) {
+  deny(SYS_memfd_create, EPERM);
+  must_have_two_views(NULL);
+}
+
+LIMITED(anonymous_views_are_forbidden) {
+  deny(SYS_mremap, EPERM);
+  must_have_two_views("mremap");
+}
+
 LIMITED(memfd_is_forbidden) {
+  deny(SYS_mremap, EPERM);
   deny(SYS_memfd_create, EPERM);
   two_views_must_fail(JITMEM_DENIED, EPERM, "memfd_create", "seccomp");
   must_fall_back("memfd_create");
+  must_fall_back("mremap");
 }
 
 LIMITED(memfd_is_missing) {
+  deny(SYS_mremap, EINVAL); // as valgrind answers
   deny(SYS_memfd_create, ENOSYS);
   two_views_must_fail(JITMEM_UNSUPPORTED, ENOSYS, "memfd_create", "choose the mprotect mapper");
   must_fall_back("memfd_create");
 }
 
 LIMITED(seals_are_forbidden) {
+  deny(SYS_mremap, EPERM);
   deny_with(SYS_fcntl, 1, ADD_SEALS, EPERM);
   jitmem_mapper *mapper = NULL;
   MUST_FAIL(JITMEM_DENIED, "", "",
             jitmem_mapper_in_process(JITMEM_IN_PROCESS_TWO_VIEWS, &mapper, error));
   must_fall_back("two views");
+}
+
+// A debugger is to set breakpoints: private pages, unless two views are asked for.
+LIMITED(a_debugger_is_there) {
+  MUST(setenv("JITMEM_DEBUG", "1", 1) == 0);
+  must_fall_back("JITMEM_DEBUG");
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  MUST(child_stats(manager).fallbacks == 0);
+  jitmem_manager_free(manager);
+  MUST(setenv("JITMEM_DEBUG", "0", 1) == 0);
+  must_have_two_views(NULL);
+}
+
+LIMITED(a_tracer_is_there) {
+  // The parent, which waits for this process, stands in for a debugger.
+  pid_t traced = fork();
+  MUST(traced >= 0);
+  if (traced == 0) {
+    MUST(ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0);
+    must_fall_back("traces this one");
+    MUST(setenv("JITMEM_DEBUG", "0", 1) == 0);
+    must_have_two_views(NULL);
+    _exit(CHILD_PASSED);
+  }
+  int status = 0;
+  MUST(waitpid(traced, &status, 0) == traced);
+  MUST(WIFEXITED(status) && WEXITSTATUS(status) == CHILD_PASSED);
 }
 
 LIMITED(executable_mappings_are_forbidden) {
@@ -75,16 +135,16 @@ LIMITED(executable_mappings_are_forbidden) {
   jitmem_manager_free(manager);
 }
 
-LIMITED(memfd_is_forbidden_later) {
+static void must_outlive_a_refusal_of(long call, const char *name) {
   jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
   const jitmem_segment small = segment(1000, 0, RX), large = segment(MIB, 0, RX);
   struct graph graph, refused;
   MUST_OK(jitmem_manager_allocate(manager, &small, 1, 0, graph.memory, &graph.handle, error));
-  deny(SYS_memfd_create, EPERM);
+  deny(call, EPERM);
   jitmem_stats before = child_stats(manager);
   for (int i = 0; i < 100; i++)
     MUST_FAIL(
-        JITMEM_DENIED, "memfd_create", "for a chunk of",
+        JITMEM_DENIED, name, "for a chunk of",
         jitmem_manager_allocate(manager, &large, 1, 0, refused.memory, &refused.handle, error));
   jitmem_stats after = child_stats(manager);
   MUST(after.committed == before.committed && after.live == before.live);
@@ -93,6 +153,13 @@ LIMITED(memfd_is_forbidden_later) {
   MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
   MUST_OK(jitmem_manager_allocate(manager, &small, 1, 0, refused.memory, &refused.handle, error));
   jitmem_manager_free(manager);
+}
+
+LIMITED(anonymous_views_are_forbidden_later) { must_outlive_a_refusal_of(SYS_mremap, "mremap"); }
+
+LIMITED(memfd_is_forbidden_later) {
+  deny(SYS_mremap, EPERM);
+  must_outlive_a_refusal_of(SYS_memfd_create, "memfd_create");
 }
 
 // With the mprotect mapper a refusal comes with the first chunk; nothing is left of it.
@@ -112,10 +179,15 @@ LIMITED(mprotect_is_forbidden) {
   jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_MPROTECT, (jitmem_manager_options){0});
   code_must_be_refused(manager, "mprotect for a chunk");
   jitmem_manager_free(manager);
-  // Two views need no mprotect at all.
-  manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
-  child_graph(manager);
-  jitmem_manager_free(manager);
+  // Two views of memfds need no mprotect at all.
+  must_have_two_views("mprotect");
+}
+
+LIMITED(nothing_may_be_made_executable) {
+  // As systemd's MemoryDenyWriteExecute= filters it.
+  deny_with(SYS_mprotect, 2, PROT_READ | PROT_EXEC, EPERM);
+  deny_with(SYS_mmap, 2, PROT_READ | PROT_WRITE | PROT_EXEC, EPERM);
+  must_have_two_views(NULL);
 }
 
 LIMITED(nothing_may_turn_executable) {
@@ -147,12 +219,9 @@ static void under_memfd_noexec(void *unused) {
   // It is in force: a memfd that may be executed is refused.
   enum { MAY_EXECUTE = 0x10 };
   MUST(syscall(SYS_memfd_create, "x", MAY_EXECUTE) < 0 && errno == EACCES);
-  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
-  child_graph(manager);
-  jitmem_manager_free(manager);
-  manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
-  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
-  jitmem_manager_free(manager);
+  must_have_two_views(NULL);
+  deny(SYS_mremap, EPERM);
+  must_have_two_views("mremap");
 }
 
 LIMITED(memfds_must_not_be_executed) {
@@ -222,12 +291,18 @@ LIMITED(the_hot_path_never_enters_the_kernel) {
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
+      LIMIT(memfd_does_not_matter),
+      LIMIT(anonymous_views_are_forbidden),
       LIMIT(memfd_is_forbidden),
       LIMIT(memfd_is_missing),
       LIMIT(seals_are_forbidden),
+      LIMIT(a_debugger_is_there),
+      LIMIT(a_tracer_is_there),
       LIMIT(executable_mappings_are_forbidden),
+      LIMIT(anonymous_views_are_forbidden_later),
       LIMIT(memfd_is_forbidden_later),
       LIMIT(mprotect_is_forbidden),
+      LIMIT(nothing_may_be_made_executable),
       LIMIT(nothing_may_turn_executable),
       LIMIT(memfds_must_not_be_executed),
       LIMIT(files_can_not_be_opened_two_views),

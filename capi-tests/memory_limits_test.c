@@ -146,7 +146,22 @@ LIMITED_EACH(address_space_for_small_chunks_only) {
 
 // ---- descriptors, file size ----
 
+LIMITED(descriptors_do_not_matter) {
+  set_limit(RLIMIT_NOFILE, 3);
+  MUST(dup(2) < 0 && errno == EMFILE);
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  for (int i = 0; i < 20; i++)
+    child_graph(manager);
+  const jitmem_segment code = segment(MIB, 0, RX);
+  struct graph graph;
+  MUST_OK(jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
+  MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+  jitmem_manager_free(manager);
+}
+
 LIMITED(descriptors_run_out) {
+  deny(SYS_mremap, EPERM); // two views are of memfds then
   jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
   const jitmem_segment code = segment(100, 0, RX);
   struct graph graph;
@@ -165,30 +180,38 @@ LIMITED(descriptors_run_out) {
   MUST_OK(jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
   jitmem_manager_free(manager);
 
-  // No descriptor for the probe: the other mapper, and the reason.
+  // That there is none for the probe decides nothing: there may be one later.
   manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
-  jitmem_stats stats = child_stats(manager);
-  MUST(stats.mapper == JITMEM_MAPPER_MPROTECT);
-  MUST(strstr(stats.fallback_reason, "RLIMIT_NOFILE") != NULL);
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  set_limit(RLIMIT_NOFILE, 20);
   child_graph(manager);
   jitmem_manager_free(manager);
 }
 
-LIMITED_EACH(files_must_stay_small) {
-  // A memfd is a file: one that would be larger is an error here and must not be a signal.
-  set_limit(RLIMIT_FSIZE, 16 * KIB);
-  jitmem_error *problem = NULL;
-  jitmem_manager *manager = try_manager(kind, &problem);
-  if (manager != NULL) {
-    const jitmem_segment code = segment(100 * KIB, 0, RX);
-    struct graph graph;
-    jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, &problem);
-  }
-  MUST(jitmem_error_status(problem) == JITMEM_OK ||
-       strstr(jitmem_error_message(problem), "RLIMIT_FSIZE") != NULL);
-  // Left to itself the library finds a way.
-  manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+LIMITED_EACH(the_size_of_files_does_not_matter) {
+  set_limit(RLIMIT_FSIZE, 0);
+  jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){0});
   child_graph(manager);
+  const jitmem_segment segments[] = {segment(5 * MIB, 0, RX), segment(3 * MIB, 5 * MIB, RW)};
+  struct graph graph;
+  MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, graph.memory, &graph.handle, error));
+  MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
+  jitmem_manager_free(manager);
+  manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
+  MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);
+  MUST(child_stats(manager).fallbacks == 0);
+  jitmem_manager_free(manager);
+}
+
+LIMITED(files_must_stay_small) {
+  // A memfd is a file: one that would be larger is an error here and must not be a signal.
+  deny(SYS_mremap, EPERM); // two views are of memfds then
+  set_limit(RLIMIT_FSIZE, 16 * KIB);
+  jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
+  const jitmem_segment code = segment(100 * KIB, 0, RX);
+  struct graph graph;
+  MUST_FAIL(JITMEM_OUT_OF_MEMORY, "RLIMIT_FSIZE", "memfd_create",
+            jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
   set_limit(RLIMIT_FSIZE, RLIM_INFINITY);
   child_graph(manager);
 }
@@ -278,13 +301,14 @@ LIMITED_EACH(mappings_run_out_before_everything_is_freed) {
 
 // ---- pages ----
 
-LIMITED(pages_run_out_on_commit) {
-  deny(SYS_fallocate, ENOSPC);
+enum { POPULATE_WRITE = 23 };
+
+static void must_lack_pages_of_code(const char *operation, const char *remedy) {
   jitmem_manager *manager =
       child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){.commit = 1});
   const jitmem_segment code = segment(100, 0, RX);
   struct graph graph;
-  MUST_FAIL(JITMEM_OUT_OF_MEMORY, "fallocate", "shared memory is full",
+  MUST_FAIL(JITMEM_OUT_OF_MEMORY, operation, remedy,
             jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
   MUST(child_stats(manager).chunks == 0);
   // Without commit no page is asked for.
@@ -295,8 +319,34 @@ LIMITED(pages_run_out_on_commit) {
   jitmem_manager_free(manager);
 }
 
+LIMITED(pages_run_out_on_commit) {
+  deny_with(SYS_madvise, 2, POPULATE_WRITE, ENOMEM);
+  must_lack_pages_of_code("MADV_POPULATE_WRITE", "free memory");
+}
+
+LIMITED(pages_of_memfds_run_out_on_commit) {
+  deny(SYS_mremap, EPERM);
+  deny(SYS_fallocate, ENOSPC);
+  must_lack_pages_of_code("fallocate", "shared memory is full");
+}
+
+LIMITED_EACH(pages_are_taken_before_linux_5_14) {
+  deny_with(SYS_madvise, 2, POPULATE_WRITE, EINVAL);
+  jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){.commit = 1});
+  const jitmem_segment segments[] = {segment(MIB, 0, RX), segment(MIB, 0, RW)};
+  struct graph graph;
+  MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, graph.memory, &graph.handle, error));
+  for (size_t i = 0; i < COUNT(segments); i++) {
+    unsigned char resident[MIB / 4096];
+    const uint64_t first = graph.memory[i].address & ~UINT64_C(4095);
+    MUST(mincore((void *)first, MIB, resident) == 0);
+    for (size_t page = 0; page < COUNT(resident); page++)
+      MUST(resident[page] & 1);
+  }
+  jitmem_manager_free(manager);
+}
+
 LIMITED_EACH(pages_of_data_run_out_on_commit) {
-  enum { POPULATE_WRITE = 23 };
   deny_with(SYS_madvise, 2, POPULATE_WRITE, ENOMEM);
   jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){.commit = 1});
   const jitmem_segment data = segment(100, 0, RW);
@@ -321,14 +371,19 @@ int main(int argc, char **argv) {
       LIMIT(address_space_for_a_window_and_its_use_mprotect),
       LIMIT(address_space_for_small_chunks_only_two_views),
       LIMIT(address_space_for_small_chunks_only_mprotect),
+      LIMIT(descriptors_do_not_matter),
       LIMIT(descriptors_run_out),
-      LIMIT(files_must_stay_small_two_views),
-      LIMIT(files_must_stay_small_mprotect),
+      LIMIT(the_size_of_files_does_not_matter_two_views),
+      LIMIT(the_size_of_files_does_not_matter_mprotect),
+      LIMIT(files_must_stay_small),
       LIMIT(mappings_run_out_two_views),
       LIMIT(mappings_run_out_mprotect),
       LIMIT(mappings_run_out_before_everything_is_freed_two_views),
       LIMIT(mappings_run_out_before_everything_is_freed_mprotect),
       LIMIT(pages_run_out_on_commit),
+      LIMIT(pages_of_memfds_run_out_on_commit),
+      LIMIT(pages_are_taken_before_linux_5_14_two_views),
+      LIMIT(pages_are_taken_before_linux_5_14_mprotect),
       LIMIT(pages_of_data_run_out_on_commit_two_views),
       LIMIT(pages_of_data_run_out_on_commit_mprotect),
   };

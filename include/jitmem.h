@@ -221,11 +221,15 @@ const char *jitmem_status_name(uint32_t status);
 
 /// Which in-process mapper to make.
 JITMEM_ENUM(jitmem_in_process_kind) {
-  /// Two views where one probe shows that the system allows them, else mprotect.
+  /// Two views where one probe shows that the system allows them and no debugger is there, else
+  /// mprotect. A debugger is there if a process traces this one, or if the environment has
+  /// JITMEM_DEBUG=1; with JITMEM_DEBUG=0 none is.
   JITMEM_IN_PROCESS_AUTO = 0,
-  /// Two views of sealed memfds: no page ever turns executable, graphs share pages.
+  /// Two views of the same pages: no page ever turns executable, graphs share pages. Of shared
+  /// anonymous memory or, where the system refuses that, of sealed memfds.
   JITMEM_IN_PROCESS_TWO_VIEWS = 1,
   /// Private pages whose protection changes; whole pages and system calls per allocation.
+  /// Debuggers can set software breakpoints there.
   JITMEM_IN_PROCESS_MPROTECT = 2,
 };
 
@@ -699,13 +703,15 @@ JITMEM_ENUM(jitmem_mapper_kind) {
 
 /// What was fallen back from; bits of jitmem_stats.fallbacks.
 JITMEM_ENUM(jitmem_fallback) {
-  /// Two views were refused, so pages change protection; fallback_reason says why.
+  /// Two views were refused, or a debugger is there, so pages change protection; fallback_reason
+  /// says why.
   JITMEM_FALLBACK_MPROTECT = 1,
   /// The window is smaller than asked for: address space is limited.
   JITMEM_FALLBACK_SMALLER_WINDOW = 2,
   /// A window lies out of 32-bit reach of the process's images.
   JITMEM_FALLBACK_OUT_OF_REACH = 4,
-  /// A better way to the executor, or a better mapper for it, could not be taken.
+  /// A better way to the executor, a better mapper for it, or better pages for two views could not
+  /// be had; fallback_reason says why.
   JITMEM_FALLBACK_WAY = 8,
 };
 

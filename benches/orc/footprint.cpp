@@ -24,9 +24,10 @@ enum class Backing { Mapped, Heap, Other };
 static Backing backingOf(StringRef Path) {
   if (Path == "[heap]")
     return Backing::Heap;
-  // Memory that a process named by prctl(PR_SET_VMA), memfds, and POSIX shared memory.
+  // Memory that a process named by prctl(PR_SET_VMA), memfds, and shared memory with and without a
+  // name.
   if (Path.empty() || Path.starts_with("[anon") || Path.starts_with("/memfd:") ||
-      Path.starts_with("/dev/shm/"))
+      Path.starts_with("/dev/shm/") || Path.starts_with("/dev/zero"))
     return Backing::Mapped;
   return Backing::Other;
 }

@@ -31,11 +31,15 @@ impl Handle for jitmem_mapper {
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum jitmem_in_process_kind {
-    /// Two views where one probe shows that the system allows them, else mprotect.
+    /// Two views where one probe shows that the system allows them and no debugger is there, else
+    /// mprotect. A debugger is there if a process traces this one, or if the environment has
+    /// JITMEM_DEBUG=1; with JITMEM_DEBUG=0 none is.
     JITMEM_IN_PROCESS_AUTO = 0,
-    /// Two views of sealed memfds: no page ever turns executable, graphs share pages.
+    /// Two views of the same pages: no page ever turns executable, graphs share pages. Of shared
+    /// anonymous memory or, where the system refuses that, of sealed memfds.
     JITMEM_IN_PROCESS_TWO_VIEWS = 1,
     /// Private pages whose protection changes; whole pages and system calls per allocation.
+    /// Debuggers can set software breakpoints there.
     JITMEM_IN_PROCESS_MPROTECT = 2,
 }
 

@@ -37,13 +37,15 @@ pub enum jitmem_mapper_kind {
 #[derive(Clone, Copy)]
 #[repr(u32)]
 pub enum jitmem_fallback {
-    /// Two views were refused, so pages change protection; fallback_reason says why.
+    /// Two views were refused, or a debugger is there, so pages change protection; fallback_reason
+    /// says why.
     JITMEM_FALLBACK_MPROTECT = 1,
     /// The window is smaller than asked for: address space is limited.
     JITMEM_FALLBACK_SMALLER_WINDOW = 2,
     /// A window lies out of 32-bit reach of the process's images.
     JITMEM_FALLBACK_OUT_OF_REACH = 4,
-    /// A better way to the executor, or a better mapper for it, could not be taken.
+    /// A better way to the executor, a better mapper for it, or better pages for two views could not
+    /// be had; fallback_reason says why.
     JITMEM_FALLBACK_WAY = 8,
 }
 

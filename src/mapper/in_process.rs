@@ -10,7 +10,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
-use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::memory::view::{Pages, Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, OwnerProcess};
@@ -21,19 +21,23 @@ use std::collections::HashMap;
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InProcessKind {
-    /// Two views if one probe shows that the system allows them, else mprotect.
+    /// Two views if one probe shows that the system allows them and no debugger is there, else
+    /// mprotect. A debugger is there if a process traces this one, or if the environment has
+    /// `JITMEM_DEBUG=1`; with `JITMEM_DEBUG=0` none is.
     Auto,
-    /// Two views of a sealed memfd.
+    /// Two views of shared anonymous memory or, where the system refuses that, of sealed memfds.
     TwoViews,
-    /// Private pages whose protection changes for each copy. Needs no memfd, but takes whole
-    /// pages and system calls per allocation, and code pages are writable for a moment.
+    /// Private pages whose protection changes for each copy. Debuggers can set software breakpoints
+    /// there. It takes whole pages and system calls per allocation, and code pages are writable for
+    /// a moment.
     Mprotect,
 }
 
 /// The mapper of this process's own memory.
 pub(crate) struct InProcess {
     capabilities: Capabilities,
-    two_views: bool,
+    /// What two views are of; `None`: one view, by mprotect.
+    two_views: Option<Pages>,
     /// The process that the memory belongs to.
     owner: OwnerProcess,
     windows: Mutex<Vec<MappedWindow>>,
@@ -51,36 +55,23 @@ impl InProcess {
     /// # Errors
     /// With [`InProcessKind::TwoViews`], why the system refuses two views.
     pub(crate) fn new(kind: InProcessKind) -> Result<InProcess> {
-        let (two_views, fallback) = match kind {
-            InProcessKind::Mprotect => (false, None),
-            InProcessKind::TwoViews => {
-                probe()?;
-                (true, None)
-            }
-            InProcessKind::Auto => match probe() {
-                Ok(()) => (true, None),
-                Err(error) => (false, Some(format!("two views are not to be had: {error}"))),
-            },
-        };
+        let (two_views, fallback) = choose(kind)?;
         let page_size = sys::page_size();
+        let (name, kind, granule) = match two_views {
+            Some(Pages::Anonymous) => ("in-process, two views", Kind::TwoViews, PACKING_GRANULE),
+            Some(Pages::Memfd) => (
+                "in-process, two views of memfds",
+                Kind::TwoViews,
+                PACKING_GRANULE,
+            ),
+            None => ("in-process, mprotect", Kind::Mprotect, page_size),
+        };
         let capabilities = Capabilities {
-            name: if two_views {
-                "in-process, two views"
-            } else {
-                "in-process, mprotect"
-            },
-            kind: if two_views {
-                Kind::TwoViews
-            } else {
-                Kind::Mprotect
-            },
+            name,
+            kind,
             page_size,
-            granule: if two_views {
-                PACKING_GRANULE
-            } else {
-                page_size
-            },
-            coherent: two_views && sys::COHERENT_FETCH,
+            granule,
+            coherent: two_views.is_some() && sys::COHERENT_FETCH,
             in_this_process: true,
             fallback,
         };
@@ -180,17 +171,53 @@ impl InProcess {
     }
 }
 
-/// Tries the idea once, on one page.
-fn probe() -> Result<()> {
+/// What two views are to be of, and why nothing better is.
+fn choose(kind: InProcessKind) -> Result<(Option<Pages>, Option<String>)> {
+    match kind {
+        InProcessKind::Mprotect => return Ok((None, None)),
+        InProcessKind::Auto => {
+            if let Some(reason) = sys::debugging() {
+                return Ok((None, Some(reason)));
+            }
+        }
+        InProcessKind::TwoViews => (),
+    }
+    let Err(anonymous) = probe(Pages::Anonymous) else {
+        return Ok((Some(Pages::Anonymous), None));
+    };
+    let anonymous = format!("two views of anonymous memory are not to be had: {anonymous}");
+    match probe(Pages::Memfd) {
+        Ok(()) => Ok((Some(Pages::Memfd), Some(anonymous))),
+        Err(memfd) if kind == InProcessKind::Auto => Ok((
+            None,
+            Some(format!(
+                "{anonymous}; two views of a memfd neither: {memfd}"
+            )),
+        )),
+        Err(memfd) => Err(memfd.context(anonymous)),
+    }
+}
+
+/// Tries two views once, on one page. What is short for the moment is no refusal.
+fn probe(pages: Pages) -> Result<()> {
+    match try_two_views(pages) {
+        Err(error) if error.os_code().is_some_and(is_passing) => Ok(()),
+        other => other,
+    }
+}
+
+/// Whether a call that failed so may work later.
+fn is_passing(errno: i32) -> bool {
+    use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
+    [EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM].contains(&errno)
+}
+
+fn try_two_views(pages: Pages) -> Result<()> {
     let page = sys::page_size().bytes();
     let reservation =
         Reservation::new(page, Placement::Default).or_else(|_| Reservation::anywhere(page))?;
-    let view = View::two(
-        &reservation,
-        reservation.range(),
-        Protection::READ_EXEC,
-        false,
-    )?;
+    let (range, code) = (reservation.range(), Protection::READ_EXEC);
+    let view = View::two(pages, &reservation, range, code, false)?;
     view.unmap().map_err(|(_, error)| error)
 }
 
@@ -225,11 +252,11 @@ impl MemoryMapper for InProcess {
             windows[window(&windows)?].reservation.clone()
         };
         // Data that the executor may write is private to the process and written in place.
-        let copied = !self.two_views && !protection.writable();
-        let view = if protection.writable() || copied {
-            View::one(&reservation, range, protection, commit)?
-        } else {
-            View::two(&reservation, range, protection, commit)?
+        let pages = self.two_views.filter(|_| !protection.writable());
+        let copied = pages.is_none() && !protection.writable();
+        let view = match pages {
+            Some(pages) => View::two(pages, &reservation, range, protection, commit)?,
+            None => View::one(&reservation, range, protection, commit)?,
         };
         // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more;
         // and pages that are written in place are writable.

@@ -264,6 +264,15 @@ impl Reservation {
         taken.inspect_err(|_| restore(part))
     }
 
+    /// Puts shared zeroed pages in the place of a part.
+    fn take_shared_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+        self.check(part)?;
+        let (start, size) = (part.start(), part.size());
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_shared_memory(start, size, protection) };
+        taken.inspect_err(|_| restore(part))
+    }
+
     /// Puts the first pages of a file in the place of a part.
     pub(crate) fn take_file(
         &self,
@@ -302,7 +311,22 @@ fn restore(executor: AddressRange) {
     let _ = sys::reserve(At::Free(executor.start()), executor.size());
 }
 
-/// Where this process writes pages that another one maps; unmapped when dropped.
+/// Maps a writer view far from the window, so that it does not crowd the neighbourhood that the
+/// window shares with the process's images.
+fn far_from(executor: AddressRange, map: impl Fn(At) -> io::Result<u64>) -> io::Result<u64> {
+    let start = executor.start();
+    for step in 1..=4 {
+        let distance = step * WRITER_DISTANCE;
+        let at = start.checked_sub(distance).unwrap_or(start + distance);
+        match map(At::Free(at)) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+            other => return other,
+        }
+    }
+    map(At::Anywhere)
+}
+
+/// Where this process writes pages that another mapping shows; unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct WriterView {
     start: u64,
@@ -400,10 +424,20 @@ pub(crate) struct View {
     written: Written,
 }
 
+/// What two views are views of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pages {
+    /// Shared anonymous memory: no descriptor, and tools treat it as they treat other JITs'. The
+    /// process can make the executor's view writable with mprotect.
+    Anonymous,
+    /// A sealed memfd: no mapping of it can become writable.
+    Memfd,
+}
+
 /// How a view's pages are written.
 #[derive(Debug)]
 enum Written {
-    /// Through a second mapping of one sealed memfd, the executor's being never writable.
+    /// Through a second mapping of the same pages, the executor's being never writable.
     Elsewhere(WriterView),
     /// In place, in a private mapping: data that the executor may write anyway, or, under the
     /// mprotect mapper, pages that are opened for each copy.
@@ -415,24 +449,99 @@ enum Written {
 impl View {
     /// Two views of new pages at `executor`.
     pub(crate) fn two(
+        pages: Pages,
         reservation: &Reservation,
         executor: AddressRange,
         protection: Protection,
         commit: bool,
     ) -> Result<View> {
+        match pages {
+            Pages::Anonymous => Self::two_anonymous(reservation, executor, protection, commit),
+            Pages::Memfd => Self::two_of_memfd(reservation, executor, protection, commit),
+        }
+    }
+
+    /// The executor's view comes first, by mmap, which is what profilers are told of; the writer's is
+    /// a second mapping of it that loses the right to execute before it gets the right to write.
+    fn two_anonymous(
+        reservation: &Reservation,
+        executor: AddressRange,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<View> {
+        let failed = failed(executor.size());
+        reservation
+            .take_shared_memory(executor, protection)
+            .map_err(|e| failed("map the executor view", e))?;
+        let view = View {
+            reservation: reservation.clone(),
+            executor,
+            written: Written::Remotely,
+        };
+        match Self::writer_of(executor, commit) {
+            Ok(writer) => Ok(View {
+                written: Written::Elsewhere(writer),
+                ..view
+            }),
+            Err(error) => Err(view.undo(error)),
+        }
+    }
+
+    /// A writer view of shared anonymous memory that has just been mapped.
+    fn writer_of(executor: AddressRange, commit: bool) -> Result<WriterView> {
+        let size = executor.size();
+        let failed = failed(size);
+        let start = far_from(executor, |at| Self::map_again(executor, at))
+            .map_err(|e| failed("mremap to the writer view", e))?;
+        let writer =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
+        // SAFETY: mapped for this view alone, and nothing has accessed it.
+        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
+            .map_err(|e| failed("mprotect of the writer view", e))?;
+        if commit {
+            // SAFETY: as above.
+            unsafe { sys::populate(start, size) }
+                .map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
+        }
+        Ok(writer)
+    }
+
+    /// mremap knows no MAP_FIXED_NOREPLACE, so a place is reserved before it is replaced.
+    fn map_again(executor: AddressRange, at: At) -> io::Result<u64> {
+        let (from, size) = (executor.start(), executor.size());
+        let At::Free(place) = at else {
+            // SAFETY: the executor's view was just mapped, and is shared.
+            return unsafe { sys::map_again(from, size, None) };
+        };
+        sys::reserve(at, size)?;
+        // SAFETY: as above, and the place was just reserved for this.
+        unsafe { sys::map_again(from, size, Some(place)) }.inspect_err(|_| {
+            restore(range(place, size));
+            // SAFETY: reserved here, and used by nothing.
+            unsafe { unmap(place, size) };
+        })
+    }
+
+    fn two_of_memfd(
+        reservation: &Reservation,
+        executor: AddressRange,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<View> {
+        use std::os::fd::AsFd;
         let size = executor.size();
         let failed = failed(size);
         let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
         }
-        let writer =
-            Self::map_writer(executor, &file).map_err(|e| failed("map the writer view", e))?;
+        let data = Protection::READ_WRITE;
+        let writer = far_from(executor, |at| sys::map_file(at, size, data, file.as_fd()))
+            .map_err(|e| failed("map the writer view", e))?;
         let writer =
             WriterView::at(writer, size).map_err(|e| failed("madvise of the writer view", e))?;
         file.close_to_writers()
             .map_err(|e| failed("seal the memfd", e))?;
-        use std::os::fd::AsFd;
         reservation
             .take_file(executor, protection, file.as_fd())
             .map_err(|e| failed("map the executor view", e))?;
@@ -441,24 +550,6 @@ impl View {
             executor,
             written: Written::Elsewhere(writer),
         })
-    }
-
-    /// Maps the writer view far from the window, so that it does not crowd the neighbourhood that
-    /// the window shares with the process's images.
-    fn map_writer(executor: AddressRange, file: &sys::MemFile) -> std::io::Result<u64> {
-        use std::os::fd::AsFd;
-        let (start, size) = (executor.start(), executor.size());
-        let data = Protection::READ_WRITE;
-        for step in 1..=4 {
-            let distance = step * WRITER_DISTANCE;
-            let at = start.checked_sub(distance).unwrap_or(start + distance);
-            match sys::map_file(At::Free(at), size, data, file.as_fd()) {
-                Ok(writer) => return Ok(writer),
-                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
-                Err(error) => return Err(error),
-            }
-        }
-        sys::map_file(At::Anywhere, size, data, file.as_fd())
     }
 
     /// One private view of new zeroed pages at `executor`.
@@ -480,7 +571,8 @@ impl View {
         };
         let finish = || {
             if commit {
-                sys::populate(start, size)
+                // SAFETY: the pages were just mapped for writing, for this view alone.
+                unsafe { sys::populate(start, size) }
                     .map_err(|error| failed("madvise(MADV_POPULATE_WRITE)", error))?;
             } else if !protection.writable() {
                 // Parts of it will be opened for writing. They join again only if the kernel has
@@ -498,10 +590,7 @@ impl View {
         };
         match finish() {
             Ok(()) => Ok(view),
-            Err(error) => Err(match view.unmap() {
-                Ok(()) => error,
-                Err((_, second)) => Error::join(error, second),
-            }),
+            Err(error) => Err(view.undo(error)),
         }
     }
 
@@ -559,6 +648,14 @@ impl View {
         }
     }
 
+    /// Gives back what a failed attempt has mapped.
+    fn undo(self, error: Error) -> Error {
+        match self.unmap() {
+            Ok(()) => error,
+            Err((_, second)) => error.join(second),
+        }
+    }
+
     /// Frees the pages and leaves reserved address space. If the kernel refuses, the view is
     /// whole and comes back with the error. A view that is dropped instead leaves the executor's
     /// mapping to the end of the reservation.
@@ -590,26 +687,109 @@ mod tests {
     }
 
     #[test]
-    fn both_views_show_the_same_bytes_and_the_executor_view_is_sealed() {
+    fn both_views_show_the_same_bytes_and_a_memfd_is_sealed() {
+        for pages in [Pages::Anonymous, Pages::Memfd] {
+            let page = sys::page_size().bytes();
+            let reservation = Reservation::new(16 * page, Placement::Default).unwrap();
+            assert!(reservation.in_reach());
+            let chunk = reservation.range().part(page, 2 * page).unwrap();
+            let code = Protection::READ_EXEC;
+            let view = View::two(pages, &reservation, chunk, code, true).unwrap();
+            // SAFETY: the view is there until the end of the test.
+            let writer = unsafe { view.writer() }.unwrap();
+            writer.write(page - 1, b"ab");
+            assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
+            writer.part_of(0, 4).fill_with_traps();
+            assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
+            let writer = writer.pointer().get() as u64;
+            assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
+            if pages == Pages::Memfd {
+                // The pages of the executor's view can not be made writable.
+                let error = reservation
+                    .protect(chunk, Protection::READ_WRITE)
+                    .unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+            }
+            view.unmap().unwrap();
+        }
+    }
+
+    /// Two chunks that want their writer views at the same place, and what is there stays.
+    #[test]
+    fn a_writer_view_replaces_nothing() {
         let page = sys::page_size().bytes();
-        let reservation = Reservation::new(16 * page, Placement::Default).unwrap();
-        assert!(reservation.in_reach());
-        let chunk = reservation.range().part(page, 2 * page).unwrap();
-        let view = View::two(&reservation, chunk, Protection::READ_EXEC, true).unwrap();
+        let reservation = Reservation::new(page, Placement::Near(0x3000_0000_0000)).unwrap();
+        let chunk = reservation.range();
+        let taken = sys::reserve(At::Free(chunk.start() - WRITER_DISTANCE), page).unwrap();
+        // SAFETY: the test's own page.
+        unsafe { sys::replace_by_memory(taken, page, Protection::READ_WRITE) }.unwrap();
+        sys::testing::writing().store(taken, 7u64).unwrap();
+        let code = Protection::READ_EXEC;
+        let view = View::two(Pages::Anonymous, &reservation, chunk, code, false).unwrap();
         // SAFETY: the view is there until the end of the test.
         let writer = unsafe { view.writer() }.unwrap();
-        writer.write(page - 1, b"ab");
-        assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
-        writer.part_of(0, 4).fill_with_traps();
-        assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
-        let writer = writer.pointer().get() as u64;
-        assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
-        // The pages of the executor's view can not be made writable.
-        let error = reservation
-            .protect(chunk, Protection::READ_WRITE)
-            .unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-        view.unmap().unwrap();
+        assert_eq!(
+            writer.pointer().get() as u64,
+            chunk.start() - 2 * WRITER_DISTANCE
+        );
+        assert_eq!(sys::testing::reading().load::<u64>(taken), Ok(7));
+        // SAFETY: the test's own page.
+        unsafe { sys::unmap(taken, page) }.unwrap();
+    }
+
+    /// The system calls that two views take, in their order.
+    const CALLS: [(Pages, &[&str]); 2] = [
+        (
+            Pages::Anonymous,
+            &[
+                "mmap", "mmap", "mremap", "madvise", "madvise", "mprotect", "madvise",
+            ],
+        ),
+        (
+            Pages::Memfd,
+            &[
+                "memfd_create",
+                "ftruncate",
+                "fallocate",
+                "mmap",
+                "madvise",
+                "madvise",
+                "fcntl(F_ADD_SEALS)",
+                "mmap",
+            ],
+        ),
+    ];
+
+    #[test]
+    fn a_failed_attempt_leaves_reserved_space_and_no_writer_view() {
+        let page = sys::page_size().bytes();
+        let near = Placement::Near(0x3800_0000_0000);
+        let reservation = Reservation::new(page, near).unwrap();
+        let chunk = reservation.range();
+        let mapped = |at: u64| {
+            let place = range(at, page);
+            let mappings = sys::mappings().unwrap();
+            mappings.iter().any(|mapping| mapping.range.overlaps(place))
+        };
+        for (pages, calls) in CALLS {
+            let mut failed = Vec::new();
+            for skip in 0.. {
+                let faults = sys::fault::Faults::one(skip, libc::EPERM);
+                let code = Protection::READ_EXEC;
+                let result = View::two(pages, &reservation, chunk, code, true);
+                let failed_call = faults.failed();
+                drop(faults);
+                let Some(call) = failed_call else {
+                    result.unwrap().unmap().unwrap();
+                    break;
+                };
+                assert_eq!(result.unwrap_err().os_code(), Some(libc::EPERM));
+                assert!(!mapped(chunk.start() - WRITER_DISTANCE), "{call}");
+                assert!(mapped(chunk.start()), "{call}");
+                failed.push(call);
+            }
+            assert_eq!(failed, calls);
+        }
     }
 
     #[test]
@@ -617,7 +797,8 @@ mod tests {
         let page = sys::page_size().bytes();
         let reservation = Reservation::new(page, Placement::Default).unwrap();
         let chunk = reservation.range();
-        let view = View::two(&reservation, chunk, Protection::READ_EXEC, false).unwrap();
+        let code = Protection::READ_EXEC;
+        let view = View::two(Pages::Anonymous, &reservation, chunk, code, false).unwrap();
         // SAFETY: the view is there until the end of the test.
         let writer = unsafe { view.writer() }.unwrap();
         let left_out = |address: u64| {

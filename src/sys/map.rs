@@ -63,6 +63,17 @@ impl Content {
         }
     }
 
+    /// Zeroed memory that other mappings can show too. As with a memfd, pages count against
+    /// overcommit once they are touched.
+    fn shared(protection: Protection) -> Content {
+        Content {
+            protection: flags(protection),
+            flags: libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            file: -1,
+            offset: 0,
+        }
+    }
+
     /// A file from `offset` on, shared.
     fn file(file: BorrowedFd<'_>, offset: u64, protection: Protection) -> Content {
         Content {
@@ -154,6 +165,39 @@ pub(crate) unsafe fn replace_by_memory(
     unsafe { replace(address, size, Content::anonymous(protection)) }
 }
 
+/// Maps shared zeroed memory in place of what is there.
+///
+/// # Safety
+/// The range is the caller's, and nothing of Rust's lies there.
+pub(crate) unsafe fn replace_by_shared_memory(
+    address: u64,
+    size: u64,
+    protection: Protection,
+) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { replace(address, size, Content::shared(protection)) }
+}
+
+/// Maps the pages of a shared mapping a second time, with its protection: in place of what is at
+/// `target`, or where the kernel likes. Linux does so where the old size is 0.
+///
+/// # Safety
+/// `from` is the start of a shared mapping of `size` bytes. A `target` is the caller's, and nothing
+/// of Rust's lies there.
+pub(crate) unsafe fn map_again(from: u64, size: u64, target: Option<u64>) -> io::Result<u64> {
+    gate("mremap")?;
+    let length = size_of(size)?;
+    let (place, flags) = match target {
+        Some(target) => (target, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED),
+        None => (0, libc::MREMAP_MAYMOVE),
+    };
+    // SAFETY: nothing is moved from `from`, and what lies at a target is the caller's.
+    match unsafe { libc::mremap(pointer(from), 0, length, flags, pointer(place)) } {
+        libc::MAP_FAILED => Err(io::Error::last_os_error()),
+        start => Ok(start.expose_provenance() as u64),
+    }
+}
+
 /// Maps the first `size` bytes of `file`, shared, in place of what is there.
 ///
 /// # Safety
@@ -199,12 +243,27 @@ pub(crate) unsafe fn protect(address: u64, size: u64, protection: Protection) ->
     check(unsafe { libc::mprotect(pointer(address), length, flags(protection)) })
 }
 
-/// Takes the pages of writable memory now, so that a shortage is an error here and not a kill later.
-pub(crate) fn populate(address: u64, size: u64) -> io::Result<()> {
+/// Takes the pages of new memory now, so that a shortage is an error here and not a kill later. Before
+/// Linux 5.14, which knows no such advice, it writes a zero into each.
+///
+/// # Safety
+/// The range is the caller's, mapped for writing and still zero, and nothing accesses it meanwhile.
+pub(crate) unsafe fn populate(address: u64, size: u64) -> io::Result<()> {
     gate("madvise")?;
     let length = size_of(size)?;
     // SAFETY: this advice changes no content; where nothing can be written it is an error.
-    check(unsafe { libc::madvise(pointer(address), length, libc::MADV_POPULATE_WRITE) })
+    let taken =
+        check(unsafe { libc::madvise(pointer(address), length, libc::MADV_POPULATE_WRITE) });
+    match taken {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            for page in (0..length).step_by(super::page_size().bytes() as usize) {
+                // SAFETY: as the caller says.
+                unsafe { pointer(address).cast::<u8>().add(page).write_volatile(0) };
+            }
+            Ok(())
+        }
+        other => other,
+    }
 }
 
 /// Keeps a range out of children, so that a fork never writes into its parent's code.

@@ -30,7 +30,10 @@ fn parse(line: &str) -> Option<Mapping> {
     let range = AddressRange::new(start, end.checked_sub(start)?)?;
     let executable = rest.as_bytes().get(2) == Some(&b'x');
     let file = rest.splitn(5, ' ').nth(4).map_or("", str::trim_start);
-    let image = executable && file.starts_with('/') && !file.starts_with("/memfd:");
+    // Memory is listed as a file where it is a memfd or shared.
+    let memory = ["/memfd:", "/dev/zero"];
+    let memory = memory.iter().any(|prefix| file.starts_with(prefix));
+    let image = executable && file.starts_with('/') && !memory;
     Some(Mapping { range, image })
 }
 
@@ -51,6 +54,11 @@ mod tests {
         assert!(mapping.image);
         assert!(
             !parse("7f00-8f00 r-xs 00000000 00:01 123    /memfd:jitmem")
+                .unwrap()
+                .image
+        );
+        assert!(
+            !parse("7f00-8f00 r-xs 00000000 00:01 123    /dev/zero (deleted)")
                 .unwrap()
                 .image
         );

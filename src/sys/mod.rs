@@ -9,6 +9,7 @@
 mod call;
 mod code;
 mod crash;
+mod debugging;
 mod dl;
 mod explain;
 #[cfg(test)]
@@ -34,14 +35,15 @@ pub(crate) use call::{
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
 pub(crate) use crash::{report_crashes, report_limit};
+pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
-    At, decommit, dont_dump, dont_fork, map_file, map_part, populate, protect, replace_by_file,
-    replace_by_memory, reserve, unmap,
+    At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
+    replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, libc_address, mappings};
 pub(crate) use memfile::MemFile;

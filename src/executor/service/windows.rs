@@ -5,7 +5,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
 use crate::memory::placement::REACH;
-use crate::memory::view::{Placement, Reservation, View, Writer};
+use crate::memory::view::{Pages, Placement, Reservation, View, Writer};
 use crate::memory::window::reserve_window;
 use crate::page::AddressRange;
 use crate::sys::{self, explain, explain_reach, socket};
@@ -101,7 +101,7 @@ impl Windows {
                 if protection.writable() {
                     View::one(window, range, protection, commit)
                 } else {
-                    View::two(window, range, protection, commit)
+                    View::two(Pages::Memfd, window, range, protection, commit)
                 }
             }),
             Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
