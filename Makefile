@@ -88,7 +88,8 @@ lint: $(CARGO_DENY) ## formatting, warnings, oldest Rust, licences, headers, pac
 	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
 	@for version in 22 19; do (set -x; clang-tidy-22 --quiet $(TIDY) -- -std=c++17 -Iinclude \
 	  -isystem $(LLVM_ROOT)$$version/include); done 2>&1 | sed '/warnings generated/d; /^Suppressed/d'
-	cargo publish --workspace --dry-run --locked --allow-dirty
+	cargo publish --workspace --dry-run --locked --allow-dirty 2>&1 | \
+	  awk '{ print } / is yanked / { yanked = 1 } END { exit yanked }'
 # Programs that include all installed headers.
 TIDY := tests/orc/adapter_one.cpp tests/orc/executor.cpp
 
