@@ -30,6 +30,34 @@ static int inside(jitmem_layout_item window, uint64_t address) {
 
 // ---- size ----
 
+// Beside the libraries there is no room for the largest window that may be asked for.
+static void the_largest_window_is_what_fits(void **state) {
+  (void)state;
+  jitmem_mapper *mapper = NULL;
+  OK(jitmem_mapper_in_process(JITMEM_IN_PROCESS_AUTO, &mapper, error));
+  const uint64_t sizes[] = {2 * GIB - 2 * MIB, 2 * GIB - 128 * MIB};
+  for (size_t i = 0; i < COUNT(sizes); i++) {
+    const jitmem_manager_options options = {.struct_size = sizeof options, .window_size = sizes[i]};
+    jitmem_manager *manager = NULL;
+    OK(jitmem_manager_create(mapper, &options, &manager, error));
+    jitmem_stats stats = stats_of(manager);
+    assert_in_range(stats.reserved, 1850 * MIB, sizes[i]);
+    assert_true(stats.reserved == sizes[i] ||
+                (stats.fallbacks & JITMEM_FALLBACK_SMALLER_WINDOW) != 0);
+    // A request that fails says nothing of a larger window, where none was to be had.
+    if (stats.reserved < sizes[i]) {
+      const jitmem_segment large = segment(stats.reserved / 2 + MIB, 0, RW),
+                           both[] = {large, large};
+      jitmem_segment_memory memory[2];
+      uint64_t handle = 0;
+      REFUSED(JITMEM_WINDOW_FULL, "make the manager earlier",
+              jitmem_manager_allocate(manager, both, 2, 0, memory, &handle, error));
+    }
+    jitmem_manager_free(manager);
+  }
+  jitmem_mapper_free(mapper);
+}
+
 static void sizes_of_windows(void **state) {
   struct fixture *fixture = *state;
   const struct {
@@ -356,6 +384,7 @@ static void commit_takes_the_pages_of_code(void **state) { check_commit(*state, 
 int main(void) {
   const struct CMUnitTest tests[] = {
       EACH(sizes_of_windows),
+      cmocka_unit_test(the_largest_window_is_what_fits),
       EACH(a_fixed_place),
       EACH(a_fixed_place_that_can_not_be),
       EACH(near_an_address),

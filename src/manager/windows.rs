@@ -211,7 +211,10 @@ impl Windows {
                 windows.len()
             )
         };
-        let remedy = if bound || self.many {
+        let remedy = if size < self.window_size * windows.len() as u64 {
+            "deallocate something, or make the manager earlier: its windows are smaller than asked \
+             for, for want of address space in reach or under RLIMIT_AS"
+        } else if bound || self.many {
             "deallocate something or choose larger windows (below 2 GiB)"
         } else {
             "deallocate something, choose a larger window (below 2 GiB), or let the manager open \

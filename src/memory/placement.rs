@@ -90,6 +90,31 @@ pub(crate) fn candidates(
     found.into_iter().map(|(_, _, start)| start).collect()
 }
 
+/// The largest window below `size` bytes, and of at least `least`, for which there is a candidate; up to
+/// a 128th of `size`. `target` is what a window of some size shall have in reach.
+pub(crate) fn largest(
+    mappings: &[Mapping],
+    target: impl Fn(u64) -> AddressRange,
+    size: u64,
+    least: u64,
+    page: Alignment,
+) -> Option<u64> {
+    let fits = |size| !candidates(mappings, target(size), size, page).is_empty();
+    let (mut fitting, mut too_large) = (page.round_up(least)?, size);
+    if fitting >= size || !fits(fitting) {
+        return None;
+    }
+    let precision = page.bytes().max(size / 128);
+    while too_large - fitting > precision {
+        let between = page.round_down(fitting + (too_large - fitting) / 2);
+        match fits(between) {
+            true => fitting = between,
+            false => too_large = between,
+        }
+    }
+    Some(fitting)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +172,26 @@ mod tests {
         let target = images_around(&maps, 0x40_1000, GIB);
         let found = candidates(&maps, target, GIB, PAGE);
         assert_eq!(found, vec![0x50_0000 + ROOM]);
+    }
+
+    #[test]
+    fn the_largest_window_fills_the_largest_gap() {
+        let libs = 0x7f00_0000_0000;
+        let maps = [
+            mapping(libs - 8 * GIB, libs - 1500 * (1 << 20), false),
+            mapping(libs, libs + 0x200_0000, true),
+            mapping(libs + 0x200_0000, libs + 8 * GIB, false),
+        ];
+        let most = REACH;
+        let target = |size| images_around(&maps, libs + 0x1000, size);
+        let found = largest(&maps, target, most, 64 << 20, PAGE).unwrap();
+        assert!(found <= 1500 << 20 && found >= (1500 << 20) - most / 128);
+        assert!(!candidates(&maps, target(found), found, PAGE).is_empty());
+        // Where the gap is no limit, the images that must be in reach are.
+        let found = largest(&maps[1..], target, most, 64 << 20, PAGE).unwrap();
+        assert!(found > 1900 << 20, "{found}");
+        assert_eq!(largest(&maps, target, most, 1600 << 20, PAGE), None);
+        assert_eq!(largest(&maps, target, 64 << 20, 64 << 20, PAGE), None);
     }
 
     #[test]

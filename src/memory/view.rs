@@ -8,7 +8,7 @@ use super::placement::{WRITER_DISTANCE, candidates, images_around};
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::page::AddressRange;
-use crate::sys::{self, At, OwnerProcess, explain_mapping};
+use crate::sys::{self, At, Mapping, OwnerProcess, explain_mapping};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -151,6 +151,18 @@ pub enum Placement {
     Fixed(u64),
 }
 
+impl Placement {
+    /// What a window of `size` bytes shall have in reach.
+    pub(super) fn target(self, mappings: &[Mapping], size: u64) -> AddressRange {
+        match self {
+            Placement::Default => images_around(mappings, sys::libc_address(), size),
+            Placement::Near(address) | Placement::Fixed(address) => {
+                range(address.min(u64::MAX - 1), 1)
+            }
+        }
+    }
+}
+
 /// Reserved address space of this process; unmapped when it and all views in it are dropped.
 #[derive(Clone, Debug)]
 pub(crate) struct Reservation(Arc<Reserved>);
@@ -169,8 +181,7 @@ impl Reservation {
     pub(crate) fn new(size: u64, placement: Placement) -> Result<Reservation> {
         match placement {
             Placement::Fixed(address) => Self::fixed(address, size),
-            Placement::Near(address) => Self::near(address, size, placement),
-            Placement::Default => Self::near(sys::libc_address(), size, placement),
+            Placement::Near(_) | Placement::Default => Self::near(size, placement),
         }
     }
 
@@ -207,13 +218,10 @@ impl Reservation {
         Ok(Reservation::of(start, size, true))
     }
 
-    fn near(anchor: u64, size: u64, placement: Placement) -> Result<Reservation> {
+    fn near(size: u64, placement: Placement) -> Result<Reservation> {
         // Without /proc the kernel's own choice is the best there is.
         let mappings = sys::mappings().unwrap_or_default();
-        let target = match placement {
-            Placement::Default => images_around(&mappings, anchor, size),
-            _ => range(anchor.min(u64::MAX - 1), 1),
-        };
+        let target = placement.target(&mappings, size);
         for start in candidates(&mappings, target, size, sys::page_size()) {
             match sys::reserve(At::Free(start), size) {
                 Ok(start) => return Ok(Reservation::of(start, size, true)),
