@@ -4,6 +4,8 @@
 
 #include "here.h"
 
+#include <unistd.h>
+
 #define WINDOW (64 * MIB)
 
 static void refuse(jitmem_manager *manager, jitmem_segment bad, jitmem_status status,
@@ -215,6 +217,9 @@ static void alignment_is_kept(void **state) {
       struct graph graph = allocate_one(manager, one, (uint8_t)i);
       handles[i] = graph.handle;
       assert_int_equal(graph.memory[0].address % wanted[i], 0);
+      const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+      const uint64_t least = wanted[i] < page ? wanted[i] : page;
+      assert_int_equal((uint64_t)graph.memory[0].working_memory % least, 0);
       finalize(manager, graph.handle);
       assert_true(all_bytes_are(at(graph.memory[0].address), 100, (uint8_t)i));
       assert_true(all_bytes_are(at(graph.memory[0].address) + 100, 28, 0));

@@ -67,8 +67,8 @@
  *   host must expect numbers that it does not know.
  *
  *   Working memory lies at addresses of its own, not at those of the code. It is aligned to the
- *   segment's alignment or to 16 bytes, whichever is less; only `address` has larger alignments. A
- *   custom mapper's is aligned as its own memory is.
+ *   segment's alignment or to the page size, whichever is less; only `address` has larger
+ *   alignments. A custom mapper's is aligned as its own memory is.
  *
  *   Forks. Handles belong to the process that made them. A forked child may run the code that it was
  *   forked with and make mappers and managers of its own; the parent's manager or connection answers

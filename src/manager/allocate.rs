@@ -53,7 +53,9 @@ impl Flow<Windows> {
         };
         let attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         match attempt {
-            Attempt::Done(key) => Served::Answer(self.make_ready(key, &mut layout, delivery)),
+            Attempt::Done(key) => {
+                Served::Answer(self.make_ready(request, key, &mut layout, delivery))
+            }
             other => Arc::clone(self).make_room(request, last_resort, other, delivery),
         }
     }
@@ -71,7 +73,7 @@ impl Flow<Windows> {
         loop {
             let step = match attempt {
                 Attempt::Done(key) => {
-                    return Served::Answer(self.make_ready(key, &mut layout, delivery));
+                    return Served::Answer(self.make_ready(request, key, &mut layout, delivery));
                 }
                 Attempt::Wait => return Served::Wait,
                 Attempt::Full(error) => return Served::AnotherWindow(error),
@@ -137,6 +139,7 @@ impl Flow<Windows> {
     /// Makes a fresh allocation ready for its requester.
     fn make_ready(
         self: &Arc<Self>,
+        request: &Request,
         key: Key,
         layout: &mut RequestLayout,
         delivery: &mut Delivery,
@@ -145,7 +148,7 @@ impl Flow<Windows> {
             writer.zero((*offset).into(), (*size).into());
         }
         if layout.copied {
-            if let Err(error) = self.make_buffers(key, layout) {
+            if let Err(error) = self.make_buffers(request, key, layout) {
                 let mut freed = Freed::default();
                 self.space.lock().take_pieces(key, &mut freed);
                 self.give_back(&[key], &freed, delivery);
@@ -160,11 +163,14 @@ impl Flow<Windows> {
 
     /// Makes working memory for content that the mapper copies. The allocation's handle is not known
     /// outside yet, so its record stays as it is while the lock is not held.
-    fn make_buffers(&self, key: Key, layout: &mut RequestLayout) -> Result<()> {
+    fn make_buffers(&self, request: &Request, key: Key, layout: &mut RequestLayout) -> Result<()> {
         let pieces: Pieces = self.space.lock().records.get(key).holding.pieces.clone();
         let mut buffers = Vec::with_capacity(pieces.len());
-        for piece in pieces.iter().filter(|piece| piece.copied) {
-            let buffer = self.buffers.get(piece.content as usize)?;
+        // Each planned segment has its piece.
+        let planned = request.planned.iter().zip(&pieces);
+        for (planned, piece) in planned.filter(|(_, piece)| piece.copied) {
+            let (size, alignment) = (piece.content as usize, planned.alignment as usize);
+            let buffer = self.buffers.get(size, alignment)?;
             let segment = &mut layout.segments[piece.segment as usize];
             segment.working_memory = buffer.pointer();
             buffers.push(buffer);

@@ -80,7 +80,7 @@ impl Draft {
 
     pub(super) fn make_buffers(&mut self, pool: &Arc<BufferPool>) -> Result<()> {
         for planned in &self.request.planned {
-            let buffer = pool.get(planned.content as usize);
+            let buffer = pool.get(planned.content as usize, planned.alignment as usize);
             let buffer = buffer.map_err(|error| error.context("allocate"))?;
             self.buffers.push(buffer);
         }

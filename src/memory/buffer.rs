@@ -3,12 +3,17 @@
 
 use super::view::{WorkingPointer, Writer};
 use crate::error::{Error, Result, Status};
+use crate::sys;
 use parking_lot::Mutex;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 
 /// Bytes on the heap that the linker writes through a raw pointer.
-type Bytes = Box<[UnsafeCell<u8>]>;
+type Bytes = Box<[UnsafeCell<u128>]>;
+
+/// What blocks are made of, and aligned to without any slack.
+const UNIT: usize = size_of::<u128>();
+const _: () = assert!(align_of::<u128>() == UNIT);
 
 /// Working memory for content that a mapper copies, in blocks that serve again: graphs come and go
 /// in batches, and a heap that shrinks and grows with them takes page faults for each.
@@ -38,21 +43,29 @@ impl BufferPool {
         (class < CLASSES).then_some((class, block))
     }
 
-    /// A buffer of `size` zero bytes.
-    pub(crate) fn get(self: &Arc<Self>, size: usize) -> Result<Buffer> {
-        let class = Self::class(size);
+    /// A buffer of `size` zero bytes that is aligned to `alignment`, or to the page size if that is
+    /// less.
+    pub(crate) fn get(self: &Arc<Self>, size: usize, alignment: usize) -> Result<Buffer> {
+        let alignment = alignment.min(sys::page_size().bytes() as usize);
+        let slack = alignment.saturating_sub(UNIT);
+        let needed = size.saturating_add(slack);
+        let class = Self::class(needed);
         let kept = class.and_then(|(class, _)| self.0[class].lock().pop());
         let (bytes, used) = match kept {
             Some(bytes) => (bytes, true),
-            None => (Self::make(class.map_or(size, |(_, block)| block))?, false),
+            None => (Self::make(class.map_or(needed, |(_, block)| block))?, false),
         };
+        let offset = bytes.as_ptr().addr().wrapping_neg() & (alignment - 1);
+        debug_assert!(offset <= slack, "units are aligned");
         let buffer = Buffer {
             bytes,
+            offset,
             size,
             pool: Arc::clone(self),
         };
         if used {
-            // SAFETY: a block has at least `size` bytes, and nothing else uses it yet.
+            // SAFETY: a block has at least `size` bytes from the buffer's start on, and nothing else
+            // uses it yet.
             unsafe { buffer.start().write_bytes(0, size) };
         }
         Ok(buffer)
@@ -61,10 +74,11 @@ impl BufferPool {
     fn make(size: usize) -> Result<Bytes> {
         // What is left over is for small blocks, which are not counted.
         let mut left_over: Vec<u8> = Vec::new();
+        let units = size.div_ceil(UNIT);
         let mut bytes = Vec::new();
         left_over
             .try_reserve_exact(SMALL_BLOCKS)
-            .and_then(|()| bytes.try_reserve_exact(size))
+            .and_then(|()| bytes.try_reserve_exact(units))
             .map_err(|_| {
                 Error::new(
                     Status::OutOfMemory,
@@ -74,12 +88,12 @@ impl BufferPool {
                     ),
                 )
             })?;
-        bytes.resize_with(size, || UnsafeCell::new(0));
+        bytes.resize_with(units, || UnsafeCell::new(0));
         Ok(bytes.into_boxed_slice())
     }
 
     fn put(&self, bytes: Bytes) {
-        if let Some((class, block)) = Self::class(bytes.len()) {
+        if let Some((class, block)) = Self::class(bytes.len() * UNIT) {
             // Never waits: in a forked child the lock may be held by a thread that is not there.
             let kept = self.0[class].try_lock();
             if let Some(mut kept) = kept.filter(|kept| (kept.len() + 1) * block <= MOST_KEPT) {
@@ -92,6 +106,8 @@ impl BufferPool {
 /// A block of a [`BufferPool`], which takes it back.
 pub(crate) struct Buffer {
     bytes: Bytes,
+    /// Where the bytes in use begin, so that they are aligned.
+    offset: usize,
     /// Bytes in use.
     size: usize,
     pool: Arc<BufferPool>,
@@ -105,7 +121,8 @@ unsafe impl Sync for Buffer {}
 
 impl Buffer {
     fn start(&self) -> *mut u8 {
-        self.bytes.as_ptr().cast::<u8>().cast_mut()
+        let start = self.bytes.as_ptr().cast::<u8>().cast_mut();
+        start.wrapping_add(self.offset)
     }
 
     /// Where the linker writes.
@@ -122,7 +139,7 @@ impl Buffer {
 
     /// The content, once it is written.
     pub(crate) fn content(&self) -> &[u8] {
-        // SAFETY: a block has at least `size` bytes and lives as long as `self`; finalize ended the
+        // SAFETY: a block has at least `size` bytes from there on and lives as long as `self`; finalize ended the
         // linker's writing.
         unsafe { std::slice::from_raw_parts(self.start(), self.size) }
     }
@@ -142,27 +159,46 @@ mod tests {
     #[should_panic(expected = "outside")]
     fn writing_outside_is_caught() {
         let pool: Arc<BufferPool> = Arc::default();
-        pool.get(4).unwrap().write(2, b"abc");
+        pool.get(4, 1).unwrap().write(2, b"abc");
     }
 
     #[test]
     fn buffers_serve_again_and_are_zero_each_time() {
         let pool: Arc<BufferPool> = Arc::default();
         for size in [0, 1, 64, 65, 4096, 65_536, 65_537, 1 << 20] {
-            let mut first = pool.get(size).unwrap();
-            let second = pool.get(size).unwrap();
+            let mut first = pool.get(size, 16).unwrap();
+            let second = pool.get(size, 16).unwrap();
             let places = [&first, &second].map(|buffer| buffer.bytes.as_ptr());
             assert!(size == 0 || places[0] != places[1]);
             first.write(0, &vec![7; size]);
             assert_eq!(first.content(), vec![7; size]);
             drop(first);
-            let third = pool.get(size).unwrap();
+            let third = pool.get(size, 16).unwrap();
             assert_eq!(third.content(), vec![0; size]);
             assert!(size > 65_536 || third.bytes.as_ptr() == places[0], "{size}");
         }
-        let many: Vec<Buffer> = (0..100).map(|_| pool.get(65_536).unwrap()).collect();
+        let many: Vec<Buffer> = (0..100).map(|_| pool.get(65_536, 1).unwrap()).collect();
         drop(many);
         let kept: usize = pool.0.iter().map(|class| class.lock().len()).sum();
         assert!(kept <= 8 + CLASSES, "{kept}");
+    }
+
+    #[test]
+    fn buffers_are_aligned_up_to_a_page() {
+        let pool: Arc<BufferPool> = Arc::default();
+        let page = sys::page_size().bytes() as usize;
+        for alignment in (0..13).map(|shift| 1 << shift).chain([1 << 21, 1 << 30]) {
+            for size in [1, 60, 4096, 65_536, 100_000] {
+                // The second is a block that was used.
+                for _ in 0..2 {
+                    let mut buffer = pool.get(size, alignment).unwrap();
+                    let address = buffer.pointer().get().addr();
+                    assert_eq!(address % alignment.min(page), 0, "{size} to {alignment}");
+                    assert_eq!(buffer.content(), vec![0; size]);
+                    buffer.write(0, &vec![7; size]);
+                    assert_eq!(buffer.content(), vec![7; size]);
+                }
+            }
+        }
     }
 }
