@@ -216,6 +216,41 @@ LIMITED(files_must_stay_small) {
   child_graph(manager);
 }
 
+// ---- locked memory ----
+
+LIMITED_EACH(memory_must_be_locked) {
+  // root may lock whatever it likes.
+  MUST(geteuid() != 0 || seteuid(65534) == 0);
+  set_limit(RLIMIT_MEMLOCK, 8 * MIB);
+  MUST(mlockall(MCL_FUTURE) == 0);
+  // So that something is locked already.
+  MUST(mmap(NULL, 64 * KIB, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED);
+  jitmem_error *problem = NULL;
+  MUST(try_manager(kind, &problem) == NULL);
+  const char *message = jitmem_error_message(problem);
+  MUST(jitmem_error_status(problem) == JITMEM_OUT_OF_MEMORY);
+  MUST(strstr(message, "RLIMIT_MEMLOCK") != NULL && strstr(message, "cgroup") == NULL);
+  jitmem_error_free(problem);
+  // A window that fits under the limit is locked and works.
+  child_graph(child_manager(kind, (jitmem_manager_options){.window_size = 1 * MIB}));
+}
+
+// ---- what passes ----
+
+LIMITED(a_shortage_at_the_choice_decides_nothing) {
+  deny(SYS_mremap, EPERM); // two views are of memfds then, which need a descriptor
+  set_limit(RLIMIT_NOFILE, 3);
+  jitmem_mapper *mapper = NULL;
+  MUST_OK(jitmem_mapper_in_process(JITMEM_IN_PROCESS_AUTO, &mapper, error));
+  set_limit(RLIMIT_NOFILE, 100);
+  jitmem_manager *manager = NULL;
+  MUST_OK(jitmem_manager_create(mapper, NULL, &manager, error));
+  MUST(strstr(stats_of(manager).mapper_name, "memfds") != NULL);
+  child_graph(manager);
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+}
+
 // ---- mappings ----
 
 // Makes mappings until the kernel has no more; alternating protections keep them from merging.
@@ -376,6 +411,9 @@ int main(int argc, char **argv) {
       LIMIT(the_size_of_files_does_not_matter_two_views),
       LIMIT(the_size_of_files_does_not_matter_mprotect),
       LIMIT(files_must_stay_small),
+      LIMIT(memory_must_be_locked_two_views),
+      LIMIT(memory_must_be_locked_mprotect),
+      LIMIT(a_shortage_at_the_choice_decides_nothing),
       LIMIT(mappings_run_out_two_views),
       LIMIT(mappings_run_out_mprotect),
       LIMIT(mappings_run_out_before_everything_is_freed_two_views),

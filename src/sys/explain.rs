@@ -42,6 +42,15 @@ fn address_space() -> Option<u64> {
     pages.checked_mul(super::page_size().bytes())
 }
 
+/// KiB that this process has locked.
+fn locked_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let locked = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmLck:"))?;
+    locked.split_ascii_whitespace().next()?.parse().ok()
+}
+
 /// Why there may be no memory: the limits that this process has, most telling first.
 fn out_of_memory() -> String {
     if let (Some(count), Some(max)) = (mapping_count(), setting("/proc/sys/vm/max_map_count")) {
@@ -72,6 +81,18 @@ fn out_of_memory() -> String {
               free memory"
             .to_owned(),
     }
+}
+
+/// Why the kernel gave no more for now: where all memory is locked (mlockall with MCL_FUTURE), mmap
+/// answers so at the limit of what may be locked.
+fn not_now() -> String {
+    let Some(limit) = limit(libc::RLIMIT_MEMLOCK).filter(|_| locked_memory() > Some(0)) else {
+        return out_of_memory();
+    };
+    format!(
+        "this process locks its memory (mlockall) and RLIMIT_MEMLOCK limits that to {limit} bytes: raise \
+         it with ulimit -l, choose a smaller window, or lock less"
+    )
 }
 
 fn denied() -> String {
@@ -130,7 +151,8 @@ fn explain_by(
     lacking: &str,
 ) -> Error {
     let (status, remedy) = match error.raw_os_error() {
-        Some(libc::ENOMEM | libc::EAGAIN) => (Status::OutOfMemory, out_of_memory()),
+        Some(libc::ENOMEM) => (Status::OutOfMemory, out_of_memory()),
+        Some(libc::EAGAIN) => (Status::OutOfMemory, not_now()),
         Some(libc::ENOSPC) => (
             Status::OutOfMemory,
             "the memory cgroup or shared memory is full: raise its limit".to_owned(),

@@ -84,3 +84,34 @@ fn work(manager: &Manager) -> Result<()> {
         Err(error) => result.and(Err(error)),
     }
 }
+
+/// What is short while the automatic choice is made does not decide it; what is denied does.
+#[test]
+fn a_shortage_does_not_decide_which_mapper_serves() {
+    let name = |errno, skip| {
+        let faults = Faults::one(skip, errno);
+        let mapper = InProcess::new(InProcessKind::Auto).unwrap();
+        let failed = faults.failed();
+        (failed, mapper.capabilities().name)
+    };
+    let mut failed_calls = std::collections::BTreeSet::new();
+    for errno in [
+        libc::EAGAIN,
+        libc::EINTR,
+        libc::EMFILE,
+        libc::ENFILE,
+        libc::ENOMEM,
+    ] {
+        for skip in 0.. {
+            let (failed, name) = name(errno, skip);
+            assert_eq!(name, "in-process, two views", "{failed:?}");
+            let Some(call) = failed else { break };
+            failed_calls.insert(call);
+        }
+    }
+    assert!(failed_calls.contains("mremap"), "{failed_calls:?}");
+    let denied = Faults::all_after(0, libc::EPERM);
+    let mapper = InProcess::new(InProcessKind::Auto).unwrap();
+    drop(denied);
+    assert_eq!(mapper.capabilities().name, "in-process, mprotect");
+}
