@@ -14,7 +14,7 @@ pub(crate) fn debugging() -> Option<String> {
     match std::env::var(VARIABLE).as_deref() {
         Ok("1") => {
             return Some(format!(
-                "{VARIABLE} is 1, so pages take software breakpoints"
+                "{VARIABLE} is 1: a debugger may set software breakpoints"
             ));
         }
         Ok("0") => return None,
@@ -24,7 +24,7 @@ pub(crate) fn debugging() -> Option<String> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let tracer = tracer(&status)?;
     Some(format!(
-        "process {tracer} traces this one and may set software breakpoints; {VARIABLE}=0 says that it does not"
+        "process {tracer} traces this one and may set software breakpoints, unless {VARIABLE} is 0"
     ))
 }
 

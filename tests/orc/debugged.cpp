@@ -3,6 +3,7 @@
 // A host that is there to be looked at by debuggers and profilers: `debugged WORK OBJECT...`. It
 // links the objects with its own defaults, tells gdb of them as ORC does, and works.
 //   call      calls linked_outer(5)
+//   executor  the same in an executor: EXECUTOR, a program, is given filedescs=20,21
 //   wait      says its mapper's name, waits for a byte on stdin, and calls linked_outer(5)
 //   perf-map  writes /tmp/perf-PID.map as JITs do, and spins
 //   jitdump   has ORC's plugin write a jitdump file, and spins
@@ -12,6 +13,8 @@
 #include <jitmem/orc.hpp>
 #include <llvm/ExecutionEngine/Orc/Debugging/DebuggerSupport.h>
 #include <llvm/ExecutionEngine/Orc/Debugging/PerfSupportPlugin.h>
+#include <llvm/ExecutionEngine/Orc/Shared/SimpleRemoteEPCUtils.h>
+#include <llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h>
 #include <llvm/ExecutionEngine/Orc/TargetProcess/JITLoaderPerf.h>
 #include <llvm/Support/MemoryBuffer.h>
 #include <llvm/Support/TargetSelect.h>
@@ -36,6 +39,36 @@ static void writePerfMap(ExecutorAddr Function) {
             static_cast<unsigned long long>(Function.getValue()));
     fclose(File);
   }
+}
+
+// Starts an executor that may be a debugger with one inside, and connects.
+static Expected<std::unique_ptr<ExecutorProcessControl>> launch(std::string &Mapper) {
+  int ToChild[2], FromChild[2];
+  if (pipe(ToChild) != 0 || pipe(FromChild) != 0)
+    return createStringError(std::errc::io_error, "pipe");
+  if (fork() == 0) {
+    dup2(ToChild[0], 20);
+    dup2(FromChild[1], 21);
+    for (int FD : {ToChild[0], ToChild[1], FromChild[0], FromChild[1]})
+      close(FD);
+    setenv("JITMEM_EXECUTOR_LLVM", std::to_string(LLVM_VERSION_MAJOR).c_str(), 1);
+    execl(getenv("EXECUTOR"), "executor", "filedescs=20,21", nullptr);
+    _exit(127);
+  }
+  close(ToChild[0]);
+  close(FromChild[1]);
+  SimpleRemoteEPC::Setup Setup;
+  Setup.CreateMemoryManager =
+      [&](SimpleRemoteEPC &EPC) -> Expected<std::unique_ptr<jitlink::JITLinkMemoryManager>> {
+    auto MemMgr = jitmem::orc::MemoryManager::Create(EPC);
+    if (!MemMgr)
+      return MemMgr.takeError();
+    Mapper = (*MemMgr)->stats().mapper_name;
+    return std::move(*MemMgr);
+  };
+  return SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(
+      std::make_unique<DynamicThreadPoolTaskDispatcher>(std::nullopt), std::move(Setup),
+      FromChild[0], ToChild[1]);
 }
 
 static Error writeJITDump(LLJIT &J) {
@@ -71,9 +104,15 @@ int main(int Argc, char *Argv[]) {
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
 
-  auto MemMgr = OrExit(jitmem::orc::MemoryManager::CreateInProcess());
-  std::string Mapper = MemMgr->stats().mapper_name;
-  auto EPC = OrExit(SelfExecutorProcessControl::Create(nullptr, nullptr, std::move(MemMgr)));
+  std::string Mapper;
+  std::unique_ptr<ExecutorProcessControl> EPC;
+  if (Work == "executor") {
+    EPC = OrExit(launch(Mapper));
+  } else {
+    auto MemMgr = OrExit(jitmem::orc::MemoryManager::CreateInProcess());
+    Mapper = MemMgr->stats().mapper_name;
+    EPC = OrExit(SelfExecutorProcessControl::Create(nullptr, nullptr, std::move(MemMgr)));
+  }
   auto J = OrExit(LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
   if (Work == "jitdump")
     OrExit(writeJITDump(*J));
@@ -81,7 +120,13 @@ int main(int Argc, char *Argv[]) {
     OrExit(enableDebuggerSupport(*J));
   for (int I = 2; I != Argc; ++I)
     OrExit(J->addObjectFile(OrExit(errorOrToExpected(MemoryBuffer::getFile(Argv[I])))));
-  auto *Outer = OrExit(J->lookup("linked_outer")).toPtr<int(int)>();
+  ExecutorAddr LinkedOuter = OrExit(J->lookup("linked_outer"));
+  if (Work == "executor") {
+    auto &Executor = J->getExecutionSession().getExecutorProcessControl();
+    int Result = OrExit(Executor.runAsIntFunction(LinkedOuter, 5));
+    return printf("outer(5) = %d, %s\n", Result, Mapper.c_str()) < 0;
+  }
+  auto *Outer = LinkedOuter.toPtr<int(int)>();
   ExecutorAddr Spin = OrExit(J->lookup("spin"));
   linked(Outer);
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Debian's gdb and perf on an LLJIT host over jitmem, in their defaults.
 
-usage: debuggers_test.py DEBUGGED OBJECT... -- [TEST...]"""
+usage: debuggers_test.py EXECUTOR DEBUGGED OBJECT... -- [TEST...]"""
 
 import os
 import re
@@ -13,7 +13,8 @@ import tempfile
 import unittest
 
 words = sys.argv[1:]
-HOST, TESTS = words[: words.index("--")], words[words.index("--") + 1 :]
+EXECUTOR, *HOST = words[: words.index("--")]
+TESTS = words[words.index("--") + 1 :]
 LIMIT = 300  # seconds; only what hangs takes as long
 
 
@@ -40,9 +41,7 @@ def gdb(*commands, attach=None, **options):
     return outcome.stdout + outcome.stderr
 
 
-class Gdb(unittest.TestCase):
-    """A program that is started under gdb needs no option."""
-
+class GdbTest(unittest.TestCase):
     def expect(self, output, *patterns):
         """Each pattern matches somewhere after the one before it."""
         place = 0
@@ -50,6 +49,10 @@ class Gdb(unittest.TestCase):
             found = re.compile(pattern, re.MULTILINE).search(output, place)
             self.assertTrue(found, f"no {pattern!r} from {place} on in:\n{output}")
             place = found.end()
+
+
+class Gdb(GdbTest):
+    """A program that is started under gdb needs no option."""
 
     def test_a_pending_breakpoint_by_name_stops(self):
         output = gdb("break linked_inner", "run", "backtrace", "continue", "delete", "continue")
@@ -148,6 +151,47 @@ class Gdb(unittest.TestCase):
                 process.kill()
                 os.close(reading)
                 os.close(writing)
+
+
+class GdbExecutor(GdbTest):
+    """Code in jitmem-executor, which tells its controller to use private pages then."""
+
+    def run_executor(self, executor, environment):
+        outcome = subprocess.run(
+            host("executor"),
+            capture_output=True,
+            text=True,
+            timeout=LIMIT,
+            env={**os.environ, "EXECUTOR": executor, **environment},
+            check=False,
+        )
+        output = outcome.stdout + outcome.stderr
+        self.assertEqual(outcome.returncode, 0, output)
+        self.assertIn("outer(5) = 222, remote, LLVM's service", output)
+        return output
+
+    def test_an_executor_under_gdb(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "executor")
+            with open(script, "w", encoding="utf-8") as file:
+                file.write(
+                    f"#!/bin/sh\nexec {tool('gdb')} -nx -batch -ex 'set breakpoint pending on' "
+                    "-ex 'break linked_inner' -ex run -ex backtrace -ex 'watch linked_steps' "
+                    "-ex continue -ex delete -ex finish -ex continue "
+                    f"--args {EXECUTOR} \"$@\"\n"
+                )
+            os.chmod(script, 0o755)
+            self.expect(
+                self.run_executor(script, {}),
+                r"hit Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
+                r"^#1 .*linked_outer \(n=5\)",
+                r"^Old value = 100$",
+                r"^New value = 110$",
+                r"^Value returned is \$1 = 110$",
+            )
+
+    def test_an_executor_whose_environment_says_so(self):
+        self.run_executor(EXECUTOR, {"JITMEM_DEBUG": "1"})
 
 
 class Profile(unittest.TestCase):

@@ -177,6 +177,12 @@ impl Services {
                     dylib::lookup_definitions;
             },
         });
+        if sys::debugging().is_some() {
+            // What controllers can't find they don't take: shared pages take no breakpoints.
+            all.retain(|(name, _)| {
+                !name.starts_with("__llvm_orc_ExecutorSharedMemoryMapperService")
+            });
+        }
         all
     }
 }

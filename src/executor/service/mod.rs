@@ -157,6 +157,16 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
                 ),
             ));
         }
+        if let Some(reason) = sys::debugging() {
+            // Pages of both kinds that this service has are shared mappings.
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "open a session: {reason}; this service has no pages that take them: use \
+                     LLVM's memory manager service of this executor"
+                ),
+            ));
+        }
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         if open.instance == OWN_INSTANCE {
