@@ -15,6 +15,9 @@ use crate::sys;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
+/// Bytes of code from which on it is worth knowing, before they are made to trap, which chunks go.
+const MUCH_CODE: u64 = 1 << 20;
+
 impl Flow<Windows> {
     pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
         let mut freed = Freed::default();
@@ -98,8 +101,15 @@ impl Flow<Windows> {
         freed: &Freed,
         delivery: &mut Delivery,
     ) {
-        self.fill_with_traps(freed);
         let mut empty = Vec::new();
+        let code: u64 = freed.traps.iter().map(|(_, range)| range.size()).sum();
+        let kept = (code > MUCH_CODE).then(|| {
+            self.space
+                .lock()
+                .free_with_chunks(&freed.pieces, &mut empty)
+        });
+        let freed = kept.as_ref().unwrap_or(freed);
+        self.fill_with_traps(freed);
         {
             let mut space = self.space.lock();
             space.free(&freed.pieces, &mut empty);

@@ -18,6 +18,7 @@ use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentConte
 use crate::memory::view::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// How far to go for a request.
@@ -368,6 +369,28 @@ impl Space<Windows> {
             Deinitialization::new(teardown, freed.copied)
         });
         out.collect()
+    }
+
+    /// Takes the pieces back that leave chunks empty which are too large to be kept, and gives the
+    /// others. Code in such a chunk is not made to trap: that would touch pages which go at once.
+    pub(super) fn free_with_chunks(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) -> Freed {
+        let windows = &self.memory.windows;
+        let chunk_of = |piece: &Piece| {
+            let window = piece.window as usize;
+            (window, windows[window].chunk_of(piece))
+        };
+        let mut counts = HashMap::new();
+        for piece in pieces {
+            *counts.entry(chunk_of(piece)).or_insert(0) += 1;
+        }
+        let (going, staying): (Pieces, Pieces) = pieces.iter().copied().partition(|piece| {
+            let window = &windows[piece.window as usize];
+            window.goes_without(piece, counts[&chunk_of(piece)])
+        });
+        self.free(&going, empty);
+        let mut freed = Freed::default();
+        freed.add(staying, &self.memory);
+        freed
     }
 
     /// Takes pieces back. Chunks that are empty now, but for some spare ones of each pool, come out

@@ -57,6 +57,8 @@ pub(super) struct RequestLayout {
     pub(super) segments: SmallVec<[SegmentMemory; 4]>,
     /// Zero-fill that must be zeroed before it is handed out: how it is written, from where, how much.
     pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
+    /// By piece, what was used of its chunk before: an attempt that fails leaves it so.
+    pub(super) used_before: SmallVec<[u32; 4]>,
     /// Some of its pieces need buffers.
     pub(super) copied: bool,
     /// Bytes handed out, and those of them that were asked for.
@@ -68,6 +70,7 @@ impl RequestLayout {
     /// Forgets what an attempt that failed has noted.
     pub(super) fn start_over(&mut self) {
         self.dirty.clear();
+        self.used_before.clear();
         (self.copied, self.taken, self.live) = (false, 0, 0);
     }
 }

@@ -151,6 +151,7 @@ impl Pool {
         let content_end = handed.start + planned.content;
         let end = handed.start + handed.size;
         let dirty = chunk.used_up_to.min(end).saturating_sub(content_end);
+        layout.used_before.push(chunk.used_up_to);
         chunk.used_up_to = chunk.used_up_to.max(end);
         chunk.live += 1;
         chunk.fresh = false;
@@ -212,7 +213,25 @@ impl Pool {
         (handed.size.into(), chunk.live == 0)
     }
 
+    /// Takes a range back that was not handed out in the end.
+    pub(super) fn undo_take(&mut self, id: RangeId, used_before: u32) {
+        let region = self.ranges.get(id).region;
+        self.chunk_mut(region).used_up_to = used_before;
+        self.free(id);
+    }
+
     // ---- chunks ----
+
+    /// The region of a range, which is its chunk.
+    pub(super) fn region(&self, id: RangeId) -> RegionId {
+        self.ranges.get(id).region
+    }
+
+    /// Whether a chunk with this many live pieces is given up once they are free.
+    pub(super) fn goes_without(&self, region: RegionId, pieces: u32) -> bool {
+        let chunk = self.chunk(region);
+        chunk.live == pieces && u64::from(chunk.size) > MOST_SPARE
+    }
 
     /// The size of its next chunk; the one after that is larger, but for `most`.
     pub(super) fn next_size(&mut self, most: u64) -> u64 {

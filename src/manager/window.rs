@@ -10,6 +10,7 @@ use super::stats::Sums;
 use super::{LayoutItem, LayoutKind};
 use crate::group::AllocGroup;
 use crate::mapper::{Prepared, Reserved};
+use crate::memory::ranges::RegionId;
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
 
@@ -103,8 +104,10 @@ impl Window {
             match pool.and_then(|pool| pool.take(planned, origin, thorough, layout)) {
                 Some(piece) => pieces.push(piece),
                 None => {
-                    for piece in &pieces {
-                        self.free(piece);
+                    // Last to first, so that each chunk is as it was.
+                    for (piece, used) in pieces.iter().zip(&layout.used_before).rev() {
+                        let pool = self.pools[usize::from(piece.pool)].as_mut();
+                        pool.expect(PIECES_HAVE_A_POOL).undo_take(piece.id, *used);
                     }
                     return Err(*planned);
                 }
@@ -127,6 +130,17 @@ impl Window {
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let pool = self.pools[usize::from(piece.pool)].as_mut();
         pool.expect(PIECES_HAVE_A_POOL).free(piece.id)
+    }
+
+    /// Which of the window's chunks a live piece lies in.
+    pub(super) fn chunk_of(&self, piece: &Piece) -> (u8, RegionId) {
+        (piece.pool, self.pool_of(piece).region(piece.id))
+    }
+
+    /// Whether the chunk of a piece is given up once this many pieces in it are free.
+    pub(super) fn goes_without(&self, piece: &Piece, pieces: u32) -> bool {
+        let pool = self.pool_of(piece);
+        pool.goes_without(pool.region(piece.id), pieces)
     }
 
     // ---- chunks ----

@@ -200,3 +200,70 @@ fn half_a_request_is_no_request() {
         wait(|done| manager.core.abandon(allocated.handle, done)).unwrap();
     }
 }
+
+/// Page faults of this thread so far.
+fn page_faults() -> i64 {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: `usage` is a place for the answer, and all zeros are one.
+    let usage = unsafe {
+        assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr()), 0);
+        usage.assume_init()
+    };
+    usage.ru_minflt
+}
+
+/// Pages of a segment of 64 MiB, less some that the library's own memory may take.
+const UNTOUCHED: i64 = (64 << 20) / (16 << 10);
+
+#[test]
+fn code_that_was_not_written_is_freed_without_touching_it() {
+    for kind in [TWO_VIEWS, Kind::Shared] {
+        let manager = manager(kind, Options::default()).unwrap();
+        let code = |size| segment(size, 0, 16, Protection::READ_EXEC);
+        let before = page_faults();
+        // One piece in a chunk, and several that empty it together.
+        for sizes in [&[64 << 20][..], &[20 << 20, 40 << 20, 100]] {
+            let segments: Vec<Segment> = sizes.iter().map(|size| code(*size)).collect();
+            let allocated = allocate(&manager, &segments).unwrap();
+            wait(|done| manager.core.abandon(allocated.handle, done)).unwrap();
+            let handle = allocate(&manager, &segments).unwrap().handle;
+            let handle = finalize(&manager, handle).unwrap();
+            deallocate(&manager, &[handle]).unwrap();
+        }
+        let touched = page_faults() - before;
+        assert!(touched < UNTOUCHED, "{kind:?}: {touched} pages");
+        let stats = manager.stats();
+        assert!(stats.committed <= 4 * MOST_SPARE, "{kind:?}: {stats:?}");
+        assert_eq!((stats.live, stats.padding), (0, 0), "{kind:?}");
+    }
+}
+
+#[test]
+fn code_beside_others_in_a_large_chunk_traps_when_freed() {
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+    let code = |size| segment(size, 0, 16, Protection::READ_EXEC);
+    // Chunks grow, so that the last is larger than what is freed of it.
+    let fill = || (0..40).for_each(|_| drop(allocate(&manager, &[code(256 << 10)]).unwrap()));
+    fill();
+    let large = allocate(&manager, &[code(3 << 20)]).unwrap();
+    fill();
+    let address = large.segments[0].address;
+    manager.core.write(large.handle, 0, 0, &[0x90; 64]).unwrap();
+    let handle = finalize(&manager, large.handle).unwrap();
+    deallocate(&manager, &[handle]).unwrap();
+    assert_eq!(read(address, 64), [sys::TRAP[0]; 64]);
+}
+
+#[test]
+fn zero_fill_of_a_fresh_chunk_is_not_written_in_whatever_order_segments_come() {
+    let data = segment(16, 64 << 20, 16, Protection::READ_WRITE);
+    let code = segment(100, 0, 16, Protection::READ_EXEC);
+    for segments in [[data, code], [code, data]] {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        let before = page_faults();
+        let allocated = allocate(&manager, &segments).unwrap();
+        let touched = page_faults() - before;
+        assert!(touched < UNTOUCHED, "{touched} pages");
+        finalize(&manager, allocated.handle).unwrap();
+    }
+}
