@@ -99,13 +99,13 @@ fn denied() -> String {
     if let Some(value @ 1..) = setting("/proc/sys/vm/memfd_noexec") {
         return format!(
             "vm.memfd_noexec is {value}; with 2, a memfd that is not MFD_NOEXEC_SEAL is refused; \
-             a seccomp filter or SELinux can refuse too: allow memfd_create and executable \
-             mappings of memfds, or choose the mprotect mapper"
+             a seccomp filter or SELinux can refuse too: allow mremap, or memfd_create, and \
+             executable mappings of shared memory, or choose the mprotect mapper"
         );
     }
     "a seccomp filter, SELinux (execmem, execmod) or MemoryDenyWriteExecute forbids it: allow it \
-     for this service; the two-view mapper needs memfd_create and executable mappings of memfds, \
-     the mprotect mapper needs pages that were writable to become executable"
+     for this service; the two-view mapper needs mremap, or memfd_create, and executable mappings \
+     of shared memory, the mprotect mapper needs pages that were writable to become executable"
         .to_owned()
 }
 

@@ -18,7 +18,11 @@ TEST(Create, InProcessForTheProcessItself) {
   auto MM = must(MemoryManager::Create(*EPC));
   jitmem_stats S = MM->stats();
   EXPECT_TRUE(mentions(S.mapper_name, {"in-process"}));
-  EXPECT_EQ(S.fallbacks, 0u) << S.fallback_reason;
+  // Under valgrind, which does not know how to map memory again, two views are of memfds.
+  if (S.fallbacks) {
+    EXPECT_TRUE(mentions(S.fallback_reason, {"mremap to the writer view", "Invalid argument"}))
+        << S.fallback_reason;
+  }
   auto G = compat::makeGraph("code");
   jitlink::Block &B = addContent(*G, addSection(*G, "text", RX), codeReturning(42), {16});
   Placed P(*MM, must(must(MM->allocate(nullptr, *G))->finalize()));
