@@ -77,7 +77,9 @@ pub struct jitmem_mapper_retired {
 ///
 /// The functions are called with no lock held, from any thread, several at a time. Those that take a
 /// jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
-/// once. Arrays are valid until then. None may be NULL, and none may throw.
+/// once. Arrays are valid until then. None may be NULL, and none may throw. They may call any function
+/// of this library; jitmem_manager_allocate from inside `prepare` or `reclaim` never waits for what
+/// these are about to change, and answers JITMEM_WINDOW_FULL where it would have to.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]
 #[repr(C)]

@@ -312,7 +312,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
-        let allocate = || wait(|done| manager.core().allocate(request, done));
+        let allocate = || manager.core().allocate_and_wait(request);
         // SAFETY: as the caller says.
         unsafe { answer(count, memory, allocation, allocate) }
     };

@@ -10,9 +10,58 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::mapper::Reserved;
 use crate::memory::view::Placement;
+use std::cell::Cell;
 use std::sync::Arc;
 
+/// No manager's, or that of a thread inside the mappers of several.
+const NONE: usize = 0;
+const SEVERAL: usize = 1;
+
+thread_local! {
+    /// The manager for which this thread is inside a mapper's `prepare` or `reclaim`. A change that
+    /// it waited for there might be its own.
+    static INSIDE_MAPPER_OF: Cell<usize> = const { Cell::new(NONE) };
+}
+
+/// Notes that this thread is inside a mapper, until it is dropped.
+struct InsideMapper {
+    before: usize,
+}
+
+impl Drop for InsideMapper {
+    fn drop(&mut self) {
+        INSIDE_MAPPER_OF.set(self.before);
+    }
+}
+
 impl Flow<Windows> {
+    fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    fn enter_mapper(&self) -> InsideMapper {
+        let before = INSIDE_MAPPER_OF.get();
+        let one = before == NONE || before == self.address();
+        INSIDE_MAPPER_OF.set(if one { self.address() } else { SEVERAL });
+        InsideMapper { before }
+    }
+
+    pub(super) fn is_inside_mapper(&self) -> bool {
+        [self.address(), SEVERAL].contains(&INSIDE_MAPPER_OF.get())
+    }
+
+    /// Serves a request of the mapper itself, which must not wait for what the mapper is doing.
+    pub(super) fn allocate_inside_mapper(self: &Arc<Self>, request: &Request) -> Result<Allocated> {
+        self.try_allocate(request).unwrap_or_else(|| {
+            self.counted(Err(Error::new(
+                Status::WindowFull,
+                "allocate from inside the mapper's prepare or reclaim: there is no room without \
+                 what that is about to change; allocate once it has returned, or choose a larger \
+                 window",
+            )))
+        })
+    }
+
     pub(super) fn open_window(
         self: Arc<Self>,
         request: Request,
@@ -69,7 +118,9 @@ impl Flow<Windows> {
 
     /// Has the mapper prepare a chunk.
     pub(super) fn grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) -> Result<()> {
+        let inside = self.enter_mapper();
         let answer = self.mapper.prepare(growth.chunk);
+        drop(inside);
         let answer = {
             let memory = &mut self.space.lock().memory;
             match answer {
@@ -102,7 +153,9 @@ impl Flow<Windows> {
         let mut failure = None;
         let mut progress = false;
         for detached in empty {
+            let inside = core.enter_mapper();
             let answer = core.mapper.reclaim(detached.range);
+            drop(inside);
             let memory = &mut core.space.lock().memory;
             match answer {
                 Ok(()) => {

@@ -6,7 +6,7 @@ use super::flow::Flow;
 use super::reservations::Reservations;
 use super::windows::Windows;
 use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
-use crate::completion::Completion;
+use crate::completion::{Completion, wait};
 use crate::error::Result;
 use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
 use std::sync::Arc;
@@ -88,6 +88,16 @@ impl Core {
     /// Allocates what was requested.
     pub(crate) fn allocate(&self, request: Request, done: Completion<Allocated>) {
         either!(self, flow => flow.allocate(request, done));
+    }
+
+    /// [`Core::allocate`] for a caller that waits for the answer.
+    pub(crate) fn allocate_and_wait(&self, request: Request) -> Result<Allocated> {
+        match &self.0 {
+            Division::Windows(flow) if flow.is_inside_mapper() => {
+                flow.allocate_inside_mapper(&request)
+            }
+            _ => wait(|done| self.allocate(request, done)),
+        }
     }
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.

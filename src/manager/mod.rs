@@ -228,7 +228,7 @@ impl Manager {
         dylib: Dylib,
     ) -> Result<InFlight> {
         let request = self.checked(segments, dylib)?;
-        let allocated = wait(|done| self.core.allocate(request, done))?;
+        let allocated = self.core.allocate_and_wait(request)?;
         Ok(InFlight::new(&self.core, allocated))
     }
 

@@ -175,6 +175,39 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     assert_eq!(manager.stats().chunks, 2);
 }
 
+/// A mapper that allocates in its `prepare` gets an answer and never waits for itself.
+#[test]
+fn a_mapper_may_allocate_while_it_prepares() {
+    let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
+    let mapper = Mapper::new(Hooked {
+        inner: InProcess::new(InProcessKind::TwoViews).unwrap(),
+        hook: Arc::clone(&hook),
+    });
+    let options = Options {
+        window_size: 64 << 10,
+        ..Options::default()
+    };
+    let manager = Arc::new(wait(|done| Manager::create(&mapper, options, done)).unwrap());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let again = Arc::clone(&manager);
+    *hook.lock() = Some(Box::new(move || {
+        for size in [100, 60 << 10] {
+            let inner = segment(size, 0, 16, Protection::READ);
+            let answer = again.allocate([inner], Dylib::NONE);
+            sender.send(answer.map(drop)).unwrap();
+        }
+    }));
+    let code = segment(100, 0, 16, Protection::READ_EXEC);
+    drop(manager.allocate([code], Dylib::NONE).unwrap());
+    receiver.recv().unwrap().unwrap();
+    let error = receiver.recv().unwrap().unwrap_err();
+    assert_eq!(error.status(), Status::WindowFull, "{error}");
+    assert!(error.to_string().contains("prepare"), "{error}");
+    // Outside, it waits again as ever.
+    let large = segment(20 << 10, 0, 16, Protection::READ);
+    drop(manager.allocate([large], Dylib::NONE).unwrap());
+}
+
 /// A request of two groups, of which one has no room, is refused and leaves the room to others.
 #[test]
 fn half_a_request_is_no_request() {
