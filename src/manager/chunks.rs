@@ -156,6 +156,11 @@ impl Flow<Windows> {
             let inside = core.enter_mapper();
             let answer = core.mapper.reclaim(detached.range);
             drop(inside);
+            // It was freed without traps if it was to go (`free_with_chunks`).
+            if answer.is_err() && detached.group.protection.executable() {
+                detached.chunk.fill_with_traps();
+                self.flush_here(detached.range);
+            }
             let memory = &mut core.space.lock().memory;
             match answer {
                 Ok(()) => {

@@ -121,12 +121,16 @@ impl Flow<Windows> {
 
     /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
     fn fill_with_traps(&self, freed: &Freed) {
-        let here = self.mapper.capabilities().in_this_process;
         for (writer, range) in &freed.traps {
             writer.fill_with_traps();
-            if here {
-                sys::flush_instruction_cache(range.start(), range.size());
-            }
+            self.flush_here(*range);
+        }
+    }
+
+    /// Makes changed code seen, if it runs in this process.
+    pub(super) fn flush_here(&self, code: AddressRange) {
+        if self.mapper.capabilities().in_this_process {
+            sys::flush_instruction_cache(code.start(), code.size());
         }
     }
 }

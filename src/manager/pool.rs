@@ -80,6 +80,14 @@ impl PoolChunk {
         }
     }
 
+    /// Makes all that was ever handed out of it trap, if the mapper does not copy.
+    pub(super) fn fill_with_traps(&self) {
+        if let Working::Shared(writer) = self.working {
+            let used = self.used_up_to - self.offset;
+            writer.part_of(0, used).fill_with_traps();
+        }
+    }
+
     /// Its addresses in a window with this origin.
     pub(super) fn range(&self, origin: u64) -> AddressRange {
         addresses(origin, self.offset, self.size)

@@ -38,8 +38,8 @@ pub(super) struct Growth {
 pub(super) struct Detached {
     window: usize,
     pub(super) range: AddressRange,
-    group: AllocGroup,
-    chunk: PoolChunk,
+    pub(super) group: AllocGroup,
+    pub(super) chunk: PoolChunk,
 }
 
 /// What an allocation has of the windows.

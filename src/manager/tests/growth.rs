@@ -300,3 +300,21 @@ fn zero_fill_of_a_fresh_chunk_is_not_written_in_whatever_order_segments_come() {
         finalize(&manager, allocated.handle).unwrap();
     }
 }
+
+#[test]
+fn code_in_a_chunk_that_the_system_does_not_take_back_traps() {
+    let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+    let code = segment(3 << 20, 0, 16, Protection::READ_EXEC);
+    let allocated = allocate(&manager, &[code]).unwrap();
+    manager
+        .core
+        .write(allocated.handle, 0, 0, &[0x90; 64])
+        .unwrap();
+    let handle = finalize(&manager, allocated.handle).unwrap();
+    let faults = Faults::all_after(0, libc::ENOMEM);
+    deallocate(&manager, &[handle]).unwrap();
+    assert!(faults.failed().is_some());
+    drop(faults);
+    assert_eq!(read(allocated.segments[0].address, 64), [sys::TRAP[0]; 64]);
+    assert_eq!(manager.stats().chunks, 1);
+}
