@@ -55,12 +55,16 @@ fn another_window_is_large_enough_for_what_it_was_opened_for() {
         ..Options::default()
     };
     let manager = manager(TWO_VIEWS, options).unwrap();
+    let size = 600 << 20;
+    // Tests that run beside this one may leave the first window less room than it asks for.
+    let first = manager.layout()[0].range.size();
     for dylib in 1..=4 {
-        let segments = [segment(600 << 20, 0, 16, Protection::READ)];
+        let segments = [segment(size, 0, 16, Protection::READ)];
         let request = manager.request(segments.map(Ok), dylib).unwrap();
         wait(|done| manager.core.allocate(request, done)).unwrap();
     }
-    assert_eq!(manager.stats().windows, 4);
+    let useless = u64::from(first < size);
+    assert_eq!(manager.stats().windows, 4 + useless);
 }
 
 #[test]
