@@ -252,7 +252,7 @@ impl Drop for Rlsf {
     }
 }
 
-/// xorshift64: the same requests for everybody, in every run.
+/// xorshift64: the same requests for every structure, in every run.
 struct Random(u64);
 
 impl Random {

@@ -46,7 +46,7 @@ static void must_go(struct executor executor, const char *way, const char *reaso
   jitmem_stats stats = child_stats(manager);
   MUST(stats.mapper == JITMEM_MAPPER_SHARED);
   MUST(strstr(stats.mapper_name, way) != NULL);
-  MUST(!(stats.fallbacks & JITMEM_FALLBACK_WAY) == (reason == NULL));
+  MUST(!(stats.fallbacks & JITMEM_FALLBACK_SECOND_BEST) == (reason == NULL));
   MUST((stats.fallback_reason == NULL) == (reason == NULL));
   if (reason != NULL) {
     MUST(strstr(stats.fallback_reason, reason) != NULL);

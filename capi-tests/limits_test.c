@@ -50,7 +50,7 @@ static void must_have_two_views(const char *reason) {
     jitmem_manager *manager = child_manager(kinds[i], (jitmem_manager_options){0});
     jitmem_stats stats = child_stats(manager);
     MUST(stats.mapper == JITMEM_MAPPER_TWO_VIEWS);
-    MUST(stats.fallbacks == (reason == NULL ? 0 : JITMEM_FALLBACK_WAY));
+    MUST(stats.fallbacks == (reason == NULL ? 0 : JITMEM_FALLBACK_SECOND_BEST));
     MUST((strstr(stats.mapper_name, "memfd") != NULL) == (reason != NULL));
     MUST(reason == NULL ? stats.fallback_reason == NULL
                         : strstr(stats.fallback_reason, reason) != NULL);

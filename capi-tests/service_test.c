@@ -189,7 +189,7 @@ static void statistics_name_the_way(void **state) {
     jitmem_stats stats = stats_of(manager);
     assert_int_equal(stats.mapper, shared ? JITMEM_MAPPER_SHARED : JITMEM_MAPPER_REMOTE);
     assert_non_null(strstr(stats.mapper_name, shared ? "abstract socket" : "content in messages"));
-    assert_int_equal(stats.fallbacks, shared ? JITMEM_FALLBACK_WAY : 0);
+    assert_int_equal(stats.fallbacks, shared ? JITMEM_FALLBACK_SECOND_BEST : 0);
     if (shared)
       assert_string_equal(stats.fallback_reason, "it rains");
     else

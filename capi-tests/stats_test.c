@@ -34,7 +34,7 @@ static void a_new_manager(void **state) {
   assert_true(stats.system_calls > 0);
   int two_views = fixture->kind == JITMEM_IN_PROCESS_TWO_VIEWS;
   if (two_views && !can_map_again()) {
-    assert_int_equal(stats.fallbacks, JITMEM_FALLBACK_WAY);
+    assert_int_equal(stats.fallbacks, JITMEM_FALLBACK_SECOND_BEST);
     assert_non_null(strstr(stats.fallback_reason, "mremap"));
     assert_string_equal(stats.mapper_name, "in-process, two views of memfds");
     return;

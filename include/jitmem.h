@@ -712,7 +712,7 @@ JITMEM_ENUM(jitmem_fallback) {
   JITMEM_FALLBACK_OUT_OF_REACH = 4,
   /// A better way to the executor, a better mapper for it, or better pages for two views could not
   /// be had; fallback_reason says why.
-  JITMEM_FALLBACK_WAY = 8,
+  JITMEM_FALLBACK_SECOND_BEST = 8,
 };
 
 /// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.

@@ -13,7 +13,8 @@ namespace demo {
 
 /// What processes have mapped besides files on disk, heap and stack: where JIT'd code lives.
 struct Footprint {
-  uint64_t Bytes = 0; ///< pages really used, each counted once (Pss), whoever has it mapped
+  uint64_t Bytes =
+      0; ///< pages really used, each counted once (Pss), by however many processes it is mapped
   int64_t Mappings = 0;
 
   /// What came since. Memory may also have gone, of which there is no negative amount.

@@ -19,7 +19,7 @@ use std::env;
 use std::ffi::c_int;
 use std::io::{Write, stderr, stdout};
 
-/// The controller's LLVM, for who can't give arguments.
+/// The controller's LLVM, where no arguments can be given.
 const LLVM_VARIABLE: &str = "JITMEM_EXECUTOR_LLVM";
 
 /// The release whose protocol is spoken when nothing tells.

@@ -145,11 +145,16 @@ pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
     let live = slot.filter(|slot| slot.live.load(Ordering::Acquire) == number);
     // SAFETY: a live slot's value is only replaced by `take`, which the caller excludes.
     let value = live.and_then(|slot| unsafe { &*slot.value.get() }.as_ref());
-    value.ok_or_else(|| {
-        invalid_handle(format!(
-            "{} {handle:p} was freed before or never was one",
-            T::NAME
-        ))
+    value.ok_or_else(|| unknown(handle))
+}
+
+/// The error for a number that is no live handle.
+fn unknown<T: Handle>(handle: *const T) -> crate::error::Error {
+    let name = T::NAME;
+    let never = handle.addr() & ((1 << INDEX_SHIFT) - 1) != 0;
+    invalid_handle(match never {
+        true => format!("{handle:p} is no {name}: it is misaligned"),
+        false => format!("{name} {handle:p} was freed before or never was one"),
     })
 }
 

@@ -46,7 +46,7 @@ pub enum jitmem_fallback {
     JITMEM_FALLBACK_OUT_OF_REACH = 4,
     /// A better way to the executor, a better mapper for it, or better pages for two views could not
     /// be had; fallback_reason says why.
-    JITMEM_FALLBACK_WAY = 8,
+    JITMEM_FALLBACK_SECOND_BEST = 8,
 }
 
 /// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
@@ -137,7 +137,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
         if now.mapper_fallback {
             fallbacks |= match now.mapper {
                 Kind::Mprotect => jitmem_fallback::JITMEM_FALLBACK_MPROTECT,
-                _ => jitmem_fallback::JITMEM_FALLBACK_WAY,
+                _ => jitmem_fallback::JITMEM_FALLBACK_SECOND_BEST,
             } as u32;
         }
         if now.smaller_window {

@@ -193,9 +193,9 @@ impl Flow<Reservations> {
             self.space.lock().not_aside(size);
             return self.failed(error, done, &mut Delivery::Inline);
         }
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let reserved = Completion::with_delivery(move |answer, delivery| {
-            core.reserved(draft, answer, done, delivery);
+            flow.reserved(draft, answer, done, delivery);
         });
         let mapper = Arc::clone(&self.mapper);
         mapper.reserve(size, reserved);

@@ -68,7 +68,7 @@ impl Flow<Windows> {
         new_windows: u32,
         done: Completion<Allocated>,
     ) {
-        let core = Arc::clone(&self);
+        let flow = Arc::clone(&self);
         let placement = match self.options.placement {
             // The fixed address is taken by the first window.
             Placement::Fixed(address) => Placement::Near(address),
@@ -76,19 +76,19 @@ impl Flow<Windows> {
         };
         let least = self.space.lock().memory.least_window(&request);
         let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
-            let opened = core.opened(answer, least);
+            let opened = flow.opened(answer, least);
             match opened {
                 Ok(()) => {
-                    let core = Arc::clone(&core);
-                    core.allocate_or_wait(request, new_windows + 1, false, done, delivery);
+                    let flow = Arc::clone(&flow);
+                    flow.allocate_or_wait(request, new_windows + 1, false, done, delivery);
                 }
                 // What the request was kept from by other JITDylibs' needs may still hold it.
-                Err(error) => match core.serve(&request, true, delivery) {
+                Err(error) => match flow.serve(&request, true, delivery) {
                     Served::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
-                    _ => core.failed(error.context("open another window"), done, delivery),
+                    _ => flow.failed(error.context("open another window"), done, delivery),
                 },
             }
-            core.wake(delivery);
+            flow.wake(delivery);
         });
         let mapper = Arc::clone(&self.mapper);
         mapper.reserve(self.options.window_size, least, placement, reserved);
@@ -149,19 +149,19 @@ impl Flow<Windows> {
         if empty.is_empty() {
             return Ok(());
         }
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let mut failure = None;
         let mut progress = false;
         for detached in empty {
-            let inside = core.enter_mapper();
-            let answer = core.mapper.reclaim(detached.range);
+            let inside = flow.enter_mapper();
+            let answer = flow.mapper.reclaim(detached.range);
             drop(inside);
             // It was freed without traps if it was to go (`free_with_chunks`).
             if answer.is_err() && detached.group.protection.executable() {
                 detached.chunk.fill_with_traps();
                 self.flush_here(detached.range);
             }
-            let memory = &mut core.space.lock().memory;
+            let memory = &mut flow.space.lock().memory;
             match answer {
                 Ok(()) => {
                     memory.reclaimed(detached);
@@ -173,7 +173,7 @@ impl Flow<Windows> {
                 }
             }
         }
-        core.wake(delivery);
+        flow.wake(delivery);
         match failure {
             Some(error) if !progress => Err(error),
             _ => Ok(()),
@@ -186,9 +186,9 @@ impl Flow<Windows> {
         if waiting.is_empty() {
             return;
         }
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         for Waiting { request, done } in waiting {
-            Arc::clone(&core).allocate_or_wait(request, 0, false, done, delivery);
+            Arc::clone(&flow).allocate_or_wait(request, 0, false, done, delivery);
         }
     }
 }

@@ -69,12 +69,12 @@ impl Flow<Windows> {
             freed,
             deinitialize,
         } = out;
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            core.give_back(&keys, &freed, delivery);
-            let answer = core.counted(answer);
-            let mapper = Arc::clone(&core.mapper);
-            drop(core);
+            flow.give_back(&keys, &freed, delivery);
+            let answer = flow.counted(answer);
+            let mapper = Arc::clone(&flow.mapper);
+            drop(flow);
             mapper.quiesce(done.map(|_| answer), delivery);
         });
     }
@@ -159,13 +159,13 @@ impl Flow<Reservations> {
     /// Has the mapper give reservations back, and forgets their allocations.
     fn release(self: &Arc<Self>, keys: &[Key], ranges: Vec<AddressRange>, done: Completion<()>) {
         let keys: SmallVec<[Key; 4]> = keys.into();
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let released = Completion::with_delivery(move |answer, delivery| {
             {
-                let mut space = core.space.lock();
+                let mut space = flow.space.lock();
                 keys.iter().for_each(|key| space.forget(*key));
             }
-            core.answer_last(answer, done, delivery);
+            flow.answer_last(answer, done, delivery);
         });
         match ranges.is_empty() {
             true => released.complete(Ok(())),

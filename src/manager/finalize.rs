@@ -52,10 +52,10 @@ impl Flow<Windows> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer, delivery| match answer {
-            Ok(teardown) => core.finalized(key, handle, teardown, done, delivery),
-            Err(error) => core.not_finalized(key, error, done, delivery),
+            Ok(teardown) => flow.finalized(key, handle, teardown, done, delivery),
+            Err(error) => flow.not_finalized(key, error, done, delivery),
         });
         Arc::clone(&self.mapper).initialize(segments, actions, initialized);
     }
@@ -100,14 +100,14 @@ impl Flow<Windows> {
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let copied = std::mem::take(&mut served.copied);
         let deinitialize = Deinitialization::new(Teardown::Nothing, copied);
         let deinitialize = deinitialize.into_iter().collect();
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            core.give_back(&[], &served, delivery);
-            let _ = core.counted(answer);
-            core.answer_last(Ok(handle), done, delivery);
+            flow.give_back(&[], &served, delivery);
+            let _ = flow.counted(answer);
+            flow.answer_last(Ok(handle), done, delivery);
         });
     }
 }
@@ -128,10 +128,10 @@ impl Flow<Reservations> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
-        let core = Arc::clone(self);
+        let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
-            let answer = core.space.lock().finalized(key, answer);
-            core.answer_last(answer.map(|()| handle), done, delivery);
+            let answer = flow.space.lock().finalized(key, answer);
+            flow.answer_last(answer.map(|()| handle), done, delivery);
         });
         Arc::clone(&self.mapper).initialize(range, segments, actions, initialized);
     }

@@ -265,8 +265,8 @@ impl Manager {
     /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
     /// action first, and frees their memory. Waits for the mapper.
     ///
-    /// Nothing keeps linked code from running meanwhile or later: that it does not is part of what the
-    /// one who calls it vouches for.
+    /// Nothing keeps linked code from running meanwhile or later: that it does not is part of the
+    /// promise of its caller.
     ///
     /// # Errors
     /// `InvalidHandle` if one of them is not live here or is named twice; nothing is done then.

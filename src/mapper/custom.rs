@@ -151,7 +151,7 @@ impl<M: CustomMapper> MemoryMapper for Checked<M> {
                 in_reach: true,
             };
             let mut windows = windows.lock();
-            // A window that can't be is not released either: who knows whose it is.
+            // A window that can't be is not released either: it may be another's.
             check_window(reserved, size, &windows, page)?;
             windows.push(range);
             Ok(reserved)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The memory core: views of pages, and the arithmetic of dividing address space.
 //!
-//! No RPC, no policy, no lock. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
+//! No RPC, no policy; the one lock is that of [`buffer`]'s pool. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
 //! serve address space of any process; [`view`] and [`placement`] are about this process.
 
 #[allow(unsafe_code)]

@@ -145,7 +145,8 @@ impl<C: Connection> ReaderPool<C> {
     fn read_until_handed_over(self: &Arc<Self>) {
         while let Some((packet, _)) = self.next() {
             let packet = Arc::new(Mutex::new(Some(packet)));
-            if self.start_thread(Arc::clone(&packet)).is_ok() {
+            let started = self.start_thread(Arc::clone(&packet));
+            if started.is_ok() {
                 return;
             }
             let packet = packet.lock().take();
@@ -249,7 +250,11 @@ impl<C: Connection> ReaderPool<C> {
     }
 
     fn process(self: &Arc<Self>, packet: C::Packet, others_read: bool) {
-        self.end_if_failed(match others_read || self.let_another_read() {
+        let read_on = match others_read {
+            true => true,
+            false => self.let_another_read(),
+        };
+        self.end_if_failed(match read_on {
             true => guarded(|| self.connection.handle(packet)),
             false => guarded(|| self.connection.handle_unread(packet)),
         });

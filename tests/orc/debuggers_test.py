@@ -213,7 +213,7 @@ class Profile(unittest.TestCase):
         if outcome.returncode and re.search(
             "perf_event_paranoid|not permitted|not supported|No permission", outcome.stderr
         ):
-            self.skipTest(f"this system lets nobody profile: {outcome.stderr.strip()}")
+            self.skipTest(f"this system does not allow profiling: {outcome.stderr.strip()}")
         self.assertEqual(outcome.returncode, 0, outcome.stderr)
         self.assertIn("in-process, two views: ", outcome.stdout)
         return data

@@ -40,7 +40,7 @@ pub(super) unsafe fn protect(range: AddressRange, protection: Protection) -> Res
     if pages.size() == 0 {
         return Ok(());
     }
-    // SAFETY: as the caller says; who uses it is the controller's affair.
+    // SAFETY: as the caller says; the controller sees to it that nothing uses it.
     unsafe { sys::protect(pages.start(), pages.size(), protection) }.map_err(|error| {
         explain_mapping(format_args!("mprotect {pages:?} to {protection:?}"), error)
     })

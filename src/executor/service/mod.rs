@@ -2,7 +2,7 @@
 //! Our own service in the executor: windows, chunks, allocations and their actions, for any number
 //! of controllers' sessions. What is said is in `wire::service`.
 //!
-//! It has three homes: a program that links jitmem, a stock executor that has loaded the library,
+//! It is in one of three programs: a program that links jitmem, a stock executor that has loaded the library,
 //! and `jitmem-executor`.
 
 mod channel_server;

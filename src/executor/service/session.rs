@@ -122,7 +122,7 @@ impl Session {
                 code,
                 actions,
             } => self.initialize(&content, code, &actions).inspect_err(|_| {
-                // What did not come to life must not run.
+                // Code of an allocation that was not initialized must not run.
                 for content in &content {
                     let _ = self.windows.trap(content.range);
                 }

@@ -180,7 +180,11 @@ impl Submit {
     fn submit_encoded(&self, items: Vec<u8>, done: Vec<Completion<u64>>) {
         let batch = {
             let mut queue = self.0.queue.lock();
-            let go = queue.add(items, done) || !self.0.ensure_flusher(&mut queue);
+            let mut go = queue.add(items, done);
+            if !go {
+                // Without a thread that sends it later it goes now.
+                go = !self.0.ensure_flusher(&mut queue);
+            }
             go.then(|| queue.take())
         };
         if let Some(batch) = batch {
