@@ -114,7 +114,7 @@ static Expected<MemMgrPtr> createSimpleRemote(SimpleRemoteEPC &EPC) {
 }
 
 using CreateJitmem = Expected<std::unique_ptr<jitmem::orc::MemoryManager>> (*)(
-    ExecutorProcessControl &, jitmem::orc::Options);
+    ExecutorProcessControl &, const jitmem::orc::Options &);
 
 static Expected<Host> jitmemInAnotherProcess(const std::string &Program, DispatcherPtr D,
                                              CreateJitmem Create, bool HasOwnChannel) {
