@@ -52,7 +52,7 @@ static void explainColumns(ArrayRef<MeasuredManager> Managers) {
 }
 
 static void noteFallbacks(raw_ostream &OS, const jitmem_stats &Stats) {
-  if (Stats.fallbacks & JITMEM_FALLBACK_WAY)
+  if (Stats.fallbacks & JITMEM_FALLBACK_SECOND_BEST)
     OS << "  note: a better way was not taken, since " << Stats.fallback_reason << '\n';
   if (Stats.fallbacks & JITMEM_FALLBACK_MPROTECT)
     OS << "  note: pages change protection, since " << Stats.fallback_reason << '\n';
