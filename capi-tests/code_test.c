@@ -5,6 +5,7 @@
 
 #include "code.h"
 #include "here.h"
+#include "reuse.h"
 
 #include <dlfcn.h>
 
@@ -65,25 +66,6 @@ static void the_c_library_is_in_reach(void **state) {
   }
   dlclose(library);
   OK(jitmem_manager_abandon(manager, graph.handle, error));
-}
-
-static void other_code_runs_in_the_same_place(void **state) {
-  jitmem_manager *manager = ((struct fixture *)*state)->manager;
-  struct graph neighbour = allocate_one(manager, segment(RETURN_SIZE, 0, RX), 0);
-  emit_return(neighbour.memory[0].working_memory, 1);
-  finalize(manager, neighbour.handle);
-  uint64_t place = 0;
-  for (uint32_t i = 0; i < 100; i++) {
-    struct graph graph = allocate_one(manager, segment(RETURN_SIZE, 0, RX), 0);
-    emit_return(graph.memory[0].working_memory, i);
-    finalize(manager, graph.handle);
-    assert_true(place == 0 || place == graph.memory[0].address);
-    place = graph.memory[0].address;
-    assert_int_equal(run(place), i);
-    deallocate(manager, graph.handle);
-  }
-  assert_int_equal(run(neighbour.memory[0].address), 1);
-  deallocate(manager, neighbour.handle);
 }
 
 static void freed_code_traps(void **state) {
