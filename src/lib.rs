@@ -175,5 +175,5 @@ pub use manager::{
     Segment, Stats,
 };
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
-pub use memory::view::Placement;
+pub use memory::placement::Placement;
 pub use page::{AddressRange, Alignment};

@@ -14,7 +14,7 @@ use crate::mapper::{
     Action, Chunk, CustomMapper, Deinitialization, Granularity, Mapper, Prepared, SegmentContent,
     WrapperCall,
 };
-use crate::memory::view::Placement;
+use crate::memory::placement::Placement;
 use crate::page::{AddressRange, Alignment};
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};

@@ -4,7 +4,7 @@
 use super::input;
 use crate::error::{Result, invalid_argument};
 use crate::manager::{GrowthPolicy, Options};
-use crate::memory::view::Placement;
+use crate::memory::placement::Placement;
 use std::mem::{offset_of, size_of};
 
 /// Bits of a segment's protection. Writable and executable together is refused.

@@ -9,7 +9,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::mapper::Reserved;
-use crate::memory::view::Placement;
+use crate::memory::placement::Placement;
 use std::cell::Cell;
 use std::sync::Arc;
 

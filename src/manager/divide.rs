@@ -15,7 +15,7 @@ use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result};
 use crate::group::AllocGroup;
 use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
-use crate::memory::view::Writer;
+use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
 use std::collections::HashMap;

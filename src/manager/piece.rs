@@ -5,7 +5,7 @@ use super::SegmentMemory;
 use super::pool::{CODE_BIT, FINALIZE_BIT};
 use crate::group::AllocGroup;
 use crate::memory::ranges::RangeId;
-use crate::memory::view::Writer;
+use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
 

@@ -13,8 +13,7 @@ use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMem
 use crate::error::{Error, Result, Status};
 use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
-use crate::memory::placement::REACH;
-use crate::memory::view::Placement;
+use crate::memory::placement::{Placement, REACH};
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;

@@ -4,7 +4,7 @@
 use super::space::{Memory, Space};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Kind};
-use crate::memory::view::unmap_failures;
+use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
 use crate::sys;
 

@@ -8,7 +8,7 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::memory::view::Placement;
+use crate::memory::placement::Placement;
 use crate::page::{AddressRange, Alignment};
 use parking_lot::Mutex;
 use smallvec::SmallVec;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Working memory on the heap, for content that a mapper copies.
 
-use super::view::{WorkingPointer, Writer};
+use super::writer::{WorkingPointer, Writer};
 use crate::error::{Error, Result, Status};
 use crate::sys;
 use parking_lot::Mutex;

@@ -2,14 +2,20 @@
 //! The memory core: views of pages, and the arithmetic of dividing address space.
 //!
 //! No RPC, no policy; the one lock is that of [`buffer`]'s pool. [`ranges`] and [`runs`] are pure arithmetic on offsets, so they
-//! serve address space of any process; [`view`] and [`placement`] are about this process.
+//! serve address space of any process; [`placement`], [`reservation`] and the views are about this process.
 
 #[allow(unsafe_code)]
 pub(crate) mod buffer;
 pub(crate) mod paged;
 pub(crate) mod placement;
 pub(crate) mod ranges;
+#[allow(unsafe_code)]
+pub(crate) mod reservation;
 pub(crate) mod runs;
 #[allow(unsafe_code)]
 pub(crate) mod view;
 pub(crate) mod window;
+#[allow(unsafe_code)]
+pub(crate) mod writer;
+#[allow(unsafe_code)]
+pub(crate) mod writer_view;

@@ -5,8 +5,9 @@
 //! (`stderr`, `environ`) with 32-bit references, so by default the window must lie where every
 //! address of those images is less than 2 GiB from every address of the window.
 
+use super::reservation::range;
 use crate::page::{AddressRange, Alignment};
-use crate::sys::Mapping;
+use crate::sys::{self, Mapping};
 
 /// How far apart two addresses may be that refer to each other: 2 GiB less a margin for addends
 /// and for references to the end of an object.
@@ -20,6 +21,29 @@ const ROOM: u64 = 256 << 20;
 
 /// How far away from a window its writer views go.
 pub(crate) const WRITER_DISTANCE: u64 = 64 << 30;
+
+/// Where the host wants a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Where the executor's own images are in reach of 32-bit references.
+    Default,
+    /// So that this address is in reach.
+    Near(u64),
+    /// Exactly here.
+    Fixed(u64),
+}
+
+impl Placement {
+    /// What a window of `size` bytes shall have in reach.
+    pub(super) fn target(self, mappings: &[Mapping], size: u64) -> AddressRange {
+        match self {
+            Placement::Default => images_around(mappings, sys::libc_address(), size),
+            Placement::Near(address) | Placement::Fixed(address) => {
+                range(address.min(u64::MAX - 1), 1)
+            }
+        }
+    }
+}
 
 /// The span of all images that one window can reach, around the image that holds `anchor`.
 pub(crate) fn images_around(mappings: &[Mapping], anchor: u64, window: u64) -> AddressRange {

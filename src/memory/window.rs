@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Reserving a window in this process, and what to do where address space is short.
 
-use super::placement::largest;
-use super::view::{Placement, Reservation};
+use super::placement::{Placement, largest};
+use super::reservation::Reservation;
 use crate::error::{Result, Status};
 use crate::sys;
 

@@ -10,7 +10,7 @@ use crate::executor::actions::from_wire;
 use crate::group::Protection;
 use crate::mapper::WrapperCall;
 use crate::mapper::actions::{run_dealloc, run_finalize};
-use crate::memory::view::Reservation;
+use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, SharedName, explain};
 use crate::wire::llvm::SharedMemoryFinalizeRequest;

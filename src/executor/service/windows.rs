@@ -4,9 +4,11 @@
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
-use crate::memory::placement::REACH;
-use crate::memory::view::{Pages, Placement, Reservation, View, Writer};
+use crate::memory::placement::{Placement, REACH};
+use crate::memory::reservation::Reservation;
+use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
+use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::sys::{self, explain, explain_reach, socket};
 use crate::wire::service::{At, Content, File, Reply, Reserve, ReservedAt, Step};

@@ -11,7 +11,8 @@ use crate::mapper::{
     Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
     Reserved, SegmentContent, Teardown,
 };
-use crate::memory::view::{Placement, WriterView};
+use crate::memory::placement::Placement;
+use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, explain};
 use crate::transport::{Transport, dispatched};

@@ -9,7 +9,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Result, invalid_argument};
 use crate::mapper::Chunk;
-use crate::memory::view::WriterView;
+use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, MemFile};
 use crate::wire::service::Step;

@@ -18,7 +18,8 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::memory::view::{Placement, WriterView};
+use crate::memory::placement::Placement;
+use crate::memory::writer_view::WriterView;
 use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
 use crate::transport::{RESPONSE_TIMEOUT, Transport};

@@ -7,7 +7,7 @@ use super::Rules;
 use crate::error::{Result, invalid_handle as unknown};
 use crate::group::Protection;
 use crate::mapper::WrapperCall;
-use crate::memory::view::Reservation;
+use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;

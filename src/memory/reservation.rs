@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Reserved address space of this process, and what is mapped in its place.
+
+use super::placement::{Placement, candidates};
+use crate::error::{Error, Result, Status};
+use crate::group::Protection;
+use crate::page::AddressRange;
+use crate::sys::{self, At, explain_mapping};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static UNMAP_FAILURES: AtomicU64 = AtomicU64::new(0);
+
+/// How many ranges the kernel refused to unmap in this process; each is lost until it exits.
+pub(crate) fn unmap_failures() -> u64 {
+    UNMAP_FAILURES.load(Ordering::Relaxed)
+}
+
+/// Unmaps; that the kernel refuses is counted.
+///
+/// # Safety
+/// As [`sys::unmap`] has it.
+pub(super) unsafe fn unmap(address: u64, size: u64) {
+    // SAFETY: as the caller says.
+    if unsafe { sys::unmap(address, size) }.is_err() {
+        UNMAP_FAILURES.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Reserved address space of this process; unmapped when it and all views in it are dropped.
+#[derive(Clone, Debug)]
+pub(crate) struct Reservation(Arc<Reserved>);
+
+#[derive(Debug)]
+struct Reserved {
+    range: AddressRange,
+    in_reach: bool,
+}
+
+impl Reservation {
+    /// Reserves `size` bytes, a multiple of the page size, where `placement` says.
+    ///
+    /// # Errors
+    /// `OutOfMemory` where no such place is free or address space is short.
+    pub(crate) fn new(size: u64, placement: Placement) -> Result<Reservation> {
+        match placement {
+            Placement::Fixed(address) => Self::fixed(address, size),
+            Placement::Near(_) | Placement::Default => Self::near(size, placement),
+        }
+    }
+
+    /// Reserves `size` bytes anywhere: the process's images may be out of reach.
+    pub(crate) fn anywhere(size: u64) -> Result<Reservation> {
+        let start = sys::reserve(At::Anywhere, size)
+            .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
+        Ok(Reservation::of(start, size, false))
+    }
+
+    /// What the kernel has just reserved.
+    fn of(start: u64, size: u64, in_reach: bool) -> Reservation {
+        let range = range(start, size);
+        Reservation(Arc::new(Reserved { range, in_reach }))
+    }
+
+    fn fixed(address: u64, size: u64) -> Result<Reservation> {
+        if address == 0 || !sys::page_size().divides(address) {
+            return Err(crate::error::invalid_argument(format!(
+                "window at fixed address {address:#x}: must be a multiple of the page size {}",
+                sys::page_size().bytes()
+            )));
+        }
+        let start = sys::reserve(At::Free(address), size).map_err(|error| {
+            let taken = error.raw_os_error() == Some(libc::EEXIST);
+            let error =
+                explain_mapping(format_args!("reserve {size} bytes at {address:#x}"), error);
+            if taken {
+                error.remedy("something is mapped there: choose another address, or near instead")
+            } else {
+                error
+            }
+        })?;
+        Ok(Reservation::of(start, size, true))
+    }
+
+    fn near(size: u64, placement: Placement) -> Result<Reservation> {
+        // Without /proc the kernel's own choice is the best there is.
+        let mappings = sys::mappings().unwrap_or_default();
+        let target = placement.target(&mappings, size);
+        for start in candidates(&mappings, target, size, sys::page_size()) {
+            match sys::reserve(At::Free(start), size) {
+                Ok(start) => return Ok(Reservation::of(start, size, true)),
+                // Another thread was faster, or the kernel keeps a guard gap there.
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+                Err(error) => {
+                    return Err(explain_mapping(format_args!("reserve {size} bytes"), error));
+                }
+            }
+        }
+        let what = match placement {
+            Placement::Near(address) => format!("within 2 GiB of {address:#x}"),
+            _ => "within 2 GiB of the process's images".to_owned(),
+        };
+        Err(Error::new(
+            Status::OutOfMemory,
+            format!(
+                "reserve {size} bytes {what}: no gap there is large enough; choose a smaller \
+                 window, another address, or make the manager before the large reservations"
+            ),
+        ))
+    }
+
+    /// The reserved addresses.
+    pub(crate) fn range(&self) -> AddressRange {
+        self.0.range
+    }
+
+    /// Whether everything that the placement asked for is in reach.
+    pub(crate) fn in_reach(&self) -> bool {
+        self.0.in_reach
+    }
+
+    /// Fails unless `part` is a part of it.
+    fn check(&self, part: AddressRange) -> io::Result<()> {
+        if self.range().contains(part) {
+            return Ok(());
+        }
+        let message = format!("{part:?} does not lie in {:?}", self.range());
+        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+    }
+
+    /// Puts private zeroed pages in the place of a part.
+    pub(super) fn take_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };
+        taken.inspect_err(|_| restore(part))
+    }
+
+    /// Puts shared zeroed pages in the place of a part.
+    pub(super) fn take_shared_memory(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        let (start, size) = (part.start(), part.size());
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_shared_memory(start, size, protection) };
+        taken.inspect_err(|_| restore(part))
+    }
+
+    /// Puts the first pages of a file in the place of a part.
+    pub(crate) fn take_file(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        file: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
+        taken.inspect_err(|_| restore(part))
+    }
+
+    /// Changes the protection of a part.
+    pub(crate) fn protect(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        unsafe { sys::protect(part.start(), part.size(), protection) }
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // SAFETY: the views in it, which hold it, are gone.
+        unsafe { unmap(self.range.start(), self.range.size()) };
+    }
+}
+
+pub(super) fn range(start: u64, size: u64) -> AddressRange {
+    AddressRange::new(start, size).expect("the kernel hands out ranges that end")
+}
+
+/// After a mapping over reserved address space has failed: kernels before 6.12 may have unmapped what
+/// was there. Where the reservation is whole, nothing is free and nothing is changed.
+pub(super) fn restore(executor: AddressRange) {
+    let _ = sys::reserve(At::Free(executor.start()), executor.size());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn near_and_fixed_are_obeyed() {
+        let page = sys::page_size().bytes();
+        let first = Reservation::new(page, Placement::Default).unwrap();
+        let taken = Reservation::new(page, Placement::Fixed(first.range().start())).unwrap_err();
+        assert_eq!(taken.os_code(), Some(libc::EEXIST));
+        assert!(Reservation::new(page, Placement::Fixed(12345)).is_err());
+        let near = 0x2000_0000_0000;
+        let reservation = Reservation::new(1 << 30, Placement::Near(near)).unwrap();
+        assert!(reservation.range().start().abs_diff(near) < 1 << 31);
+        assert!(reservation.range().end().abs_diff(near) < 1 << 31);
+        assert!(Reservation::new(page, Placement::Near(u64::MAX)).is_err());
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Bounds-checked writing.
+//!
+//! Executor memory is never a Rust reference, because linked code changes it behind Rust's back;
+//! it is an address. Writing goes through [`Writer`], which checks bounds.
+
+use crate::sys;
+
+/// The right to write into one run of working memory. It does not keep the memory mapped; the one who
+/// makes it sees to that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writer {
+    start: *mut u8,
+    size: u64,
+}
+
+// SAFETY: a Writer is an address and a size; disjoint allocations write disjoint bytes, and the
+// manager hands each range to one owner at a time.
+unsafe impl Send for Writer {}
+// SAFETY: as above.
+unsafe impl Sync for Writer {}
+
+impl Writer {
+    /// A writer of `size` bytes at `address`.
+    ///
+    /// # Safety
+    /// As long as the writer or a copy or part of it is used, the bytes are mapped and writable, and
+    /// no Rust object lies there.
+    pub(crate) unsafe fn new(address: u64, size: u64) -> Writer {
+        Writer {
+            start: std::ptr::with_exposed_provenance_mut(address as usize),
+            size,
+        }
+    }
+
+    /// Number of bytes.
+    pub(crate) fn size(self) -> u64 {
+        self.size
+    }
+
+    /// Where the first byte is written.
+    pub(crate) fn pointer(self) -> WorkingPointer {
+        WorkingPointer(self.start)
+    }
+
+    /// A writer of some of the bytes.
+    pub(crate) fn part_of(self, offset: u32, size: u32) -> Writer {
+        Writer {
+            start: self.part(offset.into(), size.into()),
+            size: size.into(),
+        }
+    }
+
+    fn part(self, offset: u64, size: u64) -> *mut u8 {
+        let end = offset.checked_add(size);
+        assert!(
+            end.is_some_and(|end| end <= self.size),
+            "{offset}+{size} is outside"
+        );
+        self.start.wrapping_add(offset as usize)
+    }
+
+    /// Zeroes a part.
+    pub(crate) fn zero(self, offset: u64, size: u64) {
+        let pointer = self.part(offset, size);
+        // SAFETY: the part is inside the working memory, which is mapped and ours to write.
+        unsafe { pointer.write_bytes(0, size as usize) }
+    }
+
+    /// Fills everything with instructions that trap.
+    pub(crate) fn fill_with_traps(self) {
+        let Writer { start, size } = self;
+        if let [byte] = sys::TRAP {
+            // SAFETY: the working memory is mapped and ours to write.
+            unsafe { start.write_bytes(*byte, size as usize) }
+            return;
+        }
+        let traps = sys::TRAP.iter().copied().cycle();
+        for (index, byte) in (0..size as usize).zip(traps) {
+            // SAFETY: `index` is below `size`, so inside the working memory.
+            unsafe { start.add(index).write(byte) }
+        }
+    }
+
+    /// Writes bytes.
+    pub(crate) fn write(self, offset: u64, bytes: &[u8]) {
+        let pointer = self.part(offset, bytes.len() as u64);
+        // SAFETY: the part is as long as `bytes`, mapped, and no Rust object lies there.
+        unsafe { pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+}
+
+/// Where a linker outside the crate writes; only a number in here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub(crate) struct WorkingPointer(*mut u8);
+
+// SAFETY: nothing in the crate dereferences it.
+unsafe impl Send for WorkingPointer {}
+// SAFETY: as above.
+unsafe impl Sync for WorkingPointer {}
+
+impl WorkingPointer {
+    /// Working memory of a segment that has none.
+    pub(crate) const NULL: WorkingPointer = WorkingPointer(std::ptr::null_mut());
+
+    pub(super) fn new(pointer: *mut u8) -> WorkingPointer {
+        WorkingPointer(pointer)
+    }
+
+    /// The pointer.
+    pub(crate) fn get(self) -> *mut u8 {
+        self.0
+    }
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Where this process writes pages that another mapping shows.
+
+use super::placement::WRITER_DISTANCE;
+use super::reservation::unmap;
+use super::writer::Writer;
+use crate::error::{Error, Result};
+use crate::group::Protection;
+use crate::page::AddressRange;
+use crate::sys::{self, At, OwnerProcess, explain_mapping};
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Maps a writer view far from the window, so that it does not crowd the neighbourhood that the
+/// window shares with the process's images.
+pub(super) fn far_from(
+    executor: AddressRange,
+    map: impl Fn(At) -> io::Result<u64>,
+) -> io::Result<u64> {
+    let start = executor.start();
+    for step in 1..=4 {
+        let distance = step * WRITER_DISTANCE;
+        let at = start.checked_sub(distance).unwrap_or(start + distance);
+        match map(At::Free(at)) {
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+            other => return other,
+        }
+    }
+    map(At::Anywhere)
+}
+
+/// Where this process writes pages that another mapping shows; unmapped when dropped.
+#[derive(Debug)]
+pub(crate) struct WriterView {
+    start: u64,
+    size: u64,
+    /// The process that mapped it.
+    owner: OwnerProcess,
+}
+
+/// The error of a step on the way to a chunk of `size` bytes.
+pub(super) fn failed(size: u64) -> impl Fn(&str, io::Error) -> Error {
+    move |what, error| explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+}
+
+impl WriterView {
+    /// What the kernel has just mapped. Forked children do not have it.
+    pub(super) fn at(start: u64, size: u64) -> io::Result<WriterView> {
+        let view = WriterView {
+            start,
+            size,
+            owner: OwnerProcess::current(),
+        };
+        // A child that could write here would write into its parent's code; a core dump would have
+        // every page twice.
+        // SAFETY: the view was just made; what is done with it asks for the process first.
+        unsafe {
+            sys::dont_fork(start, size)?;
+            sys::dont_dump(start, size)?;
+        }
+        Ok(view)
+    }
+
+    /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
+    /// that is writable, no process can ever map it writable again.
+    pub(crate) fn new(
+        size: u64,
+        protection: Protection,
+        commit: bool,
+    ) -> Result<(WriterView, sys::MemFile)> {
+        use std::os::fd::AsFd;
+        let failed = failed(size);
+        let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
+        if commit {
+            file.commit(size).map_err(|e| failed("fallocate", e))?;
+        }
+        let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
+            .map_err(|e| failed("map the writer view", e))?;
+        let view =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
+        let sealed = match protection.writable() {
+            true => file.fix_size(),
+            false => file.close_to_writers(),
+        };
+        sealed.map_err(|e| failed("seal the memfd", e))?;
+        Ok((view, file))
+    }
+
+    /// A view of `size` bytes of a file from `offset` on.
+    pub(crate) fn of(file: BorrowedFd<'_>, offset: u64, size: u64) -> Result<WriterView> {
+        let failed = failed(size);
+        // Where the file system may be small, a page that is not there would be a SIGBUS later.
+        sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
+        let start =
+            sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
+        let view =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
+        Ok(view)
+    }
+
+    /// The right to write there.
+    ///
+    /// # Safety
+    /// The view is not dropped as long as the writer or a copy or part of it is used.
+    pub(crate) unsafe fn writer(&self) -> Writer {
+        // SAFETY: mapped for writing, and only for what the caller vouches for.
+        unsafe { Writer::new(self.start, self.size) }
+    }
+}
+
+impl Drop for WriterView {
+    fn drop(&mut self) {
+        // A forked child does not have the view, and something else may lie there.
+        if self.owner.is_current() {
+            // SAFETY: mapped by this view alone, which is used no more.
+            unsafe { unmap(self.start, self.size) };
+        }
+    }
+}
