@@ -10,8 +10,8 @@
 //! any thread can take from, and the watch thread starts another thread where one callback has not
 //! returned for a while.
 
+use crate::lock::Mutex;
 use crate::sys::{self, OwnerProcess};
-use parking_lot::Mutex;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

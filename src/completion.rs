@@ -3,7 +3,7 @@
 
 use crate::callback_queue::Delivery;
 use crate::error::{Error, Result, Status};
-use parking_lot::{Condvar, Mutex};
+use crate::lock::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -129,11 +129,9 @@ pub(crate) fn wait_until<T: Send + 'static>(
         match slot.take() {
             Some(result) => return Some(result),
             None => match deadline {
-                None => shared.1.wait(&mut slot),
+                None => slot = shared.1.wait(slot),
                 Some(deadline) if deadline <= Instant::now() => return None,
-                Some(deadline) => {
-                    shared.1.wait_until(&mut slot, deadline);
-                }
+                Some(deadline) => slot = shared.1.wait_until(slot, deadline),
             },
         }
     }

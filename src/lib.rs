@@ -137,6 +137,7 @@
 #![deny(unsafe_code)]
 
 mod error;
+mod lock;
 mod page;
 
 mod group;

@@ -8,7 +8,7 @@
 
 use super::input;
 use crate::error::{Result, invalid_argument, invalid_handle};
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What waits until the host answers or runs it, by the number that the host was given for it.
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 use slotmap::{DefaultKey, Key, KeyData, SlotMap};
 
 /// A table of them. Numbers of another table, and of what was taken, are told apart from good ones.

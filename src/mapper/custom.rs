@@ -8,9 +8,9 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
+use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::page::{AddressRange, Alignment};
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::sync::Arc;
 

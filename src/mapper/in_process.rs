@@ -10,6 +10,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
+use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::memory::reservation::Reservation;
 use crate::memory::view::{Pages, View};
@@ -17,7 +18,6 @@ use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, OwnerProcess};
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 

@@ -3,8 +3,8 @@
 
 use super::writer::{WorkingPointer, Writer};
 use crate::error::{Error, Result, Status};
+use crate::lock::Mutex;
 use crate::sys;
-use parking_lot::Mutex;
 use std::cell::UnsafeCell;
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@
 //! function stays where it is, and a debugger would look for the objects of the one in the list of
 //! the other. A debugger reads the symbol table, where the names are all the same.
 
-use parking_lot::Mutex;
+use crate::lock::Mutex;
 
 std::arch::global_asm!(
     r#"

@@ -3,8 +3,8 @@
 
 use crate::completion::Completion;
 use crate::error::{Error, invalid_handle};
+use crate::lock::Mutex;
 use crate::sys::OwnerProcess;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 

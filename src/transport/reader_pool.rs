@@ -16,8 +16,8 @@
 mod tests;
 
 use crate::error::{Error, Result, Status};
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::sys;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -68,6 +68,8 @@ pub(crate) struct ReaderPool<C: Connection> {
     gone: Condvar,
     idle_time: Duration,
 }
+
+type Guard<'a, C> = MutexGuard<'a, PoolState<<C as Connection>::Input>>;
 
 struct PoolState<I> {
     /// What no thread reads.
@@ -136,7 +138,7 @@ impl<C: Connection> ReaderPool<C> {
         drop(this_thread);
         let mut state = self.state.lock();
         while state.threads > 0 {
-            self.gone.wait(&mut state);
+            state = self.gone.wait(state);
         }
         state.ended.take().unwrap_or(Ok(()))
     }
@@ -205,29 +207,29 @@ impl<C: Connection> ReaderPool<C> {
                 state.readers += 1;
                 return Some(input);
             }
-            if !self.wait_idle(&mut state) {
-                return None;
-            }
+            state = self.wait_idle(state)?;
         }
     }
 
-    /// Waits until another thread wakes this one; `false` if none has for too long.
-    fn wait_idle(&self, state: &mut MutexGuard<'_, PoolState<C::Input>>) -> bool {
+    /// Waits until another thread wakes this one; `None` if none has for too long.
+    fn wait_idle<'a>(&'a self, mut state: Guard<'a, C>) -> Option<Guard<'a, C>> {
         let this_thread = thread::current();
         let id = this_thread.id();
         let kept = state.readers + state.idle.len() < KEPT;
         state.idle.push(this_thread);
         let since = Instant::now();
-        MutexGuard::unlocked(state, || match kept {
+        drop(state);
+        match kept {
             true => thread::park(),
             false => thread::park_timeout(self.idle_time),
-        });
+        }
+        let mut state = self.state.lock();
         // A thread that wakes another takes it off the list; without that it woke by itself.
         let Some(place) = state.idle.iter().position(|thread| thread.id() == id) else {
-            return true;
+            return Some(state);
         };
         state.idle.remove(place);
-        kept || since.elapsed() < self.idle_time
+        (kept || since.elapsed() < self.idle_time).then_some(state)
     }
 
     /// Makes sure that a thread reads while this one handles; `false` if none can be started.
@@ -279,7 +281,7 @@ impl<C: Connection> ReaderPool<C> {
         idle.iter().for_each(Thread::unpark);
     }
 
-    fn tell_end(&self, mut state: MutexGuard<'_, PoolState<C::Input>>) {
+    fn tell_end(&self, mut state: Guard<'_, C>) {
         if state.readers > 0 || state.told {
             return;
         }

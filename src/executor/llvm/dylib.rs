@@ -3,9 +3,9 @@
 
 use super::symbols::found_by_lookup;
 use super::{InstanceRegistry, Told, expected};
+use crate::lock::Mutex;
 use crate::sys::{self, Answer};
 use crate::wire::sps::{Bytes, ExecutorAddr, SymbolDef};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Once};

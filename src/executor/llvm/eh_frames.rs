@@ -6,10 +6,10 @@
 //! when it is to forget what it never knew, so frames are looked at and remembered here.
 
 use super::{Told, outcome};
+use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, Memory};
 use crate::wire::sps::{AddrRange, ExecutorAddr};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 

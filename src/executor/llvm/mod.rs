@@ -26,9 +26,9 @@ pub(crate) use eh_frames::{
 pub(crate) use gdb::register as register_debug_object;
 pub(crate) use symbols::{CallClass, PublishedFunction, PublishedSymbol, Services};
 
+use crate::lock::Mutex;
 use crate::sys::Answer;
 use crate::wire::sps::{Decode, Encode, Expected, Outcome, from_bytes, to_bytes};
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

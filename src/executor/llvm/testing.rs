@@ -2,11 +2,11 @@
 //! What the tests of the memory services share: actions that say that they ran, and a look at the
 //! process's mappings.
 
+use crate::lock::Mutex;
 use crate::sys::{Answer, wrapper_address};
 use crate::wire::sps::{
     ActionPair, Bytes, Call, Encode, ExecutorAddr, Outcome, from_bytes, to_bytes,
 };
-use parking_lot::Mutex;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 

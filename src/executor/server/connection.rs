@@ -281,9 +281,9 @@ impl reader_pool::Connection for ServerConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::{Condvar, Mutex};
     use crate::transport::reader_pool::ReaderPool;
     use crate::wire::frame::{HEADER_SIZE, message};
-    use parking_lot::{Condvar, Mutex};
     use std::io::{PipeReader, PipeWriter, Read, Write};
     use std::sync::Arc;
     use std::thread::ThreadId;
@@ -350,7 +350,7 @@ mod tests {
         fn wait_until_open(_: &[u8]) -> Answer {
             let mut open = OPEN.0.lock();
             while !*open {
-                OPEN.1.wait(&mut open);
+                open = OPEN.1.wait(open);
             }
             Ok(Vec::new())
         }

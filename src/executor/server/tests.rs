@@ -3,12 +3,12 @@
 
 use super::*;
 use crate::error::{Error, Status};
+use crate::lock::{Condvar, Mutex};
 use crate::sys::testing::call_wrapper;
 use crate::sys::{Answer, WrapperResult, wrapper_address};
 use crate::transport::{Stream, Transport};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
 use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
-use parking_lot::{Condvar, Mutex};
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -177,7 +177,7 @@ fn calls_that_block_hinder_nobody() {
         *count += 1;
         OPEN.1.notify_all();
         while *count < COUNT as u32 {
-            OPEN.1.wait(&mut count);
+            count = OPEN.1.wait(count);
         }
         Ok(args.to_vec())
     }

@@ -2,9 +2,9 @@
 //! Messages to the controller.
 
 use crate::error::{Error, Result, Status};
+use crate::lock::Mutex;
 use crate::sys::{StreamWriter, WRITTEN_AT_ONCE};
 use crate::wire::frame::{HEADER_SIZE, Header};
-use parking_lot::Mutex;
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::BorrowedFd;

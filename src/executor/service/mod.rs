@@ -14,12 +14,12 @@ mod windows;
 pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
 
 use crate::error::{Error, Result, Status, invalid_handle};
+use crate::lock::Mutex;
 use crate::sys::{self, Answer};
 use crate::wire::service::{
     Attach, Change, Functions, Item, Open, Opened, Reply, Reserve, VERSION,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
-use parking_lot::Mutex;
 use session::Session;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;

@@ -2,8 +2,8 @@
 //! The deallocation actions of a session, and which allocations have actions running.
 
 use crate::error::{Result, invalid_argument, invalid_handle};
+use crate::lock::{Condvar, Mutex};
 use crate::mapper::WrapperCall;
-use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -73,8 +73,9 @@ impl Teardowns {
     pub(super) fn close(&self, deadline: Instant) -> bool {
         let mut state = self.state.lock();
         state.closed = true;
-        let running = |state: &mut TeardownState| state.running > 0;
-        self.quiet.wait_while_until(&mut state, running, deadline);
+        while state.running > 0 && Instant::now() < deadline {
+            state = self.quiet.wait_until(state, deadline);
+        }
         state.running == 0
     }
 }

@@ -4,6 +4,7 @@
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
+use crate::lock::Mutex;
 use crate::memory::placement::{Placement, REACH};
 use crate::memory::reservation::Reservation;
 use crate::memory::view::{Pages, View};
@@ -13,7 +14,6 @@ use crate::page::AddressRange;
 use crate::sys::{self, explain, explain_reach, socket};
 use crate::wire::service::{At, Content, File, Reply, Reserve, ReservedAt, Step};
 use crate::wire::sps::AddrRange;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 

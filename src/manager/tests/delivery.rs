@@ -4,8 +4,8 @@
 use super::*;
 use crate::callback_queue::Task;
 use crate::executor::service::Service;
+use crate::lock::Condvar;
 use crate::transport::Transport;
-use parking_lot::Condvar;
 use std::sync::mpsc::{Receiver, channel};
 
 /// A call that waits for its answer.
@@ -49,7 +49,7 @@ impl Host {
         loop {
             match held.as_mut().filter(|held| !held.is_empty()) {
                 Some(held) => return held.remove(0),
-                None => self.changed.wait(&mut held),
+                None => held = self.changed.wait(held),
             }
         }
     }

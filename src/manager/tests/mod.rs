@@ -18,13 +18,13 @@ use crate::completion::wait;
 use crate::error::{Error, Status};
 use crate::executor::service::here::{Here, OPEN};
 use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::lock::Mutex;
 use crate::mapper::{
     Action, InProcess, InProcessKind, LlvmSimpleMapper, MapperBase, MapperInterface, MemoryMapper,
     Reserved, ServiceMapper, WrapperCall,
 };
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
-use parking_lot::Mutex;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use simple::{GENERATIONS, Generation, SimpleExecutor};
 use std::collections::BTreeMap;

@@ -7,6 +7,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
+use crate::lock::Mutex;
 use crate::mapper::{
     Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
     Reserved, SegmentContent, Teardown,
@@ -18,7 +19,6 @@ use crate::sys::{self, explain};
 use crate::transport::{Transport, dispatched};
 use crate::wire::llvm::{SharedMemoryFinalizeRequest, SharedMemorySegFinalizeRequest};
 use crate::wire::sps::{ActionPair, Encode, ExecutorAddr, to_bytes};
-use parking_lot::Mutex;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};

@@ -15,10 +15,10 @@ use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
+use crate::lock::{Condvar, Mutex};
 use crate::sys;
 use crate::wire::service::Item;
 use crate::wire::sps::Encode;
-use parking_lot::{Condvar, Mutex};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -276,11 +276,11 @@ impl Inner {
                     queue.flusher_runs = true;
                 }
                 Some(due) => {
-                    self.closed.wait_until(&mut queue, due);
+                    queue = self.closed.wait_until(queue, due);
                 }
                 None => {
                     idle += 1;
-                    self.closed.wait_for(&mut queue, BOUND);
+                    queue = self.closed.wait_for(queue, BOUND);
                 }
             }
         }

@@ -18,6 +18,7 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
+use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::memory::writer_view::WriterView;
 use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
@@ -30,7 +31,6 @@ use change::Changes;
 use chunk::Chunks;
 use initialize::Initialize;
 use link::Link;
-use parking_lot::Mutex;
 use reply::decoded;
 use std::sync::Arc;
 use std::time::Duration;

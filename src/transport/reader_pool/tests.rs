@@ -40,7 +40,7 @@ impl Scripted {
     fn wait_until(&self, condition: impl Fn(&Script) -> bool) {
         let mut script = self.script.lock();
         while !condition(&script) {
-            self.changed.wait(&mut script);
+            script = self.changed.wait(script);
         }
     }
 
@@ -67,7 +67,7 @@ impl Connection for Scripted {
             if script.closed {
                 break None;
             }
-            self.changed.wait(&mut script);
+            script = self.changed.wait(script);
         };
         script.reading -= 1;
         Ok(packet)
@@ -129,7 +129,7 @@ fn the_end_is_told_once_when_no_thread_reads() {
     connection.wait_until(|script| !script.ended.is_empty());
     let mut state = pool.state.lock();
     while state.threads > 0 {
-        pool.gone.wait(&mut state);
+        state = pool.gone.wait(state);
     }
     assert_eq!(connection.script.lock().ended, [(0, Ok(()))]);
 }

@@ -14,6 +14,7 @@ use super::{InstanceRegistry, Told, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::group::Protection;
+use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::memory::reservation::Reservation;
 use crate::memory::writer::Writer;
@@ -21,7 +22,6 @@ use crate::page::AddressRange;
 use crate::sys::{self, Answer, explain};
 use crate::wire::llvm::{FinalizeRequest, SegFinalizeRequest};
 use crate::wire::sps::ExecutorAddr;
-use parking_lot::Mutex;
 use slab::{Segment, Slab, Slabs};
 use std::sync::Arc;
 
