@@ -166,6 +166,44 @@ static void near_an_address(void **state) {
           jitmem_manager_create(fixture->mapper, &options, &manager, error));
 }
 
+static void near_several_addresses(void **state) {
+  struct fixture *fixture = *state;
+  const uint64_t low = 0x228000000000, all[] = {low + GIB, low, low + 700 * MIB};
+  // With and without the address that was there before there was a list.
+  for (size_t with = 0; with < 2; with++) {
+    jitmem_manager *manager =
+        manager_with(fixture, (jitmem_manager_options){.placement = JITMEM_PLACEMENT_NEAR,
+                                                       .address = with ? low - 100 * MIB : 0,
+                                                       .addresses = all,
+                                                       .address_count = COUNT(all)});
+    jitmem_layout_item window = windows_of(manager).items[0];
+    const uint64_t lowest = with ? low - 100 * MIB : low;
+    for (size_t i = 0; i < COUNT(all); i++) {
+      assert_true(all[i] < window.address + 2 * GIB && window.address < all[i] + 2 * GIB);
+      assert_true(window.address + window.size <= all[i] + 2 * GIB);
+    }
+    assert_true(window.address + window.size <= lowest + 2 * GIB);
+    finalize(manager, allocate_one(manager, segment(64, 0, RX), 1).handle);
+    jitmem_manager_free(manager);
+  }
+  jitmem_manager *manager = NULL;
+  const uint64_t apart[] = {low + 5, low + 2 * GIB, low};
+  jitmem_manager_options options = {.struct_size = sizeof options,
+                                    .placement = JITMEM_PLACEMENT_NEAR,
+                                    .addresses = apart,
+                                    .address_count = COUNT(apart)};
+  REFUSED(JITMEM_INVALID_ARGUMENT, "near both 0x228000000000 and 0x228080000000",
+          jitmem_manager_create(fixture->mapper, &options, &manager, error));
+  options.addresses = NULL;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "addresses is NULL",
+          jitmem_manager_create(fixture->mapper, &options, &manager, error));
+  options.addresses = apart;
+  options.placement = JITMEM_PLACEMENT_DEFAULT;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "they are for near 1",
+          jitmem_manager_create(fixture->mapper, &options, &manager, error));
+  assert_null(manager);
+}
+
 // ---- quota ----
 
 static void a_quota(void **state) {
@@ -388,6 +426,7 @@ int main(void) {
       EACH(a_fixed_place),
       EACH(a_fixed_place_that_can_not_be),
       EACH(near_an_address),
+      EACH(near_several_addresses),
       EACH(a_quota),
       EACH(a_full_window),
       EACH(a_window_that_is_full_for_half_a_request),

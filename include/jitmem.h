@@ -375,7 +375,7 @@ JITMEM_ENUM(jitmem_lifetime) {
 JITMEM_ENUM(jitmem_placement) {
   /// Where the executor's own images are in reach of 32-bit references.
   JITMEM_PLACEMENT_DEFAULT = 0,
-  /// So that jitmem_manager_options.address is in reach.
+  /// So that jitmem_manager_options.address and every one of its addresses are in reach.
   JITMEM_PLACEMENT_NEAR = 1,
   /// Exactly at jitmem_manager_options.address, a multiple of the page size.
   JITMEM_PLACEMENT_FIXED = 2,
@@ -409,6 +409,12 @@ typedef struct jitmem_manager_options {
   uint32_t commit;
   /// 0.
   uint32_t reserved;
+  /// For JITMEM_PLACEMENT_NEAR: further addresses that must be in reach of everything, read during
+  /// the call. Two that are too far apart for one window are JITMEM_INVALID_ARGUMENT. A window may
+  /// become smaller than asked for, so that it reaches all.
+  const uint64_t *addresses;
+  /// Number of them; `address` counts as well then, unless it is 0.
+  size_t address_count;
 } jitmem_manager_options;
 
 /// One segment of a request.
@@ -1137,7 +1143,8 @@ typedef struct jitmem_mapper_callbacks {
   /// Called once when nothing uses the mapper any more; may be NULL.
   jitmem_destroy_fn destroy;
   /// Reserves a window of `size` bytes (a smaller multiple of page_size will do) as `placement`
-  /// and `address` say. Answers its address as `value` and, in `size`, its size.
+  /// and `address` say; near several addresses, `address` is in their middle, and a window that does
+  /// not reach them all is given back. Answers its address as `value` and, in `size`, its size.
   void (*reserve)(void *ctx,
                   uint64_t size,
                   uint32_t placement,

@@ -35,6 +35,8 @@ struct Options {
   uint64_t WindowSize = 0;
   /// An address that must be in reach of everything linked; 0: the executor's own images.
   uint64_t Near = 0;
+  /// Further addresses that must be in reach; two that no window reaches are an error.
+  std::vector<uint64_t> NearAll;
   /// Exactly where the window goes; 0: not fixed.
   uint64_t Fixed = 0;
   /// Most bytes handed out at a time; 0: no limit.
@@ -237,11 +239,13 @@ private:
     if (O.Fixed) {
       Chosen.placement = JITMEM_PLACEMENT_FIXED;
       Chosen.address = O.Fixed;
-    } else if (O.Near) {
+    } else if (O.Near || !O.NearAll.empty()) {
       Chosen.placement = JITMEM_PLACEMENT_NEAR;
       Chosen.address = O.Near;
+      Chosen.addresses = O.NearAll.data();
+      Chosen.address_count = O.NearAll.size();
     }
-    if (O.Fixed && O.Near)
+    if (O.Fixed && (O.Near || !O.NearAll.empty()))
       return llvm::make_error<MemoryError>(
           JITMEM_INVALID_ARGUMENT, 0,
           "create a memory manager: both Options::Fixed and Options::Near are set; choose one");

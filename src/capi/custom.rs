@@ -99,7 +99,8 @@ pub struct jitmem_mapper_callbacks {
     /// Called once when nothing uses the mapper any more; may be NULL.
     pub destroy: jitmem_destroy_fn,
     /// Reserves a window of `size` bytes (a smaller multiple of page_size will do) as `placement`
-    /// and `address` say. Answers its address as `value` and, in `size`, its size.
+    /// and `address` say; near several addresses, `address` is in their middle, and a window that does
+    /// not reach them all is given back. Answers its address as `value` and, in `size`, its size.
     pub reserve: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -359,6 +360,8 @@ impl CustomMapper for Callbacks {
         let (code, address) = match placement {
             Placement::Default => (0, 0),
             Placement::Near(address) => (1, address),
+            // What is not in reach is refused by the manager.
+            Placement::NearAll { lowest, highest } => (1, lowest + (highest - lowest) / 2),
             Placement::Fixed(address) => (2, address),
         };
         let done = self.answering(done, |answer: Answer| {

@@ -5,6 +5,7 @@ use super::input;
 use crate::error::{Result, invalid_argument};
 use crate::manager::{GrowthPolicy, Options};
 use crate::memory::placement::Placement;
+use smallvec::SmallVec;
 use std::mem::{offset_of, size_of};
 
 /// Bits of a segment's protection. Writable and executable together is refused.
@@ -40,7 +41,7 @@ pub enum jitmem_lifetime {
 pub enum jitmem_placement {
     /// Where the executor's own images are in reach of 32-bit references.
     JITMEM_PLACEMENT_DEFAULT = 0,
-    /// So that jitmem_manager_options.address is in reach.
+    /// So that jitmem_manager_options.address and every one of its addresses are in reach.
     JITMEM_PLACEMENT_NEAR = 1,
     /// Exactly at jitmem_manager_options.address, a multiple of the page size.
     JITMEM_PLACEMENT_FIXED = 2,
@@ -80,6 +81,12 @@ pub struct jitmem_manager_options {
     pub commit: u32,
     /// 0.
     pub reserved: u32,
+    /// For JITMEM_PLACEMENT_NEAR: further addresses that must be in reach of everything, read during
+    /// the call. Two that are too far apart for one window are JITMEM_INVALID_ARGUMENT. A window may
+    /// become smaller than asked for, so that it reaches all.
+    pub addresses: *const u64,
+    /// Number of them; `address` counts as well then, unless it is 0.
+    pub address_count: usize,
 }
 
 const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
@@ -87,7 +94,8 @@ const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size
 /// What the host chose.
 ///
 /// # Safety
-/// `options` is NULL or points to a struct of the size that it says.
+/// `options` is NULL or points to a struct of the size that it says, whose `addresses` are NULL or an
+/// array of `address_count`.
 pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Options> {
     let mut chosen = Options::default();
     if options.is_null() {
@@ -105,8 +113,23 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
                 given.address
             )));
         }
+        0 | 2 if given.address_count != 0 => {
+            return Err(invalid_argument(format!(
+                "{} addresses with placement {}: they are for near 1",
+                given.address_count, given.placement
+            )));
+        }
         0 => Placement::Default,
-        1 => Placement::Near(given.address),
+        1 if given.address_count == 0 => Placement::Near(given.address),
+        1 => {
+            // SAFETY: the caller says that the struct is right.
+            let further =
+                unsafe { input::array(given.addresses, given.address_count, "addresses") }?;
+            let first = (given.address != 0).then_some(given.address);
+            let all: SmallVec<[u64; 8]> =
+                first.into_iter().chain(further.iter().copied()).collect();
+            Placement::near_all(&all)?
+        }
         2 => Placement::Fixed(given.address),
         other => {
             return Err(invalid_argument(format!(

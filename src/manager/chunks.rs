@@ -76,7 +76,8 @@ impl Flow<Windows> {
         };
         let least = self.space.lock().memory.least_window(&request);
         let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
-            let opened = flow.opened(answer, least);
+            let reserved = answer.and_then(|reserved| flow.in_reach(reserved));
+            let opened = flow.opened(reserved, least);
             match opened {
                 Ok(()) => {
                     let flow = Arc::clone(&flow);
@@ -92,6 +93,17 @@ impl Flow<Windows> {
         });
         let mapper = Arc::clone(&self.mapper);
         mapper.reserve(self.options.window_size, least, placement, reserved);
+    }
+
+    /// Gives a new window that is out of reach of what it was wanted near back, and says so.
+    pub(super) fn in_reach(&self, reserved: Reserved) -> Result<Reserved> {
+        match self.options.placement.check(reserved.range) {
+            Ok(()) => Ok(reserved),
+            Err(error) => {
+                self.mapper.release(reserved.range, Completion::new(|_| ()));
+                Err(error)
+            }
+        }
     }
 
     /// Takes a new window in, if it is of use.

@@ -53,7 +53,8 @@ impl Core {
                 let memory = Windows::new(mapper.capabilities(), &options);
                 let flow = Flow::new(Arc::clone(&mapper), memory, options);
                 let reserved = done.map(move |answer: Result<Reserved>| {
-                    flow.space.lock().memory.add(answer?);
+                    let reserved = flow.in_reach(answer?)?;
+                    flow.space.lock().memory.add(reserved);
                     let core = Core(Division::Windows(flow));
                     Ok(Manager { core })
                 });

@@ -35,14 +35,11 @@ pub use stats::{LayoutItem, LayoutKind, Stats};
 use crate::completion::{Completion, wait};
 use crate::error::{Result, invalid_argument};
 use crate::mapper::Mapper;
-use crate::memory::placement::{Placement, REACH};
+use crate::memory::placement::{Placement, REACH, SMALLEST_WINDOW};
 use crate::memory::writer::WorkingPointer;
 use core::Core;
 use smallvec::SmallVec;
 use std::fmt;
-
-/// A window smaller than this is of no use.
-const SMALLEST_WINDOW: u64 = 64 << 10;
 
 /// What happens when the window is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,8 +172,12 @@ impl Manager {
                 "window of {size} bytes: the least is {SMALLEST_WINDOW}"
             ))));
         }
+        let most = match options.placement.largest_window(SMALLEST_WINDOW) {
+            Ok(most) => page.round_down(most),
+            Err(error) => return done.complete(Err(error)),
+        };
         let options = Options {
-            window_size: size,
+            window_size: size.min(most),
             ..options
         };
         Core::create(mapper, options, SMALLEST_WINDOW, done);

@@ -25,7 +25,7 @@ const HAS_A_RESERVATION: &str = "an allocation has its reservation until it goes
 pub(super) struct Reservations {
     page: Alignment,
     /// What everything must be in reach of, besides itself.
-    near: Option<u64>,
+    near: Option<(u64, u64)>,
     /// Only what belongs to one JITDylib must be in reach of itself.
     apart: bool,
     /// First and end addresses of what is live, by JITDylib, each with how many it is one of.
@@ -121,8 +121,9 @@ impl Reservations {
     /// Fails if the host wants what a mapper can't do that divides no window.
     pub(super) fn new(page: Alignment, options: &Options) -> Result<Reservations> {
         let near = match options.placement {
-            Placement::Default => None,
-            Placement::Near(address) => Some(address),
+            Placement::Default | Placement::Near(_) | Placement::NearAll { .. } => {
+                options.placement.near()
+            }
             Placement::Fixed(address) => {
                 return Err(Error::new(
                     Status::Unsupported,
@@ -164,7 +165,8 @@ impl Reservations {
     fn check_reach(&self, new: AddressRange, belongs: Option<u64>) -> Result<()> {
         let [lowest, highest] = belongs.map_or([None; 2], |belongs| self.bounds(belongs));
         let edges = [
-            (self.near, "which it was wanted near"),
+            (self.near.map(|near| near.0), "which it was wanted near"),
+            (self.near.map(|near| near.1), "which it was wanted near"),
             (lowest, "the lowest address in use"),
             (highest, "the end of what is in use"),
         ];

@@ -6,12 +6,16 @@
 //! address of those images is less than 2 GiB from every address of the window.
 
 use super::reservation::range;
+use crate::error::{Error, Result, Status, invalid_argument};
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, Mapping};
 
 /// How far apart two addresses may be that refer to each other: 2 GiB less a margin for addends
 /// and for references to the end of an object.
 pub(crate) const REACH: u64 = (2 << 30) - (2 << 20);
+
+/// A window smaller than this is of no use.
+pub(crate) const SMALLEST_WINDOW: u64 = 64 << 10;
 
 /// What lies above is the kernel's, though a mapping of its may be listed there (vsyscall).
 const USER_END: u64 = 1 << 47;
@@ -29,17 +33,92 @@ pub enum Placement {
     Default,
     /// So that this address is in reach.
     Near(u64),
+    /// So that several addresses are in reach: the lowest and the highest of them, and with these
+    /// all that lie between. [`Placement::near_all`] makes it of a list.
+    NearAll {
+        /// The lowest address.
+        lowest: u64,
+        /// The highest address.
+        highest: u64,
+    },
     /// Exactly here.
     Fixed(u64),
 }
 
 impl Placement {
+    /// So that each of these addresses is in reach of everything in the window.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for no address, and for two that are so far apart that no window reaches
+    /// both.
+    pub fn near_all(addresses: &[u64]) -> Result<Placement> {
+        let (Some(lowest), Some(highest)) = (addresses.iter().min(), addresses.iter().max()) else {
+            return Err(invalid_argument("a window near no address at all"));
+        };
+        let (lowest, highest) = (*lowest, *highest);
+        let placement = Placement::NearAll { lowest, highest };
+        placement.largest_window(SMALLEST_WINDOW)?;
+        Ok(placement)
+    }
+
+    /// The lowest and the highest address that shall be in reach, if there are such.
+    pub(crate) fn near(self) -> Option<(u64, u64)> {
+        match self {
+            Placement::Near(address) => Some((address, address)),
+            Placement::NearAll { lowest, highest } => Some((lowest, highest)),
+            Placement::Default | Placement::Fixed(_) => None,
+        }
+    }
+
+    /// The largest window that can have all of it in reach.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if that is below `least`.
+    pub(crate) fn largest_window(self, least: u64) -> Result<u64> {
+        let (lowest, highest) = self.near().unwrap_or_default();
+        let most = highest
+            .checked_sub(lowest)
+            .and_then(|apart| REACH.checked_sub(apart));
+        most.filter(|most| *most >= least).ok_or_else(|| {
+            invalid_argument(format!(
+                "a window near both {lowest:#x} and {highest:#x}: they are {} bytes apart and a                  window of {least} bytes can have {} between them in reach; leave one of them out",
+                highest.abs_diff(lowest),
+                REACH - least
+            ))
+        })
+    }
+
+    /// Fails if a window that was to be near several addresses does not have them all in reach.
+    pub(crate) fn check(self, window: AddressRange) -> Result<()> {
+        let Placement::NearAll { lowest, highest } = self else {
+            return Ok(());
+        };
+        let far = |address: &u64| {
+            let end = window.end().max(*address);
+            end - window.start().min(*address) > REACH
+        };
+        match [lowest, highest].iter().find(|address| far(address)) {
+            None => Ok(()),
+            Some(address) => Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "the mapper reserved {window:?}, out of reach of {address:#x}, which it was \
+                     wanted near; choose another address, or a mapper of jitmem's own"
+                ),
+            )),
+        }
+    }
+
     /// What a window of `size` bytes shall have in reach.
     pub(super) fn target(self, mappings: &[Mapping], size: u64) -> AddressRange {
         match self {
             Placement::Default => images_around(mappings, sys::libc_address(), size),
             Placement::Near(address) | Placement::Fixed(address) => {
                 range(address.min(u64::MAX - 1), 1)
+            }
+            Placement::NearAll { lowest, highest } => {
+                let lowest = lowest.min(u64::MAX - 1);
+                range(lowest, highest.saturating_sub(lowest).max(1))
             }
         }
     }
@@ -216,6 +295,39 @@ mod tests {
         assert!(found > 1900 << 20, "{found}");
         assert_eq!(largest(&maps, target, most, 1600 << 20, PAGE), None);
         assert_eq!(largest(&maps, target, 64 << 20, 64 << 20, PAGE), None);
+    }
+
+    #[test]
+    fn a_window_near_several_addresses_reaches_them_all() {
+        let libs = 0x7f00_0000_0000;
+        let maps = [mapping(libs, libs + (1 << 20), true)];
+        let near = |addresses: &[u64]| Placement::near_all(addresses);
+        let apart = REACH - SMALLEST_WINDOW;
+        for addresses in [[libs, libs + GIB], [libs + apart, libs], [libs, libs]] {
+            let placement = near(&addresses).unwrap();
+            let size = placement.largest_window(0).unwrap().min(GIB);
+            let target = placement.target(&maps, size);
+            let found = candidates(&maps, target, size, PAGE);
+            assert!(!found.is_empty(), "{addresses:x?}");
+            for start in found {
+                let window = AddressRange::new(start, size).unwrap();
+                placement.check(window).unwrap();
+                assert!(reaches(start, size, target));
+            }
+        }
+        let far = near(&[libs + 7, libs, libs + apart + 1]).unwrap_err();
+        assert_eq!(far.status(), Status::InvalidArgument);
+        for address in [libs, libs + apart + 1] {
+            assert!(far.message().contains(&format!("{address:#x}")), "{far}");
+        }
+        assert!(!far.message().contains(&format!("{:#x}", libs + 7)));
+        assert!(near(&[]).is_err());
+        assert!(near(&[0, u64::MAX]).is_err());
+        let window = AddressRange::new(libs, 1 << 20).unwrap();
+        for elsewhere in [libs - 2 * GIB, libs + 2 * GIB] {
+            let far = near(&[elsewhere, elsewhere + 1]).unwrap().check(window);
+            assert!(far.unwrap_err().message().contains("out of reach of"));
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ impl Reservation {
     pub(crate) fn new(size: u64, placement: Placement) -> Result<Reservation> {
         match placement {
             Placement::Fixed(address) => Self::fixed(address, size),
-            Placement::Near(_) | Placement::Default => Self::near(size, placement),
+            _ => Self::near(size, placement),
         }
     }
 
@@ -100,6 +100,9 @@ impl Reservation {
         }
         let what = match placement {
             Placement::Near(address) => format!("within 2 GiB of {address:#x}"),
+            Placement::NearAll { lowest, highest } => {
+                format!("within 2 GiB of both {lowest:#x} and {highest:#x}")
+            }
             _ => "within 2 GiB of the process's images".to_owned(),
         };
         Err(Error::new(

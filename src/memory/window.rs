@@ -45,7 +45,9 @@ pub(crate) fn reserve_window(size: u64, least: u64, placement: Placement) -> Res
                 .or_else(|_| smaller(smallest, &in_reach))
                 .or_else(|_| smaller(smallest, &Reservation::anywhere))
         }
-        Placement::Near(_) => smaller(smallest, &|size| Reservation::new(size, placement)),
+        Placement::Near(_) | Placement::NearAll { .. } => {
+            smaller(smallest, &|size| Reservation::new(size, placement))
+        }
         Placement::Fixed(_) => Reservation::new(size, placement),
     };
     reservation.map_err(|error| error.context(format!("reserve a window of {size} bytes")))

@@ -8,7 +8,7 @@ use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Mal
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A message of our own whose fields stand one after the other.
 macro_rules! message {
@@ -237,10 +237,12 @@ choice! {
     At ['a] {
         /// Where the executor's own images are in reach.
         0 Default {}
-        /// So that this address is in reach.
+        /// So that these addresses, and all between them, are in reach.
         1 Near {
-            /// The address.
-            address: u64,
+            /// The lowest address.
+            lowest: u64,
+            /// The highest address; may be the same.
+            highest: u64,
         }
         /// Exactly here.
         2 Fixed {

@@ -264,6 +264,22 @@ TEST_P(Limits, WindowNearAnAddress) {
   }
 }
 
+TEST_P(Limits, WindowNearSeveralAddresses) {
+  static int Here;
+  uint64_t There = ExecutorAddr::fromPtr(&Here).getValue();
+  jitmem::orc::Options O;
+  O.NearAll = {There + GiB / 2, There, There - GiB / 2};
+  restart(O);
+  Piece Code = piece(RX, 100), Data = piece(RW, 100);
+  for (uint64_t Wanted : O.NearAll)
+    for (ExecutorAddr Addr : {Code.Addr, Data.Addr})
+      EXPECT_LT(std::max(Addr.getValue(), Wanted) - std::min(Addr.getValue(), Wanted), 2 * GiB);
+  O.NearAll = {There, There + 2 * GiB};
+  auto Created = createManager(GetParam(), O);
+  ASSERT_FALSE(bool(Created));
+  EXPECT_TRUE(mentions(toString(Created.takeError()), {"near both"}));
+}
+
 TEST_P(Limits, DefaultWindowReachesLibc) {
   // A function that no sanitizer puts another one in the place of.
   uint64_t Libc = reinterpret_cast<uint64_t>(&gnu_get_libc_version);

@@ -68,7 +68,8 @@ impl Controller {
         let at = match input.below(4) {
             0 | 1 => At::Default {},
             2 => At::Near {
-                address: self.range(input).start.0,
+                lowest: self.range(input).start.0,
+                highest: self.range(input).start.0,
             },
             _ => At::Fixed {
                 address: self.range(input).start.0,

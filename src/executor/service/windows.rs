@@ -48,7 +48,7 @@ impl Windows {
         }
         let placement = match at {
             At::Default {} => Placement::Default,
-            At::Near { address } => Placement::Near(address),
+            At::Near { lowest, highest } => Placement::NearAll { lowest, highest },
             At::Fixed { address } => Placement::Fixed(address),
         };
         let reservation = reserve_window(size, least, placement)?;

@@ -7,6 +7,7 @@ mod faults;
 mod gone;
 mod growth;
 mod oracle;
+mod placement;
 mod reservations;
 mod simple;
 mod stock;

@@ -196,6 +196,7 @@ fn placed(placement: Placement, window: SharedWindow) -> Result<SharedWindow> {
     let good = match placement {
         Placement::Default => true,
         Placement::Near(address) => near(address),
+        Placement::NearAll { lowest, highest } => near(lowest) && near(highest),
         Placement::Fixed(address) => address == range.start(),
     };
     match good {

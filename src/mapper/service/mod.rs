@@ -191,7 +191,11 @@ impl MemoryMapper for ServiceMapper {
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
         let at = match placement {
             Placement::Default => At::Default {},
-            Placement::Near(address) => At::Near { address },
+            Placement::Near(address) => At::Near {
+                lowest: address,
+                highest: address,
+            },
+            Placement::NearAll { lowest, highest } => At::Near { lowest, highest },
             Placement::Fixed(address) => At::Fixed { address },
         };
         let mut message = self.link.message();
