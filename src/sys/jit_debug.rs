@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! GDB's JIT interface: a list of object files in memory that a debugger reads.
 //!
-//! A debugger finds the list, and the function where it has a breakpoint, by their names. Both are
-//! weak, so that a program that links LLVM statically as well has one of each, and libjitmem.so does
-//! not export them: libLLVM.so's own references to its list would come here then, while its
-//! function stays where it is, and a debugger would look for the objects of the one in the list of
-//! the other. A debugger reads the symbol table, where the names are all the same.
+//! A debugger finds the list, and the function where it has a breakpoint, by their names in a symbol
+//! table. Both are weak, so that a program that links LLVM statically as well has one of each, and
+//! libjitmem.so does not export them: libLLVM.so's own references to its list would come here then,
+//! while its function stays where it is, and a debugger would look for the objects of the one in the
+//! list of the other. gdb looks into every image. lldb takes the first that has a function and an object
+//! of these names, which must be LLVM's where there is LLVM; so these have no type, and lie in
+//! sections whose names tell lldb none. `jitmem-executor`, where no LLVM is, gives them types.
 
 use crate::lock::Mutex;
 
 std::arch::global_asm!(
     r#"
-    .pushsection .text.__jit_debug_register_code, "ax", %progbits
+    .pushsection jitmem_debug_code, "ax", %progbits
     .weak __jit_debug_register_code
-    .type __jit_debug_register_code, %function
     .p2align 4
 __jit_debug_register_code:
     ret
     .size __jit_debug_register_code, . - __jit_debug_register_code
     .popsection
 
-    .pushsection .data.__jit_debug_descriptor, "aw", %progbits
+    .pushsection jitmem_debug_list, "aw", %progbits
     .weak __jit_debug_descriptor
-    .type __jit_debug_descriptor, %object
     .p2align 3
 __jit_debug_descriptor:
     .4byte 1

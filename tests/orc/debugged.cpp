@@ -3,8 +3,9 @@
 // A host that is there to be looked at by debuggers and profilers: `debugged WORK OBJECT...`. It
 // links the objects with its own defaults, tells gdb of them as ORC does, and works.
 //   call      calls linked_outer(5)
-//   executor  the same in an executor: EXECUTOR, a program, is given filedescs=20,21
-//   wait      says its mapper's name, waits for a byte on stdin, and calls linked_outer(5)
+//   wait      says process and mapper, waits for a byte on stdin, and calls linked_outer(5)
+//   executor, executor-wait
+//             the same in an executor: EXECUTOR, a program, is given filedescs=20,21
 //   perf-map  writes /tmp/perf-PID.map as JITs do, and spins
 //   jitdump   has ORC's plugin write a jitdump file, and spins
 
@@ -41,12 +42,25 @@ static void writePerfMap(ExecutorAddr Function) {
   }
 }
 
+// Lets a debugger attach that is no parent.
+static void admitDebuggers() { prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0); }
+
+// For works that wait: a debugger attaches to `Process` meanwhile.
+static bool waitForByte(pid_t Process, const std::string &Mapper) {
+  printf("%d %s\n", Process, Mapper.c_str());
+  fflush(stdout);
+  return getchar() != EOF;
+}
+
 // Starts an executor that may be a debugger with one inside, and connects.
-static Expected<std::unique_ptr<ExecutorProcessControl>> launch(std::string &Mapper) {
+static Expected<std::unique_ptr<ExecutorProcessControl>> launch(pid_t &Process,
+                                                                std::string &Mapper) {
   int ToChild[2], FromChild[2];
   if (pipe(ToChild) != 0 || pipe(FromChild) != 0)
     return createStringError(std::errc::io_error, "pipe");
-  if (fork() == 0) {
+  Process = fork();
+  if (Process == 0) {
+    admitDebuggers();
     dup2(ToChild[0], 20);
     dup2(FromChild[1], 21);
     for (int FD : {ToChild[0], ToChild[1], FromChild[0], FromChild[1]})
@@ -99,15 +113,16 @@ int main(int Argc, char *Argv[]) {
   if (Argc < 3)
     return fprintf(stderr, "usage: debugged WORK OBJECT...\n"), 2;
   std::string Work = Argv[1];
-  // A debugger that is no parent may attach too.
-  prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY, 0, 0, 0);
+  admitDebuggers();
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
 
+  bool InExecutor = Work == "executor" || Work == "executor-wait";
+  pid_t Process = getpid();
   std::string Mapper;
   std::unique_ptr<ExecutorProcessControl> EPC;
-  if (Work == "executor") {
-    EPC = OrExit(launch(Mapper));
+  if (InExecutor) {
+    EPC = OrExit(launch(Process, Mapper));
   } else {
     auto MemMgr = OrExit(jitmem::orc::MemoryManager::CreateInProcess());
     Mapper = MemMgr->stats().mapper_name;
@@ -121,7 +136,9 @@ int main(int Argc, char *Argv[]) {
   for (int I = 2; I != Argc; ++I)
     OrExit(J->addObjectFile(OrExit(errorOrToExpected(MemoryBuffer::getFile(Argv[I])))));
   ExecutorAddr LinkedOuter = OrExit(J->lookup("linked_outer"));
-  if (Work == "executor") {
+  if ((Work == "wait" || Work == "executor-wait") && !waitForByte(Process, Mapper))
+    return 1;
+  if (InExecutor) {
     auto &Executor = J->getExecutionSession().getExecutorProcessControl();
     int Result = OrExit(Executor.runAsIntFunction(LinkedOuter, 5));
     return printf("outer(5) = %d, %s\n", Result, Mapper.c_str()) < 0;
@@ -135,12 +152,6 @@ int main(int Argc, char *Argv[]) {
       writePerfMap(Spin);
     unsigned long Sum = Spin.toPtr<unsigned long(unsigned long)>()(500'000'000);
     return printf("%s: %lu\n", Mapper.c_str(), Sum) < 0;
-  }
-  if (Work == "wait") {
-    printf("%s\n", Mapper.c_str());
-    fflush(stdout);
-    if (getchar() == EOF)
-      return 1;
   }
   return printf("outer(5) = %d, %s\n", Outer(5), Mapper.c_str()) < 0;
 }

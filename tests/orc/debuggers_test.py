@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Debian's gdb and perf on an LLJIT host over jitmem, in their defaults.
+"""Debian's gdb, lldb and perf on an LLJIT host over jitmem, in their defaults.
 
 usage: debuggers_test.py EXECUTOR DEBUGGED OBJECT... -- [TEST...]"""
 
+import contextlib
 import os
 import re
 import shutil
@@ -41,7 +42,32 @@ def gdb(*commands, attach=None, **options):
     return outcome.stdout + outcome.stderr
 
 
-class GdbTest(unittest.TestCase):
+def lldb(*commands, attach=None, fifo=None):
+    """What lldb prints. A byte goes into the FIFO once there is a breakpoint in linked code."""
+    command = [tool("lldb-19"), "--no-lldbinit", "--batch"]
+    if attach:
+        command += ["-p", str(attach)]
+    for line in commands:
+        command += ["-o", line]
+    if not attach:
+        command += ["--", *host("call")]
+    output = []
+    with subprocess.Popen(
+        ["timeout", str(LIMIT), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout:
+            output.append(line)
+            if fifo and line.startswith("Breakpoint 1: where = JIT("):
+                with open(fifo, "wb") as file:
+                    file.write(b"\n")
+    return "".join(output)
+
+
+class DebuggerTest(unittest.TestCase):
     def expect(self, output, *patterns):
         """Each pattern matches somewhere after the one before it."""
         place = 0
@@ -50,8 +76,50 @@ class GdbTest(unittest.TestCase):
             self.assertTrue(found, f"no {pattern!r} from {place} on in:\n{output}")
             place = found.end()
 
+    @contextlib.contextmanager
+    def waiting(self, work, mapper, **environment):
+        """A host with linked code that waits for a byte in a FIFO: whom to attach to, and the FIFO. After
+        the block it must end well."""
+        with tempfile.TemporaryDirectory() as folder:
+            fifo = os.path.join(folder, "go-on")
+            os.mkfifo(fifo)
+            # For reading as well, so that neither end waits for the other to open it.
+            with open(fifo, "r+b", buffering=0) as stdin, subprocess.Popen(
+                host(work),
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            ) as process:
+                try:
+                    attach, _, found = process.stdout.readline().rstrip().partition(" ")
+                    self.assertEqual(found, mapper)
+                    yield attach, fifo
+                    self.assertEqual(process.wait(LIMIT), 0)
+                    self.assertIn("outer(5) = 222", process.stdout.read())
+                finally:
+                    process.kill()
 
-class Gdb(GdbTest):
+
+def attached_gdb(process, fifo):
+    return gdb(
+        "break linked_inner",
+        f"shell echo >{fifo}",
+        "continue",
+        "backtrace",
+        "delete",
+        "continue",
+        attach=process,
+    )
+
+
+ATTACHED_GDB = [
+    r"Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
+    r"^#1 .*linked_outer \(n=5\)",
+]
+
+
+class Gdb(DebuggerTest):
     """A program that is started under gdb needs no option."""
 
     def test_a_pending_breakpoint_by_name_stops(self):
@@ -122,38 +190,11 @@ class Gdb(GdbTest):
         )
 
     def test_gdb_attaches_later_where_the_environment_says_so(self):
-        environment = {**os.environ, "JITMEM_DEBUG": "1"}
-        reading, writing = os.pipe()
-        with subprocess.Popen(
-            host("wait"), stdin=reading, stdout=subprocess.PIPE, text=True, env=environment
-        ) as process:
-            try:
-                self.assertEqual(process.stdout.readline(), "in-process, mprotect\n")
-                output = gdb(
-                    "break linked_inner",
-                    f"shell echo > /dev/fd/{writing}",
-                    "continue",
-                    "backtrace",
-                    "delete",
-                    "continue",
-                    attach=process.pid,
-                    pass_fds=[writing],
-                )
-                self.assertEqual(process.wait(LIMIT), 0, output)
-                self.expect(
-                    output,
-                    r"^Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
-                    r"^#1 .*linked_outer \(n=5\)",
-                    r"^#2 .*main ",
-                )
-                self.assertIn("outer(5) = 222", process.stdout.read())
-            finally:
-                process.kill()
-                os.close(reading)
-                os.close(writing)
+        with self.waiting("wait", "in-process, mprotect", JITMEM_DEBUG="1") as (process, fifo):
+            self.expect(attached_gdb(process, fifo), *ATTACHED_GDB, r"^#2 .*main ")
 
 
-class GdbExecutor(GdbTest):
+class GdbExecutor(DebuggerTest):
     """Code in jitmem-executor, which tells its controller to use private pages then."""
 
     def run_executor(self, executor, environment):
@@ -183,15 +224,135 @@ class GdbExecutor(GdbTest):
             os.chmod(script, 0o755)
             self.expect(
                 self.run_executor(script, {}),
-                r"hit Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
+                r"Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
                 r"^#1 .*linked_outer \(n=5\)",
                 r"^Old value = 100$",
                 r"^New value = 110$",
                 r"^Value returned is \$1 = 110$",
             )
 
-    def test_an_executor_whose_environment_says_so(self):
-        self.run_executor(EXECUTOR, {"JITMEM_DEBUG": "1"})
+    def test_gdb_attaches_to_an_executor_whose_environment_says_so(self):
+        remote = "remote, LLVM's service (initialize and release)"
+        environment = {"EXECUTOR": EXECUTOR, "JITMEM_DEBUG": "1"}
+        with self.waiting("executor-wait", remote, **environment) as (process, fifo):
+            self.expect(attached_gdb(process, fifo), *ATTACHED_GDB)
+
+
+def attached_lldb(process, fifo):
+    return lldb(
+        "breakpoint set --name linked_inner",
+        "continue",
+        "bt",
+        "breakpoint delete --force",
+        "watchpoint set variable linked_steps",
+        "continue",
+        "watchpoint delete --force",
+        "finish",
+        "detach",
+        attach=process,
+        fifo=fifo,
+    )
+
+
+ATTACHED_LLDB = [
+    r"stop reason = breakpoint 1\.1",
+    r"frame #0: .*`linked_inner\(n=5\) at stepped\.c:7",
+    r"frame #1: .*`linked_outer\(n=5\) at stepping\.c:6",
+    r"^old value: 100$",
+    r"^new value: 110$",
+    r"^Return value: .* = 110$",
+]
+
+
+class Lldb(DebuggerTest):
+    """As gdb. lldb looks for the JIT interface in one image, which must be LLVM's here."""
+
+    def test_a_pending_breakpoint_by_name_stops(self):
+        output = lldb(
+            "breakpoint set --name linked_inner",
+            "run",
+            "bt",
+            "continue",
+            "breakpoint delete --force",
+            "continue",
+        )
+        self.expect(
+            output,
+            r"^Breakpoint 1: no locations \(pending\)\.$",
+            r"stop reason = breakpoint 1\.1",
+            r"frame #0: .*`linked_inner\(n=5\) at stepped\.c:7",
+            r"frame #1: .*`linked_outer\(n=5\) at stepping\.c:6",
+            r"frame #2: .*`main",
+            r"frame #0: .*`linked_inner\(n=1\)",
+        )
+        self.assertIn("outer(5) = 222, in-process, mprotect", output)
+
+    def test_a_breakpoint_by_address_stops(self):
+        output = lldb(
+            "breakpoint set --name linked",
+            "run",
+            "breakpoint set --address `(unsigned long)Outer`",
+            "continue",
+            "continue",
+        )
+        self.expect(output, r"stop reason = breakpoint 2\.1", r"frame #0: .*`linked_outer\(")
+        self.assertIn("outer(5) = 222", output)
+
+    def test_next_step_and_finish(self):
+        output = lldb(
+            "breakpoint set --name linked_outer",
+            "run",
+            "step",
+            "next",
+            "next",
+            "frame variable",
+            "finish",
+            "next",
+            "continue",
+        )
+        self.expect(
+            output,
+            r"stop reason = breakpoint 1\.1",
+            r"`linked_inner\(n=5\) at stepped\.c:7",
+            r"^-> 8\s+linked_steps \+= twice;$",
+            r"^-> 9\s+return linked_steps;$",
+            r"^\(int\) twice = 10$",
+            r"^Return value: .* = 110$",
+            r"^-> 7\s+int second = linked_inner\(1\);$",
+        )
+        self.assertIn("outer(5) = 222", output)
+
+    def test_a_watchpoint_stops_where_linked_data_changes(self):
+        output = lldb(
+            "breakpoint set --name linked_inner",
+            "run",
+            "breakpoint delete --force",
+            "watchpoint set variable linked_steps",
+            "continue",
+            "continue",
+        )
+        self.expect(
+            output,
+            r"^old value: 100$",
+            r"^new value: 110$",
+            r"`linked_inner\(n=5\)",
+            r"^old value: 110$",
+            r"^new value: 112$",
+        )
+
+    def test_lldb_attaches_later_where_the_environment_says_so(self):
+        with self.waiting("wait", "in-process, mprotect", JITMEM_DEBUG="1") as (process, fifo):
+            self.expect(attached_lldb(process, fifo), *ATTACHED_LLDB)
+
+
+class LldbExecutor(DebuggerTest):
+    """lldb gives what it starts no descriptors, so it attaches to an executor."""
+
+    def test_lldb_attaches_to_an_executor_whose_environment_says_so(self):
+        remote = "remote, LLVM's service (initialize and release)"
+        environment = {"EXECUTOR": EXECUTOR, "JITMEM_DEBUG": "1"}
+        with self.waiting("executor-wait", remote, **environment) as (process, fifo):
+            self.expect(attached_lldb(process, fifo), *ATTACHED_LLDB)
 
 
 class Profile(unittest.TestCase):
