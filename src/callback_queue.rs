@@ -11,7 +11,7 @@
 //! returned for a while.
 
 use crate::lock::Mutex;
-use crate::sys::{self, OwnerProcess};
+use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,12 +106,23 @@ struct Watched {
     left: Option<usize>,
 }
 
-static WATCH: Mutex<Watch> = Mutex::new(Watch {
-    tasks: Vec::new(),
-    runs_in: None,
-});
+static WATCH: AtForkStatic<Watch> = AtForkStatic::with(
+    Watch {
+        tasks: Vec::new(),
+        runs_in: None,
+    },
+    Watch::forked,
+);
 
 impl Watch {
+    /// A child leaves tasks alone: they are run by threads that it does not have, which may hold their
+    /// locks.
+    fn forked(&mut self, forked: Forked) {
+        if forked.in_child {
+            std::mem::forget(std::mem::take(&mut self.tasks));
+        }
+    }
+
     fn add(&mut self, task: &Arc<Running>) {
         self.tasks.push(Watched {
             task: Arc::clone(task),

@@ -8,7 +8,7 @@
 
 use super::input;
 use crate::error::{Result, invalid_argument, invalid_handle};
-use crate::lock::Mutex;
+use crate::sys::AtForkStatic;
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +46,7 @@ struct Slot<T> {
 pub(super) struct Pool<T: 'static> {
     kind: Kind,
     /// The handles to give next, one for each slot without a live one.
-    spare: Mutex<Vec<u64>>,
+    spare: AtForkStatic<Vec<u64>>,
     /// Never moved, so a slot is looked up without a lock.
     parts: [OnceLock<Box<[Slot<T>]>>; PARTS],
 }
@@ -59,7 +59,7 @@ impl<T> Pool<T> {
     pub(super) const fn new(kind: Kind) -> Pool<T> {
         Pool {
             kind,
-            spare: Mutex::new(Vec::new()),
+            spare: AtForkStatic::new(Vec::new()),
             parts: [const { OnceLock::new() }; PARTS],
         }
     }
@@ -100,11 +100,14 @@ pub(super) trait Handle: Send + Sync + Sized + 'static {
     const NAME: &'static str;
 }
 
-/// A new handle.
+/// A new handle; NULL where a thread that does not exist has the table locked, in a child that was made
+/// without fork handlers.
 pub(super) fn give<T: Handle>(value: T) -> *mut T {
     let pool = T::pool();
     let handle = {
-        let mut spare = pool.spare.lock();
+        let Some(mut spare) = pool.spare.lock_if_any() else {
+            return std::ptr::null_mut();
+        };
         if spare.is_empty() {
             pool.grow(&mut spare);
         }
@@ -175,7 +178,9 @@ pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
     let value = unsafe { (*slot.value.get()).take() };
     // A slot that has had all its generations serves no more.
     if let Some(next) = number.checked_add(1 << GENERATION_SHIFT) {
-        pool.spare.lock().push(next);
+        if let Some(mut spare) = pool.spare.lock_if_any() {
+            spare.push(next);
+        }
     }
     value
 }

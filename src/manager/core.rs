@@ -2,13 +2,14 @@
 //! Either kind of manager, as its hosts' interfaces have it: handles are numbers, answers go to
 //! completions.
 
-use super::flow::Flow;
+use super::flow::{Flow, child_without_handlers};
 use super::reservations::Reservations;
 use super::windows::Windows;
 use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::completion::{Completion, wait};
 use crate::error::Result;
 use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
+use crate::sys;
 use std::sync::Arc;
 
 /// A manager's flow; its clones are the same one.
@@ -40,6 +41,9 @@ impl Core {
         least_window: u64,
         done: Completion<Manager>,
     ) {
+        if !sys::children_are_known() {
+            return done.complete(Err(child_without_handlers()));
+        }
         let page = mapper.capabilities().page_size;
         match mapper.interface().clone() {
             MapperInterface::Reservations(mapper) => {

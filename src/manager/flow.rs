@@ -10,10 +10,9 @@ use super::stats::{self, LayoutItem, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait_until};
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
-use crate::lock::Mutex;
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
-use crate::sys::OwnerProcess;
+use crate::sys::{self, AtForkMutex, OwnerProcess};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -21,7 +20,7 @@ use std::time::Instant;
 pub(super) struct Flow<M: Memory> {
     pub(super) mapper: Arc<M::Mapper>,
     pub(super) options: Options,
-    pub(super) space: Mutex<Space<M>>,
+    pub(super) space: AtForkMutex<Space<M>>,
     /// Working memory of content that the mapper copies.
     pub(super) buffers: Arc<BufferPool>,
     /// The process that made the manager, if no other may use it.
@@ -41,6 +40,15 @@ pub(super) fn manager_freed() -> Error {
     invalid_handle("the manager was freed while the request waited")
 }
 
+/// The error in a process where locks may be held by threads that it does not have.
+#[cold]
+pub(super) fn child_without_handlers() -> Error {
+    invalid_handle(
+        "this process was made by _Fork or clone, without fork handlers, so that jitmem can't be used \
+         in it; it may run what was linked before; make it by fork, or start another program in it",
+    )
+}
+
 impl<M: Memory> Flow<M> {
     pub(super) fn new(mapper: Arc<M::Mapper>, memory: M, options: Options) -> Arc<Self> {
         let capabilities = mapper.capabilities();
@@ -49,7 +57,10 @@ impl<M: Memory> Flow<M> {
         Arc::new(Flow {
             owner: ours.then(OwnerProcess::current),
             coherent: capabilities.coherent,
-            space: Mutex::new(Space::new(memory, options.quota, random())),
+            space: AtForkMutex::new(
+                Space::new(memory, options.quota, random()),
+                |space, forked| space.memory.forked(forked),
+            ),
             mapper,
             options,
             buffers: Arc::default(),
@@ -74,6 +85,7 @@ impl<M: Memory> Flow<M> {
 
     pub(super) fn check_process(&self) -> Result<()> {
         match &self.owner {
+            _ if !sys::children_are_known() => Err(child_without_handlers()),
             Some(owner) if !owner.is_current() => Err(invalid_handle(
                 "this manager belongs to the parent process: a forked child shares its code pages \
                  or its connection and must leave both alone; create a manager in the child",
@@ -152,7 +164,7 @@ impl<M: Memory> Drop for Flow<M> {
         if self.check_process().is_err() {
             return;
         }
-        let end = M::end(self.space.get_mut(), Arc::clone(&self.mapper));
+        let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
         match self.mapper.close_timeout() {
             // When the host has freed a manager, its actions are done and its memory is gone.
             Some(timeout) => {

@@ -10,6 +10,7 @@ use super::stats::Sums;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::mapper::MapperBase;
+use crate::sys::Forked;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -41,6 +42,9 @@ pub(super) trait Memory: Sized + Send + 'static {
     fn take_waiting(&mut self) -> Vec<Waiting> {
         Vec::new()
     }
+
+    /// This process has forked, or is the child.
+    fn forked(&mut self, _forked: Forked) {}
 
     fn sums(&self, records: &Records<Self>) -> Sums;
 

@@ -8,9 +8,9 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::page::{AddressRange, Alignment};
+use crate::sys::AtForkMutex;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -73,7 +73,7 @@ pub struct Granularity {
 pub(crate) struct Checked<M> {
     host: M,
     capabilities: Capabilities,
-    windows: Arc<Mutex<Vec<AddressRange>>>,
+    windows: Arc<AtForkMutex<Vec<AddressRange>>>,
 }
 
 impl<M: CustomMapper> Checked<M> {

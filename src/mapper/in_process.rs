@@ -10,14 +10,13 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
-use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::memory::reservation::Reservation;
 use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, PACKING_GRANULE};
-use crate::sys::{self, OwnerProcess};
+use crate::sys::{self, AtForkMutex, OwnerProcess};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
@@ -43,7 +42,7 @@ pub(crate) struct InProcess {
     two_views: Option<Pages>,
     /// The process that the memory belongs to.
     owner: OwnerProcess,
-    windows: Mutex<Vec<MappedWindow>>,
+    windows: AtForkMutex<Vec<MappedWindow>>,
 }
 
 struct MappedWindow {
@@ -83,7 +82,7 @@ impl InProcess {
             capabilities,
             two_views,
             owner,
-            windows: Mutex::default(),
+            windows: AtForkMutex::default(),
         })
     }
 
@@ -343,7 +342,7 @@ impl Drop for InProcess {
     fn drop(&mut self) {
         if !self.owner.is_current() {
             // A forked child may still run the code in its copy of the windows.
-            std::mem::forget(std::mem::take(self.windows.get_mut()));
+            std::mem::forget(std::mem::take(&mut self.windows));
         }
     }
 }

@@ -50,7 +50,8 @@ impl BufferPool {
         let slack = alignment.saturating_sub(UNIT);
         let needed = size.saturating_add(slack);
         let class = Self::class(needed);
-        let kept = class.and_then(|(class, _)| self.0[class].lock().pop());
+        // Never waits: in a forked child the lock may be held by a thread that is not there.
+        let kept = class.and_then(|(class, _)| self.0[class].try_lock()?.pop());
         let (bytes, used) = match kept {
             Some(bytes) => (bytes, true),
             None => (Self::make(class.map_or(needed, |(_, block)| block))?, false),
@@ -94,7 +95,6 @@ impl BufferPool {
 
     fn put(&self, bytes: Bytes) {
         if let Some((class, block)) = Self::class(bytes.len() * UNIT) {
-            // Never waits: in a forked child the lock may be held by a thread that is not there.
             let kept = self.0[class].try_lock();
             if let Some(mut kept) = kept.filter(|kept| (kept.len() + 1) * block <= MOST_KEPT) {
                 kept.push(bytes);

@@ -4,13 +4,68 @@
 
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, AtomicU32, Ordering};
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 
-static GENERATION: AtomicU32 = AtomicU32::new(0);
+/// The generation of the process that has loaded the library.
+const FIRST: u32 = 1;
+/// That of a child for which no handler ran.
+const UNKNOWN: u32 = 0;
 
-extern "C" fn in_child() {
-    GENERATION.fetch_add(1, Ordering::Relaxed);
+/// The generation of the last process for which a handler ran.
+static LAST: AtomicU32 = AtomicU32::new(FIRST);
+/// Where the kernel has no memory that children find empty.
+static NOT_WIPED: AtomicU32 = AtomicU32::new(FIRST);
+/// How many forks lie between the first process that has loaded the library and this one, and
+/// [`FIRST`]. In a page that a child finds empty, so that one which was made by `_Fork` or `clone`,
+/// without handlers, knows that it is one.
+static GENERATION: AtomicPtr<AtomicU32> = AtomicPtr::new((&raw const NOT_WIPED).cast_mut());
+
+/// Runs as soon as the library is loaded: a lock around it would be one that a child may inherit.
+#[cfg(not(miri))]
+#[used]
+#[unsafe(link_section = ".init_array")]
+static INSTALL: extern "C" fn() = install;
+
+#[cfg(not(miri))]
+extern "C" fn install() {
+    use std::ptr::null_mut;
+    super::atfork::install();
+    let (read_write, private) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+    );
+    let size = super::page_size().bytes() as usize;
+    // SAFETY: a new mapping, which stays for good.
+    unsafe {
+        let page = libc::mmap(null_mut(), size, read_write, private, -1, 0);
+        if page == libc::MAP_FAILED {
+            return;
+        }
+        // Since Linux 4.14.
+        if libc::madvise(page, size, libc::MADV_WIPEONFORK) != 0 {
+            libc::munmap(page, size);
+            return;
+        }
+        let generation = page.cast::<AtomicU32>();
+        (*generation).store(FIRST, Ordering::Relaxed);
+        GENERATION.store(generation, Ordering::Relaxed);
+    }
+}
+
+/// Whether the fork handlers ran for this process, if it is a child. If not, it was made by `_Fork` or
+/// `clone`, and locks may be held by threads that it does not have.
+pub(crate) fn children_are_known() -> bool {
+    fork_generation() != UNKNOWN
+}
+
+/// What a child does first.
+pub(super) fn enter_child() {
+    let generation = LAST.load(Ordering::Relaxed).wrapping_add(1).max(FIRST);
+    LAST.store(generation, Ordering::Relaxed);
+    let place = GENERATION.load(Ordering::Relaxed);
+    // SAFETY: a static, or a page that stays for good.
+    unsafe { (*place).store(generation, Ordering::Relaxed) };
     if CLOSED_IN_CHILD
         .iter()
         .any(|place| place.load(Ordering::Relaxed) != FREE)
@@ -59,7 +114,6 @@ pub(crate) struct ClosedInChild {
 
 impl ClosedInChild {
     pub(crate) fn new(descriptor: impl Into<Arc<OwnedFd>>) -> ClosedInChild {
-        fork_generation(); // installs the handler
         let descriptor = descriptor.into();
         let number = descriptor.as_raw_fd();
         let (set, get) = (Ordering::Relaxed, Ordering::Relaxed);
@@ -135,7 +189,7 @@ pub(crate) struct OwnerCell(AtomicU32);
 
 impl OwnerCell {
     pub(crate) const fn new() -> OwnerCell {
-        OwnerCell(AtomicU32::new(0))
+        OwnerCell(AtomicU32::new(FIRST))
     }
 
     /// Makes the calling process the owner.
@@ -149,28 +203,28 @@ impl OwnerCell {
     }
 }
 
-/// How many forks lie between the first process that has loaded the library and this one.
+/// See [`GENERATION`].
+#[inline]
 fn fork_generation() -> u32 {
-    static INSTALL: Once = Once::new();
-    INSTALL.call_once(|| {
-        // SAFETY: the handler is a plain function that does what it may in a child; registering it
-        // can only fail for lack of memory, and then children simply go undetected.
-        unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
-    });
-    GENERATION.load(Ordering::Relaxed)
+    // SAFETY: a static, or a page that stays for good.
+    unsafe { (*GENERATION.load(Ordering::Relaxed)).load(Ordering::Relaxed) }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read, Write};
-    use std::os::unix::net::UnixStream;
+pub(super) mod testing {
+    /// Whether `check` holds in a child that `fork` makes.
+    pub(in super::super) fn in_a_child(check: impl FnOnce() -> bool) -> bool {
+        in_a_child_by(libc::fork, check)
+    }
 
-    /// Whether `check` holds in a forked child.
-    fn in_a_child(check: impl FnOnce() -> bool) -> bool {
+    /// [`in_a_child`] by another way to make one.
+    pub(in super::super) fn in_a_child_by(
+        fork: unsafe extern "C" fn() -> libc::pid_t,
+        check: impl FnOnce() -> bool,
+    ) -> bool {
         // SAFETY: the child makes system calls and exits.
         unsafe {
-            let child = libc::fork();
+            let child = fork();
             assert!(child >= 0);
             if child == 0 {
                 libc::_exit(if check() { 0 } else { 1 });
@@ -179,6 +233,37 @@ mod tests {
             assert_eq!(libc::waitpid(child, &mut status, 0), child);
             status == 0
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{in_a_child, in_a_child_by};
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    unsafe extern "C" fn clone_by_system_call() -> libc::pid_t {
+        // SAFETY: without flags and a stack it is what fork is, but for the handlers.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) };
+        child as libc::pid_t
+    }
+
+    #[test]
+    fn a_child_without_handlers_knows_it() {
+        unsafe extern "C" {
+            fn _Fork() -> libc::pid_t;
+        }
+        let owner = OwnerProcess::current();
+        for fork in [_Fork, clone_by_system_call] {
+            assert!(in_a_child_by(fork, || {
+                // A child of its own can't know more than it does.
+                let unknown = || !children_are_known() && !owner.is_current();
+                unknown() && in_a_child(unknown)
+            }));
+        }
+        assert!(in_a_child(|| children_are_known() && !owner.is_current()));
+        assert!(children_are_known() && owner.is_current());
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! of these names, which must be LLVM's where there is LLVM; so these have no type, and lie in
 //! sections whose names tell lldb none. `jitmem-executor`, where no LLVM is, gives them types.
 
-use crate::lock::Mutex;
+use super::AtForkStatic;
 
 std::arch::global_asm!(
     r#"
@@ -57,7 +57,7 @@ unsafe extern "C" {
     fn __jit_debug_register_code();
 }
 
-static LIST: Mutex<()> = Mutex::new(());
+static LIST: AtForkStatic<()> = AtForkStatic::new(());
 
 /// Puts an object file in memory at the head of the list; with `tell`, a debugger that is there
 /// looks at it now. The entry stays for good.

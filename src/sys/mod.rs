@@ -6,6 +6,7 @@
 //! Each call that enters the kernel and may fail for want of something passes [`gate`], which counts
 //! it and, in this crate's own tests, makes it fail on demand.
 
+mod atfork;
 mod call;
 mod code;
 mod crash;
@@ -27,6 +28,7 @@ mod stream;
 mod thread;
 mod valgrind;
 
+pub(crate) use atfork::{AtForkMutex, AtForkStatic, Forked};
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
@@ -39,7 +41,7 @@ pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
-pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once};
+pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
     At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
