@@ -29,7 +29,7 @@ const SECTIONS: &[Section] = &[
     Section(
         "Manager",
         "allocate, finalize, deallocate: memory for link graphs",
-        &["options", "request", "manager"],
+        &["options", "request", "manager", "write_scope"],
     ),
     Section(
         "Statistics",

@@ -149,6 +149,32 @@ static void mappers_of_an_executor(void **state) {
   here_tear_down(&here);
 }
 
+static void write_scopes(void **state) {
+  struct fixture *fixture = *state;
+  struct graph graph = allocate_three(fixture->manager, 1);
+  finalize(fixture->manager, graph.handle);
+  jitmem_write_scope *scope = NULL;
+  void *pointer = NULL;
+  uint64_t address = graph.memory[2].address;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_write_scope_begin(NULL, graph.handle, &scope, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "write_scope is NULL",
+          jitmem_write_scope_begin(fixture->manager, graph.handle, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_write_scope is NULL",
+          jitmem_write_scope_store(NULL, address, &address, 8, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_write_scope is NULL",
+          jitmem_write_scope_pointer(NULL, address, 8, &pointer, error));
+  OK(jitmem_write_scope_begin(fixture->manager, graph.handle, &scope, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "value is NULL",
+          jitmem_write_scope_store(scope, address, NULL, 8, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "pointer is NULL",
+          jitmem_write_scope_pointer(scope, address, 8, NULL, error));
+  assert_null(pointer);
+  OK(jitmem_write_scope_end(scope, error));
+  OK(jitmem_write_scope_end(NULL, error));
+  deallocate(fixture->manager, graph.handle);
+}
+
 static void ignore_symbol(void *ctx, const char *name, uint64_t address) {
   (void)ctx, (void)name, (void)address;
 }
@@ -352,6 +378,7 @@ int main(void) {
       cmocka_unit_test(mappers),
       cmocka_unit_test(transports),
       cmocka_unit_test(mappers_of_an_executor),
+      TWO_VIEWS(write_scopes),
       cmocka_unit_test(services),
       cmocka_unit_test(serving),
       EVERYWHERE(creating_a_manager),

@@ -150,6 +150,12 @@ typedef struct jitmem_service jitmem_service;
 /// mappers use it is fine. All functions on it are thread-safe.
 typedef struct jitmem_transport jitmem_transport;
 
+/// The right to write code and data of one finalized allocation while linked code may run them: inline
+/// caches, the targets of stubs. An allocation is not deallocated while a scope of it is open. Scopes
+/// exclude nobody, of the same allocation neither: threads that write the same bytes agree among
+/// themselves on the order. One thread at a time uses a scope.
+typedef struct jitmem_write_scope jitmem_write_scope;
+
 /// Frees a callback's context; may be NULL where there is nothing to free.
 typedef void (*jitmem_destroy_fn)(void *ctx);
 
@@ -649,12 +655,14 @@ jitmem_status jitmem_manager_abandon_async(const struct jitmem_manager *manager,
                                            struct jitmem_error **error);
 
 /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
-/// action first, and frees their memory. No code of them may run any more.
+/// action first, and frees their memory. No code of them may run any more. Waits until no
+/// jitmem_write_scope of them is open.
 ///
 /// `count` may be 0. Thread-safe. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
-/// named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+/// named twice), JITMEM_INVALID_ARGUMENT too if this thread began a write scope of one of them that is
+/// open: nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
 /// memory is free, and the message names every failure.
 ///
 /// Requires:
@@ -686,6 +694,72 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               void *ctx,
                                               jitmem_destroy_fn destroy,
                                               struct jitmem_error **error);
+
+/// Opens a finalized allocation for writing, by jitmem_write_scope_store and _pointer.
+///
+/// On success `*scope` is the new scope, to be ended with jitmem_write_scope_end. It keeps the manager's
+/// memory, also when the manager is freed. Thread-safe. Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (it is not finalized, or a
+/// deallocation waits for scopes that are open), JITMEM_UNSUPPORTED with mappers that do not write
+/// finalized memory in place: remote, LLVM's services, custom.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `scope` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_write_scope_begin(const struct jitmem_manager *manager,
+                                       uint64_t allocation,
+                                       struct jitmem_write_scope **scope,
+                                       struct jitmem_error **error);
+
+/// Stores 4, 8 or 16 bytes at an executor address at once, after all that this thread wrote before:
+/// linked code sees all of the new value or all of the old one, in another process too.
+///
+/// `address` is a multiple of `size`; `value` has `size` bytes, in the order in which they shall lie in
+/// memory. Linked code sees data at once. It runs new code when the scope has ended, if not before; code
+/// that runs meanwhile must be right with the old value and with the new one.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, another size, a misaligned address, or one outside the
+/// allocation), JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED (code or constants of this process's mprotect
+/// mapper; 16 bytes on a processor that has no such store).
+///
+/// Requires:
+/// `scope` is NULL or a handle of this library; `value` is NULL or has `size` bytes; `error` is NULL or
+/// a place for a pointer.
+jitmem_status jitmem_write_scope_store(const struct jitmem_write_scope *scope,
+                                       uint64_t address,
+                                       const void *value,
+                                       size_t size,
+                                       struct jitmem_error **error);
+
+/// Gives where `size` bytes at an executor address are written, for hosts that write themselves.
+///
+/// `*pointer` may be written until the scope ends. All of these bytes count as changed.
+///
+/// Errors: as jitmem_write_scope_store, for any size and alignment.
+///
+/// Requires:
+/// `scope` is NULL or a handle of this library; `pointer` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_write_scope_pointer(const struct jitmem_write_scope *scope,
+                                         uint64_t address,
+                                         uint64_t size,
+                                         void **pointer,
+                                         struct jitmem_error **error);
+
+/// Ends a scope. Where code was changed, every thread of this process then runs what was written before
+/// the end: each core that runs one is made to serialize (membarrier, where the system has it). In
+/// another process, cores see the change by themselves, at the latest with their next interrupt.
+///
+/// The handle is gone in any case. Deallocations that waited for the scope are done, in this thread, and
+/// their callbacks run. Waits for the executor only where its processor needs cache maintenance. NULL
+/// and a scope that has ended before: does nothing.
+///
+/// Errors: what the executor answers.
+///
+/// Requires:
+/// `scope` is NULL or came from this library, and no other thread uses this handle; `error` is NULL or a
+/// place for a pointer.
+jitmem_status jitmem_write_scope_end(struct jitmem_write_scope *scope,
+                                     struct jitmem_error **error);
 
 /* ==== 6. Statistics: figures of a manager, and what lies where ==== */
 

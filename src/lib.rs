@@ -173,7 +173,7 @@ pub use error::{Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
 pub use manager::{
     AllocationHandle, Dylib, GrowthPolicy, InFlight, LayoutItem, LayoutKind, Manager, Options,
-    Segment, Stats,
+    Segment, Stats, WriteScope,
 };
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;

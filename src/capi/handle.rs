@@ -34,6 +34,7 @@ pub(super) enum Kind {
     Manager,
     Transport,
     Service,
+    WriteScope,
 }
 
 struct Slot<T> {

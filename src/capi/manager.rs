@@ -101,7 +101,7 @@ unsafe fn run(
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
-unsafe fn with_manager(
+pub(super) unsafe fn with_manager(
     manager: *const jitmem_manager,
     error: *mut *mut jitmem_error,
     body: impl FnOnce(&Manager) -> Result<()>,
@@ -549,12 +549,14 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
 }
 
 /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
-/// action first, and frees their memory. No code of them may run any more.
+/// action first, and frees their memory. No code of them may run any more. Waits until no
+/// jitmem_write_scope of them is open.
 ///
 /// `count` may be 0. Thread-safe. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
-/// named twice): nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+/// named twice), JITMEM_INVALID_ARGUMENT too if this thread began a write scope of one of them that is
+/// open: nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
 /// memory is free, and the message names every failure.
 ///
 /// # Safety
@@ -570,7 +572,7 @@ pub unsafe extern "C" fn jitmem_manager_deallocate(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let handles = unsafe { input::array(allocations, count, "allocations") }?;
-        wait(|done| manager.core().deallocate(handles, done))
+        manager.core().deallocate_and_wait(handles)
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }

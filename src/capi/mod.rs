@@ -18,3 +18,4 @@ mod stats;
 mod status;
 mod transport;
 mod version;
+mod write_scope;

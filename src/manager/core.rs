@@ -138,6 +138,23 @@ impl Core {
         either!(self, flow => flow.deallocate(handles, done));
     }
 
+    /// [`Core::deallocate`] for a caller that waits for the answer.
+    pub(crate) fn deallocate_and_wait(&self, handles: &[u64]) -> Result<()> {
+        if let Some(flow) = self.windows() {
+            flow.check_process()?;
+            flow.space.lock().scopes.check_own(handles)?;
+        }
+        wait(|done| self.deallocate(handles, done))
+    }
+
+    /// The flow of a manager that divides windows.
+    pub(super) fn windows(&self) -> Option<&Arc<Flow<Windows>>> {
+        match &self.0 {
+            Division::Windows(flow) => Some(flow),
+            Division::Reservations(_) => None,
+        }
+    }
+
     /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
     pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
         match &self.0 {

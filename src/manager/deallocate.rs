@@ -43,6 +43,9 @@ impl Flow<Windows> {
         let mut out = Deallocated::default();
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
+            if space.scopes.hold(handles) {
+                return Ok(false);
+            }
             space.try_deallocate(handles, self.coherent, &mut out)
         });
         match self.counted(taken) {
@@ -58,11 +61,17 @@ impl Flow<Windows> {
     pub(super) fn deallocate(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
         let delivery = &mut Delivery::Inline;
         let mut out = Deallocated::default();
-        let taken = self
-            .check_process()
-            .and_then(|()| self.space.lock().deallocate(handles, &mut out));
-        if let Err(error) = taken {
-            return self.failed(error, done, delivery);
+        let taken = self.check_process().and_then(|()| {
+            let mut space = self.space.lock();
+            if space.scopes.hold(handles) {
+                return Ok(false);
+            }
+            space.deallocate(handles, &mut out).map(|()| true)
+        });
+        match taken {
+            Ok(true) => {}
+            Ok(false) => return self.deallocate_after_scopes(handles, done),
+            Err(error) => return self.failed(error, done, delivery),
         }
         let Deallocated {
             keys,

@@ -9,6 +9,7 @@ use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
 use super::windows::{Detached, Growth, Holding, MOST_WINDOWS, Windows};
+use super::write_scope::{OpenSegment, OpenSegments};
 use super::{LayoutItem, LayoutKind, SegmentMemory};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
@@ -304,6 +305,16 @@ impl Space<Windows> {
             pieces.retain(|piece| !piece.is_for_finalize());
             freed.add(served, &self.memory);
         }
+    }
+
+    /// The segments of a finalized allocation, to be written.
+    pub(super) fn open_segments(&mut self, handle: u64) -> Result<OpenSegments> {
+        let (_, record) = self.records.find_finalized(handle)?;
+        let open = record.holding.pieces.iter().map(|piece| {
+            let place = self.memory.place(piece);
+            OpenSegment::new(place.range, place.group, place.writer)
+        });
+        Ok(open.collect())
     }
 
     // ---- freeing ----

@@ -72,8 +72,14 @@ impl<M: Memory> Flow<M> {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
         if self.check_process().is_ok() {
-            let waiting = self.space.lock().memory.take_waiting();
+            let (waiting, deallocations) = {
+                let mut space = self.space.lock();
+                (space.memory.take_waiting(), space.scopes.take_waiting())
+            };
             waiting
+                .into_iter()
+                .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
+            deallocations
                 .into_iter()
                 .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
         }

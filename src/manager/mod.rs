@@ -19,6 +19,7 @@ mod pool;
 mod records;
 mod request;
 mod reservations;
+mod scopes;
 mod space;
 mod stats;
 #[cfg(test)]
@@ -26,11 +27,13 @@ mod stats;
 mod tests;
 mod window;
 mod windows;
+mod write_scope;
 
 pub use in_flight::InFlight;
 pub(crate) use request::Request;
 pub use request::Segment;
 pub use stats::{LayoutItem, LayoutKind, Stats};
+pub use write_scope::WriteScope;
 
 use crate::completion::{Completion, wait};
 use crate::error::{Result, invalid_argument};
@@ -271,13 +274,13 @@ impl Manager {
     ///
     /// # Errors
     /// `InvalidHandle` if one of them is not live here or is named twice; nothing is done then.
-    /// `ActionFailed`: all actions were run nevertheless, and the memory is free.
+    /// `ActionFailed`: all actions were run nevertheless, and the memory is free. `InvalidArgument` if
+    /// this thread has a [`WriteScope`] of one of them, which it would wait for.
     pub fn deallocate(
         &self,
         allocations: impl IntoIterator<Item = AllocationHandle>,
     ) -> Result<()> {
-        let handles = numbers(allocations);
-        wait(|done| self.core.deallocate(&handles, done))
+        self.core.deallocate_and_wait(&numbers(allocations))
     }
 
     /// [`Manager::deallocate`] without waiting.
@@ -297,6 +300,16 @@ impl Manager {
         allocations: impl IntoIterator<Item = AllocationHandle>,
     ) -> Option<Result<()>> {
         self.core.try_deallocate(&numbers(allocations))
+    }
+
+    /// Opens a finalized allocation for writing while linked code may run it.
+    ///
+    /// # Errors
+    /// `InvalidHandle` if it is not finalized here, or is about to be deallocated; `Unsupported` with a
+    /// mapper that does not write finalized memory in place: this process's mprotect mapper (code and
+    /// constants), content in messages, LLVM's services, a host's own.
+    pub fn write_scope(&self, allocation: AllocationHandle) -> Result<WriteScope> {
+        self.core.write_scope(allocation.0)
     }
 
     /// Figures of this moment.

@@ -6,6 +6,7 @@
 use super::LayoutItem;
 use super::allocate::Waiting;
 use super::records::{Finalized, Key, Phase, Record, Records};
+use super::scopes::Scopes;
 use super::stats::Sums;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
@@ -98,6 +99,7 @@ pub(super) struct Space<M: Memory> {
     pub(super) memory: M,
     pub(super) records: Records<M>,
     pub(super) usage: Usage,
+    pub(super) scopes: Scopes,
     last_order: u64,
 }
 
@@ -120,6 +122,7 @@ impl<M: Memory> Space<M> {
                 quota,
                 ..Usage::default()
             },
+            scopes: Scopes::default(),
             last_order: 0,
         }
     }

@@ -4,7 +4,28 @@
 //! Executor memory is never a Rust reference, because linked code changes it behind Rust's back;
 //! it is an address. Writing goes through [`Writer`], which checks bounds.
 
+use crate::error::{Error, Result, Status};
 use crate::sys;
+use std::sync::atomic::Ordering::Release;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+/// Bytes that are stored at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Word {
+    Four(u32),
+    Eight(u64),
+    Sixteen(u128),
+}
+
+impl Word {
+    pub(crate) fn size(self) -> u64 {
+        match self {
+            Word::Four(_) => 4,
+            Word::Eight(_) => 8,
+            Word::Sixteen(_) => 16,
+        }
+    }
+}
 
 /// The right to write into one run of working memory. It does not keep the memory mapped; the one who
 /// makes it sees to that.
@@ -80,6 +101,35 @@ impl Writer {
             // SAFETY: `index` is below `size`, so inside the working memory.
             unsafe { start.add(index).write(byte) }
         }
+    }
+
+    /// Stores a word as the first bytes, at once, after everything that this thread wrote before.
+    ///
+    /// # Errors
+    /// `Unsupported` where the processor stores no 16 bytes at once.
+    ///
+    /// # Panics
+    /// If the first byte is not aligned to the word's size.
+    pub(crate) fn store(self, word: Word) -> Result<()> {
+        let pointer = self.part(0, word.size());
+        assert_eq!(pointer.addr() as u64 % word.size(), 0, "misaligned");
+        // SAFETY: mapped, ours to write, aligned, and no Rust object lies there: it is accessed by
+        // atomic stores here and by linked code.
+        unsafe {
+            match word {
+                Word::Four(value) => AtomicU32::from_ptr(pointer.cast()).store(value, Release),
+                Word::Eight(value) => AtomicU64::from_ptr(pointer.cast()).store(value, Release),
+                Word::Sixteen(value) if sys::stores_16_bytes() => sys::store_16(pointer, value),
+                Word::Sixteen(_) => {
+                    return Err(Error::new(
+                        Status::Unsupported,
+                        "store 16 bytes at once: this processor has no instruction for it; store \
+                         8 bytes",
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes bytes.

@@ -54,21 +54,18 @@ pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     super::valgrind::discard_translations(address, size);
 }
 
-/// Has every core that runs this process forget instructions that it has fetched ahead.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
-fn synchronize_cores() {
-    use std::sync::OnceLock;
+/// Has every core that runs this process serialize: it forgets instructions that it has fetched ahead,
+/// and all that was stored before is seen by what it runs from now on. `false` where the system has no
+/// such call (before Linux 4.16, or where a sandbox forbids it): then it is left to the store that
+/// publishes the code, and to each core's next interrupt, which serializes as well.
+pub(crate) fn synchronize_cores() -> bool {
     const SYNC_CORE: i64 = 1 << 5;
     const REGISTER_SYNC_CORE: i64 = 1 << 6;
     let membarrier = |command: i64| {
-        // Counted like every call; no error is made of it.
-        let _ = super::gate("membarrier");
-        // SAFETY: membarrier takes plain numbers.
-        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
+        super::gate("membarrier").is_ok()
+            // SAFETY: membarrier takes plain numbers.
+            && unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) == 0 }
     };
-    // A kernel without the command (before 4.16) leaves it to the store that publishes the code.
-    static REGISTERED: OnceLock<bool> = OnceLock::new();
-    if *REGISTERED.get_or_init(|| membarrier(REGISTER_SYNC_CORE)) {
-        membarrier(SYNC_CORE);
-    }
+    // A process that is not registered yet is told so, and registers once.
+    membarrier(SYNC_CORE) || (membarrier(REGISTER_SYNC_CORE) && membarrier(SYNC_CORE))
 }

@@ -24,6 +24,7 @@ mod program;
 mod raw;
 mod shm;
 pub(crate) mod socket;
+mod store;
 mod stream;
 mod thread;
 mod valgrind;
@@ -35,7 +36,7 @@ pub(crate) use call::{
     Answer, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
 };
 pub use call::{RawWrapperResult, WrapperCall};
-pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch};
+pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch, synchronize_cores};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
@@ -55,6 +56,7 @@ pub(crate) use program::{
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
+pub(crate) use store::{store_16, stores_16_bytes};
 pub(crate) use stream::{
     StreamWriter, WRITTEN_AT_ONCE, check_open, close_handed_over, duplicate, look_for_input, read,
     receive,

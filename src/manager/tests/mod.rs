@@ -11,6 +11,7 @@ mod placement;
 mod reservations;
 mod simple;
 mod stock;
+mod writing;
 
 use super::flow::random;
 use super::pool::MOST_SPARE;

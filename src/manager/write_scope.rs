@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Writing what is finalized, while linked code may run.
+
+use super::core::Core;
+use super::flow::Flow;
+use super::windows::Windows;
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::group::AllocGroup;
+use crate::mapper::{Kind, SegmentContent, Teardown};
+use crate::memory::writer::{Word, Writer};
+use crate::page::AddressRange;
+use crate::sys::{self, OwnerProcess};
+use smallvec::SmallVec;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::ThreadId;
+
+/// A segment of an allocation that is being written.
+pub(super) struct OpenSegment {
+    pub(super) range: AddressRange,
+    pub(super) group: AllocGroup,
+    /// `None` where content is not written in place.
+    pub(super) writer: Option<Writer>,
+    /// Offsets from the first to behind the last byte that may have been changed.
+    changed: Option<(u64, u64)>,
+}
+
+impl OpenSegment {
+    pub(super) fn new(range: AddressRange, group: AllocGroup, writer: Option<Writer>) -> Self {
+        OpenSegment {
+            range,
+            group,
+            writer,
+            changed: None,
+        }
+    }
+
+    fn note(&mut self, offset: u64, size: u64) {
+        let (first, end) = self.changed.unwrap_or((offset, offset + size));
+        self.changed = Some((first.min(offset), end.max(offset + size)));
+    }
+
+    /// Where code may have been changed.
+    fn changed_code(&self) -> Option<AddressRange> {
+        let executable = self.group.protection.executable();
+        let (first, end) = self.changed.filter(|_| executable)?;
+        self.range.part(first, end - first)
+    }
+}
+
+pub(super) type OpenSegments = SmallVec<[OpenSegment; 3]>;
+
+/// The right to write code and data of one finalized allocation while linked code may run them: inline
+/// caches, the targets of stubs, breakpoints of a host's own. [`Manager::write_scope`](super::Manager::write_scope)
+/// makes it; [`WriteScope::end`] or dropping it ends it.
+///
+/// Addresses are the executor's. What is stored is seen by linked code at once, in another process too,
+/// and no page is writable and executable for it. When the scope has ended, every thread of this process
+/// has done what its processor asks for before it runs code that was changed before the end. Scopes
+/// exclude nobody: threads that write the same bytes agree among themselves on the order.
+///
+/// An allocation whose scope is open is not deallocated: a deallocation waits until it ends.
+pub struct WriteScope {
+    flow: Arc<Flow<Windows>>,
+    handle: u64,
+    thread: ThreadId,
+    segments: OpenSegments,
+    /// The process that has the writer views.
+    owner: OwnerProcess,
+    ended: bool,
+}
+
+impl Core {
+    /// Opens a finalized allocation for writing.
+    pub(crate) fn write_scope(&self, handle: u64) -> Result<WriteScope> {
+        match self.windows() {
+            Some(flow) => flow.counted(WriteScope::begin(flow, handle)),
+            None => Err(refused(Kind::LlvmSimple)),
+        }
+    }
+}
+
+/// Why content is not written in place, and what to choose.
+fn refused(kind: Kind) -> Error {
+    let why = match kind {
+        Kind::Mprotect => {
+            "write code or constants after finalize: this process's mprotect mapper has one view, \
+             whose protection would have to change under running code; choose two views \
+             (JITMEM_IN_PROCESS_TWO_VIEWS, or JITMEM_DEBUG=0), or keep what changes in writable data"
+        }
+        Kind::Custom => {
+            "write after finalize: the memory is the host's own mapper's; write it there"
+        }
+        _ => {
+            "write after finalize: the memory is written by messages, which can't store while linked \
+             code runs; choose a mapper with shared pages, or have a function in the executor write it"
+        }
+    };
+    Error::new(Status::Unsupported, why)
+}
+
+impl WriteScope {
+    fn begin(flow: &Arc<Flow<Windows>>, handle: u64) -> Result<WriteScope> {
+        flow.check_process()?;
+        let kind = flow.mapper.capabilities().kind;
+        if ![Kind::TwoViews, Kind::Mprotect, Kind::Shared].contains(&kind) {
+            return Err(refused(kind));
+        }
+        let thread = std::thread::current().id();
+        let space = &mut *flow.space.lock();
+        let segments = space.open_segments(handle)?;
+        space.scopes.begin(handle, thread)?;
+        Ok(WriteScope {
+            flow: Arc::clone(flow),
+            handle,
+            thread,
+            segments,
+            owner: OwnerProcess::current(),
+            ended: false,
+        })
+    }
+
+    /// The writer of `size` bytes at an address of the executor's, which count as changed.
+    fn writer(&mut self, address: u64, size: u64) -> Result<Writer> {
+        if !self.owner.is_current() {
+            return Err(invalid_handle(
+                "this write scope belongs to the parent process; begin one here",
+            ));
+        }
+        let wanted = AddressRange::new(address, size);
+        let contains = |segment: &&mut OpenSegment| {
+            wanted.is_some_and(|wanted| segment.range.contains(wanted))
+        };
+        let Some(segment) = self.segments.iter_mut().find(contains) else {
+            return Err(invalid_argument(format!(
+                "write {size} bytes at {address:#x}: they are not inside one segment of allocation \
+                 {:#x}",
+                self.handle
+            )));
+        };
+        let kind = self.flow.mapper.capabilities().kind;
+        let writer = segment.writer.ok_or_else(|| refused(kind))?;
+        let offset = address - segment.range.start();
+        segment.note(offset, size);
+        Ok(writer.part_of(offset as u32, size as u32))
+    }
+
+    fn store(&mut self, address: u64, word: Word) -> Result<()> {
+        let size = word.size();
+        if address % size != 0 {
+            return Err(invalid_argument(format!(
+                "store {size} bytes at {address:#x}: an address that is no multiple of {size} is \
+                 not stored at once"
+            )));
+        }
+        self.writer(address, size)?.store(word)
+    }
+
+    /// Stores 4 bytes at once: linked code sees all of the new value or all of the old one.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an address that is outside the allocation or no multiple of 4;
+    /// `Unsupported` for a segment that this mapper does not write in place.
+    pub fn store_4(&mut self, address: u64, value: u32) -> Result<()> {
+        self.store(address, Word::Four(value))
+    }
+
+    /// Stores 8 bytes at once, as [`WriteScope::store_4`].
+    ///
+    /// # Errors
+    /// As [`WriteScope::store_4`], for multiples of 8.
+    pub fn store_8(&mut self, address: u64, value: u64) -> Result<()> {
+        self.store(address, Word::Eight(value))
+    }
+
+    /// Stores 16 bytes at once, as [`WriteScope::store_4`].
+    ///
+    /// # Errors
+    /// As [`WriteScope::store_4`], for multiples of 16; `Unsupported` also on a processor that has no
+    /// such store.
+    pub fn store_16(&mut self, address: u64, value: u128) -> Result<()> {
+        self.store(address, Word::Sixteen(value))
+    }
+
+    /// Writes any number of bytes, in no order: for what linked code does not use meanwhile.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for bytes that are not inside one segment; `Unsupported` as
+    /// [`WriteScope::store_4`].
+    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<()> {
+        let writer = self.writer(address, bytes.len() as u64)?;
+        writer.write(0, bytes);
+        Ok(())
+    }
+
+    /// Where `size` bytes are written, for hosts that write themselves, until the scope ends. It is no
+    /// Rust object, so no reference may be made of it.
+    ///
+    /// # Errors
+    /// As [`WriteScope::write`].
+    pub fn pointer(&mut self, address: u64, size: u64) -> Result<*mut u8> {
+        Ok(self.writer(address, size)?.pointer().get())
+    }
+
+    /// Ends the scope: what was written before is what every thread of this process runs from now on.
+    /// Waits for an executor only where its processor needs cache maintenance.
+    ///
+    /// # Errors
+    /// What the executor answers. The scope has ended all the same.
+    pub fn end(mut self) -> Result<()> {
+        self.end_and_wait()
+    }
+
+    pub(crate) fn end_and_wait(&mut self) -> Result<()> {
+        wait(|done| self.finish(done))
+    }
+
+    fn finish(&mut self, done: Completion<()>) {
+        if std::mem::replace(&mut self.ended, true) {
+            return done.complete(Ok(()));
+        }
+        let (flow, handle, thread) = (Arc::clone(&self.flow), self.handle, self.thread);
+        let visible = Completion::with_delivery(move |answer: Result<Teardown>, delivery| {
+            flow.end_scope(handle, thread);
+            done.complete_with(answer.map(drop), delivery);
+        });
+        let code: SmallVec<[SegmentContent; 4]> =
+            self.segments.iter().filter_map(changed).collect();
+        if code.is_empty() || self.flow.coherent {
+            self.flow.publish(&code);
+            return visible.complete(Ok(Teardown::Nothing));
+        }
+        // Without actions and content it is no more than cache maintenance.
+        let mapper = Arc::clone(&self.flow.mapper);
+        mapper.initialize(code, Vec::new(), visible);
+    }
+}
+
+/// What of a segment must be made visible to instruction fetch.
+fn changed(segment: &OpenSegment) -> Option<SegmentContent> {
+    Some(SegmentContent {
+        range: segment.changed_code()?,
+        group: segment.group,
+        content: None,
+        zeroed: true,
+    })
+}
+
+impl Drop for WriteScope {
+    fn drop(&mut self) {
+        self.finish(Completion::new(|_| ()));
+    }
+}
+
+impl fmt::Debug for WriteScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges: Vec<AddressRange> = self.segments.iter().map(|one| one.range).collect();
+        f.debug_tuple("WriteScope").field(&ranges).finish()
+    }
+}
+
+impl Flow<Windows> {
+    /// Has every core of this process forget what it has fetched of code that was changed, where that
+    /// is coherent with stores.
+    fn publish(&self, code: &[SegmentContent]) {
+        for segment in code {
+            self.flush_here(segment.range);
+        }
+        if !code.is_empty() && self.mapper.capabilities().in_this_process {
+            sys::synchronize_cores();
+        }
+    }
+
+    fn end_scope(self: &Arc<Self>, handle: u64, thread: ThreadId) {
+        // A forked child has no part in what its parent writes.
+        if self.check_process().is_err() {
+            return;
+        }
+        let waiting = self.space.lock().scopes.end(handle, thread);
+        for waiting in waiting {
+            self.deallocate(&waiting.handles, waiting.done);
+        }
+    }
+
+    /// Deallocates once no write scope holds the allocations back.
+    pub(super) fn deallocate_after_scopes(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
+        {
+            let scopes = &mut self.space.lock().scopes;
+            if scopes.hold(handles) {
+                return scopes.wait(handles, done);
+            }
+        }
+        // They have ended in the meantime.
+        self.deallocate(handles, done);
+    }
+}
