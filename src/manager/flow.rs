@@ -12,6 +12,7 @@ use crate::completion::{Completion, wait_until};
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
+use crate::memory::placement::random;
 use crate::sys::{self, AtForkMutex, OwnerProcess};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,11 +30,6 @@ pub(super) struct Flow<M: Memory> {
     pub(super) coherent: bool,
     /// The host has freed the manager.
     closed: AtomicBool,
-}
-
-pub(super) fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(0)
 }
 
 pub(super) fn manager_freed() -> Error {

@@ -23,8 +23,54 @@ const USER_END: u64 = 1 << 47;
 /// Room left between images and window, so that libraries loaded later still come close.
 const ROOM: u64 = 256 << 20;
 
-/// How far away from a window its writer views go.
-pub(crate) const WRITER_DISTANCE: u64 = 64 << 30;
+/// How far away from a chunk its writer view is at least.
+pub(super) const WRITER_DISTANCE: u64 = 64 << 30;
+
+/// How many addresses beyond that distance a writer view may begin at: with pages of 4 KiB 28 bits that
+/// can't be guessed, as many as Linux has by default for its own mappings (vm.mmap_rnd_bits).
+pub(super) const WRITER_SPAN: u64 = 1 << 40;
+
+/// Writer views stay above executables that are linked to fixed addresses, and above their heaps.
+const LOWEST_WRITER: u64 = 4 << 30;
+
+/// The part of a gap that may stay in front of a window, so that its place can't be guessed.
+const SLACK_SHARE: u64 = 16;
+
+/// Bits that can't be guessed and take no system call, but for the first of each thread: SipHash, with
+/// keys that the system has drawn.
+pub(crate) fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0)
+}
+
+/// A random number below `bound`, which is not zero.
+pub(super) fn random_below(bound: u64) -> u64 {
+    ((u128::from(random()) * u128::from(bound)) >> 64) as u64
+}
+
+/// A place for the writer view of a chunk. `random` draws a number below its argument.
+pub(super) fn far_place(
+    executor: AddressRange,
+    page: Alignment,
+    random: impl Fn(u64) -> u64,
+) -> Option<u64> {
+    let size = executor.size();
+    let highest = executor.start().saturating_sub(WRITER_DISTANCE + size);
+    let below = (
+        highest.saturating_sub(WRITER_SPAN).max(LOWEST_WRITER),
+        highest,
+    );
+    let lowest = executor.end().saturating_add(WRITER_DISTANCE);
+    let above = (lowest, (lowest + WRITER_SPAN).min(USER_END - size));
+    let width = |(low, high): (u64, u64)| high.saturating_sub(low);
+    let (low, high) = if width(below) >= width(above) {
+        below
+    } else {
+        above
+    };
+    let places = width((low, high)) / page.bytes();
+    (places > 0).then(|| page.round_down(low) + random(places) * page.bytes())
+}
 
 /// Where the host wants a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,12 +190,15 @@ pub(crate) fn images_around(mappings: &[Mapping], anchor: u64, window: u64) -> A
     AddressRange::new(start, end - start).expect("the hull of valid ranges is valid")
 }
 
-/// Free places of `size` bytes from which all of `target` is in reach, best first.
-pub(crate) fn candidates(
+/// Free places of `size` bytes from which all of `target` is in reach, best first. Within its gap a place
+/// is random, as far as that costs none of the windows of this size that fit there, or a 16th of the gap
+/// where that is more. `random` draws a number below its argument.
+pub(super) fn candidates(
     mappings: &[Mapping],
     target: AddressRange,
     size: u64,
     page: Alignment,
+    random: impl Fn(u64) -> u64,
 ) -> Vec<u64> {
     let lowest = target.end().saturating_sub(REACH).max(page.bytes() * 16);
     let highest_end = target.start().saturating_add(REACH);
@@ -169,16 +218,24 @@ pub(crate) fn candidates(
             continue;
         }
         // As near as possible, yet leaving room beside the images where there is that much.
+        // `spare` is what a window takes none of.
+        let slack = |spare: u64| {
+            let share = (spare + size) / SLACK_SHARE;
+            let slack = (spare % size).max(share).min(spare);
+            random(slack / page.bytes() + 1) * page.bytes()
+        };
         let start = if high <= target.start() {
             let wanted = target
                 .start()
                 .saturating_sub(ROOM)
                 .min(high)
                 .saturating_sub(size);
-            page.round_down(wanted).max(low)
+            let nearest = page.round_down(wanted).max(low);
+            nearest - slack(nearest - low)
         } else {
             let wanted = target.end().saturating_add(ROOM).max(low);
-            page.round_up(wanted).unwrap_or(low).min(high - size)
+            let nearest = page.round_up(wanted).unwrap_or(low).min(high - size);
+            nearest + slack(high - size - nearest)
         };
         let below = high <= target.start();
         let distance = if below {
@@ -202,7 +259,7 @@ pub(crate) fn largest(
     least: u64,
     page: Alignment,
 ) -> Option<u64> {
-    let fits = |size| !candidates(mappings, target(size), size, page).is_empty();
+    let fits = |size| !candidates(mappings, target(size), size, page, |_| 0).is_empty();
     let (mut fitting, mut too_large) = (page.round_up(least)?, size);
     if fitting >= size || !fits(fitting) {
         return None;
@@ -229,6 +286,7 @@ mod tests {
         Mapping {
             range: AddressRange::new(start, end - start).unwrap(),
             image,
+            reserved: false,
         }
     }
 
@@ -247,7 +305,7 @@ mod tests {
         ];
         let target = images_around(&maps, libs + 0x1000, GIB);
         assert_eq!((target.start(), target.end()), (libs, libs + 0x910_0000));
-        let found = candidates(&maps, target, GIB, PAGE);
+        let found = candidates(&maps, target, GIB, PAGE, |_| 0);
         assert_eq!(found[0], libs - ROOM - GIB);
         assert!(found.iter().all(|start| reaches(*start, GIB, target)));
     }
@@ -260,7 +318,7 @@ mod tests {
             mapping(libs, libs + 0x100_0000, true),
         ];
         let target = images_around(&maps, libs, 256 << 20);
-        let found = candidates(&maps, target, 256 << 20, PAGE);
+        let found = candidates(&maps, target, 256 << 20, PAGE, |_| 0);
         assert!(!found.is_empty());
         for start in found {
             assert!(reaches(start, 256 << 20, target));
@@ -273,7 +331,7 @@ mod tests {
     fn a_low_executable_gets_a_window_above() {
         let maps = [mapping(0x40_0000, 0x50_0000, true)];
         let target = images_around(&maps, 0x40_1000, GIB);
-        let found = candidates(&maps, target, GIB, PAGE);
+        let found = candidates(&maps, target, GIB, PAGE, |_| 0);
         assert_eq!(found, vec![0x50_0000 + ROOM]);
     }
 
@@ -289,7 +347,7 @@ mod tests {
         let target = |size| images_around(&maps, libs + 0x1000, size);
         let found = largest(&maps, target, most, 64 << 20, PAGE).unwrap();
         assert!(found <= 1500 << 20 && found >= (1500 << 20) - most / 128);
-        assert!(!candidates(&maps, target(found), found, PAGE).is_empty());
+        assert!(!candidates(&maps, target(found), found, PAGE, |_| 0).is_empty());
         // Where the gap is no limit, the images that must be in reach are.
         let found = largest(&maps[1..], target, most, 64 << 20, PAGE).unwrap();
         assert!(found > 1900 << 20, "{found}");
@@ -307,7 +365,7 @@ mod tests {
             let placement = near(&addresses).unwrap();
             let size = placement.largest_window(0).unwrap().min(GIB);
             let target = placement.target(&maps, size);
-            let found = candidates(&maps, target, size, PAGE);
+            let found = candidates(&maps, target, size, PAGE, |_| 0);
             assert!(!found.is_empty(), "{addresses:x?}");
             for start in found {
                 let window = AddressRange::new(start, size).unwrap();
@@ -335,6 +393,72 @@ mod tests {
         let libs = 0x7f00_0000_0000u64;
         let maps = [mapping(libs - 4 * GIB, libs + 4 * GIB, true)];
         let target = AddressRange::new(libs, 1).unwrap();
-        assert!(candidates(&maps, target, GIB, PAGE).is_empty());
+        assert!(candidates(&maps, target, GIB, PAGE, |_| 0).is_empty());
+    }
+
+    #[test]
+    fn a_random_place_is_in_reach_and_costs_no_window() {
+        let libs = 0x7f00_0000_0000;
+        let maps = [mapping(libs, libs + 0x200_0000, true)];
+        let above = [
+            mapping(0x40_0000, 0x50_0000, true),
+            mapping(libs, libs + 0x100_0000, false),
+        ];
+        for maps in [&maps[..], &above[..]] {
+            // A smaller one fits below the low executable, where there is no room to leave.
+            for size in [GIB, 256 << 20, 8 << 20] {
+                let target = images_around(maps, maps[0].range.start(), size);
+                let nearest = candidates(maps, target, size, PAGE, |_| 0)[0];
+                let farthest = candidates(maps, target, size, PAGE, |bound| bound - 1)[0];
+                let bits = (nearest.abs_diff(farthest) / PAGE.bytes()).ilog2();
+                assert!((14..=18).contains(&bits), "{size}: {bits}");
+                for start in [nearest, farthest] {
+                    assert!(reaches(start, size, target));
+                    let window = AddressRange::new(start, size).unwrap();
+                    assert!(maps.iter().all(|mapping| !mapping.range.overlaps(window)));
+                }
+                let windows = |start: u64| match start < target.start() {
+                    true => (start + size + REACH - target.end()) / size,
+                    false => (target.start() + REACH - start) / size,
+                };
+                if size >= 256 << 20 {
+                    assert_eq!(windows(nearest), windows(farthest), "{size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_writer_view_is_far_from_its_chunk_wherever_that_is() {
+        for start in [
+            0x1_0000,
+            0x50_0000,
+            70 * GIB,
+            0x5555_0000_0000,
+            USER_END - GIB,
+        ] {
+            let chunk = AddressRange::new(start, 8 << 20).unwrap();
+            let first = far_place(chunk, PAGE, |_| 0).unwrap();
+            let last = far_place(chunk, PAGE, |bound| bound - 1).unwrap();
+            assert_eq!((last - first) / PAGE.bytes(), (1 << 28) - 1, "{start:#x}");
+            for place in [first, last] {
+                let view = AddressRange::new(place, chunk.size()).unwrap();
+                let between = match place < start {
+                    true => start - view.end(),
+                    false => place - chunk.end(),
+                };
+                assert!(between >= WRITER_DISTANCE, "{start:#x}: {place:#x}");
+                assert!(place >= LOWEST_WRITER && view.end() <= USER_END);
+            }
+        }
+    }
+
+    #[test]
+    fn random_numbers_are_below_their_bound_and_differ() {
+        let numbers: Vec<u64> = (0..100).map(|_| random_below(1 << 40)).collect();
+        assert!(numbers.iter().all(|number| *number < 1 << 40));
+        let distinct: std::collections::HashSet<&u64> = numbers.iter().collect();
+        assert_eq!(distinct.len(), numbers.len());
+        assert_eq!(random_below(1), 0);
     }
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Reserved address space of this process, and what is mapped in its place.
 
-use super::placement::{Placement, candidates};
+use super::placement::{Placement, candidates, random_below};
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
+use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
 use std::io;
@@ -25,8 +26,13 @@ pub(crate) fn unmap_failures() -> u64 {
 pub(super) unsafe fn unmap(address: u64, size: u64) {
     // SAFETY: as the caller says.
     if unsafe { sys::unmap(address, size) }.is_err() {
-        UNMAP_FAILURES.fetch_add(1, Ordering::Relaxed);
+        count_lost();
     }
+}
+
+/// Counts a range that stays mapped until the process exits.
+pub(super) fn count_lost() {
+    UNMAP_FAILURES.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Reserved address space of this process; unmapped when it and all views in it are dropped.
@@ -37,6 +43,8 @@ pub(crate) struct Reservation(Arc<Reserved>);
 struct Reserved {
     range: AddressRange,
     in_reach: bool,
+    /// Parts where something else is mapped since a mapping there has failed.
+    lost: Mutex<Vec<AddressRange>>,
 }
 
 impl Reservation {
@@ -61,7 +69,11 @@ impl Reservation {
     /// What the kernel has just reserved.
     fn of(start: u64, size: u64, in_reach: bool) -> Reservation {
         let range = range(start, size);
-        Reservation(Arc::new(Reserved { range, in_reach }))
+        Reservation(Arc::new(Reserved {
+            range,
+            in_reach,
+            lost: Mutex::default(),
+        }))
     }
 
     fn fixed(address: u64, size: u64) -> Result<Reservation> {
@@ -88,7 +100,7 @@ impl Reservation {
         // Without /proc the kernel's own choice is the best there is.
         let mappings = sys::mappings().unwrap_or_default();
         let target = placement.target(&mappings, size);
-        for start in candidates(&mappings, target, size, sys::page_size()) {
+        for start in candidates(&mappings, target, size, sys::page_size(), random_below) {
             match sys::reserve(At::Free(start), size) {
                 Ok(start) => return Ok(Reservation::of(start, size, true)),
                 // Another thread was faster, or the kernel keeps a guard gap there.
@@ -124,13 +136,26 @@ impl Reservation {
         self.0.in_reach
     }
 
-    /// Fails unless `part` is a part of it.
+    /// Fails unless `part` is a part of it that is still reserved.
     fn check(&self, part: AddressRange) -> io::Result<()> {
-        if self.range().contains(part) {
-            return Ok(());
+        if !self.range().contains(part) {
+            let message = format!("{part:?} does not lie in {:?}", self.range());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
-        let message = format!("{part:?} does not lie in {:?}", self.range());
-        Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        match self.0.lost.lock().iter().any(|lost| lost.overlaps(part)) {
+            false => Ok(()),
+            true => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+        }
+    }
+
+    /// After a mapping over `part` has failed: kernels before 6.12 may have unmapped what was there, and
+    /// another thread may have mapped something since. That is left alone from then on.
+    pub(super) fn restore(&self, part: AddressRange) {
+        let restored = sys::reserve(At::Free(part.start()), part.size());
+        // Where something is mapped, it is most likely the reservation itself.
+        if restored.is_err() && sys::is_reserved(part).is_ok_and(|reserved| !reserved) {
+            self.0.lost.lock().push(part);
+        }
     }
 
     /// Puts private zeroed pages in the place of a part.
@@ -138,7 +163,7 @@ impl Reservation {
         self.check(part)?;
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };
-        taken.inspect_err(|_| restore(part))
+        taken.inspect_err(|_| self.restore(part))
     }
 
     /// Puts shared zeroed pages in the place of a part.
@@ -151,7 +176,7 @@ impl Reservation {
         let (start, size) = (part.start(), part.size());
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_shared_memory(start, size, protection) };
-        taken.inspect_err(|_| restore(part))
+        taken.inspect_err(|_| self.restore(part))
     }
 
     /// Puts the first pages of a file in the place of a part.
@@ -164,7 +189,7 @@ impl Reservation {
         self.check(part)?;
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
-        taken.inspect_err(|_| restore(part))
+        taken.inspect_err(|_| self.restore(part))
     }
 
     /// Changes the protection of a part.
@@ -177,8 +202,20 @@ impl Reservation {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        // SAFETY: the views in it, which hold it, are gone.
-        unsafe { unmap(self.range.start(), self.range.size()) };
+        let lost = self.lost.get_mut();
+        lost.sort_unstable_by_key(|lost| lost.start());
+        let mut start = self.range.start();
+        for (end, next) in lost
+            .iter()
+            .map(|lost| (lost.start(), lost.end()))
+            .chain([(self.range.end(), self.range.end())])
+        {
+            if end > start {
+                // SAFETY: the views in it, which hold it, are gone.
+                unsafe { unmap(start, end - start) };
+            }
+            start = start.max(next);
+        }
     }
 }
 
@@ -186,15 +223,21 @@ pub(super) fn range(start: u64, size: u64) -> AddressRange {
     AddressRange::new(start, size).expect("the kernel hands out ranges that end")
 }
 
-/// After a mapping over reserved address space has failed: kernels before 6.12 may have unmapped what
-/// was there. Where the reservation is whole, nothing is free and nothing is changed.
-pub(super) fn restore(executor: AddressRange) {
-    let _ = sys::reserve(At::Free(executor.start()), executor.size());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libc_tells_nothing_of_a_window_in_its_reach() {
+        let places: std::collections::HashSet<u64> = (0..8)
+            .map(|_| {
+                let window = Reservation::new(256 << 20, Placement::Default).unwrap();
+                window.range().start()
+            })
+            .collect();
+        // Of some 50,000 places, the same one may come twice.
+        assert!(places.len() >= 7, "{places:x?}");
+    }
 
     #[test]
     fn near_and_fixed_are_obeyed() {

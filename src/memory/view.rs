@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Views: the mappings through which this process writes and runs memory.
 
-use super::reservation::{Reservation, range, restore, unmap};
+use super::reservation::Reservation;
 use super::writer::Writer;
 use super::writer_view::{WriterView, failed, far_from};
 use crate::error::{Error, Result};
 use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
-use std::io;
 use std::os::fd::OwnedFd;
 
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
@@ -74,48 +73,13 @@ impl View {
             executor,
             written: Written::Remotely,
         };
-        match Self::writer_of(executor, commit) {
+        match WriterView::again(executor, commit) {
             Ok(writer) => Ok(View {
                 written: Written::Elsewhere(writer),
                 ..view
             }),
             Err(error) => Err(view.undo(error)),
         }
-    }
-
-    /// A writer view of shared anonymous memory that has just been mapped.
-    fn writer_of(executor: AddressRange, commit: bool) -> Result<WriterView> {
-        let size = executor.size();
-        let failed = failed(size);
-        let start = far_from(executor, |at| Self::map_again(executor, at))
-            .map_err(|e| failed("mremap to the writer view", e))?;
-        let writer =
-            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
-        // SAFETY: mapped for this view alone, and nothing has accessed it.
-        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
-            .map_err(|e| failed("mprotect of the writer view", e))?;
-        if commit {
-            // SAFETY: as above.
-            unsafe { sys::populate(start, size) }
-                .map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
-        }
-        Ok(writer)
-    }
-
-    /// mremap knows no MAP_FIXED_NOREPLACE, so a place is reserved before it is replaced.
-    fn map_again(executor: AddressRange, at: At) -> io::Result<u64> {
-        let (from, size) = (executor.start(), executor.size());
-        let At::Free(place) = at else {
-            // SAFETY: the executor's view was just mapped, and is shared.
-            return unsafe { sys::map_again(from, size, None) };
-        };
-        sys::reserve(at, size)?;
-        // SAFETY: as above, and the place was just reserved for this.
-        unsafe { sys::map_again(from, size, Some(place)) }.inspect_err(|_| {
-            restore(range(place, size));
-            // SAFETY: reserved here, and used by nothing.
-            unsafe { unmap(place, size) };
-        })
     }
 
     fn two_of_memfd(
@@ -264,7 +228,10 @@ impl View {
         debug_assert!(reservation.range().contains(*executor));
         // SAFETY: the pages are this view's, in a reservation that it holds.
         if let Err(error) = unsafe { sys::decommit(executor.start(), executor.size()) } {
-            restore(*executor);
+            // Kernels before 6.12 may have unmapped it all the same.
+            if sys::reserve(At::Free(executor.start()), executor.size()).is_ok() {
+                return Ok(());
+            }
             let what = format!("give back a chunk of {} bytes", executor.size());
             return Err((self, explain_mapping(what, error)));
         }
@@ -275,7 +242,8 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::memory::placement::{Placement, WRITER_DISTANCE};
+    use crate::memory::placement::{Placement, WRITER_DISTANCE, WRITER_SPAN};
+    use crate::memory::reservation::{range, unmap_failures};
 
     fn read(address: u64, size: usize) -> Vec<u8> {
         let start: *const u8 = std::ptr::with_exposed_provenance(address as usize);
@@ -299,7 +267,10 @@ mod tests {
             writer.part_of(0, 4).fill_with_traps();
             assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
             let writer = writer.pointer().get() as u64;
-            assert!(writer.abs_diff(chunk.start()) > 32 << 30, "{writer:#x}");
+            assert!(
+                writer.abs_diff(chunk.start()) >= WRITER_DISTANCE,
+                "{writer:#x}"
+            );
             if pages == Pages::Memfd {
                 // The pages of the executor's view can not be made writable.
                 let error = reservation
@@ -311,27 +282,126 @@ mod tests {
         }
     }
 
-    /// Two chunks that want their writer views at the same place, and what is there stays.
+    #[test]
+    fn code_tells_nothing_of_its_writer_view() {
+        let page = sys::page_size().bytes();
+        let reservation = Reservation::new(8 * page, Placement::Default).unwrap();
+        for pages in [Pages::Anonymous, Pages::Memfd] {
+            let mut distances = std::collections::HashSet::new();
+            for index in 0..8 {
+                let chunk = reservation.range().part(index * page, page).unwrap();
+                let code = Protection::READ_EXEC;
+                let view = View::two(pages, &reservation, chunk, code, false).unwrap();
+                // SAFETY: the view is there until the end of the round.
+                let writer = unsafe { view.writer() }.unwrap().pointer().get() as u64;
+                assert!(distances.insert(writer.wrapping_sub(chunk.start())));
+                view.unmap().unwrap();
+            }
+        }
+    }
+
     #[test]
     fn a_writer_view_replaces_nothing() {
         let page = sys::page_size().bytes();
         let reservation = Reservation::new(page, Placement::Near(0x3000_0000_0000)).unwrap();
         let chunk = reservation.range();
-        let taken = sys::reserve(At::Free(chunk.start() - WRITER_DISTANCE), page).unwrap();
-        // SAFETY: the test's own page.
-        unsafe { sys::replace_by_memory(taken, page, Protection::READ_WRITE) }.unwrap();
-        sys::testing::writing().store(taken, 7u64).unwrap();
         let code = Protection::READ_EXEC;
-        let view = View::two(Pages::Anonymous, &reservation, chunk, code, false).unwrap();
-        // SAFETY: the view is there until the end of the test.
-        let writer = unsafe { view.writer() }.unwrap();
-        assert_eq!(
-            writer.pointer().get() as u64,
-            chunk.start() - 2 * WRITER_DISTANCE
-        );
+        reservation.take_shared_memory(chunk, code).unwrap();
+        let taken = std::cell::Cell::new(None);
+        let start = far_from(chunk, |at| match (at, taken.get()) {
+            (At::Free(place), None) => {
+                sys::reserve(at, page)?;
+                // SAFETY: the test's own page.
+                unsafe { sys::replace_by_memory(place, page, Protection::READ_WRITE) }?;
+                sys::testing::writing().store(place, 7u64).unwrap();
+                taken.set(Some(place));
+                sys::reserve(at, page)
+            }
+            _ => sys::reserve(at, page),
+        });
+        let (start, taken) = (start.unwrap(), taken.get().unwrap());
+        assert_ne!(start, taken);
         assert_eq!(sys::testing::reading().load::<u64>(taken), Ok(7));
-        // SAFETY: the test's own page.
-        unsafe { sys::unmap(taken, page) }.unwrap();
+        for place in [start, taken] {
+            // SAFETY: the test's own page.
+            unsafe { sys::unmap(place, page) }.unwrap();
+        }
+    }
+
+    /// What another thread maps where the kernel has unmapped a place and then failed.
+    #[test]
+    fn another_threads_mapping_outlives_a_failed_mremap() {
+        let page = sys::page_size().bytes();
+        let near = Placement::Near(0x2800_0000_0000);
+        let reservation = Reservation::new(page, near).unwrap();
+        let chunk = reservation.range();
+        reservation
+            .take_shared_memory(chunk, Protection::READ_EXEC)
+            .unwrap();
+        for (errno, mapped) in [(libc::ENOMEM, true), (libc::ENOMEM, false)] {
+            let place = sys::reserve(At::Free(chunk.start() - (1 << 40)), page).unwrap();
+            let meanwhile = move || {
+                // SAFETY: what the kernel does to the test's own page, and another thread after it.
+                unsafe { sys::unmap(place, page) }.unwrap();
+                if mapped {
+                    sys::reserve(At::Free(place), page).unwrap();
+                    // SAFETY: the test's own page.
+                    unsafe { sys::replace_by_memory(place, page, Protection::READ_WRITE) }.unwrap();
+                    sys::testing::writing().store(place, 7u64).unwrap();
+                }
+            };
+            let lost = unmap_failures();
+            let faults = sys::fault::Faults::one_while(0, errno, meanwhile);
+            let error = WriterView::map_again(chunk, place).unwrap_err();
+            assert_eq!(faults.failed(), Some("mremap"));
+            drop(faults);
+            assert_eq!(error.raw_os_error(), Some(errno));
+            if mapped {
+                assert_eq!(sys::testing::reading().load::<u64>(place), Ok(7));
+                assert!(unmap_failures() > lost);
+                // SAFETY: the test's own page.
+                unsafe { sys::unmap(place, page) }.unwrap();
+            } else {
+                // Nothing is left there.
+                sys::reserve(At::Free(place), page).unwrap();
+                // SAFETY: the test's own page.
+                unsafe { sys::unmap(place, page) }.unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn another_threads_mapping_in_a_window_is_left_alone() {
+        let page = sys::page_size().bytes();
+        let near = Placement::Near(0x2c00_0000_0000);
+        let reservation = Reservation::new(3 * page, near).unwrap();
+        let window = reservation.range();
+        let part = window.part(page, page).unwrap();
+        let meanwhile = move || {
+            // SAFETY: what the kernel does to the test's own page, and another thread after it.
+            unsafe {
+                sys::unmap(part.start(), page).unwrap();
+                sys::reserve(At::Free(part.start()), page).unwrap();
+                sys::replace_by_memory(part.start(), page, Protection::READ_WRITE).unwrap();
+            }
+            sys::testing::writing().store(part.start(), 7u64).unwrap();
+        };
+        let code = Protection::READ_EXEC;
+        let two = |part| View::two(Pages::Anonymous, &reservation, part, code, false);
+        let faults = sys::fault::Faults::one_while(0, libc::ENOMEM, meanwhile);
+        two(part).unwrap_err();
+        drop(faults);
+        // Neither the next chunk nor the end of the window touches it; the rest of the window serves.
+        assert_eq!(two(part).unwrap_err().os_code(), Some(libc::EEXIST));
+        let rest = two(window.part(2 * page, page).unwrap()).unwrap();
+        rest.unmap().unwrap();
+        drop(reservation);
+        assert_eq!(sys::testing::reading().load::<u64>(part.start()), Ok(7));
+        for free in [window.start(), window.start() + 2 * page] {
+            sys::reserve(At::Free(free), page).unwrap();
+        }
+        // SAFETY: the test's own pages.
+        unsafe { sys::unmap(window.start(), window.size()) }.unwrap();
     }
 
     /// The system calls that two views take, in their order.
@@ -363,15 +433,15 @@ mod tests {
         let near = Placement::Near(0x3800_0000_0000);
         let reservation = Reservation::new(page, near).unwrap();
         let chunk = reservation.range();
-        let mapped = |at: u64| {
-            let place = range(at, page);
+        let mapped = |place: AddressRange| {
             let mappings = sys::mappings().unwrap();
             mappings.iter().any(|mapping| mapping.range.overlaps(place))
         };
+        let writers = range(chunk.start() - WRITER_DISTANCE - WRITER_SPAN, WRITER_SPAN);
         for (pages, calls) in CALLS {
             let mut failed = Vec::new();
             for skip in 0.. {
-                let faults = sys::fault::Faults::one(skip, libc::EPERM);
+                let faults = sys::fault::Faults::one(skip, libc::EACCES);
                 let code = Protection::READ_EXEC;
                 let result = View::two(pages, &reservation, chunk, code, true);
                 let failed_call = faults.failed();
@@ -380,9 +450,9 @@ mod tests {
                     result.unwrap().unmap().unwrap();
                     break;
                 };
-                assert_eq!(result.unwrap_err().os_code(), Some(libc::EPERM));
-                assert!(!mapped(chunk.start() - WRITER_DISTANCE), "{call}");
-                assert!(mapped(chunk.start()), "{call}");
+                assert_eq!(result.unwrap_err().os_code(), Some(libc::EACCES));
+                assert!(!mapped(writers), "{call}");
+                assert!(mapped(chunk), "{call}");
                 failed.push(call);
             }
             assert_eq!(failed, calls);

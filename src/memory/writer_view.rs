@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Where this process writes pages that another mapping shows.
 
-use super::placement::WRITER_DISTANCE;
-use super::reservation::unmap;
+use super::placement::{far_place, random_below};
+use super::reservation::{count_lost, range, unmap};
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::group::Protection;
@@ -11,22 +11,34 @@ use crate::sys::{self, At, OwnerProcess, explain_mapping};
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Maps a writer view far from the window, so that it does not crowd the neighbourhood that the
-/// window shares with the process's images.
+/// How many places are tried before the kernel chooses one.
+const MOST_TRIES: usize = 4;
+
+/// Maps a writer view at a random place that is far from the window, so that it does not crowd the
+/// neighbourhood that the window shares with the process's images, and that an address of code does
+/// not tell.
 pub(super) fn far_from(
     executor: AddressRange,
     map: impl Fn(At) -> io::Result<u64>,
 ) -> io::Result<u64> {
-    let start = executor.start();
-    for step in 1..=4 {
-        let distance = step * WRITER_DISTANCE;
-        let at = start.checked_sub(distance).unwrap_or(start + distance);
-        match map(At::Free(at)) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => continue,
+    for _ in 0..MOST_TRIES {
+        let Some(place) = far_place(executor, sys::page_size(), random_below) else {
+            break;
+        };
+        match map(At::Free(place)) {
+            Err(error) if is_of_the_place(&error) => continue,
             other => return other,
         }
     }
     map(At::Anywhere)
+}
+
+/// Whether a mapping can't be there and may well be elsewhere: something is mapped there, or a sanitizer
+/// keeps the addresses for itself.
+fn is_of_the_place(error: &io::Error) -> bool {
+    use libc::{EEXIST, EINVAL, EPERM};
+    let errno = error.raw_os_error();
+    errno.is_some_and(|errno| [EEXIST, EINVAL, EPERM].contains(&errno))
 }
 
 /// Where this process writes pages that another mapping shows; unmapped when dropped.
@@ -59,6 +71,49 @@ impl WriterView {
             sys::dont_dump(start, size)?;
         }
         Ok(view)
+    }
+
+    /// A second mapping of shared memory that has just been mapped at `executor`; it loses the right to
+    /// execute before it gets the right to write.
+    pub(super) fn again(executor: AddressRange, commit: bool) -> Result<WriterView> {
+        let size = executor.size();
+        let failed = failed(size);
+        // mremap knows no MAP_FIXED_NOREPLACE, so the place is reserved before it is replaced.
+        let start = far_from(executor, |at| sys::reserve(at, size))
+            .map_err(|e| failed("reserve the writer view", e))?;
+        Self::map_again(executor, start).map_err(|e| failed("mremap to the writer view", e))?;
+        let view =
+            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
+        // SAFETY: mapped for this view alone, and nothing has accessed it.
+        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
+            .map_err(|e| failed("mprotect of the writer view", e))?;
+        if commit {
+            // SAFETY: as above.
+            unsafe { sys::populate(start, size) }
+                .map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
+        }
+        Ok(view)
+    }
+
+    /// Maps the pages at `executor` in place of what is reserved at `place`.
+    pub(super) fn map_again(executor: AddressRange, place: u64) -> io::Result<()> {
+        let size = executor.size();
+        // SAFETY: the executor's view was just mapped and is shared, and the place was just reserved for
+        // this.
+        unsafe { sys::map_again(executor.start(), size, place) }.inspect_err(|error| {
+            // With these the kernel may have unmapped the place before, and another thread may have
+            // mapped something there since. No program has a reservation at a place that is drawn here.
+            let unmapped = matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EAGAIN));
+            let ours = || {
+                sys::reserve(At::Free(place), size).is_ok()
+                    || sys::is_reserved(range(place, size)).unwrap_or(false)
+            };
+            if unmapped && !ours() {
+                return count_lost();
+            }
+            // SAFETY: reserved here, and used by nothing.
+            unsafe { unmap(place, size) };
+        })
     }
 
     /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless

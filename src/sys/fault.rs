@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Makes the n-th system call of a thread fail, so that tests can walk every error path.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io;
 
 #[derive(Clone, Copy)]
@@ -14,6 +14,7 @@ struct Plan {
 thread_local! {
     static PLAN: Cell<Option<Plan>> = const { Cell::new(None) };
     static FAILED: Cell<Option<&'static str>> = const { Cell::new(None) };
+    static MEANWHILE: RefCell<Option<Box<dyn FnOnce()>>> = const { RefCell::new(None) };
 }
 
 /// While it lives, system calls of this thread fail as planned.
@@ -38,6 +39,13 @@ impl Faults {
         })
     }
 
+    /// As [`Faults::one`], and `meanwhile` is done while the call fails: what the kernel has changed by
+    /// then, or another thread.
+    pub(crate) fn one_while(skip: u32, errno: i32, meanwhile: impl FnOnce() + 'static) -> Faults {
+        MEANWHILE.set(Some(Box::new(meanwhile)));
+        Self::one(skip, errno)
+    }
+
     fn plan(plan: Plan) -> Faults {
         PLAN.set(Some(plan));
         FAILED.set(None);
@@ -53,6 +61,7 @@ impl Faults {
 impl Drop for Faults {
     fn drop(&mut self) {
         PLAN.set(None);
+        MEANWHILE.set(None);
     }
 }
 
@@ -67,5 +76,8 @@ pub(super) fn check(call: &'static str) -> io::Result<()> {
     }
     FAILED.set(Some(call));
     PLAN.set(plan.forever.then_some(plan));
+    if let Some(meanwhile) = MEANWHILE.take() {
+        meanwhile();
+    }
     Err(io::Error::from_raw_os_error(plan.errno))
 }

@@ -178,23 +178,21 @@ pub(crate) unsafe fn replace_by_shared_memory(
     unsafe { replace(address, size, Content::shared(protection)) }
 }
 
-/// Maps the pages of a shared mapping a second time, with its protection: in place of what is at
-/// `target`, or where the kernel likes. Linux does so where the old size is 0.
+/// Maps the pages of a shared mapping a second time, with its protection, in place of what is at
+/// `target`. Linux does so where the old size is 0. With ENOMEM and EAGAIN it may have unmapped what was
+/// at `target`: it checks its limits afterwards.
 ///
 /// # Safety
-/// `from` is the start of a shared mapping of `size` bytes. A `target` is the caller's, and nothing
-/// of Rust's lies there.
-pub(crate) unsafe fn map_again(from: u64, size: u64, target: Option<u64>) -> io::Result<u64> {
+/// `from` is the start of a shared mapping of `size` bytes. The range at `target` is the caller's, and
+/// nothing of Rust's lies there.
+pub(crate) unsafe fn map_again(from: u64, size: u64, target: u64) -> io::Result<()> {
     gate("mremap")?;
     let length = size_of(size)?;
-    let (place, flags) = match target {
-        Some(target) => (target, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED),
-        None => (0, libc::MREMAP_MAYMOVE),
-    };
-    // SAFETY: nothing is moved from `from`, and what lies at a target is the caller's.
-    match unsafe { libc::mremap(pointer(from), 0, length, flags, pointer(place)) } {
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: nothing is moved from `from`, and what lies at the target is the caller's.
+    match unsafe { libc::mremap(pointer(from), 0, length, flags, pointer(target)) } {
         libc::MAP_FAILED => Err(io::Error::last_os_error()),
-        start => Ok(start.expose_provenance() as u64),
+        _ => Ok(()),
     }
 }
 

@@ -12,6 +12,8 @@ pub(crate) struct Mapping {
     pub(crate) range: AddressRange,
     /// Code of an executable or library file: what linked code may refer to directly.
     pub(crate) image: bool,
+    /// Private memory without access: address space that something keeps for itself.
+    pub(crate) reserved: bool,
 }
 
 /// All mappings, in address order.
@@ -34,7 +36,23 @@ fn parse(line: &str) -> Option<Mapping> {
     let memory = ["/memfd:", "/dev/zero"];
     let memory = memory.iter().any(|prefix| file.starts_with(prefix));
     let image = executable && file.starts_with('/') && !memory;
-    Some(Mapping { range, image })
+    let reserved = rest.starts_with("---p") && file.is_empty();
+    Some(Mapping {
+        range,
+        image,
+        reserved,
+    })
+}
+
+/// Whether all of a range is mapped and nothing in it can be accessed.
+pub(crate) fn is_reserved(range: AddressRange) -> io::Result<bool> {
+    let mut end = range.start();
+    for mapping in mappings()?.iter().filter(|mapping| mapping.reserved) {
+        if mapping.range.start() <= end {
+            end = end.max(mapping.range.end());
+        }
+    }
+    Ok(end >= range.end())
 }
 
 /// An address inside libc's code: the neighbourhood that linked code must reach.

@@ -48,7 +48,7 @@ pub(crate) use map::{
     At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
     replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
-pub(crate) use maps::{Mapping, libc_address, mappings};
+pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings};
 pub(crate) use memfile::MemFile;
 pub(crate) use program::{
     call_int, call_main, call_on_frames, call_void, run_in_own_thread, spawn_for_programs,

@@ -13,7 +13,6 @@ mod simple;
 mod stock;
 mod writing;
 
-use super::flow::random;
 use super::pool::MOST_SPARE;
 use super::*;
 use crate::completion::wait;
@@ -25,6 +24,7 @@ use crate::mapper::{
     Action, InProcess, InProcessKind, LlvmSimpleMapper, MapperBase, MapperInterface, MemoryMapper,
     Reserved, ServiceMapper, WrapperCall,
 };
+use crate::memory::placement::random;
 use crate::page::AddressRange;
 use crate::sys::{self, fault::Faults};
 use proptest::test_runner::{RngAlgorithm, TestRng};
