@@ -137,6 +137,9 @@ impl Flow<Windows> {
             let memory = &mut self.space.lock().memory;
             match answer {
                 Ok(prepared) => {
+                    if prepared.is_copied() {
+                        self.set_copying();
+                    }
                     memory.grown(growth, prepared);
                     Ok(())
                 }

@@ -46,7 +46,7 @@ impl Flow<Windows> {
             if space.scopes.hold(handles) {
                 return Ok(false);
             }
-            space.try_deallocate(handles, self.coherent, &mut out)
+            space.try_deallocate(handles, self.is_coherent(), &mut out)
         });
         match self.counted(taken) {
             Ok(true) => {

@@ -16,7 +16,7 @@ impl Flow<Windows> {
     /// Finalizes an allocation without actions where the executor sees what is written at once, so the
     /// mapper has no part.
     pub(super) fn try_finalize(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
-        let alone = self.coherent && self.mapper.settled();
+        let alone = self.is_coherent() && self.mapper.settled();
         let mut freed = Freed::default();
         let answer = self.check_process().and_then(|()| {
             let mut space = self.space.lock();

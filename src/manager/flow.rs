@@ -26,8 +26,9 @@ pub(super) struct Flow<M: Memory> {
     pub(super) buffers: Arc<BufferPool>,
     /// The process that made the manager, if no other may use it.
     owner: Option<OwnerProcess>,
-    /// What is written to shared working memory is there for the executor at once.
-    pub(super) coherent: bool,
+    /// What is written to working memory is there for the executor at once: the mapper shares it, and
+    /// has not copied for any chunk yet.
+    coherent: AtomicBool,
     /// The host has freed the manager.
     closed: AtomicBool,
 }
@@ -52,7 +53,7 @@ impl<M: Memory> Flow<M> {
         let ours = capabilities.kind != Kind::Custom;
         Arc::new(Flow {
             owner: ours.then(OwnerProcess::current),
-            coherent: capabilities.coherent,
+            coherent: AtomicBool::new(capabilities.coherent),
             space: AtForkMutex::new(
                 Space::new(memory, options.quota, random()),
                 |space, forked| space.memory.forked(forked),
@@ -79,6 +80,15 @@ impl<M: Memory> Flow<M> {
                 .into_iter()
                 .for_each(|waiting| waiting.done.complete(Err(manager_freed())));
         }
+    }
+
+    pub(super) fn is_coherent(&self) -> bool {
+        self.coherent.load(Ordering::Acquire)
+    }
+
+    /// Notes that a mapper that shares pages copies for a chunk.
+    pub(super) fn set_copying(&self) {
+        self.coherent.store(false, Ordering::Release);
     }
 
     pub(super) fn is_closed(&self) -> bool {

@@ -227,7 +227,7 @@ impl WriteScope {
         });
         let code: SmallVec<[SegmentContent; 4]> =
             self.segments.iter().filter_map(changed).collect();
-        if code.is_empty() || self.flow.coherent {
+        if code.is_empty() || self.flow.is_coherent() {
             self.flow.publish(&code);
             return visible.complete(Ok(Teardown::Nothing));
         }

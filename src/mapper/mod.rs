@@ -135,6 +135,11 @@ impl Prepared {
         Prepared::elsewhere(0)
     }
 
+    /// Whether content is handed to `initialize`.
+    pub(crate) fn is_copied(&self) -> bool {
+        matches!(self.working, Working::Copied)
+    }
+
     /// Content is written directly.
     pub(crate) fn written(writer: Writer, mappings: u64) -> Prepared {
         Prepared {

@@ -28,6 +28,11 @@ fn not_a_memfd(error: impl std::fmt::Debug) -> io::Error {
 }
 
 impl MemFile {
+    /// How large a file may be (RLIMIT_FSIZE); `None` if any size will do.
+    pub(crate) fn largest() -> Option<u64> {
+        super::limit(libc::RLIMIT_FSIZE)
+    }
+
     /// A file of `size` bytes.
     pub(crate) fn new(name: &CStr, size: u64) -> io::Result<MemFile> {
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
@@ -37,8 +42,8 @@ impl MemFile {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(name, flags)?,
             other => other?,
         };
-        // Beyond RLIMIT_FSIZE the call would not only fail, it would send SIGXFSZ.
-        if super::limit(libc::RLIMIT_FSIZE).is_some_and(|limit| size > limit) {
+        // Beyond it the call would not only fail, it would send SIGXFSZ.
+        if MemFile::largest().is_some_and(|most| size > most) {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }
         gate("ftruncate")?;

@@ -27,6 +27,11 @@ fn malformed(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, what.to_string())
 }
 
+/// Whether a body of this size can be sent: what is too large for a packet needs a file.
+pub(crate) fn can_carry(size: usize) -> bool {
+    HEADER_SIZE + size <= MOST_BYTES || MemFile::largest().is_none_or(|most| size as u64 <= most)
+}
+
 /// Sends a packet whole, or not at all.
 pub(crate) fn send(
     socket: &OwnedFd,

@@ -101,10 +101,14 @@ impl Windows {
                 commit,
             } => Self::map(windows, range, protection, |window, range, protection| {
                 if protection.writable() {
-                    View::one(window, range, protection, commit)
-                } else {
-                    View::two(Pages::Memfd, window, range, protection, commit)
+                    return View::one(window, range, protection, commit);
                 }
+                let two = |pages| View::two(pages, window, range, protection, commit);
+                two(Pages::Memfd).or_else(|error| match error.os_code() {
+                    // RLIMIT_FSIZE admits no memfd of that size.
+                    Some(libc::EFBIG) => two(Pages::Anonymous),
+                    _ => Err(error),
+                })
             }),
             Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
             Step::Release { range } => {

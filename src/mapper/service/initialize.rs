@@ -38,13 +38,18 @@ impl Initialize {
         chunks.when_mapped(&segments, mapped);
     }
 
+    /// Whether there is nothing that the executor must be told.
+    fn is_seen_already(&self) -> bool {
+        let shared = |segment: &SegmentContent| segment.content.is_none();
+        self.coherent && self.actions.is_empty() && self.segments.iter().all(shared)
+    }
+
     fn chunks_mapped(self, answer: Result<()>, delivery: &mut Delivery) {
+        let seen = self.is_seen_already();
         let done = self.done.map(initialized);
         match answer.and_then(|()| self.link.check()) {
             Err(error) => done.complete_with(Err(error), delivery),
-            Ok(()) if self.actions.is_empty() && self.coherent => {
-                done.complete_with(Ok(0), delivery);
-            }
+            Ok(()) if seen => done.complete_with(Ok(0), delivery),
             Ok(()) => {
                 let item = item(&self.segments, &self.actions, self.coherent);
                 self.batches.submit(&item, done);

@@ -7,6 +7,7 @@ use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
+use crate::transport::packet;
 use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected, dispatched};
 use crate::wire::service::{Attach, Attached, Functions, Open, Opened, VERSION};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
@@ -121,7 +122,9 @@ impl Link {
         descriptors: &[OwnedFd],
         done: Completion<Vec<u8>>,
     ) {
-        match self.channel() {
+        // Where RLIMIT_FSIZE admits no file for a large message, the transport takes it.
+        let fits = |_: &&Channel| !descriptors.is_empty() || packet::can_carry(message.len());
+        match self.channel().filter(fits) {
             Some(channel) => channel.call_with(function.0, &message, descriptors, done),
             None => {
                 self.traffic.sent(message.len());

@@ -18,6 +18,7 @@ use super::{
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Protection;
 use crate::lock::Mutex;
 use crate::memory::placement::Placement;
 use crate::memory::writer_view::WriterView;
@@ -151,6 +152,19 @@ impl ServiceMapper {
     }
 }
 
+/// New pages to share; `None` where RLIMIT_FSIZE admits no memfd of that size, so that the executor has
+/// pages of its own there and content travels in messages.
+fn shared_pages(
+    size: u64,
+    protection: Protection,
+    commit: bool,
+) -> Result<Option<(WriterView, sys::MemFile)>> {
+    match WriterView::new(size, protection, commit) {
+        Err(error) if error.os_code() == Some(libc::EFBIG) => Ok(None),
+        pages => pages.map(Some),
+    }
+}
+
 impl Drop for ServiceMapper {
     fn drop(&mut self) {
         // Here and not with the last of those who share the link, which may be a thread of ours.
@@ -227,7 +241,7 @@ impl MemoryMapper for ServiceMapper {
             commit,
         } = chunk;
         let pages = match self.shares {
-            true => Some(WriterView::new(range.size(), group.protection, commit)?),
+            true => shared_pages(range.size(), group.protection, commit)?,
             false => None,
         };
         let prepared = match &pages {
