@@ -3,6 +3,7 @@
 //! usable, and the C API stops the panic.
 
 use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) use std::sync::MutexGuard;
@@ -36,17 +37,29 @@ impl<T> Mutex<T> {
     }
 }
 
-/// Waiting until what a [`Mutex`] guards has changed. Threads may wake without a reason.
+/// Waiting until what a [`Mutex`] guards has changed. Threads may wake without a reason. The standard
+/// library's enters the kernel to wake none; this one does only where a thread waits.
 #[derive(Debug, Default)]
-pub(crate) struct Condvar(std::sync::Condvar);
+pub(crate) struct Condvar {
+    condvar: std::sync::Condvar,
+    /// Threads that wait. They are counted while they have the lock, so one that has changed what it
+    /// guards sees those that have not.
+    waiting: AtomicUsize,
+}
 
 impl Condvar {
     pub(crate) const fn new() -> Condvar {
-        Condvar(std::sync::Condvar::new())
+        Condvar {
+            condvar: std::sync::Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let guard = self.condvar.wait(guard);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        guard.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// [`Condvar::wait`], but for no longer than `timeout`.
@@ -55,7 +68,9 @@ impl Condvar {
         guard: MutexGuard<'a, T>,
         timeout: Duration,
     ) -> MutexGuard<'a, T> {
-        let waited = self.0.wait_timeout(guard, timeout);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let waited = self.condvar.wait_timeout(guard, timeout);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
@@ -69,10 +84,14 @@ impl Condvar {
     }
 
     pub(crate) fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.condvar.notify_one();
+        }
     }
 
     pub(crate) fn notify_all(&self) {
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.condvar.notify_all();
+        }
     }
 }
