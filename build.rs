@@ -26,15 +26,22 @@ const SECTIONS: &[Section] = &[
         "where memory comes from: this process, another one, another machine",
         &["mapper"],
     ),
+    Section("Events", "what a manager tells its host of", &["events"]),
     Section(
         "Manager",
         "allocate, finalize, deallocate: memory for link graphs",
-        &["options", "request", "manager", "write_scope"],
+        &[
+            "options",
+            "request",
+            "manager",
+            "allocation_request",
+            "write_scope",
+        ],
     ),
     Section(
         "Statistics",
         "figures of a manager, and what lies where",
-        &["stats"],
+        &["stats", "usage"],
     ),
     Section(
         "Transports",
@@ -73,7 +80,8 @@ fn header(root: &Path) -> Result<String> {
     let mut declarations = String::new();
     for (index, Section(title, about, sources)) in SECTIONS.iter().enumerate() {
         let number = index + 1;
-        writeln!(contents, " *   {number}. {title:<15} {about}")?;
+        let place = format!("{number}.");
+        writeln!(contents, " *   {place:<4}{title:<15} {about}")?;
         write!(
             declarations,
             "/* ==== {number}. {title}: {about} ==== */\n\n"

@@ -371,6 +371,70 @@ static void looking(void **state) {
   OK(jitmem_manager_layout(manager, ignore_item, NULL, error));
 }
 
+static void ignore_allocation(void *ctx, const jitmem_allocation *allocation) {
+  (void)ctx, (void)allocation;
+}
+
+static void ignore_usage(void *ctx, const jitmem_usage *usage) { (void)ctx, (void)usage; }
+
+static void requesting(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  const jitmem_segment one = segment(16, 0, RW);
+  jitmem_allocation_request request = {
+      .struct_size = sizeof request, .segments = &one, .segment_count = 1};
+  jitmem_segment_memory memory;
+  memset(&memory, UNTOUCHED, sizeof memory);
+  uint64_t allocation = UNTOUCHED;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_request(NULL, &request, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_allocation_request is NULL",
+          jitmem_manager_request(manager, NULL, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "memory is NULL",
+          jitmem_manager_request(manager, &request, NULL, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "allocation is NULL",
+          jitmem_manager_request(manager, &request, &memory, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_try_request(NULL, &request, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_allocation_request is NULL",
+          jitmem_manager_try_request(manager, NULL, &memory, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "memory is NULL",
+          jitmem_manager_try_request(manager, &request, NULL, &allocation, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "allocation is NULL",
+          jitmem_manager_try_request(manager, &request, &memory, NULL, error));
+  REFUSED_ASYNC("jitmem_manager is NULL",
+                jitmem_manager_request_async(NULL, &request, count_allocated, ctx, destroy, error));
+  REFUSED_ASYNC("jitmem_allocation_request is NULL",
+                jitmem_manager_request_async(manager, NULL, count_allocated, ctx, destroy, error));
+  REFUSED_ASYNC("fn is NULL",
+                jitmem_manager_request_async(manager, &request, NULL, ctx, destroy, error));
+  request.segments = NULL;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "segments is NULL",
+          jitmem_manager_request(manager, &request, &memory, &allocation, error));
+  assert_int_equal(allocation, UNTOUCHED);
+  assert_true(all_bytes_are((uint8_t *)&memory, sizeof memory, UNTOUCHED));
+  assert_int_equal(stats_of(manager).in_flight, 0);
+  request.segment_count = 0;
+  OK(jitmem_manager_request(manager, &request, NULL, &allocation, error));
+  OK(jitmem_manager_abandon(manager, allocation, error));
+}
+
+static void describing(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  jitmem_usage usage = {.struct_size = sizeof usage};
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_describe(NULL, 1, ignore_allocation, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "see is NULL",
+          jitmem_manager_describe(manager, 1, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_usage(NULL, JITMEM_USAGE_BY_TAG, 1, &usage, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "usage is NULL",
+          jitmem_manager_usage(manager, JITMEM_USAGE_BY_TAG, 1, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_all_usage(NULL, JITMEM_USAGE_BY_TAG, ignore_usage, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "see is NULL",
+          jitmem_manager_all_usage(manager, JITMEM_USAGE_BY_TAG, NULL, NULL, error));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(errors),
@@ -388,6 +452,8 @@ int main(void) {
       EVERYWHERE(abandoning),
       EVERYWHERE(deallocating),
       EVERYWHERE(looking),
+      EVERYWHERE(requesting),
+      EVERYWHERE(describing),
   };
   return at_rest(cmocka_run_group_tests_name("NULL", tests, NULL, NULL));
 }

@@ -35,15 +35,16 @@
  *
  * Contents
  *
- *   1. Versions        which jitmem was compiled against, and which runs
- *   2. Handles         what the library hands out
- *   3. Errors          what a call came to, and why
- *   4. Mappers         where memory comes from: this process, another one, another machine
- *   5. Manager         allocate, finalize, deallocate: memory for link graphs
- *   6. Statistics      figures of a manager, and what lies where
- *   7. Transports      ways to call functions in an executor
- *   8. Executor        the other side: to be the process that runs linked code
- *   9. Custom mappers  memory that the host itself provides
+ *   1.  Versions        which jitmem was compiled against, and which runs
+ *   2.  Handles         what the library hands out
+ *   3.  Errors          what a call came to, and why
+ *   4.  Mappers         where memory comes from: this process, another one, another machine
+ *   5.  Events          what a manager tells its host of
+ *   6.  Manager         allocate, finalize, deallocate: memory for link graphs
+ *   7.  Statistics      figures of a manager, and what lies where
+ *   8.  Transports      ways to call functions in an executor
+ *   9.  Executor        the other side: to be the process that runs linked code
+ *   10. Custom mappers  memory that the host itself provides
  *
  * What holds for all functions
  *
@@ -355,7 +356,145 @@ jitmem_status jitmem_mapper_llvm_simple(const struct jitmem_transport *transport
 /// `mapper` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_mapper_free(struct jitmem_mapper *mapper);
 
-/* ==== 5. Manager: allocate, finalize, deallocate: memory for link graphs ==== */
+/* ==== 5. Events: what a manager tells its host of ==== */
+
+/// Memory of one segment of a jitmem_allocation.
+typedef struct jitmem_allocation_segment {
+  /// First executor address.
+  uint64_t address;
+  /// Bytes, content and zero-fill.
+  uint64_t size;
+  /// Its place in the request.
+  uint32_t index;
+  /// Bits of jitmem_protection.
+  uint32_t protection;
+  /// One of jitmem_lifetime.
+  uint32_t lifetime;
+  /// 0: for fields of later versions.
+  uint32_t reserved[5];
+} jitmem_allocation_segment;
+
+/// What a manager knows of an allocation. All that it points to is valid for as long as it is itself.
+typedef struct jitmem_allocation {
+  /// sizeof(jitmem_allocation) in this library.
+  size_t struct_size;
+  /// Its handle.
+  uint64_t allocation;
+  /// The JITDylib that it was allocated for; 0: none.
+  uint64_t dylib;
+  /// The host's tag; 0: none.
+  uint64_t tag;
+  /// Its name; NULL: none.
+  const char *name;
+  /// The name of its JITDylib; NULL: none.
+  const char *dylib_name;
+  /// Its segments, without those that have no memory: in JITMEM_EVENT_FINALIZED, _DEALLOCATED
+  /// without those of finalize lifetime, which have served.
+  const struct jitmem_allocation_segment *segments;
+  /// How many there are.
+  size_t segment_count;
+} jitmem_allocation;
+
+/// What a jitmem_event tells of.
+JITMEM_ENUM(jitmem_event_kind) {
+  /// Address space for a window was reserved.
+  JITMEM_EVENT_WINDOW_RESERVED = 1,
+  /// A window is being given back, with all that is in it.
+  JITMEM_EVENT_WINDOW_RELEASED = 2,
+  /// A chunk of a window has memory now.
+  JITMEM_EVENT_CHUNK_MADE = 3,
+  /// The memory of a chunk was given back; its addresses are free for another chunk.
+  JITMEM_EVENT_CHUNK_RECLAIMED = 4,
+  /// Memory was allocated; its content is still to be written.
+  JITMEM_EVENT_ALLOCATED = 5,
+  /// Content is in place and finalize actions have run; the answer is still to be given.
+  JITMEM_EVENT_FINALIZED = 6,
+  /// A finalized allocation is being deallocated: its deallocation actions are still to be run,
+  /// and its memory is still its own.
+  JITMEM_EVENT_DEALLOCATED = 7,
+  /// An allocation goes that was not finalized: it was abandoned, or its finalize failed.
+  JITMEM_EVENT_ABANDONED = 8,
+  /// This process has forked; told in the thread that did.
+  JITMEM_EVENT_FORKED_PARENT = 9,
+  /// This process is the child of a fork, with a copy of all that the parent has. It has one
+  /// thread, in which this is told before `fork` returns.
+  JITMEM_EVENT_FORKED_CHILD = 10,
+};
+
+/// Something that happened in a manager.
+typedef struct jitmem_event {
+  /// sizeof(jitmem_event) in this library.
+  size_t struct_size;
+  /// Grows by one with each event of a manager, from 1 on.
+  uint64_t sequence;
+  /// Nanoseconds of CLOCK_MONOTONIC when it happened; 0 unless jitmem_observer.times is 1.
+  uint64_t time;
+  /// One of jitmem_event_kind.
+  uint32_t kind;
+  /// Bits of jitmem_protection for a chunk; else 0.
+  uint32_t protection;
+  /// First executor address of a window or chunk; else 0.
+  uint64_t address;
+  /// Bytes of a window or chunk; else 0.
+  uint64_t size;
+  /// The allocation; NULL for windows, chunks and forks.
+  const struct jitmem_allocation *allocation;
+} jitmem_event;
+
+/// Learns of an event, which is valid during the call.
+typedef void (*jitmem_event_fn)(void *ctx, const struct jitmem_event *event);
+
+/// Who is told of a manager's events. Set struct_size to sizeof(jitmem_observer).
+///
+/// `fn` runs as often as something happens, in any thread and in several at a time, without a lock
+/// of the library's: it may call any function but jitmem_manager_free of this manager. Before a
+/// finalize, allocate, abandon or deallocate is answered: in the thread that waits for the answer, or else
+/// where the callback with the answer runs, before that. What an executor's answer leads to besides (windows,
+/// chunks) is told where callbacks run too, perhaps later than what follows; `sequence` has the
+/// order in which things happened.
+///
+/// An allocation's events come in its order. JITMEM_EVENT_FINALIZED comes when its content can be
+/// read and run, JITMEM_EVENT_DEALLOCATED before its deallocation actions run, and so before its
+/// addresses can be another allocation's; a finalize that failed is told with its answer, when the
+/// addresses may be used again. A manager that is freed tells of what is left as deallocated, last to
+/// first, or abandoned, and then of its windows as released, before any of it happens; after the last
+/// event `destroy` runs. Forks are told in both processes, where fork handlers run. A manager over LLVM's memory manager service has no windows and chunks to tell of.
+typedef struct jitmem_observer {
+  /// sizeof(jitmem_observer).
+  size_t struct_size;
+  /// Called with ctx for each event.
+  jitmem_event_fn fn;
+  /// The host's own.
+  void *ctx;
+  /// Frees ctx after the last event, or if the manager can't be made; may be NULL. It does not run
+  /// where struct_size is wrong.
+  jitmem_destroy_fn destroy;
+  /// 1: events have the time, which costs a look at the clock.
+  uint32_t times;
+  /// 0.
+  uint32_t reserved;
+} jitmem_observer;
+
+/// Sees what is known of an allocation; it is valid during the call.
+typedef void (*jitmem_allocation_fn)(void *ctx, const struct jitmem_allocation *allocation);
+
+/// Calls `see` in this thread with what is known of a live allocation: the tag and the names that it
+/// was allocated with, its JITDylib, and its segments, those of finalize lifetime included. No lock
+/// is held meanwhile. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL; JITMEM_INVALID_HANDLE if it is not live in this manager, or if it
+/// has neither tag nor name and the manager has neither an observer nor the option `usage`.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `see` may be called with `ctx`; `error` is NULL or
+/// a place for a pointer.
+jitmem_status jitmem_manager_describe(const struct jitmem_manager *manager,
+                                      uint64_t allocation,
+                                      jitmem_allocation_fn see,
+                                      void *ctx,
+                                      struct jitmem_error **error);
+
+/* ==== 6. Manager: allocate, finalize, deallocate: memory for link graphs ==== */
 
 /// Bits of a segment's protection. Writable and executable together is refused.
 JITMEM_ENUM(jitmem_protection) {
@@ -421,6 +560,14 @@ typedef struct jitmem_manager_options {
   const uint64_t *addresses;
   /// Number of them; `address` counts as well then, unless it is 0.
   size_t address_count;
+  /// Who is told of what comes and goes; read during the call. NULL: no one. Costs the manager a
+  /// table of its allocations.
+  const struct jitmem_observer *observer;
+  /// 1: count how much each JITDylib and each tag has, for jitmem_manager_usage. Costs the same
+  /// table.
+  uint32_t usage;
+  /// 0.
+  uint32_t reserved2;
 } jitmem_manager_options;
 
 /// One segment of a request.
@@ -695,6 +842,64 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               jitmem_destroy_fn destroy,
                                               struct jitmem_error **error);
 
+/// A request for memory that says more than the arguments of jitmem_manager_allocate. Set struct_size
+/// to sizeof(jitmem_allocation_request) and the rest to zero for the defaults.
+typedef struct jitmem_allocation_request {
+  /// sizeof(jitmem_allocation_request).
+  size_t struct_size;
+  /// The segments of one graph; may be NULL if segment_count is 0.
+  const struct jitmem_segment *segments;
+  /// How many there are.
+  size_t segment_count;
+  /// The graph's JITDylib, as for jitmem_manager_allocate; 0: none.
+  uint64_t dylib;
+  /// A number that means something to the host, for its events, errors and usage. 0: none.
+  uint64_t tag;
+  /// A name, for instance that of the graph or function: UTF-8, at most 4,096 bytes, copied. NULL:
+  /// none.
+  const char *name;
+  /// The name of the JITDylib, likewise.
+  const char *dylib_name;
+} jitmem_allocation_request;
+
+/// jitmem_manager_allocate for an allocation with a tag or a name. The manager keeps a copy of them for as
+/// long as the allocation is there, in a table that it would not have otherwise; errors about the
+/// allocation show them, and events and jitmem_manager_describe have them.
+///
+/// Errors: as jitmem_manager_allocate; JITMEM_INVALID_ARGUMENT for names that are too long or not UTF-8.
+///
+/// Requires:
+/// As jitmem_manager_allocate; `request` is NULL or points to a struct of the size that it says, and its names
+/// are NULL or NUL-terminated.
+jitmem_status jitmem_manager_request(const struct jitmem_manager *manager,
+                                     const struct jitmem_allocation_request *request,
+                                     struct jitmem_segment_memory *memory,
+                                     uint64_t *allocation,
+                                     struct jitmem_error **error);
+
+/// jitmem_manager_request without waiting: `fn` receives the allocation. `request` is read during this
+/// call only.
+///
+/// Requires:
+/// As jitmem_manager_request; `fn` and `destroy` may be called with `ctx`, from any thread.
+jitmem_status jitmem_manager_request_async(const struct jitmem_manager *manager,
+                                           const struct jitmem_allocation_request *request,
+                                           jitmem_allocated_fn fn,
+                                           void *ctx,
+                                           jitmem_destroy_fn destroy,
+                                           struct jitmem_error **error);
+
+/// jitmem_manager_request where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
+/// where it does: nothing is done then, and jitmem_manager_request_async will do it.
+///
+/// Requires:
+/// As jitmem_manager_request.
+jitmem_status jitmem_manager_try_request(const struct jitmem_manager *manager,
+                                         const struct jitmem_allocation_request *request,
+                                         struct jitmem_segment_memory *memory,
+                                         uint64_t *allocation,
+                                         struct jitmem_error **error);
+
 /// Opens a finalized allocation for writing, by jitmem_write_scope_store and _pointer.
 ///
 /// On success `*scope` is the new scope, to be ended with jitmem_write_scope_end. It keeps the manager's
@@ -761,7 +966,7 @@ jitmem_status jitmem_write_scope_pointer(const struct jitmem_write_scope *scope,
 jitmem_status jitmem_write_scope_end(struct jitmem_write_scope *scope,
                                      struct jitmem_error **error);
 
-/* ==== 6. Statistics: figures of a manager, and what lies where ==== */
+/* ==== 7. Statistics: figures of a manager, and what lies where ==== */
 
 /// Which mapper a manager uses.
 JITMEM_ENUM(jitmem_mapper_kind) {
@@ -906,7 +1111,70 @@ jitmem_status jitmem_manager_layout(const struct jitmem_manager *manager,
                                     void *ctx,
                                     struct jitmem_error **error);
 
-/* ==== 7. Transports: ways to call functions in an executor ==== */
+/// What usage is counted by.
+JITMEM_ENUM(jitmem_usage_by) {
+  /// The JITDylib; 0 for what has none.
+  JITMEM_USAGE_BY_DYLIB = 0,
+  /// The host's tag; 0 for what has none.
+  JITMEM_USAGE_BY_TAG = 1,
+};
+
+/// What the allocations of one JITDylib, or with one tag, have at one moment. Sizes in bytes as
+/// asked for, without rounding. Set struct_size to sizeof(jitmem_usage) before jitmem_manager_usage.
+typedef struct jitmem_usage {
+  /// sizeof(jitmem_usage); afterwards the bytes that this library filled in.
+  size_t struct_size;
+  /// The JITDylib or the tag.
+  uint64_t key;
+  /// Everything: the sum of the next three.
+  uint64_t live;
+  /// Executable segments.
+  uint64_t code;
+  /// Segments that can only be read.
+  uint64_t constants;
+  /// Writable segments.
+  uint64_t data;
+  /// Allocations that are not finalized.
+  uint64_t in_flight;
+  /// Allocations that are finalized.
+  uint64_t finalized;
+  /// From jitmem_manager_all_usage the name of the JITDylib, valid during the call; else NULL.
+  const char *name;
+} jitmem_usage;
+
+/// Fills `usage` for one JITDylib or tag, `key`; all zero if it has nothing. `by` is one of
+/// jitmem_usage_by. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, an unknown `by` or a wrong struct_size;
+/// JITMEM_UNSUPPORTED if the manager was made without the option `usage`.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `usage` is NULL or has `struct_size` bytes;
+/// `error` is NULL or a place for a pointer.
+jitmem_status jitmem_manager_usage(const struct jitmem_manager *manager,
+                                   uint32_t by,
+                                   uint64_t key,
+                                   struct jitmem_usage *usage,
+                                   struct jitmem_error **error);
+
+/// Sees what one JITDylib or tag has; it is valid during the call.
+typedef void (*jitmem_usage_fn)(void *ctx, const struct jitmem_usage *usage);
+
+/// Calls `see` in this thread for each JITDylib, or each tag, that has anything, in the order of
+/// their numbers. A picture of one moment; no lock is held during the calls. Thread-safe.
+///
+/// Errors: as jitmem_manager_usage.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `see` may be called with `ctx`; `error` is NULL
+/// or a place for a pointer.
+jitmem_status jitmem_manager_all_usage(const struct jitmem_manager *manager,
+                                       uint32_t by,
+                                       jitmem_usage_fn see,
+                                       void *ctx,
+                                       struct jitmem_error **error);
+
+/* ==== 8. Transports: ways to call functions in an executor ==== */
 
 /// Names one call of a custom transport, which it answers with jitmem_transport_answer.
 typedef uint64_t jitmem_call;
@@ -1041,7 +1309,7 @@ jitmem_status jitmem_transport_symbol(const struct jitmem_transport *transport,
 /// `transport` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_transport_free(struct jitmem_transport *transport);
 
-/* ==== 8. Executor: the other side: to be the process that runs linked code ==== */
+/* ==== 9. Executor: the other side: to be the process that runs linked code ==== */
 
 /// What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
 /// byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
@@ -1149,7 +1417,7 @@ jitmem_status jitmem_executor_serve(int in_fd,
                                     const struct jitmem_serve_options *options,
                                     struct jitmem_error **error);
 
-/* ==== 9. Custom mappers: memory that the host itself provides ==== */
+/* ==== 10. Custom mappers: memory that the host itself provides ==== */
 
 /// How content gets into the executor.
 JITMEM_ENUM(jitmem_content) {

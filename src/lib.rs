@@ -172,8 +172,9 @@ pub use completion::Completion;
 pub use error::{Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
 pub use manager::{
-    AllocationHandle, Dylib, GrowthPolicy, InFlight, LayoutItem, LayoutKind, Manager, Options,
-    Segment, Stats, WriteScope,
+    AllocatedSegment, Allocation, AllocationHandle, Dylib, Event, EventKind, GrowthPolicy,
+    InFlight, Label, LayoutItem, LayoutKind, Manager, Observer, Options, Segment, Stats, Usage,
+    UsageBy, WriteScope,
 };
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;

@@ -31,6 +31,27 @@ pub(super) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
         .map_err(|_| invalid_argument(format!("{name} is not UTF-8")))
 }
 
+/// [`text`] of at most `most` bytes; no more of it is read.
+///
+/// # Safety
+/// As [`text`].
+pub(super) unsafe fn short_text<'a>(
+    pointer: *const c_char,
+    most: usize,
+    name: &str,
+) -> Result<&'a str> {
+    required(pointer, name)?;
+    // SAFETY: the caller says that it is a string.
+    let size = unsafe { libc::strnlen(pointer, most + 1) };
+    if size > most {
+        return Err(invalid_argument(format!(
+            "{name} has more than {most} bytes"
+        )));
+    }
+    // SAFETY: a NUL follows these bytes.
+    unsafe { text(pointer, name) }
+}
+
 /// [`text`] that may be NULL.
 ///
 /// # Safety

@@ -10,7 +10,7 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::manager::{Allocated, Manager};
+use crate::manager::{Allocated, Manager, Request};
 use smallvec::SmallVec;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,7 @@ fn c_string(text: &str) -> CString {
 
 impl jitmem_manager {
     fn new(manager: Manager) -> jitmem_manager {
+        let manager = manager.announced();
         let stats = manager.stats();
         jitmem_manager {
             mapper_name: c_string(stats.mapper_name),
@@ -65,7 +66,7 @@ impl jitmem_manager {
 }
 
 /// The answer of a call that declines to wait. No text is made: it happens often.
-fn now<T>(answer: Option<Result<T>>) -> Result<T> {
+pub(super) fn now<T>(answer: Option<Result<T>>) -> Result<T> {
     answer.unwrap_or_else(|| Err(Error::new(Status::WouldBlock, String::new())))
 }
 
@@ -171,9 +172,9 @@ pub unsafe extern "C" fn jitmem_manager_create(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: as the caller says.
-        let mapper = unsafe { handle::get(mapper) }?;
-        // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
+        // SAFETY: as the caller says.
+        let mapper = unsafe { handle::get(mapper) }?;
         let make = || wait(|done| Manager::create(&mapper.0, options, done));
         // SAFETY: as the caller says.
         unsafe { handle::give_to(manager, || make().map(jitmem_manager::new)) }
@@ -198,9 +199,9 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
     let context = Context::new(ctx, destroy);
     let body = || {
         // SAFETY: as the caller says.
-        let mapper = unsafe { handle::get(mapper) }?;
-        // SAFETY: as the caller says.
         let options = unsafe { options::chosen(options) }?;
+        // SAFETY: as the caller says.
+        let mapper = unsafe { handle::get(mapper) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::for_host(move |answer: Result<Manager>| {
             let (manager, error) = match answer {
@@ -251,7 +252,7 @@ pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
 ///
 /// # Safety
 /// `memory` is NULL or has `count` entries; `allocation` is NULL or a place for a handle.
-unsafe fn answer(
+pub(super) unsafe fn answer(
     count: usize,
     memory: *mut jitmem_segment_memory,
     allocation: *mut u64,
@@ -336,11 +337,28 @@ pub unsafe extern "C" fn jitmem_manager_allocate_async(
     destroy: jitmem_destroy_fn,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
+    let check = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        unsafe { request::request(manager, segments, count, dylib) }
+    };
+    // SAFETY: as the caller says.
+    unsafe { allocate_async(manager, check, (r#fn, ctx, destroy), error) }
+}
+
+/// Allocates what `check` makes of the arguments; the callback receives the allocation.
+///
+/// # Safety
+/// As [`with_manager`]; both functions may be called with the context, from any thread.
+pub(super) unsafe fn allocate_async(
+    manager: *const jitmem_manager,
+    check: impl FnOnce(&Manager) -> Result<Request>,
+    (callback, ctx, destroy): (jitmem_allocated_fn, *mut c_void, jitmem_destroy_fn),
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
     let context = Context::new(ctx, destroy);
     let accept = |manager: &Manager| {
-        // SAFETY: as the caller says.
-        let request = unsafe { request::request(manager, segments, count, dylib) }?;
-        let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
+        let request = check(manager)?;
+        let callback = callback.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::for_host(move |answer: Result<Allocated>| match answer {
             Ok(Allocated { handle, segments }) => {
                 let memory: SmallVec<[_; 4]> =
@@ -461,7 +479,8 @@ pub unsafe extern "C" fn jitmem_manager_finalize(
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
         let actions = unsafe { request::actions(actions, count) }?;
-        wait(|done| manager.core().finalize(allocation, actions, done)).map(drop)
+        let answer = manager.core().finalize_and_wait(allocation, actions);
+        answer.map(drop)
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }

@@ -2,8 +2,10 @@
 //! The C API: one file per C type, no logic.
 //! What holds for all functions stands in `jitmem.h.in`, from which `build.rs` makes the header.
 
+mod allocation_request;
 mod callback;
 mod custom;
+mod events;
 mod executor;
 mod guard;
 mod handle;
@@ -17,5 +19,6 @@ mod service;
 mod stats;
 mod status;
 mod transport;
+mod usage;
 mod version;
 mod write_scope;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! `jitmem_manager_options` and the enumerations that go with segments and managers.
 
+use super::events::{self, jitmem_observer};
 use super::input;
 use crate::error::{Result, invalid_argument};
 use crate::manager::{GrowthPolicy, Options};
@@ -87,6 +88,14 @@ pub struct jitmem_manager_options {
     pub addresses: *const u64,
     /// Number of them; `address` counts as well then, unless it is 0.
     pub address_count: usize,
+    /// Who is told of what comes and goes; read during the call. NULL: no one. Costs the manager a
+    /// table of its allocations.
+    pub observer: *const jitmem_observer,
+    /// 1: count how much each JITDylib and each tag has, for jitmem_manager_usage. Costs the same
+    /// table.
+    pub usage: u32,
+    /// 0.
+    pub reserved2: u32,
 }
 
 const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
@@ -95,7 +104,7 @@ const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size that it says, whose `addresses` are NULL or an
-/// array of `address_count`.
+/// array of `address_count`; its observer is as [`events::observer`] wants it.
 pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Options> {
     let mut chosen = Options::default();
     if options.is_null() {
@@ -103,6 +112,9 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     }
     // SAFETY: plain numbers; the caller vouches for the size.
     let given = unsafe { input::versioned(options, OPTIONS_LEAST, "jitmem_manager_options") }?;
+    // First, so that its context is destroyed if the rest is refused.
+    // SAFETY: as the caller says.
+    chosen.observer = unsafe { events::observer(given.observer) }?;
     if given.window_size != 0 {
         chosen.window_size = given.window_size;
     }
@@ -148,7 +160,8 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     };
     chosen.quota = (given.quota != 0).then_some(given.quota);
     chosen.commit = input::flag(given.commit, "commit")?;
-    if given.reserved != 0 {
+    chosen.usage = input::flag(given.usage, "usage")?;
+    if given.reserved != 0 || given.reserved2 != 0 {
         return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
     }
     Ok(chosen)

@@ -8,7 +8,7 @@ use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::mapper::Reserved;
+use crate::mapper::{Chunk, Reserved};
 use crate::memory::placement::Placement;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -77,7 +77,7 @@ impl Flow<Windows> {
         let least = self.space.lock().memory.least_window(&request);
         let reserved = Completion::with_delivery(move |answer: Result<Reserved>, delivery| {
             let reserved = answer.and_then(|reserved| flow.in_reach(reserved));
-            let opened = flow.opened(reserved, least);
+            let opened = flow.opened(reserved, least, delivery);
             match opened {
                 Ok(()) => {
                     let flow = Arc::clone(&flow);
@@ -107,7 +107,12 @@ impl Flow<Windows> {
     }
 
     /// Takes a new window in, if it is of use.
-    fn opened(&self, answer: Result<Reserved>, least: u64) -> Result<()> {
+    fn opened(&self, answer: Result<Reserved>, least: u64, delivery: &mut Delivery) -> Result<()> {
+        if let Ok(reserved) = &answer {
+            if reserved.range.size() >= least {
+                self.tracking.window_reserved(reserved.range, delivery);
+            }
+        }
         let useless = {
             let mut space = self.space.lock();
             space.memory.changes -= 1;
@@ -133,6 +138,11 @@ impl Flow<Windows> {
         let inside = self.enter_mapper();
         let answer = self.mapper.prepare(growth.chunk);
         drop(inside);
+        // Before any allocation can lie in it.
+        if answer.is_ok() {
+            let Chunk { range, group, .. } = growth.chunk;
+            self.tracking.chunk_made(range, group, delivery);
+        }
         let answer = {
             let memory = &mut self.space.lock().memory;
             match answer {
@@ -175,6 +185,10 @@ impl Flow<Windows> {
             if answer.is_err() && detached.group.protection.executable() {
                 detached.chunk.fill_with_traps();
                 self.flush_here(detached.range);
+            }
+            if answer.is_ok() {
+                let tracking = &flow.tracking;
+                tracking.chunk_reclaimed(detached.range, detached.group, delivery);
             }
             let memory = &mut flow.space.lock().memory;
             match answer {

@@ -3,9 +3,12 @@
 //! completions.
 
 use super::flow::{Flow, child_without_handlers};
+use super::label::Label;
 use super::reservations::Reservations;
+use super::tracking::{Pending, Tracking, named};
 use super::windows::Windows;
 use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
+use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::Result;
 use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
@@ -54,15 +57,16 @@ impl Core {
                 }));
             }
             MapperInterface::Windows(mapper) => {
+                let (size, placement) = (options.window_size, options.placement);
                 let memory = Windows::new(mapper.capabilities(), &options);
                 let flow = Flow::new(Arc::clone(&mapper), memory, options);
                 let reserved = done.map(move |answer: Result<Reserved>| {
                     let reserved = flow.in_reach(answer?)?;
+                    flow.tracking.first_window(reserved.range);
                     flow.space.lock().memory.add(reserved);
                     let core = Core(Division::Windows(flow));
                     Ok(Manager { core })
                 });
-                let (size, placement) = (options.window_size, options.placement);
                 mapper.reserve(size, least_window, placement, reserved);
             }
         }
@@ -70,6 +74,21 @@ impl Core {
 
     pub(super) fn check_process(&self) -> Result<()> {
         either!(self, flow => flow.check_process())
+    }
+
+    pub(super) fn tracking(&self) -> &Arc<Tracking> {
+        either!(self, flow => &flow.tracking)
+    }
+
+    /// Gives a request a label for the JITDylib that it has, and its refusal the name.
+    pub(crate) fn labelled(&self, request: Result<Request>, label: Label) -> Result<Request> {
+        match request {
+            Ok(request) => request.labelled(label).or_else(
+                |error| either!(self, flow => flow.counted(Err(error.context("allocate")))),
+            ),
+            Err(error) if label.is_plain() => Err(error),
+            Err(error) => Err(error.context(label)),
+        }
     }
 
     pub(super) fn mapper(&self) -> &Capabilities {
@@ -92,49 +111,110 @@ impl Core {
 
     /// Allocates what was requested.
     pub(crate) fn allocate(&self, request: Request, done: Completion<Allocated>) {
+        if !self.tracking().wants(&request) {
+            return either!(self, flow => flow.allocate(request, done));
+        }
+        let done = match self.begin(&request) {
+            Ok(pending) => Completion::with_delivery(move |answer, delivery| {
+                done.complete_with(pending.answered(answer, delivery), delivery);
+            }),
+            Err(error) => return done.complete(Err(error)),
+        };
         either!(self, flow => flow.allocate(request, done));
     }
 
     /// [`Core::allocate`] for a caller that waits for the answer.
     pub(crate) fn allocate_and_wait(&self, request: Request) -> Result<Allocated> {
-        match &self.0 {
+        let pending = match self.tracking().wants(&request) {
+            true => Some(self.begin(&request)?),
+            false => None,
+        };
+        let answer = match &self.0 {
             Division::Windows(flow) if flow.is_inside_mapper() => {
                 flow.allocate_inside_mapper(&request)
             }
-            _ => wait(|done| self.allocate(request, done)),
+            _ => wait(|done| either!(self, flow => flow.allocate(request, done))),
+        };
+        match pending {
+            Some(pending) => pending.answered(answer, &mut Delivery::Inline),
+            None => answer,
         }
     }
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
-        match &self.0 {
-            Division::Windows(flow) => flow.try_allocate(request),
-            Division::Reservations(_) => None,
+        let Division::Windows(flow) = &self.0 else {
+            return None;
+        };
+        if !flow.tracking.wants(request) {
+            return flow.try_allocate(request);
         }
+        match self.begin(request) {
+            Ok(pending) => {
+                let answer = flow.try_allocate(request)?;
+                Some(pending.answered(answer, &mut Delivery::Inline))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    }
+
+    fn begin(&self, request: &Request) -> Result<Pending> {
+        either!(self, flow => flow.counted(flow.tracking.begin(request)))
     }
 
     /// Makes the content visible in the executor and runs the finalize actions. On failure the
     /// memory is free again.
     pub(crate) fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
-        either!(self, flow => flow.finalize(handle, actions, done));
+        if !self.tracking().is_active() {
+            return either!(self, flow => flow.finalize(handle, actions, done));
+        }
+        let tracking = Arc::clone(self.tracking());
+        let allocation = tracking.find(handle);
+        let told = Completion::with_delivery(move |answer: Result<u64>, delivery| {
+            if answer.is_ok() {
+                tracking.finalized(handle, delivery);
+            }
+            drop(tracking);
+            done.complete_with(named(allocation.as_ref(), answer), delivery);
+        });
+        either!(self, flow => flow.finalize(handle, actions, told));
+    }
+
+    /// [`Core::finalize`] for a caller that waits for the answer.
+    pub(crate) fn finalize_and_wait(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
+        let allocation = self.tracking().find(handle);
+        let answer = wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
+        if answer.is_ok() {
+            self.tracking().finalized(handle, &mut Delivery::Inline);
+        }
+        named(allocation.as_ref(), answer)
     }
 
     /// [`Core::finalize`] without actions if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
-        match &self.0 {
-            Division::Windows(flow) => flow.try_finalize(handle),
-            Division::Reservations(_) => None,
+        let Division::Windows(flow) = &self.0 else {
+            return None;
+        };
+        let answer = flow.try_finalize(handle)?;
+        if !flow.tracking.is_active() {
+            return Some(answer);
         }
+        if answer.is_ok() {
+            flow.tracking.finalized(handle, &mut Delivery::Inline);
+        }
+        Some(self.named(handle, answer))
     }
 
     /// Gives up an allocation that was not finalized.
     pub(crate) fn abandon(&self, handle: u64, done: Completion<()>) {
+        let done = self.naming(&[handle], done);
         either!(self, flow => flow.abandon(handle, done));
     }
 
     /// Runs the deallocation actions of finalized allocations, last to first, and frees them.
     /// Nothing is done if any handle is wrong.
     pub(crate) fn deallocate(&self, handles: &[u64], done: Completion<()>) {
+        let done = self.naming(handles, done);
         either!(self, flow => flow.deallocate(handles, done));
     }
 
@@ -157,9 +237,32 @@ impl Core {
 
     /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
     pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
-        match &self.0 {
-            Division::Windows(flow) => flow.try_deallocate(handles),
-            Division::Reservations(_) => None,
+        let Division::Windows(flow) = &self.0 else {
+            return None;
+        };
+        let answer = flow.try_deallocate(handles)?;
+        match handles {
+            [one] => Some(self.named(*one, answer)),
+            _ => Some(answer),
+        }
+    }
+
+    /// Says in an error which allocation it is about.
+    fn named<T>(&self, handle: u64, answer: Result<T>) -> Result<T> {
+        match &answer {
+            Ok(_) => answer,
+            Err(_) => named(self.tracking().find(handle).as_ref(), answer),
+        }
+    }
+
+    /// The same for an answer that is still to come, if it is about one allocation.
+    fn naming(&self, handles: &[u64], done: Completion<()>) -> Completion<()> {
+        match handles {
+            [one] => match self.tracking().find(*one) {
+                Some(allocation) => done.map(move |answer| named(Some(&allocation), answer)),
+                None => done,
+            },
+            _ => done,
         }
     }
 
@@ -171,7 +274,8 @@ impl Core {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        either!(self, flow => flow.write(handle, segment, offset, bytes))
+        let answer = either!(self, flow => flow.write(handle, segment, offset, bytes));
+        self.named(handle, answer)
     }
 
     pub(super) fn stats(&self) -> Stats {

@@ -34,6 +34,7 @@ impl Flow<Windows> {
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
         let delivery = &mut Delivery::Inline;
+        self.tracking.ended(&[handle], delivery);
         self.give_back(&[key], &freed, delivery);
         Arc::clone(&self.mapper).quiesce(done, delivery);
     }
@@ -50,6 +51,7 @@ impl Flow<Windows> {
         });
         match self.counted(taken) {
             Ok(true) => {
+                self.tracking.ended(handles, &mut Delivery::Inline);
                 self.give_back(&out.keys, &out.freed, &mut Delivery::Inline);
                 Some(Ok(()))
             }
@@ -73,6 +75,7 @@ impl Flow<Windows> {
             Ok(false) => return self.deallocate_after_scopes(handles, done),
             Err(error) => return self.failed(error, done, delivery),
         }
+        self.tracking.ended(handles, delivery);
         let Deallocated {
             keys,
             freed,
@@ -150,7 +153,10 @@ impl Flow<Reservations> {
             .check_process()
             .and_then(|()| self.space.lock().abandon(handle));
         match taken {
-            Ok((key, range, _buffers)) => self.release(&[key], vec![range], done),
+            Ok((key, range, _buffers)) => {
+                self.tracking.ended(&[handle], &mut Delivery::Inline);
+                self.release(&[key], vec![range], done);
+            }
             Err(error) => self.failed(error, done, &mut Delivery::Inline),
         }
     }
@@ -160,7 +166,10 @@ impl Flow<Reservations> {
             .check_process()
             .and_then(|()| self.space.lock().deallocate(handles));
         match taken {
-            Ok((keys, ranges)) => self.release(&keys, ranges, done),
+            Ok((keys, ranges)) => {
+                self.tracking.ended(handles, &mut Delivery::Inline);
+                self.release(&keys, ranges, done);
+            }
             Err(error) => self.failed(error, done, &mut Delivery::Inline),
         }
     }

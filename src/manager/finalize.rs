@@ -55,7 +55,10 @@ impl Flow<Windows> {
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer, delivery| match answer {
             Ok(teardown) => flow.finalized(key, handle, teardown, done, delivery),
-            Err(error) => flow.not_finalized(key, error, done, delivery),
+            Err(error) => {
+                flow.tracking.ended(&[handle], delivery);
+                flow.not_finalized(key, error, done, delivery);
+            }
         });
         Arc::clone(&self.mapper).initialize(segments, actions, initialized);
     }
@@ -131,6 +134,9 @@ impl Flow<Reservations> {
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
             let answer = flow.space.lock().finalized(key, answer);
+            if answer.is_err() {
+                flow.tracking.ended(&[handle], delivery);
+            }
             flow.answer_last(answer.map(|()| handle), done, delivery);
         });
         Arc::clone(&self.mapper).initialize(range, segments, actions, initialized);

@@ -7,6 +7,7 @@
 use super::Options;
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
+use super::tracking::Tracking;
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait_until};
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
@@ -22,6 +23,8 @@ pub(super) struct Flow<M: Memory> {
     pub(super) mapper: Arc<M::Mapper>,
     pub(super) options: Options,
     pub(super) space: AtForkMutex<Space<M>>,
+    /// What is known of allocations besides.
+    pub(super) tracking: Arc<Tracking>,
     /// Working memory of content that the mapper copies.
     pub(super) buffers: Arc<BufferPool>,
     /// The process that made the manager, if no other may use it.
@@ -58,6 +61,7 @@ impl<M: Memory> Flow<M> {
                 Space::new(memory, options.quota, random()),
                 |space, forked| space.memory.forked(forked),
             ),
+            tracking: Tracking::new(&options),
             mapper,
             options,
             buffers: Arc::default(),
@@ -176,6 +180,7 @@ impl<M: Memory> Drop for Flow<M> {
         if self.check_process().is_err() {
             return;
         }
+        self.tracking.end();
         let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
         match self.mapper.close_timeout() {
             // When the host has freed a manager, its actions are done and its memory is gone.

@@ -75,7 +75,8 @@ impl InFlight {
     pub fn finalize(self, actions: impl IntoIterator<Item = Action>) -> Result<AllocationHandle> {
         let actions = actions.into_iter().collect();
         let (core, handle) = self.hand_on();
-        wait(|done| core.finalize(handle, actions, done)).map(AllocationHandle)
+        core.finalize_and_wait(handle, actions)
+            .map(AllocationHandle)
     }
 
     /// [`InFlight::finalize`] without waiting.

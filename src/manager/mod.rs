@@ -11,9 +11,11 @@ mod chunks;
 mod core;
 mod deallocate;
 mod divide;
+mod events;
 mod finalize;
 mod flow;
 mod in_flight;
+mod label;
 mod piece;
 mod pool;
 mod records;
@@ -25,14 +27,20 @@ mod stats;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests;
+mod tracking;
+mod usage;
 mod window;
 mod windows;
 mod write_scope;
 
+pub use events::{AllocatedSegment, Allocation, Event, EventKind, Observer};
 pub use in_flight::InFlight;
+pub use label::Label;
+pub(crate) use label::{LONGEST_NAME, Name};
 pub(crate) use request::Request;
 pub use request::Segment;
 pub use stats::{LayoutItem, LayoutKind, Stats};
+pub use usage::{Usage, UsageBy};
 pub use write_scope::WriteScope;
 
 use crate::completion::{Completion, wait};
@@ -43,6 +51,7 @@ use crate::memory::writer::WorkingPointer;
 use core::Core;
 use smallvec::SmallVec;
 use std::fmt;
+use std::sync::Arc;
 
 /// What happens when the window is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,7 +64,7 @@ pub enum GrowthPolicy {
 }
 
 /// Choices of a host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Bytes of address space per window; at most 2 GiB less 2 MiB.
     pub window_size: u64,
@@ -67,6 +76,10 @@ pub struct Options {
     pub quota: Option<u64>,
     /// Take the pages of a chunk when it is made.
     pub commit: bool,
+    /// Who is told of what comes and goes. Costs the manager a table of its allocations.
+    pub observer: Option<Observer>,
+    /// Count how much each JITDylib and each tag has, for [`Manager::usage`]. Costs the same table.
+    pub usage: bool,
 }
 
 impl Default for Options {
@@ -77,6 +90,8 @@ impl Default for Options {
             growth: GrowthPolicy::Error,
             quota: None,
             commit: false,
+            observer: None,
+            usage: false,
         }
     }
 }
@@ -144,7 +159,7 @@ impl Manager {
     /// `InvalidArgument` for bad options; `OutOfMemory` where no address space is to be had;
     /// `Unsupported` for a placement that the mapper can't see to; what the mapper answers.
     pub fn new(mapper: &Mapper, options: Options) -> Result<Manager> {
-        wait(|done| Manager::create(mapper, options, done))
+        wait(|done| Manager::create(mapper, options, done)).map(Manager::announced)
     }
 
     /// [`Manager::new`] without waiting.
@@ -153,8 +168,15 @@ impl Manager {
         options: Options,
         callback: impl FnOnce(Result<Manager>) + Send + 'static,
     ) {
-        let done = Completion::for_host(callback);
-        Manager::create(mapper, options, done);
+        let callback = |answer: Result<Manager>| callback(answer.map(Manager::announced));
+        Manager::create(mapper, options, Completion::for_host(callback));
+    }
+
+    /// The same manager, of whose window its observer has been told: the last thing before a host
+    /// gets it.
+    pub(crate) fn announced(self) -> Manager {
+        self.core.tracking().created();
+        self
     }
 
     /// Reserves the first window, if the mapper divides any, and completes with the manager.
@@ -215,13 +237,15 @@ impl Manager {
     fn checked(
         &self,
         segments: impl IntoIterator<Item = Segment>,
-        dylib: Dylib,
+        label: impl Into<Label>,
     ) -> Result<Request> {
-        self.request(segments.into_iter().map(Ok), dylib.0)
+        let label = label.into();
+        let request = self.request(segments.into_iter().map(Ok), label.dylib().0);
+        self.core.labelled(request, label)
     }
 
     /// Allocates memory for the segments of one graph. Waits for the mapper where a window must be
-    /// reserved.
+    /// reserved. The label is a [`Dylib`], or says more.
     ///
     /// # Errors
     /// `InvalidArgument` for sizes that overflow; `WindowFull`; `QuotaExceeded`; `OutOfMemory`;
@@ -229,9 +253,9 @@ impl Manager {
     pub fn allocate(
         &self,
         segments: impl IntoIterator<Item = Segment>,
-        dylib: Dylib,
+        label: impl Into<Label>,
     ) -> Result<InFlight> {
-        let request = self.checked(segments, dylib)?;
+        let request = self.checked(segments, label)?;
         let allocated = self.core.allocate_and_wait(request)?;
         Ok(InFlight::new(&self.core, allocated))
     }
@@ -240,14 +264,14 @@ impl Manager {
     pub fn allocate_async(
         &self,
         segments: impl IntoIterator<Item = Segment>,
-        dylib: Dylib,
+        label: impl Into<Label>,
         callback: impl FnOnce(Result<InFlight>) + Send + 'static,
     ) {
         let core = self.core.clone();
         let callback = move |answer: Result<Allocated>| {
             callback(answer.map(|allocated| InFlight::new(&core, allocated)));
         };
-        match self.checked(segments, dylib) {
+        match self.checked(segments, label) {
             Ok(request) => self.core.allocate(request, Completion::for_host(callback)),
             Err(error) => callback(Err(error)),
         }
@@ -257,9 +281,9 @@ impl Manager {
     pub fn try_allocate(
         &self,
         segments: impl IntoIterator<Item = Segment>,
-        dylib: Dylib,
+        label: impl Into<Label>,
     ) -> Option<Result<InFlight>> {
-        let allocated = match self.checked(segments, dylib) {
+        let allocated = match self.checked(segments, label) {
             Ok(request) => self.core.try_allocate(&request)?,
             Err(error) => Err(error),
         };
@@ -321,6 +345,32 @@ impl Manager {
     /// address order, each chunk by its ranges in address order.
     pub fn layout(&self) -> Vec<LayoutItem> {
         self.core.layout()
+    }
+
+    /// What is known of a live allocation: its label and its segments.
+    ///
+    /// # Errors
+    /// `InvalidHandle` if it is not live here, or if it has no label and the manager has neither an
+    /// observer nor the option `usage`.
+    pub fn describe(&self, allocation: AllocationHandle) -> Result<Arc<Allocation>> {
+        self.core.tracking().describe(allocation.0)
+    }
+
+    /// What one JITDylib, or one tag, has at this moment: all zero if it has nothing.
+    ///
+    /// # Errors
+    /// `Unsupported` if the manager was made without the option `usage`.
+    pub fn usage(&self, by: UsageBy, key: u64) -> Result<Usage> {
+        self.core.tracking().usage(by, key)
+    }
+
+    /// What every JITDylib, or every tag, has that has anything at this moment, in the order of their
+    /// numbers.
+    ///
+    /// # Errors
+    /// `Unsupported` if the manager was made without the option `usage`.
+    pub fn all_usage(&self, by: UsageBy) -> Result<Vec<Usage>> {
+        self.core.tracking().all_usage(by)
     }
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a host asks for, checked whole before anything is done.
 
+use super::label::Label;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
 use crate::page::{Alignment, PACKING_GRANULE};
@@ -96,6 +97,8 @@ pub(crate) struct Request {
     pub(super) segments: usize,
     /// What the host calls the JITDylib; 0 for none.
     pub(super) dylib: u64,
+    /// What else the host said of it.
+    pub(super) label: Option<Box<Label>>,
 }
 
 impl Request {
@@ -147,7 +150,18 @@ impl Request {
             planned,
             segments: count,
             dylib,
+            label: None,
         })
+    }
+
+    /// The same with a label for the same JITDylib.
+    pub(super) fn labelled(self, label: Label) -> Result<Request> {
+        if label.is_plain() {
+            return Ok(self);
+        }
+        label.check()?;
+        let label = Some(Box::new(label));
+        Ok(Request { label, ..self })
     }
 }
 

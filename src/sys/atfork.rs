@@ -9,6 +9,7 @@ use super::fork::{children_are_known, enter_child};
 use crate::lock::{Mutex, MutexGuard};
 use std::cell::{Cell, UnsafeCell};
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Which process goes on after a fork, for what has to change there.
@@ -166,6 +167,19 @@ fn after_fork(in_child: bool) {
     let forked = Forked { in_child };
     // SAFETY: `before_fork` has held all of them, and the list has not changed since.
     list.each(|header| unsafe { (header.release)(header, forked) });
+    drop(list);
+    if let Some(call) = AFTER_FORKS.get() {
+        call(forked);
+    }
+}
+
+/// What to call once all locks are free again.
+static AFTER_FORKS: OnceLock<fn(Forked)> = OnceLock::new();
+
+/// Has `call` called in both processes after each fork of those that children are known of, without a
+/// lock held; the first one that is given stays.
+pub(crate) fn call_after_forks(call: fn(Forked)) {
+    AFTER_FORKS.get_or_init(|| call);
 }
 
 extern "C" fn in_parent() {

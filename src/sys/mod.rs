@@ -8,6 +8,7 @@
 
 mod atfork;
 mod call;
+mod clock;
 mod code;
 mod crash;
 mod debugging;
@@ -29,13 +30,14 @@ mod stream;
 mod thread;
 mod valgrind;
 
-pub(crate) use atfork::{AtForkMutex, AtForkStatic, Forked};
+pub(crate) use atfork::{AtForkMutex, AtForkStatic, Forked, call_after_forks};
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
     Answer, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
 };
 pub use call::{RawWrapperResult, WrapperCall};
+pub(crate) use clock::monotonic_time;
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch, synchronize_cores};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;

@@ -3,6 +3,7 @@
 
 mod actions;
 mod delivery;
+mod events;
 mod faults;
 mod gone;
 mod growth;
@@ -65,8 +66,7 @@ fn mapper(kind: Kind) -> Result<Mapper> {
 }
 
 fn manager(kind: Kind, options: Options) -> Result<Manager> {
-    let mapper = mapper(kind)?;
-    wait(|done| Manager::create(&mapper, options, done))
+    Manager::new(&mapper(kind)?, options)
 }
 
 fn segment(content: u64, zero_fill: u64, alignment: u64, protection: Protection) -> Segment {

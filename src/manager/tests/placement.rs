@@ -68,7 +68,7 @@ fn addresses_too_far_apart_are_named() {
         ..Options::default()
     };
     for kind in all_kinds() {
-        let error = manager(kind, options).unwrap_err();
+        let error = manager(kind, options.clone()).unwrap_err();
         assert_eq!(error.status(), Status::InvalidArgument);
         for address in [lowest, highest] {
             assert!(
