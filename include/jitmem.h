@@ -53,6 +53,11 @@
  *   jitmem_error_free. Other pointers may be NULL only where their function says so. A defect in
  *   jitmem is reported as JITMEM_INTERNAL; the handle refuses further work then.
  *
+ *   An exhausted heap. Where malloc gives no memory, a call is refused with JITMEM_OUT_OF_MEMORY, and
+ *   nothing is done, or it is done none the less, from a reserve of 256 KiB that the library has. All
+ *   that gives memory back works. An error object that there is no memory for is one of a few that
+ *   the library has: its status is right, and its message says that the heap is exhausted.
+ *
  *   Handles. A free function does nothing with NULL. A handle that was freed is recognized and
  *   refused, however many others were made since. A handle is a number, not an address.
  *

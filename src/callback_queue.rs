@@ -153,7 +153,7 @@ impl Watch {
 fn watch() {
     let mut idle = 0;
     while idle < IDLE_ROUNDS {
-        std::thread::park_timeout(TOO_LONG);
+        std::thread::sleep(TOO_LONG);
         let stuck = {
             let mut watch = WATCH.lock();
             let stuck = watch.look();

@@ -168,6 +168,10 @@ pub mod executor;
 #[allow(unsafe_code, unreachable_pub, dead_code)]
 mod capi;
 
+#[cfg(feature = "c-library")]
+#[global_allocator]
+static HEAP: Heap = Heap;
+
 pub use completion::Completion;
 pub use error::{Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
@@ -179,3 +183,4 @@ pub use manager::{
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;
 pub use page::{AddressRange, Alignment};
+pub use sys::heap::Heap;

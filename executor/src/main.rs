@@ -19,6 +19,10 @@ use std::env;
 use std::ffi::c_int;
 use std::io::{Write, stderr, stdout};
 
+/// What the program itself needs is there when linked code has used up the heap.
+#[global_allocator]
+static HEAP: jitmem::Heap = jitmem::Heap;
+
 /// The controller's LLVM, where no arguments can be given.
 const LLVM_VARIABLE: &str = "JITMEM_EXECUTOR_LLVM";
 

@@ -92,7 +92,7 @@ pub unsafe extern "C" fn jitmem_manager_request(
         let request = unsafe { checked(manager, &given) }?;
         let allocate = || manager.core().allocate_and_wait(request);
         // SAFETY: as the caller says.
-        unsafe { manager::answer(given.segment_count, memory, allocation, allocate) }
+        unsafe { manager::answer(manager, given.segment_count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { manager::with_manager(manager, error, body) }
@@ -142,7 +142,7 @@ pub unsafe extern "C" fn jitmem_manager_try_request(
         let request = unsafe { checked(manager, &given) }?;
         let allocate = || now(manager.core().try_allocate(&request));
         // SAFETY: as the caller says.
-        unsafe { manager::answer(given.segment_count, memory, allocation, allocate) }
+        unsafe { manager::answer(manager, given.segment_count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { manager::with_manager(manager, error, body) }

@@ -2,8 +2,8 @@
 //! A mapper made of a host's callbacks.
 
 use super::callback::{Context, jitmem_destroy_fn};
+use super::handle::{Kind, Waiting};
 use super::mapper::jitmem_mapper;
-use super::numbered::Numbered;
 use super::request::{jitmem_action, jitmem_wrapper_call};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, handle, input};
@@ -16,6 +16,7 @@ use crate::mapper::{
 };
 use crate::memory::placement::Placement;
 use crate::page::{AddressRange, Alignment};
+use crate::sys::heap;
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::sync::Arc;
@@ -178,10 +179,18 @@ struct Lent {
 // SAFETY: the raw pointers in it point into the same Lent and are only read by the host.
 unsafe impl Send for Lent {}
 
-static PENDING: Numbered<Pending> = Numbered::new();
+static PENDING: Waiting<Pending> = Waiting::new(Kind::Request);
 
-fn open(done: Completion<Answer>, lent: Lent) -> jitmem_request {
-    PENDING.add(Pending { done, _lent: lent })
+/// The number of a request, for the host; if the heap is exhausted the request is answered so.
+fn open(done: Completion<Answer>, lent: Lent) -> Option<jitmem_request> {
+    let refused = match PENDING.add(Pending { done, _lent: lent }) {
+        Ok(request) => return Some(request),
+        Err(refused) => refused,
+    };
+    refused
+        .done
+        .complete(Err(heap::exhausted("request at a custom mapper")));
+    None
 }
 
 /// Answers a request to a custom mapper, from any thread.
@@ -372,7 +381,9 @@ impl CustomMapper for Callbacks {
                 )
             })
         });
-        let request = open(done, Lent::default());
+        let Some(request) = open(done, Lent::default()) else {
+            return;
+        };
         let reserve = self.table.reserve.expect(CHECKED);
         // SAFETY: the host says that its function takes these.
         unsafe { reserve(self.context.pointer(), size, code, address, request) }
@@ -438,16 +449,16 @@ impl CustomMapper for Callbacks {
         let (first_segment, segment_count) = pointer_and_count(&c_segments);
         let (first_action, action_count) = pointer_and_count(&c_actions);
         let done = self.answering(done, |answer: Answer| Ok(answer.value));
-        let request = open(
-            done,
-            Lent {
-                _content: segments,
-                _calls: actions,
-                _segments: vec![c_segments],
-                _actions: c_actions,
-                ..Lent::default()
-            },
-        );
+        let lent = Lent {
+            _content: segments,
+            _calls: actions,
+            _segments: vec![c_segments],
+            _actions: c_actions,
+            ..Lent::default()
+        };
+        let Some(request) = open(done, lent) else {
+            return;
+        };
         let initialize = self.table.initialize.expect(CHECKED);
         let ctx = self.context.pointer();
         // SAFETY: the host says that its function takes these; PENDING keeps the arrays alive.
@@ -494,7 +505,9 @@ impl CustomMapper for Callbacks {
             _retired: c_retired,
             ..Lent::default()
         };
-        let request = open(done, lent);
+        let Some(request) = open(done, lent) else {
+            return;
+        };
         let deinitialize = self.table.deinitialize.expect(CHECKED);
         // SAFETY: the host says that its function takes these; PENDING keeps the arrays alive.
         unsafe { deinitialize(self.context.pointer(), first, count, request) }
@@ -508,7 +521,9 @@ impl CustomMapper for Callbacks {
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {
-        let request = open(self.answering(done, |_| Ok(())), Lent::default());
+        let Some(request) = open(self.answering(done, |_| Ok(())), Lent::default()) else {
+            return;
+        };
         let release = self.table.release.expect(CHECKED);
         // SAFETY: the host says that its function takes these.
         unsafe {

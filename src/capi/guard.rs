@@ -2,7 +2,7 @@
 //! The boundary that every call crosses: errors become objects, panics never leave.
 
 use super::handle::{self, Handle};
-use super::status::{jitmem_error, jitmem_status};
+use super::status::{self, jitmem_error, jitmem_status};
 use crate::error::{Error, Result, Status};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -43,14 +43,13 @@ pub(super) unsafe fn call(
     match catch(body).and_then(|result| result) {
         Ok(()) => jitmem_status::JITMEM_OK,
         Err(failure) => {
-            let status = failure.status().into();
+            let answer = failure.status().into();
             // To decline to wait is no failure that needs words.
             if !error.is_null() && failure.status() != Status::WouldBlock {
-                let object = handle::give(jitmem_error::from(failure));
                 // SAFETY: the caller says that it is a place for a pointer.
-                unsafe { error.write(object) };
+                unsafe { error.write(status::object(failure)) };
             }
-            status
+            answer
         }
     }
 }

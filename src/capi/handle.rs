@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Handles that are never given twice.
+//! Numbers that are never given twice: handles, and what waits until the host answers or runs it.
 //!
 //! What C sees as a pointer is a number: the slot of a table, and how many handles that slot had
 //! before. So a freed handle is recognized however many were made since, and no value that a host
@@ -9,6 +9,7 @@
 use super::input;
 use crate::error::{Result, invalid_argument, invalid_handle};
 use crate::sys::AtForkStatic;
+use crate::sys::heap::{self, Watch};
 use std::cell::UnsafeCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,7 +27,7 @@ const FIRST_PART: usize = 16;
 /// As many as the bits of an index can tell apart.
 const PARTS: usize = INDEX_BITS as usize - FIRST_PART.ilog2() as usize;
 
-/// The C types that have handles.
+/// The C types that are such numbers.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Error = 1,
@@ -35,6 +36,9 @@ pub(super) enum Kind {
     Transport,
     Service,
     WriteScope,
+    Request,
+    Call,
+    Task,
 }
 
 struct Slot<T> {
@@ -52,11 +56,11 @@ pub(super) struct Pool<T: 'static> {
     parts: [OnceLock<Box<[Slot<T>]>>; PARTS],
 }
 
-// SAFETY: a slot's value is written by the thread that took its number out of `spare` or `live`, and
-// is shared or sent to others as `T`, which every `Handle` can be.
-unsafe impl<T: Send + Sync> Sync for Pool<T> {}
+// SAFETY: a slot's value is written by the thread that took its number out of `spare` or `live`, and is
+// sent to others as `T`. It is shared by `get` alone, whose handles are `Sync`.
+unsafe impl<T: Send> Sync for Pool<T> {}
 
-impl<T> Pool<T> {
+impl<T: Send> Pool<T> {
     pub(super) const fn new(kind: Kind) -> Pool<T> {
         Pool {
             kind,
@@ -74,24 +78,111 @@ impl<T> Pool<T> {
         slots.get(number - (FIRST_PART << part))
     }
 
-    /// Adds a part, which at least doubles the table, and its handles to `spare`.
-    fn grow(&self, spare: &mut Vec<u64>) {
+    /// Adds a part, which at least doubles the table, and its handles to `spare`; `None` if the heap is
+    /// exhausted.
+    fn grow(&self, spare: &mut Vec<u64>) -> Option<()> {
         let part = self.parts.iter().position(|part| part.get().is_none());
         let part = part.expect("fewer handles are live than an index has numbers");
         let size = FIRST_PART << part;
-        let slots = std::iter::repeat_with(|| Slot {
+        let mut slots = Vec::new();
+        slots.try_reserve_exact(size).ok()?;
+        slots.resize_with(size, || Slot {
             live: AtomicU64::new(0),
             value: UnsafeCell::new(None),
         });
-        let slots = slots.take(size).collect();
         // There is room for all slots, so freeing a handle takes no memory.
         let first = size - FIRST_PART;
-        spare.reserve(first + size);
+        spare.try_reserve(first + size).ok()?;
         spare.extend((first..first + size).rev().map(|index| {
             1 << GENERATION_SHIFT | (self.kind as u64) << KIND_SHIFT | (index as u64) << INDEX_SHIFT
         }));
-        let added = self.parts[part].set(slots);
+        let added = self.parts[part].set(slots.into_boxed_slice());
         assert!(added.is_ok(), "`spare` is locked");
+        Some(())
+    }
+
+    /// A place for a value; `None` if the heap is exhausted, or if a thread that does not exist has the
+    /// table locked, in a child that was made without fork handlers.
+    fn vacancy(&'static self) -> Option<Vacancy<T>> {
+        let mut spare = self.spare.lock_if_any()?;
+        if spare.is_empty() {
+            self.grow(&mut spare)?;
+        }
+        let number = spare.pop().expect("it was just filled");
+        Some(Vacancy { pool: self, number })
+    }
+
+    /// A number serves later.
+    fn put_back(&'static self, number: u64) {
+        if let Some(mut spare) = self.spare.lock_if_any() {
+            spare.push(number);
+        }
+    }
+
+    /// Ends a number and gives its value; `None` for one that was ended before or never given.
+    ///
+    /// # Safety
+    /// Nothing has a reference to the value.
+    unsafe fn end(&'static self, number: u64) -> Option<T> {
+        let slot = self.slot(number)?;
+        slot.live
+            .compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .ok()?;
+        // SAFETY: the thread that changed `live` owns the value until the next number is in `spare`.
+        let value = unsafe { (*slot.value.get()).take() };
+        // A slot that has had all its generations serves no more.
+        if let Some(next) = number.checked_add(1 << GENERATION_SHIFT) {
+            self.put_back(next);
+        }
+        value
+    }
+}
+
+/// A number that was taken and is not given yet.
+struct Vacancy<T: Send + 'static> {
+    pool: &'static Pool<T>,
+    number: u64,
+}
+
+impl<T: Send> Vacancy<T> {
+    /// The number, under which `value` is found from now on.
+    fn fill(self, value: T) -> u64 {
+        let number = self.number;
+        let slot = self.pool.slot(number).expect("its part is there");
+        std::mem::forget(self);
+        // SAFETY: its number came out of `spare`, so no other thread refers to it.
+        unsafe { *slot.value.get() = Some(value) };
+        slot.live.store(number, Ordering::Release);
+        number
+    }
+}
+
+impl<T: Send> Drop for Vacancy<T> {
+    fn drop(&mut self) {
+        self.pool.put_back(self.number);
+    }
+}
+
+/// Values that wait to be taken, by number, and are never looked at before.
+pub(super) struct Waiting<T: 'static>(Pool<T>);
+
+impl<T: Send> Waiting<T> {
+    pub(super) const fn new(kind: Kind) -> Waiting<T> {
+        Waiting(Pool::new(kind))
+    }
+
+    /// The number under which `value` waits; the value itself if the heap is exhausted.
+    pub(super) fn add(&'static self, value: T) -> Result<u64, T> {
+        match self.0.vacancy() {
+            Some(vacancy) => Ok(vacancy.fill(value)),
+            None => Err(value),
+        }
+    }
+
+    /// What waits under a number, once.
+    pub(super) fn take(&'static self, number: u64) -> Option<T> {
+        // SAFETY: nothing here hands out references.
+        unsafe { self.0.end(number) }
     }
 }
 
@@ -101,27 +192,25 @@ pub(super) trait Handle: Send + Sync + Sized + 'static {
     const NAME: &'static str;
 }
 
-/// A new handle; NULL where a thread that does not exist has the table locked, in a child that was made
-/// without fork handlers.
-pub(super) fn give<T: Handle>(value: T) -> *mut T {
-    let pool = T::pool();
-    let handle = {
-        let Some(mut spare) = pool.spare.lock_if_any() else {
-            return std::ptr::null_mut();
-        };
-        if spare.is_empty() {
-            pool.grow(&mut spare);
-        }
-        spare.pop().expect("it was just filled")
-    };
-    let slot = pool.slot(handle).expect("its part is there");
-    // SAFETY: its number came out of `spare`, so no other thread refers to it.
-    unsafe { *slot.value.get() = Some(value) };
-    slot.live.store(handle, Ordering::Release);
-    std::ptr::without_provenance_mut(handle as usize)
+/// A new handle.
+///
+/// # Errors
+/// `OutOfMemory`; the value is dropped then.
+pub(super) fn give<T: Handle>(value: T) -> Result<*mut T> {
+    vacancy().map(|vacancy| pointer(vacancy.fill(value)))
 }
 
-/// Writes a handle of what `make` makes to a place of the caller's, which is checked before.
+fn vacancy<T: Handle>() -> Result<Vacancy<T>> {
+    let vacancy = T::pool().vacancy();
+    vacancy.ok_or_else(|| heap::exhausted(T::NAME))
+}
+
+fn pointer<T>(number: u64) -> *mut T {
+    std::ptr::without_provenance_mut(number as usize)
+}
+
+/// Writes a handle of what `make` makes to a place of the caller's, which is checked before. What was
+/// made while the heap was exhausted is dropped again: it would keep the reserve for long.
 ///
 /// # Safety
 /// `place` is NULL or a place for a pointer.
@@ -129,27 +218,61 @@ pub(super) unsafe fn give_to<T: Handle>(
     place: *mut *mut T,
     make: impl FnOnce() -> Result<T>,
 ) -> Result<()> {
+    let make = || {
+        let heap = Watch::begin()?;
+        let made = make()?;
+        heap.check(T::NAME).map(|()| made)
+    };
+    // SAFETY: as the caller says.
+    unsafe { give_all_to(place, make) }
+}
+
+/// [`give_to`] for what can't be dropped again as if it had never been made.
+///
+/// # Safety
+/// As [`give_to`].
+pub(super) unsafe fn give_all_to<T: Handle>(
+    place: *mut *mut T,
+    make: impl FnOnce() -> Result<T>,
+) -> Result<()> {
     input::required(place, T::NAME.trim_start_matches("jitmem_"))?;
-    let handle = give(make()?);
+    heap::check()?;
+    let vacancy = vacancy()?;
+    let handle = pointer(vacancy.fill(make()?));
     // SAFETY: not NULL, and the caller says that it is a place for a pointer.
     unsafe { place.write(handle) };
     Ok(())
 }
 
-/// The value behind a handle.
+/// The value behind a handle; `None` for any other number.
 ///
 /// # Safety
 /// `handle` is not freed while the reference is used.
-pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
-    if handle.is_null() {
-        return Err(invalid_argument(format!("{} is NULL", T::NAME)));
-    }
+pub(super) unsafe fn live<'a, T: Handle>(handle: *const T) -> Option<&'a T> {
     let number = handle.addr() as u64;
     let slot = T::pool().slot(number);
     let live = slot.filter(|slot| slot.live.load(Ordering::Acquire) == number);
     // SAFETY: a live slot's value is only replaced by `take`, which the caller excludes.
-    let value = live.and_then(|slot| unsafe { &*slot.value.get() }.as_ref());
-    value.ok_or_else(|| unknown(handle))
+    live.and_then(|slot| unsafe { &*slot.value.get() }.as_ref())
+}
+
+/// [`live`], or an error that says what is wrong with the number.
+///
+/// # Safety
+/// As [`live`].
+pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
+    if handle.is_null() {
+        return Err(invalid_argument(format!("{} is NULL", T::NAME)));
+    }
+    // SAFETY: as the caller says.
+    unsafe { live(handle) }.ok_or_else(|| unknown(handle))
+}
+
+/// Number `n` of those that no table has a slot for: an index has more numbers than all parts have slots.
+pub(super) fn never_given(kind: Kind, n: u32) -> u64 {
+    debug_assert!(n < FIRST_PART as u32);
+    let index = (1 << INDEX_BITS) - 1 - u64::from(n);
+    1 << GENERATION_SHIFT | (kind as u64) << KIND_SHIFT | index << INDEX_SHIFT
 }
 
 /// The error for a number that is no live handle.
@@ -170,25 +293,17 @@ pub(super) unsafe fn take<T: Handle>(handle: *mut T) -> Option<T> {
     if handle.is_null() {
         return None; // the common case
     }
-    let (pool, number) = (T::pool(), handle.addr() as u64);
-    let slot = pool.slot(number)?;
-    slot.live
-        .compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed)
-        .ok()?;
-    // SAFETY: the thread that changed `live` owns the value until the next number is in `spare`.
-    let value = unsafe { (*slot.value.get()).take() };
-    // A slot that has had all its generations serves no more.
-    if let Some(next) = number.checked_add(1 << GENERATION_SHIFT) {
-        if let Some(mut spare) = pool.spare.lock_if_any() {
-            spare.push(next);
-        }
-    }
-    value
+    // SAFETY: as the caller says.
+    unsafe { T::pool().end(handle.addr() as u64) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn give<T: Handle>(value: T) -> *mut T {
+        super::give(value).unwrap()
+    }
 
     /// A handle type with a pool of its own for each test.
     macro_rules! handle_type {

@@ -6,11 +6,12 @@ use super::handle::{self, Handle};
 use super::mapper::jitmem_mapper;
 use super::options::{self, jitmem_manager_options};
 use super::request::{self, jitmem_action, jitmem_segment, jitmem_segment_memory};
-use super::status::{jitmem_error, jitmem_status};
+use super::status::{self, jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::manager::{Allocated, Manager, Request};
+use crate::sys::heap::{self, Watch};
 use smallvec::SmallVec;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,8 +205,9 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
         let mapper = unsafe { handle::get(mapper) }?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
         let done = Completion::for_host(move |answer: Result<Manager>| {
-            let (manager, error) = match answer {
-                Ok(manager) => (handle::give(jitmem_manager::new(manager)), None),
+            let made = answer.and_then(|manager| handle::give(jitmem_manager::new(manager)));
+            let (manager, error) = match made {
+                Ok(manager) => (manager, None),
                 Err(error) => (std::ptr::null_mut(), Some(error)),
             };
             lend(error, |error| {
@@ -226,7 +228,7 @@ fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
     match error {
         None => callback(std::ptr::null()),
         Some(error) => {
-            let object = handle::give(jitmem_error::from(error));
+            let object = status::object(error);
             callback(object);
             // SAFETY: made above; the callback only borrowed it.
             drop(unsafe { handle::take(object) });
@@ -248,11 +250,13 @@ pub unsafe extern "C" fn jitmem_manager_free(manager: *mut jitmem_manager) {
 
 // ---- allocating ----
 
-/// Checks the places for an allocation, allocates, and fills them.
+/// Checks the places for an allocation, allocates, and fills them. What was allocated while the heap
+/// was exhausted is abandoned: what was made for it would keep the reserve for long.
 ///
 /// # Safety
 /// `memory` is NULL or has `count` entries; `allocation` is NULL or a place for a handle.
 pub(super) unsafe fn answer(
+    manager: &Manager,
     count: usize,
     memory: *mut jitmem_segment_memory,
     allocation: *mut u64,
@@ -262,7 +266,14 @@ pub(super) unsafe fn answer(
     if count > 0 {
         input::required(memory, "memory")?;
     }
+    let heap = Watch::begin()?;
     let allocated = allocate()?;
+    if let Err(error) = heap.check("allocate") {
+        manager
+            .core()
+            .abandon(allocated.handle, Completion::new(drop));
+        return Err(error);
+    }
     for (index, segment) in allocated.segments.iter().enumerate() {
         // SAFETY: not NULL, and the caller says that it has `count` entries, one per segment.
         unsafe { memory.add(index).write(segment.into()) };
@@ -315,7 +326,7 @@ pub unsafe extern "C" fn jitmem_manager_allocate(
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
         let allocate = || manager.core().allocate_and_wait(request);
         // SAFETY: as the caller says.
-        unsafe { answer(count, memory, allocation, allocate) }
+        unsafe { answer(manager, count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { with_manager(manager, error, body) }
@@ -399,7 +410,7 @@ pub unsafe extern "C" fn jitmem_manager_try_allocate(
         let request = unsafe { request::request(manager, segments, count, dylib) }?;
         // SAFETY: as the caller says.
         unsafe {
-            answer(count, memory, allocation, || {
+            answer(manager, count, memory, allocation, || {
                 now(manager.core().try_allocate(&request))
             })
         }
@@ -567,6 +578,21 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
     unsafe { with_completion(manager, error, accept, submit) }
 }
 
+/// Bytes of heap that an allocation takes while it is deallocated with others: the most that a part of
+/// a batch takes in one piece.
+const PER_DEALLOCATED: usize = 256;
+
+/// The allocations that go together.
+///
+/// # Safety
+/// `allocations` is NULL or has `count` entries that stay as they are during `'a`.
+unsafe fn batch<'a>(allocations: *const u64, count: usize) -> Result<&'a [u64]> {
+    // SAFETY: as the caller says.
+    let handles = unsafe { input::array(allocations, count, "allocations") }?;
+    heap::sure_of(handles.len().saturating_mul(PER_DEALLOCATED), "deallocate")?;
+    Ok(handles)
+}
+
 /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
 /// action first, and frees their memory. No code of them may run any more. Waits until no
 /// jitmem_write_scope of them is open.
@@ -590,7 +616,7 @@ pub unsafe extern "C" fn jitmem_manager_deallocate(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        let handles = unsafe { batch(allocations, count) }?;
         manager.core().deallocate_and_wait(handles)
     };
     // SAFETY: as the caller says.
@@ -611,7 +637,7 @@ pub unsafe extern "C" fn jitmem_manager_try_deallocate(
 ) -> jitmem_status {
     let body = |manager: &Manager| {
         // SAFETY: as the caller says.
-        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        let handles = unsafe { batch(allocations, count) }?;
         now(manager.core().try_deallocate(handles))
     };
     // SAFETY: as the caller says.
@@ -635,7 +661,7 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
     let context = Context::new(ctx, destroy);
     let accept = |_: &Manager| {
         // SAFETY: as the caller says.
-        let handles = unsafe { input::array(allocations, count, "allocations") }?;
+        let handles = unsafe { batch(allocations, count) }?;
         Ok((handles, done(r#fn, context)?))
     };
     let submit = |manager: &Manager, (handles, done): (&[u64], _)| {

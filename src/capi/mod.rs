@@ -12,7 +12,6 @@ mod handle;
 mod input;
 mod manager;
 mod mapper;
-mod numbered;
 mod options;
 mod request;
 mod service;

@@ -6,6 +6,7 @@ use crate::error::Result;
 use crate::group::{AllocGroup, Lifetime, Protection};
 use crate::manager::{Manager, Request, Segment, SegmentMemory};
 use crate::mapper::{Action, WrapperCall};
+use crate::sys::heap::{self, Watch};
 use std::ffi::c_void;
 
 /// One segment of a request.
@@ -88,6 +89,7 @@ pub(super) unsafe fn request(
 ) -> Result<Request> {
     // SAFETY: as the caller says.
     let given = unsafe { input::array(segments, count, "segments") }?;
+    heap::check()?;
     let convert = |segment: &jitmem_segment| {
         input::unused(segment.reserved, "jitmem_segment")?;
         let protection = Protection::from_bits(segment.protection)?;
@@ -114,7 +116,12 @@ unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
     // SAFETY: as the caller says.
     let args = unsafe { input::array(call.args.cast::<u8>(), call.args_size, "args") }?;
     // SAFETY: as the caller says.
-    Ok(unsafe { WrapperCall::new(call.function, args.to_vec()) })
+    Ok(unsafe {
+        WrapperCall::new(
+            call.function,
+            heap::copy_of(args, "arguments of an action")?,
+        )
+    })
 }
 
 /// # Safety
@@ -123,7 +130,8 @@ unsafe fn wrapper_call(call: &jitmem_wrapper_call) -> Result<WrapperCall> {
 pub(super) unsafe fn actions(actions: *const jitmem_action, count: usize) -> Result<Vec<Action>> {
     // SAFETY: as the caller says.
     let given = unsafe { input::array(actions, count, "actions") }?;
-    let convert = |action: &jitmem_action| {
+    let heap = Watch::begin()?;
+    let convert = |action: &jitmem_action| -> Result<Action> {
         input::unused(action.reserved, "jitmem_action")?;
         Ok(Action {
             // SAFETY: as the caller says.
@@ -132,5 +140,11 @@ pub(super) unsafe fn actions(actions: *const jitmem_action, count: usize) -> Res
             dealloc: unsafe { wrapper_call(&action.dealloc) }?,
         })
     };
-    given.iter().map(convert).collect()
+    let mut actions = heap::room_for(count, "actions")?;
+    for action in given {
+        actions.push(convert(action)?);
+    }
+    // Nothing is done yet, so that the failure costs nothing.
+    heap.check("actions")?;
+    Ok(actions)
 }

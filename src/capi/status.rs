@@ -3,7 +3,8 @@
 
 use super::guard;
 use super::handle::{self, Handle};
-use crate::error::{Error, Status};
+use crate::error::{ALL_STATUSES, Error, Status};
+use crate::sys::heap;
 use std::ffi::{CStr, CString, c_char};
 
 /// What a call came to. Numbers never change; new ones are added at the end.
@@ -92,6 +93,29 @@ impl Handle for jitmem_error {
     const NAME: &'static str = "jitmem_error";
 }
 
+/// An error object for a failure. Where the heap has no memory for one, a number that says the status
+/// alone; it is never freed.
+pub(super) fn object(failure: Error) -> *mut jitmem_error {
+    let status = failure.status();
+    let described = !failure.message().is_empty() && heap::check().is_ok();
+    let object = described.then(|| handle::give(jitmem_error::from(failure)).ok());
+    object.flatten().unwrap_or_else(|| {
+        let number = handle::never_given(handle::Kind::Error, status as u32);
+        std::ptr::without_provenance_mut(number as usize)
+    })
+}
+
+/// The status that an error says alone.
+fn bare(error: *const jitmem_error) -> Option<Status> {
+    let number = |status: &Status| handle::never_given(handle::Kind::Error, *status as u32);
+    let mut all = ALL_STATUSES.into_iter();
+    all.find(|status| number(status) == error.addr() as u64)
+}
+
+const BARE: &CStr =
+    c"the heap is exhausted (malloc gives no memory), so that the failure can't be \
+described; free memory, or raise RLIMIT_AS or the memory cgroup's limit";
+
 /// The status of an error. NULL: JITMEM_OK. A freed error: JITMEM_INVALID_HANDLE.
 ///
 /// # Safety
@@ -102,9 +126,9 @@ pub unsafe extern "C" fn jitmem_error_status(error: *const jitmem_error) -> jitm
         return jitmem_status::JITMEM_OK;
     }
     // SAFETY: the caller says that it is NULL or one of ours.
-    match unsafe { handle::get(error) } {
-        Ok(error) => error.status,
-        Err(_) => jitmem_status::JITMEM_INVALID_HANDLE,
+    match unsafe { handle::live(error) } {
+        Some(error) => error.status,
+        None => bare(error).map_or(jitmem_status::JITMEM_INVALID_HANDLE, jitmem_status::from),
     }
 }
 
@@ -119,9 +143,10 @@ pub unsafe extern "C" fn jitmem_error_message(error: *const jitmem_error) -> *co
         return c"success".as_ptr();
     }
     // SAFETY: the caller says that it is NULL or one of ours.
-    match unsafe { handle::get(error) } {
-        Ok(error) => error.message.as_ptr(),
-        Err(_) => c"this jitmem_error was freed before".as_ptr(),
+    match unsafe { handle::live(error) } {
+        Some(error) => error.message.as_ptr(),
+        None if bare(error).is_some() => BARE.as_ptr(),
+        None => c"this jitmem_error was freed before".as_ptr(),
     }
 }
 
@@ -135,7 +160,7 @@ pub unsafe extern "C" fn jitmem_error_os_code(error: *const jitmem_error) -> i32
         return 0;
     }
     // SAFETY: the caller says that it is NULL or one of ours.
-    unsafe { handle::get(error) }.map_or(0, |error| error.os_code)
+    unsafe { handle::live(error) }.map_or(0, |error| error.os_code)
 }
 
 /// Frees an error. NULL and an error that was freed before: does nothing.

@@ -2,13 +2,13 @@
 //! `jitmem_transport`: calls of wrapper functions in an executor.
 
 use super::callback::{Context, jitmem_destroy_fn};
-use super::handle::{self, Handle};
-use super::numbered::Numbered;
+use super::handle::{self, Handle, Kind, Waiting};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
+use crate::sys::heap;
 use crate::transport::{self, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
@@ -79,9 +79,9 @@ struct Pending {
     context: Arc<Context>,
 }
 
-static PENDING: Numbered<Pending> = Numbered::new();
+static PENDING: Waiting<Pending> = Waiting::new(Kind::Call);
 
-static TASKS: Numbered<Task> = Numbered::new();
+static TASKS: Waiting<Task> = Waiting::new(Kind::Task);
 
 struct Host {
     table: jitmem_transport_callbacks,
@@ -96,7 +96,12 @@ unsafe impl Sync for Host {}
 impl Transport for Host {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
         let context = Arc::clone(&self.context);
-        let call = PENDING.add(Pending { done, context });
+        let call = match PENDING.add(Pending { done, context }) {
+            Ok(call) => call,
+            Err(Pending { done, .. }) => {
+                return done.complete(Err(heap::exhausted("call of a custom transport")));
+            }
+        };
         let host = self
             .table
             .call
@@ -124,7 +129,10 @@ impl Transport for Host {
             task();
             drop(context);
         });
-        let task = TASKS.add(task);
+        let task = match TASKS.add(task) {
+            Ok(task) => task,
+            Err(task) => return task(),
+        };
         // SAFETY: the host says that its function takes these.
         unsafe { host(self.context.pointer(), task) }
     }
@@ -198,8 +206,9 @@ pub unsafe extern "C" fn jitmem_transport_socket(
         })?;
         Ok(jitmem_transport(Arc::new(stream)))
     };
+    // A transport that was dropped would take the socket along.
     // SAFETY: as the caller says.
-    let body = || unsafe { handle::give_to(transport, make) };
+    let body = || unsafe { handle::give_all_to(transport, make) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }
@@ -228,7 +237,8 @@ pub unsafe extern "C" fn jitmem_transport_answer(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: the caller says that they are there.
-        let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?.to_vec();
+        let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?;
+        let bytes = heap::copy_of(bytes, "answer of an executor")?;
         let Some(Pending { done, context }) = PENDING.take(call) else {
             return Err(invalid_handle(format!(
                 "call {call:#x} was answered before or never made"
@@ -301,7 +311,8 @@ pub unsafe extern "C" fn jitmem_transport_call(
         // SAFETY: as the caller says.
         let transport = unsafe { handle::get(transport) }?;
         // SAFETY: the caller says that they are there.
-        let args = unsafe { input::array(args.cast::<u8>(), args_size, "args") }?.to_vec();
+        let args = unsafe { input::array(args.cast::<u8>(), args_size, "args") }?;
+        let args = heap::copy_of(args, "arguments of a call")?;
         let transport = Arc::clone(&transport.0);
         let bytes = transport::call(&*transport, function, args)?;
         if let Some(result) = result {

@@ -188,52 +188,87 @@ pub(crate) unsafe fn serve(
         // SAFETY: the caller vouches for the bytes.
         size => unsafe { std::slice::from_raw_parts(args, size) },
     };
-    give(
-        catch_unwind(AssertUnwindSafe(|| body(args))).unwrap_or_else(|_| {
-            Err(
-                "jitmem panicked, which is a defect in it: please report what it wrote to stderr"
-                    .into(),
-            )
-        }),
-    )
+    // Made sure of before, so that what the body has done is never done in vain.
+    let Some(room) = Room::new() else {
+        return RawWrapperResult { data: 0, size: 0 };
+    };
+    let answer = catch_unwind(AssertUnwindSafe(|| body(args))).unwrap_or_else(|_| {
+        Err(
+            "jitmem panicked, which is a defect in it: please report what it wrote to stderr"
+                .into(),
+        )
+    });
+    room.give(answer)
 }
 
-fn give(answer: Answer) -> RawWrapperResult {
-    match answer {
-        Ok(bytes) if bytes.len() <= 8 => {
-            let mut data = [0; 8];
-            data[..bytes.len()].copy_from_slice(&bytes);
-            RawWrapperResult {
-                data: u64::from_le_bytes(data),
-                size: bytes.len(),
+/// A block from malloc, for a result that the caller of a wrapper function frees.
+struct Room(*mut u8);
+
+impl Room {
+    /// Bytes of it, which most results fit.
+    const SIZE: usize = 256;
+
+    /// `None` if the heap is exhausted. The function's result is empty then, which no function answers
+    /// that has something to say: callers report it.
+    fn new() -> Option<Room> {
+        // SAFETY: a plain allocation.
+        let block = unsafe { libc::malloc(Room::SIZE) }.cast::<u8>();
+        (!block.is_null()).then_some(Room(block))
+    }
+
+    fn give(self, answer: Answer) -> RawWrapperResult {
+        match answer {
+            Ok(bytes) if bytes.len() <= 8 => {
+                let mut data = [0; 8];
+                data[..bytes.len()].copy_from_slice(&bytes);
+                RawWrapperResult {
+                    data: u64::from_le_bytes(data),
+                    size: bytes.len(),
+                }
             }
-        }
-        Ok(bytes) => RawWrapperResult {
-            data: give_block(&bytes),
-            size: bytes.len(),
-        },
-        Err(message) => {
-            let mut text = message.replace('\0', "\u{fffd}").into_bytes();
-            text.push(0);
-            RawWrapperResult {
-                data: give_block(&text),
-                size: 0,
+            Ok(bytes) => match self.fill(&bytes) {
+                Ok(data) => RawWrapperResult {
+                    data,
+                    size: bytes.len(),
+                },
+                Err(_) => RawWrapperResult { data: 0, size: 0 },
+            },
+            Err(message) => {
+                let mut text = message.replace('\0', "\u{fffd}").into_bytes();
+                text.push(0);
+                let data = self.fill(&text).or_else(|room| {
+                    text.truncate(Room::SIZE - 1);
+                    text.push(0);
+                    room.fill(&text)
+                });
+                let data = data.unwrap_or(0);
+                RawWrapperResult { data, size: 0 }
             }
         }
     }
+
+    /// A copy of `bytes`, by its address; the room itself if they do not fit and there is no larger one.
+    fn fill(self, bytes: &[u8]) -> Result<u64, Room> {
+        let mut block = self.0;
+        if bytes.len() > Room::SIZE {
+            // SAFETY: the block is this one's, and goes on in the new one.
+            block = unsafe { libc::realloc(block.cast(), bytes.len()) }.cast();
+            if block.is_null() {
+                return Err(self);
+            }
+        }
+        std::mem::forget(self);
+        // SAFETY: the block has room for as many bytes, and nothing else uses it.
+        unsafe { block.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+        Ok(block.expose_provenance() as u64)
+    }
 }
 
-/// A copy that the caller of a wrapper function frees with the C library's `free`. Without memory
-/// for it the process ends, as it would where Rust's own heap is short.
-fn give_block(bytes: &[u8]) -> u64 {
-    // SAFETY: a plain allocation.
-    let block = unsafe { libc::malloc(bytes.len()) }.cast::<u8>();
-    if block.is_null() {
-        std::alloc::handle_alloc_error(std::alloc::Layout::for_value(bytes));
+impl Drop for Room {
+    fn drop(&mut self) {
+        // SAFETY: a block from malloc, which `fill` has not given away.
+        unsafe { libc::free(self.0.cast()) };
     }
-    // SAFETY: the block is new and as long as `bytes`.
-    unsafe { block.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-    block.expose_provenance() as u64
 }
 
 /// A function or closure that holds nothing, so that it can be had without being stored anywhere.

@@ -17,6 +17,7 @@ mod explain;
 #[cfg(test)]
 pub(crate) mod fault;
 mod fork;
+pub(crate) mod heap;
 mod jit_debug;
 mod map;
 mod maps;

@@ -5,12 +5,12 @@
 //! who linked it to know. No lock of ours may be held.
 
 use super::gate;
+use crate::lock::{Condvar, Mutex};
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 // Calls the function in its third argument with the first two. Nothing says how to unwind it, so an
 // exception that linked code does not catch finds the end of the stack here, as it would in a
@@ -121,8 +121,7 @@ fn stack_size() -> usize {
 /// it, and as much stack as a main thread.
 pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     gate("clone")?;
-    let thread = std::thread::Builder::new().stack_size(stack_size());
-    thread.spawn(body).map(drop)
+    super::thread::start(stack_size(), body)
 }
 
 /// Bytes for signal handlers where a program has used up the rest of its stack: much more than any
@@ -139,11 +138,21 @@ struct Belongings {
     /// finds at the end; that one stays.
     uses_stack: bool,
     /// Dropped last: the thread that waits sees that.
-    _gone: Sender<()>,
+    _gone: Gone,
+}
+
+/// Tells a thread that waits that this was dropped.
+struct Gone(Arc<(Mutex<bool>, Condvar)>);
+
+impl Drop for Gone {
+    fn drop(&mut self) {
+        *self.0.0.lock() = true;
+        self.0.1.notify_one();
+    }
 }
 
 impl Belongings {
-    fn new(gone: Sender<()>) -> Box<Belongings> {
+    fn new(gone: Gone) -> Box<Belongings> {
         Box::new(Belongings {
             rounds: ROUNDS,
             handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
@@ -238,7 +247,8 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
 
     gate("clone")?;
     let key = belongings_key().ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
-    let (gone, told) = channel();
+    let told = Arc::new((Mutex::new(false), Condvar::new()));
+    let gone = Gone(Arc::clone(&told));
     let mut task = Task {
         body: Some(body),
         result: None,
@@ -264,8 +274,11 @@ pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
     if code != 0 {
         return Err(io::Error::from_raw_os_error(code));
     }
-    // Nothing is ever sent: the end of the last sender is what is waited for.
-    let _ = told.recv();
+    let mut is_gone = told.0.lock();
+    while !*is_gone {
+        is_gone = told.1.wait(is_gone);
+    }
+    drop(is_gone);
     Ok(task.result)
 }
 

@@ -2,8 +2,10 @@
 //! Threads that jitmem starts in a host's process.
 
 use super::gate;
+use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Signals that report what the thread itself did; blocked, they would kill the process.
 const OWN: [libc::c_int; 5] = [
@@ -13,6 +15,11 @@ const OWN: [libc::c_int; 5] = [
     libc::SIGSEGV,
     libc::SIGTRAP,
 ];
+
+/// Bytes of stack of a thread that runs no linked code but what a controller calls there.
+const STACK: usize = 2 << 20;
+/// Bytes of a thread's name with the zero byte behind it.
+const NAME: usize = 16;
 
 /// Starts a thread that takes none of the process's signals: they are for the host's threads.
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -27,10 +34,49 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
         }
         libc::pthread_sigmask(libc::SIG_BLOCK, blocked.as_ptr(), before.as_mut_ptr());
     }
-    let spawned = std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(body);
+    let mut named = [0; NAME];
+    let length = name.len().min(NAME - 1);
+    named[..length].copy_from_slice(&name.as_bytes()[..length]);
+    let spawned = start(STACK, move || {
+        // SAFETY: the name ends with a zero byte.
+        unsafe { libc::prctl(libc::PR_SET_NAME, named.as_ptr()) };
+        body();
+    });
     // SAFETY: the mask that this thread had a moment ago.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
-    spawned.map(drop)
+    spawned
+}
+
+/// Starts a thread, detached, with so much stack. Not through std, whose threads register destructors
+/// of thread-locals: glibc ends the process where the heap has no memory for that.
+pub(super) fn start(stack: usize, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    type Body = Box<dyn FnOnce() + Send>;
+
+    extern "C" fn run(body: *mut c_void) -> *mut c_void {
+        // SAFETY: `start` has made a pointer of the box, for this thread alone.
+        let body = unsafe { Box::from_raw(body.cast::<Body>()) };
+        // What a panic says is on stderr; there is nothing that waits for the thread.
+        let _ = catch_unwind(AssertUnwindSafe(body));
+        std::ptr::null_mut()
+    }
+
+    let body: Box<Body> = Box::new(Box::new(body));
+    let body = Box::into_raw(body);
+    let mut attributes = MaybeUninit::uninit();
+    let mut thread = MaybeUninit::uninit();
+    // SAFETY: attributes are initialized, used and destroyed; the thread takes the box.
+    let code = unsafe {
+        libc::pthread_attr_init(attributes.as_mut_ptr());
+        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack);
+        libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
+        let code = libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), run, body.cast());
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        code
+    };
+    if code != 0 {
+        // SAFETY: no thread has taken it.
+        drop(unsafe { Box::from_raw(body) });
+        return Err(io::Error::from_raw_os_error(code));
+    }
+    Ok(())
 }

@@ -38,8 +38,8 @@ impl Channel {
             pending: PendingCalls::new(),
             traffic: Traffic::default(),
         });
-        let buffers = [const { Vec::new() }; READERS];
-        reader_pool::start(Arc::clone(&connection), buffers)
+        packet::buffers::<READERS>()
+            .and_then(|buffers| reader_pool::start(Arc::clone(&connection), buffers))
             .map_err(|error| explain("start a thread that reads a channel", error))?;
         Ok(Channel(connection))
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// Bytes that are asked for at once: most messages, and often several.
 const BUFFER: usize = 64 << 10;
+/// And where the heap has no room for so many; small enough for the reserve.
+const SMALL_BUFFER: usize = 4 << 10;
 
 /// A message.
 #[derive(Debug)]
@@ -37,9 +39,13 @@ pub(crate) struct MessageReader {
 
 impl MessageReader {
     pub(crate) fn new(stream: Arc<OwnedFd>) -> MessageReader {
+        let mut buffer = Vec::new();
+        if buffer.try_reserve_exact(BUFFER).is_err() {
+            buffer.reserve_exact(SMALL_BUFFER);
+        }
         MessageReader {
             stream: ClosedInChild::new(stream),
-            buffer: Vec::with_capacity(BUFFER),
+            buffer,
             taken: 0,
         }
     }

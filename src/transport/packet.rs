@@ -2,7 +2,7 @@
 //! Packets of a channel: EPC's header and a body, and descriptors. A body that is too large for one
 //! packet travels in a memfd.
 
-use crate::sys::{MemFile, socket};
+use crate::sys::{MemFile, heap, socket};
 use crate::wire::frame::{HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -49,6 +49,17 @@ pub(crate) fn send(
     socket::send(socket, &[&bytes], &all)
 }
 
+/// Buffers to receive packets into, made before any thread needs one.
+pub(crate) fn buffers<const COUNT: usize>() -> io::Result<[Vec<u8>; COUNT]> {
+    let mut buffers = [const { Vec::new() }; COUNT];
+    for buffer in &mut buffers {
+        buffer
+            .try_reserve_exact(MOST_BYTES)
+            .map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
+    }
+    Ok(buffers)
+}
+
 /// Waits for a packet; `None` at the end. The buffer is for whatever comes next as well.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
     buffer.resize(MOST_BYTES, 0);
@@ -69,7 +80,10 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Opti
     let size = header.body_size();
     let mut lost = None;
     let body = if size == rest.len() as u64 {
-        rest.to_vec()
+        heap::copy_of(rest, "message").unwrap_or_else(|error| {
+            lost = Some(error.to_string());
+            Vec::new()
+        })
     } else if rest.is_empty() && size <= MOST_BODY {
         match descriptors.pop().map(|file| MemFile::content(file, size)) {
             Some(Ok(body)) => body,

@@ -21,7 +21,6 @@ use crate::sys;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// A thread that was idle for this long ends.
@@ -77,7 +76,7 @@ struct PoolState<I> {
     /// Threads that read.
     readers: usize,
     /// Threads that found no input, the latest last.
-    idle: Vec<Thread>,
+    idle: Vec<Arc<Parker>>,
     threads: usize,
     ended: Option<Result<()>>,
     /// The connection knows of its end.
@@ -111,6 +110,34 @@ fn guarded<T>(body: impl FnOnce() -> T) -> Result<T> {
     })
 }
 
+/// Where a thread waits until another wakes it. Not std's, which takes memory that may not be there when
+/// a thread first asks for it.
+#[derive(Default)]
+struct Parker {
+    woken: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Parker {
+    /// Waits, no longer than for `most`.
+    fn park(&self, most: Option<Duration>) {
+        let deadline = most.map(|most| Instant::now() + most);
+        let mut woken = self.woken.lock();
+        while !*woken && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            woken = match deadline {
+                None => self.changed.wait(woken),
+                Some(deadline) => self.changed.wait_until(woken, deadline),
+            };
+        }
+        *woken = false;
+    }
+
+    fn unpark(&self) {
+        *self.woken.lock() = true;
+        self.changed.notify_one();
+    }
+}
+
 impl<C: Connection> ReaderPool<C> {
     pub(crate) fn new(
         connection: Arc<C>,
@@ -134,7 +161,7 @@ impl<C: Connection> ReaderPool<C> {
 
     pub(crate) fn run(self: &Arc<Self>) -> Result<()> {
         let this_thread = PoolThread::new(self);
-        self.read_until_handed_over();
+        self.read_until_handed_over(&this_thread.parker);
         drop(this_thread);
         let mut state = self.state.lock();
         while state.threads > 0 {
@@ -144,8 +171,8 @@ impl<C: Connection> ReaderPool<C> {
     }
 
     /// Reads, and starts a thread that handles the first packet.
-    fn read_until_handed_over(self: &Arc<Self>) {
-        while let Some((packet, _)) = self.next() {
+    fn read_until_handed_over(self: &Arc<Self>, parker: &Arc<Parker>) {
+        while let Some((packet, _)) = self.next(parker) {
             let packet = Arc::new(Mutex::new(Some(packet)));
             let started = self.start_thread(Arc::clone(&packet));
             if started.is_ok() {
@@ -174,8 +201,8 @@ impl<C: Connection> ReaderPool<C> {
 
     /// Reads the next packet, and tells whether other threads read on; `None` if the calling thread is
     /// not needed any more.
-    fn next(&self) -> Option<(C::Packet, bool)> {
-        let mut input = self.take_input()?;
+    fn next(&self, parker: &Arc<Parker>) -> Option<(C::Packet, bool)> {
+        let mut input = self.take_input(parker)?;
         let received =
             guarded(|| self.connection.receive(&mut input)).and_then(|received| received);
         let packet = match received {
@@ -197,7 +224,7 @@ impl<C: Connection> ReaderPool<C> {
         Some((packet?, others_read))
     }
 
-    fn take_input(&self) -> Option<C::Input> {
+    fn take_input(&self, parker: &Arc<Parker>) -> Option<C::Input> {
         let mut state = self.state.lock();
         loop {
             if state.ended.is_some() {
@@ -207,25 +234,24 @@ impl<C: Connection> ReaderPool<C> {
                 state.readers += 1;
                 return Some(input);
             }
-            state = self.wait_idle(state)?;
+            state = self.wait_idle(state, parker)?;
         }
     }
 
     /// Waits until another thread wakes this one; `None` if none has for too long.
-    fn wait_idle<'a>(&'a self, mut state: Guard<'a, C>) -> Option<Guard<'a, C>> {
-        let this_thread = thread::current();
-        let id = this_thread.id();
+    fn wait_idle<'a>(
+        &'a self,
+        mut state: Guard<'a, C>,
+        parker: &Arc<Parker>,
+    ) -> Option<Guard<'a, C>> {
         let kept = state.readers + state.idle.len() < KEPT;
-        state.idle.push(this_thread);
+        state.idle.push(Arc::clone(parker));
         let since = Instant::now();
         drop(state);
-        match kept {
-            true => thread::park(),
-            false => thread::park_timeout(self.idle_time),
-        }
+        parker.park((!kept).then_some(self.idle_time));
         let mut state = self.state.lock();
         // A thread that wakes another takes it off the list; without that it woke by itself.
-        let Some(place) = state.idle.iter().position(|thread| thread.id() == id) else {
+        let Some(place) = state.idle.iter().position(|idle| Arc::ptr_eq(idle, parker)) else {
             return Some(state);
         };
         state.idle.remove(place);
@@ -278,7 +304,7 @@ impl<C: Connection> ReaderPool<C> {
         let idle = std::mem::take(&mut state.idle);
         drop(state);
         self.connection.hang_up();
-        idle.iter().for_each(Thread::unpark);
+        idle.iter().for_each(|thread| thread.unpark());
     }
 
     fn tell_end(&self, mut state: Guard<'_, C>) {
@@ -299,20 +325,26 @@ impl<C: Connection> ReaderPool<C> {
 }
 
 /// One of the threads, while it lives.
-struct PoolThread<C: Connection>(Arc<ReaderPool<C>>);
+struct PoolThread<C: Connection> {
+    pool: Arc<ReaderPool<C>>,
+    parker: Arc<Parker>,
+}
 
 impl<C: Connection> PoolThread<C> {
     fn new(pool: &Arc<ReaderPool<C>>) -> PoolThread<C> {
         pool.state.lock().threads += 1;
-        PoolThread(Arc::clone(pool))
+        PoolThread {
+            pool: Arc::clone(pool),
+            parker: Arc::default(),
+        }
     }
 
     fn work(self, first: Option<C::Packet>) {
-        let pool = &self.0;
+        let pool = &self.pool;
         if let Some(packet) = first {
             pool.process(packet, false);
         }
-        while let Some((packet, others_read)) = pool.next() {
+        while let Some((packet, others_read)) = pool.next(&self.parker) {
             pool.process(packet, others_read);
         }
     }
@@ -320,10 +352,10 @@ impl<C: Connection> PoolThread<C> {
 
 impl<C: Connection> Drop for PoolThread<C> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
+        let mut state = self.pool.state.lock();
         state.threads -= 1;
         if state.threads == 0 {
-            self.0.gone.notify_all();
+            self.pool.gone.notify_all();
         }
     }
 }

@@ -23,7 +23,7 @@ struct ChannelServer {
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     socket::limit_sends(&socket, RESPONSE_TIMEOUT)?;
     let socket = ClosedInChild::new(socket);
-    let buffers = [const { Vec::new() }; READERS];
+    let buffers = packet::buffers::<READERS>()?;
     reader_pool::start(Arc::new(ChannelServer { socket, functions }), buffers)
 }
 

@@ -4,6 +4,7 @@
 use super::*;
 use crate::sys::fault::Faults;
 use std::collections::VecDeque;
+use std::thread;
 use std::thread::ThreadId;
 
 #[derive(Default)]
