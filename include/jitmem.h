@@ -557,8 +557,12 @@ typedef struct jitmem_manager_options {
   /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
   /// kill later. 0: pages are taken when touched. A custom mapper is not told.
   uint32_t commit;
-  /// 0.
-  uint32_t reserved;
+  /// 1: close the writer views of this manager's memory, for reading too, while nothing is in flight.
+  /// The first allocation that comes then opens them, the last one to be finalized or abandoned closes
+  /// them, and deallocating code opens them for a moment: a system call per chunk each time. 0: they
+  /// stay open. Data that linked code may write has no such view in this process; a custom mapper is
+  /// not told, and a remote executor keeps its own open.
+  uint32_t close_writers;
   /// For JITMEM_PLACEMENT_NEAR: further addresses that must be in reach of everything, read during
   /// the call. Two that are too far apart for one window are JITMEM_INVALID_ARGUMENT. A window may
   /// become smaller than asked for, so that it reaches all.
@@ -572,7 +576,7 @@ typedef struct jitmem_manager_options {
   /// table.
   uint32_t usage;
   /// 0.
-  uint32_t reserved2;
+  uint32_t reserved;
 } jitmem_manager_options;
 
 /// One segment of a request.

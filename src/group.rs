@@ -15,6 +15,8 @@ impl Protection {
     const WRITE_BIT: u8 = 2;
     const EXEC_BIT: u8 = 4;
 
+    /// No access.
+    pub(crate) const NONE: Protection = Protection(0);
     /// Constants.
     pub const READ: Protection = Protection(Self::READ_BIT);
     /// Data.

@@ -45,6 +45,9 @@ struct Options {
   bool AnotherWindow = false;
   /// Take the pages of a chunk when it is made, so that a shortage is an error and not a kill.
   bool Commit = false;
+  /// Close the views through which code is written while nothing is being linked; costs system
+  /// calls.
+  bool CloseWriters = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
   /// Load libjitmem.so into executors that do not publish its service.
@@ -236,6 +239,7 @@ private:
     Chosen.quota = O.Quota;
     Chosen.growth = O.AnotherWindow ? JITMEM_GROWTH_ANOTHER_WINDOW : JITMEM_GROWTH_ERROR;
     Chosen.commit = O.Commit;
+    Chosen.close_writers = O.CloseWriters;
     if (O.Fixed) {
       Chosen.placement = JITMEM_PLACEMENT_FIXED;
       Chosen.address = O.Fixed;

@@ -80,8 +80,12 @@ pub struct jitmem_manager_options {
     /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
     /// kill later. 0: pages are taken when touched. A custom mapper is not told.
     pub commit: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1: close the writer views of this manager's memory, for reading too, while nothing is in flight.
+    /// The first allocation that comes then opens them, the last one to be finalized or abandoned closes
+    /// them, and deallocating code opens them for a moment: a system call per chunk each time. 0: they
+    /// stay open. Data that linked code may write has no such view in this process; a custom mapper is
+    /// not told, and a remote executor keeps its own open.
+    pub close_writers: u32,
     /// For JITMEM_PLACEMENT_NEAR: further addresses that must be in reach of everything, read during
     /// the call. Two that are too far apart for one window are JITMEM_INVALID_ARGUMENT. A window may
     /// become smaller than asked for, so that it reaches all.
@@ -95,10 +99,10 @@ pub struct jitmem_manager_options {
     /// table.
     pub usage: u32,
     /// 0.
-    pub reserved2: u32,
+    pub reserved: u32,
 }
 
-const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, reserved) + size_of::<u32>();
+const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, close_writers) + size_of::<u32>();
 
 /// What the host chose.
 ///
@@ -161,7 +165,8 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     chosen.quota = (given.quota != 0).then_some(given.quota);
     chosen.commit = input::flag(given.commit, "commit")?;
     chosen.usage = input::flag(given.usage, "usage")?;
-    if given.reserved != 0 || given.reserved2 != 0 {
+    chosen.close_writers = input::flag(given.close_writers, "close_writers")?;
+    if given.reserved != 0 {
         return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
     }
     Ok(chosen)

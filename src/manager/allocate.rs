@@ -46,6 +46,10 @@ impl Flow<Windows> {
         last_resort: bool,
         delivery: &mut Delivery,
     ) -> Served {
+        let _writers = match self.open_writers() {
+            Ok(open) => open,
+            Err(error) => return Served::Answer(self.counted(Err(error))),
+        };
         let mut layout = RequestLayout::default();
         let effort = Effort {
             last_resort,

@@ -182,7 +182,9 @@ impl Flow<Windows> {
             let answer = flow.mapper.reclaim(detached.range);
             drop(inside);
             // It was freed without traps if it was to go (`free_with_chunks`).
-            if answer.is_err() && detached.group.protection.executable() {
+            let stays = answer.is_err() && detached.group.protection.executable();
+            let writers = stays.then(|| self.open_writers());
+            if let Some(Ok(_open)) = writers {
                 detached.chunk.fill_with_traps();
                 self.flush_here(detached.range);
             }

@@ -113,6 +113,8 @@ impl Flow<Windows> {
         freed: &Freed,
         delivery: &mut Delivery,
     ) {
+        let code_is_freed = !freed.traps.is_empty();
+        let writers = code_is_freed.then(|| self.open_writers()).transpose();
         let mut empty = Vec::new();
         let code: u64 = freed.traps.iter().map(|(_, range)| range.size()).sum();
         let kept = (code > MUCH_CODE).then(|| {
@@ -121,7 +123,10 @@ impl Flow<Windows> {
                 .free_with_chunks(&freed.pieces, &mut empty)
         });
         let freed = kept.as_ref().unwrap_or(freed);
-        self.fill_with_traps(freed);
+        // Where they can't be opened, freed code stays as it is.
+        if writers.is_ok() {
+            self.fill_with_traps(freed);
+        }
         {
             let mut space = self.space.lock();
             space.free(&freed.pieces, &mut empty);
@@ -129,6 +134,8 @@ impl Flow<Windows> {
         }
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
         let _ = self.reclaim(empty, delivery);
+        drop(writers);
+        self.close_idle_writers();
     }
 
     /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.

@@ -30,6 +30,8 @@ impl Flow<Windows> {
         }
         if !freed.pieces.is_empty() {
             self.give_back(&[], &freed, &mut Delivery::Inline);
+        } else if answer.is_ok() {
+            self.close_idle_writers();
         }
         Some(self.counted(answer))
     }
@@ -75,6 +77,7 @@ impl Flow<Windows> {
         let mut served = Freed::default();
         self.space.lock().finalized(key, teardown, &mut served);
         if served.pieces.is_empty() {
+            self.close_idle_writers();
             return self.answer_last(Ok(handle), done, delivery);
         }
         self.free_served(handle, served, done, delivery);

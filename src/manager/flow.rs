@@ -8,6 +8,7 @@ use super::Options;
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
 use super::tracking::Tracking;
+use super::writers::WriterAccess;
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait_until};
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
@@ -34,6 +35,8 @@ pub(super) struct Flow<M: Memory> {
     coherent: AtomicBool,
     /// The host has freed the manager.
     closed: AtomicBool,
+    /// Of a manager that closes its writer views.
+    pub(super) writer_access: Option<WriterAccess>,
 }
 
 pub(super) fn manager_freed() -> Error {
@@ -63,6 +66,7 @@ impl<M: Memory> Flow<M> {
             ),
             tracking: Tracking::new(&options),
             mapper,
+            writer_access: options.close_writers.then(WriterAccess::new),
             options,
             buffers: Arc::default(),
             closed: AtomicBool::new(false),

@@ -32,6 +32,7 @@ mod usage;
 mod window;
 mod windows;
 mod write_scope;
+mod writers;
 
 pub use events::{AllocatedSegment, Allocation, Event, EventKind, Observer};
 pub use in_flight::InFlight;
@@ -80,6 +81,12 @@ pub struct Options {
     pub observer: Option<Observer>,
     /// Count how much each JITDylib and each tag has, for [`Manager::usage`]. Costs the same table.
     pub usage: bool,
+    /// Close the writer views of this manager's memory, for reading too, while nothing is in flight. The
+    /// first allocation that comes then opens them, the last one to be finalized or abandoned closes
+    /// them, and deallocating code opens them for a moment: a system call per chunk each time. Pages
+    /// that linked code may write have no such view in this process; a custom mapper is not told, and a
+    /// remote executor keeps its own open.
+    pub close_writers: bool,
 }
 
 impl Default for Options {
@@ -92,6 +99,7 @@ impl Default for Options {
             commit: false,
             observer: None,
             usage: false,
+            close_writers: false,
         }
     }
 }

@@ -108,9 +108,11 @@ impl WriteScope {
             return Err(refused(kind));
         }
         let thread = std::thread::current().id();
+        let writers = flow.open_writers()?;
         let space = &mut *flow.space.lock();
         let segments = space.open_segments(handle)?;
         space.scopes.begin(handle, thread)?;
+        writers.keep();
         Ok(WriteScope {
             flow: Arc::clone(flow),
             handle,
@@ -278,6 +280,7 @@ impl Flow<Windows> {
             return;
         }
         let waiting = self.space.lock().scopes.end(handle, thread);
+        self.end_keeping_writers();
         for waiting in waiting {
             self.deallocate(&waiting.handles, waiting.done);
         }

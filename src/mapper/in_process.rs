@@ -300,6 +300,15 @@ impl MemoryMapper for InProcess {
         done.complete_with(result, delivery);
     }
 
+    fn set_writers(&self, windows: &[AddressRange], open: bool) -> Result<()> {
+        let mapped = self.windows.lock();
+        let mapped = mapped
+            .iter()
+            .filter(|window| windows.contains(&window.reservation.range()));
+        let mut views = mapped.flat_map(|window| window.views.values());
+        views.try_for_each(|view| view.set_open(open))
+    }
+
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         let mut windows = self.windows.lock();
         let window = windows

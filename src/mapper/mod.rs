@@ -307,6 +307,11 @@ pub(crate) trait MemoryMapper: MapperBase {
         delivery: &mut Delivery,
     );
 
+    /// Opens or closes the writers of all chunks in these windows. On failure some are open.
+    fn set_writers(&self, _windows: &[AddressRange], _open: bool) -> Result<()> {
+        Ok(())
+    }
+
     /// Takes back the pages of a chunk that holds no allocation, and whose writer the manager does not use
     /// any more. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;

@@ -200,6 +200,14 @@ impl View {
         }
     }
 
+    /// Lets this process write through a second mapping, or not.
+    pub(crate) fn set_open(&self, open: bool) -> Result<()> {
+        match &self.written {
+            Written::Elsewhere(view) => view.set_open(open),
+            Written::InPlace | Written::Remotely => Ok(()),
+        }
+    }
+
     /// Number of kernel mappings.
     pub(crate) fn mappings(&self) -> u64 {
         match self.written {

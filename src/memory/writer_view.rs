@@ -153,6 +153,19 @@ impl WriterView {
         Ok(view)
     }
 
+    /// Lets this process access the view, or not. A seal against writers leaves this one alone, which is
+    /// older.
+    pub(crate) fn set_open(&self, open: bool) -> Result<()> {
+        let protection = if open {
+            Protection::READ_WRITE
+        } else {
+            Protection::NONE
+        };
+        // SAFETY: mapped by this view alone; a manager closes it only where none of its writers is used.
+        unsafe { sys::protect(self.start, self.size, protection) }
+            .map_err(|e| failed(self.size)("mprotect of the writer view", e))
+    }
+
     /// The right to write there.
     ///
     /// # Safety

@@ -12,6 +12,7 @@ mod placement;
 mod reservations;
 mod simple;
 mod stock;
+mod writers;
 mod writing;
 
 use super::pool::MOST_SPARE;

@@ -341,6 +341,15 @@ impl MemoryMapper for LlvmSharedMapper {
         Ok(())
     }
 
+    fn set_writers(&self, windows: &[AddressRange], open: bool) -> Result<()> {
+        let mapped = self.client.windows.lock();
+        let mapped = mapped
+            .iter()
+            .filter(|window| windows.contains(&window.range));
+        let mut views = mapped.flat_map(|window| window.views.values());
+        views.try_for_each(|view| view.set_open(open))
+    }
+
     fn release(&self, window: AddressRange, done: Completion<()>) {
         let known = {
             let mut windows = self.client.windows.lock();

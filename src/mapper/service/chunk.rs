@@ -33,7 +33,7 @@ struct ExecutorChunk {
     protection: u8,
     commit: bool,
     /// Where its content is written; none where content travels in messages.
-    _view: Option<WriterView>,
+    view: Option<WriterView>,
     /// [`Chunks::unsettled`]
     unsettled: Arc<AtomicUsize>,
     progress: Mutex<Progress>,
@@ -74,7 +74,7 @@ impl Chunks {
             range,
             protection: group.protection.bits() as u8,
             commit,
-            _view: view,
+            view,
             unsettled: Arc::clone(&self.unsettled),
             progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
         });
@@ -159,6 +159,16 @@ impl Chunks {
         let done = Completion::new(move |_| drop(chunk));
         self.changes.make(step, done);
         Ok(())
+    }
+
+    /// Opens or closes the views through which these windows are written.
+    pub(super) fn set_writers(&self, windows: &[AddressRange], open: bool) -> Result<()> {
+        let chunks = self.by_start.lock();
+        let inside = chunks
+            .values()
+            .filter(|chunk| windows.iter().any(|window| window.contains(chunk.range)));
+        let mut views = inside.filter_map(|chunk| chunk.view.as_ref());
+        views.try_for_each(|view| view.set_open(open))
     }
 
     /// Forgets the chunks of a window that is given back.

@@ -291,6 +291,10 @@ impl MemoryMapper for ServiceMapper {
         self.batches.handle().submit_in_order(&items, all.collect());
     }
 
+    fn set_writers(&self, windows: &[AddressRange], open: bool) -> Result<()> {
+        self.chunks.set_writers(windows, open)
+    }
+
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         self.chunks.remove(chunk)
     }

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Writer views that are closed while nothing is in flight, if the host chose so.
+
+use super::flow::Flow;
+use super::windows::Windows;
+use crate::error::Result;
+use crate::lock::{Condvar, MutexGuard};
+use crate::page::AddressRange;
+use crate::sys::AtForkMutex;
+use smallvec::SmallVec;
+
+/// Whether the writer views of a manager can be accessed.
+pub(super) struct WriterAccess {
+    access: AtForkMutex<Access>,
+    /// A thread has opened or closed them.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Access {
+    /// How much is being done that writes.
+    users: usize,
+    state: State,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Closed,
+    /// A thread is opening or closing them, or looks whether it may.
+    Changing,
+    Open,
+}
+
+impl WriterAccess {
+    pub(super) fn new() -> WriterAccess {
+        let forked = |access: &mut Access, forked: crate::sys::Forked| {
+            // The thread that changed it is not there, nor are the views.
+            if forked.in_child && access.state == State::Changing {
+                access.state = State::Closed;
+            }
+        };
+        WriterAccess {
+            access: AtForkMutex::new(Access::default(), forked),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Waits until no thread is changing it.
+    fn settled(&self) -> MutexGuard<'_, Access> {
+        let mut access = self.access.lock();
+        while access.state == State::Changing {
+            access = self.changed.wait(access);
+        }
+        access
+    }
+
+    fn set(&self, state: State) {
+        self.access.lock().state = state;
+        self.changed.notify_all();
+    }
+}
+
+/// Keeps the writer views open until it is dropped, and then for as long as anything is in flight.
+#[must_use]
+pub(super) struct OpenWriters<'a>(Option<(&'a Flow<Windows>, &'a WriterAccess)>);
+
+impl Flow<Windows> {
+    /// Has the writer views opened, where they are ever closed. What is in flight keeps them open.
+    pub(super) fn open_writers(&self) -> Result<OpenWriters<'_>> {
+        let Some(shared) = &self.writer_access else {
+            return Ok(OpenWriters(None));
+        };
+        let mut access = shared.settled();
+        if access.state == State::Closed {
+            access.state = State::Changing;
+            drop(access);
+            let opened = self.mapper.set_writers(&self.windows(), true);
+            shared.set(if opened.is_ok() {
+                State::Open
+            } else {
+                State::Closed
+            });
+            opened?;
+            return self.open_writers();
+        }
+        access.users += 1;
+        Ok(OpenWriters(Some((self, shared))))
+    }
+
+    /// Undoes an [`OpenWriters::keep`].
+    pub(super) fn end_keeping_writers(&self) {
+        if let Some(shared) = &self.writer_access {
+            drop(OpenWriters(Some((self, shared))));
+        }
+    }
+
+    /// Closes the writer views, if nothing is in flight or being written any more.
+    pub(super) fn close_idle_writers(&self) {
+        let Some(shared) = &self.writer_access else {
+            return;
+        };
+        let mut access = shared.settled();
+        if access.users > 0 || access.state != State::Open {
+            return;
+        }
+        access.state = State::Changing;
+        drop(access);
+        // Nothing new can be in flight meanwhile: it would have to open them.
+        if self.space.lock().usage.in_flight > 0 {
+            return shared.set(State::Open);
+        }
+        // What could not be closed stays open, and is closed the next time.
+        let _ = self.counted(self.mapper.set_writers(&self.windows(), false));
+        shared.set(State::Closed);
+    }
+
+    fn windows(&self) -> SmallVec<[AddressRange; 4]> {
+        let space = self.space.lock();
+        let windows = space.memory.windows.iter();
+        windows.map(|window| window.range).collect()
+    }
+}
+
+impl OpenWriters<'_> {
+    /// Keeps them open until [`Flow::end_keeping_writers`] is called, as often as this was.
+    pub(super) fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for OpenWriters<'_> {
+    fn drop(&mut self) {
+        if let Some((flow, access)) = self.0 {
+            access.access.lock().users -= 1;
+            flow.close_idle_writers();
+        }
+    }
+}
