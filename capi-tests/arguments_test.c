@@ -25,7 +25,8 @@ static void options_of_a_wrong_size(void **state) {
     REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size",
             jitmem_manager_create(fixture->mapper, &options, &manager, error));
   }
-  options.struct_size = sizeof options - 1;
+  // The first version ended there.
+  options.struct_size = offsetof(jitmem_manager_options, addresses) - 1;
   REFUSED(JITMEM_INVALID_ARGUMENT, "sizeof(jitmem_manager_options)",
           jitmem_manager_create(fixture->mapper, &options, &manager, error));
   assert_null(manager);
@@ -77,9 +78,9 @@ static void options_out_of_range(void **state) {
       {"placement 3", {.placement = 3}},
       {"placement 4294967295", {.placement = UINT32_MAX}},
       {"growth 2", {.growth = 2}},
+      {"reserved", {.reserved = 1}},
       {"commit 2", {.commit = 2}},
       {"close_writers 2", {.close_writers = 2}},
-      {"reserved", {.reserved = 1}},
       {"without a placement", {.address = 0x10000}},
       {"window", {.window_size = 1}},
       {"window", {.window_size = 64 * KIB - 4096}},
