@@ -214,8 +214,8 @@ static void errors_have_the_name(void **state) {
   FAILS(JITMEM_INVALID_HANDLE, "\"query\", tag 0x7",
         jitmem_manager_write(manager, graph.handle, 0, 0, "x", 1, error));
   deallocate(manager, graph.handle);
-  // What does not fit the window.
-  const jitmem_segment large[] = {segment(GIB / 2, 0, R), segment(GIB / 2, 0, RW)};
+  // What fits no window.
+  const jitmem_segment large[] = {segment(GIB / 4 * 3, 0, R), segment(GIB / 4 * 3, 0, RW)};
   jitmem_segment_memory memory[2];
   uint64_t handle = 0;
   jitmem_allocation_request request;
