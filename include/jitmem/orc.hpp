@@ -13,6 +13,7 @@
 #include "../jitmem.h"
 #include "orc_compat.hpp"
 #include "orc_error.hpp"
+#include "orc_label.hpp"
 #include "orc_layout.hpp"
 #include "orc_transport.hpp"
 
@@ -22,7 +23,9 @@
 #include <llvm/ExecutionEngine/JITLink/JITLinkMemoryManager.h>
 #include <llvm/Support/Error.h>
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,6 +53,18 @@ struct Options {
   bool CloseWriters = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
+  /// Allocations are called after their graph and JITDylib, in errors, events and usage.
+  bool Names = false;
+  /// Gives allocations a tag, for errors, events and usage; empty: none has one. Called in the
+  /// threads that link.
+  TagFunction Tag;
+  /// Is told of what comes and goes: jitmem_observer in jitmem.h says when, and in which threads.
+  /// It must not throw. Empty: no one is told.
+  std::function<void(const jitmem_event &)> Observer;
+  /// Events have the time.
+  bool EventTimes = false;
+  /// How much each JITDylib and each tag has is counted, for usage().
+  bool Usage = false;
   /// Load libjitmem.so into executors that do not publish its service.
   bool LoadExecutorLibrary = true;
   /// Its path in the executor; empty: the path of the one that this process runs.
@@ -170,11 +185,19 @@ public:
     detail::GraphLayout Layout(G);
     auto Request = Layout.request();
     auto Dylib = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(JD));
+    std::optional<detail::Label> Label;
+    jitmem_allocation_request Labelled = {};
+    if (Names || TagOf) {
+      Label.emplace(Names, TagOf, JD, G);
+      Labelled = {sizeof(Labelled), Request.data(), Request.size(), Dylib, 0, nullptr, nullptr};
+      Label->addTo(Labelled);
+    }
     detail::OwnedError E;
     llvm::SmallVector<jitmem_segment_memory, 4> Memory(Request.size());
     uint64_t Handle = 0;
-    switch (jitmem_manager_try_allocate(handle(), Request.data(), Request.size(), Dylib,
-                                        Memory.data(), &Handle, E.out())) {
+    switch (Label ? jitmem_manager_try_request(handle(), &Labelled, Memory.data(), &Handle, E.out())
+                  : jitmem_manager_try_allocate(handle(), Request.data(), Request.size(), Dylib,
+                                                Memory.data(), &Handle, E.out())) {
     case JITMEM_OK:
       Layout.apply(Memory.data());
       OnAllocated(std::make_unique<InFlight>(*this, G, Handle));
@@ -188,6 +211,9 @@ public:
     detail::submit(
         std::make_unique<Allocating>(*this, G, std::move(Layout), std::move(OnAllocated)),
         [&](void *Passed, jitmem_error **E) {
+          if (Label)
+            return jitmem_manager_request_async(handle(), &Labelled, &Allocating::done, Passed,
+                                                nullptr, E);
           return jitmem_manager_allocate_async(handle(), Request.data(), Request.size(), Dylib,
                                                &Allocating::done, Passed, nullptr, E);
         },
@@ -223,13 +249,26 @@ public:
     return Stats;
   }
 
+  /// What the allocations of a JITDylib have; null: of those that have none. An error if
+  /// Options::Usage was not set. By tag: jitmem_manager_usage.
+  llvm::Expected<jitmem_usage> usage(const llvm::jitlink::JITLinkDylib *JD) const {
+    jitmem_usage Usage = {};
+    Usage.struct_size = sizeof(Usage);
+    auto Key = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(JD));
+    detail::OwnedError E;
+    if (jitmem_manager_usage(handle(), JITMEM_USAGE_BY_DYLIB, Key, &Usage, E.out()) != JITMEM_OK)
+      return E.take();
+    return Usage;
+  }
+
   /// The C API's handle, owned by this object.
   jitmem_manager *handle() const { return Manager.get(); }
 
 private:
   using LinkGraph = llvm::jitlink::LinkGraph;
 
-  explicit MemoryManager(jitmem_manager *Manager) : Manager(Manager) {}
+  MemoryManager(jitmem_manager *Manager, const Options &O)
+      : Names(O.Names), TagOf(O.Tag), Manager(Manager) {}
 
   static llvm::Expected<std::unique_ptr<MemoryManager>> create(const jitmem_mapper &Mapper,
                                                                const Options &O) {
@@ -253,11 +292,24 @@ private:
       return llvm::make_error<MemoryError>(
           JITMEM_INVALID_ARGUMENT, 0,
           "create a memory manager: both Options::Fixed and Options::Near are set; choose one");
+    Chosen.usage = O.Usage;
+    jitmem_observer Observer = {};
+    if (O.Observer) {
+      using FunctionT = std::function<void(const jitmem_event &)>;
+      Observer.struct_size = sizeof(Observer);
+      Observer.fn = [](void *Ctx, const jitmem_event *Event) {
+        (*static_cast<const FunctionT *>(Ctx))(*Event);
+      };
+      Observer.ctx = new FunctionT(O.Observer);
+      Observer.destroy = [](void *Ctx) { delete static_cast<FunctionT *>(Ctx); };
+      Observer.times = O.EventTimes;
+      Chosen.observer = &Observer;
+    }
     detail::OwnedError E;
     jitmem_manager *Manager = nullptr;
     if (jitmem_manager_create(&Mapper, &Chosen, &Manager, E.out()) != JITMEM_OK)
       return E.take();
-    return std::unique_ptr<MemoryManager>(new MemoryManager(Manager));
+    return std::unique_ptr<MemoryManager>(new MemoryManager(Manager, O));
   }
 
   /// Over jitmem's service in an executor; `InsteadOf` says why nothing better was taken.
@@ -400,6 +452,8 @@ private:
     OnAllocatedFunction OnAllocated;
   };
 
+  bool Names;
+  TagFunction TagOf;
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
   /// The connection to the executor, if that is not this process.
   std::shared_ptr<detail::Connection> EPC;
