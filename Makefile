@@ -147,6 +147,8 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
 	build/child-c/jitmem-child-c
+	@$(call project,examples/profiler-c,build/profiler-c)
+	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
 	@for example in lljit child-cpp; do for version in 22 19; do \
 	  $(call project,examples/$$example,build/$$example-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
