@@ -459,6 +459,70 @@ static void write_scopes(void **state) {
   goes_on_working(subject->manager);
 }
 
+// ---- labels ----
+
+static void ignore_event(void *ctx, const jitmem_event *event) { (void)ctx, (void)event; }
+
+static void ignore_allocation(void *ctx, const jitmem_allocation *allocation) {
+  (void)ctx, (void)allocation;
+}
+
+static void ignore_usage(void *ctx, const jitmem_usage *usage) { (void)ctx, (void)usage; }
+
+static void labelled_allocations(void **state) {
+  struct subject *subject = *state;
+  const jitmem_observer observer = {.struct_size = sizeof observer, .fn = ignore_event};
+  const jitmem_manager_options options = {
+      .struct_size = sizeof options, .observer = &observer, .usage = 1};
+  jitmem_manager *manager = NULL;
+  OK(jitmem_manager_create(subject->mapper, &options, &manager, error));
+  const jitmem_allocation_request request = {.struct_size = sizeof request,
+                                             .segments = segments,
+                                             .segment_count = COUNT(segments),
+                                             .dylib = 3,
+                                             .tag = 4,
+                                             .name = "a function",
+                                             .dylib_name = "a library"};
+  EACH_FAILURE(round) {
+    struct graphs graphs = {0};
+    TRY(round, jitmem_manager_request(manager, &request, graphs.memory, &graphs.handle, error));
+    if (graphs.handle != 0)
+      OK(jitmem_manager_abandon(manager, graphs.handle, error));
+    goes_on_working(manager);
+  }
+  EACH_FAILURE(round) {
+    struct graphs graphs = {0};
+    TRY(round, jitmem_manager_try_request(manager, &request, graphs.memory, &graphs.handle, error));
+    if (graphs.handle != 0)
+      OK(jitmem_manager_abandon(manager, graphs.handle, error));
+    goes_on_working(manager);
+  }
+  EACH_FAILURE(round) {
+    struct answer answer = ANSWER;
+    TRY(round, jitmem_manager_request_async(manager, &request, on_allocated, &answer, NULL, error));
+    answered(&round, &answer);
+    if (answer.status == JITMEM_OK)
+      OK(jitmem_manager_abandon(manager, answer.handle, error));
+    goes_on_working(manager);
+  }
+  struct graphs graphs;
+  OK(jitmem_manager_request(manager, &request, graphs.memory, &graphs.handle, error));
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_manager_describe(manager, graphs.handle, ignore_allocation, NULL, error));
+  }
+  EACH_FAILURE(round) {
+    jitmem_usage usage = {.struct_size = sizeof usage};
+    TRY(round, jitmem_manager_usage(manager, JITMEM_USAGE_BY_TAG, 4, &usage, error));
+  }
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_manager_all_usage(manager, JITMEM_USAGE_BY_TAG, ignore_usage, NULL, error));
+  }
+  OK(jitmem_manager_abandon(manager, graphs.handle, error));
+  EACH_FAILURE(round) { TRY(round, jitmem_manager_set_quota(manager, MIB, error)); }
+  goes_on_working(manager);
+  jitmem_manager_free(manager);
+}
+
 // ---- looking and writing ----
 
 static void ignore_item(void *ctx, const jitmem_layout_item *item) { (void)ctx, (void)item; }
@@ -834,6 +898,8 @@ int main(void) {
       MODES(finalizations),
       MODES(deallocations),
       MODES(looks),
+      MODE(labelled_allocations, two_views),
+      MODE(labelled_allocations, mprotected),
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),
       MODE(write_scopes, shared),

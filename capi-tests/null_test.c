@@ -363,6 +363,8 @@ static void looking(void **state) {
           jitmem_manager_stats(NULL, &stats, error));
   assert_true(all_bytes_are((uint8_t *)&stats.reserved, sizeof stats - sizeof stats.struct_size,
                             UNTOUCHED));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_set_quota(NULL, 1, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "stats is NULL", jitmem_manager_stats(manager, NULL, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
           jitmem_manager_layout(NULL, ignore_item, NULL, error));

@@ -206,6 +206,32 @@ static void near_several_addresses(void **state) {
 
 // ---- quota ----
 
+static void a_quota_that_changes(void **state) {
+  struct fixture *fixture = *state;
+  jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){.quota = 64 * KIB});
+  const jitmem_segment half = segment(32 * KIB, 0, RW), page = segment(4 * KIB, 0, RW);
+  struct graph graph = {0}, first = allocate_one(manager, half, 1);
+  OK(jitmem_manager_set_quota(manager, 256 * KIB, error));
+  struct graph others[3] = {allocate_one(manager, half, 2), allocate_one(manager, half, 3),
+                            allocate_one(manager, half, 4)};
+  // Below what is in use: nothing new until it has sunk, and what there is stays.
+  OK(jitmem_manager_set_quota(manager, 64 * KIB, error));
+  for (size_t i = 0; i < COUNT(others); i++) {
+    REFUSED(JITMEM_QUOTA_EXCEEDED, "jitmem_manager_set_quota",
+            jitmem_manager_allocate(manager, &page, 1, 0, graph.memory, &graph.handle, error));
+    finalize(manager, others[i].handle);
+    assert_true(all_bytes_are(at(others[i].memory[0].address), 32 * KIB, (uint8_t)(2 + i)));
+    deallocate(manager, others[i].handle);
+  }
+  OK(jitmem_manager_abandon(manager, allocate_one(manager, page, 5).handle, error));
+  // And none.
+  OK(jitmem_manager_set_quota(manager, 0, error));
+  OK(jitmem_manager_abandon(manager, allocate_one(manager, segment(MIB, 0, RW), 6).handle, error));
+  OK(jitmem_manager_abandon(manager, first.handle, error));
+  jitmem_manager_free(manager);
+  REFUSED(JITMEM_INVALID_HANDLE, "freed before", jitmem_manager_set_quota(manager, 1, error));
+}
+
 static void a_quota(void **state) {
   struct fixture *fixture = *state;
   jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){.quota = 64 * KIB});
@@ -428,6 +454,7 @@ int main(void) {
       EACH(near_an_address),
       EACH(near_several_addresses),
       EACH(a_quota),
+      EACH(a_quota_that_changes),
       EACH(a_full_window),
       EACH(a_window_that_is_full_for_half_a_request),
       EACH(another_window),

@@ -548,7 +548,8 @@ typedef struct jitmem_manager_options {
   uint64_t window_size;
   /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
   uint64_t address;
-  /// Most bytes handed out at a time, rounding included. 0: no limit.
+  /// Most bytes handed out at a time, rounding included; jitmem_manager_set_quota changes it. 0: no
+  /// limit.
   uint64_t quota;
   /// One of jitmem_placement.
   uint32_t placement;
@@ -658,6 +659,18 @@ jitmem_status jitmem_manager_create_async(const struct jitmem_mapper *mapper,
                                           void *ctx,
                                           jitmem_destroy_fn destroy,
                                           struct jitmem_error **error);
+
+/// Changes the quota of a manager: the most bytes handed out at a time, rounding included; 0: no limit.
+/// It may be below what is in use: nothing more is handed out then until enough is deallocated.
+/// Thread-safe. Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_manager_set_quota(const struct jitmem_manager *manager,
+                                       uint64_t quota,
+                                       struct jitmem_error **error);
 
 /// Frees a manager: what is still finalized goes last to first with its deallocation actions,
 /// what is in flight is abandoned, and the windows are released. No code of it may run any more.

@@ -242,6 +242,15 @@ public:
   }
 
   /// Figures of this moment; see jitmem.h.
+  /// Changes Options::Quota; 0: no limit. It may be below what is in use: nothing more is handed
+  /// out then until enough is deallocated.
+  llvm::Error setQuota(uint64_t Quota) {
+    detail::OwnedError E;
+    if (jitmem_manager_set_quota(handle(), Quota, E.out()) != JITMEM_OK)
+      return E.take();
+    return llvm::Error::success();
+  }
+
   jitmem_stats stats() const {
     jitmem_stats Stats = {};
     Stats.struct_size = sizeof(Stats);

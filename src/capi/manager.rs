@@ -223,6 +223,25 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
     unsafe { guard::call(error, body) }
 }
 
+/// Changes the quota of a manager: the most bytes handed out at a time, rounding included; 0: no limit.
+/// It may be below what is in use: nothing more is handed out then until enough is deallocated.
+/// Thread-safe. Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_set_quota(
+    manager: *const jitmem_manager,
+    quota: u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| manager.core().set_quota((quota != 0).then_some(quota));
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
 /// Lends an error object to a callback.
 fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
     match error {

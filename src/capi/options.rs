@@ -71,7 +71,8 @@ pub struct jitmem_manager_options {
     pub window_size: u64,
     /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
     pub address: u64,
-    /// Most bytes handed out at a time, rounding included. 0: no limit.
+    /// Most bytes handed out at a time, rounding included; jitmem_manager_set_quota changes it. 0: no
+    /// limit.
     pub quota: u64,
     /// One of jitmem_placement.
     pub placement: u32,

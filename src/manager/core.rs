@@ -278,6 +278,10 @@ impl Core {
         self.named(handle, answer)
     }
 
+    pub(crate) fn set_quota(&self, quota: Option<u64>) -> Result<()> {
+        either!(self, flow => flow.set_quota(quota))
+    }
+
     pub(super) fn stats(&self) -> Stats {
         either!(self, flow => flow.stats())
     }

@@ -159,6 +159,12 @@ impl<M: Memory> Flow<M> {
         })
     }
 
+    pub(super) fn set_quota(&self, quota: Option<u64>) -> Result<()> {
+        self.check_process()?;
+        self.space.lock().usage.quota = quota;
+        Ok(())
+    }
+
     pub(super) fn stats(&self) -> Stats {
         let window_size = self.options.window_size;
         let traffic = self.mapper.traffic();

@@ -73,7 +73,7 @@ pub struct Options {
     pub placement: Placement,
     /// Whether there may be further windows.
     pub growth: GrowthPolicy,
-    /// Most bytes handed out at a time, rounding included.
+    /// Most bytes handed out at a time, rounding included. [`Manager::set_quota`] changes it.
     pub quota: Option<u64>,
     /// Take the pages of a chunk when it is made.
     pub commit: bool,
@@ -342,6 +342,15 @@ impl Manager {
     /// constants), content in messages, LLVM's services, a host's own.
     pub fn write_scope(&self, allocation: AllocationHandle) -> Result<WriteScope> {
         self.core.write_scope(allocation.0)
+    }
+
+    /// Changes the quota, [`Options::quota`]. It may be below what is in use: nothing more is handed out
+    /// then until enough is deallocated.
+    ///
+    /// # Errors
+    /// `InvalidHandle` in a forked child that may not use the manager.
+    pub fn set_quota(&self, quota: Option<u64>) -> Result<()> {
+        self.core.set_quota(quota)
     }
 
     /// Figures of this moment.

@@ -86,7 +86,7 @@ impl Usage {
                 Status::QuotaExceeded,
                 format!(
                     "allocate {wanted} bytes: {} of a quota of {quota} bytes are in use; deallocate \
-                     something or raise the quota",
+                     something or raise the quota (jitmem_manager_set_quota, Manager::set_quota)",
                     self.taken
                 ),
             )),

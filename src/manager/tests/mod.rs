@@ -203,8 +203,14 @@ fn quota_and_window_are_limits_that_lift_again() {
         let first = allocate(&manager, &[segment(90_000, 0, 1, Protection::READ)]).unwrap();
         let error = allocate(&manager, &[segment(20_000, 0, 1, Protection::READ)]).unwrap_err();
         assert_eq!(error.status(), Status::QuotaExceeded, "{error}");
+        manager.set_quota(Some(200_000)).unwrap();
+        let second = allocate(&manager, &[segment(20_000, 0, 1, Protection::READ)]).unwrap();
+        wait(|done| manager.core.abandon(second.handle, done)).unwrap();
+        manager.set_quota(Some(100_000)).unwrap();
         wait(|done| manager.core.abandon(first.handle, done)).unwrap();
         allocate(&manager, &[segment(20_000, 0, 1, Protection::READ)]).unwrap();
+        manager.set_quota(None).unwrap();
+        allocate(&manager, &[segment(200_000, 0, 1, Protection::READ)]).unwrap();
     }
 }
 
