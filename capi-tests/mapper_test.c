@@ -313,13 +313,15 @@ static void requests_wait_for_a_window(void **state) {
   // One window is under way; a request that finds no room in it either asks for the next.
   while (hosted->host.held_count > 0)
     host_tell(&hosted->host);
+  assert_int_equal(stats_of(manager).windows, 3);
   for (int i = 0; i < 2; i++) {
     assert_int_equal(endings[i].called, 1);
     assert_int_equal(endings[i].destroyed, 1);
     assert_int_equal(endings[i].status, JITMEM_OK);
     OK(jitmem_manager_abandon(manager, endings[i].allocation, error));
   }
-  assert_int_equal(stats_of(manager).windows, 3);
+  // One of the two that are empty now is kept for what may come.
+  assert_int_equal(stats_of(manager).windows, 2);
   jitmem_manager_free(manager);
 }
 

@@ -437,6 +437,15 @@ static void describing(void **state) {
           jitmem_manager_all_usage(manager, JITMEM_USAGE_BY_TAG, NULL, NULL, error));
 }
 
+static void trimming(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  uint64_t bytes = 7;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_trim(NULL, &bytes, error));
+  assert_int_equal(bytes, 7);
+  OK(jitmem_manager_trim(manager, NULL, error));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(errors),
@@ -456,6 +465,7 @@ int main(void) {
       EVERYWHERE(looking),
       EVERYWHERE(requesting),
       EVERYWHERE(describing),
+      EVERYWHERE(trimming),
   };
   return at_rest(cmocka_run_group_tests_name("NULL", tests, NULL, NULL));
 }

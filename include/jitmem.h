@@ -864,6 +864,21 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               jitmem_destroy_fn destroy,
                                               struct jitmem_error **error);
 
+/// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
+/// windows. For hosts that know of memory pressure, or that will be idle; a manager gives back most of
+/// it by itself. If `bytes` is not NULL it is set to how many bytes of memory were given back.
+/// Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
+/// mapper answers.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or a place for what
+/// they are set to.
+jitmem_status jitmem_manager_trim(const struct jitmem_manager *manager,
+                                  uint64_t *bytes,
+                                  struct jitmem_error **error);
+
 /// A request for memory that says more than the arguments of jitmem_manager_allocate. Set struct_size
 /// to sizeof(jitmem_allocation_request) and the rest to zero for the defaults.
 typedef struct jitmem_allocation_request {
@@ -1029,13 +1044,14 @@ typedef struct jitmem_stats {
   size_t struct_size;
   /// Address space of all windows.
   uint64_t reserved;
-  /// Chunks: address space with memory behind it. Pages count only once they are touched.
+  /// Pages that may hold memory: those of which something was handed out since they were last given
+  /// back to the system.
   uint64_t committed;
   /// Bytes asked for by live allocations.
   uint64_t live;
   /// Bytes lost to rounding and alignment in live allocations.
   uint64_t padding;
-  /// Bytes in chunks that are not handed out: committed - live - padding, less guards.
+  /// Bytes in chunks that are not handed out: chunk_bytes - live - padding, less guards.
   uint64_t free;
   /// Kernel mappings at most, writer views and reserved gaps included.
   uint64_t mappings;
@@ -1076,6 +1092,8 @@ typedef struct jitmem_stats {
   uint64_t messages;
   /// Bytes of these messages and of their answers.
   uint64_t message_bytes;
+  /// Address space of all chunks.
+  uint64_t chunk_bytes;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

@@ -241,6 +241,16 @@ public:
         [](OnDeallocatedFunction &Refused, llvm::Error E) { Refused(std::move(E)); });
   }
 
+  /// Gives everything back to the system that holds nothing, and answers how many bytes of memory
+  /// that was; see jitmem_manager_trim.
+  llvm::Expected<uint64_t> trim() {
+    uint64_t Bytes = 0;
+    detail::OwnedError E;
+    if (jitmem_manager_trim(handle(), &Bytes, E.out()) != JITMEM_OK)
+      return E.take();
+    return Bytes;
+  }
+
   /// Figures of this moment; see jitmem.h.
   /// Changes Options::Quota; 0: no limit. It may be below what is in use: nothing more is handed
   /// out then until enough is deallocated.

@@ -689,3 +689,32 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
     // SAFETY: as the caller says.
     unsafe { with_completion(manager, error, accept, submit) }
 }
+
+/// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
+/// windows. For hosts that know of memory pressure, or that will be idle; a manager gives back most of
+/// it by itself. If `bytes` is not NULL it is set to how many bytes of memory were given back.
+/// Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
+/// mapper answers.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or a place for what
+/// they are set to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_trim(
+    manager: *const jitmem_manager,
+    bytes: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        let given_back = manager.core().trim()?;
+        if !bytes.is_null() {
+            // SAFETY: as the caller says.
+            unsafe { bytes.write(given_back) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}

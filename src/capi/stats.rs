@@ -59,13 +59,14 @@ pub struct jitmem_stats {
     pub struct_size: usize,
     /// Address space of all windows.
     pub reserved: u64,
-    /// Chunks: address space with memory behind it. Pages count only once they are touched.
+    /// Pages that may hold memory: those of which something was handed out since they were last given
+    /// back to the system.
     pub committed: u64,
     /// Bytes asked for by live allocations.
     pub live: u64,
     /// Bytes lost to rounding and alignment in live allocations.
     pub padding: u64,
-    /// Bytes in chunks that are not handed out: committed - live - padding, less guards.
+    /// Bytes in chunks that are not handed out: chunk_bytes - live - padding, less guards.
     pub free: u64,
     /// Kernel mappings at most, writer views and reserved gaps included.
     pub mappings: u64,
@@ -106,6 +107,8 @@ pub struct jitmem_stats {
     pub messages: u64,
     /// Bytes of these messages and of their answers.
     pub message_bytes: u64,
+    /// Address space of all chunks.
+    pub chunk_bytes: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -173,6 +176,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             unmap_failures: now.unmap_failures,
             messages: now.messages,
             message_bytes: now.message_bytes,
+            chunk_bytes: now.chunk_bytes,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

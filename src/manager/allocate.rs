@@ -82,12 +82,12 @@ impl Flow<Windows> {
                 Attempt::Wait => return Served::Wait,
                 Attempt::Full(error) => return Served::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
-                Attempt::Grow(growth) => self.grow(&growth, delivery),
+                Attempt::Grow(growth) => self.grow(growth, delivery),
                 // If none can be reclaimed, say so. Once only: what is reclaimed may be what was made
                 // for the first half of a request whose second half has no room.
                 Attempt::Reclaim(empty) => {
                     reclaimed = true;
-                    self.reclaim(empty, delivery)
+                    self.reclaim(empty, delivery).map(drop)
                 }
             };
             if let Err(error) = step {

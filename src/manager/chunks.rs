@@ -24,7 +24,7 @@ thread_local! {
 }
 
 /// Notes that this thread is inside a mapper, until it is dropped.
-struct InsideMapper {
+pub(super) struct InsideMapper {
     before: usize,
 }
 
@@ -39,7 +39,7 @@ impl Flow<Windows> {
         std::ptr::from_ref(self).addr()
     }
 
-    fn enter_mapper(&self) -> InsideMapper {
+    pub(super) fn enter_mapper(&self) -> InsideMapper {
         let before = INSIDE_MAPPER_OF.get();
         let one = before == NONE || before == self.address();
         INSIDE_MAPPER_OF.set(if one { self.address() } else { SEVERAL });
@@ -134,7 +134,7 @@ impl Flow<Windows> {
     }
 
     /// Has the mapper prepare a chunk.
-    pub(super) fn grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) -> Result<()> {
+    pub(super) fn grow(self: &Arc<Self>, growth: Growth, delivery: &mut Delivery) -> Result<()> {
         let inside = self.enter_mapper();
         let answer = self.mapper.prepare(growth.chunk);
         drop(inside);
@@ -154,7 +154,7 @@ impl Flow<Windows> {
                     Ok(())
                 }
                 Err(error) => {
-                    let smaller = memory.not_grown(growth);
+                    let smaller = memory.not_grown(&growth);
                     let short = error.status() == Status::OutOfMemory;
                     if smaller && short { Ok(()) } else { Err(error) }
                 }
@@ -164,19 +164,19 @@ impl Flow<Windows> {
         answer
     }
 
-    /// Has the mapper take empty chunks back. A chunk that it can't take back stays in use; an
-    /// error means that it took none.
+    /// Has the mapper take empty chunks back, and gives the bytes of memory that they held. A chunk that
+    /// it can't take back stays in use; an error means that it took none.
     pub(super) fn reclaim(
         self: &Arc<Self>,
         empty: Vec<Detached>,
         delivery: &mut Delivery,
-    ) -> Result<()> {
+    ) -> Result<u64> {
         if empty.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
         let flow = Arc::clone(self);
         let mut failure = None;
-        let mut progress = false;
+        let (mut progress, mut bytes) = (false, 0);
         for detached in empty {
             let inside = flow.enter_mapper();
             let answer = flow.mapper.reclaim(detached.range);
@@ -195,6 +195,7 @@ impl Flow<Windows> {
             let memory = &mut flow.space.lock().memory;
             match answer {
                 Ok(()) => {
+                    bytes += detached.chunk.committed();
                     memory.reclaimed(detached);
                     progress = true;
                 }
@@ -207,12 +208,12 @@ impl Flow<Windows> {
         flow.wake(delivery);
         match failure {
             Some(error) if !progress => Err(error),
-            _ => Ok(()),
+            _ => Ok(bytes),
         }
     }
 
     /// Tries again with what waited for a change.
-    fn wake(self: &Arc<Self>, delivery: &mut Delivery) {
+    pub(super) fn wake(self: &Arc<Self>, delivery: &mut Delivery) {
         let waiting = std::mem::take(&mut self.space.lock().memory.waiting);
         if waiting.is_empty() {
             return;

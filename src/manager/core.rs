@@ -282,6 +282,15 @@ impl Core {
         either!(self, flow => flow.set_quota(quota))
     }
 
+    /// See [`Manager::trim`].
+    pub(crate) fn trim(&self) -> Result<u64> {
+        match &self.0 {
+            Division::Windows(flow) => flow.trim(),
+            // Each reservation goes with its allocation.
+            Division::Reservations(flow) => flow.check_process().map(|()| 0),
+        }
+    }
+
     pub(super) fn stats(&self) -> Stats {
         either!(self, flow => flow.stats())
     }

@@ -127,13 +127,21 @@ impl Flow<Windows> {
         if writers.is_ok() {
             self.fill_with_traps(freed);
         }
-        {
+        let (idle, unused) = {
             let mut space = self.space.lock();
             space.free(&freed.pieces, &mut empty);
             keys.iter().for_each(|key| space.forget(*key));
-        }
+            let unused = space.memory.many && (space.memory.unused || !empty.is_empty());
+            (space.begin_trim(), unused)
+        };
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
         let _ = self.reclaim(empty, delivery);
+        if let Some(least) = idle {
+            self.trim_idle(least, delivery);
+        }
+        if unused {
+            self.release_spare_windows(delivery);
+        }
         drop(writers);
         self.close_idle_writers();
     }

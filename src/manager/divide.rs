@@ -3,7 +3,7 @@
 
 use super::allocate::Waiting;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
-use super::pool::{MOST_SPARE, POOLS};
+use super::pool::{Keep, POOLS};
 use super::records::{Key, Phase, Record, Records};
 use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
@@ -129,15 +129,16 @@ impl Memory for Windows {
 
     fn sums(&self, _: &Records<Self>) -> Sums {
         let mut sums = Sums::NONE;
-        sums.windows = self.windows.len() as u64;
-        self.windows
-            .iter()
-            .for_each(|window| window.add_to(&mut sums));
+        for window in self.iter() {
+            sums.windows += 1;
+            window.add_to(&mut sums);
+        }
+        debug_assert_eq!(sums.committed, self.committed);
         sums
     }
 
     fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem)) {
-        self.windows.iter().for_each(|window| window.visit(visit));
+        self.iter().for_each(|window| window.visit(visit));
         let pieces = records.iter().flat_map(|record| &record.holding.pieces);
         for piece in pieces {
             let Place { range, group, .. } = self.place(piece);
@@ -154,13 +155,13 @@ impl Memory for Windows {
     /// mapper counts what it could not unmap.
     fn end(space: &mut Space<Self>, mapper: Arc<dyn MemoryMapper>) -> Ending {
         let deinitialize = space.take_finalized();
-        let windows: Vec<_> = space.memory.windows.drain(..).collect();
+        let windows = space.memory.drain();
         Box::new(move |done| {
             let keep = Arc::clone(&mapper);
             let release = move |_answer: Result<()>| {
                 let all = join_all(windows.len(), done, &mut Delivery::Inline);
                 for (window, done) in windows.into_iter().zip(all) {
-                    keep.release(window.range, done);
+                    keep.release(window, done);
                 }
             };
             if deinitialize.is_empty() {
@@ -191,15 +192,19 @@ impl Space<Windows> {
             }
         }
         // So that a heap that is full is an error here and not the end of the process later.
-        if !(self.records.make_spare() && self.memory.make_spare(request)) {
+        if !self.records.make_spare() {
             return Attempt::Refused(heap_is_full());
         }
         layout
             .segments
             .resize(request.segments, SegmentMemory::NONE);
-        if let ([window], false) = (self.memory.windows.as_mut_slice(), self.memory.many) {
-            if let Ok(pieces) = window.take_all(&request.planned, 0, false, layout) {
-                return self.hand_out(request, 0, pieces, layout);
+        if let Some(number) = self.memory.likely_window(request) {
+            let window = self.memory.window_mut(number);
+            if !window.make_spare(&request.planned) {
+                return Attempt::Refused(heap_is_full());
+            }
+            if let Ok(pieces) = window.take_all(&request.planned, number as u16, false, layout) {
+                return self.hand_out(request, number, pieces, layout);
             }
         }
         self.try_each_window(request, effort, layout)
@@ -212,7 +217,7 @@ impl Space<Windows> {
         pieces: Pieces,
         layout: &mut RequestLayout,
     ) -> Attempt {
-        let holding = self.memory.hold(request, window, pieces);
+        let holding = self.memory.hold(request, window, pieces, layout);
         self.usage.taken += layout.taken;
         let (key, handle) = self.admit(holding, layout.live);
         layout.handle = handle;
@@ -229,15 +234,21 @@ impl Space<Windows> {
     ) -> Attempt {
         let windows = self.memory.windows_for(request, effort.last_resort);
         for thorough in [false, true] {
-            for index in &windows {
-                let window = &mut self.memory.windows[*index];
-                match window.take_all(&request.planned, *index as u16, thorough, layout) {
-                    Ok(pieces) => return self.hand_out(request, *index, pieces, layout),
-                    Err(short) => {
-                        if let Some(growth) = self.memory.grow(*index, &short) {
-                            return Attempt::Grow(growth);
-                        }
+            for number in windows.iter().copied() {
+                let window = self.memory.window_mut(number);
+                if !window.make_spare(&request.planned) {
+                    return Attempt::Refused(heap_is_full());
+                }
+                match window.take_all(&request.planned, number as u16, thorough, layout) {
+                    Ok(pieces) => {
+                        self.memory.served_by(number, request);
+                        return self.hand_out(request, number, pieces, layout);
                     }
+                    Err(short) => match self.memory.grow(number, &short) {
+                        Ok(Some(growth)) => return Attempt::Grow(growth),
+                        Ok(None) => {}
+                        Err(error) => return Attempt::Refused(error),
+                    },
                 }
             }
         }
@@ -248,7 +259,7 @@ impl Space<Windows> {
         }
         let mut empty = Vec::new();
         for window in windows.iter().filter(|_| effort.reclaim) {
-            (0..POOLS).for_each(|pool| memory.detach(*window, pool, 0, &mut empty));
+            (0..POOLS).for_each(|pool| memory.detach(*window, pool, Keep::None, &mut empty));
         }
         if !empty.is_empty() {
             return Attempt::Reclaim(empty);
@@ -260,7 +271,7 @@ impl Space<Windows> {
             || hopeless
             || effort.last_resort
             || !memory.many
-            || memory.windows.len() >= MOST_WINDOWS
+            || memory.iter().count() >= MOST_WINDOWS
         {
             Attempt::Refused(full)
         } else {
@@ -326,7 +337,7 @@ impl Space<Windows> {
         // Their ranges are noted in different places, most of them not in any cache by now: waiting
         // for all of them at once took a tenth off deallocating in random order.
         for piece in &pieces {
-            memory.windows[piece.window as usize].prefetch(piece);
+            memory.window(piece.window.into()).prefetch(piece);
         }
         freed.add(pieces, memory);
     }
@@ -385,17 +396,17 @@ impl Space<Windows> {
     /// Takes the pieces back that leave chunks empty which are too large to be kept, and gives the
     /// others. Code in such a chunk is not made to trap: that would touch pages which go at once.
     pub(super) fn free_with_chunks(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) -> Freed {
-        let windows = &self.memory.windows;
+        let memory = &self.memory;
         let chunk_of = |piece: &Piece| {
-            let window = piece.window as usize;
-            (window, windows[window].chunk_of(piece))
+            let window = usize::from(piece.window);
+            (window, memory.window(window).chunk_of(piece))
         };
         let mut counts = HashMap::new();
         for piece in pieces {
             *counts.entry(chunk_of(piece)).or_insert(0) += 1;
         }
         let (going, staying): (Pieces, Pieces) = pieces.iter().copied().partition(|piece| {
-            let window = &windows[piece.window as usize];
+            let window = memory.window(piece.window.into());
             window.goes_without(piece, counts[&chunk_of(piece)])
         });
         self.free(&going, empty);
@@ -409,11 +420,11 @@ impl Space<Windows> {
     pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
         for piece in pieces {
             let (window, pool) = (piece.window as usize, piece.pool as usize);
-            let (size, empty_now) = self.memory.windows[window].free(piece);
+            let (size, empty_now) = self.memory.free(piece);
             self.usage.taken -= size;
             self.usage.live -= u64::from(piece.requested);
             if empty_now {
-                self.memory.detach(window, pool, MOST_SPARE, empty);
+                self.memory.detach(window, pool, Keep::Spare, empty);
             }
         }
     }

@@ -28,6 +28,7 @@ mod stats;
 #[allow(unsafe_code)]
 mod tests;
 mod tracking;
+mod trim;
 mod usage;
 mod window;
 mod windows;
@@ -351,6 +352,16 @@ impl Manager {
     /// `InvalidHandle` in a forked child that may not use the manager.
     pub fn set_quota(&self, quota: Option<u64>) -> Result<()> {
         self.core.set_quota(quota)
+    }
+
+    /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
+    /// windows. Answers how many bytes of memory that was. For hosts that know of memory pressure, or
+    /// that will be idle; a manager gives back most of it by itself.
+    ///
+    /// # Errors
+    /// What the mapper answers, if nothing could be given back; `InvalidHandle` in a forked child.
+    pub fn trim(&self) -> Result<u64> {
+        self.core.trim()
     }
 
     /// Figures of this moment.

@@ -4,10 +4,11 @@
 use super::SegmentMemory;
 use super::pool::{CODE_BIT, FINALIZE_BIT};
 use crate::group::AllocGroup;
-use crate::memory::ranges::RangeId;
+use crate::memory::ranges::{RangeId, RegionId};
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
+use std::ops::Range;
 
 /// One range of an allocation. Small, since every live segment has one.
 #[derive(Clone, Copy)]
@@ -57,8 +58,9 @@ pub(super) struct RequestLayout {
     pub(super) segments: SmallVec<[SegmentMemory; 4]>,
     /// Zero-fill that must be zeroed before it is handed out: how it is written, from where, how much.
     pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
-    /// By piece, what was used of its chunk before: an attempt that fails leaves it so.
-    pub(super) used_before: SmallVec<[u32; 4]>,
+    /// Pages that hold no memory yet. They are noted once all pieces were found: an attempt that fails
+    /// leaves them so.
+    pub(super) untouched: SmallVec<[Untouched; 4]>,
     /// Some of its pieces need buffers.
     pub(super) copied: bool,
     /// Bytes handed out, and those of them that were asked for.
@@ -66,11 +68,18 @@ pub(super) struct RequestLayout {
     pub(super) live: u64,
 }
 
+/// Pages of a chunk that a request is the first to get.
+pub(super) struct Untouched {
+    pub(super) pool: u8,
+    pub(super) region: RegionId,
+    pub(super) pages: Range<u32>,
+}
+
 impl RequestLayout {
     /// Forgets what an attempt that failed has noted.
     pub(super) fn start_over(&mut self) {
         self.dirty.clear();
-        self.used_before.clear();
+        self.untouched.clear();
         (self.copied, self.taken, self.live) = (false, 0, 0);
     }
 }

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A pool: the chunks of one alloc group in one window, and the ranges that are handed out of them.
 
-use super::piece::{Piece, Place, RequestLayout};
+use super::piece::{Piece, Place, RequestLayout, Untouched};
 use super::request::PlannedSegment;
 use super::stats::Sums;
 use crate::group::{AllocGroup, Lifetime};
 use crate::mapper::{Prepared, Working};
-use crate::memory::ranges::{RangeId, Ranges, RegionId};
+use crate::memory::pages::PageSet;
+use crate::memory::ranges::{Handed, RangeId, Ranges, RegionId};
 use crate::page::{AddressRange, Alignment};
 use crate::sys;
+use std::ops::Range;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its
 /// group is larger by the factor, up to that share. Its pages take no memory before they are used,
@@ -20,6 +22,17 @@ const CHUNK_FACTOR: u64 = 2;
 pub(super) const MOST_CHUNKS: usize = 160;
 /// Empty chunks of a group are kept for reuse while they are no larger than this together.
 pub(super) const MOST_SPARE: u64 = 2 << 20;
+/// Which empty chunks of a pool stay.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// As many as have [`MOST_SPARE`] bytes together.
+    Spare,
+    /// Those that a request was about to take from.
+    Fresh,
+    /// None.
+    None,
+}
+
 /// Pools of a window: protection (3 bits) and lifetime (1 bit).
 pub(super) const POOLS: usize = 16;
 
@@ -59,33 +72,86 @@ pub(super) struct PoolChunk {
     size: u32,
     working: Working,
     mappings: u64,
-    /// Offset behind the last byte that was ever handed out.
-    used_up_to: u32,
-    /// Pieces handed out.
+    /// Whether the mapper can take parts of it back.
+    discards: bool,
+    /// All its pages were taken when it was made.
+    all_committed: bool,
+    /// The pages that may hold memory: those that were handed out and not given back since. What lies
+    /// in no such page is zero.
+    touched: PageSet,
+    page: Alignment,
+    /// Pieces handed out, and ranges that are being given back.
     live: u32,
     /// Nothing was handed out yet: the request that it was made for is about to take from it.
     fresh: bool,
 }
 
 impl PoolChunk {
-    pub(super) fn new(offset: u32, size: u32, prepared: Prepared) -> PoolChunk {
+    /// `touched` is empty, with room for its pages.
+    pub(super) fn new(
+        offset: u32,
+        size: u32,
+        commit: bool,
+        page: Alignment,
+        touched: PageSet,
+        prepared: Prepared,
+    ) -> PoolChunk {
         PoolChunk {
             offset,
             size,
             working: prepared.working,
             mappings: prepared.mappings,
-            used_up_to: offset,
+            discards: prepared.discards,
+            all_committed: commit,
+            touched,
+            page,
             live: 0,
             fresh: true,
         }
     }
 
-    /// Makes all that was ever handed out of it trap, if the mapper does not copy.
+    /// Makes all that was ever written of it trap, if the mapper does not copy.
     pub(super) fn fill_with_traps(&self) {
         if let Working::Shared(writer) = self.working {
-            let used = self.used_up_to - self.offset;
-            writer.part_of(0, used).fill_with_traps();
+            for pages in self.touched.runs(self.touched.all()) {
+                let range = self.bytes(pages);
+                writer
+                    .part_of(range.start - self.offset, range.end - range.start)
+                    .fill_with_traps();
+            }
         }
+    }
+
+    /// Bytes of the pages that may hold memory.
+    pub(super) fn committed(&self) -> u64 {
+        match self.all_committed {
+            true => self.size.into(),
+            false => u64::from(self.touched.count()) * self.page.bytes(),
+        }
+    }
+
+    fn page_shift(&self) -> u32 {
+        self.page.bytes().trailing_zeros()
+    }
+
+    /// The pages that hold a part of some bytes.
+    fn pages_around(&self, start: u32, end: u32) -> Range<u32> {
+        let shift = self.page_shift();
+        let last = (end - 1 - self.offset) >> shift;
+        (start - self.offset) >> shift..last + 1
+    }
+
+    /// The pages that lie in some bytes as a whole.
+    fn pages_inside(&self, start: u32, end: u32) -> Range<u32> {
+        let shift = self.page_shift();
+        let first = (u64::from(start - self.offset) + self.page.bytes() - 1) >> shift;
+        let end = (end - self.offset) >> shift;
+        (first as u32).min(end)..end
+    }
+
+    fn bytes(&self, pages: Range<u32>) -> Range<u32> {
+        let shift = self.page_shift();
+        self.offset + (pages.start << shift)..self.offset + (pages.end << shift)
     }
 
     /// Its addresses in a window with this origin.
@@ -155,12 +221,20 @@ impl Pool {
             None if thorough => self.ranges.allocate_thoroughly(size, alignment)?,
             fast => fast?,
         };
+        let pool = pool_index(planned.group);
         let chunk = self.chunk_mut(handed.region);
         let content_end = handed.start + planned.content;
         let end = handed.start + handed.size;
-        let dirty = chunk.used_up_to.min(end).saturating_sub(content_end);
-        layout.used_before.push(chunk.used_up_to);
-        chunk.used_up_to = chunk.used_up_to.max(end);
+        let pages = chunk.pages_around(handed.start, end);
+        let known = chunk.touched.contains_all(pages.clone());
+        if !known {
+            layout.untouched.push(Untouched {
+                pool,
+                region: handed.region,
+                pages: pages.clone(),
+            });
+        }
+        let zeroed = content_end == end || !known && chunk.touched.count_in(pages.clone()) == 0;
         chunk.live += 1;
         chunk.fresh = false;
         layout.taken += u64::from(handed.size);
@@ -172,8 +246,15 @@ impl Pool {
             Working::Shared(writer) => {
                 let writer = writer.part_of(handed.start - chunk.offset, handed.size);
                 segment.working_memory = writer.pointer();
-                if dirty > 0 {
-                    layout.dirty.push((writer, planned.content, dirty));
+                if !zeroed {
+                    for dirty in chunk.touched.runs(pages) {
+                        let dirty = chunk.bytes(dirty);
+                        let start = dirty.start.max(content_end);
+                        let size = dirty.end.min(end).saturating_sub(start);
+                        if size > 0 {
+                            layout.dirty.push((writer, start - handed.start, size));
+                        }
+                    }
                 }
             }
             Working::Copied => copied = true,
@@ -185,8 +266,8 @@ impl Pool {
             content: planned.content,
             segment: planned.index,
             window: origin.window,
-            pool: pool_index(planned.group),
-            zeroed: dirty == 0,
+            pool,
+            zeroed,
             copied,
         })
     }
@@ -221,11 +302,60 @@ impl Pool {
         (handed.size.into(), chunk.live == 0)
     }
 
-    /// Takes a range back that was not handed out in the end.
-    pub(super) fn undo_take(&mut self, id: RangeId, used_before: u32) {
-        let region = self.ranges.get(id).region;
-        self.chunk_mut(region).used_up_to = used_before;
-        self.free(id);
+    /// Notes pages that are about to be written, and gives the bytes that hold memory since.
+    pub(super) fn touch(&mut self, untouched: &Untouched) -> u64 {
+        let chunk = self.chunk_mut(untouched.region);
+        let before = chunk.committed();
+        chunk.touched.insert(untouched.pages.clone());
+        chunk.committed() - before
+    }
+
+    // ---- giving back ----
+
+    /// Takes free ranges in which at least `least` pages may hold memory and can be given back. They
+    /// count as live until [`Pool::discarded`].
+    pub(super) fn take_idle(
+        &mut self,
+        below: &mut Option<usize>,
+        least: u32,
+        most: usize,
+    ) -> Vec<Handed> {
+        let mut out = Vec::new();
+        let (chunks, ranges) = (&self.chunks, &mut self.ranges);
+        let accept = |region: RegionId, start: u32, size: u32| {
+            let chunk = chunks[region as usize].as_ref();
+            chunk.is_some_and(|chunk| {
+                let pages = chunk.pages_inside(start, start + size);
+                chunk.discards && chunk.touched.count_in(pages) >= least
+            })
+        };
+        ranges.take_whole(below, least, most, accept, &mut out);
+        for handed in &out {
+            self.chunk_mut(handed.region).live += 1;
+        }
+        out
+    }
+
+    /// The whole pages of a range.
+    pub(super) fn pages_of(&self, handed: &Handed, origin: u64) -> AddressRange {
+        let chunk = self.chunk(handed.region);
+        let pages = chunk.pages_inside(handed.start, handed.start + handed.size);
+        let bytes = chunk.bytes(pages);
+        addresses(origin, bytes.start, bytes.end - bytes.start)
+    }
+
+    /// Frees an idle range again. Gives the bytes that hold memory no more, and whether its chunk is
+    /// empty now.
+    pub(super) fn discarded(&mut self, handed: &Handed, success: bool) -> (u64, bool) {
+        let chunk = self.chunk_mut(handed.region);
+        let before = chunk.committed();
+        if success {
+            let pages = chunk.pages_inside(handed.start, handed.start + handed.size);
+            chunk.touched.remove(pages);
+        }
+        let bytes = before - chunk.committed();
+        let (_, empty) = self.free(handed.id);
+        (bytes, empty)
     }
 
     // ---- chunks ----
@@ -274,19 +404,20 @@ impl Pool {
         self.chunks[region] = Some(chunk);
     }
 
-    /// Takes an empty chunk out, the largest first, unless the empty ones have at most `keep` bytes
-    /// together. Further chunks begin with `first` bytes.
-    pub(super) fn detach(&mut self, keep: u64, first: u64) -> Option<PoolChunk> {
+    /// Takes an empty chunk out that need not be kept, the largest first. Further chunks begin with
+    /// `first` bytes.
+    pub(super) fn detach(&mut self, keep: Keep, first: u64) -> Option<PoolChunk> {
         let empty = self.chunks.iter().enumerate().filter_map(|(index, chunk)| {
             let chunk = chunk.as_ref()?;
             // What others have just made is left to them, unless everything is needed.
-            (chunk.live == 0 && (keep == 0 || !chunk.fresh)).then_some((chunk.size, index))
+            let going = chunk.live == 0 && (keep == Keep::None || !chunk.fresh);
+            going.then_some((chunk.size, index))
         });
         let (bytes, largest) = empty.fold((0, None), |(bytes, largest), chunk| {
             (bytes + u64::from(chunk.0), largest.max(Some(chunk)))
         });
         let (_, index) = largest?;
-        if bytes <= keep {
+        if keep == Keep::Spare && bytes <= MOST_SPARE {
             return None;
         }
         let chunk = self.chunks[index].take()?;
@@ -309,11 +440,13 @@ impl Pool {
         sums.free += self.ranges.free_bytes();
         for chunk in self.chunks() {
             sums.chunks += 1;
-            sums.committed += u64::from(chunk.size);
+            sums.chunk_bytes += u64::from(chunk.size);
+            sums.committed += chunk.committed();
             sums.mappings += chunk.mappings;
             if chunk.live > 0 {
                 live.0 = live.0.min(chunk.offset.into());
-                live.1 = live.1.max(chunk.used_up_to.into());
+                let last = chunk.touched.end();
+                live.1 = live.1.max(chunk.bytes(0..last).end.into());
             }
         }
     }

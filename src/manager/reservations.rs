@@ -311,6 +311,7 @@ impl Memory for Reservations {
         let mut sums = Sums::NONE;
         sums.reserved = self.reserved;
         sums.committed = self.reserved;
+        sums.chunk_bytes = self.reserved;
         for own in live(records) {
             sums.windows += 1;
             sums.chunks += own.segments.len() as u64;

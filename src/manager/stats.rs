@@ -13,8 +13,11 @@ use crate::sys;
 pub struct Stats {
     /// Address space of all windows.
     pub reserved: u64,
-    /// Chunks: address space that pages may be behind. Pages count only once touched.
+    /// Pages that may hold memory: those of which something was handed out since they were last given
+    /// back to the system.
     pub committed: u64,
+    /// Address space of all chunks.
+    pub chunk_bytes: u64,
     /// Asked for by what is live.
     pub live: u64,
     /// Lost to rounding in what is live.
@@ -94,6 +97,7 @@ pub(super) struct Sums {
     pub(super) windows: u64,
     pub(super) reserved: u64,
     pub(super) committed: u64,
+    pub(super) chunk_bytes: u64,
     pub(super) free: u64,
     pub(super) mappings: u64,
     pub(super) chunks: u64,
@@ -107,6 +111,7 @@ impl Sums {
         windows: 0,
         reserved: 0,
         committed: 0,
+        chunk_bytes: 0,
         free: 0,
         mappings: 0,
         chunks: 0,
@@ -148,6 +153,7 @@ pub(super) fn collect<M: Memory>(
     Stats {
         reserved: sums.reserved,
         committed: sums.committed,
+        chunk_bytes: sums.chunk_bytes,
         live: usage.live,
         padding: usage.taken - usage.live,
         free: sums.free,

@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! One window: the runs of pages that are in no chunk, and the pools that have the chunks.
 
-use super::piece::{Piece, Pieces, Place, RequestLayout};
+use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
-    FIRST_CHUNK, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, guard, narrow, pool_index,
+    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, guard, narrow, pool_index,
 };
 use super::request::{LARGEST_ALIGNMENT, PlannedSegment};
+use super::space::heap_is_full;
 use super::stats::Sums;
 use super::{LayoutItem, LayoutKind};
+use crate::error::Result;
 use crate::group::AllocGroup;
-use crate::mapper::{Prepared, Reserved};
-use crate::memory::ranges::RegionId;
+use crate::mapper::{Chunk, Prepared, Reserved};
+use crate::memory::pages::PageSet;
+use crate::memory::ranges::{Handed, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
 
+/// A JITDylib is not begun in a window of which less than this part is free.
+const ROOM_FOR_MORE: u64 = 4;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
 /// Chunks of small windows are not smaller than this for the share's sake.
@@ -28,6 +33,12 @@ pub(super) struct Window {
     runs: Runs,
     pools: [Option<Box<Pool>>; POOLS],
     chunks: usize,
+    /// Bytes handed out.
+    taken: u64,
+    /// JITDylibs that have it as their home.
+    pub(super) homes: usize,
+    /// Growths, reclaims and discards under way outside the lock.
+    pub(super) changes: usize,
     page: Alignment,
     granule: Alignment,
 }
@@ -43,6 +54,9 @@ impl Window {
             runs: Runs::new(reserved.range.size()),
             pools: Default::default(),
             chunks: 0,
+            taken: 0,
+            homes: 0,
+            changes: 0,
             page,
             granule,
         }
@@ -92,7 +106,7 @@ impl Window {
         index: u16,
         thorough: bool,
         layout: &mut RequestLayout,
-    ) -> Result<Pieces, PlannedSegment> {
+    ) -> std::result::Result<Pieces, PlannedSegment> {
         let origin = Origin {
             window: index,
             address: self.origin,
@@ -104,16 +118,31 @@ impl Window {
             match pool.and_then(|pool| pool.take(planned, origin, thorough, layout)) {
                 Some(piece) => pieces.push(piece),
                 None => {
-                    // Last to first, so that each chunk is as it was.
-                    for (piece, used) in pieces.iter().zip(&layout.used_before).rev() {
+                    for piece in &pieces {
                         let pool = self.pools[usize::from(piece.pool)].as_mut();
-                        pool.expect(PIECES_HAVE_A_POOL).undo_take(piece.id, *used);
+                        pool.expect(PIECES_HAVE_A_POOL).free(piece.id);
                     }
                     return Err(*planned);
                 }
             }
         }
+        self.taken += layout.taken;
         Ok(pieces)
+    }
+
+    /// Notes that pages of a request are about to be written, and gives the bytes that hold memory
+    /// since.
+    pub(super) fn touch(&mut self, untouched: &[Untouched]) -> u64 {
+        let touched = untouched.iter().map(|untouched| {
+            let pool = self.pools[usize::from(untouched.pool)].as_mut();
+            pool.expect(PIECES_HAVE_A_POOL).touch(untouched)
+        });
+        touched.sum()
+    }
+
+    /// Whether it holds no allocation and no JITDylib.
+    pub(super) fn is_empty(&self) -> bool {
+        self.taken == 0 && self.homes == 0
     }
 
     /// Where a live piece is.
@@ -129,7 +158,9 @@ impl Window {
     /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let pool = self.pools[usize::from(piece.pool)].as_mut();
-        pool.expect(PIECES_HAVE_A_POOL).free(piece.id)
+        let (size, empty_now) = pool.expect(PIECES_HAVE_A_POOL).free(piece.id);
+        self.taken -= size;
+        (size, empty_now)
     }
 
     /// Which of the window's chunks a live piece lies in.
@@ -146,8 +177,24 @@ impl Window {
     // ---- chunks ----
 
     /// Takes a run of pages for a segment that fits no chunk, if the window has one. Gives it with
-    /// the bytes that the segment needs of it.
-    pub(super) fn grow(&mut self, short: &PlannedSegment) -> Option<(AddressRange, u64)> {
+    /// the bytes that the segment needs of it, and room to note its pages.
+    pub(super) fn grow(
+        &mut self,
+        short: &PlannedSegment,
+    ) -> Result<Option<(AddressRange, u64, PageSet)>> {
+        let Some((range, need)) = self.take_run(short) else {
+            return Ok(None);
+        };
+        match PageSet::new(narrow(range.size() / self.page.bytes())) {
+            Some(touched) => Ok(Some((range, need, touched))),
+            None => {
+                self.shrink(range);
+                Err(heap_is_full())
+            }
+        }
+    }
+
+    fn take_run(&mut self, short: &PlannedSegment) -> Option<(AddressRange, u64)> {
         if self.crowded() {
             return None;
         }
@@ -192,9 +239,14 @@ impl Window {
     }
 
     /// Adds a chunk that the mapper prepared.
-    pub(super) fn add_chunk(&mut self, range: AddressRange, group: AllocGroup, prepared: Prepared) {
-        let offset = narrow(range.start() - self.origin);
-        let chunk = PoolChunk::new(offset, narrow(range.size()), prepared);
+    pub(super) fn add_chunk(&mut self, chunk: Chunk, touched: PageSet, prepared: Prepared) {
+        let Chunk {
+            range,
+            group,
+            commit,
+        } = chunk;
+        let (offset, size) = (narrow(range.start() - self.origin), narrow(range.size()));
+        let chunk = PoolChunk::new(offset, size, commit, self.page, touched, prepared);
         self.insert(group, chunk);
     }
 
@@ -203,17 +255,46 @@ impl Window {
         self.pool(group).insert(chunk);
     }
 
-    /// Takes an empty chunk out of a pool, the largest first, unless the empty ones have at most
-    /// `keep` bytes together.
+    /// Takes an empty chunk out of a pool that need not be kept, the largest first.
     pub(super) fn detach(
         &mut self,
         pool: usize,
-        keep: u64,
+        keep: Keep,
     ) -> Option<(AddressRange, AllocGroup, PoolChunk)> {
         let first = self.first_chunk();
         let pool = self.pools[pool].as_mut()?;
         let chunk = pool.detach(keep, first)?;
         Some((chunk.range(self.origin), pool.group, chunk))
+    }
+
+    // ---- giving back ----
+
+    /// [`Pool::take_idle`], with the pages of each range.
+    pub(super) fn take_idle(
+        &mut self,
+        pool: usize,
+        below: &mut Option<usize>,
+        least: u32,
+        most: usize,
+    ) -> impl Iterator<Item = (Handed, AddressRange)> {
+        let taken = match &mut self.pools[pool] {
+            Some(pool) => pool.take_idle(below, least, most),
+            None => {
+                *below = None;
+                Vec::new()
+            }
+        };
+        let (pool, origin) = (self.pools[pool].as_ref(), self.origin);
+        taken.into_iter().map(move |handed| {
+            let pool = pool.expect(PIECES_HAVE_A_POOL);
+            (handed, pool.pages_of(&handed, origin))
+        })
+    }
+
+    /// [`Pool::discarded`]
+    pub(super) fn discarded(&mut self, pool: usize, handed: &Handed, success: bool) -> (u64, bool) {
+        let pool = self.pools[pool].as_mut().expect(PIECES_HAVE_A_POOL);
+        pool.discarded(handed, success)
     }
 
     // ---- looking ----
@@ -225,9 +306,18 @@ impl Window {
 
     /// Bytes that are not handed out.
     pub(super) fn room(&self) -> u64 {
-        let pools = self.pools.iter().flatten();
-        let free: u64 = pools.map(|pool| pool.ranges.free_bytes()).sum();
-        free + self.runs.total()
+        self.range.size() - self.taken
+    }
+
+    /// Whether the rest of a JITDylib fits too, by all likelihood.
+    pub(super) fn has_room_for_more(&self) -> bool {
+        self.room() >= self.range.size() / ROOM_FOR_MORE
+    }
+
+    /// Bytes of pages that may hold memory.
+    pub(super) fn committed(&self) -> u64 {
+        let chunks = self.pools.iter().flatten().flat_map(|pool| pool.chunks());
+        chunks.map(PoolChunk::committed).sum()
     }
 
     /// The largest run of pages that is in no chunk.

@@ -2,22 +2,26 @@
 //! All windows of a manager: which may serve a request, what chunks they can have, and why they are full.
 
 use super::allocate::Waiting;
-use super::piece::{Piece, Pieces, Place};
-use super::pool::{MOST_CHUNKS, PoolChunk};
+use super::piece::{Piece, Pieces, Place, RequestLayout};
+use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk};
 use super::request::{PlannedSegment, Request};
 use super::window::Window;
 use super::{GrowthPolicy, Options};
-use crate::error::{Error, Status};
+use crate::error::{Error, Result, Status};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Chunk, Prepared, Reserved};
+use crate::memory::pages::PageSet;
+use crate::memory::ranges::{Handed, Ranges};
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 
-/// A JITDylib is not begun in a window of which less than this part is free.
-const ROOM_FOR_MORE: u64 = 4;
+const WINDOWS_IN_USE_STAY: &str = "a window stays while anything lies in it";
 /// No manager opens more windows than this.
 pub(super) const MOST_WINDOWS: usize = 4096;
+
+/// About so many ranges are taken at a time to be given back.
+const MOST_IDLE: usize = 128;
 
 /// The window that holds a JITDylib's code.
 struct Home {
@@ -31,6 +35,8 @@ pub(super) struct Growth {
     window: usize,
     /// The bytes that it takes at least.
     need: u64,
+    /// Room to note which of its pages are used.
+    touched: PageSet,
     pub(super) chunk: Chunk,
 }
 
@@ -55,9 +61,20 @@ pub(super) struct Windows {
     granule: Alignment,
     commit: bool,
     pub(super) window_size: u64,
-    pub(super) windows: Vec<Window>,
+    /// By number; those that were released leave their numbers to others.
+    windows: Vec<Option<Window>>,
     /// Whether there may be more than one window, so that JITDylibs must be kept together.
     pub(super) many: bool,
+    /// The window that serves what is not bound to another.
+    current: usize,
+    /// Bytes of pages that may hold memory.
+    pub(super) committed: u64,
+    /// Bytes that were freed since idle pages were last looked for.
+    pub(super) freed: u64,
+    /// A thread gives idle pages back.
+    pub(super) trimming: bool,
+    /// A window may have become empty since they were last looked for.
+    pub(super) unused: bool,
     homes: HashMap<u64, Home>,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
@@ -74,53 +91,99 @@ impl Windows {
             window_size: options.window_size,
             windows: Vec::new(),
             many: options.growth == GrowthPolicy::AnotherWindow,
+            current: 0,
+            committed: 0,
+            freed: 0,
+            trimming: false,
+            unused: false,
             homes: HashMap::new(),
             changes: 0,
             waiting: Vec::new(),
         }
     }
 
+    /// Adds a window, which serves from now on what is not bound to another.
     pub(super) fn add(&mut self, reserved: Reserved) {
-        self.windows
-            .push(Window::new(reserved, self.page, self.granule));
+        let window = Some(Window::new(reserved, self.page, self.granule));
+        self.current = match self.windows.iter().position(Option::is_none) {
+            Some(vacant) => vacant,
+            None => {
+                self.windows.push(None);
+                self.windows.len() - 1
+            }
+        };
+        self.windows[self.current] = window;
+    }
+
+    pub(super) fn window(&self, number: usize) -> &Window {
+        self.windows[number].as_ref().expect(WINDOWS_IN_USE_STAY)
+    }
+
+    pub(super) fn window_mut(&mut self, number: usize) -> &mut Window {
+        self.windows[number].as_mut().expect(WINDOWS_IN_USE_STAY)
+    }
+
+    /// All windows.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Window> {
+        self.windows.iter().flatten()
+    }
+
+    /// The numbers of all windows.
+    pub(super) fn numbers(&self) -> impl Iterator<Item = usize> {
+        (0..self.windows.len()).filter(|number| self.windows[*number].is_some())
+    }
+
+    /// Takes all windows out.
+    pub(super) fn drain(&mut self) -> Vec<AddressRange> {
+        let windows = std::mem::take(&mut self.windows);
+        windows.into_iter().flatten().map(|one| one.range).collect()
     }
 
     /// Where a piece is.
     pub(super) fn place(&self, piece: &Piece) -> Place {
-        self.windows[piece.window as usize].place(piece)
+        self.window(piece.window.into()).place(piece)
     }
 
     // ---- choosing a window ----
 
-    /// Makes sure that the ranges of a request can be noted; `false` if the heap is full.
-    pub(super) fn make_spare(&mut self, request: &Request) -> bool {
-        self.windows
-            .iter_mut()
-            .all(|window| window.make_spare(&request.planned))
+    /// The window that most likely holds a request, in constant time.
+    pub(super) fn likely_window(&self, request: &Request) -> Option<usize> {
+        if let Some(home) = self.home(request.dylib) {
+            return Some(home);
+        }
+        let current = self.windows[self.current].as_ref()?;
+        let suits = !self.begins_dylib(request) || current.has_room_for_more();
+        suits.then_some(self.current)
+    }
+
+    /// Whether more of its JITDylib may follow, for which there is no window yet.
+    fn begins_dylib(&self, request: &Request) -> bool {
+        self.many && request.dylib != 0 && !request.planned.is_empty()
     }
 
     /// The windows that may hold a request, best first.
     pub(super) fn windows_for(&self, request: &Request, last_resort: bool) -> SmallVec<[usize; 4]> {
-        let mut windows = SmallVec::new();
-        if !self.many {
-            windows.push(0);
-            return windows;
-        }
         if let Some(home) = self.home(request.dylib) {
-            windows.push(home);
-            return windows;
+            return SmallVec::from_slice(&[home]);
         }
-        windows.extend(0..self.windows.len());
-        windows.sort_by_key(|index| std::cmp::Reverse(self.windows[*index].room()));
-        let fresh = request.dylib != 0 && !request.planned.is_empty() && !last_resort;
-        if fresh && self.windows.len() < MOST_WINDOWS {
+        let mut windows: SmallVec<[usize; 4]> = self.numbers().collect();
+        // What is in use is filled first, so that others become empty.
+        windows.sort_by_key(|number| {
+            let room = self.window(*number).room();
+            (*number != self.current, std::cmp::Reverse(room))
+        });
+        if self.begins_dylib(request) && !last_resort && self.iter().count() < MOST_WINDOWS {
             // The rest of the JITDylib must fit the same window.
-            windows.retain(|index| {
-                let window = &self.windows[*index];
-                window.room() >= window.range.size() / ROOM_FOR_MORE
-            });
+            windows.retain(|number| self.window(*number).has_room_for_more());
         }
         windows
+    }
+
+    /// This window has served what was not bound to any.
+    pub(super) fn served_by(&mut self, number: usize, request: &Request) {
+        if self.home(request.dylib).is_none() {
+            self.current = number;
+        }
     }
 
     /// The smallest window that serves a request by itself.
@@ -159,8 +222,27 @@ impl Windows {
         })
     }
 
+    /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
+        let window = self.window_mut(piece.window.into());
+        let (size, empty_now) = window.free(piece);
+        let unused = window.is_empty();
+        self.freed += size;
+        self.unused |= unused;
+        (size, empty_now)
+    }
+
     /// What a request holds that has got its pieces from this window.
-    pub(super) fn hold(&mut self, request: &Request, window: usize, pieces: Pieces) -> Holding {
+    pub(super) fn hold(
+        &mut self,
+        request: &Request,
+        window: usize,
+        pieces: Pieces,
+        layout: &RequestLayout,
+    ) -> Holding {
+        if !layout.untouched.is_empty() {
+            self.committed += self.window_mut(window).touch(&layout.untouched);
+        }
         let remember = self.many && !pieces.is_empty();
         let dylib = if remember { request.dylib } else { 0 };
         if dylib != 0 {
@@ -169,6 +251,9 @@ impl Windows {
                 allocations: 0,
             });
             home.allocations += 1;
+            if home.allocations == 1 {
+                self.window_mut(window).homes += 1;
+            }
         }
         Holding { pieces, dylib }
     }
@@ -181,7 +266,12 @@ impl Windows {
         if let Some(home) = self.homes.get_mut(&dylib) {
             home.allocations -= 1;
             if home.allocations == 0 {
+                let number = home.window;
                 self.homes.remove(&dylib);
+                let window = self.window_mut(number);
+                window.homes -= 1;
+                let unused = window.is_empty();
+                self.unused |= unused;
             }
         }
     }
@@ -193,7 +283,7 @@ impl Windows {
         bound: bool,
         taken: u64,
     ) -> Error {
-        let windows: Vec<&Window> = windows.iter().map(|index| &self.windows[*index]).collect();
+        let windows: Vec<&Window> = windows.iter().map(|number| self.window(*number)).collect();
         let largest = windows
             .iter()
             .map(|window| window.largest_run())
@@ -239,35 +329,41 @@ impl Windows {
     // ---- chunks ----
 
     /// A run of pages for a segment that fits no chunk of a window, if the window has one.
-    pub(super) fn grow(&mut self, window: usize, short: &PlannedSegment) -> Option<Growth> {
-        let (range, need) = self.windows[window].grow(short)?;
-        self.changes += 1;
+    pub(super) fn grow(&mut self, window: usize, short: &PlannedSegment) -> Result<Option<Growth>> {
+        let Some((range, need, touched)) = self.window_mut(window).grow(short)? else {
+            return Ok(None);
+        };
+        self.begin_change(window);
         let (group, commit) = (short.group, self.commit);
         let chunk = Chunk {
             range,
             group,
             commit,
         };
-        Some(Growth {
+        Ok(Some(Growth {
             window,
             need,
+            touched,
             chunk,
-        })
+        }))
     }
 
     /// Adds the chunk that the mapper prepared.
-    pub(super) fn grown(&mut self, growth: &Growth, prepared: Prepared) {
-        self.changes -= 1;
-        let Chunk { range, group, .. } = growth.chunk;
-        self.windows[growth.window].add_chunk(range, group, prepared);
+    pub(super) fn grown(&mut self, growth: Growth, prepared: Prepared) {
+        self.end_change(growth.window);
+        if growth.chunk.commit {
+            self.committed += growth.chunk.range.size();
+        }
+        let window = self.window_mut(growth.window);
+        window.add_chunk(growth.chunk, growth.touched, prepared);
     }
 
     /// Gives the run back that the mapper could not prepare.
     ///
     /// Says whether a smaller chunk would do, and will be tried next.
     pub(super) fn not_grown(&mut self, growth: &Growth) -> bool {
-        self.changes -= 1;
-        let window = &mut self.windows[growth.window];
+        self.end_change(growth.window);
+        let window = self.window_mut(growth.window);
         window.shrink(growth.chunk.range);
         window.try_smaller(growth.chunk.group, growth.chunk.range.size())
             && growth.chunk.range.size() > growth.need
@@ -277,11 +373,12 @@ impl Windows {
         &mut self,
         window: usize,
         pool: usize,
-        keep: u64,
+        keep: Keep,
         out: &mut Vec<Detached>,
     ) {
-        while let Some((range, group, chunk)) = self.windows[window].detach(pool, keep) {
-            self.changes += 1;
+        while let Some((range, group, chunk)) = self.window_mut(window).detach(pool, keep) {
+            self.begin_change(window);
+            self.committed -= chunk.committed();
             out.push(Detached {
                 window,
                 range,
@@ -293,13 +390,129 @@ impl Windows {
 
     /// Returns the run of a chunk that the mapper has reclaimed.
     pub(super) fn reclaimed(&mut self, detached: Detached) {
-        self.changes -= 1;
-        self.windows[detached.window].shrink(detached.range);
+        self.end_change(detached.window);
+        self.window_mut(detached.window).shrink(detached.range);
     }
 
     /// Puts a chunk back that the mapper could not reclaim.
     pub(super) fn not_reclaimed(&mut self, detached: Detached) {
+        self.end_change(detached.window);
+        self.committed += detached.chunk.committed();
+        let window = self.window_mut(detached.window);
+        window.insert(detached.group, detached.chunk);
+    }
+
+    fn begin_change(&mut self, window: usize) {
+        self.changes += 1;
+        self.window_mut(window).changes += 1;
+    }
+
+    fn end_change(&mut self, number: usize) {
         self.changes -= 1;
-        self.windows[detached.window].insert(detached.group, detached.chunk);
+        let window = self.window_mut(number);
+        window.changes -= 1;
+        let unused = window.is_empty();
+        self.unused |= unused;
+    }
+
+    // ---- giving back ----
+
+    /// Free ranges whose pages may hold memory, of the pool and size where `at` stands and of those
+    /// behind it; each has at least `least` pages. There may be more until the answer is none.
+    pub(super) fn take_idle(&mut self, at: &mut IdleSearch, least: u32) -> Option<Vec<Idle>> {
+        let (window, pool) = (at.pool / POOLS, at.pool % POOLS);
+        let mut found = Vec::new();
+        match self.windows.get_mut(window)? {
+            Some(divided) => {
+                let idle = divided.take_idle(pool, &mut at.below, least, MOST_IDLE);
+                found.extend(idle.map(|(handed, pages)| Idle {
+                    window,
+                    pool,
+                    handed,
+                    pages,
+                }));
+            }
+            None => at.below = None,
+        }
+        if at.below.is_none() {
+            *at = IdleSearch::from_pool(at.pool + 1);
+        }
+        found.iter().for_each(|_| self.begin_change(window));
+        Some(found)
+    }
+
+    /// Frees an idle range again, whose pages hold memory no more after a success. Gives their bytes.
+    pub(super) fn discarded(
+        &mut self,
+        idle: &Idle,
+        success: bool,
+        empty: &mut Vec<Detached>,
+    ) -> u64 {
+        self.end_change(idle.window);
+        let window = self.window_mut(idle.window);
+        let (bytes, empty_now) = window.discarded(idle.pool, &idle.handed, success);
+        self.committed -= bytes;
+        if empty_now {
+            self.detach(idle.window, idle.pool, Keep::Spare, empty);
+        }
+        bytes
+    }
+
+    fn is_unused(&self, number: usize) -> bool {
+        let window = self.windows[number].as_ref();
+        window.is_some_and(|window| window.is_empty() && window.changes == 0)
+    }
+
+    /// Takes windows out in which nothing lies, but for `keep` of them and the last one.
+    pub(super) fn take_empty(&mut self, keep: usize) -> Vec<AddressRange> {
+        self.unused = false;
+        if !self.many {
+            return Vec::new();
+        }
+        let unused = self.numbers().filter(|number| self.is_unused(*number));
+        let mut unused: Vec<usize> = unused.collect();
+        let kept = keep.max(usize::from(unused.len() == self.iter().count()));
+        // The one that serves is the first to stay.
+        unused.sort_by_key(|number| *number != self.current);
+        let mut released = Vec::new();
+        for number in unused.into_iter().skip(kept) {
+            if let Some(window) = self.windows[number].take() {
+                self.committed -= window.committed();
+                released.push(window.range);
+            }
+        }
+        if self.windows[self.current].is_none() {
+            let most_room = self
+                .numbers()
+                .max_by_key(|number| self.window(*number).room());
+            self.current = most_room.expect("one window stays");
+        }
+        released
+    }
+}
+
+/// A free range whose pages are being given back.
+pub(super) struct Idle {
+    window: usize,
+    pool: usize,
+    handed: Handed,
+    pub(super) pages: AddressRange,
+}
+
+/// How far a search for idle ranges has come: the pools of all windows, one after the other, in each from
+/// the largest range down.
+pub(super) struct IdleSearch {
+    pool: usize,
+    below: Option<usize>,
+}
+
+impl IdleSearch {
+    pub(super) fn new() -> IdleSearch {
+        IdleSearch::from_pool(0)
+    }
+
+    fn from_pool(pool: usize) -> IdleSearch {
+        let below = Ranges::LARGEST;
+        IdleSearch { pool, below }
     }
 }

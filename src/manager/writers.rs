@@ -117,7 +117,7 @@ impl Flow<Windows> {
 
     fn windows(&self) -> SmallVec<[AddressRange; 4]> {
         let space = self.space.lock();
-        let windows = space.memory.windows.iter();
+        let windows = space.memory.iter();
         windows.map(|window| window.range).collect()
     }
 }

@@ -18,7 +18,7 @@ use crate::memory::writer::Writer;
 use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, AtForkMutex, OwnerProcess};
 use smallvec::SmallVec;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +48,7 @@ pub(crate) struct InProcess {
 struct MappedWindow {
     reservation: Reservation,
     /// By the address of the chunk.
-    views: HashMap<u64, View>,
+    views: BTreeMap<u64, View>,
 }
 
 impl InProcess {
@@ -94,7 +94,7 @@ impl InProcess {
         };
         self.windows.lock().push(MappedWindow {
             reservation,
-            views: HashMap::new(),
+            views: BTreeMap::new(),
         });
         Ok(reserved)
     }
@@ -266,6 +266,8 @@ impl MemoryMapper for InProcess {
         let prepared = Prepared {
             working: writer.map_or(Working::Copied, Working::Shared),
             mappings: view.mappings(),
+            // Pages that were to be had at once stay, and a sealed memfd lets none go.
+            discards: !commit && pages != Some(Pages::Memfd),
         };
         let mut windows = self.windows.lock();
         let window = window(&windows)?;
@@ -329,6 +331,16 @@ impl MemoryMapper for InProcess {
             window.views.insert(chunk.start(), view);
             error
         })
+    }
+
+    fn discard(&self, pages: AddressRange) -> Result<()> {
+        let windows = self.windows.lock();
+        let view = windows.iter().find_map(|window| {
+            let (_, view) = window.views.range(..=pages.start()).next_back()?;
+            view.executor().contains(pages).then_some(view)
+        });
+        view.ok_or_else(|| invalid_argument(format!("{pages:?} lies in no chunk")))?
+            .discard(pages)
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

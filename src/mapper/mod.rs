@@ -115,6 +115,8 @@ pub struct Prepared {
     pub(crate) working: Working,
     /// Kernel mappings that the chunk takes.
     pub(crate) mappings: u64,
+    /// Whether parts of it can be given back.
+    pub(crate) discards: bool,
 }
 
 impl Prepared {
@@ -145,6 +147,7 @@ impl Prepared {
         Prepared {
             working: Working::Shared(writer),
             mappings,
+            discards: false,
         }
     }
 
@@ -153,7 +156,13 @@ impl Prepared {
         Prepared {
             working: Working::Copied,
             mappings,
+            discards: false,
         }
+    }
+
+    /// Parts of it can be given back.
+    pub(crate) fn discarding(self, discards: bool) -> Prepared {
+        Prepared { discards, ..self }
     }
 }
 
@@ -315,6 +324,14 @@ pub(crate) trait MemoryMapper: MapperBase {
     /// Takes back the pages of a chunk that holds no allocation, and whose writer the manager does not use
     /// any more. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;
+
+    /// Gives back the memory of some pages of a chunk that was prepared as discarding. They hold no
+    /// allocation, and read zero afterwards. On failure they may be as they were.
+    fn discard(&self, pages: AddressRange) -> Result<()> {
+        Err(crate::error::invalid_argument(format!(
+            "{pages:?} lies in no chunk of which parts can be given back"
+        )))
+    }
 
     /// Gives a window back, with every chunk that is left in it. The manager uses none of their writers
     /// any more.

@@ -7,6 +7,7 @@
 #[allow(unsafe_code)]
 pub(crate) mod buffer;
 pub(crate) mod paged;
+pub(crate) mod pages;
 pub(crate) mod placement;
 pub(crate) mod ranges;
 #[allow(unsafe_code)]

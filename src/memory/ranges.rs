@@ -165,6 +165,45 @@ impl Ranges {
         None
     }
 
+    /// Hands out free ranges of at least `least` bytes as a whole, those that `accept` wants, at
+    /// most `most` of them. `below` says where to go on, and is none once all were looked at.
+    pub(crate) fn take_whole(
+        &mut self,
+        below: &mut Option<usize>,
+        least: u32,
+        most: usize,
+        mut accept: impl FnMut(RegionId, u32, u32) -> bool,
+        out: &mut Vec<Handed>,
+    ) {
+        let last = bin(least);
+        let mut looked_at = 0;
+        while let Some(number) = *below {
+            let here = (
+                number / SUBDIVISIONS as usize,
+                number % SUBDIVISIONS as usize,
+            );
+            let mut index = self.heads[here.0][here.1];
+            while index != NONE && out.len() < most {
+                let node = *self.node(index);
+                looked_at += 1;
+                if node.size >= least && accept(node.region, node.start, node.size) {
+                    out.push(self.hand_out(index, node.size, 1));
+                }
+                index = node.next;
+            }
+            if index != NONE {
+                return;
+            }
+            *below = number.checked_sub(1).filter(|_| here > last);
+            if !out.is_empty() || looked_at >= most {
+                return;
+            }
+        }
+    }
+
+    /// Where [`Ranges::take_whole`] begins: at the largest.
+    pub(crate) const LARGEST: Option<usize> = Some(ROWS * SUBDIVISIONS as usize - 1);
+
     fn rounded(&self, size: u32) -> Option<u32> {
         Some(size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1))
     }

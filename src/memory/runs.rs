@@ -33,11 +33,6 @@ impl Runs {
         self.free.len()
     }
 
-    /// Bytes in all free runs.
-    pub(crate) fn total(&self) -> u64 {
-        self.free.values().sum()
-    }
-
     /// Size of the largest free run.
     pub(crate) fn largest(&self) -> u64 {
         self.free.values().copied().max().unwrap_or(0)

@@ -208,6 +208,24 @@ impl View {
         }
     }
 
+    /// Gives pages of it back that hold nothing: they are zero afterwards, and cost nothing until they
+    /// are touched.
+    ///
+    /// # Errors
+    /// What the system says, which refuses it for sealed memfds; the pages may be as they were then.
+    pub(crate) fn discard(&self, part: AddressRange) -> Result<()> {
+        let (start, size) = (self.executor.start(), part.size());
+        assert!(self.executor.contains(part), "{part:?} is outside");
+        let discarded = match &self.written {
+            Written::Elsewhere(writer) => writer.discard(part.start() - start, size),
+            // SAFETY: private pages of this view, which the caller says are used no more.
+            Written::InPlace => unsafe { sys::discard(part) },
+            Written::Remotely => Err(std::io::ErrorKind::Unsupported.into()),
+        };
+        let what = format_args!("give back {size} bytes of a chunk");
+        discarded.map_err(|error| explain_mapping(what, error))
+    }
+
     /// Number of kernel mappings.
     pub(crate) fn mappings(&self) -> u64 {
         match self.written {

@@ -166,6 +166,17 @@ impl WriterView {
             .map_err(|e| failed(self.size)("mprotect of the writer view", e))
     }
 
+    /// Gives the pages of a part back, in every view of them; `offset` is its place.
+    ///
+    /// # Errors
+    /// What the system says; nothing is changed then.
+    pub(crate) fn discard(&self, offset: u64, size: u64) -> io::Result<()> {
+        let end = offset.checked_add(size);
+        assert!(end.is_some_and(|end| end <= self.size), "outside the view");
+        // SAFETY: mapped by this view alone; the caller of the mapper uses nothing there.
+        unsafe { sys::remove(self.start + offset, size) }
+    }
+
     /// The right to write there.
     ///
     /// # Safety

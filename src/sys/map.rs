@@ -264,6 +264,19 @@ pub(crate) unsafe fn populate(address: u64, size: u64) -> io::Result<()> {
     }
 }
 
+/// Gives the pages of shared memory back, so that every mapping of them reads zero and they cost nothing
+/// until they are touched. Only through a mapping that may write: a memfd that is sealed against
+/// writers refuses it.
+///
+/// # Safety
+/// The range is the caller's, and its content is not used any more.
+pub(crate) unsafe fn remove(address: u64, size: u64) -> io::Result<()> {
+    gate("madvise")?;
+    let length = size_of(size)?;
+    // SAFETY: as the caller says.
+    check(unsafe { libc::madvise(pointer(address), length, libc::MADV_REMOVE) })
+}
+
 /// Keeps a range out of children, so that a fork never writes into its parent's code.
 ///
 /// # Safety

@@ -48,7 +48,7 @@ pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 pub(crate) use map::{
-    At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
+    At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect, remove,
     replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings};

@@ -167,6 +167,11 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
                 });
                 assert!(finalize(&manager, handle).is_err());
             }
+            _ if step % 64 == 1 => {
+                let before = manager.stats();
+                let bytes = manager.trim().unwrap();
+                assert_eq!(manager.stats().committed, before.committed - bytes);
+            }
             _ if step % 16 == 0 => {
                 live.values()
                     .filter(|shadow| shadow.finalized)
@@ -178,7 +183,9 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
         }
         let stats = manager.stats();
         assert_eq!(stats.in_flight + stats.finalized, live.len() as u64);
-        assert!(stats.live + stats.padding + stats.free <= stats.committed);
+        assert!(stats.live + stats.padding + stats.free <= stats.chunk_bytes);
+        let handed_out = stats.live + stats.padding;
+        assert!((handed_out..=stats.chunk_bytes).contains(&stats.committed));
         assert!(
             stats.mappings <= 512 || window.is_none(),
             "{}",

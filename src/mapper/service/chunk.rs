@@ -171,6 +171,25 @@ impl Chunks {
         views.try_for_each(|view| view.set_open(open))
     }
 
+    /// Gives back pages that both processes have.
+    pub(super) fn discard(&self, pages: AddressRange) -> Result<()> {
+        let before = self.by_start.lock();
+        let chunk = before.range(..=pages.start()).next_back();
+        let chunk = chunk.map(|(_, chunk)| Arc::clone(chunk));
+        drop(before);
+        let chunk = chunk.filter(|chunk| chunk.range.contains(pages));
+        let view = chunk.as_ref().and_then(|chunk| {
+            let offset = pages.start() - chunk.range.start();
+            Some((chunk.view.as_ref()?, offset))
+        });
+        let (view, offset) = view.ok_or_else(|| {
+            invalid_argument(format!("{pages:?} lies in no chunk of shared pages"))
+        })?;
+        let what = format_args!("give back {} bytes of a chunk", pages.size());
+        let discarded = view.discard(offset, pages.size());
+        discarded.map_err(|error| sys::explain_mapping(what, error))
+    }
+
     /// Forgets the chunks of a window that is given back.
     pub(super) fn forget_within(&self, window: AddressRange) {
         let mut chunks = self.by_start.lock();

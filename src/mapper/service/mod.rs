@@ -247,7 +247,9 @@ impl MemoryMapper for ServiceMapper {
         let prepared = match &pages {
             // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no
             // more.
-            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2),
+            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2)
+                // The seal that keeps writers out of code keeps its pages there too.
+                .discarding(group.protection.writable() && !commit),
             None => Prepared::elsewhere(if group.protection.writable() { 1 } else { 2 }),
         };
         self.chunks.add(chunk, pages);
@@ -297,6 +299,10 @@ impl MemoryMapper for ServiceMapper {
 
     fn reclaim(&self, chunk: AddressRange) -> Result<()> {
         self.chunks.remove(chunk)
+    }
+
+    fn discard(&self, pages: AddressRange) -> Result<()> {
+        self.chunks.discard(pages)
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Memory that is given back to the system: idle pages, which hold nothing and may still be there,
+//! and windows in which nothing lies.
+//!
+//! Idle pages go when they are many beside what is in use and much was freed since they went last, so
+//! a steady load makes no system call. The work is done by the thread that freed, without the lock.
+
+use super::flow::Flow;
+use super::pool::{Keep, POOLS};
+use super::space::Space;
+use super::windows::{IdleSearch, Windows};
+use crate::callback_queue::Delivery;
+use crate::completion::Completion;
+use crate::error::{Error, Result};
+use std::sync::Arc;
+
+/// Idle pages stay while they are less than this part of what is handed out, and these bytes.
+const IDLE_SHARE: u64 = 8;
+const IDLE_SLACK: u64 = 512 << 10;
+/// Fewer idle pages in a row are left where they are, as long as idle pages are not very many: each
+/// run costs a system call.
+const LEAST_PAGES: u32 = 4;
+/// So many times the slack is very many.
+const VERY_MANY: u64 = 2;
+/// Windows in which nothing lies that are kept for what may come.
+const EMPTY_WINDOWS: usize = 1;
+
+impl Space<Windows> {
+    /// Whether idle pages are to be given back now, and from how many in a row on. Says so once until
+    /// [`Space::end_trim`].
+    pub(super) fn begin_trim(&mut self) -> Option<u32> {
+        let slack = self.usage.taken / IDLE_SHARE + IDLE_SLACK;
+        let memory = &mut self.memory;
+        let idle = memory.committed.saturating_sub(self.usage.taken);
+        let due = idle > slack && memory.freed > slack && !memory.trimming;
+        due.then(|| {
+            (memory.trimming, memory.freed) = (true, 0);
+            match idle > VERY_MANY * slack {
+                true => 1,
+                false => LEAST_PAGES,
+            }
+        })
+    }
+
+    fn end_trim(&mut self) {
+        self.memory.trimming = false;
+    }
+}
+
+impl Flow<Windows> {
+    /// Gives everything back that holds nothing. The bytes of memory that were given back.
+    pub(super) fn trim(self: &Arc<Self>) -> Result<u64> {
+        self.check_process()?;
+        let delivery = &mut Delivery::Inline;
+        let mut empty = Vec::new();
+        {
+            let memory = &mut self.space.lock().memory;
+            let windows: Vec<usize> = memory.numbers().collect();
+            for window in windows {
+                (0..POOLS).for_each(|pool| memory.detach(window, pool, Keep::Fresh, &mut empty));
+            }
+        }
+        let reclaimed = self.reclaim(empty, delivery);
+        let discarded = self.discard_idle(1, delivery);
+        let released = self.release_windows(0, delivery);
+        self.close_idle_writers();
+        let bytes = reclaimed.as_ref().unwrap_or(&0) + discarded.as_ref().unwrap_or(&0) + released;
+        match reclaimed.and(discarded) {
+            Err(error) if bytes == 0 => self.counted(Err(error.context("trim"))),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// Gives the idle pages back that [`Space::begin_trim`] has found to be many.
+    pub(super) fn trim_idle(self: &Arc<Self>, least: u32, delivery: &mut Delivery) {
+        // What the system does not take back stays in use: nothing is lost.
+        let _ = self.discard_idle(least, delivery);
+        self.space.lock().end_trim();
+    }
+
+    /// Gives back the memory of free ranges in which it may be in at least `least` pages. An error
+    /// means that none was given back.
+    fn discard_idle(self: &Arc<Self>, least: u32, delivery: &mut Delivery) -> Result<u64> {
+        // Shared pages are given back through a view that may write.
+        let writers = self.open_writers()?;
+        let (mut bytes, mut failure) = (0, None);
+        let mut search = IdleSearch::new();
+        loop {
+            let idle = self.space.lock().memory.take_idle(&mut search, least);
+            let Some(idle) = idle else { break };
+            if idle.is_empty() {
+                continue;
+            }
+            let inside = self.enter_mapper();
+            let answers = idle.iter().map(|idle| self.mapper.discard(idle.pages));
+            let answers: Vec<Result<()>> = answers.collect();
+            drop(inside);
+            let mut empty = Vec::new();
+            {
+                let memory = &mut self.space.lock().memory;
+                for (idle, answer) in idle.iter().zip(answers) {
+                    bytes += memory.discarded(idle, answer.is_ok(), &mut empty);
+                    failure = answer.err().or(failure);
+                }
+            }
+            // Nothing of them is left to be given back but what could not be.
+            let _ = self.reclaim(empty, delivery);
+            self.wake(delivery);
+        }
+        drop(writers);
+        none_or_all(bytes, failure)
+    }
+
+    /// Has the mapper release windows in which nothing lies, but for `keep` of them. Gives the bytes
+    /// of memory that were there.
+    fn release_windows(&self, keep: usize, delivery: &mut Delivery) -> u64 {
+        let (windows, bytes) = {
+            let memory = &mut self.space.lock().memory;
+            let before = memory.committed;
+            let windows = memory.take_empty(keep);
+            (windows, before - memory.committed)
+        };
+        for window in windows {
+            self.tracking.window_released(window, delivery);
+            // The address space of a window that is not to be released is lost; the mapper counts it.
+            self.mapper.release(window, Completion::new(|_| ()));
+        }
+        bytes
+    }
+
+    /// Releases the windows that are empty now, but for a spare one.
+    pub(super) fn release_spare_windows(&self, delivery: &mut Delivery) {
+        self.release_windows(EMPTY_WINDOWS, delivery);
+    }
+}
+
+fn none_or_all(bytes: u64, failure: Option<Error>) -> Result<u64> {
+    match failure {
+        Some(error) if bytes == 0 => Err(error),
+        _ => Ok(bytes),
+    }
+}
