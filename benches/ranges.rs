@@ -12,6 +12,64 @@ mod ranges;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+/// What these modules need of the system.
+mod sys {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::io;
+
+    pub(crate) struct PageSize;
+
+    impl PageSize {
+        pub(crate) fn bytes(self) -> u64 {
+            4096
+        }
+    }
+
+    pub(crate) fn page_size() -> PageSize {
+        PageSize
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Pages {
+        start: *mut u8,
+        layout: Layout,
+    }
+
+    // SAFETY: it is an address; the tables that use it are one thread's here.
+    unsafe impl Send for Pages {}
+    // SAFETY: as above.
+    unsafe impl Sync for Pages {}
+
+    impl Pages {
+        pub(crate) fn new(size: usize) -> io::Result<Pages> {
+            let layout = Layout::from_size_align(size, 4096).expect("tables are small");
+            // SAFETY: the size is not zero.
+            let start = unsafe { System.alloc_zeroed(layout) };
+            assert!(!start.is_null(), "the heap is full");
+            Ok(Pages { start, layout })
+        }
+
+        pub(crate) fn pointer(&self) -> *mut u8 {
+            self.start
+        }
+
+        /// # Safety
+        /// As in the library.
+        #[allow(dead_code)]
+        pub(crate) unsafe fn discard(&self, _offset: usize, _size: usize) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Drop for Pages {
+        fn drop(&mut self) {
+            // SAFETY: it was allocated with this layout.
+            unsafe { System.dealloc(self.start, self.layout) }
+        }
+    }
+}
 
 /// Allocations of one pool start at multiples of this.
 const GRANULE: u32 = 16;
@@ -69,7 +127,9 @@ impl Structure for Ours {
     type Range = ranges::Handed;
 
     fn new(size: u32) -> Ours {
-        let mut ranges = ranges::Ranges::new(GRANULE);
+        let nodes = Arc::new(ranges::Nodes::new());
+        nodes.make_spare(1 << 16).expect("the heap has room");
+        let mut ranges = ranges::Ranges::new(GRANULE, nodes, 0);
         ranges.add_region(0, 0, size);
         Ours(ranges)
     }

@@ -3,8 +3,8 @@
 
 use super::divide::{Attempt, Effort, Freed};
 use super::flow::{Flow, manager_freed};
-use super::piece::{Pieces, RequestLayout};
-use super::records::{Key, Phase};
+use super::piece::RequestLayout;
+use super::records::Key;
 use super::reservations::{Draft, Reservations};
 use super::windows::Windows;
 use super::{Allocated, Request};
@@ -168,18 +168,24 @@ impl Flow<Windows> {
     /// Makes working memory for content that the mapper copies. The allocation's handle is not known
     /// outside yet, so its record stays as it is while the lock is not held.
     fn make_buffers(&self, request: &Request, key: Key, layout: &mut RequestLayout) -> Result<()> {
-        let pieces: Pieces = self.space.lock().records.get(key).holding.pieces.clone();
+        let (pieces, states) = {
+            let mut space = self.space.lock();
+            (
+                space.pieces(key),
+                space.records.in_flight(key).segments.clone(),
+            )
+        };
         let mut buffers = Vec::with_capacity(pieces.len());
         // Each planned segment has its piece.
-        let planned = request.planned.iter().zip(&pieces);
-        for (planned, piece) in planned.filter(|(_, piece)| piece.copied) {
-            let (size, alignment) = (piece.content as usize, planned.alignment as usize);
+        let planned = request.planned.iter().zip(pieces.iter().zip(&states));
+        for (planned, (_, state)) in planned.filter(|(_, (piece, _))| piece.copied) {
+            let (size, alignment) = (state.content as usize, planned.alignment as usize);
             let buffer = self.buffers.get(size, alignment)?;
-            let segment = &mut layout.segments[piece.segment as usize];
+            let segment = &mut layout.segments[state.segment as usize];
             segment.working_memory = buffer.pointer();
             buffers.push(buffer);
         }
-        self.space.lock().records.get(key).phase = Phase::InFlight(buffers.into());
+        self.space.lock().records.in_flight(key).buffers = buffers.into();
         Ok(())
     }
 }

@@ -23,14 +23,14 @@ impl Flow<Windows> {
         let mut freed = Freed::default();
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
-            let (key, record) = space.records.find_in_flight(handle)?;
-            let buffers = record.end_writing(Phase::Abandoned);
+            let key = space.records.find_in_flight(handle)?;
+            let state = space.records.end_writing(key, Phase::Abandoned);
             space.take_pieces(key, &mut freed);
             space.usage.counters.abandon += 1;
-            Ok((key, buffers))
+            Ok((key, state))
         });
         let key = match taken {
-            Ok((key, _buffers)) => key,
+            Ok((key, _state)) => key,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
         let delivery = &mut Delivery::Inline;
@@ -127,13 +127,16 @@ impl Flow<Windows> {
         if writers.is_ok() {
             self.fill_with_traps(freed);
         }
-        let (idle, unused) = {
+        let (idle, unused, idle_records) = {
             let mut space = self.space.lock();
             space.free(&freed.pieces, &mut empty);
             keys.iter().for_each(|key| space.forget(*key));
             let unused = space.memory.many && (space.memory.unused || !empty.is_empty());
-            (space.begin_trim(), unused)
+            (space.begin_trim(), unused, space.has_idle_records())
         };
+        if idle_records {
+            self.discard_records();
+        }
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
         let _ = self.reclaim(empty, delivery);
         if let Some(least) = idle {
@@ -194,9 +197,13 @@ impl Flow<Reservations> {
         let keys: SmallVec<[Key; 4]> = keys.into();
         let flow = Arc::clone(self);
         let released = Completion::with_delivery(move |answer, delivery| {
-            {
+            let idle = {
                 let mut space = flow.space.lock();
                 keys.iter().for_each(|key| space.forget(*key));
+                space.has_idle_records()
+            };
+            if idle {
+                flow.discard_records();
             }
             flow.answer_last(answer, done, delivery);
         });

@@ -4,11 +4,11 @@
 use super::allocate::Waiting;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, POOLS};
-use super::records::{Key, Phase, Record, Records};
+use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::Request;
-use super::space::{Ending, Keys, Memory, Space, heap_is_full};
+use super::space::{Ending, Keys, Memory, Space};
 use super::stats::Sums;
-use super::windows::{Detached, Growth, Holding, MOST_WINDOWS, Windows};
+use super::windows::{Detached, Growth, MOST_WINDOWS, Windows};
 use super::write_scope::{OpenSegment, OpenSegments};
 use super::{LayoutItem, LayoutKind, SegmentMemory};
 use crate::callback_queue::Delivery;
@@ -16,6 +16,7 @@ use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result};
 use crate::group::AllocGroup;
 use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
+use crate::memory::paged::Table;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
@@ -89,45 +90,54 @@ pub(super) struct Deallocated {
 
 impl Memory for Windows {
     type Mapper = dyn MemoryMapper;
-    type Holding = Holding;
     type Teardown = Teardown;
 
     fn write(
         &self,
-        record: &mut Record<Self>,
+        holding: u32,
+        state: &mut InFlightState,
         segment: usize,
         offset: u64,
         bytes: &[u8],
     ) -> Option<()> {
-        let pieces = &record.holding.pieces;
-        let position = pieces
-            .iter()
-            .position(|piece| piece.segment as usize == segment)?;
+        let mut segments = state.segments.iter();
+        let position = segments.position(|state| state.segment as usize == segment)?;
+        let pieces = self.pieces(holding, 0);
         let piece = &pieces[position];
         offset
             .checked_add(bytes.len() as u64)
-            .filter(|end| *end <= piece.content.into())?;
+            .filter(|end| *end <= state.segments[position].content.into())?;
         if !piece.copied {
             self.place(piece).writer?.write(offset, bytes);
             return Some(());
         }
         let copied = pieces[..position].iter().filter(|piece| piece.copied);
         let buffer = copied.count();
-        if let Phase::InFlight(buffers) = &mut record.phase {
-            buffers.get_mut(buffer)?.write(offset, bytes);
-        }
+        state.buffers.get_mut(buffer)?.write(offset, bytes);
         Some(())
     }
 
-    fn forget(&mut self, holding: Holding) {
-        self.leave_home(holding.dylib);
+    fn forget(&mut self, dylib: u32) {
+        self.leave_home(dylib);
     }
 
     fn take_waiting(&mut self) -> Vec<Waiting> {
         std::mem::take(&mut self.waiting)
     }
 
-    fn sums(&self, _: &Records<Self>) -> Sums {
+    fn table(&self) -> Option<Arc<dyn Table>> {
+        Some(Arc::clone(&self.nodes) as Arc<dyn Table>)
+    }
+
+    fn has_idle(&self) -> bool {
+        self.nodes.has_idle()
+    }
+
+    fn bytes_of_records(&self) -> u64 {
+        self.nodes.resident_bytes() + self.dylibs.bytes()
+    }
+
+    fn sums(&self) -> Sums {
         let mut sums = Sums::NONE;
         for window in self.iter() {
             sums.windows += 1;
@@ -137,11 +147,13 @@ impl Memory for Windows {
         sums
     }
 
-    fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem)) {
+    fn visit(&self, records: &Records<Teardown>, visit: &mut dyn FnMut(LayoutItem)) {
         self.iter().for_each(|window| window.visit(visit));
-        let pieces = records.iter().flat_map(|record| &record.holding.pieces);
+        let pieces = records
+            .iter()
+            .flat_map(|record| self.pieces(record.holding, record.epoch));
         for piece in pieces {
-            let Place { range, group, .. } = self.place(piece);
+            let Place { range, group, .. } = self.place(&piece);
             visit(LayoutItem {
                 kind: LayoutKind::Range,
                 range,
@@ -192,19 +204,18 @@ impl Space<Windows> {
             }
         }
         // So that a heap that is full is an error here and not the end of the process later.
-        if !self.records.make_spare() {
-            return Attempt::Refused(heap_is_full());
+        let not_finalized = self.usage.in_flight;
+        let spare = self.records.make_spare(not_finalized);
+        if let Err(error) = spare.and_then(|()| self.memory.make_spare(request)) {
+            return Attempt::Refused(error);
         }
         layout
             .segments
             .resize(request.segments, SegmentMemory::NONE);
         if let Some(number) = self.memory.likely_window(request) {
             let window = self.memory.window_mut(number);
-            if !window.make_spare(&request.planned) {
-                return Attempt::Refused(heap_is_full());
-            }
-            if let Ok(pieces) = window.take_all(&request.planned, number as u16, false, layout) {
-                return self.hand_out(request, number, pieces, layout);
+            if let Ok(pieces) = window.take_all(&request.planned, false, layout) {
+                return self.hand_out(request, number, &pieces, layout);
             }
         }
         self.try_each_window(request, effort, layout)
@@ -214,12 +225,18 @@ impl Space<Windows> {
         &mut self,
         request: &Request,
         window: usize,
-        pieces: Pieces,
+        pieces: &Pieces,
         layout: &mut RequestLayout,
     ) -> Attempt {
-        let holding = self.memory.hold(request, window, pieces, layout);
+        let dylib = self.memory.hold(request, window, layout);
         self.usage.taken += layout.taken;
-        let (key, handle) = self.admit(holding, layout.live);
+        let state = InFlightState {
+            buffers: Buffers::default(),
+            segments: std::mem::take(&mut layout.states),
+        };
+        let first = Windows::first(pieces);
+        let (key, handle) = self.admit(first, dylib, state, layout.live);
+        self.memory.chain(pieces, key.number());
         layout.handle = handle;
         Attempt::Done(key)
     }
@@ -236,13 +253,10 @@ impl Space<Windows> {
         for thorough in [false, true] {
             for number in windows.iter().copied() {
                 let window = self.memory.window_mut(number);
-                if !window.make_spare(&request.planned) {
-                    return Attempt::Refused(heap_is_full());
-                }
-                match window.take_all(&request.planned, number as u16, thorough, layout) {
+                match window.take_all(&request.planned, thorough, layout) {
                     Ok(pieces) => {
                         self.memory.served_by(number, request);
-                        return self.hand_out(request, number, pieces, layout);
+                        return self.hand_out(request, number, &pieces, layout);
                     }
                     Err(short) => match self.memory.grow(number, &short) {
                         Ok(Some(growth)) => return Attempt::Grow(growth),
@@ -284,23 +298,25 @@ impl Space<Windows> {
     /// Finalizes an allocation that the mapper has no part in. Its segments of finalize lifetime are
     /// to be freed.
     pub(super) fn try_finalize(&mut self, handle: u64, freed: &mut Freed) -> Result<()> {
-        let (key, _) = self.records.find_in_flight(handle)?;
+        let key = self.records.find_in_flight(handle)?;
         self.finalized(key, Teardown::Nothing, freed);
         Ok(())
     }
 
     /// Marks an allocation as being finalized and gives what the mapper needs of it.
     pub(super) fn take_content(&mut self, handle: u64) -> Result<(Key, SegmentContents)> {
-        let (key, record) = self.records.find_in_flight(handle)?;
-        let mut buffers = record.end_writing(Phase::Finalizing).into_iter();
-        let content = record.holding.pieces.iter().map(|piece| {
+        let key = self.records.find_in_flight(handle)?;
+        let pieces = self.pieces(key);
+        let state = self.records.end_writing(key, Phase::Finalizing);
+        let mut buffers = state.buffers.into_iter();
+        let content = pieces.iter().zip(&state.segments).map(|(piece, state)| {
             let place = self.memory.place(piece);
             SegmentContent {
                 range: place.range,
                 group: place.group,
                 content: if piece.copied { buffers.next() } else { None },
                 // What is shared was zeroed in place before it was handed out.
-                zeroed: piece.zeroed || !piece.copied,
+                zeroed: state.zeroed || !piece.copied,
             }
         });
         Ok((key, content.collect()))
@@ -309,20 +325,22 @@ impl Space<Windows> {
     /// Marks an allocation as finalized and takes out its segments of finalize lifetime, which have
     /// served.
     pub(super) fn finalized(&mut self, key: Key, teardown: Teardown, freed: &mut Freed) {
-        let pieces = &mut self.set_finalized(key, teardown).holding.pieces;
+        self.set_finalized(key, (!teardown.is_nothing()).then_some(teardown));
+        let pieces = self.pieces(key);
         if pieces.iter().any(Piece::is_for_finalize) {
-            let served = pieces.iter().filter(|piece| piece.is_for_finalize());
-            let served: Pieces = served.copied().collect();
-            pieces.retain(|piece| !piece.is_for_finalize());
+            let (served, stay): (Pieces, Pieces) =
+                pieces.into_iter().partition(Piece::is_for_finalize);
+            self.memory.chain(&stay, key.number());
+            self.records.set_holding(key, Windows::first(&stay));
             freed.add(served, &self.memory);
         }
     }
 
     /// The segments of a finalized allocation, to be written.
     pub(super) fn open_segments(&mut self, handle: u64) -> Result<OpenSegments> {
-        let (_, record) = self.records.find_finalized(handle)?;
-        let open = record.holding.pieces.iter().map(|piece| {
-            let place = self.memory.place(piece);
+        let key = self.records.find_finalized(handle)?;
+        let open = self.pieces(key).into_iter().map(|piece| {
+            let place = self.memory.place(&piece);
             OpenSegment::new(place.range, place.group, place.writer)
         });
         Ok(open.collect())
@@ -332,14 +350,16 @@ impl Space<Windows> {
 
     /// Takes the pieces of an allocation out of its record.
     pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
-        let pieces = std::mem::take(&mut self.records.get(key).holding.pieces);
-        let memory = &self.memory;
-        // Their ranges are noted in different places, most of them not in any cache by now: waiting
-        // for all of them at once took a tenth off deallocating in random order.
-        for piece in &pieces {
-            memory.window(piece.window.into()).prefetch(piece);
-        }
-        freed.add(pieces, memory);
+        let pieces = self.pieces(key);
+        self.records
+            .set_holding(key, Windows::first(&Pieces::new()));
+        freed.add(pieces, &self.memory);
+    }
+
+    /// The pieces of an allocation.
+    pub(super) fn pieces(&self, key: Key) -> Pieces {
+        let record = self.records.record(key);
+        self.memory.pieces(record.holding, record.epoch)
     }
 
     /// Takes a whole batch out, or nothing if any handle is wrong.
@@ -356,7 +376,7 @@ impl Space<Windows> {
         coherent: bool,
         out: &mut Deallocated,
     ) -> Result<bool> {
-        let alone = |teardown: &Teardown| coherent && teardown.is_nothing();
+        let alone = |has_teardown: bool| coherent && !has_teardown;
         let accepted = self.start_deallocating(handles, &mut out.keys, alone)?;
         if accepted {
             self.take_out(out);
@@ -368,21 +388,19 @@ impl Space<Windows> {
         for key in &out.keys {
             self.take_pieces(*key, &mut out.freed);
             let copied = std::mem::take(&mut out.freed.copied);
-            if let Phase::Deallocating(finalized) = &mut self.records.get(*key).phase {
-                let teardown = std::mem::take(&mut finalized.teardown);
-                out.deinitialize
-                    .extend(Deinitialization::new(teardown, copied));
-            }
+            let teardown = self.records.take_teardown(*key).unwrap_or_default();
+            out.deinitialize
+                .extend(Deinitialization::new(teardown, copied));
         }
     }
 
     /// What the mapper has to do for what is finalized and still there, oldest first.
     fn take_finalized(&mut self) -> Vec<Deinitialization> {
         let mut left = Vec::new();
-        for record in self.records.drain() {
-            if let Phase::Finalized(finalized) = record.phase {
-                left.push((finalized.order, finalized.teardown, record.holding.pieces));
-            }
+        for (record, ending) in self.records.drain() {
+            let (order, teardown) = ending.unwrap_or_default();
+            let pieces = self.memory.pieces(record.holding, record.epoch);
+            left.push((order, teardown, pieces));
         }
         left.sort_by_key(|(order, ..)| *order);
         let out = left.into_iter().filter_map(|(_, teardown, pieces)| {

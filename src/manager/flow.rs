@@ -138,6 +138,27 @@ impl<M: Memory> Flow<M> {
         done.complete_with(answer, delivery);
     }
 
+    /// Gives pages of the tables of allocations back, of which nothing is used. The lock is not held
+    /// while the system takes them.
+    #[cold]
+    pub(super) fn discard_records(&self) {
+        let tables = self.space.lock().tables();
+        for table in tables.into_iter().flatten() {
+            loop {
+                let idle = {
+                    let _guard = self.space.lock();
+                    table.take_idle()
+                };
+                if idle.is_empty() {
+                    break;
+                }
+                table.discard(&idle);
+                let _guard = self.space.lock();
+                table.give_blocks(&idle);
+            }
+        }
+    }
+
     // ---- looking and writing ----
 
     pub(super) fn write(
@@ -149,8 +170,10 @@ impl<M: Memory> Flow<M> {
     ) -> Result<()> {
         self.check_process()?;
         let space = &mut *self.space.lock();
-        let (_, record) = space.records.find_in_flight(handle)?;
-        let written = space.memory.write(record, segment, offset, bytes);
+        let key = space.records.find_in_flight(handle)?;
+        let holding = space.records.record(key).holding;
+        let state = space.records.in_flight(key);
+        let written = space.memory.write(holding, state, segment, offset, bytes);
         written.ok_or_else(|| {
             invalid_argument(format!(
                 "write {} bytes at offset {offset} of segment {segment}: outside its content",

@@ -11,6 +11,7 @@ mod chunks;
 mod core;
 mod deallocate;
 mod divide;
+mod dylibs;
 mod events;
 mod finalize;
 mod flow;
@@ -18,6 +19,7 @@ mod in_flight;
 mod label;
 mod piece;
 mod pool;
+#[allow(unsafe_code)]
 mod records;
 mod request;
 mod reservations;

@@ -3,32 +3,50 @@
 
 use super::SegmentMemory;
 use super::pool::{CODE_BIT, FINALIZE_BIT};
+use super::records::SegmentState;
 use crate::group::AllocGroup;
-use crate::memory::ranges::{RangeId, RegionId};
+use crate::memory::ranges::{Chained, RangeId, RegionId};
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use smallvec::SmallVec;
 use std::ops::Range;
 
-/// One range of an allocation. Small, since every live segment has one.
+/// One range of an allocation. What is kept of it is its node in the free-range structure.
 #[derive(Clone, Copy)]
 pub(super) struct Piece {
     pub(super) id: RangeId,
     /// Bytes asked for.
     pub(super) requested: u32,
-    /// Bytes of content among them.
-    pub(super) content: u32,
-    /// Position in the request.
-    pub(super) segment: u16,
     pub(super) window: u16,
     pub(super) pool: u8,
-    /// Nothing was ever written behind the content.
-    pub(super) zeroed: bool,
     /// The mapper copies its content.
     pub(super) copied: bool,
+    /// How often the process had forked when it was handed out.
+    #[allow(dead_code)] // forks
+    pub(super) epoch: u32,
+}
+
+/// Pools of a window are told by so many bits.
+const POOL_BITS: u32 = 4;
+
+/// What the nodes of a pool are marked with.
+pub(super) fn mark(window: u16, pool: u8) -> u32 {
+    u32::from(window) << POOL_BITS | u32::from(pool)
 }
 
 impl Piece {
+    /// What its node says.
+    pub(super) fn new(chained: Chained, epoch: u32) -> Piece {
+        Piece {
+            id: chained.id,
+            requested: chained.requested,
+            window: (chained.mark >> POOL_BITS) as u16,
+            pool: (chained.mark & ((1 << POOL_BITS) - 1)) as u8,
+            copied: chained.flag,
+            epoch,
+        }
+    }
+
     /// Whether it goes once the finalize actions have run.
     pub(super) fn is_for_finalize(&self) -> bool {
         self.pool & FINALIZE_BIT != 0
@@ -61,6 +79,8 @@ pub(super) struct RequestLayout {
     /// Pages that hold no memory yet. They are noted once all pieces were found: an attempt that fails
     /// leaves them so.
     pub(super) untouched: SmallVec<[Untouched; 4]>,
+    /// By piece, what is kept while content is written.
+    pub(super) states: SmallVec<[SegmentState; 4]>,
     /// Some of its pieces need buffers.
     pub(super) copied: bool,
     /// Bytes handed out, and those of them that were asked for.
@@ -80,6 +100,7 @@ impl RequestLayout {
     pub(super) fn start_over(&mut self) {
         self.dirty.clear();
         self.untouched.clear();
+        self.states.clear();
         (self.copied, self.taken, self.live) = (false, 0, 0);
     }
 }

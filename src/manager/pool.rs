@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A pool: the chunks of one alloc group in one window, and the ranges that are handed out of them.
 
-use super::piece::{Piece, Place, RequestLayout, Untouched};
+use super::piece::{Piece, Place, RequestLayout, Untouched, mark};
+use super::records::SegmentState;
 use super::request::PlannedSegment;
 use super::stats::Sums;
 use crate::group::{AllocGroup, Lifetime};
 use crate::mapper::{Prepared, Working};
 use crate::memory::pages::PageSet;
-use crate::memory::ranges::{Handed, RangeId, Ranges, RegionId};
+use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges, RegionId};
 use crate::page::{AddressRange, Alignment};
-use crate::sys;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its
 /// group is larger by the factor, up to that share. Its pages take no memory before they are used,
@@ -172,6 +173,7 @@ pub(super) struct Origin {
 }
 
 pub(super) struct Pool {
+    nodes: Arc<Nodes>,
     pub(super) group: AllocGroup,
     granule: Alignment,
     pub(super) ranges: Ranges,
@@ -182,11 +184,20 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn new(group: AllocGroup, granule: Alignment, first_size: u64) -> Pool {
+    /// A pool of a window, without chunks.
+    pub(super) fn new(
+        window: u16,
+        group: AllocGroup,
+        nodes: &Arc<Nodes>,
+        granule: Alignment,
+        first_size: u64,
+    ) -> Pool {
+        let mark = mark(window, pool_index(group));
         Pool {
+            nodes: Arc::clone(nodes),
             group,
             granule,
-            ranges: Ranges::new(narrow(granule.bytes())),
+            ranges: Ranges::new(narrow(granule.bytes()), Arc::clone(nodes), mark),
             chunks: Vec::new(),
             next_size: first_size,
         }
@@ -257,18 +268,24 @@ impl Pool {
                     }
                 }
             }
-            Working::Copied => copied = true,
+            Working::Copied => {
+                copied = true;
+                self.nodes.set_flag(handed.id);
+            }
         }
         layout.copied |= copied;
+        layout.states.push(SegmentState {
+            content: planned.content,
+            segment: planned.index,
+            zeroed,
+        });
         Some(Piece {
             id: handed.id,
             requested: planned.size,
-            content: planned.content,
-            segment: planned.index,
             window: origin.window,
             pool,
-            zeroed,
             copied,
+            epoch: 0,
         })
     }
 
@@ -287,11 +304,6 @@ impl Pool {
             group: self.group,
             writer,
         }
-    }
-
-    /// Says that a range is about to be taken back.
-    pub(super) fn prefetch(&self, id: RangeId) {
-        sys::prefetch(self.ranges.noted(id));
     }
 
     /// Takes a range back. Gives its bytes, rounding included, and whether its chunk is empty now.

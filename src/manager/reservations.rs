@@ -5,7 +5,7 @@
 //! Handles, records and phases are those of windows. In place of taking pieces, the manager asks for a
 //! reservation outside the lock, and checks where it lies before it hands it out.
 
-use super::records::{Buffers, Finalized, Key, Phase, Record, Records};
+use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::{PlannedSegment, Request};
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
@@ -14,12 +14,11 @@ use crate::error::{Error, Result, Status};
 use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::{Placement, REACH};
+use crate::memory::slab::Slab;
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-const HAS_A_RESERVATION: &str = "an allocation has its reservation until it goes";
 
 /// Where the reservations may lie, and how much they are.
 pub(super) struct Reservations {
@@ -32,6 +31,8 @@ pub(super) struct Reservations {
     edges: BTreeMap<(u64, u64), u32>,
     /// Bytes of all reservations, those under way included.
     reserved: u64,
+    /// Those of allocations, whose records hold their numbers.
+    own: Slab<OwnReservation>,
 }
 
 /// The reservation of an allocation.
@@ -42,6 +43,8 @@ pub(super) struct OwnReservation {
     requested: u64,
     /// What it must be in reach of: the JITDylib that it belongs to, 0 if all of the manager.
     belongs: Option<u64>,
+    /// Grows with each finalize; 0 before.
+    order: u64,
 }
 
 /// A segment and its place.
@@ -141,6 +144,7 @@ impl Reservations {
             apart: options.growth == GrowthPolicy::AnotherWindow,
             edges: BTreeMap::new(),
             reserved: 0,
+            own: Slab::new(),
         })
     }
 
@@ -250,6 +254,7 @@ impl OwnReservation {
             requested: requested.sum(),
             segments,
             belongs,
+            order: 0,
         })
     }
 
@@ -277,42 +282,41 @@ impl OwnReservation {
     }
 }
 
-fn live(records: &Records<Reservations>) -> impl Iterator<Item = &OwnReservation> {
-    records.iter().filter_map(|record| record.holding.as_ref())
-}
-
 impl Memory for Reservations {
     type Mapper = dyn ReservingMapper;
-    type Holding = Option<OwnReservation>;
     type Teardown = ();
 
     fn write(
         &self,
-        record: &mut Record<Self>,
+        holding: u32,
+        state: &mut InFlightState,
         segment: usize,
         offset: u64,
         bytes: &[u8],
     ) -> Option<()> {
-        let mut segments = record.holding.as_ref()?.segments.iter();
-        let position = segments.position(|placed| placed.planned.index as usize == segment)?;
-        let content = record.holding.as_ref()?.segments[position].planned.content;
+        let segments = &self.own.get(holding).segments;
+        let mut places = segments.iter();
+        let position = places.position(|placed| placed.planned.index as usize == segment)?;
+        let content = segments[position].planned.content;
         offset
             .checked_add(bytes.len() as u64)
             .filter(|end| *end <= content.into())?;
-        if let Phase::InFlight(buffers) = &mut record.phase {
-            buffers.get_mut(position)?.write(offset, bytes);
-        }
+        state.buffers.get_mut(position)?.write(offset, bytes);
         Some(())
     }
 
-    fn forget(&mut self, _: Self::Holding) {}
+    fn forget(&mut self, _: u32) {}
 
-    fn sums(&self, records: &Records<Self>) -> Sums {
+    fn bytes_of_records(&self) -> u64 {
+        self.own.bytes()
+    }
+
+    fn sums(&self) -> Sums {
         let mut sums = Sums::NONE;
         sums.reserved = self.reserved;
         sums.committed = self.reserved;
         sums.chunk_bytes = self.reserved;
-        for own in live(records) {
+        for own in self.own.iter() {
             sums.windows += 1;
             sums.chunks += own.segments.len() as u64;
             // Each segment, and what is left between or before them.
@@ -330,8 +334,8 @@ impl Memory for Reservations {
         sums
     }
 
-    fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem)) {
-        for own in live(records) {
+    fn visit(&self, _: &Records<()>, visit: &mut dyn FnMut(LayoutItem)) {
+        for own in self.own.iter() {
             visit(LayoutItem {
                 kind: LayoutKind::Window,
                 range: own.range,
@@ -352,13 +356,7 @@ impl Memory for Reservations {
     /// All reservations go at once; those that nothing was finalized in first, which is last on the
     /// executor's side.
     fn end(space: &mut Space<Self>, mapper: Arc<dyn ReservingMapper>) -> Ending {
-        let left = space.records.drain().filter_map(|record| {
-            let order = match record.phase {
-                Phase::Finalized(Finalized { order, .. }) => order,
-                _ => 0,
-            };
-            record.holding.map(|own| (order, own.range))
-        });
+        let left = space.memory.own.iter().map(|own| (own.order, own.range));
         let mut left: Vec<(u64, AddressRange)> = left.collect();
         left.sort_by_key(|(order, _)| *order);
         let ranges: Vec<AddressRange> = left.into_iter().map(|(_, range)| range).collect();
@@ -392,14 +390,19 @@ impl Space<Reservations> {
         if let Some(extent) = extent(&own.segments) {
             memory.check_reach(extent, belongs)?;
         }
-        if !self.records.make_spare() {
+        self.records.make_spare(self.usage.in_flight)?;
+        if !memory.own.make_spare(1) {
             return Err(heap_is_full());
         }
         memory.note(&own);
         let segments = own.memory(draft);
         let requested = own.requested;
-        let (key, handle) = self.admit(Some(own), requested);
-        self.records.get(key).phase = Phase::InFlight(std::mem::take(&mut draft.buffers).into());
+        let holding = memory.own.insert(own);
+        let state = InFlightState {
+            buffers: std::mem::take(&mut draft.buffers).into(),
+            ..InFlightState::default()
+        };
+        let (_, handle) = self.admit(holding, 0, state, requested);
         Ok(Allocated { handle, segments })
     }
 
@@ -408,10 +411,10 @@ impl Space<Reservations> {
         &mut self,
         handle: u64,
     ) -> Result<(Key, AddressRange, SegmentContents)> {
-        let (key, record) = self.records.find_in_flight(handle)?;
-        let buffers = record.end_writing(Phase::Finalizing);
-        let own = record.holding.as_ref().expect(HAS_A_RESERVATION);
-        Ok((key, own.range, own.content(buffers)))
+        let key = self.records.find_in_flight(handle)?;
+        let state = self.records.end_writing(key, Phase::Finalizing);
+        let own = self.memory.own.get(self.records.record(key).holding);
+        Ok((key, own.range, own.content(state.buffers)))
     }
 
     /// The mapper has answered: marks an allocation as finalized or, where it failed and the reservation
@@ -419,7 +422,9 @@ impl Space<Reservations> {
     pub(super) fn finalized(&mut self, key: Key, answer: Result<()>) -> Result<()> {
         match answer {
             Ok(()) => {
-                self.set_finalized(key, ());
+                self.set_finalized(key, None);
+                let number = self.records.record(key).holding;
+                self.memory.own.get_mut(number).order = self.usage.counters.finalize;
                 Ok(())
             }
             Err(error) => {
@@ -432,16 +437,16 @@ impl Space<Reservations> {
 
     /// Marks an allocation as abandoned and takes its reservation out.
     pub(super) fn abandon(&mut self, handle: u64) -> Result<(Key, AddressRange, Buffers)> {
-        let (key, record) = self.records.find_in_flight(handle)?;
-        let buffers = record.end_writing(Phase::Abandoned);
+        let key = self.records.find_in_flight(handle)?;
+        let state = self.records.end_writing(key, Phase::Abandoned);
         self.usage.counters.abandon += 1;
-        Ok((key, self.take_reservation(key), buffers))
+        Ok((key, self.take_reservation(key), state.buffers))
     }
 
     /// Takes the reservations of a whole batch out, or none if any handle is wrong.
     pub(super) fn deallocate(&mut self, handles: &[u64]) -> Result<(Keys, Vec<AddressRange>)> {
         let mut keys = Keys::new();
-        self.start_deallocating(handles, &mut keys, |()| true)?;
+        self.start_deallocating(handles, &mut keys, |_| true)?;
         let ranges = keys.iter().map(|key| self.take_reservation(*key));
         let ranges = ranges.collect();
         Ok((keys, ranges))
@@ -450,8 +455,7 @@ impl Space<Reservations> {
     /// Takes the reservation of an allocation that goes out of its record. Before the executor is told,
     /// which may use the addresses again before its answer is here.
     fn take_reservation(&mut self, key: Key) -> AddressRange {
-        let own = self.records.get(key).holding.take();
-        let own = own.expect(HAS_A_RESERVATION);
+        let own = self.memory.own.remove(self.records.record(key).holding);
         self.memory.unnote(&own);
         self.usage.live -= own.requested;
         self.not_aside(own.range.size());

@@ -5,14 +5,17 @@
 
 use super::LayoutItem;
 use super::allocate::Waiting;
-use super::records::{Finalized, Key, Phase, Record, Records};
+use super::records::{InFlightState, Key, Records};
 use super::scopes::Scopes;
 use super::stats::Sums;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::mapper::MapperBase;
+use crate::memory::paged::Table;
+use crate::sys;
 use crate::sys::Forked;
 use smallvec::SmallVec;
+use std::io;
 use std::sync::Arc;
 
 /// What is left to do when a manager goes.
@@ -21,23 +24,22 @@ pub(super) type Ending = Box<dyn FnOnce(Completion<()>) + Send>;
 /// Where the allocations of a manager lie: in windows that it divides, or in a reservation each.
 pub(super) trait Memory: Sized + Send + 'static {
     type Mapper: MapperBase + ?Sized;
-    /// What an allocation has of it.
-    type Holding: Default + Send;
     /// What the mapper must be told when an allocation goes.
-    type Teardown: Send;
+    type Teardown: Default + Send;
 
     /// Writes into the content of an in-flight allocation's segment; `None` if not all of the bytes
     /// belong there.
     fn write(
         &self,
-        record: &mut Record<Self>,
+        holding: u32,
+        state: &mut InFlightState,
         segment: usize,
         offset: u64,
         bytes: &[u8],
     ) -> Option<()>;
 
-    /// An allocation is gone that has had this.
-    fn forget(&mut self, holding: Self::Holding);
+    /// An allocation of this JITDylib is gone.
+    fn forget(&mut self, dylib: u32);
 
     /// The requests that wait for a change outside the lock.
     fn take_waiting(&mut self) -> Vec<Waiting> {
@@ -47,10 +49,23 @@ pub(super) trait Memory: Sized + Send + 'static {
     /// This process has forked, or is the child.
     fn forked(&mut self, _forked: Forked) {}
 
-    fn sums(&self, records: &Records<Self>) -> Sums;
+    /// The table of what it notes of allocations, if it is one.
+    fn table(&self) -> Option<Arc<dyn Table>> {
+        None
+    }
+
+    /// Whether pages of the table are worth giving back.
+    fn has_idle(&self) -> bool {
+        false
+    }
+
+    /// Bytes of memory for what it notes of allocations.
+    fn bytes_of_records(&self) -> u64;
+
+    fn sums(&self) -> Sums;
 
     /// Calls `visit` with every window, every chunk and every handed-out range.
-    fn visit(&self, records: &Records<Self>, visit: &mut dyn FnMut(LayoutItem));
+    fn visit(&self, records: &Records<Self::Teardown>, visit: &mut dyn FnMut(LayoutItem));
 
     /// Takes everything out that is left when the manager goes.
     fn end(space: &mut Space<Self>, mapper: Arc<Self::Mapper>) -> Ending;
@@ -97,10 +112,11 @@ impl Usage {
 
 pub(super) struct Space<M: Memory> {
     pub(super) memory: M,
-    pub(super) records: Records<M>,
+    pub(super) records: Records<M::Teardown>,
     pub(super) usage: Usage,
     pub(super) scopes: Scopes,
-    last_order: u64,
+    /// How often the process has forked: what is handed out now notes it.
+    pub(super) epoch: u32,
 }
 
 /// Allocations that go together.
@@ -113,6 +129,12 @@ pub(super) fn heap_is_full() -> Error {
     Error::new(Status::OutOfMemory, message)
 }
 
+/// Why a table of records can't grow.
+#[cold]
+pub(super) fn no_pages(error: io::Error) -> Error {
+    sys::explain("allocate: map memory for the manager's own records", error)
+}
+
 impl<M: Memory> Space<M> {
     pub(super) fn new(memory: M, quota: Option<u64>, random: u64) -> Self {
         Space {
@@ -123,34 +145,31 @@ impl<M: Memory> Space<M> {
                 ..Usage::default()
             },
             scopes: Scopes::default(),
-            last_order: 0,
+            epoch: 0,
         }
     }
 
     /// Makes an allocation, in flight, of what was taken for it: `live` bytes that were asked for.
     /// Gives its key and handle.
-    pub(super) fn admit(&mut self, holding: M::Holding, live: u64) -> (Key, u64) {
+    pub(super) fn admit(
+        &mut self,
+        holding: u32,
+        dylib: u32,
+        state: InFlightState,
+        live: u64,
+    ) -> (Key, u64) {
         self.usage.live += live;
         self.usage.in_flight += 1;
         self.usage.counters.allocate += 1;
-        self.records.insert(Record {
-            holding,
-            phase: Phase::InFlight(Box::default()),
-        })
+        self.records.insert(holding, dylib, self.epoch, state)
     }
 
     /// An allocation is finalized now, and the latest one.
-    pub(super) fn set_finalized(&mut self, key: Key, teardown: M::Teardown) -> &mut Record<M> {
-        self.last_order += 1;
+    pub(super) fn set_finalized(&mut self, key: Key, teardown: Option<M::Teardown>) {
         self.usage.counters.finalize += 1;
         self.usage.in_flight -= 1;
         self.usage.finalized += 1;
-        let record = self.records.get(key);
-        record.phase = Phase::Finalized(Finalized {
-            order: self.last_order,
-            teardown,
-        });
-        record
+        self.records.set_finalized(key, teardown);
     }
 
     /// Marks finalized allocations as being deallocated and adds them to `keys`: all of them; or none
@@ -159,16 +178,15 @@ impl<M: Memory> Space<M> {
         &mut self,
         handles: &[u64],
         keys: &mut Keys,
-        accept: impl Fn(&M::Teardown) -> bool,
+        accept: impl Fn(bool) -> bool,
     ) -> Result<bool> {
         let mut answer = Ok(true);
         for handle in handles {
             match self.records.find_finalized(*handle) {
-                Ok((key, record)) => {
-                    if let Phase::Finalized(finalized) = &record.phase {
-                        answer = answer.map(|accepted| accepted && accept(&finalized.teardown));
-                    }
-                    record.start_deallocating();
+                Ok(key) => {
+                    let accepts = accept(self.records.has_teardown(key));
+                    answer = answer.map(|accepted| accepted && accepts);
+                    self.records.start_deallocating(key);
                     keys.push(key);
                 }
                 Err(error) => {
@@ -182,7 +200,7 @@ impl<M: Memory> Space<M> {
             self.usage.counters.deallocate += handles.len() as u64;
         } else {
             for key in keys.drain(..) {
-                self.records.get(key).stop_deallocating();
+                self.records.stop_deallocating(key);
             }
         }
         answer
@@ -190,16 +208,32 @@ impl<M: Memory> Space<M> {
 
     /// Forgets an allocation whose memory was taken out of its record.
     pub(super) fn forget(&mut self, key: Key) {
-        let record = self.records.remove(key);
-        match record.phase.was_finalized() {
+        let removed = self.records.remove(key);
+        match removed.was_finalized {
             true => self.usage.finalized -= 1,
             false => self.usage.in_flight -= 1,
         }
-        self.memory.forget(record.holding);
+        self.memory.forget(removed.dylib);
+    }
+
+    /// Whether pages of the tables are worth giving back.
+    #[inline]
+    pub(super) fn has_idle_records(&self) -> bool {
+        self.records.has_idle() || self.memory.has_idle()
+    }
+
+    /// The tables of what is noted of allocations.
+    pub(super) fn tables(&self) -> [Option<Arc<dyn Table>>; 2] {
+        [Some(self.records.table()), self.memory.table()]
+    }
+
+    /// Bytes of memory for what is noted of allocations.
+    pub(super) fn bytes_of_records(&self) -> u64 {
+        self.records.resident_bytes() + self.memory.bytes_of_records()
     }
 
     pub(super) fn sums(&self) -> Sums {
-        self.memory.sums(&self.records)
+        self.memory.sums()
     }
 
     pub(super) fn visit(&self, visit: &mut dyn FnMut(LayoutItem)) {

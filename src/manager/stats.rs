@@ -24,6 +24,8 @@ pub struct Stats {
     pub padding: u64,
     /// In chunks and not handed out.
     pub free: u64,
+    /// Memory of this process for what is noted of allocations and of free ranges.
+    pub records: u64,
     /// Kernel mappings at most, writer views and reserved gaps included.
     pub mappings: u64,
     /// Windows.
@@ -157,6 +159,7 @@ pub(super) fn collect<M: Memory>(
         live: usage.live,
         padding: usage.taken - usage.live,
         free: sums.free,
+        records: space.bytes_of_records(),
         mappings: sums.mappings,
         windows: sums.windows,
         chunks: sums.chunks,

@@ -13,9 +13,10 @@ use crate::error::Result;
 use crate::group::AllocGroup;
 use crate::mapper::{Chunk, Prepared, Reserved};
 use crate::memory::pages::PageSet;
-use crate::memory::ranges::{Handed, RegionId};
+use crate::memory::ranges::{Handed, Nodes, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
+use std::sync::Arc;
 
 /// A JITDylib is not begun in a window of which less than this part is free.
 const ROOM_FOR_MORE: u64 = 4;
@@ -25,6 +26,9 @@ const CHUNK_SHARE: u64 = 64;
 const SMALL_CHUNK: u64 = 64 << 10;
 
 pub(super) struct Window {
+    /// Which of the manager's it is.
+    number: u16,
+    nodes: Arc<Nodes>,
     pub(super) range: AddressRange,
     /// What offsets count from: aligned to [`LARGEST_ALIGNMENT`], so that an aligned offset is an
     /// aligned address. At most that much below the window, so offsets fit 32 bits.
@@ -46,8 +50,16 @@ pub(super) struct Window {
 const PIECES_HAVE_A_POOL: &str = "pieces have a pool";
 
 impl Window {
-    pub(super) fn new(reserved: Reserved, page: Alignment, granule: Alignment) -> Window {
+    pub(super) fn new(
+        number: u16,
+        reserved: Reserved,
+        nodes: &Arc<Nodes>,
+        page: Alignment,
+        granule: Alignment,
+    ) -> Window {
         Window {
+            number,
+            nodes: Arc::clone(nodes),
             range: reserved.range,
             origin: reserved.range.start() & !(LARGEST_ALIGNMENT - 1),
             in_reach: reserved.in_reach,
@@ -75,8 +87,9 @@ impl Window {
 
     fn pool(&mut self, group: AllocGroup) -> &mut Pool {
         let (first, granule) = (self.first_chunk(), self.granule);
+        let (number, nodes) = (self.number, &self.nodes);
         self.pools[usize::from(pool_index(group))]
-            .get_or_insert_with(|| Box::new(Pool::new(group, granule, first)))
+            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first)))
     }
 
     fn pool_of(&self, piece: &Piece) -> &Pool {
@@ -86,29 +99,16 @@ impl Window {
 
     // ---- pieces ----
 
-    /// Makes sure that the ranges of a request can be noted; `false` if the heap is full.
-    pub(super) fn make_spare(&mut self, planned: &[PlannedSegment]) -> bool {
-        // Each takes one record, and up to two for what is left in front of it and behind it.
-        let count = planned.len() as u32 * 3;
-        planned.iter().all(|planned| {
-            match &mut self.pools[usize::from(pool_index(planned.group))] {
-                Some(pool) => pool.ranges.make_spare(count),
-                None => true,
-            }
-        })
-    }
-
     /// Takes a range for each segment, or none at all and says which segment found no room.
     /// `thorough` looks at every free range, for when there is no other way.
     pub(super) fn take_all(
         &mut self,
         planned: &[PlannedSegment],
-        index: u16,
         thorough: bool,
         layout: &mut RequestLayout,
     ) -> std::result::Result<Pieces, PlannedSegment> {
         let origin = Origin {
-            window: index,
+            window: self.number,
             address: self.origin,
         };
         let mut pieces = Pieces::new();
@@ -148,11 +148,6 @@ impl Window {
     /// Where a live piece is.
     pub(super) fn place(&self, piece: &Piece) -> Place {
         self.pool_of(piece).place(piece.id, self.origin)
-    }
-
-    /// Says that a piece is about to be taken back.
-    pub(super) fn prefetch(&self, piece: &Piece) {
-        self.pool_of(piece).prefetch(piece.id);
     }
 
     /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.

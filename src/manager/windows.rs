@@ -2,19 +2,22 @@
 //! All windows of a manager: which may serve a request, what chunks they can have, and why they are full.
 
 use super::allocate::Waiting;
+use super::dylibs::Dylibs;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk};
 use super::request::{PlannedSegment, Request};
+use super::space::{heap_is_full, no_pages};
 use super::window::Window;
 use super::{GrowthPolicy, Options};
 use crate::error::{Error, Result, Status};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Chunk, Prepared, Reserved};
 use crate::memory::pages::PageSet;
-use crate::memory::ranges::{Handed, Ranges};
+use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges};
 use crate::page::{AddressRange, Alignment};
 use smallvec::SmallVec;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 const WINDOWS_IN_USE_STAY: &str = "a window stays while anything lies in it";
 /// No manager opens more windows than this.
@@ -48,15 +51,10 @@ pub(super) struct Detached {
     pub(super) chunk: PoolChunk,
 }
 
-/// What an allocation has of the windows.
-#[derive(Default)]
-pub(super) struct Holding {
-    pub(super) pieces: Pieces,
-    /// 0 if its window need not be remembered.
-    pub(super) dylib: u64,
-}
-
 pub(super) struct Windows {
+    /// Of all ranges in all windows.
+    pub(super) nodes: Arc<Nodes>,
+    pub(super) dylibs: Dylibs,
     page: Alignment,
     granule: Alignment,
     commit: bool,
@@ -85,6 +83,8 @@ pub(super) struct Windows {
 impl Windows {
     pub(super) fn new(mapper: &Capabilities, options: &Options) -> Windows {
         Windows {
+            nodes: Arc::new(Nodes::new()),
+            dylibs: Dylibs::new(),
             page: mapper.page_size,
             granule: mapper.granule,
             commit: options.commit,
@@ -104,7 +104,6 @@ impl Windows {
 
     /// Adds a window, which serves from now on what is not bound to another.
     pub(super) fn add(&mut self, reserved: Reserved) {
-        let window = Some(Window::new(reserved, self.page, self.granule));
         self.current = match self.windows.iter().position(Option::is_none) {
             Some(vacant) => vacant,
             None => {
@@ -112,7 +111,9 @@ impl Windows {
                 self.windows.len() - 1
             }
         };
-        self.windows[self.current] = window;
+        let (number, nodes) = (self.current as u16, &self.nodes);
+        let window = Window::new(number, reserved, nodes, self.page, self.granule);
+        self.windows[self.current] = Some(window);
     }
 
     pub(super) fn window(&self, number: usize) -> &Window {
@@ -159,6 +160,33 @@ impl Windows {
     /// Whether more of its JITDylib may follow, for which there is no window yet.
     fn begins_dylib(&self, request: &Request) -> bool {
         self.many && request.dylib != 0 && !request.planned.is_empty()
+    }
+
+    /// Makes sure that the ranges of a request can be noted, and the chunks that are being made.
+    pub(super) fn make_spare(&mut self, request: &Request) -> Result<()> {
+        // Each segment takes one node, and up to two for what is left in front of it and behind it.
+        let count = request.planned.len() * 3 + self.changes + 1;
+        self.nodes.make_spare(count as u32).map_err(no_pages)?;
+        match self.dylibs.make_spare(request.dylib) {
+            true => Ok(()),
+            false => Err(heap_is_full()),
+        }
+    }
+
+    /// The pieces of an allocation, by what its record holds.
+    pub(super) fn pieces(&self, holding: u32, epoch: u32) -> Pieces {
+        let chained = self.nodes.chained(RangeId::of_number(holding));
+        chained.map(|chained| Piece::new(chained, epoch)).collect()
+    }
+
+    /// What the record of an allocation holds that has these pieces.
+    pub(super) fn first(pieces: &Pieces) -> u32 {
+        RangeId::number(pieces.first().map(|piece| piece.id))
+    }
+
+    /// Makes the pieces of an allocation one chain.
+    pub(super) fn chain(&self, pieces: &Pieces, owner: u32) {
+        self.nodes.chain(pieces.iter().map(|piece| piece.id), owner);
     }
 
     /// The windows that may hold a request, best first.
@@ -232,20 +260,16 @@ impl Windows {
         (size, empty_now)
     }
 
-    /// What a request holds that has got its pieces from this window.
-    pub(super) fn hold(
-        &mut self,
-        request: &Request,
-        window: usize,
-        pieces: Pieces,
-        layout: &RequestLayout,
-    ) -> Holding {
+    /// Notes that a request has got its pieces from this window. Gives the number of its JITDylib.
+    pub(super) fn hold(&mut self, request: &Request, window: usize, layout: &RequestLayout) -> u32 {
         if !layout.untouched.is_empty() {
             self.committed += self.window_mut(window).touch(&layout.untouched);
         }
-        let remember = self.many && !pieces.is_empty();
-        let dylib = if remember { request.dylib } else { 0 };
-        if dylib != 0 {
+        let dylib = request.dylib;
+        if dylib == 0 || request.planned.is_empty() {
+            return 0;
+        }
+        if self.many {
             let home = self.homes.entry(dylib).or_insert(Home {
                 window,
                 allocations: 0,
@@ -255,14 +279,15 @@ impl Windows {
                 self.window_mut(window).homes += 1;
             }
         }
-        Holding { pieces, dylib }
+        self.dylibs.enter(dylib)
     }
 
-    /// An allocation of a JITDylib is gone.
-    pub(super) fn leave_home(&mut self, dylib: u64) {
-        if dylib == 0 {
+    /// An allocation of a JITDylib, by its number, is gone.
+    pub(super) fn leave_home(&mut self, number: u32) {
+        if number == 0 {
             return;
         }
+        let dylib = self.dylibs.leave(number);
         if let Some(home) = self.homes.get_mut(&dylib) {
             home.allocations -= 1;
             if home.allocations == 0 {

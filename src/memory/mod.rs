@@ -6,13 +6,16 @@
 
 #[allow(unsafe_code)]
 pub(crate) mod buffer;
+#[allow(unsafe_code)]
 pub(crate) mod paged;
 pub(crate) mod pages;
 pub(crate) mod placement;
+#[allow(unsafe_code)]
 pub(crate) mod ranges;
 #[allow(unsafe_code)]
 pub(crate) mod reservation;
 pub(crate) mod runs;
+pub(crate) mod slab;
 #[allow(unsafe_code)]
 pub(crate) mod view;
 pub(crate) mod window;

@@ -6,7 +6,10 @@
 //! belongs to the executor. Allocating and freeing take constant time. A region is one chunk;
 //! neighbours coalesce inside a region and never across two.
 
-use super::paged::Paged;
+use super::paged::{Element, IdleBlocks, Paged, Table};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 /// Second-level bins per power of two: a range is at most 1/16 larger than its bin says.
 const SUBDIVISION_BITS: u32 = 4;
@@ -19,35 +22,51 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RangeId(u32);
 
-/// Identifies a region; given by the caller.
+/// Identifies a region of a [`Ranges`]; given by the caller, below [`MOST_REGIONS`].
 pub(crate) type RegionId = u32;
+pub(crate) const MOST_REGIONS: u32 = 1 << REGION_BITS;
+const REGION_BITS: u32 = 8;
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-enum State {
-    Free,
-    Used,
-    /// The record itself is unused.
-    #[default]
-    Vacant,
+/// In a node's `state`: it is handed out. The low bits are the region then, those above what the
+/// [`Ranges`] was made with.
+const USED: u32 = 1 << 31;
+/// In a handed-out node's `state`: see [`Nodes::set_flag`].
+const FLAG: u32 = 1 << 30;
+/// What a free node's `state` holds above the region: its size in granules, or this if that is larger.
+const LARGE: u32 = u32::MAX >> (REGION_BITS + 1);
+/// In a handed-out node's `link`: it is the last of its chain, and the other bits are the owner.
+const LAST: u32 = 1 << 31;
+
+/// What is noted of a range, handed out or free. Nearly all that a live segment costs, so it is small:
+/// a free node's size in granules is in `state`, and a handed-out one's follows from what was asked for.
+#[derive(Debug)]
+struct Node {
+    start: AtomicU32,
+    /// Neighbours by address in the same region.
+    before: AtomicU32,
+    after: AtomicU32,
+    /// Free: the next one in its bin. Handed out: the next one in its chain, or the owner.
+    link: AtomicU32,
+    /// Free: the previous one in its bin. Handed out: bytes asked for.
+    extra: AtomicU32,
+    /// Region and size, or [`USED`] and where the range belongs; 0 while vacant.
+    state: AtomicU32,
 }
 
-#[derive(Clone, Copy, Default, Debug)]
-struct Node {
-    start: u32,
-    size: u32,
-    region: RegionId,
-    /// Neighbours by address in the same region.
-    before: u32,
-    after: u32,
-    /// Neighbours in the bin's list, or in the list of vacant records.
-    previous: u32,
-    next: u32,
-    state: State,
+// SAFETY: zero is a value of atomics.
+unsafe impl Element for Node {
+    fn link(&self) -> &AtomicU32 {
+        &self.link
+    }
 }
 
 impl Node {
-    fn end(&self) -> u32 {
-        self.start + self.size
+    fn is_free(&self) -> bool {
+        self.state.load(Relaxed) & USED == 0
+    }
+
+    fn region(&self) -> RegionId {
+        self.state.load(Relaxed) & (MOST_REGIONS - 1)
     }
 }
 
@@ -60,12 +79,110 @@ pub(crate) struct Handed {
     pub(crate) size: u32,
 }
 
+/// A range as its chain has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chained {
+    pub(crate) id: RangeId,
+    /// Bytes asked for.
+    pub(crate) requested: u32,
+    /// What its [`Ranges`] was made with.
+    pub(crate) mark: u32,
+    pub(crate) flag: bool,
+}
+
+/// The nodes of many [`Ranges`]. Handed-out ranges of one owner, of whatever [`Ranges`], are a chain.
+#[derive(Debug)]
+pub(crate) struct Nodes(Paged<Node>);
+
+impl Nodes {
+    /// No nodes.
+    pub(crate) fn new() -> Nodes {
+        Nodes(Paged::new())
+    }
+
+    /// Makes sure that `count` more ranges can be noted.
+    pub(crate) fn make_spare(&self, count: u32) -> io::Result<()> {
+        self.0.make_spare(count)
+    }
+
+    /// Marks a handed-out range with a bit of its holder's.
+    pub(crate) fn set_flag(&self, id: RangeId) {
+        let state = &self.0.get(id.0).state;
+        state.store(state.load(Relaxed) | FLAG, Relaxed);
+    }
+
+    /// Makes a chain of handed-out ranges for an owner, a number below 2^31.
+    pub(crate) fn chain(&self, ids: impl DoubleEndedIterator<Item = RangeId>, owner: u32) {
+        let mut link = owner | LAST;
+        for id in ids.rev() {
+            self.0.get(id.0).link.store(link, Relaxed);
+            link = id.0;
+        }
+    }
+
+    /// The ranges of a chain.
+    pub(crate) fn chained(&self, first: Option<RangeId>) -> impl Iterator<Item = Chained> {
+        let mut next = first;
+        std::iter::from_fn(move || {
+            let id = next?;
+            let node = self.0.get(id.0);
+            let (link, state) = (node.link.load(Relaxed), node.state.load(Relaxed));
+            next = (link & LAST == 0).then_some(RangeId(link));
+            Some(Chained {
+                id,
+                requested: node.extra.load(Relaxed),
+                mark: (state & !(USED | FLAG)) >> REGION_BITS,
+                flag: state & FLAG != 0,
+            })
+        })
+    }
+
+    /// See [`Paged::has_idle`].
+    #[inline]
+    pub(crate) fn has_idle(&self) -> bool {
+        self.0.has_idle()
+    }
+
+    /// Bytes of memory that they take.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.0.resident_bytes()
+    }
+}
+
+impl Table for Nodes {
+    fn take_idle(&self) -> IdleBlocks {
+        self.0.take_idle()
+    }
+
+    fn discard(&self, blocks: &IdleBlocks) {
+        self.0.discard(blocks);
+    }
+
+    fn give_blocks(&self, blocks: &IdleBlocks) {
+        self.0.give_blocks(blocks);
+    }
+}
+
+impl RangeId {
+    /// As a number that is not [`RangeId::NONE`].
+    pub(crate) fn number(id: Option<RangeId>) -> u32 {
+        id.map_or(NONE, |id| id.0)
+    }
+
+    pub(crate) fn of_number(number: u32) -> Option<RangeId> {
+        (number != NONE).then_some(RangeId(number))
+    }
+}
+
 /// Free and handed-out ranges of many regions.
 #[derive(Debug)]
 pub(crate) struct Ranges {
     granule: u32,
-    nodes: Paged<Node, 256>,
-    vacant: u32,
+    nodes: Arc<Nodes>,
+    /// What handed-out nodes have in `state`, but for their region.
+    used: u32,
+    /// By region, the offset behind its last byte.
+    ends: Vec<u32>,
     rows: u32,
     columns: [u16; ROWS],
     heads: [[u32; SUBDIVISIONS as usize]; ROWS],
@@ -92,13 +209,16 @@ fn round_up_to_bin(size: u32) -> Option<u32> {
 }
 
 impl Ranges {
-    /// No regions yet; every range starts at and spans multiples of `granule`, a power of two.
-    pub(crate) fn new(granule: u32) -> Ranges {
+    /// No regions yet; every range starts at and spans multiples of `granule`, a power of two. What is
+    /// handed out is marked with `mark`, which has 22 bits.
+    pub(crate) fn new(granule: u32, nodes: Arc<Nodes>, mark: u32) -> Ranges {
         debug_assert!(granule.is_power_of_two());
+        debug_assert!(mark < (FLAG >> REGION_BITS));
         Ranges {
             granule,
-            nodes: Paged::new(),
-            vacant: NONE,
+            nodes,
+            used: USED | mark << REGION_BITS,
+            ends: Vec::new(),
             rows: 0,
             columns: [0; ROWS],
             heads: [[NONE; SUBDIVISIONS as usize]; ROWS],
@@ -111,55 +231,45 @@ impl Ranges {
         self.free
     }
 
-    /// Makes sure that `count` more ranges can be noted; `false` if the heap is full.
-    pub(crate) fn make_spare(&mut self, count: u32) -> bool {
-        self.nodes.make_spare(count)
-    }
-
-    /// Adds a region whose bytes are all free; `start` and `size` are multiples of the granule.
+    /// Adds a region whose bytes are all free; `start` and `size` are multiples of the granule. It takes
+    /// one node, for which [`Nodes::make_spare`] was asked.
     pub(crate) fn add_region(&mut self, region: RegionId, start: u32, size: u32) {
         debug_assert!(start % self.granule == 0 && size % self.granule == 0 && size > 0);
-        let node = Node {
-            start,
-            size,
-            region,
-            before: NONE,
-            after: NONE,
-            previous: NONE,
-            next: NONE,
-            state: State::Free,
-        };
-        let index = self.new_node(node);
-        self.insert(index);
+        debug_assert!(region < MOST_REGIONS);
+        let needed = self.ends.len().max(region as usize + 1);
+        self.ends.resize(needed, 0);
+        self.ends[region as usize] = start + size;
+        let index = self.new_node(start, NONE, NONE);
+        self.insert(index, region, size);
         self.free += u64::from(size);
     }
 
     /// A range of at least `size` bytes aligned to `alignment` (a power of two), or `None`. In
     /// constant time, so it may miss a range that fits when nearly all is handed out.
     pub(crate) fn allocate(&mut self, size: u32, alignment: u32) -> Option<Handed> {
-        let size = self.rounded(size)?;
+        let rounded = self.rounded(size)?;
         let slack = alignment.max(self.granule) - self.granule;
-        let index = match self.find_fitting(size.checked_add(slack)?) {
+        let index = match self.find_fitting(rounded.checked_add(slack)?) {
             Some(index) => index,
             // A range that is aligned by luck needs no slack.
-            None if slack > 0 => self.find_aligned(size, alignment)?,
+            None if slack > 0 => self.find_aligned(rounded, alignment)?,
             None => return None,
         };
-        Some(self.hand_out(index, size, alignment))
+        Some(self.hand_out(index, size, rounded, alignment))
     }
 
     /// [`Ranges::allocate`] that looks at every free range.
     pub(crate) fn allocate_thoroughly(&mut self, size: u32, alignment: u32) -> Option<Handed> {
-        let size = self.rounded(size)?;
-        let (first_row, first_column) = bin(size);
+        let rounded = self.rounded(size)?;
+        let (first_row, first_column) = bin(rounded);
         let bins = (0..ROWS).flat_map(|row| (0..SUBDIVISIONS as usize).map(move |c| (row, c)));
         for (row, column) in bins.filter(|bin| *bin >= (first_row, first_column)) {
             let mut index = self.heads[row][column];
             while index != NONE {
-                if self.fits(index, size, alignment) {
-                    return Some(self.hand_out(index, size, alignment));
+                if self.fits(index, rounded, alignment) {
+                    return Some(self.hand_out(index, size, rounded, alignment));
                 }
-                index = self.node(index).next;
+                index = self.node(index).link.load(Relaxed);
             }
         }
         None
@@ -184,12 +294,14 @@ impl Ranges {
             );
             let mut index = self.heads[here.0][here.1];
             while index != NONE && out.len() < most {
-                let node = *self.node(index);
+                let node = self.node(index);
+                let (start, next) = (node.start.load(Relaxed), node.link.load(Relaxed));
+                let (region, size) = (node.region(), self.free_size(index));
                 looked_at += 1;
-                if node.size >= least && accept(node.region, node.start, node.size) {
-                    out.push(self.hand_out(index, node.size, 1));
+                if size >= least && accept(region, start, size) {
+                    out.push(self.hand_out(index, size, size, 1));
                 }
-                index = node.next;
+                index = next;
             }
             if index != NONE {
                 return;
@@ -208,77 +320,87 @@ impl Ranges {
         Some(size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1))
     }
 
-    /// Whether a free range holds `size` bytes from an aligned address.
-    fn fits(&self, index: u32, size: u32, alignment: u32) -> bool {
+    /// Bytes of a free range.
+    #[inline]
+    fn free_size(&self, index: u32) -> u32 {
         let node = self.node(index);
-        let mask = u64::from(alignment.max(1)) - 1;
-        let start = (u64::from(node.start) + mask) & !mask;
-        start + u64::from(size) <= u64::from(node.end())
+        match node.state.load(Relaxed) >> REGION_BITS {
+            LARGE => {
+                let end = match node.after.load(Relaxed) {
+                    NONE => self.ends[node.region() as usize],
+                    after => self.node(after).start.load(Relaxed),
+                };
+                end - node.start.load(Relaxed)
+            }
+            granules => granules << self.granule.trailing_zeros(),
+        }
     }
 
-    /// Takes `size` bytes out of a free range that fits.
+    /// Bytes of a handed-out range.
+    #[inline]
+    fn used_size(&self, node: &Node) -> u32 {
+        let size = self.rounded(node.extra.load(Relaxed));
+        size.expect("what was handed out was rounded before")
+    }
+
+    /// Whether a free range holds `size` bytes from an aligned address.
+    fn fits(&self, index: u32, size: u32, alignment: u32) -> bool {
+        let first = self.node(index).start.load(Relaxed);
+        let mask = u64::from(alignment.max(1)) - 1;
+        let start = (u64::from(first) + mask) & !mask;
+        start + u64::from(size) <= u64::from(first) + u64::from(self.free_size(index))
+    }
+
+    /// Takes `size` bytes, `requested` of which were asked for, out of a free range that fits.
     #[inline(always)] // 4 % of allocate and finalize
-    fn hand_out(&mut self, index: u32, size: u32, alignment: u32) -> Handed {
-        let hole = *self.node(index);
-        let start = hole.start.next_multiple_of(alignment.max(1));
-        let (front, back) = (start - hole.start, hole.end() - (start + size));
-        let used = Node {
-            start,
-            size,
-            state: State::Used,
-            ..hole
-        };
-        // What is left of the hole keeps its record, most often even its bin.
+    fn hand_out(&mut self, index: u32, requested: u32, size: u32, alignment: u32) -> Handed {
+        let hole = self.node(index);
+        let (hole_start, region) = (hole.start.load(Relaxed), hole.region());
+        let (hole_before, hole_after) = (hole.before.load(Relaxed), hole.after.load(Relaxed));
+        let hole_size = self.free_size(index);
+        let start = hole_start.next_multiple_of(alignment.max(1));
+        let front = start - hole_start;
+        let back = hole_size - front - size;
+        // What is left of the hole keeps its node, most often even its bin.
         let id = match (front, back) {
             (0, 0) => {
-                self.remove(index);
-                self.nodes[index].state = State::Used;
+                self.remove(index, size);
                 index
             }
             (0, _) => {
-                let id = self.new_node(Node {
-                    after: index,
-                    ..used
-                });
-                self.link(hole.before, id);
-                self.nodes[index].before = id;
-                self.reshape(index, start + size, back);
+                let id = self.new_node(start, hole_before, index);
+                self.link(hole_before, id);
+                let node = self.node(index);
+                node.before.store(id, Relaxed);
+                node.start.store(start + size, Relaxed);
+                self.resize(index, region, hole_size, back);
                 id
             }
             (_, 0) => {
-                let id = self.new_node(Node {
-                    before: index,
-                    ..used
-                });
-                self.link(id, hole.after);
-                self.nodes[index].after = id;
-                self.reshape(index, hole.start, front);
+                let id = self.new_node(start, index, hole_after);
+                self.link(id, hole_after);
+                self.node(index).after.store(id, Relaxed);
+                self.resize(index, region, hole_size, front);
                 id
             }
             (_, _) => {
-                let id = self.new_node(Node {
-                    before: index,
-                    ..used
-                });
-                let rest = Node {
-                    start: start + size,
-                    size: back,
-                    before: id,
-                    ..hole
-                };
-                let rest = self.new_node(rest);
+                let id = self.new_node(start, index, NONE);
+                let rest = self.new_node(start + size, id, NONE);
                 self.link(id, rest);
-                self.link(rest, hole.after);
-                self.nodes[index].after = id;
-                self.insert(rest);
-                self.reshape(index, hole.start, front);
+                self.link(rest, hole_after);
+                self.node(index).after.store(id, Relaxed);
+                self.insert(rest, region, back);
+                self.resize(index, region, hole_size, front);
                 id
             }
         };
+        let node = self.node(id);
+        node.extra.store(requested, Relaxed);
+        node.state.store(self.used | region, Relaxed);
         self.free -= u64::from(size);
         Handed {
             id: RangeId(id),
-            region: hole.region,
+            region,
             start,
             size,
         }
@@ -287,58 +409,55 @@ impl Ranges {
     /// A range that is handed out.
     pub(crate) fn get(&self, id: RangeId) -> Handed {
         let node = self.node(id.0);
-        debug_assert_eq!(node.state, State::Used);
+        debug_assert!(!node.is_free());
         Handed {
             id,
-            region: node.region,
-            start: node.start,
-            size: node.size,
+            region: node.region(),
+            start: node.start.load(Relaxed),
+            size: self.used_size(node),
         }
-    }
-
-    /// What is noted of a range, to be fetched into a cache before it is needed.
-    pub(crate) fn noted(&self, id: RangeId) -> &impl Sized {
-        self.node(id.0)
     }
 
     /// Takes a range back, joins it with free neighbours, and says what it was.
     pub(crate) fn free(&mut self, id: RangeId) -> Handed {
         let index = id.0;
-        let node = *self.node(index);
-        debug_assert_eq!(node.state, State::Used);
-        self.free += u64::from(node.size);
-        match (self.is_free(node.before), self.is_free(node.after)) {
+        let handed = self.get(id);
+        let Handed {
+            region,
+            start,
+            size,
+            ..
+        } = handed;
+        self.free += u64::from(size);
+        let node = self.node(index);
+        let (before, after) = (node.before.load(Relaxed), node.after.load(Relaxed));
+        match (self.is_free(before), self.is_free(after)) {
             (false, false) => {
-                self.insert(index);
+                self.insert(index, region, size);
             }
             (true, false) => {
-                let before = *self.node(node.before);
-                self.link(node.before, node.after);
-                self.reshape(node.before, before.start, before.size + node.size);
+                let old = self.free_size(before);
+                self.link(before, after);
+                self.resize(before, region, old, old + size);
                 self.retire(index);
             }
             (false, true) => {
-                let after = *self.node(node.after);
-                self.link(node.before, node.after);
-                self.reshape(node.after, node.start, node.size + after.size);
+                let old = self.free_size(after);
+                self.link(before, after);
+                self.node(after).start.store(start, Relaxed);
+                self.resize(after, region, old, size + old);
                 self.retire(index);
             }
             (true, true) => {
-                let (before, after) = (*self.node(node.before), *self.node(node.after));
-                self.remove(node.after);
-                self.link(node.before, after.after);
-                let size = before.size + node.size + after.size;
-                self.reshape(node.before, before.start, size);
+                let (old, more) = (self.free_size(before), self.free_size(after));
+                self.remove(after, more);
+                self.link(before, self.node(after).after.load(Relaxed));
+                self.resize(before, region, old, old + size + more);
                 self.retire(index);
-                self.retire(node.after);
+                self.retire(after);
             }
         }
-        Handed {
-            id,
-            region: node.region,
-            start: node.start,
-            size: node.size,
-        }
+        handed
     }
 
     /// Removes a region that is free as a whole; `start` is where it was added.
@@ -346,66 +465,65 @@ impl Ranges {
         let (row, column) = bin(size);
         let mut index = self.heads[row][column];
         while index != NONE {
-            let node = *self.node(index);
-            if node.start == start && node.size == size {
-                self.remove(index);
+            let node = self.node(index);
+            if node.start.load(Relaxed) == start && self.free_size(index) == size {
+                self.remove(index, size);
                 self.free -= u64::from(size);
                 self.retire(index);
                 return true;
             }
-            index = node.next;
+            index = node.link.load(Relaxed);
         }
         false
     }
 
+    #[inline]
     fn node(&self, index: u32) -> &Node {
-        &self.nodes[index]
+        self.nodes.0.get(index)
     }
 
     fn is_free(&self, index: u32) -> bool {
-        index != NONE && self.node(index).state == State::Free
+        index != NONE && self.node(index).is_free()
     }
 
-    /// Makes two records neighbours by address; either may be none.
-    fn link(&mut self, before: u32, after: u32) {
+    /// Makes two nodes neighbours by address; either may be none.
+    fn link(&self, before: u32, after: u32) {
         if before != NONE {
-            self.nodes[before].after = after;
+            self.node(before).after.store(after, Relaxed);
         }
         if after != NONE {
-            self.nodes[after].before = before;
+            self.node(after).before.store(before, Relaxed);
         }
     }
 
-    /// Changes the extent of a free range, and its bin if its size asks for another.
-    fn reshape(&mut self, index: u32, start: u32, size: u32) {
-        let stays = bin(self.node(index).size) == bin(size);
-        if !stays {
-            self.remove(index);
-        }
-        let node = &mut self.nodes[index];
-        (node.start, node.size) = (start, size);
-        if !stays {
-            self.insert(index);
+    /// Changes the size of a free range, and its bin if that asks for another.
+    fn resize(&mut self, index: u32, region: RegionId, old: u32, size: u32) {
+        if bin(old) == bin(size) {
+            self.set_free(index, region, size);
+        } else {
+            self.remove(index, old);
+            self.insert(index, region, size);
         }
     }
 
-    fn new_node(&mut self, node: Node) -> u32 {
-        match self.vacant {
-            NONE => self.nodes.push(node),
-            index => {
-                self.vacant = self.node(index).next;
-                self.nodes[index] = node;
-                index
-            }
-        }
+    fn set_free(&self, index: u32, region: RegionId, size: u32) {
+        let granules = (size >> self.granule.trailing_zeros()).min(LARGE);
+        let state = granules << REGION_BITS | region;
+        self.node(index).state.store(state, Relaxed);
     }
 
-    fn retire(&mut self, index: u32) {
-        let vacant = self.vacant;
-        let node = &mut self.nodes[index];
-        node.state = State::Vacant;
-        node.next = vacant;
-        self.vacant = index;
+    fn new_node(&self, start: u32, before: u32, after: u32) -> u32 {
+        let index = self.nodes.0.take();
+        let node = self.node(index);
+        node.start.store(start, Relaxed);
+        node.before.store(before, Relaxed);
+        node.after.store(after, Relaxed);
+        index
+    }
+
+    fn retire(&self, index: u32) {
+        self.node(index).state.store(0, Relaxed);
+        self.nodes.0.give(index);
     }
 
     /// A free range of at least `size`.
@@ -420,10 +538,10 @@ impl Ranges {
                 if index == NONE {
                     return None;
                 }
-                if self.node(index).size >= size {
+                if self.free_size(index) >= size {
                     return Some(index);
                 }
-                index = self.node(index).next;
+                index = self.node(index).link.load(Relaxed);
             }
             None
         })
@@ -438,7 +556,7 @@ impl Ranges {
             if self.fits(index, size, alignment) {
                 return Some(index);
             }
-            (row, column) = bin(self.node(index).size);
+            (row, column) = bin(self.free_size(index));
             column += 1;
         }
         None
@@ -470,32 +588,35 @@ impl Ranges {
         Some(self.heads[row][columns.trailing_zeros() as usize])
     }
 
-    fn insert(&mut self, index: u32) {
-        let (row, column) = bin(self.node(index).size);
+    /// Makes a node free and puts it into its bin.
+    fn insert(&mut self, index: u32, region: RegionId, size: u32) {
+        self.set_free(index, region, size);
+        let (row, column) = bin(size);
         let head = self.heads[row][column];
-        let node = &mut self.nodes[index];
-        node.state = State::Free;
-        node.previous = NONE;
-        node.next = head;
+        let node = self.node(index);
+        node.extra.store(NONE, Relaxed);
+        node.link.store(head, Relaxed);
         if head != NONE {
-            self.nodes[head].previous = index;
+            self.node(head).extra.store(index, Relaxed);
         }
         self.heads[row][column] = index;
         self.columns[row] |= 1 << column;
         self.rows |= 1 << row;
     }
 
-    fn remove(&mut self, index: u32) {
-        let node = *self.node(index);
-        let (row, column) = bin(node.size);
-        if node.next != NONE {
-            self.nodes[node.next].previous = node.previous;
+    /// Takes a free node of this size out of its bin.
+    fn remove(&mut self, index: u32, size: u32) {
+        let node = self.node(index);
+        let (previous, next) = (node.extra.load(Relaxed), node.link.load(Relaxed));
+        let (row, column) = bin(size);
+        if next != NONE {
+            self.node(next).extra.store(previous, Relaxed);
         }
-        if node.previous != NONE {
-            self.nodes[node.previous].next = node.next;
+        if previous != NONE {
+            self.node(previous).link.store(next, Relaxed);
         } else {
-            self.heads[row][column] = node.next;
-            if node.next == NONE {
+            self.heads[row][column] = next;
+            if next == NONE {
                 self.columns[row] &= !(1 << column);
                 if self.columns[row] == 0 {
                     self.rows &= !(1 << row);
@@ -510,6 +631,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+
+    fn ranges(granule: u32) -> Ranges {
+        let nodes = Arc::new(Nodes::new());
+        nodes.make_spare(2000).unwrap();
+        Ranges::new(granule, nodes, 0x2a_aaaa)
+    }
 
     #[test]
     fn bins_are_monotone_and_rounding_is_sound() {
@@ -536,7 +663,7 @@ mod tests {
 
     #[test]
     fn a_monotone_load_is_dense() {
-        let mut ranges = Ranges::new(16);
+        let mut ranges = ranges(16);
         ranges.add_region(7, 0x1000, 0x1000);
         for step in 0..256 {
             let handed = ranges.allocate(16, 1).unwrap();
@@ -549,7 +676,7 @@ mod tests {
     #[test]
     fn a_region_of_exactly_the_size_serves_it() {
         for size in [16u32, 0x1010, 0xfff0, 0x12340] {
-            let mut ranges = Ranges::new(16);
+            let mut ranges = ranges(16);
             ranges.add_region(0, 0, size);
             let id = ranges.allocate(size, 16).unwrap().id;
             assert_eq!(ranges.free(id).size, size);
@@ -560,7 +687,7 @@ mod tests {
 
     #[test]
     fn alignment_above_the_region_size_needs_luck() {
-        let mut ranges = Ranges::new(16);
+        let mut ranges = ranges(16);
         ranges.add_region(0, 0x10000, 0x1000);
         assert_eq!(ranges.allocate(0x800, 0x10000).unwrap().start, 0x10000);
         assert!(ranges.allocate(16, 0x10000).is_none());
@@ -569,7 +696,7 @@ mod tests {
 
     #[test]
     fn a_thorough_search_finds_what_a_fast_one_misses() {
-        let mut ranges = Ranges::new(16);
+        let mut ranges = ranges(16);
         ranges.add_region(0, 0, 0x10000);
         let fits = ranges.allocate(1072, 16).unwrap();
         ranges.allocate(16, 16).unwrap();
@@ -621,7 +748,7 @@ mod tests {
         ) {
             let granule = 1 << granule_shift;
             let regions = [(0u32, 0x10000u32), (0x10000, 0x8000), (0x40000, 0x20000)];
-            let mut ranges = Ranges::new(granule);
+            let mut ranges = ranges(granule);
             for (id, (start, size)) in regions.into_iter().enumerate() {
                 ranges.add_region(id as u32, start, size);
             }

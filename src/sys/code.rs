@@ -14,18 +14,6 @@ pub(crate) const TRAP: &[u8] = &[0x02, 0x90]; // c.ebreak
 /// Whether instruction fetch sees stores made through any alias without maintenance.
 pub(crate) const COHERENT_FETCH: bool = cfg!(any(target_arch = "x86_64", target_arch = "x86"));
 
-/// Has the processor fetch what will be read soon; several such fetches run side by side.
-pub(crate) fn prefetch<T>(soon: &T) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint; it reads and writes nothing that a program can see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(soon).cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = soon;
-}
-
 /// Makes new code at an executable address visible to instruction fetch.
 ///
 /// `address` is the executable view: on processors with virtually tagged instruction caches the

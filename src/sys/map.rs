@@ -136,6 +136,12 @@ pub(crate) fn reserve(at: At, size: u64) -> io::Result<u64> {
     map(at, size, Content::NOTHING)
 }
 
+/// Maps private zeroed memory for this process's own records.
+pub(super) fn map_memory(size: u64) -> io::Result<u64> {
+    let content = Content::anonymous(Protection::READ_WRITE);
+    map(At::Anywhere, size, content)
+}
+
 /// Maps the first `size` bytes of `file`, shared.
 pub(crate) fn map_file(
     at: At,

@@ -22,6 +22,7 @@ mod jit_debug;
 mod map;
 mod maps;
 mod memfile;
+mod pages;
 mod program;
 mod raw;
 mod shm;
@@ -39,7 +40,7 @@ pub(crate) use call::{
 };
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use clock::monotonic_time;
-pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, prefetch, synchronize_cores};
+pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
@@ -47,12 +48,14 @@ use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
+use map::map_memory;
 pub(crate) use map::{
     At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect, remove,
     replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings};
 pub(crate) use memfile::MemFile;
+pub(crate) use pages::Pages;
 pub(crate) use program::{
     call_int, call_main, call_on_frames, call_void, run_in_own_thread, spawn_for_programs,
 };

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Values by number, for what few allocations have or each has for a while only.
+//!
+//! They lie in parts that come from the heap one by one, so nothing is copied when there are more of
+//! them, and a part that is empty goes back.
+
+const PART: usize = 64;
+const END: u32 = u32::MAX;
+/// Empty parts that are kept.
+const KEPT: usize = 4;
+
+type Values<T> = Box<[Option<T>; PART]>;
+
+struct Part<T> {
+    /// `None` while it is in the list of bare parts.
+    values: Option<Values<T>>,
+    /// One bit for each value that is there.
+    occupied: u64,
+    /// Neighbours in the list of parts with room, or in that of bare ones.
+    next: u32,
+    previous: u32,
+}
+
+/// The values.
+pub(crate) struct Slab<T> {
+    parts: Vec<Part<T>>,
+    /// List of the parts with room.
+    open: u32,
+    /// List of the parts without memory.
+    bare: u32,
+    /// Values for which there is room.
+    spare: usize,
+    empty_parts: usize,
+}
+
+const IS_THERE: &str = "a number is valid until its value is taken out";
+
+impl<T> Slab<T> {
+    /// No values.
+    pub(crate) const fn new() -> Slab<T> {
+        Slab {
+            parts: Vec::new(),
+            open: END,
+            bare: END,
+            spare: 0,
+            empty_parts: 0,
+        }
+    }
+
+    /// Makes sure that `count` more values fit; `false` if the heap is full.
+    #[inline]
+    pub(crate) fn make_spare(&mut self, count: usize) -> bool {
+        while self.spare < count {
+            if !self.add_part() {
+                return false;
+            }
+        }
+        true
+    }
+
+    #[cold]
+    fn add_part(&mut self) -> bool {
+        let mut values: Vec<Option<T>> = Vec::new();
+        let room = values.try_reserve_exact(PART).is_ok() && self.parts.try_reserve(1).is_ok();
+        if !room {
+            return false;
+        }
+        values.resize_with(PART, || None);
+        let values = values.into_boxed_slice().try_into().ok();
+        let number = match self.bare {
+            END => {
+                self.parts.push(Part {
+                    values,
+                    occupied: 0,
+                    next: END,
+                    previous: END,
+                });
+                self.parts.len() as u32 - 1
+            }
+            bare => {
+                self.bare = self.part(bare).next;
+                self.part(bare).values = values;
+                bare
+            }
+        };
+        self.link(number);
+        self.spare += PART;
+        self.empty_parts += 1;
+        true
+    }
+
+    fn part(&mut self, number: u32) -> &mut Part<T> {
+        &mut self.parts[number as usize]
+    }
+
+    /// Adds a value and gives its number.
+    ///
+    /// # Panics
+    /// If the heap is full; not after [`Slab::make_spare`].
+    #[inline]
+    pub(crate) fn insert(&mut self, value: T) -> u32 {
+        assert!(self.make_spare(1), "the heap has no room for {PART} values");
+        let number = self.open;
+        let part = self.part(number);
+        let was_empty = part.occupied == 0;
+        let position = part.occupied.trailing_ones();
+        part.occupied |= 1 << position;
+        let full = part.occupied == u64::MAX;
+        part.values.as_mut().expect(IS_THERE)[position as usize] = Some(value);
+        self.empty_parts -= usize::from(was_empty);
+        self.spare -= 1;
+        if full {
+            self.unlink(number);
+        }
+        number * PART as u32 + position
+    }
+
+    /// The value of a number.
+    #[inline]
+    pub(crate) fn get(&self, number: u32) -> &T {
+        let values = self.parts[number as usize / PART].values.as_ref();
+        let value = values.and_then(|values| values[number as usize % PART].as_ref());
+        value.expect(IS_THERE)
+    }
+
+    /// The value of a number.
+    #[inline]
+    pub(crate) fn get_mut(&mut self, number: u32) -> &mut T {
+        let values = self.parts[number as usize / PART].values.as_mut();
+        let value = values.and_then(|values| values[number as usize % PART].as_mut());
+        value.expect(IS_THERE)
+    }
+
+    /// Takes a value out.
+    #[inline]
+    pub(crate) fn remove(&mut self, number: u32) -> T {
+        let (index, position) = (number / PART as u32, number as usize % PART);
+        let part = self.part(index);
+        let was_full = part.occupied == u64::MAX;
+        let values = part.values.as_mut().expect(IS_THERE);
+        let value = values[position].take().expect(IS_THERE);
+        part.occupied &= !(1 << position);
+        let empty = part.occupied == 0;
+        self.spare += 1;
+        if was_full {
+            self.link(index);
+        }
+        if empty {
+            self.emptied(index);
+        }
+        value
+    }
+
+    fn emptied(&mut self, number: u32) {
+        self.empty_parts += 1;
+        if self.empty_parts > KEPT {
+            self.empty_parts -= 1;
+            self.spare -= PART;
+            self.unlink(number);
+            let bare = self.bare;
+            let part = self.part(number);
+            part.values = None;
+            part.next = bare;
+            self.bare = number;
+        }
+    }
+
+    /// Puts a part in front of those with room.
+    fn link(&mut self, number: u32) {
+        let head = self.open;
+        let part = self.part(number);
+        (part.next, part.previous) = (head, END);
+        if head != END {
+            self.part(head).previous = number;
+        }
+        self.open = number;
+    }
+
+    fn unlink(&mut self, number: u32) {
+        let part = self.part(number);
+        let (next, previous) = (part.next, part.previous);
+        if next != END {
+            self.part(next).previous = previous;
+        }
+        match previous {
+            END => self.open = next,
+            previous => self.part(previous).next = next,
+        }
+    }
+
+    /// All values.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+        let values = self.parts.iter().filter_map(|part| part.values.as_ref());
+        values.flat_map(|values| values.iter().flatten())
+    }
+
+    /// Bytes of heap.
+    pub(crate) fn bytes(&self) -> u64 {
+        let parts = self.parts.capacity() * size_of::<Part<T>>();
+        let held = self.parts.iter().filter(|part| part.values.is_some());
+        (parts + held.count() * PART * size_of::<Option<T>>()) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn values_keep_their_number_and_their_room_goes_back() {
+        let mut slab: Slab<Box<u32>> = Slab::new();
+        for _ in 0..2 {
+            let mut live = BTreeMap::new();
+            for value in 0..10_000 {
+                let number = slab.insert(Box::new(value));
+                assert!(live.insert(number, value).is_none());
+                if value % 3 == 0 {
+                    let (number, value) = live.pop_first().unwrap();
+                    assert_eq!(*slab.remove(number), value);
+                }
+            }
+            assert_eq!(slab.iter().count(), live.len());
+            for (number, value) in &live {
+                **slab.get_mut(*number) += 1;
+                assert_eq!(**slab.get(*number), value + 1);
+            }
+            let full = slab.bytes();
+            live.keys().for_each(|number| drop(slab.remove(*number)));
+            assert_eq!(slab.iter().count(), 0);
+            assert!(slab.bytes() < full / 4, "{} of {full}", slab.bytes());
+        }
+        assert!(slab.make_spare(1000));
+        assert!(slab.bytes() > 1000 * size_of::<Box<u32>>() as u64);
+    }
+}
