@@ -121,7 +121,7 @@ struct Parker {
 impl Parker {
     /// Waits, no longer than for `most`.
     fn park(&self, most: Option<Duration>) {
-        let deadline = most.map(|most| Instant::now() + most);
+        let deadline = most.and_then(|most| Instant::now().checked_add(most));
         let mut woken = self.woken.lock();
         while !*woken && deadline.is_none_or(|deadline| Instant::now() < deadline) {
             woken = match deadline {
