@@ -71,6 +71,9 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     for signal in options.containment.signals() {
         program::report_limit(name, signal);
     }
+    if options.share_with_children {
+        program::share_memory_with_children();
+    }
     options.containment.begin()?;
     let note = |note: &str| {
         say(stderr(), &format!("{name}: {note}\n"));

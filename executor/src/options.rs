@@ -31,6 +31,9 @@ Options
                      else 22
   --c-only           never load libstdc++ and libm
   --preload-cxx      load them at once, and not when a symbol is first missing
+  --fork-memory MODE private: a child that linked code forks has linked code and data as they
+                     are then, which is the default. shared: it sees what is written later, and
+                     forks copy nothing; so does JITMEM_FORK_MEMORY=shared
   --seccomp PROFILE  refuse system calls once the session stands. no-exec, against code that goes
                      astray: other programs, debugging of other processes, the system's
                      administration; but files can be written, /proc/PID/mem too. sealed, against
@@ -72,6 +75,8 @@ pub(crate) struct Options {
     pub(crate) endpoint: Endpoint,
     pub(crate) llvm: Option<u32>,
     pub(crate) cxx_runtime: CxxRuntime,
+    /// Whether linked memory stays shared with forked children.
+    pub(crate) share_with_children: bool,
     pub(crate) containment: Containment,
     /// Whether the list of debug objects is printed, for LLVM's own tests.
     pub(crate) print_debug_list: bool,
@@ -98,6 +103,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut parser = Parser::from_args(arguments);
     let mut llvm = None;
     let mut cxx_runtime = CxxRuntime::default();
+    let mut share_with_children = false;
     let mut containment = Containment::default();
     let mut print_debug_list = false;
     while let Some(argument) = parser.next()? {
@@ -107,6 +113,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Arg::Long("llvm") => llvm = Some(release(&parser.value()?.string()?)?),
             Arg::Long("c-only") => cxx_runtime = CxxRuntime::Never,
             Arg::Long("preload-cxx") => cxx_runtime = CxxRuntime::Ahead,
+            Arg::Long("fork-memory") => {
+                share_with_children = match parser.value()?.string()?.as_str() {
+                    "private" => false,
+                    "shared" => true,
+                    other => bail!("--fork-memory: \"{other}\" is neither private nor shared"),
+                };
+            }
             Arg::Long("seccomp") => {
                 containment.seccomp = Some(Profile::parse(&parser.value()?.string()?)?);
             }
@@ -130,6 +143,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     endpoint,
                     llvm,
                     cxx_runtime,
+                    share_with_children,
                     containment,
                     print_debug_list,
                 }));
@@ -142,9 +156,10 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
 fn refuse_option(word: &str) -> Result<()> {
-    const OPTIONS: [&str; 5] = [
+    const OPTIONS: [&str; 6] = [
         "c-only",
         "die-with-parent",
+        "fork-memory",
         "llvm",
         "preload-cxx",
         "seccomp",
@@ -287,6 +302,16 @@ mod tests {
         }
         assert_eq!(parsed(&["--help"]).unwrap(), Command::Help);
         assert_eq!(parsed(&["--version", "x"]).unwrap(), Command::Version);
+    }
+
+    #[test]
+    fn memory_is_private_in_children_unless_asked_for() {
+        let shared = |words: &[&str]| served(words).share_with_children;
+        assert!(!shared(&["filedescs=0,1"]));
+        assert!(!shared(&["--fork-memory=private", "filedescs=0,1"]));
+        assert!(shared(&["--fork-memory", "shared", "filedescs=0,1"]));
+        let error = refused(&["--fork-memory=both", "filedescs=0,1"]);
+        assert!(error.contains("neither private nor shared"), "{error}");
     }
 
     #[test]

@@ -51,6 +51,12 @@ pub fn report_limit(program: &str, signal: c_int) {
     sys::report_limit(program, signal);
 }
 
+/// Leaves memory of jitmem's service shared with children that linked code forks: they see what this process
+/// and its controller write later, and forks copy nothing. Called before there is a session.
+pub fn share_memory_with_children() {
+    super::service::share_memory_with_children();
+}
+
 /// Starts a thread that takes none of the process's signals: those are for linked code.
 ///
 /// # Errors

@@ -187,9 +187,33 @@ impl Reservation {
         file: BorrowedFd<'_>,
     ) -> io::Result<()> {
         self.check(part)?;
+        if protection.executable() {
+            let code = sys::map_file(At::Anywhere, part.size(), protection, file)?;
+            return self.take_code(part, protection, code);
+        }
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
         taken.inspect_err(|_| self.restore(part))
+    }
+
+    /// Moves pages that were mapped at `code` for this. perf is told of mmap and not of mremap: first it is told
+    /// of anonymous memory in their place, for which it reads /tmp/perf-PID.map.
+    fn take_code(&self, part: AddressRange, protection: Protection, code: u64) -> io::Result<()> {
+        let size = part.size();
+        let moved = self.take_shared_memory(part, protection).and_then(|()| {
+            // SAFETY: mapped for this; the part is this reservation's.
+            let moved = unsafe { sys::move_mapping(code, size, part.start()) };
+            moved.inspect_err(|error| match error.raw_os_error() {
+                // With these the kernel may have unmapped the part before.
+                Some(libc::ENOMEM | libc::EAGAIN) => self.restore(part),
+                // SAFETY: the part is this reservation's, and shows what was just mapped there.
+                _ => drop(unsafe { sys::decommit(part.start(), size) }),
+            })
+        });
+        moved.inspect_err(|_| {
+            // SAFETY: mapped for this, and it was not moved.
+            unsafe { unmap(code, size) };
+        })
     }
 
     /// Changes the protection of a part.

@@ -3,7 +3,7 @@
 
 use super::reservation::Reservation;
 use super::writer::Writer;
-use super::writer_view::{WriterView, failed, far_from};
+use super::writer_view::{WriterView, failed, far_from, name_of};
 use crate::error::{Error, Result};
 use crate::group::Protection;
 use crate::page::AddressRange;
@@ -91,7 +91,8 @@ impl View {
         use std::os::fd::AsFd;
         let size = executor.size();
         let failed = failed(size);
-        let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
+        let file =
+            sys::MemFile::new(name_of(protection), size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
         }
@@ -179,6 +180,11 @@ impl View {
     /// The executor's addresses.
     pub(crate) fn executor(&self) -> AddressRange {
         self.executor
+    }
+
+    /// Whether forked children have pages of their own by themselves.
+    pub(crate) fn is_private(&self) -> bool {
+        matches!(self.written, Written::InPlace)
     }
 
     /// Where the content is written, unless another process writes it.
@@ -449,6 +455,8 @@ mod tests {
                 "madvise",
                 "fcntl(F_ADD_SEALS)",
                 "mmap",
+                "mmap",
+                "mremap",
             ],
         ),
     ];

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::group::Protection;
 use crate::page::AddressRange;
 use crate::sys::{self, At, OwnerProcess, explain_mapping};
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -53,6 +54,15 @@ pub(crate) struct WriterView {
 /// The error of a step on the way to a chunk of `size` bytes.
 pub(super) fn failed(size: u64) -> impl Fn(&str, io::Error) -> Error {
     move |what, error| explain_mapping(format_args!("{what} for a chunk of {size} bytes"), error)
+}
+
+/// What /proc/PID/maps calls a chunk's memfd.
+pub(super) fn name_of(protection: Protection) -> &'static CStr {
+    match (protection.executable(), protection.writable()) {
+        (true, _) => c"jitmem-code",
+        (false, true) => c"jitmem-data",
+        (false, false) => c"jitmem-constants",
+    }
 }
 
 impl WriterView {
@@ -125,7 +135,8 @@ impl WriterView {
     ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
         let failed = failed(size);
-        let file = sys::MemFile::new(c"jitmem", size).map_err(|e| failed("memfd_create", e))?;
+        let file =
+            sys::MemFile::new(name_of(protection), size).map_err(|e| failed("memfd_create", e))?;
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
         }

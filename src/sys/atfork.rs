@@ -35,6 +35,7 @@ struct Lock<T: 'static> {
     mutex: Mutex<T>,
     /// The forking thread's.
     held: UnsafeCell<Option<MutexGuard<'static, T>>>,
+    before: fn(&mut T),
     forked: fn(&mut T, Forked),
 }
 
@@ -45,7 +46,7 @@ unsafe impl<T: Send> Sync for Lock<T> {}
 unsafe impl<T: Send> Send for Lock<T> {}
 
 impl<T: 'static> Lock<T> {
-    const fn new(value: T, forked: fn(&mut T, Forked)) -> Lock<T> {
+    const fn new(value: T, before: fn(&mut T), forked: fn(&mut T, Forked)) -> Lock<T> {
         Lock {
             header: Header {
                 listed: AtomicBool::new(false),
@@ -56,6 +57,7 @@ impl<T: 'static> Lock<T> {
             },
             mutex: Mutex::new(value),
             held: UnsafeCell::new(None),
+            before,
             forked,
         }
     }
@@ -66,7 +68,8 @@ impl<T: 'static> Lock<T> {
     unsafe fn hold(header: *const Header) {
         // SAFETY: a header is the first field of its lock.
         let lock: &'static Lock<T> = unsafe { &*header.cast() };
-        let guard = lock.mutex.lock();
+        let mut guard = lock.mutex.lock();
+        (lock.before)(&mut guard);
         // SAFETY: only a thread that has locked the list comes here.
         unsafe { *lock.held.get() = Some(guard) };
     }
@@ -210,7 +213,17 @@ impl<T> std::fmt::Debug for Lock<T> {
 impl<T: Send + 'static> AtForkMutex<T> {
     /// `forked` runs in both processes after each fork, with the lock held.
     pub(crate) fn new(value: T, forked: fn(&mut T, Forked)) -> AtForkMutex<T> {
-        let lock: &'static Lock<T> = Box::leak(Box::new(Lock::new(value, forked)));
+        AtForkMutex::prepared(value, |_| (), forked)
+    }
+
+    /// As [`AtForkMutex::new`]; `before` runs before each fork, with the lock held. It takes no lock
+    /// of these.
+    pub(crate) fn prepared(
+        value: T,
+        before: fn(&mut T),
+        forked: fn(&mut T, Forked),
+    ) -> AtForkMutex<T> {
+        let lock: &'static Lock<T> = Box::leak(Box::new(Lock::new(value, before, forked)));
         // A child that is not known makes no further ones, and may find the list locked.
         if children_are_known() {
             // SAFETY: it stays until it is dropped, which removes it.
@@ -255,7 +268,7 @@ impl<T: Send + 'static> AtForkStatic<T> {
 
     /// `forked` runs in both processes after each fork, with the lock held.
     pub(crate) const fn with(value: T, forked: fn(&mut T, Forked)) -> AtForkStatic<T> {
-        AtForkStatic(Lock::new(value, forked))
+        AtForkStatic(Lock::new(value, |_| (), forked))
     }
 
     pub(crate) fn lock(&'static self) -> MutexGuard<'static, T> {

@@ -213,7 +213,7 @@ fn fork_generation() -> u32 {
 #[cfg(test)]
 pub(super) mod testing {
     /// Whether `check` holds in a child that `fork` makes.
-    pub(in super::super) fn in_a_child(check: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn in_a_child(check: impl FnOnce() -> bool) -> bool {
         in_a_child_by(libc::fork, check)
     }
 

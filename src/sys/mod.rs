@@ -10,6 +10,7 @@ mod atfork;
 mod call;
 mod clock;
 mod code;
+mod copies;
 mod crash;
 mod debugging;
 mod dl;
@@ -41,11 +42,14 @@ pub(crate) use call::{
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use clock::monotonic_time;
 pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores};
+pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{explain, explain_mapping, explain_reach};
+#[cfg(test)]
+pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
 use map::map_memory;
@@ -68,6 +72,7 @@ pub(crate) use stream::{
     receive,
 };
 pub(crate) use thread::spawn;
+pub(crate) use valgrind::is_translated;
 
 use crate::page::Alignment;
 use std::io;

@@ -38,11 +38,16 @@ fn request(_code: u64, _first: u64, _second: u64) -> u64 {
     0
 }
 
+/// Whether valgrind runs this process. Costs a load.
+pub(crate) fn is_translated() -> bool {
+    static RUNNING: OnceLock<bool> = OnceLock::new();
+    *RUNNING.get_or_init(|| request(RUNNING_ON_VALGRIND, 0, 0) != 0)
+}
+
 /// Forgets what valgrind has translated of the code in a range. Costs a load where there is no
 /// valgrind.
 pub(super) fn discard_translations(address: u64, size: u64) {
-    static RUNNING: OnceLock<bool> = OnceLock::new();
-    if *RUNNING.get_or_init(|| request(RUNNING_ON_VALGRIND, 0, 0) != 0) {
+    if is_translated() {
         request(DISCARD_TRANSLATIONS, address, size);
     }
 }

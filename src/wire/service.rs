@@ -8,7 +8,7 @@ use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Mal
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A message of our own whose fields stand one after the other.
 macro_rules! message {
@@ -121,6 +121,8 @@ message! {
         process: u32,
         /// Its page size.
         page_size: u64,
+        /// Whether code that another process writes is seen there by itself.
+        coherent: bool,
         /// Where the functions of the service are.
         functions: Functions,
     }

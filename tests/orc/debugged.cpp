@@ -6,6 +6,10 @@
 //   wait      says process and mapper, waits for a byte on stdin, and calls linked_outer(5)
 //   executor, executor-wait
 //             the same in an executor: EXECUTOR, a program, is given filedescs=20,21
+//   executor-perf-map
+//             writes the map of an executor, and has it spin
+//   executor-reuse
+//             runs functions of two objects in turn, which take each other's place
 //   perf-map  writes /tmp/perf-PID.map as JITs do, and spins
 //   jitdump   has ORC's plugin write a jitdump file, and spins
 
@@ -21,6 +25,7 @@
 #include <llvm/Support/TargetSelect.h>
 
 #include <cstdio>
+#include <set>
 #include <string>
 #include <sys/prctl.h>
 #include <unistd.h>
@@ -33,8 +38,8 @@ extern "C" __attribute__((noinline)) void linked(int (*Outer)(int)) {
   asm volatile("" : : "r"(Outer) : "memory");
 }
 
-static void writePerfMap(ExecutorAddr Function) {
-  std::string Path = "/tmp/perf-" + std::to_string(getpid()) + ".map";
+static void writePerfMap(pid_t Process, ExecutorAddr Function) {
+  std::string Path = "/tmp/perf-" + std::to_string(Process) + ".map";
   if (FILE *File = fopen(Path.c_str(), "w")) {
     fprintf(File, "%llx 80 spin_of_the_map\n",
             static_cast<unsigned long long>(Function.getValue()));
@@ -108,6 +113,24 @@ static Error writeJITDump(LLJIT &J) {
   return Error::success();
 }
 
+// Says how many answers were wrong, and of how many places.
+static int reuse(LLJIT &J, char *Objects[], ExitOnError &OrExit) {
+  const char *Names[] = {"replaced", "replacing"};
+  int Wrong = 0;
+  std::set<ExecutorAddr> Places;
+  for (int I = 0; I != 50; ++I) {
+    auto Tracker = J.getMainJITDylib().createResourceTracker();
+    auto Object = OrExit(errorOrToExpected(MemoryBuffer::getFile(Objects[I % 2])));
+    OrExit(J.addObjectFile(Tracker, std::move(Object)));
+    ExecutorAddr Function = OrExit(J.lookup(Names[I % 2]));
+    auto &Executor = J.getExecutionSession().getExecutorProcessControl();
+    Wrong += OrExit(Executor.runAsIntFunction(Function, 1)) != 8 + 2 * (I % 2);
+    Places.insert(Function);
+    OrExit(Tracker->remove());
+  }
+  return printf("%d wrong at %zu places\n", Wrong, Places.size()) < 0;
+}
+
 int main(int Argc, char *Argv[]) {
   ExitOnError OrExit("debugged: ");
   if (Argc < 3)
@@ -117,7 +140,7 @@ int main(int Argc, char *Argv[]) {
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
 
-  bool InExecutor = Work == "executor" || Work == "executor-wait";
+  bool InExecutor = StringRef(Work).starts_with("executor");
   pid_t Process = getpid();
   std::string Mapper;
   std::unique_ptr<ExecutorProcessControl> EPC;
@@ -133,6 +156,8 @@ int main(int Argc, char *Argv[]) {
     OrExit(writeJITDump(*J));
   else
     OrExit(enableDebuggerSupport(*J));
+  if (Work == "executor-reuse")
+    return reuse(*J, Argv + 2, OrExit);
   for (int I = 2; I != Argc; ++I)
     OrExit(J->addObjectFile(OrExit(errorOrToExpected(MemoryBuffer::getFile(Argv[I])))));
   ExecutorAddr LinkedOuter = OrExit(J->lookup("linked_outer"));
@@ -140,6 +165,12 @@ int main(int Argc, char *Argv[]) {
     return 1;
   if (InExecutor) {
     auto &Executor = J->getExecutionSession().getExecutorProcessControl();
+    if (Work == "executor-perf-map") {
+      ExecutorAddr Spin = OrExit(J->lookup("spin_millions"));
+      writePerfMap(Process, Spin);
+      int Bit = OrExit(Executor.runAsIntFunction(Spin, 500));
+      return printf("%s: %d\n", Mapper.c_str(), Bit) < 0;
+    }
     int Result = OrExit(Executor.runAsIntFunction(LinkedOuter, 5));
     return printf("outer(5) = %d, %s\n", Result, Mapper.c_str()) < 0;
   }
@@ -149,7 +180,7 @@ int main(int Argc, char *Argv[]) {
 
   if (Work == "perf-map" || Work == "jitdump") {
     if (Work == "perf-map")
-      writePerfMap(Spin);
+      writePerfMap(Process, Spin);
     unsigned long Sum = Spin.toPtr<unsigned long(unsigned long)>()(500'000'000);
     return printf("%s: %lu\n", Mapper.c_str(), Sum) < 0;
   }

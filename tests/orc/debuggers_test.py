@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Debian's gdb, lldb and perf on an LLJIT host over jitmem, in their defaults.
+"""Debian's gdb, lldb, perf and valgrind on an LLJIT host over jitmem, in their defaults.
 
 usage: debuggers_test.py EXECUTOR DEBUGGED OBJECT... -- [TEST...]"""
 
@@ -24,7 +24,7 @@ def tool(name):
 
 
 def host(work):
-    return [HOST[0], work, *HOST[1:]]
+    return [HOST[0], work, *HOST[1:3]]
 
 
 def gdb(*commands, attach=None, **options):
@@ -358,7 +358,7 @@ class LldbExecutor(DebuggerTest):
 class Profile(unittest.TestCase):
     """Samples have the names of linked functions."""
 
-    def record(self, work, folder, *options):
+    def record(self, work, folder, *options, mapper="in-process, two views: "):
         # cpu-clock is the kernel's timer, which needs no performance counters of the processor.
         data = os.path.join(folder, "perf.data")
         command = [tool("perf"), "record", "-q", "-e", "cpu-clock:u", *options, "-o", data, "--"]
@@ -376,7 +376,7 @@ class Profile(unittest.TestCase):
         ):
             self.skipTest(f"this system does not allow profiling: {outcome.stderr.strip()}")
         self.assertEqual(outcome.returncode, 0, outcome.stderr)
-        self.assertIn("in-process, two views: ", outcome.stdout)
+        self.assertIn(mapper, outcome.stdout)
         return data
 
     def symbols(self, data):
@@ -394,6 +394,37 @@ class Perf(Profile):
         with tempfile.TemporaryDirectory() as folder:
             names = self.symbols(self.record("perf-map", folder))
             self.assertGreater(names.count("spin_of_the_map"), len(names) // 2, names)
+
+
+class PerfExecutor(Profile):
+    """Code in pages that jitmem-executor shares with its controller."""
+
+    def test_names_come_from_a_perf_map(self):
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["EXECUTOR"] = EXECUTOR
+            names = self.symbols(self.record("executor-perf-map", folder, mapper="shared memory"))
+            self.assertGreater(names.count("spin_of_the_map"), len(names) // 2, names)
+
+
+class ValgrindExecutor(unittest.TestCase):
+    """An executor under valgrind as it comes, which sees no code that another process writes."""
+
+    def test_code_at_addresses_that_were_used_before_runs(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = os.path.join(folder, "executor")
+            with open(script, "w", encoding="utf-8") as file:
+                file.write(f'#!/bin/sh\nexec {tool("valgrind")} --quiet {EXECUTOR} "$@"\n')
+            os.chmod(script, 0o755)
+            outcome = subprocess.run(
+                [HOST[0], "executor-reuse", *HOST[3:]],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                env={**os.environ, "EXECUTOR": script},
+                check=False,
+            )
+            self.assertEqual(outcome.returncode, 0, outcome.stderr)
+            self.assertRegex(outcome.stdout, r"^0 wrong at ([1-9]|1\d) places$")
 
 
 class JITDump(Profile):

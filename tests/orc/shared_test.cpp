@@ -35,6 +35,7 @@ TEST_P(Shared, EachSideHasItsOwnViewOfCode) {
     EXPECT_FALSE(M.writable() && M.executable()) << M.Perms << " " << M.Path;
     if (M.Start <= Entry.getValue() && Entry.getValue() < M.End) {
       EXPECT_EQ(M.Perms, "r-xs");
+      EXPECT_NE(M.Path.find("memfd:jitmem-code"), std::string::npos) << M.Path;
     }
   }
   bool Seen = false;
@@ -59,9 +60,11 @@ TEST_P(Shared, ConstantsCanNotBeMadeWritableEither) {
   for (const Mapping &M : readMappings(S.Child->id())) {
     if (M.Start <= Const.getAddress().getValue() && Const.getAddress().getValue() < M.End) {
       EXPECT_EQ(M.Perms, "r--s");
+      EXPECT_NE(M.Path.find("memfd:jitmem-constants"), std::string::npos) << M.Path;
     }
     if (M.Start <= Data.getAddress().getValue() && Data.getAddress().getValue() < M.End) {
-      EXPECT_EQ(M.Perms.substr(0, 3), "rw-");
+      EXPECT_EQ(M.Perms, "rw-s");
+      EXPECT_NE(M.Path.find("memfd:jitmem-data"), std::string::npos) << M.Path;
     }
   }
 }

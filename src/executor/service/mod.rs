@@ -6,16 +6,17 @@
 //! and `jitmem-executor`.
 
 mod channel_server;
+mod children;
 mod entry_points;
 mod session;
 mod teardowns;
 mod windows;
 
+pub(super) use children::share_memory as share_memory_with_children;
 pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
 
 use crate::error::{Error, Result, Status, invalid_handle};
-use crate::lock::Mutex;
-use crate::sys::{self, Answer};
+use crate::sys::{self, Answer, AtForkStatic};
 use crate::wire::service::{
     Attach, Change, Functions, Item, Open, Opened, Reply, Reserve, VERSION,
 };
@@ -37,7 +38,7 @@ struct Registry {
     sessions: BTreeMap<u64, Arc<Session>>,
 }
 
-static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+static REGISTRY: AtForkStatic<Registry> = AtForkStatic::new(Registry {
     services: BTreeSet::new(),
     sessions: BTreeMap::new(),
 });
@@ -105,7 +106,7 @@ fn at_exit() {
 }
 
 /// Ends of pairs of sockets whose other ends were sent to controllers, by the cookies of those.
-static OFFERED: Mutex<BTreeMap<u64, OwnedFd>> = Mutex::new(BTreeMap::new());
+static OFFERED: AtForkStatic<BTreeMap<u64, OwnedFd>> = AtForkStatic::new(BTreeMap::new());
 
 /// A socket for a controller at the other end of a Unix socket, and the promise to serve it once a
 /// session asks for that. Dropping it takes the promise back.
@@ -185,6 +186,7 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
             session: id,
             process: sys::socket::process(),
             page_size: sys::page_size().bytes(),
+            coherent: sys::COHERENT_FETCH && !sys::is_translated(),
             functions: functions.clone(),
         })
     };

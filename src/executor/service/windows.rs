@@ -1,31 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The windows of a session, the chunks in them, and what is written into pages of the executor's own.
 
+use super::children::{self, ForChildren};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
-use crate::lock::Mutex;
 use crate::memory::placement::{Placement, REACH};
 use crate::memory::reservation::Reservation;
 use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
-use crate::sys::{self, explain, explain_reach, socket};
+use crate::sys::{self, AtForkMutex, explain, explain_reach, socket};
 use crate::wire::service::{At, Content, File, Reply, Reserve, ReservedAt, Step};
 use crate::wire::sps::AddrRange;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-#[derive(Default)]
-pub(super) struct Windows(Mutex<Vec<SessionWindow>>);
+pub(super) struct Windows(AtForkMutex<Vec<SessionWindow>>);
 
-struct SessionWindow {
+impl Default for Windows {
+    fn default() -> Windows {
+        children::prepare();
+        let windows = AtForkMutex::prepared(
+            Vec::new(),
+            |windows| children::copy(windows),
+            children::forked,
+        );
+        Windows(windows)
+    }
+}
+
+pub(super) struct SessionWindow {
     reservation: Reservation,
     /// By their first addresses.
-    chunks: BTreeMap<u64, View>,
+    chunks: BTreeMap<u64, SessionChunk>,
     /// What the controller has given back, but the kernel would not take: until its place is wanted.
     refused: Vec<View>,
+}
+
+pub(super) struct SessionChunk {
+    pub(super) view: View,
+    pub(super) protection: Protection,
+    pub(super) children: ForChildren,
 }
 
 fn range_of(range: AddrRange) -> Result<AddressRange> {
@@ -148,20 +165,26 @@ impl Windows {
         }
         window.clear(range)?;
         let view = make(&window.reservation, range, protection)?;
-        window.chunks.insert(range.start(), view);
+        let chunk = SessionChunk {
+            view,
+            protection,
+            children: ForChildren::default(),
+        };
+        window.chunks.insert(range.start(), chunk);
         Ok(())
     }
 
     fn unmap(windows: &mut [SessionWindow], range: AddressRange) -> Result<()> {
         let window = window_of(windows, range)?;
-        let whole = window.chunks.get(&range.start()).map(View::executor) == Some(range);
-        let view = whole
+        let chunk = window.chunks.get(&range.start());
+        let whole = chunk.is_some_and(|chunk| chunk.view.executor() == range);
+        let chunk = whole
             .then(|| window.chunks.remove(&range.start()))
             .flatten();
-        let Some(view) = view else {
+        let Some(chunk) = chunk else {
             return Err(invalid_argument(format!("no chunk is at {range:?}")));
         };
-        view.unmap().map_err(|(view, error)| {
+        chunk.view.unmap().map_err(|(view, error)| {
             window.refused.push(view);
             error
         })
@@ -245,8 +268,13 @@ fn window_of(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut 
 }
 
 impl SessionWindow {
+    pub(super) fn chunks(&mut self) -> impl Iterator<Item = &mut SessionChunk> {
+        self.chunks.values_mut()
+    }
+
     fn overlapping(&self, range: AddressRange) -> Option<&View> {
-        let (_, view) = self.chunks.range(..range.end()).next_back()?;
+        let (_, chunk) = self.chunks.range(..range.end()).next_back()?;
+        let view = &chunk.view;
         view.executor().overlaps(range).then_some(view)
     }
 

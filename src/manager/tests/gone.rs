@@ -30,6 +30,7 @@ impl Transport for Opener {
             session: 1,
             process: 1,
             page_size: sys::page_size().bytes(),
+            coherent: true,
             functions: functions(),
         };
         let attached = Attached {

@@ -93,6 +93,11 @@ impl Link {
         self.opened.page_size
     }
 
+    /// Whether the executor sees code that is written to shared pages without being told.
+    pub(super) fn is_coherent(&self) -> bool {
+        self.opened.coherent
+    }
+
     pub(super) fn functions(&self) -> &Functions {
         &self.opened.functions
     }

@@ -83,7 +83,7 @@ impl ServiceMapper {
             kind: Kind::Shared,
             page_size,
             granule: PACKING_GRANULE,
-            coherent: sys::COHERENT_FETCH,
+            coherent: link.is_coherent(),
             in_this_process: false,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
         };

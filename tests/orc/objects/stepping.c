@@ -8,7 +8,13 @@ int linked_outer(int n) {
   return first + second;
 }
 
-// For a profiler.
+// For profilers.
+int spin_millions(int millions) {
+  unsigned sum = 0;
+  for (long i = 0; i < 1000000L * millions; ++i)
+    sum = sum * 31 + (unsigned)i;
+  return (int)(sum & 1);
+}
 unsigned long spin(unsigned long rounds) {
   unsigned long sum = 0;
   for (unsigned long i = 0; i < rounds; ++i)
