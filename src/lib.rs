@@ -136,6 +136,9 @@
 
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod tsan;
+
 mod error;
 mod lock;
 mod page;
