@@ -11,9 +11,10 @@
 // children. Throws if that can't be had.
 void onMakingFiles(uint32_t Action);
 
-// What systemd does to a service with MemoryDenyWriteExecute=yes and SystemCallFilter=@system-service:
-// no memory is made executable that was or is writable (EPERM), and other calls end the process by
-// SIGSYS. Allowed is a part of @system-service: what lives with less lives with all of it.
+// What systemd does to a service with MemoryDenyWriteExecute=yes and
+// SystemCallFilter=@system-service: no memory is made executable that was or is writable (EPERM),
+// and other calls end the process by SIGSYS. Allowed is a part of @system-service: what lives with
+// less lives with all of it.
 void likeSystemd();
 
 #endif // JITMEM_TESTS_ORC_SANDBOX_H
