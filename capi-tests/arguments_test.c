@@ -174,6 +174,11 @@ static void check_bad_table(jitmem_mapper_callbacks table, const char *words) {
   assert_int_equal(*destroyed, 2);
 }
 
+static void never_prepared(void *ctx, const jitmem_mapper_chunk *chunk, jitmem_request request) {
+  (void)ctx, (void)chunk, (void)request;
+  abort();
+}
+
 static void callback_tables(void **state) {
   (void)state;
   int destroyed = 0;
@@ -202,6 +207,7 @@ static void callback_tables(void **state) {
   BAD(granule, 24, "granule 24");
   BAD(granule, 8192, "granule");
   BAD(content, 2, "content 2");
+  BAD(prepare_async, never_prepared, "one of prepare_async and reclaim_async");
 #undef BAD
 
   destroyed = 0;
@@ -226,11 +232,24 @@ static void callback_tables_of_a_wrong_size(void **state) {
     table.struct_size = wrong_sizes[i];
     REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size", jitmem_mapper_custom(&table, &mapper, error));
   }
-  table.struct_size = sizeof table - 1;
+  table.struct_size = offsetof(jitmem_mapper_callbacks, prepare_async) - 1;
   REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size", jitmem_mapper_custom(&table, &mapper, error));
   // Where the struct ends is not known, so neither is `destroy`.
   assert_int_equal(destroyed, 0);
   assert_null(mapper);
+}
+
+// The struct ended with `release` before: what an old host has behind it is not read.
+static void callback_tables_of_an_older_header(void **state) {
+  (void)state;
+  int destroyed = 0;
+  jitmem_mapper *mapper = NULL;
+  jitmem_mapper_callbacks table = good_callbacks(&destroyed);
+  memset(&table.prepare_async, 0x5a, sizeof table.prepare_async + sizeof table.reclaim_async);
+  table.struct_size = offsetof(jitmem_mapper_callbacks, prepare_async);
+  OK(jitmem_mapper_custom(&table, &mapper, error));
+  jitmem_mapper_free(mapper);
+  assert_int_equal(destroyed, 1);
 }
 
 static void callback_tables_of_a_newer_header(void **state) {
@@ -371,6 +390,7 @@ int main(void) {
       cmocka_unit_test(callback_tables),
       cmocka_unit_test(callback_tables_with_reserved_bits),
       cmocka_unit_test(callback_tables_of_a_wrong_size),
+      cmocka_unit_test(callback_tables_of_an_older_header),
       cmocka_unit_test(callback_tables_of_a_newer_header),
       EACH(misaligned_inputs),
       EACH(more_elements_than_memory),

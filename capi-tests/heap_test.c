@@ -130,6 +130,7 @@ static int remote(void **state) {
 }
 static int host_shared(void **state) { return of_host(state, set_up_shared); }
 static int host_copied(void **state) { return of_host(state, set_up_copied); }
+static int host_async(void **state) { return of_host(state, set_up_async_chunks); }
 
 static int subject_tear_down(void **state) {
   struct subject *subject = *state;
@@ -523,6 +524,20 @@ static void labelled_allocations(void **state) {
   jitmem_manager_free(manager);
 }
 
+static void trims(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  static uint64_t handles[300];
+  EACH_FAILURE(round) {
+    for (size_t i = 0; i < COUNT(handles); i++)
+      handles[i] = in_flight(manager).handle;
+    for (size_t i = 0; i < COUNT(handles); i++)
+      OK(jitmem_manager_abandon(manager, handles[i], error));
+    uint64_t bytes = 0;
+    TRY(round, jitmem_manager_trim(manager, &bytes, error));
+    goes_on_working(manager);
+  }
+}
+
 // ---- looking and writing ----
 
 static void ignore_item(void *ctx, const jitmem_layout_item *item) { (void)ctx, (void)item; }
@@ -894,10 +909,17 @@ int main(void) {
       MODES(create_managers),
       MODES(free_managers),
       MODES(allocations),
+      MODE(allocations, host_async),
       MODES(abandonments),
       MODES(finalizations),
       MODES(deallocations),
+      MODE(deallocations, host_async),
       MODES(looks),
+      MODE(trims, two_views),
+      MODE(trims, mprotected),
+      MODE(trims, host_shared),
+      MODE(trims, host_copied),
+      MODE(trims, shared),
       MODE(labelled_allocations, two_views),
       MODE(labelled_allocations, mprotected),
       MODE(write_scopes, two_views),

@@ -31,6 +31,7 @@ struct job {
   const jitmem_action *actions;
   const jitmem_mapper_retired *retired;
   size_t count, action_count;
+  uint32_t protection, lifetime;
 };
 
 struct host_chunk {
@@ -60,11 +61,12 @@ struct host {
   const char *message;
   int answers_twice, lies_about_windows, gives_no_memory;
   uint64_t lie_address, lie_size, smaller;
+  int chunks_later;
 
   // What was seen.
   unsigned calls[OPERATIONS], destroyed;
   jitmem_status second_answer;
-  uint32_t placement;
+  uint32_t placement, commit;
   uint64_t wanted_address;
   const char *wrong;
 
@@ -310,6 +312,16 @@ static inline void host_perform(struct job *job) {
     return;
   }
   switch (job->operation) {
+  case PREPARE: {
+    void *working = NULL;
+    host_prepare(host, job->address, job->size, job->protection, job->lifetime, &working);
+    host_answer(job, JITMEM_OK, NULL, (uintptr_t)working, 0);
+    break;
+  }
+  case RECLAIM:
+    host_reclaim(host, job->address, job->size);
+    host_answer(job, JITMEM_OK, NULL, 0, 0);
+    break;
   case RESERVE:
     if (host->lies_about_windows)
       host_answer(job, JITMEM_OK, NULL, host->lie_address, host->lie_size);
@@ -345,7 +357,10 @@ static inline void *host_thread(void *argument) {
 static inline void host_dispatch(struct job job) {
   struct host *host = job.host;
   pthread_mutex_lock(&host->lock);
-  host->calls[job.operation]++;
+  // These two count themselves, unless they fail.
+  int counts = host->fails[job.operation] == JITMEM_OK &&
+               (job.operation == PREPARE || job.operation == RECLAIM);
+  host->calls[job.operation] += !counts;
   if (host->timing == WHEN_TOLD) {
     if (host->held_count == COUNT(host->held))
       abort();
@@ -416,6 +431,25 @@ static inline void on_deinitialize(void *ctx, const jitmem_mapper_retired *retir
 static inline void on_release(void *ctx, uint64_t address, uint64_t size, jitmem_request request) {
   host_dispatch((struct job){
       .host = ctx, .operation = RELEASE, .request = request, .address = address, .size = size});
+}
+
+static inline void on_prepare(void *ctx, const jitmem_mapper_chunk *chunk, jitmem_request request) {
+  struct host *host = ctx;
+  if (!all_bytes_are((const uint8_t *)chunk->reserved, sizeof chunk->reserved, 0))
+    host_complain(host, "a chunk makes no sense");
+  host->commit = chunk->commit;
+  host_dispatch((struct job){.host = host,
+                             .operation = PREPARE,
+                             .request = request,
+                             .address = chunk->address,
+                             .size = chunk->size,
+                             .protection = chunk->protection,
+                             .lifetime = chunk->lifetime});
+}
+
+static inline void on_reclaim(void *ctx, uint64_t address, uint64_t size, jitmem_request request) {
+  host_dispatch((struct job){
+      .host = ctx, .operation = RECLAIM, .request = request, .address = address, .size = size});
 }
 
 static inline void on_destroy(void *ctx) { ((struct host *)ctx)->destroyed++; }

@@ -13,7 +13,8 @@ struct hosted {
   jitmem_manager *manager;
 };
 
-static inline int host_set_up(void **state, uint32_t content, enum timing timing) {
+static inline int host_set_up_as(void **state, uint32_t content, enum timing timing,
+                                 int chunks_later) {
   struct hosted *hosted = calloc(1, sizeof *hosted);
   assert_non_null(hosted);
   *state = hosted;
@@ -23,6 +24,7 @@ static inline int host_set_up(void **state, uint32_t content, enum timing timing
   host->message = "the host says no";
   assert_int_equal(pthread_mutex_init(&host->lock, NULL), 0);
   assert_int_equal(pthread_cond_init(&host->idle, NULL), 0);
+  host->chunks_later = chunks_later;
   const jitmem_mapper_callbacks callbacks = {.struct_size = sizeof callbacks,
                                              .page_size = 4096,
                                              .granule = 16,
@@ -30,15 +32,21 @@ static inline int host_set_up(void **state, uint32_t content, enum timing timing
                                              .ctx = host,
                                              .destroy = on_destroy,
                                              .reserve = on_reserve,
-                                             .prepare = host_prepare,
+                                             .prepare = chunks_later ? NULL : host_prepare,
+                                             .prepare_async = chunks_later ? on_prepare : NULL,
+                                             .reclaim_async = chunks_later ? on_reclaim : NULL,
                                              .initialize = on_initialize,
                                              .deinitialize = on_deinitialize,
-                                             .reclaim = host_reclaim,
+                                             .reclaim = chunks_later ? NULL : host_reclaim,
                                              .release = on_release};
   OK(jitmem_mapper_custom(&callbacks, &hosted->mapper, error));
   jitmem_manager_options options = {.struct_size = sizeof options, .window_size = 64 * MIB};
   OK(jitmem_manager_create(hosted->mapper, &options, &hosted->manager, error));
   return 0;
+}
+
+static inline int host_set_up(void **state, uint32_t content, enum timing timing) {
+  return host_set_up_as(state, content, timing, 0);
 }
 
 // Everything that was reserved is released, everything remembered done with, and the context
@@ -83,6 +91,15 @@ static inline int set_up_copied_late(void **state) {
   return host_set_up(state, JITMEM_CONTENT_COPIED, BY_A_THREAD);
 }
 
+// Chunks by prepare_async and reclaim_async, answered in the call or by another thread.
+static inline int set_up_async_chunks(void **state) {
+  return host_set_up_as(state, JITMEM_CONTENT_SHARED, AT_ONCE, 1);
+}
+
+static inline int set_up_async_chunks_late(void **state) {
+  return host_set_up_as(state, JITMEM_CONTENT_COPIED, BY_A_THREAD, 1);
+}
+
 // Entries of a test table: each way for content to travel, answered at once.
 #define BOTH_CONTENTS(test)                                                                        \
   {#test " (shared)", test, set_up_shared, host_tear_down_all, NULL}, {                            \
@@ -91,8 +108,10 @@ static inline int set_up_copied_late(void **state) {
 // The same, and answered by another thread.
 #define EACH_HOST(test)                                                                            \
   BOTH_CONTENTS(test),                                                                             \
-      {#test " (shared, late)", test, set_up_shared_late, host_tear_down_all, NULL}, {             \
-    #test " (copied, late)", test, set_up_copied_late, host_tear_down_all, NULL                    \
+      {#test " (shared, late)", test, set_up_shared_late, host_tear_down_all, NULL},               \
+      {#test " (copied, late)", test, set_up_copied_late, host_tear_down_all, NULL},               \
+      {#test " (chunks async)", test, set_up_async_chunks, host_tear_down_all, NULL}, {            \
+    #test " (chunks async, late)", test, set_up_async_chunks_late, host_tear_down_all, NULL        \
   }
 
 static inline jitmem_manager *hosted_manager(struct hosted *hosted,

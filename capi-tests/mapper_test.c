@@ -215,6 +215,8 @@ static void chunks_are_reclaimed(void **state) {
   assert_true(prepared > 3);
   for (size_t i = 0; i < COUNT(handles); i++)
     deallocate(hosted->manager, handles[i]);
+  // What is taken back later is free for others when that is done.
+  host_wait(&hosted->host);
   // Up to 2 MiB stay for what comes next, and something does.
   jitmem_stats stats = stats_of(hosted->manager);
   assert_in_range(stats.committed, 1, 2 * MIB);
@@ -325,6 +327,85 @@ static void requests_wait_for_a_window(void **state) {
   jitmem_manager_free(manager);
 }
 
+// Chunks whose answers come much later: requests wait, and nothing else does.
+static void requests_wait_for_chunks(void **state) {
+  struct hosted *hosted = *state;
+  struct host *host = &hosted->host;
+  const jitmem_segment segments[] = {segment(64, 0, RX), segment(64, 0, RW)};
+  host->timing = WHEN_TOLD;
+  struct ending endings[3] = {{0}, {0}, {0}};
+  for (size_t i = 0; i < COUNT(endings); i++)
+    OK(jitmem_manager_allocate_async(hosted->manager, segments, 2, 0, ended_with_memory,
+                                     &endings[i], ended_destroyed, error));
+  struct graph graph;
+  jitmem_error *error = NULL;
+  assert_int_equal(jitmem_manager_try_allocate(hosted->manager, segments, 2, 0, graph.memory,
+                                               &graph.handle, &error),
+                   JITMEM_WOULD_BLOCK);
+  assert_null(error);
+  assert_int_equal(endings[0].called + endings[1].called + endings[2].called, 0);
+  while (host->held_count > 0)
+    host_tell(host);
+  for (size_t i = 0; i < COUNT(endings); i++) {
+    assert_int_equal(endings[i].called, 1);
+    assert_int_equal(endings[i].destroyed, 1);
+    assert_int_equal(endings[i].status, JITMEM_OK);
+    OK(jitmem_manager_abandon(hosted->manager, endings[i].allocation, error));
+  }
+  // What is there already takes no waiting.
+  OK(jitmem_manager_try_allocate(hosted->manager, segments, 2, 0, graph.memory, &graph.handle,
+                                 error));
+  OK(jitmem_manager_abandon(hosted->manager, graph.handle, error));
+  assert_int_equal(stats_of(hosted->manager).live, 0);
+}
+
+// A request that needs the pages of empty chunks waits until the mapper has taken them back, and
+// fails with the mapper's reason if it takes none.
+static void requests_wait_for_reclaimed_chunks(void **state) {
+  struct hosted *hosted = *state;
+  struct host *host = &hosted->host;
+  jitmem_manager *manager =
+      hosted_manager(hosted, (jitmem_manager_options){.window_size = 4 * MIB});
+  const jitmem_segment data = segment(0, MIB, RW), code = segment(3 * MIB + 512 * KIB, 0, RX);
+  OK(jitmem_manager_abandon(manager, allocate(manager, &data, 1).handle, error));
+  host->fails[RECLAIM] = JITMEM_SYSTEM;
+  struct graph graph;
+  FAILS(JITMEM_SYSTEM, "the host says no",
+        jitmem_manager_allocate(manager, &code, 1, 0, graph.memory, &graph.handle, error));
+  host->fails[RECLAIM] = JITMEM_OK;
+  host->timing = WHEN_TOLD;
+  struct ending ending = {0};
+  OK(jitmem_manager_allocate_async(manager, &code, 1, 0, ended_with_memory, &ending,
+                                   ended_destroyed, error));
+  assert_int_equal(ending.called, 0);
+  assert_true(host->held_count > 0);
+  while (host->held_count > 0)
+    host_tell(host);
+  assert_int_equal(ending.status, JITMEM_OK);
+  assert_int_equal(ending.called, 1);
+  OK(jitmem_manager_abandon(manager, ending.allocation, error));
+  jitmem_manager_free(manager);
+}
+
+static void a_manager_freed_before_its_chunk_comes(void **state) {
+  struct hosted *hosted = *state;
+  jitmem_manager *manager = hosted_manager(hosted, (jitmem_manager_options){.commit = 1});
+  const jitmem_segment one = segment(64, 0, RW);
+  hosted->host.timing = WHEN_TOLD;
+  struct ending ending = {0};
+  OK(jitmem_manager_allocate_async(manager, &one, 1, 0, ended_with_memory, &ending, ended_destroyed,
+                                   error));
+  assert_int_equal(hosted->host.commit, 1);
+  jitmem_manager_free(manager);
+  while (hosted->host.held_count > 0)
+    host_tell(&hosted->host);
+  assert_int_equal(ending.called, 1);
+  assert_int_equal(ending.destroyed, 1);
+  assert_int_equal(ending.status, JITMEM_INVALID_HANDLE);
+}
+
+#define ASYNC_CHUNKS(test) {#test, test, set_up_async_chunks, host_tear_down_all, NULL}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       EACH_HOST(content_arrives),
@@ -339,6 +420,9 @@ int main(void) {
       BOTH_CONTENTS(nothing_is_reported_before_the_answer),
       BOTH_CONTENTS(a_manager_freed_before_the_answer),
       BOTH_CONTENTS(requests_wait_for_a_window),
+      ASYNC_CHUNKS(requests_wait_for_chunks),
+      ASYNC_CHUNKS(requests_wait_for_reclaimed_chunks),
+      ASYNC_CHUNKS(a_manager_freed_before_its_chunk_comes),
   };
   return cmocka_run_group_tests_name("custom mapper", tests, NULL, NULL);
 }

@@ -556,7 +556,7 @@ typedef struct jitmem_manager_options {
   /// One of jitmem_growth.
   uint32_t growth;
   /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
-  /// kill later. 0: pages are taken when touched. A custom mapper is not told.
+  /// kill later. 0: pages are taken when touched. A custom mapper is told by prepare_async.
   uint32_t commit;
   /// 1: close the writer views of this manager's memory, for reading too, while nothing is in flight.
   /// The first allocation that comes then opens them, the last one to be finalized or abandoned closes
@@ -1505,12 +1505,29 @@ typedef struct jitmem_mapper_retired {
   uint64_t reserved[2];
 } jitmem_mapper_retired;
 
+/// A chunk that a custom mapper makes usable.
+typedef struct jitmem_mapper_chunk {
+  /// First executor address.
+  uint64_t address;
+  /// Bytes, a multiple of page_size.
+  uint64_t size;
+  /// Bits of jitmem_protection.
+  uint32_t protection;
+  /// One of jitmem_lifetime.
+  uint32_t lifetime;
+  /// 1: jitmem_manager_options.commit: take the pages now, so that a shortage is an error here. 0: they
+  /// may be taken when they are touched.
+  uint32_t commit;
+  /// 0: for fields of later versions.
+  uint32_t reserved[5];
+} jitmem_mapper_chunk;
+
 /// A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
 ///
 /// The functions are called with no lock held, from any thread, several at a time. Those that take a
 /// jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
-/// once. Arrays are valid until then. None may be NULL, and none may throw. They may call any function
-/// of this library; jitmem_manager_allocate from inside `prepare` or `reclaim` never waits for what
+/// once. Arrays are valid until then. None may be NULL but destroy, and prepare and reclaim or their
+/// asynchronous twins; none may throw. They may call any function of this library; jitmem_manager_allocate from inside `prepare` or `reclaim` never waits for what
 /// these are about to change, and answers JITMEM_WINDOW_FULL where it would have to.
 typedef struct jitmem_mapper_callbacks {
   /// sizeof(jitmem_mapper_callbacks).
@@ -1536,7 +1553,7 @@ typedef struct jitmem_mapper_callbacks {
                   uint64_t address,
                   jitmem_request request);
   /// Makes a chunk usable; with shared content, `*working_memory` is where all its bytes are
-  /// written, all zero now. Returns a jitmem_status.
+  /// written, all zero now. Returns a jitmem_status. May be NULL if there is a prepare_async.
   uint32_t (*prepare)(void *ctx,
                       uint64_t address,
                       uint64_t size,
@@ -1557,10 +1574,18 @@ typedef struct jitmem_mapper_callbacks {
                        const struct jitmem_mapper_retired *retired,
                        size_t count,
                        jitmem_request request);
-  /// Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays.
+  /// Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays. May be
+  /// NULL if there is a reclaim_async.
   uint32_t (*reclaim)(void *ctx, uint64_t address, uint64_t size);
   /// Gives a window back with all that is in it.
   void (*release)(void *ctx, uint64_t address, uint64_t size, jitmem_request request);
+  /// Called in place of prepare; NULL: prepare is called. Makes a chunk usable, which is described
+  /// during this call, and answers, in this call or later, working memory as `value` (0 with copied
+  /// content), or a failure with its reason. An allocation that needs a chunk then waits for the
+  /// answer, and jitmem_manager_try_allocate declines it. Given with reclaim_async, or not at all.
+  void (*prepare_async)(void *ctx, const struct jitmem_mapper_chunk *chunk, jitmem_request request);
+  /// Called in place of reclaim; NULL: reclaim is called. On failure the chunk stays.
+  void (*reclaim_async)(void *ctx, uint64_t address, uint64_t size, jitmem_request request);
 } jitmem_mapper_callbacks;
 
 /// Answers a request to a custom mapper, from any thread.

@@ -74,12 +74,32 @@ pub struct jitmem_mapper_retired {
     pub reserved: [u64; 2],
 }
 
+/// A chunk that a custom mapper makes usable.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_mapper_chunk {
+    /// First executor address.
+    pub address: u64,
+    /// Bytes, a multiple of page_size.
+    pub size: u64,
+    /// Bits of jitmem_protection.
+    pub protection: u32,
+    /// One of jitmem_lifetime.
+    pub lifetime: u32,
+    /// 1: jitmem_manager_options.commit: take the pages now, so that a shortage is an error here. 0: they
+    /// may be taken when they are touched.
+    pub commit: u32,
+    /// 0: for fields of later versions.
+    pub reserved: [u32; 5],
+}
+
 /// A mapper made by the host. Set struct_size to sizeof(jitmem_mapper_callbacks).
 ///
 /// The functions are called with no lock held, from any thread, several at a time. Those that take a
 /// jitmem_request answer it, now or later, from any thread, with jitmem_mapper_complete, exactly
-/// once. Arrays are valid until then. None may be NULL, and none may throw. They may call any function
-/// of this library; jitmem_manager_allocate from inside `prepare` or `reclaim` never waits for what
+/// once. Arrays are valid until then. None may be NULL but destroy, and prepare and reclaim or their
+/// asynchronous twins; none may throw. They may call any function of this library; jitmem_manager_allocate from inside `prepare` or `reclaim` never waits for what
 /// these are about to change, and answers JITMEM_WINDOW_FULL where it would have to.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]
@@ -112,7 +132,7 @@ pub struct jitmem_mapper_callbacks {
         ),
     >,
     /// Makes a chunk usable; with shared content, `*working_memory` is where all its bytes are
-    /// written, all zero now. Returns a jitmem_status.
+    /// written, all zero now. Returns a jitmem_status. May be NULL if there is a prepare_async.
     pub prepare: Option<
         unsafe extern "C" fn(
             ctx: *mut c_void,
@@ -145,10 +165,26 @@ pub struct jitmem_mapper_callbacks {
             request: jitmem_request,
         ),
     >,
-    /// Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays.
+    /// Takes the pages of an empty chunk back. Returns a jitmem_status; on failure the chunk stays. May be
+    /// NULL if there is a reclaim_async.
     pub reclaim: Option<unsafe extern "C" fn(ctx: *mut c_void, address: u64, size: u64) -> u32>,
     /// Gives a window back with all that is in it.
     pub release: Option<
+        unsafe extern "C" fn(ctx: *mut c_void, address: u64, size: u64, request: jitmem_request),
+    >,
+    /// Called in place of prepare; NULL: prepare is called. Makes a chunk usable, which is described
+    /// during this call, and answers, in this call or later, working memory as `value` (0 with copied
+    /// content), or a failure with its reason. An allocation that needs a chunk then waits for the
+    /// answer, and jitmem_manager_try_allocate declines it. Given with reclaim_async, or not at all.
+    pub prepare_async: Option<
+        unsafe extern "C" fn(
+            ctx: *mut c_void,
+            chunk: *const jitmem_mapper_chunk,
+            request: jitmem_request,
+        ),
+    >,
+    /// Called in place of reclaim; NULL: reclaim is called. On failure the chunk stays.
+    pub reclaim_async: Option<
         unsafe extern "C" fn(ctx: *mut c_void, address: u64, size: u64, request: jitmem_request),
     >,
 }
@@ -254,16 +290,27 @@ impl Callbacks {
     fn new(table: jitmem_mapper_callbacks, context: Arc<Context>) -> Result<Callbacks> {
         let missing = [
             ("reserve", table.reserve.is_none()),
-            ("prepare", table.prepare.is_none()),
+            (
+                "prepare",
+                table.prepare.is_none() && table.prepare_async.is_none(),
+            ),
             ("initialize", table.initialize.is_none()),
             ("deinitialize", table.deinitialize.is_none()),
-            ("reclaim", table.reclaim.is_none()),
+            (
+                "reclaim",
+                table.reclaim.is_none() && table.reclaim_async.is_none(),
+            ),
             ("release", table.release.is_none()),
         ];
         if let Some((name, _)) = missing.into_iter().find(|(_, missing)| *missing) {
             return Err(invalid_argument(format!(
                 "jitmem_mapper_callbacks.{name} is NULL"
             )));
+        }
+        if table.prepare_async.is_some() != table.reclaim_async.is_some() {
+            return Err(invalid_argument(
+                "jitmem_mapper_callbacks has one of prepare_async and reclaim_async: give both or none",
+            ));
         }
         if table.reserved != 0 {
             return Err(invalid_argument(
@@ -324,6 +371,24 @@ fn host_status(code: u32) -> Option<Status> {
         None | Some(Status::Internal | Status::WouldBlock) => Some(Status::MapperFailed),
         known => known,
     }
+}
+
+/// What a host's prepare has answered.
+///
+/// # Safety
+/// `working` is NULL, or as [`Prepared::shared`] has it.
+unsafe fn prepared(chunk: Chunk, copied: bool, working: *mut c_void) -> Result<Prepared> {
+    if copied {
+        return Ok(Prepared::copied());
+    }
+    if working.is_null() {
+        return Err(Error::new(
+            Status::MapperFailed,
+            "custom mapper: prepare answered success and no working memory",
+        ));
+    }
+    // SAFETY: as the caller says.
+    Ok(unsafe { Prepared::shared(chunk, working.cast()) })
 }
 
 fn c_segment(range: AddressRange, group: AllocGroup) -> jitmem_mapper_segment {
@@ -407,17 +472,45 @@ impl CustomMapper for Callbacks {
             )
         };
         Self::status("prepare", code)?;
-        if self.copied {
-            return Ok(Prepared::copied());
-        }
-        if working.is_null() {
-            return Err(Error::new(
-                Status::MapperFailed,
-                "custom mapper: prepare answered success and no working memory",
-            ));
-        }
         // SAFETY: the host says that all bytes are written there until the chunk goes.
-        Ok(unsafe { Prepared::shared(chunk, working.cast()) })
+        unsafe { prepared(chunk, self.copied, working) }
+    }
+
+    fn answers_later(&self) -> bool {
+        self.table.prepare_async.is_some()
+    }
+
+    fn prepare_async(&self, chunk: Chunk, done: Completion<Prepared>) {
+        let copied = self.copied;
+        let done = self.answering(done, move |answer: Answer| {
+            let working = std::ptr::with_exposed_provenance_mut(answer.value as usize);
+            // SAFETY: the host says that all bytes are written there until the chunk goes.
+            unsafe { prepared(chunk, copied, working) }
+        });
+        let Some(request) = open(done, Lent::default()) else {
+            return;
+        };
+        let described = jitmem_mapper_chunk {
+            address: chunk.range.start(),
+            size: chunk.range.size(),
+            protection: chunk.group.protection.bits(),
+            lifetime: chunk.group.lifetime as u32,
+            commit: chunk.commit.into(),
+            reserved: [0; 5],
+        };
+        let prepare = self.table.prepare_async.expect(CHECKED);
+        // SAFETY: the host says that its function takes these; the chunk lives through the call.
+        unsafe { prepare(self.context.pointer(), &described, request) }
+    }
+
+    fn reclaim_async(&self, chunk: AddressRange, done: Completion<()>) {
+        let Some(request) = open(self.answering(done, |_| Ok(())), Lent::default()) else {
+            return;
+        };
+        let reclaim = self.table.reclaim_async.expect(CHECKED);
+        let ctx = self.context.pointer();
+        // SAFETY: the host says that its function takes these.
+        unsafe { reclaim(ctx, chunk.start(), chunk.size(), request) }
     }
 
     fn initialize(

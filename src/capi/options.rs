@@ -79,7 +79,7 @@ pub struct jitmem_manager_options {
     /// One of jitmem_growth.
     pub growth: u32,
     /// 1: take the pages of a chunk when it is made, so that a shortage is an error then and not a
-    /// kill later. 0: pages are taken when touched. A custom mapper is not told.
+    /// kill later. 0: pages are taken when touched. A custom mapper is told by prepare_async.
     pub commit: u32,
     /// 1: close the writer views of this manager's memory, for reading too, while nothing is in flight.
     /// The first allocation that comes then opens them, the last one to be finalized or abandoned closes

@@ -6,7 +6,7 @@ use super::flow::{Flow, manager_freed};
 use super::piece::RequestLayout;
 use super::records::Key;
 use super::reservations::{Draft, Reservations};
-use super::windows::Windows;
+use super::windows::{Detached, Growth, Windows};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -15,7 +15,7 @@ use crate::page::AddressRange;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
-const MOST_NEW_WINDOWS: u32 = 4;
+pub(super) const MOST_NEW_WINDOWS: u32 = 4;
 
 /// How far a request gets without waiting for others or for a window.
 pub(super) enum Served {
@@ -23,6 +23,22 @@ pub(super) enum Served {
     Wait,
     /// It needs another window; why the present ones do not do.
     AnotherWindow(Error),
+    /// It needs this chunk, which the mapper prepares later.
+    Grow(Growth),
+    /// It needs the pages of these chunks, which the mapper takes back later.
+    Reclaim(Vec<Detached>),
+}
+
+/// What was tried for a request before.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Tried {
+    /// Windows that were reserved for it.
+    pub(super) windows: u32,
+    /// A JITDylib may begin where there is little room for more of it.
+    pub(super) last_resort: bool,
+    /// Empty chunks were given up for it. Once only: what is reclaimed may be what was made for the
+    /// first half of a request whose second half has no room.
+    pub(super) reclaimed: bool,
 }
 
 /// A request that can be answered only once a change outside the lock is done.
@@ -34,16 +50,20 @@ pub(super) struct Waiting {
 impl Flow<Windows> {
     /// Serves a request, if that takes no waiting. A chunk may be made for it.
     pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
-        match self.serve(request, false, &mut Delivery::Inline) {
-            Served::Answer(answer) => Some(answer),
-            Served::Wait | Served::AnotherWindow(_) => None,
+        let delivery = &mut Delivery::Inline;
+        match self.serve(request, Tried::default(), delivery) {
+            Served::Answer(answer) => return Some(answer),
+            Served::Wait | Served::AnotherWindow(_) => {}
+            Served::Grow(growth) => self.do_not_grow(&growth, delivery),
+            Served::Reclaim(empty) => self.do_not_reclaim(empty, delivery),
         }
+        None
     }
 
     pub(super) fn serve(
         self: &Arc<Self>,
         request: &Request,
-        last_resort: bool,
+        tried: Tried,
         delivery: &mut Delivery,
     ) -> Served {
         let _writers = match self.open_writers() {
@@ -51,16 +71,13 @@ impl Flow<Windows> {
             Err(error) => return Served::Answer(self.counted(Err(error))),
         };
         let mut layout = RequestLayout::default();
-        let effort = Effort {
-            last_resort,
-            reclaim: true,
-        };
+        let effort = Effort::after(tried);
         let attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         match attempt {
             Attempt::Done(key) => {
                 Served::Answer(self.make_ready(request, key, &mut layout, delivery))
             }
-            other => Arc::clone(self).make_room(request, last_resort, other, delivery),
+            other => Arc::clone(self).make_room(request, tried, other, delivery),
         }
     }
 
@@ -68,12 +85,12 @@ impl Flow<Windows> {
     fn make_room(
         self: Arc<Self>,
         request: &Request,
-        last_resort: bool,
+        mut tried: Tried,
         mut attempt: Attempt,
         delivery: &mut Delivery,
     ) -> Served {
         let mut layout = RequestLayout::default();
-        let mut reclaimed = false;
+        let later = self.mapper.changes_chunks_later();
         loop {
             let step = match attempt {
                 Attempt::Done(key) => {
@@ -82,35 +99,32 @@ impl Flow<Windows> {
                 Attempt::Wait => return Served::Wait,
                 Attempt::Full(error) => return Served::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
+                Attempt::Grow(growth) if later => return Served::Grow(growth),
                 Attempt::Grow(growth) => self.grow(growth, delivery),
-                // If none can be reclaimed, say so. Once only: what is reclaimed may be what was made
-                // for the first half of a request whose second half has no room.
+                Attempt::Reclaim(empty) if later => return Served::Reclaim(empty),
+                // If none can be reclaimed, say so.
                 Attempt::Reclaim(empty) => {
-                    reclaimed = true;
+                    tried.reclaimed = true;
                     self.reclaim(empty, delivery).map(drop)
                 }
             };
             if let Err(error) = step {
                 return Served::Answer(self.counted(Err(error)));
             }
-            let effort = Effort {
-                last_resort,
-                reclaim: !reclaimed,
-            };
+            let effort = Effort::after(tried);
             attempt = self.space.lock().try_allocate(request, effort, &mut layout);
         }
     }
 
     pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
         let delivery = &mut Delivery::Inline;
-        Arc::clone(self).allocate_or_wait(request, 0, false, done, delivery);
+        Arc::clone(self).allocate_or_wait(request, Tried::default(), done, delivery);
     }
 
     pub(super) fn allocate_or_wait(
         self: Arc<Self>,
         request: Request,
-        new_windows: u32,
-        last_resort: bool,
+        tried: Tried,
         done: Completion<Allocated>,
         delivery: &mut Delivery,
     ) {
@@ -118,10 +132,12 @@ impl Flow<Windows> {
             if self.is_closed() {
                 return done.complete_with(Err(manager_freed()), delivery);
             }
-            let served = self.serve(&request, last_resort, delivery);
+            let served = self.serve(&request, tried, delivery);
             match served {
                 Served::Answer(answer) => return done.complete_with(answer, delivery),
-                Served::AnotherWindow(error) if new_windows == MOST_NEW_WINDOWS => {
+                Served::Grow(growth) => return self.grow_for(request, tried, growth, done),
+                Served::Reclaim(empty) => return self.reclaim_for(request, tried, empty, done),
+                Served::AnotherWindow(error) if tried.windows == MOST_NEW_WINDOWS => {
                     return self.failed(error, done, delivery);
                 }
                 Served::AnotherWindow(_) | Served::Wait => {}
@@ -134,7 +150,7 @@ impl Flow<Windows> {
             if let Served::AnotherWindow(_) = served {
                 memory.changes += 1;
                 drop(space);
-                return self.open_window(request, new_windows, done);
+                return self.open_window(request, tried, done);
             }
             // The change that it would have waited for has ended.
         }

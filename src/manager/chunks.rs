@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Chunks and windows that come and go, and the requests that wait for them.
 
-use super::allocate::{Served, Waiting};
+use super::allocate::{MOST_NEW_WINDOWS, Served, Tried, Waiting};
 use super::flow::Flow;
 use super::windows::{Detached, Growth, Windows};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::mapper::{Chunk, Reserved};
+use crate::lock::Mutex;
+use crate::mapper::{Chunk, Prepared, Reserved};
 use crate::memory::placement::Placement;
 use std::cell::Cell;
 use std::sync::Arc;
@@ -31,6 +32,42 @@ pub(super) struct InsideMapper {
 impl Drop for InsideMapper {
     fn drop(&mut self) {
         INSIDE_MAPPER_OF.set(self.before);
+    }
+}
+
+/// Notes that this thread does what a request needs, though perhaps inside a mapper that has answered at
+/// once, until the answer is dropped.
+fn leave_mapper() -> InsideMapper {
+    InsideMapper {
+        before: INSIDE_MAPPER_OF.replace(NONE),
+    }
+}
+
+/// What came of reclaiming several chunks.
+#[derive(Default)]
+struct Outcome {
+    progress: bool,
+    bytes: u64,
+    failure: Option<Error>,
+}
+
+impl Outcome {
+    fn add(&mut self, answer: Result<u64>) {
+        match answer {
+            Ok(bytes) => {
+                self.progress = true;
+                self.bytes += bytes;
+            }
+            Err(error) => self.failure = Some(error),
+        }
+    }
+
+    /// The bytes of memory that they held; an error if none was reclaimed.
+    fn result(self) -> Result<u64> {
+        match self.failure {
+            Some(error) if !self.progress => Err(error),
+            _ => Ok(self.bytes),
+        }
     }
 }
 
@@ -65,7 +102,7 @@ impl Flow<Windows> {
     pub(super) fn open_window(
         self: Arc<Self>,
         request: Request,
-        new_windows: u32,
+        tried: Tried,
         done: Completion<Allocated>,
     ) {
         let flow = Arc::clone(&self);
@@ -81,13 +118,32 @@ impl Flow<Windows> {
             match opened {
                 Ok(()) => {
                     let flow = Arc::clone(&flow);
-                    flow.allocate_or_wait(request, new_windows + 1, false, done, delivery);
+                    let tried = Tried {
+                        windows: tried.windows + 1,
+                        ..Tried::default()
+                    };
+                    flow.allocate_or_wait(request, tried, done, delivery);
                 }
                 // What the request was kept from by other JITDylibs' needs may still hold it.
-                Err(error) => match flow.serve(&request, true, delivery) {
-                    Served::Answer(Ok(allocated)) => done.complete_with(Ok(allocated), delivery),
-                    _ => flow.failed(error.context("open another window"), done, delivery),
-                },
+                Err(error) => {
+                    let tried = Tried {
+                        windows: MOST_NEW_WINDOWS,
+                        last_resort: true,
+                        reclaimed: false,
+                    };
+                    match flow.serve(&request, tried, delivery) {
+                        Served::Answer(Ok(allocated)) => {
+                            done.complete_with(Ok(allocated), delivery);
+                        }
+                        Served::Grow(growth) => {
+                            Arc::clone(&flow).grow_for(request, tried, growth, done);
+                        }
+                        Served::Reclaim(empty) => {
+                            Arc::clone(&flow).reclaim_for(request, tried, empty, done);
+                        }
+                        _ => flow.failed(error.context("open another window"), done, delivery),
+                    }
+                }
             }
             flow.wake(delivery);
         });
@@ -138,6 +194,43 @@ impl Flow<Windows> {
         let inside = self.enter_mapper();
         let answer = self.mapper.prepare(growth.chunk);
         drop(inside);
+        self.end_growing(growth, answer, delivery)
+    }
+
+    /// Has the mapper prepare a chunk for a request, which goes on when the mapper has answered.
+    pub(super) fn grow_for(
+        self: Arc<Self>,
+        request: Request,
+        tried: Tried,
+        growth: Growth,
+        done: Completion<Allocated>,
+    ) {
+        let (flow, chunk) = (Arc::clone(&self), growth.chunk);
+        let prepared = Completion::with_delivery(move |answer, delivery| {
+            let _outside = leave_mapper();
+            match flow.end_growing(growth, answer, delivery) {
+                Ok(()) => flow.allocate_or_wait(request, tried, done, delivery),
+                Err(error) => flow.failed(error, done, delivery),
+            }
+        });
+        let _inside = self.enter_mapper();
+        self.mapper.prepare_later(chunk, prepared);
+    }
+
+    /// Forgets about a chunk that the mapper was not asked for.
+    pub(super) fn do_not_grow(self: &Arc<Self>, growth: &Growth, delivery: &mut Delivery) {
+        self.space.lock().memory.not_begun(growth);
+        self.wake(delivery);
+    }
+
+    /// Takes in what the mapper has prepared, or that it could not. An error means that a smaller chunk
+    /// would not help.
+    fn end_growing(
+        self: &Arc<Self>,
+        growth: Growth,
+        answer: Result<Prepared>,
+        delivery: &mut Delivery,
+    ) -> Result<()> {
         // Before any allocation can lie in it.
         if answer.is_ok() {
             let Chunk { range, group, .. } = growth.chunk;
@@ -175,40 +268,110 @@ impl Flow<Windows> {
             return Ok(0);
         }
         let flow = Arc::clone(self);
-        let mut failure = None;
-        let (mut progress, mut bytes) = (false, 0);
+        if flow.mapper.changes_chunks_later() {
+            flow.reclaim_later(empty, |flow, _, delivery| {
+                flow.release_spare_windows(delivery)
+            });
+            return Ok(0);
+        }
+        let mut outcome = Outcome::default();
         for detached in empty {
             let inside = flow.enter_mapper();
             let answer = flow.mapper.reclaim(detached.range);
             drop(inside);
-            // It was freed without traps if it was to go (`free_with_chunks`).
-            let stays = answer.is_err() && detached.group.protection.executable();
-            let writers = stays.then(|| self.open_writers());
-            if let Some(Ok(_open)) = writers {
-                detached.chunk.fill_with_traps();
-                self.flush_here(detached.range);
-            }
-            if answer.is_ok() {
-                let tracking = &flow.tracking;
-                tracking.chunk_reclaimed(detached.range, detached.group, delivery);
-            }
-            let memory = &mut flow.space.lock().memory;
-            match answer {
-                Ok(()) => {
-                    bytes += detached.chunk.committed();
-                    memory.reclaimed(detached);
-                    progress = true;
-                }
-                Err(error) => {
-                    memory.not_reclaimed(detached);
-                    failure = Some(error);
-                }
-            }
+            outcome.add(flow.end_reclaiming(detached, answer, delivery));
         }
         flow.wake(delivery);
-        match failure {
-            Some(error) if !progress => Err(error),
-            _ => Ok(bytes),
+        outcome.result()
+    }
+
+    /// Has the mapper take empty chunks back for a request, which goes on when the mapper has answered.
+    pub(super) fn reclaim_for(
+        self: Arc<Self>,
+        request: Request,
+        tried: Tried,
+        empty: Vec<Detached>,
+        done: Completion<Allocated>,
+    ) {
+        let tried = Tried {
+            reclaimed: true,
+            ..tried
+        };
+        self.reclaim_later(empty, move |flow, answer, delivery| match answer {
+            Ok(_) => flow.allocate_or_wait(request, tried, done, delivery),
+            Err(error) => flow.failed(error, done, delivery),
+        });
+    }
+
+    /// Keeps chunks that the mapper was not asked to take back.
+    pub(super) fn do_not_reclaim(self: &Arc<Self>, empty: Vec<Detached>, delivery: &mut Delivery) {
+        let not_asked = || Error::new(Status::WouldBlock, String::new());
+        for detached in empty {
+            let _ = self.end_reclaiming(detached, Err(not_asked()), delivery);
+        }
+        self.wake(delivery);
+    }
+
+    /// [`Flow::reclaim`] where the mapper answers later; then `next` runs.
+    fn reclaim_later(
+        self: Arc<Self>,
+        empty: Vec<Detached>,
+        next: impl FnOnce(Arc<Self>, Result<u64>, &mut Delivery) + Send + 'static,
+    ) {
+        let shared = Arc::new(Mutex::new((empty.len(), Outcome::default(), Some(next))));
+        for detached in empty {
+            let (flow, shared) = (Arc::clone(&self), Arc::clone(&shared));
+            let range = detached.range;
+            let reclaimed = Completion::with_delivery(move |answer, delivery| {
+                let _outside = leave_mapper();
+                let answer = flow.end_reclaiming(detached, answer, delivery);
+                let last = {
+                    let (left, outcome, next) = &mut *shared.lock();
+                    *left -= 1;
+                    outcome.add(answer);
+                    let ended = *left == 0;
+                    ended.then(|| (std::mem::take(outcome).result(), next.take()))
+                };
+                flow.wake(delivery);
+                if let Some((answer, Some(next))) = last {
+                    next(flow, answer, delivery);
+                }
+            });
+            let _inside = self.enter_mapper();
+            self.mapper.reclaim_later(range, reclaimed);
+        }
+    }
+
+    /// Gives the run of a chunk back that the mapper has taken back, or keeps the chunk. Gives the bytes of
+    /// memory that it held.
+    fn end_reclaiming(
+        &self,
+        detached: Detached,
+        answer: Result<()>,
+        delivery: &mut Delivery,
+    ) -> Result<u64> {
+        // It was freed without traps if it was to go (`free_with_chunks`).
+        let stays = answer.is_err() && detached.group.protection.executable();
+        let writers = stays.then(|| self.open_writers());
+        if let Some(Ok(_open)) = writers {
+            detached.chunk.fill_with_traps();
+            self.flush_here(detached.range);
+        }
+        if answer.is_ok() {
+            let (range, group) = (detached.range, detached.group);
+            self.tracking.chunk_reclaimed(range, group, delivery);
+        }
+        let memory = &mut self.space.lock().memory;
+        match answer {
+            Ok(()) => {
+                let bytes = detached.chunk.committed();
+                memory.reclaimed(detached);
+                Ok(bytes)
+            }
+            Err(error) => {
+                memory.not_reclaimed(detached);
+                Err(error)
+            }
         }
     }
 
@@ -220,7 +383,7 @@ impl Flow<Windows> {
         }
         let flow = Arc::clone(self);
         for Waiting { request, done } in waiting {
-            Arc::clone(&flow).allocate_or_wait(request, 0, false, done, delivery);
+            Arc::clone(&flow).allocate_or_wait(request, Tried::default(), done, delivery);
         }
     }
 }

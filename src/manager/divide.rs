@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Dividing windows among allocations: pieces are taken, and given back.
 
-use super::allocate::Waiting;
+use super::allocate::{Tried, Waiting};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, POOLS};
 use super::records::{Buffers, InFlightState, Key, Phase, Records};
@@ -30,6 +30,16 @@ pub(super) struct Effort {
     pub(super) last_resort: bool,
     /// Empty chunks may be given up for it.
     pub(super) reclaim: bool,
+}
+
+impl Effort {
+    /// What is left to do for a request.
+    pub(super) fn after(tried: Tried) -> Effort {
+        Effort {
+            last_resort: tried.last_resort,
+            reclaim: !tried.reclaimed,
+        }
+    }
 }
 
 /// What came of trying to allocate.

@@ -383,6 +383,12 @@ impl Windows {
         window.add_chunk(growth.chunk, growth.touched, prepared);
     }
 
+    /// Gives the run back that the mapper was not asked to prepare.
+    pub(super) fn not_begun(&mut self, growth: &Growth) {
+        self.end_change(growth.window);
+        self.window_mut(growth.window).shrink(growth.chunk.range);
+    }
+
     /// Gives the run back that the mapper could not prepare.
     ///
     /// Says whether a smaller chunk would do, and will be tried next.

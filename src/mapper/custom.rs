@@ -32,7 +32,21 @@ pub trait CustomMapper: Send + Sync {
     ///
     /// # Errors
     /// The request that needs the chunk fails with what this answers.
-    fn prepare(&self, chunk: Chunk) -> Result<Prepared>;
+    fn prepare(&self, _chunk: Chunk) -> Result<Prepared> {
+        Err(neither("prepare"))
+    }
+
+    /// Whether [`CustomMapper::prepare_async`] and [`CustomMapper::reclaim_async`] are to be called in
+    /// place of [`CustomMapper::prepare`] and [`CustomMapper::reclaim`]; the answer never changes. An
+    /// allocation that needs a chunk is then one that waits: the `try_` forms decline it.
+    fn answers_later(&self) -> bool {
+        false
+    }
+
+    /// [`CustomMapper::prepare`] with an answer now or later, from any thread.
+    fn prepare_async(&self, chunk: Chunk, done: Completion<Prepared>) {
+        done.complete(self.prepare(chunk));
+    }
 
     /// Makes an allocation's content visible with its final protection, and runs its finalize actions
     /// first to last. If one fails, the deallocation twins of those before it run last to first, and
@@ -53,7 +67,14 @@ pub trait CustomMapper: Send + Sync {
     ///
     /// # Errors
     /// The chunk stays in use then.
-    fn reclaim(&self, chunk: AddressRange) -> Result<()>;
+    fn reclaim(&self, _chunk: AddressRange) -> Result<()> {
+        Err(neither("reclaim"))
+    }
+
+    /// [`CustomMapper::reclaim`] with an answer now or later, from any thread.
+    fn reclaim_async(&self, chunk: AddressRange, done: Completion<()>) {
+        done.complete(self.reclaim(chunk));
+    }
 
     /// Gives a window back, with every chunk that is left in it.
     fn release(&self, window: AddressRange, done: Completion<()>);
@@ -106,6 +127,13 @@ impl<M: CustomMapper> Checked<M> {
     }
 }
 
+fn neither(operation: &str) -> Error {
+    Error::new(
+        Status::Unsupported,
+        format!("custom mapper: it implements neither {operation} nor {operation}_async"),
+    )
+}
+
 fn broken(message: String) -> Error {
     Error::new(Status::MapperFailed, message)
         .remedy("the custom mapper's callback, or the executor, breaks its contract")
@@ -131,6 +159,18 @@ pub(super) fn check_window(
             "reserve of {size} bytes answered {range:?}, which overlaps the window {other:?}"
         ))),
         None => Ok(()),
+    }
+}
+
+/// Working memory must be as large as its chunk.
+fn check_chunk(chunk: Chunk, prepared: Prepared) -> Result<Prepared> {
+    match prepared.working {
+        Working::Shared(writer) if writer.size() != chunk.range.size() => Err(broken(format!(
+            "prepare of {} bytes answered working memory of {}",
+            chunk.range.size(),
+            writer.size()
+        ))),
+        _ => Ok(prepared),
     }
 }
 
@@ -160,15 +200,20 @@ impl<M: CustomMapper> MemoryMapper for Checked<M> {
     }
 
     fn prepare(&self, chunk: Chunk) -> Result<Prepared> {
-        let prepared = self.host.prepare(chunk)?;
-        match prepared.working {
-            Working::Shared(writer) if writer.size() != chunk.range.size() => Err(broken(format!(
-                "prepare of {} bytes answered working memory of {}",
-                chunk.range.size(),
-                writer.size()
-            ))),
-            _ => Ok(prepared),
-        }
+        check_chunk(chunk, self.host.prepare(chunk)?)
+    }
+
+    fn changes_chunks_later(&self) -> bool {
+        self.host.answers_later()
+    }
+
+    fn prepare_later(&self, chunk: Chunk, done: Completion<Prepared>) {
+        let checked = done.map(move |answer: Result<Prepared>| check_chunk(chunk, answer?));
+        self.host.prepare_async(chunk, checked);
+    }
+
+    fn reclaim_later(&self, chunk: AddressRange, done: Completion<()>) {
+        self.host.reclaim_async(chunk, done);
     }
 
     fn initialize(

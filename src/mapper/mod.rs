@@ -333,6 +333,22 @@ pub(crate) trait MemoryMapper: MapperBase {
         )))
     }
 
+    /// Whether [`MemoryMapper::prepare_later`] and [`MemoryMapper::reclaim_later`] are to be called in place
+    /// of `prepare` and `reclaim`, and may answer after they have returned.
+    fn changes_chunks_later(&self) -> bool {
+        false
+    }
+
+    /// [`MemoryMapper::prepare`] with an answer by completion.
+    fn prepare_later(&self, chunk: Chunk, done: Completion<Prepared>) {
+        done.complete(self.prepare(chunk));
+    }
+
+    /// [`MemoryMapper::reclaim`] with an answer by completion.
+    fn reclaim_later(&self, chunk: AddressRange, done: Completion<()>) {
+        done.complete(self.reclaim(chunk));
+    }
+
     /// Gives a window back, with every chunk that is left in it. The manager uses none of their writers
     /// any more.
     fn release(&self, window: AddressRange, done: Completion<()>);
