@@ -35,6 +35,9 @@ pub enum InProcessKind {
     Mprotect,
 }
 
+/// Bytes of code from which on it is worth two system calls to know what was written of them.
+const MUCH_CODE: u64 = 64 << 10;
+
 /// The mapper of this process's own memory.
 pub(crate) struct InProcess {
     capabilities: Capabilities,
@@ -130,12 +133,31 @@ impl InProcess {
         })
     }
 
-    /// Makes a copied segment's code trap.
+    /// Makes a copied segment's code trap, as far as anything was ever written there.
     fn make_trap(range: AddressRange, group: AllocGroup) -> Result<()> {
         if !group.protection.executable() {
             return Ok(());
         }
-        Self::rewrite(range, group, |writer| writer.fill_with_traps())
+        let written = match range.rounded_out(sys::page_size()) {
+            Some(pages) if range.size() > MUCH_CODE => sys::touched(pages).ok(),
+            _ => None,
+        };
+        if written.as_ref().is_some_and(Vec::is_empty) {
+            return Ok(());
+        }
+        let fill = |writer: Writer| {
+            for part in written.iter().flatten() {
+                let start = part.start().max(range.start());
+                let size = part.end().min(range.end()) - start;
+                // Windows are below 2 GiB, so both fit.
+                let part = writer.part_of((start - range.start()) as u32, size as u32);
+                part.fill_with_traps();
+            }
+            if written.is_none() {
+                writer.fill_with_traps();
+            }
+        };
+        Self::rewrite(range, group, fill)
             .map_err(|error| error.context("fill freed code with traps"))
     }
 

@@ -3,7 +3,9 @@
 
 use super::gate;
 use crate::page::AddressRange;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
 /// One line of /proc/self/maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,6 +55,41 @@ pub(crate) fn is_reserved(range: AddressRange) -> io::Result<bool> {
         }
     }
     Ok(end >= range.end())
+}
+
+/// Bytes of /proc/self/pagemap that are read at once; there are 8 for each page.
+const PAGEMAP_BYTES: usize = 32 << 10;
+
+/// The pages of a range that have been touched, as runs in address order. Others have never held anything
+/// but zeros, in private memory.
+pub(crate) fn touched(pages: AddressRange) -> io::Result<Vec<AddressRange>> {
+    /// Bits of an entry: the page is in memory, or swapped out.
+    const THERE: u64 = 0b11 << 62;
+    let page = super::page_size().bytes();
+    gate("open(/proc/self/pagemap)")?;
+    let file = File::open("/proc/self/pagemap")?;
+    let mut runs: Vec<AddressRange> = Vec::new();
+    let mut buffer = [0; PAGEMAP_BYTES];
+    let mut address = pages.start();
+    while address < pages.end() {
+        let left = (pages.end() - address) / page * 8;
+        let part = &mut buffer[..left.min(PAGEMAP_BYTES as u64) as usize];
+        gate("pread")?;
+        file.read_exact_at(part, address / page * 8)?;
+        for entry in part.chunks_exact(8) {
+            let entry = entry.try_into().map_or(0, u64::from_ne_bytes);
+            if entry & THERE != 0 {
+                let mut start = address;
+                if let Some(last) = runs.last().filter(|last| last.end() == address) {
+                    start = last.start();
+                    runs.pop();
+                }
+                runs.extend(AddressRange::new(start, address + page - start));
+            }
+            address += page;
+        }
+    }
+    Ok(runs)
 }
 
 /// An address inside libc's code: the neighbourhood that linked code must reach.

@@ -57,7 +57,7 @@ pub(crate) use map::{
     At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect, remove,
     replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
-pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings};
+pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
 pub(crate) use pages::Pages;
 pub(crate) use program::{

@@ -276,6 +276,46 @@ fn code_that_was_not_written_is_freed_without_touching_it() {
 }
 
 #[test]
+fn zero_fill_of_code_is_freed_without_touching_it() {
+    let manager = manager(MPROTECT, Options::default()).unwrap();
+    let code = [segment(3 << 20, 64 << 20, 16, Protection::READ_EXEC)];
+    let kept = allocate(&manager, &[segment(9, 0, 1, Protection::READ_EXEC)]).unwrap();
+    finalize(&manager, kept.handle).unwrap();
+    let allocated = allocate(&manager, &code).unwrap();
+    let written = vec![0x90; 3 << 20];
+    manager
+        .core
+        .write(allocated.handle, 0, 0, &written)
+        .unwrap();
+    let handle = finalize(&manager, allocated.handle).unwrap();
+    let address = allocated.segments[0].address;
+    // As a stray jump would: a page that was only read.
+    assert_eq!(read(address + (32 << 20), 1), [0]);
+    let before = page_faults();
+    // The chunk stays, so that what is left in it can be looked at: the calls before are an open, 5 reads
+    // and 2 changes of protection.
+    let faults = Faults::all_after(8, libc::ENOMEM);
+    deallocate(&manager, &[handle]).unwrap();
+    assert!(faults.failed().is_some());
+    drop(faults);
+    let touched = page_faults() - before;
+    assert!(touched < UNTOUCHED, "{touched} pages");
+    assert_eq!(read(address, 3 << 20), vec![sys::TRAP[0]; 3 << 20]);
+    assert_eq!(read(address + (40 << 20), 1), [0]);
+    // What uses it again finds its zero-fill zero.
+    let again = allocate(
+        &manager,
+        &[segment(16, 64 << 20, 16, Protection::READ_EXEC)],
+    )
+    .unwrap();
+    finalize(&manager, again.handle).unwrap();
+    assert_eq!(
+        read(again.segments[0].address + 16, 3 << 20),
+        vec![0; 3 << 20]
+    );
+}
+
+#[test]
 fn code_beside_others_in_a_large_chunk_traps_when_freed() {
     let manager = manager(TWO_VIEWS, Options::default()).unwrap();
     let code = |size| segment(size, 0, 16, Protection::READ_EXEC);
