@@ -165,6 +165,8 @@ void recordFailure(Results &R, const Workload &W, const Contender &C, Error Err)
 /// Lets the parent trace the system calls of this process and of what it starts. A filter that
 /// stops at each costs half of what ptrace's own two stops per call do, which would be minutes.
 static void beTraced(ChildReport &Report) {
+  // With a tracer jitmem would choose the mapper that debuggers need.
+  setenv("JITMEM_DEBUG", "0", 1);
   if (ptrace(PTRACE_TRACEME, 0, nullptr, nullptr)) {
     Report.TraceError = errno;
     return;

@@ -36,7 +36,7 @@ static cl::list<std::string>
          cl::cat(Category));
 static cl::list<std::string>
     Chosen("managers", cl::CommaSeparated, cl::value_desc("name,..."),
-           cl::desc("measure these managers (default: all but jitmem-mprotect)"),
+           cl::desc("measure these managers (default: all but jitmem-mprotect and jitmem-closing)"),
            cl::cat(Category));
 static cl::list<std::string>
     Dispatchers("dispatchers", cl::CommaSeparated, cl::value_desc("name,..."),

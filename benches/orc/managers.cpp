@@ -166,6 +166,13 @@ static void addThisProcess(std::vector<ManagerSpec> &Managers) {
                         return inThisProcess(std::move(D),
                                              jitmem::orc::MemoryManager::CreateInProcess(O));
                       }});
+  Managers.push_back(
+      {JitmemClosing.str(), "jitmem::orc::MemoryManager::CreateInProcess() with CloseWriters",
+       Role::Extra, true, [](const std::string &, DispatcherPtr D) {
+         jitmem::orc::Options O;
+         O.CloseWriters = true;
+         return inThisProcess(std::move(D), jitmem::orc::MemoryManager::CreateInProcess(O));
+       }});
 }
 
 static void addAnotherProcess(std::vector<ManagerSpec> &Managers) {

@@ -76,6 +76,7 @@ inline constexpr llvm::StringLiteral LLVMMapper = "llvm-mapper";
 inline constexpr llvm::StringLiteral FloorName = "floor";
 inline constexpr llvm::StringLiteral Jitmem = "jitmem";
 inline constexpr llvm::StringLiteral JitmemMprotect = "jitmem-mprotect";
+inline constexpr llvm::StringLiteral JitmemClosing = "jitmem-closing";
 inline constexpr llvm::StringLiteral LLVMGeneric = "llvm-epc";
 inline constexpr llvm::StringLiteral LLVMShared = "llvm-shared";
 inline constexpr llvm::StringLiteral LLVMSimpleRemote = "llvm-simple-remote";

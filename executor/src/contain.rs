@@ -141,6 +141,9 @@ impl Limit {
 /// to end have output to write.
 const GRACE: Duration = Duration::from_secs(2);
 
+/// How often the parent is looked for where the kernel can't tell of its end.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
 /// Has this process killed when its parent has ended. The kernel's own PR_SET_PDEATHSIG comes when
 /// the thread ends that has started this process, though others of the parent may go on.
 fn die_with_parent() -> Result<()> {
@@ -152,17 +155,30 @@ fn die_with_parent() -> Result<()> {
         "the parent is process 1: what started this program is gone already, or it is the first process of its \
          namespace, with which all others end anyway; then leave the option out"
     );
-    let watched = pidfd_open(parent, PidfdFlags::empty());
-    let watched = watched.with_context(|| format!("pidfd_open of process {parent}"))?;
+    let watched = match pidfd_open(parent, PidfdFlags::empty()) {
+        Err(Errno::NOSYS) => None, // before Linux 5.3
+        watched => Some(watched.with_context(|| format!("pidfd_open of process {parent}"))?),
+    };
+    let now = Timespec::default();
+    let ended = watched
+        .as_ref()
+        .map(|watched| has_ended(watched, Some(&now)));
     // Its number may have been given to another process before that; an orphan has a new parent.
     ensure!(
-        getppid() == Some(parent) && !has_ended(&watched, Some(&Timespec::default()))?,
+        getppid() == Some(parent) && !ended.transpose()?.unwrap_or(false),
         "the parent, process {parent}, is gone already"
     );
     let own = getpid();
     let watch = move || {
-        // Also if that has failed: nothing would watch the parent from here on.
-        let _ = has_ended(&watched, None);
+        match watched {
+            // Also if that has failed: nothing would watch the parent from here on.
+            Some(watched) => drop(has_ended(&watched, None)),
+            None => {
+                while getppid() == Some(parent) {
+                    thread::sleep(BETWEEN_LOOKS);
+                }
+            }
+        }
         thread::sleep(GRACE);
         let _ = kill_process(own, Signal::KILL);
     };

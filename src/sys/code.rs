@@ -20,7 +20,8 @@ pub(crate) const COHERENT_FETCH: bool = cfg!(any(target_arch = "x86_64", target_
 /// writer's alias would not do.
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
 pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
-    // x86 keeps instruction fetch coherent with stores, through any alias (Intel SDM 3A, 11.6).
+    // x86 keeps cached code coherent with stores through any alias (Intel SDM 3A, "Self-modifying code"). What
+    // was prefetched through another one is ARCHITECTURE's "Cross-modifying code".
     std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
     super::valgrind::discard_translations(address, size);
 }

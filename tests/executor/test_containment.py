@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import unittest
 
@@ -340,6 +341,8 @@ class Limits(Case):
         self.assertTrue(ran.complaint.startswith(told), ran)
 
 
+# Asks for what kernels before 5.3 lack.
+PIDFD = "import os; os.pidfd_open(os.getpid())"
 # Longer than what a parent that has ended leaves its executor.
 GRACE = 3
 
@@ -347,9 +350,10 @@ GRACE = 3
 class Parents(unittest.TestCase):
     """Death with the parent."""
 
-    def start_spinning(self, *options):
+    def start_spinning(self, *options, through=()):
         """A controller whose program never ends, and a pidfd of its executor."""
-        command = [programs.controller(22), f"-oop-executor={bounded(*options)}"]
+        executor = bounded(*options, through=through)
+        command = [programs.controller(22), f"-oop-executor={executor}"]
         command += [*programs.objects("limits.o"), "-args", "spin"]
         controller = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
         pid = int(controller.stdout.readline())
@@ -380,6 +384,17 @@ class Parents(unittest.TestCase):
                 # This process adopts it: controllers.py.
                 _, status = os.waitpid(pid, 0)
                 self.assertEqual(os.waitstatus_to_exitcode(status), -signal.SIGKILL)
+
+    def test_a_killed_parents_program_is_gone_before_linux_5_3(self):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "without_pidfd.py")
+        through = [sys.executable, script]
+        self.assertIn("Function not implemented", run([*through, sys.executable, "-c", PIDFD]).complaint)
+        controller, executor, pid = self.start_spinning("--die-with-parent", through=through)
+        self.assertFalse(self.ended(executor, GRACE))
+        controller.kill()
+        controller.wait()
+        self.assertTrue(self.ended(executor, 60))
+        os.waitpid(pid, 0)
 
     def test_without_it_the_program_goes_on(self):
         controller, executor, pid = self.start_spinning()
