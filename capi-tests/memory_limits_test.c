@@ -63,6 +63,30 @@ LIMITED_EACH(address_space_for_no_window) {
   jitmem_mapper_free(mapper);
 }
 
+// The smallest window holds a graph with code, constants and data, where there is hardly more
+// address space than it takes, and where what there is lies in pieces.
+LIMITED_EACH(address_space_for_the_smallest_window) {
+  set_limit(RLIMIT_AS, address_space() + 2 * MIB);
+  jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){.window_size = 64 * KIB});
+  MUST(child_stats(manager).reserved == 64 * KIB);
+  for (int i = 0; i < 100; i++)
+    child_graph(manager);
+  jitmem_manager_free(manager);
+  // Every other 128 KiB are taken, and nothing is left beside the holes.
+  enum { PIECES = 64 };
+  set_limit(RLIMIT_AS, RLIM_INFINITY);
+  char *pieces =
+      mmap(NULL, PIECES * 256 * KIB, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  MUST(pieces != MAP_FAILED);
+  for (int i = 0; i < PIECES; i++)
+    MUST(munmap(pieces + (uint64_t)i * 256 * KIB, 128 * KIB) == 0);
+  set_limit(RLIMIT_AS, address_space() + 2 * MIB);
+  manager = child_manager(kind, (jitmem_manager_options){.window_size = 64 * KIB});
+  for (int i = 0; i < 100; i++)
+    child_graph(manager);
+  jitmem_manager_free(manager);
+}
+
 // Allocates small graphs until there is no room for more, which must be told as an error; frees
 // them when there is room again, and says how many there were.
 static size_t use_up(jitmem_manager *manager, size_t most) {
@@ -398,6 +422,8 @@ int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       LIMIT(address_space_for_a_smaller_window_two_views),
       LIMIT(address_space_for_a_smaller_window_mprotect),
+      LIMIT(address_space_for_the_smallest_window_two_views),
+      LIMIT(address_space_for_the_smallest_window_mprotect),
       LIMIT(address_space_for_no_window_two_views),
       LIMIT(address_space_for_no_window_mprotect),
       LIMIT(address_space_that_a_window_nearly_fills_two_views),

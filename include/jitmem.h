@@ -544,7 +544,8 @@ JITMEM_ENUM(jitmem_growth) {
 typedef struct jitmem_manager_options {
   /// sizeof(jitmem_manager_options).
   size_t struct_size;
-  /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
+  /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB. The
+  /// smallest holds a graph of code, constants and data where 2 MiB of address space are left.
   uint64_t window_size;
   /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
   uint64_t address;

@@ -67,7 +67,8 @@ pub enum jitmem_growth {
 pub struct jitmem_manager_options {
     /// sizeof(jitmem_manager_options).
     pub struct_size: usize,
-    /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB.
+    /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB. The
+    /// smallest holds a graph of code, constants and data where 2 MiB of address space are left.
     pub window_size: u64,
     /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
     pub address: u64,
