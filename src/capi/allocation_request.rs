@@ -7,7 +7,7 @@ use super::manager::{self, jitmem_allocated_fn, jitmem_manager, now};
 use super::request::{self, jitmem_segment, jitmem_segment_memory};
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::Result;
-use crate::manager::{Dylib, LONGEST_NAME, Label, Manager, Name, Request};
+use crate::manager::{Dylib, LONGEST_NAME, Label, Manager, Name, Request, heap_is_full};
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 
@@ -44,7 +44,8 @@ unsafe fn name(pointer: *const c_char, what: &str) -> Result<Option<Name>> {
     }
     // SAFETY: as the caller says.
     let text = unsafe { input::short_text(pointer, LONGEST_NAME, what) }?;
-    Ok(Some(Name::new(text.to_owned())))
+    let copy = Name::copied(text).map_err(|_| heap_is_full())?;
+    Ok(Some(copy))
 }
 
 /// # Safety

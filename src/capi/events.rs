@@ -80,8 +80,8 @@ fn lend(it: &Allocation, segments: &[AllocatedSegment], see: impl FnOnce(&jitmem
         allocation: it.handle().0,
         dylib: it.dylib().0,
         tag: it.tag(),
-        name: text(it.label().own_name()),
-        dylib_name: text(it.label().name_of_dylib()),
+        name: text(it.label().and_then(|label| label.own_name())),
+        dylib_name: text(it.label().and_then(|label| label.name_of_dylib())),
         segments: segments.as_ptr(),
         segment_count: segments.len(),
     });

@@ -5,7 +5,7 @@ use super::input;
 use super::manager::{jitmem_manager, with_manager};
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Result, invalid_argument};
-use crate::manager::{Manager, Name, Usage, UsageBy};
+use crate::manager::{Manager, Name, Usage, UsageBy, heap_is_full};
 use std::ffi::{c_char, c_void};
 use std::mem::{offset_of, size_of};
 
@@ -129,7 +129,8 @@ pub unsafe extern "C" fn jitmem_manager_all_usage(
     let body = |manager: &Manager| {
         let see = see.ok_or_else(|| invalid_argument("see is NULL"))?;
         for usage in manager.all_usage(chosen(by)?)? {
-            let name = usage.name.clone().map(Name::new);
+            let name = usage.name.as_deref().map(Name::copied);
+            let name = name.transpose().map_err(|_| heap_is_full())?;
             let usage = to_c(&usage, size_of::<jitmem_usage>(), name.as_ref());
             // SAFETY: the host's function takes a context and what lives through the call.
             unsafe { see(ctx, &usage) };

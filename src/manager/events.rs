@@ -3,7 +3,9 @@
 
 use super::label::Label;
 use super::request::Request;
+use super::space::heap_is_full;
 use super::{Allocated, AllocationHandle, Dylib};
+use crate::error::Result;
 use crate::group::{AllocGroup, Lifetime};
 use crate::page::AddressRange;
 use smallvec::SmallVec;
@@ -26,35 +28,36 @@ pub struct AllocatedSegment {
 #[derive(Debug)]
 pub struct Allocation {
     handle: u64,
-    label: Label,
+    dylib: Dylib,
+    label: Option<Arc<Label>>,
     /// Those that stay until deallocate come first.
     segments: SmallVec<[AllocatedSegment; 4]>,
     lasting: usize,
 }
 
 impl Allocation {
-    /// For a request that is not answered yet: the addresses are still to come.
-    pub(super) fn new(request: &Request) -> Allocation {
-        let label = request.label.as_deref().cloned();
-        let mut segments: SmallVec<[AllocatedSegment; 4]> = request
-            .planned
-            .iter()
-            .filter_map(|planned| {
-                Some(AllocatedSegment {
-                    index: planned.index.into(),
-                    range: AddressRange::new(0, planned.size.into())?,
-                    group: planned.group,
-                })
+    /// For a request that is not answered yet: the addresses are still to come. Fails if the heap has
+    /// no room.
+    pub(super) fn new(request: &Request) -> Result<Allocation> {
+        let mut segments = SmallVec::<[AllocatedSegment; 4]>::new();
+        let count = request.planned.len();
+        segments.try_reserve(count).map_err(|_| heap_is_full())?;
+        segments.extend(request.planned.iter().filter_map(|planned| {
+            Some(AllocatedSegment {
+                index: planned.index.into(),
+                range: AddressRange::new(0, planned.size.into())?,
+                group: planned.group,
             })
-            .collect();
+        }));
         let lasts = |segment: &AllocatedSegment| segment.group.lifetime == Lifetime::Standard;
-        segments.sort_by_key(|segment| !lasts(segment));
-        Allocation {
+        segments.sort_unstable_by_key(|segment| (!lasts(segment), segment.index));
+        Ok(Allocation {
             handle: 0,
-            label: label.unwrap_or_else(|| Label::new(Dylib(request.dylib))),
+            dylib: Dylib(request.dylib),
+            label: request.label.clone(),
             lasting: segments.iter().filter(|segment| lasts(segment)).count(),
             segments,
-        }
+        })
     }
 
     /// Takes over what was answered.
@@ -75,22 +78,22 @@ impl Allocation {
 
     /// The JITDylib that it was allocated for.
     pub fn dylib(&self) -> Dylib {
-        self.label.dylib()
+        self.dylib
     }
 
     /// The host's tag; 0 if it has none.
     pub fn tag(&self) -> u64 {
-        self.label.tag_number()
+        self.label.as_ref().map_or(0, |label| label.tag_number())
     }
 
     /// Its name.
     pub fn name(&self) -> Option<&str> {
-        Some(self.label.own_name()?.as_str())
+        Some(self.label.as_ref()?.own_name()?.as_str())
     }
 
     /// The name of its JITDylib.
     pub fn dylib_name(&self) -> Option<&str> {
-        Some(self.label.name_of_dylib()?.as_str())
+        Some(self.label.as_ref()?.name_of_dylib()?.as_str())
     }
 
     /// Every segment that has memory until the finalize actions have run.
@@ -103,8 +106,9 @@ impl Allocation {
         &self.segments[..self.lasting]
     }
 
-    pub(crate) fn label(&self) -> &Label {
-        &self.label
+    /// What the host said of it.
+    pub(crate) fn label(&self) -> Option<&Arc<Label>> {
+        self.label.as_ref()
     }
 }
 

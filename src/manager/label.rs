@@ -3,6 +3,7 @@
 
 use super::Dylib;
 use crate::error::{Result, invalid_argument};
+use std::collections::TryReserveError;
 use std::fmt;
 
 /// Most bytes of a name.
@@ -15,9 +16,17 @@ const SHOWN: usize = 100;
 pub(crate) struct Name(String);
 
 impl Name {
-    pub(crate) fn new(mut text: String) -> Name {
+    fn new(mut text: String) -> Name {
         text.push('\0');
         Name(text)
+    }
+
+    /// A copy. Fails if the heap has no room for it.
+    pub(crate) fn copied(text: &str) -> Result<Name, TryReserveError> {
+        let mut name = String::new();
+        name.try_reserve_exact(text.len() + 1)?;
+        name.push_str(text);
+        Ok(Name::new(name))
     }
 
     pub(crate) fn as_str(&self) -> &str {

@@ -43,6 +43,7 @@ pub use label::Label;
 pub(crate) use label::{LONGEST_NAME, Name};
 pub(crate) use request::Request;
 pub use request::Segment;
+pub(crate) use space::heap_is_full;
 pub use stats::{LayoutItem, LayoutKind, Stats};
 pub use usage::{Usage, UsageBy};
 pub use write_scope::WriteScope;

@@ -6,6 +6,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Lifetime};
 use crate::page::{Alignment, PACKING_GRANULE};
 use smallvec::SmallVec;
+use std::sync::Arc;
 
 /// Segments may be aligned to this and no more.
 pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
@@ -98,7 +99,7 @@ pub(crate) struct Request {
     /// What the host calls the JITDylib; 0 for none.
     pub(super) dylib: u64,
     /// What else the host said of it.
-    pub(super) label: Option<Box<Label>>,
+    pub(super) label: Option<Arc<Label>>,
 }
 
 impl Request {
@@ -160,7 +161,7 @@ impl Request {
             return Ok(self);
         }
         label.check()?;
-        let label = Some(Box::new(label));
+        let label = Some(Arc::new(label));
         Ok(Request { label, ..self })
     }
 }

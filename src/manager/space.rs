@@ -123,7 +123,7 @@ pub(super) struct Space<M: Memory> {
 pub(super) type Keys = SmallVec<[Key; 4]>;
 
 #[cold]
-pub(super) fn heap_is_full() -> Error {
+pub(crate) fn heap_is_full() -> Error {
     let message = "allocate: the heap has no room for the manager's own records; free memory, or \
                    raise RLIMIT_AS or the memory limit";
     Error::new(Status::OutOfMemory, message)

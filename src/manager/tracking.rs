@@ -58,8 +58,8 @@ impl Table {
     }
 
     fn count(&mut self, it: &Allocation, step: Step) {
-        let name = it.label().name_of_dylib();
-        self.by_dylib.count(it.dylib().0, name, it, step);
+        let named = it.label().filter(|label| label.name_of_dylib().is_some());
+        self.by_dylib.count(it.dylib().0, named, it, step);
         self.by_tag.count(it.tag(), None, it, step);
     }
 }
@@ -98,11 +98,9 @@ impl Pending {
 
 /// Says in an error which allocation it is about, in the host's words.
 pub(super) fn named<T>(allocation: Option<&Arc<Allocation>>, answer: Result<T>) -> Result<T> {
-    match allocation {
-        Some(allocation) if !allocation.label().is_plain() => {
-            answer.map_err(|error| error.context(allocation.label()))
-        }
-        _ => answer,
+    match allocation.and_then(|allocation| allocation.label()) {
+        Some(label) => answer.map_err(|error| error.context(label)),
+        None => answer,
     }
 }
 
@@ -156,7 +154,7 @@ impl Tracking {
     /// Makes room for noting the allocation for a request. Fails if the heap has none.
     pub(super) fn begin(self: &Arc<Self>, request: &Request) -> Result<Pending> {
         self.active.store(true, Ordering::Relaxed);
-        let allocation = Arc::new(Allocation::new(request));
+        let allocation = Arc::new(Allocation::new(request)?);
         let table = &mut *self.table.lock();
         table.make_room().map_err(|_| heap_is_full())?;
         table.pending += 1;
@@ -302,20 +300,33 @@ impl Tracking {
         if !self.is_active() {
             return;
         }
-        let (mut left, windows) = {
-            let table = &mut *self.table.lock();
-            let left = table.live.iter();
-            let left: Vec<(u64, u64)> = left.map(|(handle, it)| (it.order, *handle)).collect();
-            (left, table.windows.clone())
-        };
+        let mut left = Vec::new();
+        {
+            let table = self.table.lock();
+            if left.try_reserve_exact(table.live.len()).is_ok() {
+                left.extend(table.live.iter().map(|(handle, it)| (it.order, *handle)));
+            }
+        }
         left.sort_unstable();
         let delivery = &mut Delivery::Inline;
         for (_, handle) in left.into_iter().rev() {
             self.ended_one(handle, delivery);
         }
-        for window in windows {
+        // Without memory to sort them: as they come.
+        while let Some(handle) = self.any() {
+            self.ended_one(handle, delivery);
+        }
+        while let Some(window) = self.last_window() {
             self.window_released(window, delivery);
         }
+    }
+
+    fn any(&self) -> Option<u64> {
+        self.table.lock().live.keys().next().copied()
+    }
+
+    fn last_window(&self) -> Option<AddressRange> {
+        self.table.lock().windows.last().copied()
     }
 
     // ---- events ----
@@ -352,7 +363,7 @@ impl Tracking {
 
     pub(super) fn all_usage(&self, by: UsageBy) -> Result<Vec<Usage>> {
         self.check_counts()?;
-        Ok(self.table.lock().by(by).all())
+        self.table.lock().by(by).all().map_err(|_| heap_is_full())
     }
 }
 

@@ -2,8 +2,9 @@
 //! How much each JITDylib, or each tag, has.
 
 use super::events::{AllocatedSegment, Allocation};
-use super::label::Name;
+use super::label::Label;
 use std::collections::{HashMap, TryReserveError};
+use std::sync::Arc;
 
 /// What [`Usage`] is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +75,26 @@ pub(super) enum Step {
     Gone(bool),
 }
 
+/// What one key has, and the label that says how it is called.
+#[derive(Default)]
+struct Counted {
+    usage: Usage,
+    label: Option<Arc<Label>>,
+}
+
+impl Counted {
+    fn usage(&self) -> Usage {
+        let name = self.label.as_ref().and_then(|label| label.name_of_dylib());
+        Usage {
+            name: name.map(|name| name.as_str().to_owned()),
+            ..self.usage.clone()
+        }
+    }
+}
+
 /// Usage by one kind of key. What has nothing left is forgotten.
 #[derive(Default)]
-pub(super) struct Usages(HashMap<u64, Usage>);
+pub(super) struct Usages(HashMap<u64, Counted>);
 
 impl Usages {
     /// Makes sure that so many more can be counted.
@@ -84,17 +102,25 @@ impl Usages {
         self.0.try_reserve(more)
     }
 
-    pub(super) fn count(&mut self, key: u64, name: Option<&Name>, it: &Allocation, step: Step) {
-        let usage = self.0.entry(key).or_default();
+    /// Counts a step of an allocation of `key`, which is called as `label` says.
+    pub(super) fn count(
+        &mut self,
+        key: u64,
+        label: Option<&Arc<Label>>,
+        it: &Allocation,
+        step: Step,
+    ) {
+        let counted = self.0.entry(key).or_default();
+        let usage = &mut counted.usage;
         let (all, lasting) = (it.segments(), it.lasting_segments());
         match step {
             Step::Allocated => {
                 usage.key = key;
-                if usage.name.is_none() {
-                    usage.name = name.map(|name| name.as_str().to_owned());
-                }
                 usage.add(all);
                 usage.in_flight += 1;
+                if counted.label.is_none() {
+                    counted.label = label.cloned();
+                }
             }
             Step::Finalized => {
                 usage.subtract(&all[lasting.len()..]);
@@ -116,17 +142,19 @@ impl Usages {
     }
 
     pub(super) fn of(&self, key: u64) -> Usage {
-        let usage = self.0.get(&key).cloned();
-        usage.unwrap_or_else(|| Usage {
+        let counted = self.0.get(&key).map(Counted::usage);
+        counted.unwrap_or_else(|| Usage {
             key,
             ..Usage::default()
         })
     }
 
     /// All of them, by key.
-    pub(super) fn all(&self) -> Vec<Usage> {
-        let mut all: Vec<Usage> = self.0.values().cloned().collect();
-        all.sort_by_key(|usage| usage.key);
-        all
+    pub(super) fn all(&self) -> Result<Vec<Usage>, TryReserveError> {
+        let mut all = Vec::new();
+        all.try_reserve_exact(self.0.len())?;
+        all.extend(self.0.values().map(Counted::usage));
+        all.sort_unstable_by_key(|usage: &Usage| usage.key);
+        Ok(all)
     }
 }
