@@ -181,6 +181,34 @@ static void a_large_chunk_is_told_when_it_comes_and_goes(void **state) {
   jitmem_manager_free(manager);
 }
 
+// How many ranges of a layout belong to an allocation.
+struct ranges {
+  uint64_t allocation;
+  size_t count, others;
+};
+
+static void count_range(void *ctx, const jitmem_layout_item *item) {
+  struct ranges *ranges = ctx;
+  if (item->kind != JITMEM_LAYOUT_RANGE)
+    assert_int_equal(item->allocation, 0);
+  else if (item->allocation == ranges->allocation)
+    ranges->count++;
+  else
+    ranges->others++;
+}
+
+static void the_layout_says_whose_ranges_are(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  struct graph named = request_code(manager, "f", 3), plain = allocate_three(manager, 1);
+  finalize(manager, named.handle);
+  struct ranges ranges = {.allocation = named.handle};
+  OK(jitmem_manager_layout(manager, count_range, &ranges, error));
+  assert_int_equal(ranges.count, 2);
+  assert_int_equal(ranges.others, 3);
+  deallocate(manager, named.handle);
+  OK(jitmem_manager_abandon(manager, plain.handle, error));
+}
+
 // ---- names ----
 
 static void see(void *ctx, const jitmem_allocation *it) { keep_allocation(ctx, it); }
@@ -428,6 +456,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       EVERYWHERE(the_life_of_an_allocation_is_told),
       EVERYWHERE(a_large_chunk_is_told_when_it_comes_and_goes),
+      EVERYWHERE(the_layout_says_whose_ranges_are),
       EVERYWHERE(what_is_known_is_described),
       EVERYWHERE(errors_have_the_name),
       EVERYWHERE(bad_names_are_refused),

@@ -1134,8 +1134,13 @@ typedef struct jitmem_layout_item {
   uint32_t protection;
   /// One of jitmem_lifetime; 0 for a window.
   uint32_t lifetime;
+  /// 0.
+  uint32_t padding;
+  /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
+  /// tag or name, or with an observer or the option `usage`; else 0.
+  uint64_t allocation;
   /// 0: for fields of later versions.
-  uint32_t reserved[5];
+  uint32_t reserved[2];
 } jitmem_layout_item;
 
 /// Sees one piece of the layout; `item` is valid during the call.

@@ -219,8 +219,13 @@ pub struct jitmem_layout_item {
     pub protection: u32,
     /// One of jitmem_lifetime; 0 for a window.
     pub lifetime: u32,
+    /// 0.
+    pub padding: u32,
+    /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
+    /// tag or name, or with an observer or the option `usage`; else 0.
+    pub allocation: u64,
     /// 0: for fields of later versions.
-    pub reserved: [u32; 5],
+    pub reserved: [u32; 2],
 }
 
 /// Sees one piece of the layout; `item` is valid during the call.
@@ -261,7 +266,9 @@ pub unsafe extern "C" fn jitmem_manager_layout(
                 lifetime: item.group.map_or(0, |group| group.lifetime as u32),
                 address: item.range.start(),
                 size: item.range.size(),
-                reserved: [0; 5],
+                padding: 0,
+                allocation: item.allocation.map_or(0, |allocation| allocation.0),
+                reserved: [0; 2],
             };
             // SAFETY: the host's function takes a context and an item that lives through the call.
             unsafe { visit(ctx, &item) };

@@ -171,9 +171,7 @@ impl Core {
         let tracking = Arc::clone(self.tracking());
         let allocation = tracking.find(handle);
         let told = Completion::with_delivery(move |answer: Result<u64>, delivery| {
-            if answer.is_ok() {
-                tracking.finalized(handle, delivery);
-            }
+            tracking.finalize_answered(handle, &answer, delivery);
             drop(tracking);
             done.complete_with(named(allocation.as_ref(), answer), delivery);
         });
@@ -184,9 +182,8 @@ impl Core {
     pub(crate) fn finalize_and_wait(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
         let allocation = self.tracking().find(handle);
         let answer = wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
-        if answer.is_ok() {
-            self.tracking().finalized(handle, &mut Delivery::Inline);
-        }
+        let tracking = self.tracking();
+        tracking.finalize_answered(handle, &answer, &mut Delivery::Inline);
         named(allocation.as_ref(), answer)
     }
 
@@ -199,9 +196,8 @@ impl Core {
         if !flow.tracking.is_active() {
             return Some(answer);
         }
-        if answer.is_ok() {
-            flow.tracking.finalized(handle, &mut Delivery::Inline);
-        }
+        let tracking = &flow.tracking;
+        tracking.finalize_answered(handle, &answer, &mut Delivery::Inline);
         Some(self.named(handle, answer))
     }
 

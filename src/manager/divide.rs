@@ -168,6 +168,7 @@ impl Memory for Windows {
                 kind: LayoutKind::Range,
                 range,
                 group: Some(group),
+                allocation: None,
             });
         }
     }

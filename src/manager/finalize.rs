@@ -58,7 +58,7 @@ impl Flow<Windows> {
         let initialized = Completion::with_delivery(move |answer, delivery| match answer {
             Ok(teardown) => flow.finalized(key, handle, teardown, done, delivery),
             Err(error) => {
-                flow.tracking.ended(&[handle], delivery);
+                flow.tracking.failed(handle);
                 flow.not_finalized(key, error, done, delivery);
             }
         });
@@ -138,7 +138,7 @@ impl Flow<Reservations> {
         let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
             let answer = flow.space.lock().finalized(key, answer);
             if answer.is_err() {
-                flow.tracking.ended(&[handle], delivery);
+                flow.tracking.failed(handle);
             }
             flow.answer_last(answer.map(|()| handle), done, delivery);
         });

@@ -202,6 +202,7 @@ impl<M: Memory> Flow<M> {
     pub(super) fn layout(&self) -> Vec<LayoutItem> {
         let mut items = Vec::new();
         self.space.lock().visit(&mut |item| items.push(item));
+        self.tracking.name_ranges(&mut items);
         stats::sort_layout(&mut items);
         items
     }

@@ -340,6 +340,7 @@ impl Memory for Reservations {
                 kind: LayoutKind::Window,
                 range: own.range,
                 group: None,
+                allocation: None,
             });
             for placed in &own.segments {
                 for kind in [LayoutKind::Chunk, LayoutKind::Range] {
@@ -347,6 +348,7 @@ impl Memory for Reservations {
                         kind,
                         range: placed.range,
                         group: Some(placed.planned.group),
+                        allocation: None,
                     });
                 }
             }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a manager holds and has done.
 
+use super::AllocationHandle;
 use super::space::{Memory, Space};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Kind};
@@ -91,6 +92,9 @@ pub struct LayoutItem {
     pub range: AddressRange,
     /// Its group; `None` for a window.
     pub group: Option<AllocGroup>,
+    /// Whose range it is, where the manager knows: of what has a label, or with an observer or the
+    /// option `usage`.
+    pub allocation: Option<AllocationHandle>,
 }
 
 /// Sums over windows.

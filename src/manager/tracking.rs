@@ -9,7 +9,7 @@ use super::events::{Allocation, Event, EventKind, Observer};
 use super::request::Request;
 use super::space::heap_is_full;
 use super::usage::{Step, Usage, UsageBy, Usages};
-use super::{Allocated, Options};
+use super::{Allocated, AllocationHandle, LayoutItem, LayoutKind, Options};
 use crate::callback_queue::Delivery;
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
@@ -47,6 +47,8 @@ struct Tracked {
     allocation: Arc<Allocation>,
     /// Which one it was to be finalized; 0 while it is in flight.
     order: u64,
+    /// Its finalize failed, which is still to be told.
+    failed: bool,
 }
 
 impl Table {
@@ -170,6 +172,7 @@ impl Tracking {
             let tracked = Tracked {
                 allocation: Arc::clone(allocation),
                 order: 0,
+                failed: false,
             };
             table.live.insert(allocation.handle().0, tracked);
             if self.counts {
@@ -199,11 +202,62 @@ impl Tracking {
         })
     }
 
-    /// An allocation was finalized.
-    pub(super) fn finalized(&self, handle: u64, delivery: &mut Delivery) {
+    /// Says whose the ranges of a layout are.
+    pub(super) fn name_ranges(&self, items: &mut [LayoutItem]) {
         if !self.is_active() {
             return;
         }
+        let table = self.table.lock();
+        let mut owners = HashMap::new();
+        for (handle, tracked) in table.live.iter().filter(|(_, it)| !it.failed) {
+            let segments = match tracked.order {
+                0 => tracked.allocation.segments(),
+                _ => tracked.allocation.lasting_segments(),
+            };
+            for segment in segments {
+                owners.insert(segment.range.start(), AllocationHandle(*handle));
+            }
+        }
+        for item in items
+            .iter_mut()
+            .filter(|item| item.kind == LayoutKind::Range)
+        {
+            item.allocation = owners.get(&item.range.start()).copied();
+        }
+    }
+
+    /// An allocation could not be finalized and goes. It is told with the answer.
+    pub(super) fn failed(&self, handle: u64) {
+        if self.is_active() {
+            if let Some(tracked) = self.table.lock().live.get_mut(&handle) {
+                tracked.failed = true;
+            }
+        }
+    }
+
+    /// A finalize is about to be answered.
+    pub(super) fn finalize_answered<T>(
+        &self,
+        handle: u64,
+        answer: &Result<T>,
+        delivery: &mut Delivery,
+    ) {
+        if !self.is_active() {
+            return;
+        }
+        match answer {
+            Ok(_) => self.finalized(handle, delivery),
+            Err(_) => {
+                let failed = |tracked: &Tracked| tracked.failed;
+                // Of an allocation that was not in flight, nothing has changed.
+                if self.table.lock().live.get(&handle).is_some_and(failed) {
+                    self.ended_one(handle, delivery);
+                }
+            }
+        }
+    }
+
+    fn finalized(&self, handle: u64, delivery: &mut Delivery) {
         let allocation = {
             let table = &mut *self.table.lock();
             table.last_order += 1;
@@ -234,9 +288,12 @@ impl Tracking {
     fn ended_one(&self, handle: u64, delivery: &mut Delivery) {
         let (allocation, finalized) = {
             let table = &mut *self.table.lock();
-            let Some(Tracked { allocation, order }) = table.live.remove(&handle) else {
+            let Some(tracked) = table.live.remove(&handle) else {
                 return;
             };
+            let Tracked {
+                allocation, order, ..
+            } = tracked;
             let finalized = order != 0;
             if self.counts {
                 table.count(&allocation, Step::Gone(finalized));

@@ -338,6 +338,7 @@ impl Window {
             kind: LayoutKind::Window,
             range: self.range,
             group: None,
+            allocation: None,
         });
         for pool in self.pools.iter().flatten() {
             for chunk in pool.chunks() {
@@ -345,6 +346,7 @@ impl Window {
                     kind: LayoutKind::Chunk,
                     range: chunk.range(self.origin),
                     group: Some(pool.group),
+                    allocation: None,
                 });
             }
         }

@@ -172,6 +172,10 @@ fn segments_that_served_are_not_among_those_that_last() {
     let handle = graph.finalize([]).unwrap();
     let known = manager.describe(handle).unwrap();
     assert_eq!((known.dylib(), known.handle()), (Dylib(3), handle));
+    let layout = manager.layout();
+    let ranges = layout.iter().filter(|item| item.kind == LayoutKind::Range);
+    assert!(ranges.clone().all(|item| item.allocation == Some(handle)));
+    assert_eq!(ranges.count(), 2);
     let starts = |segments: &[AllocatedSegment]| {
         let mut starts: Vec<_> = segments
             .iter()
