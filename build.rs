@@ -36,6 +36,7 @@ const SECTIONS: &[Section] = &[
             "manager",
             "allocation_request",
             "write_scope",
+            "epochs",
         ],
     ),
     Section(

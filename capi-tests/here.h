@@ -29,6 +29,13 @@ static inline void count(struct counter *counter) {
   pthread_mutex_unlock(&counter->lock);
 }
 
+// A callback that counts successes.
+static inline void count_success(void *ctx, const jitmem_error *error) {
+  if (error != NULL)
+    abort();
+  count(ctx);
+}
+
 // Waits until it was counted to `wanted`, for a minute; returns how far it was counted.
 static inline int counted(struct counter *counter, int wanted) {
   struct timespec deadline;

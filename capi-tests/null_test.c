@@ -175,6 +175,22 @@ static void write_scopes(void **state) {
   deallocate(fixture->manager, graph.handle);
 }
 
+static void epochs(void **state) {
+  struct fixture *fixture = *state;
+  uint64_t epoch = 0;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_advance_epoch(NULL, &epoch, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "epoch is NULL",
+          jitmem_manager_advance_epoch(fixture->manager, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_reclaim(NULL, 0, NULL, error));
+  OK(jitmem_manager_reclaim(fixture->manager, 0, NULL, error));
+  REFUSED_ASYNC("jitmem_manager is NULL",
+                jitmem_manager_reclaim_async(NULL, 0, count_done, ctx, destroy, error));
+  REFUSED_ASYNC("fn is NULL",
+                jitmem_manager_reclaim_async(fixture->manager, 0, NULL, ctx, destroy, error));
+}
+
 static void ignore_symbol(void *ctx, const char *name, uint64_t address) {
   (void)ctx, (void)name, (void)address;
 }
@@ -454,6 +470,7 @@ int main(void) {
       cmocka_unit_test(transports),
       cmocka_unit_test(mappers_of_an_executor),
       TWO_VIEWS(write_scopes),
+      EVERYWHERE(epochs),
       cmocka_unit_test(services),
       cmocka_unit_test(serving),
       EVERYWHERE(creating_a_manager),

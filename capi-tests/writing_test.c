@@ -233,12 +233,6 @@ static void what_can_not_be_written_is_refused(void **state) {
 
 // ---- deallocation ----
 
-static void count_success(void *ctx, const jitmem_error *error) {
-  if (error != NULL)
-    abort();
-  count(ctx);
-}
-
 struct deallocation {
   const jitmem_manager *manager;
   uint64_t handle;

@@ -577,8 +577,9 @@ typedef struct jitmem_manager_options {
   /// 1: count how much each JITDylib and each tag has, for jitmem_manager_usage. Costs the same
   /// table.
   uint32_t usage;
-  /// 0.
-  uint32_t reserved;
+  /// 1: what is deallocated is used again only once jitmem_manager_reclaim says so, since other
+  /// threads may still run it. 0: at once.
+  uint32_t defer_reclamation;
 } jitmem_manager_options;
 
 /// One segment of a request.
@@ -1004,6 +1005,55 @@ jitmem_status jitmem_write_scope_pointer(const struct jitmem_write_scope *scope,
 jitmem_status jitmem_write_scope_end(struct jitmem_write_scope *scope,
                                      struct jitmem_error **error);
 
+/// Ends an epoch: everything that was deallocated before belongs to it or to one before it. With
+/// jitmem_manager_options.defer_reclamation, a host that has code deallocated which threads may still
+/// run
+///
+/// 1. sees to it that no thread enters the code any more, and deallocates it: its actions run, its
+///    handle is gone;
+/// 2. calls this;
+/// 3. waits until every thread has been outside of linked code at least once since;
+/// 4. calls jitmem_manager_reclaim with `*epoch`.
+///
+/// `*epoch` receives the number, which counts up from 1. Thread-safe. Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED with LLVM's
+/// memory manager service.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `epoch` and `error` are NULL or places to write.
+jitmem_status jitmem_manager_advance_epoch(const struct jitmem_manager *manager,
+                                           uint64_t *epoch,
+                                           struct jitmem_error **error);
+
+/// Gives back what was deallocated up to `epoch`, which jitmem_manager_advance_epoch answered. No thread
+/// may be inside any more. Until then its code runs as before and its addresses are not used again.
+///
+/// `bytes` may be NULL; else it receives how much was given back, rounding included. A manager that is
+/// freed gives everything back. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL and for an epoch that has not ended, JITMEM_INVALID_HANDLE,
+/// JITMEM_UNSUPPORTED with LLVM's memory manager service; what the mapper answers, and the memory is free
+/// all the same.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or places to write.
+jitmem_status jitmem_manager_reclaim(const struct jitmem_manager *manager,
+                                     uint64_t epoch,
+                                     uint64_t *bytes,
+                                     struct jitmem_error **error);
+
+/// jitmem_manager_reclaim without waiting; the bytes that wait are in the statistics.
+///
+/// Requires:
+/// As jitmem_manager_reclaim; `fn` and `destroy` may be called with `ctx`, from any thread.
+jitmem_status jitmem_manager_reclaim_async(const struct jitmem_manager *manager,
+                                           uint64_t epoch,
+                                           jitmem_done_fn fn,
+                                           void *ctx,
+                                           jitmem_destroy_fn destroy,
+                                           struct jitmem_error **error);
+
 /* ==== 7. Statistics: figures of a manager, and what lies where ==== */
 
 /// Which mapper a manager uses.
@@ -1052,7 +1102,7 @@ typedef struct jitmem_stats {
   uint64_t live;
   /// Bytes lost to rounding and alignment in live allocations.
   uint64_t padding;
-  /// Bytes in chunks that are not handed out: chunk_bytes - live - padding, less guards.
+  /// Bytes in chunks that are not handed out: chunk_bytes - live - padding - waiting, less guards.
   uint64_t free;
   /// Kernel mappings at most, writer views and reserved gaps included.
   uint64_t mappings;
@@ -1098,6 +1148,9 @@ typedef struct jitmem_stats {
   /// Bytes of this process's memory for what is noted of allocations and of free ranges. They sink
   /// when allocations go, but for some hundred KiB.
   uint64_t records;
+  /// Bytes of what is deallocated and waits for jitmem_manager_reclaim, rounding included; neither
+  /// live nor free.
+  uint64_t waiting;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

@@ -51,6 +51,8 @@ struct Options {
   /// Close the views through which code is written while nothing is being linked; costs system
   /// calls.
   bool CloseWriters = false;
+  /// What is deallocated is used again only once reclaim() says so: threads may still run it.
+  bool DeferReclamation = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
   /// Allocations are called after their graph and JITDylib, in errors, events and usage.
@@ -241,6 +243,27 @@ public:
         [](OnDeallocatedFunction &Refused, llvm::Error E) { Refused(std::move(E)); });
   }
 
+  /// Ends an epoch, with Options::DeferReclamation: what was deallocated before belongs to it or to
+  /// one before it. See jitmem_manager_advance_epoch.
+  llvm::Expected<uint64_t> advanceEpoch() {
+    detail::OwnedError E;
+    uint64_t Epoch = 0;
+    if (jitmem_manager_advance_epoch(handle(), &Epoch, E.out()) != JITMEM_OK)
+      return E.take();
+    return Epoch;
+  }
+
+  /// Gives back what was deallocated up to an epoch that has ended, and answers its bytes. Every
+  /// thread has been outside of linked code since. Waits for the executor, so it must not be called
+  /// where its answers come from.
+  llvm::Expected<uint64_t> reclaim(uint64_t Epoch) {
+    detail::OwnedError E;
+    uint64_t Bytes = 0;
+    if (jitmem_manager_reclaim(handle(), Epoch, &Bytes, E.out()) != JITMEM_OK)
+      return E.take();
+    return Bytes;
+  }
+
   /// Gives everything back to the system that holds nothing, and answers how many bytes of memory
   /// that was; see jitmem_manager_trim.
   llvm::Expected<uint64_t> trim() {
@@ -251,7 +274,6 @@ public:
     return Bytes;
   }
 
-  /// Figures of this moment; see jitmem.h.
   /// Changes Options::Quota; 0: no limit. It may be below what is in use: nothing more is handed
   /// out then until enough is deallocated.
   llvm::Error setQuota(uint64_t Quota) {
@@ -261,6 +283,7 @@ public:
     return llvm::Error::success();
   }
 
+  /// Figures of this moment; see jitmem.h.
   jitmem_stats stats() const {
     jitmem_stats Stats = {};
     Stats.struct_size = sizeof(Stats);
@@ -298,6 +321,7 @@ private:
     Chosen.growth = O.AnotherWindow ? JITMEM_GROWTH_ANOTHER_WINDOW : JITMEM_GROWTH_ERROR;
     Chosen.commit = O.Commit;
     Chosen.close_writers = O.CloseWriters;
+    Chosen.defer_reclamation = O.DeferReclamation;
     if (O.Fixed) {
       Chosen.placement = JITMEM_PLACEMENT_FIXED;
       Chosen.address = O.Fixed;

@@ -118,7 +118,7 @@ pub(super) unsafe fn with_manager(
 ///
 /// # Safety
 /// As [`with_manager`].
-unsafe fn with_completion<T>(
+pub(super) unsafe fn with_completion<T>(
     manager: *const jitmem_manager,
     error: *mut *mut jitmem_error,
     accept: impl FnOnce(&Manager) -> Result<T>,
@@ -473,7 +473,10 @@ pub unsafe extern "C" fn jitmem_manager_write(
 pub type jitmem_done_fn =
     Option<unsafe extern "C" fn(ctx: *mut c_void, error: *const jitmem_error)>;
 
-fn done<T: Send + 'static>(callback: jitmem_done_fn, context: Context) -> Result<Completion<T>> {
+pub(super) fn done<T: Send + 'static>(
+    callback: jitmem_done_fn,
+    context: Context,
+) -> Result<Completion<T>> {
     let callback = callback.ok_or_else(|| invalid_argument("fn is NULL"))?;
     Ok(Completion::for_host(move |answer: Result<T>| {
         lend(answer.err(), |error| {

@@ -5,6 +5,7 @@
 mod allocation_request;
 mod callback;
 mod custom;
+mod epochs;
 mod events;
 mod executor;
 mod guard;

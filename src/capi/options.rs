@@ -100,8 +100,9 @@ pub struct jitmem_manager_options {
     /// 1: count how much each JITDylib and each tag has, for jitmem_manager_usage. Costs the same
     /// table.
     pub usage: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1: what is deallocated is used again only once jitmem_manager_reclaim says so, since other
+    /// threads may still run it. 0: at once.
+    pub defer_reclamation: u32,
 }
 
 const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, close_writers) + size_of::<u32>();
@@ -166,10 +167,8 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     };
     chosen.quota = (given.quota != 0).then_some(given.quota);
     chosen.commit = input::flag(given.commit, "commit")?;
+    chosen.defer_reclamation = input::flag(given.defer_reclamation, "defer_reclamation")?;
     chosen.usage = input::flag(given.usage, "usage")?;
     chosen.close_writers = input::flag(given.close_writers, "close_writers")?;
-    if given.reserved != 0 {
-        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
-    }
     Ok(chosen)
 }

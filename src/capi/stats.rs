@@ -66,7 +66,7 @@ pub struct jitmem_stats {
     pub live: u64,
     /// Bytes lost to rounding and alignment in live allocations.
     pub padding: u64,
-    /// Bytes in chunks that are not handed out: chunk_bytes - live - padding, less guards.
+    /// Bytes in chunks that are not handed out: chunk_bytes - live - padding - waiting, less guards.
     pub free: u64,
     /// Kernel mappings at most, writer views and reserved gaps included.
     pub mappings: u64,
@@ -112,6 +112,9 @@ pub struct jitmem_stats {
     /// Bytes of this process's memory for what is noted of allocations and of free ranges. They sink
     /// when allocations go, but for some hundred KiB.
     pub records: u64,
+    /// Bytes of what is deallocated and waits for jitmem_manager_reclaim, rounding included; neither
+    /// live nor free.
+    pub waiting: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -181,6 +184,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             message_bytes: now.message_bytes,
             chunk_bytes: now.chunk_bytes,
             records: now.records,
+            waiting: now.waiting,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

@@ -10,7 +10,7 @@ use super::windows::Windows;
 use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
 use crate::sys;
 use std::sync::Arc;
@@ -34,6 +34,14 @@ macro_rules! either {
             Division::Reservations($flow) => $does,
         }
     };
+}
+
+/// The error of a manager that can't defer.
+pub(super) fn nothing_waits() -> Error {
+    let message = "defer reclamation: LLVM's memory manager service runs deallocation actions and \
+                   frees memory in one step; load libjitmem.so into the executor, or link jitmem's \
+                   service";
+    Error::new(Status::Unsupported, message)
 }
 
 impl Core {
@@ -221,6 +229,21 @@ impl Core {
             flow.space.lock().scopes.check_own(handles)?;
         }
         wait(|done| self.deallocate(handles, done))
+    }
+
+    /// Ends an epoch and gives its number.
+    pub(crate) fn advance_epoch(&self) -> Result<u64> {
+        let flow = self.windows().ok_or_else(nothing_waits)?;
+        flow.check_process()?;
+        Ok(flow.space.lock().advance_epoch())
+    }
+
+    /// Frees what was deallocated up to an epoch; answers with its bytes.
+    pub(crate) fn reclaim(&self, epoch: u64, done: Completion<u64>) {
+        match self.windows() {
+            Some(flow) => flow.reclaim_deferred(epoch, done),
+            None => done.complete(Err(nothing_waits())),
+        }
     }
 
     /// The flow of a manager that divides windows.

@@ -52,7 +52,7 @@ impl Flow<Windows> {
         match self.counted(taken) {
             Ok(true) => {
                 self.tracking.ended(handles, &mut Delivery::Inline);
-                self.give_back(&out.keys, &out.freed, &mut Delivery::Inline);
+                self.give_back_or_defer(&out, &mut Delivery::Inline);
                 Some(Ok(()))
             }
             Ok(false) => None,
@@ -76,14 +76,20 @@ impl Flow<Windows> {
             Err(error) => return self.failed(error, done, delivery),
         }
         self.tracking.ended(handles, delivery);
-        let Deallocated {
-            keys,
-            freed,
-            deinitialize,
-        } = out;
+        self.free_after(out, done, delivery);
+    }
+
+    /// Has the mapper deinitialize allocations, then frees what they had, and answers.
+    pub(super) fn free_after(
+        self: &Arc<Self>,
+        mut out: Deallocated,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    ) {
         let flow = Arc::clone(self);
+        let deinitialize = std::mem::take(&mut out.deinitialize);
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            flow.give_back(&keys, &freed, delivery);
+            flow.give_back_or_defer(&out, delivery);
             let answer = flow.counted(answer);
             let mapper = Arc::clone(&flow.mapper);
             drop(flow);
@@ -104,6 +110,16 @@ impl Flow<Windows> {
             let next = Completion::with_delivery(next);
             Arc::clone(&self.mapper).deinitialize(what, next, delivery);
         }
+    }
+
+    /// Frees what deallocated allocations had, or has it wait, and forgets them.
+    fn give_back_or_defer(self: &Arc<Self>, out: &Deallocated, delivery: &mut Delivery) {
+        let Some(expected) = out.deferred else {
+            return self.give_back(&out.keys, &out.freed, delivery);
+        };
+        let mut space = self.space.lock();
+        space.defer(expected, &out.freed);
+        out.keys.iter().for_each(|key| space.forget(*key));
     }
 
     /// Frees pieces and forgets allocations.

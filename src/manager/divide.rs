@@ -69,7 +69,7 @@ pub(super) struct Freed {
 
 impl Freed {
     /// Adds pieces, and what is to be done before they are free.
-    fn add(&mut self, pieces: Pieces, windows: &Windows) {
+    pub(super) fn add(&mut self, pieces: Pieces, windows: &Windows) {
         for piece in pieces.iter().filter(|piece| piece.needs_care()) {
             let Place {
                 range,
@@ -96,6 +96,8 @@ pub(super) struct Deallocated {
     pub(super) freed: Freed,
     /// What the mapper has to do before.
     pub(super) deinitialize: Vec<Deinitialization>,
+    /// Their pieces wait until the host has them reclaimed; what [`Space::expect_deferred`] counted.
+    pub(super) deferred: Option<usize>,
 }
 
 impl Memory for Windows {
@@ -291,6 +293,7 @@ impl Space<Windows> {
         }
         let bound = memory.home(request.dylib).is_some();
         let full = memory.full(request, &windows, bound, taken);
+        let full = self.usage.name_waiting(full);
         let hopeless = memory.least_window(request) > memory.window_size;
         if bound
             || hopeless
@@ -375,9 +378,7 @@ impl Space<Windows> {
 
     /// Takes a whole batch out, or nothing if any handle is wrong.
     pub(super) fn deallocate(&mut self, handles: &[u64], out: &mut Deallocated) -> Result<()> {
-        self.start_deallocating(handles, &mut out.keys, |_| true)?;
-        self.take_out(out);
-        Ok(())
+        self.take_out(handles, |_| true, out).map(drop)
     }
 
     /// Takes a whole batch out if the mapper has no part in it, else nothing, and answers `false`.
@@ -387,18 +388,37 @@ impl Space<Windows> {
         coherent: bool,
         out: &mut Deallocated,
     ) -> Result<bool> {
+        // Nothing is made to trap that is deferred, so only actions are the mapper's.
+        let coherent = coherent || self.memory.deferred.is_chosen();
         let alone = |has_teardown: bool| coherent && !has_teardown;
-        let accepted = self.start_deallocating(handles, &mut out.keys, alone)?;
-        if accepted {
-            self.take_out(out);
-        }
-        Ok(accepted)
+        self.take_out(handles, alone, out)
     }
 
-    fn take_out(&mut self, out: &mut Deallocated) {
+    fn take_out(
+        &mut self,
+        handles: &[u64],
+        accept: impl Fn(bool) -> bool,
+        out: &mut Deallocated,
+    ) -> Result<bool> {
+        if self.memory.deferred.is_chosen() {
+            out.deferred = Some(self.expect_deferred(handles)?);
+        }
+        let accepted = self.start_deallocating(handles, &mut out.keys, accept);
+        match (&accepted, out.deferred) {
+            (Ok(true), _) => self.take_pieces_of(out),
+            (_, Some(expected)) => self.memory.deferred.expect_less(expected),
+            _ => {}
+        }
+        accepted
+    }
+
+    fn take_pieces_of(&mut self, out: &mut Deallocated) {
         for key in &out.keys {
             self.take_pieces(*key, &mut out.freed);
-            let copied = std::mem::take(&mut out.freed.copied);
+            let mut copied = std::mem::take(&mut out.freed.copied);
+            if out.deferred.is_some() {
+                copied.clear();
+            }
             let teardown = self.records.take_teardown(*key).unwrap_or_default();
             out.deinitialize
                 .extend(Deinitialization::new(teardown, copied));

@@ -10,6 +10,7 @@ mod allocate;
 mod chunks;
 mod core;
 mod deallocate;
+mod deferred;
 mod divide;
 mod dylibs;
 mod events;
@@ -91,6 +92,8 @@ pub struct Options {
     /// that linked code may write have no such view in this process; a custom mapper is not told, and a
     /// remote executor keeps its own open.
     pub close_writers: bool,
+    /// What is deallocated is used again only once [`Manager::reclaim`] says so.
+    pub defer_reclamation: bool,
 }
 
 impl Default for Options {
@@ -104,6 +107,7 @@ impl Default for Options {
             observer: None,
             usage: false,
             close_writers: false,
+            defer_reclamation: false,
         }
     }
 }
@@ -336,6 +340,35 @@ impl Manager {
         allocations: impl IntoIterator<Item = AllocationHandle>,
     ) -> Option<Result<()>> {
         self.core.try_deallocate(&numbers(allocations))
+    }
+
+    /// Ends an epoch and gives its number: everything that was deallocated before belongs to it or to
+    /// one before it. The first has number 1.
+    ///
+    /// # Errors
+    /// `InvalidHandle` in a forked child; `Unsupported` as [`Manager::reclaim`].
+    pub fn advance_epoch(&self) -> Result<u64> {
+        self.core.advance_epoch()
+    }
+
+    /// Gives back what was deallocated up to an epoch that has ended, with
+    /// [`Options::defer_reclamation`], and answers its bytes, rounding included. Until then its code
+    /// runs as before and its addresses are not used again: threads may still be inside. Waits for the
+    /// mapper.
+    ///
+    /// To be called once every thread has been outside of linked code since the epoch was ended.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for an epoch that has not ended; `InvalidHandle` in a forked child;
+    /// `Unsupported` where each allocation has a reservation of its own (LLVM's memory manager
+    /// service); what the mapper answers, and the memory is free all the same.
+    pub fn reclaim(&self, epoch: u64) -> Result<u64> {
+        wait(|done| self.core.reclaim(epoch, done))
+    }
+
+    /// [`Manager::reclaim`] without waiting.
+    pub fn reclaim_async(&self, epoch: u64, callback: impl FnOnce(Result<u64>) + Send + 'static) {
+        self.core.reclaim(epoch, Completion::for_host(callback));
     }
 
     /// Opens a finalized allocation for writing while linked code may run it.

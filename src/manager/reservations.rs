@@ -5,6 +5,7 @@
 //! Handles, records and phases are those of windows. In place of taking pieces, the manager asks for a
 //! reservation outside the lock, and checks where it lies before it hands it out.
 
+use super::core::nothing_waits;
 use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::{PlannedSegment, Request};
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
@@ -123,6 +124,9 @@ fn extent(segments: &[PlacedSegment]) -> Option<AddressRange> {
 impl Reservations {
     /// Fails if the host wants what a mapper can't do that divides no window.
     pub(super) fn new(page: Alignment, options: &Options) -> Result<Reservations> {
+        if options.defer_reclamation {
+            return Err(nothing_waits());
+        }
         let near = match options.placement {
             Placement::Default | Placement::Near(_) | Placement::NearAll { .. } => {
                 options.placement.near()

@@ -88,6 +88,8 @@ pub(super) struct Usage {
     /// Bytes handed out, and those of them that were asked for.
     pub(super) taken: u64,
     pub(super) live: u64,
+    /// Bytes of what is deallocated and waits to be reclaimed; handed out still.
+    pub(super) waiting: u64,
     pub(super) in_flight: u64,
     pub(super) finalized: u64,
     pub(super) counters: Counters,
@@ -97,15 +99,26 @@ impl Usage {
     /// Fails if `wanted` bytes more than there are in use may not be handed out.
     pub(super) fn check_quota(&self, wanted: u64) -> Result<()> {
         match self.quota {
-            Some(quota) if self.taken.saturating_add(wanted) > quota => Err(Error::new(
-                Status::QuotaExceeded,
-                format!(
+            Some(quota) if self.taken.saturating_add(wanted) > quota => {
+                let message = format!(
                     "allocate {wanted} bytes: {} of a quota of {quota} bytes are in use; deallocate \
                      something or raise the quota (jitmem_manager_set_quota, Manager::set_quota)",
                     self.taken
-                ),
-            )),
+                );
+                Err(self.name_waiting(Error::new(Status::QuotaExceeded, message)))
+            }
             _ => Ok(()),
+        }
+    }
+
+    /// Adds to an error of want of room what the host could have reclaimed.
+    pub(super) fn name_waiting(&self, error: Error) -> Error {
+        match self.waiting {
+            0 => error,
+            waiting => error.remedy(format_args!(
+                "{waiting} bytes are deallocated and wait: advance the epoch, and reclaim up to it \
+                 once every thread has left linked code"
+            )),
         }
     }
 }

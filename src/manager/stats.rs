@@ -27,6 +27,8 @@ pub struct Stats {
     pub free: u64,
     /// Memory of this process for what is noted of allocations and of free ranges.
     pub records: u64,
+    /// Deallocated, and waiting for [`Manager::reclaim`](super::Manager::reclaim); rounding included.
+    pub waiting: u64,
     /// Kernel mappings at most, writer views and reserved gaps included.
     pub mappings: u64,
     /// Windows.
@@ -161,7 +163,8 @@ pub(super) fn collect<M: Memory>(
         committed: sums.committed,
         chunk_bytes: sums.chunk_bytes,
         live: usage.live,
-        padding: usage.taken - usage.live,
+        padding: usage.taken - usage.live - usage.waiting,
+        waiting: usage.waiting,
         free: sums.free,
         records: space.bytes_of_records(),
         mappings: sums.mappings,

@@ -2,6 +2,7 @@
 //! All windows of a manager: which may serve a request, what chunks they can have, and why they are full.
 
 use super::allocate::Waiting;
+use super::deferred::Deferred;
 use super::dylibs::Dylibs;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk};
@@ -58,6 +59,7 @@ pub(super) struct Windows {
     page: Alignment,
     granule: Alignment,
     commit: bool,
+    pub(super) deferred: Deferred,
     pub(super) window_size: u64,
     /// By number; those that were released leave their numbers to others.
     windows: Vec<Option<Window>>,
@@ -88,6 +90,7 @@ impl Windows {
             page: mapper.page_size,
             granule: mapper.granule,
             commit: options.commit,
+            deferred: Deferred::new(options.defer_reclamation),
             window_size: options.window_size,
             windows: Vec::new(),
             many: options.growth == GrowthPolicy::AnotherWindow,
