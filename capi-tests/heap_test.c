@@ -460,6 +460,44 @@ static void write_scopes(void **state) {
   goes_on_working(subject->manager);
 }
 
+// What a deallocation refuses for want of memory is there as before; what waits can be reclaimed.
+static void epochs(void **state) {
+  struct subject *subject = *state;
+  const jitmem_manager_options options = {.struct_size = sizeof options, .defer_reclamation = 1};
+  jitmem_manager *manager = NULL;
+  OK(jitmem_manager_create(subject->mapper, &options, &manager, error));
+  EACH_FAILURE(round) {
+    struct graphs graphs = finalized(manager, 1);
+    TRY(round, jitmem_manager_deallocate(manager, &graphs.handle, 1, error));
+    if (round.status == JITMEM_OUT_OF_MEMORY)
+      OK(jitmem_manager_deallocate(manager, &graphs.handle, 1, error));
+    goes_on_working(manager);
+  }
+  uint64_t epoch = 0;
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_manager_advance_epoch(manager, &epoch, error));
+    assert_int_equal(round.status, JITMEM_OK);
+  }
+  EACH_FAILURE(round) {
+    goes_on_working(manager);
+    OK(jitmem_manager_advance_epoch(manager, &epoch, error));
+    TRY(round, jitmem_manager_reclaim(manager, epoch, NULL, error));
+    if (round.status != JITMEM_OK)
+      OK(jitmem_manager_reclaim(manager, epoch, NULL, error));
+    assert_int_equal(stats_of(manager).waiting, 0);
+  }
+  EACH_FAILURE(round) {
+    goes_on_working(manager);
+    OK(jitmem_manager_advance_epoch(manager, &epoch, error));
+    struct answer answer = ANSWER;
+    TRY(round, jitmem_manager_reclaim_async(manager, epoch, on_done, &answer, NULL, error));
+    answered(&round, &answer);
+    OK(jitmem_manager_reclaim(manager, epoch, NULL, error));
+    assert_int_equal(stats_of(manager).waiting, 0);
+  }
+  jitmem_manager_free(manager);
+}
+
 // ---- labels ----
 
 static void ignore_event(void *ctx, const jitmem_event *event) { (void)ctx, (void)event; }
@@ -914,6 +952,7 @@ int main(void) {
       MODES(finalizations),
       MODES(deallocations),
       MODE(deallocations, host_async),
+      MODES(epochs),
       MODES(looks),
       MODE(trims, two_views),
       MODE(trims, mprotected),
