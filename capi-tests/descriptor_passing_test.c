@@ -195,6 +195,28 @@ LIMITED(a_shared_socket_into_another_world) {
   must_go(start_executor(enter_another_world), "came with the connection", NULL, NULL);
 }
 
+// A way that only wants a descriptor is neither refused nor passed over for a worse one.
+LIMITED(a_shortage_of_descriptors_decides_nothing) {
+  struct executor executor = start_far_executor(NULL);
+  jitmem_transport *transport = connect_executor(executor);
+  jitmem_mapper *mapper = NULL;
+  // Transports and all are there; no further descriptor is to be had.
+  int next = dup(0);
+  MUST(next >= 0 && close(next) == 0);
+  set_limit(RLIMIT_NOFILE, (uint64_t)next);
+  MUST_FAIL(JITMEM_OUT_OF_MEMORY, "RLIMIT_NOFILE", "ulimit -n",
+            jitmem_mapper_shared(transport, NULL, &mapper, error));
+  set_limit(RLIMIT_NOFILE, 256);
+  MUST_OK(jitmem_mapper_shared(transport, NULL, &mapper, error));
+  jitmem_manager *manager = NULL;
+  MUST_OK(jitmem_manager_create(mapper, NULL, &manager, error));
+  MUST(strstr(child_stats(manager).mapper_name, "abstract") != NULL);
+  MUST(!(child_stats(manager).fallbacks & JITMEM_FALLBACK_SECOND_BEST));
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+  end_executor(executor, transport);
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       LIMIT(a_socket_that_both_share),
@@ -205,6 +227,7 @@ int main(int argc, char **argv) {
       LIMIT(files_of_proc),
       LIMIT(files_of_proc_on_old_kernels),
       LIMIT(no_way_at_all),
+      LIMIT(a_shortage_of_descriptors_decides_nothing),
       LIMIT(another_network),
       LIMIT(another_network_and_other_processes),
       LIMIT(a_shared_socket_into_another_world),

@@ -154,6 +154,13 @@ impl Error {
         &self.message
     }
 
+    /// Whether the system was short of something, which may be there at another time.
+    pub(crate) fn is_passing(&self) -> bool {
+        use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
+        let passing = [EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM];
+        self.os_code.is_some_and(|errno| passing.contains(&errno))
+    }
+
     /// errno of the system call behind it, if there was one.
     pub fn os_code(&self) -> Option<i32> {
         self.os_code

@@ -225,15 +225,9 @@ fn choose(kind: InProcessKind) -> Result<(Option<Pages>, Option<String>)> {
 /// Tries two views once, on one page. What is short for the moment is no refusal.
 fn probe(pages: Pages) -> Result<()> {
     match try_two_views(pages) {
-        Err(error) if error.os_code().is_some_and(is_passing) => Ok(()),
+        Err(error) if error.is_passing() => Ok(()),
         other => other,
     }
-}
-
-/// Whether a call that failed so may work later.
-fn is_passing(errno: i32) -> bool {
-    use libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM};
-    [EAGAIN, EINTR, EMFILE, ENFILE, ENOMEM].contains(&errno)
 }
 
 fn try_two_views(pages: Pages) -> Result<()> {

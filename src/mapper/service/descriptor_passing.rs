@@ -79,6 +79,8 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
                 });
             }
             Err(error) if error.status() == Status::Disconnected => return Err(error),
+            // What is short now may be there later: that decides nothing, and has a remedy of its own.
+            Err(error) if error.is_passing() => return Err(error),
             Err(error) => failed.push(format!("{name}: {error}")),
         }
     }
