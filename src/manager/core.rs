@@ -151,12 +151,19 @@ impl Core {
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
-        let Division::Windows(flow) = &self.0 else {
-            return None;
-        };
-        if !flow.tracking.wants(request) {
-            return flow.try_allocate(request);
+        match &self.0 {
+            Division::Windows(flow) if !flow.tracking.wants(request) => flow.try_allocate(request),
+            Division::Windows(flow) => self.try_allocate_tracked(flow, request),
+            Division::Reservations(_) => None,
         }
+    }
+
+    #[cold]
+    fn try_allocate_tracked(
+        &self,
+        flow: &Arc<Flow<Windows>>,
+        request: &Request,
+    ) -> Option<Result<Allocated>> {
         match self.begin(request) {
             Ok(pending) => {
                 let answer = flow.try_allocate(request)?;
@@ -197,15 +204,18 @@ impl Core {
 
     /// [`Core::finalize`] without actions if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
-        let Division::Windows(flow) = &self.0 else {
-            return None;
-        };
-        let answer = flow.try_finalize(handle)?;
-        if !flow.tracking.is_active() {
-            return Some(answer);
+        match &self.0 {
+            Division::Windows(flow) if !flow.tracking.is_active() => flow.try_finalize(handle),
+            Division::Windows(flow) => self.try_finalize_tracked(flow, handle),
+            Division::Reservations(_) => None,
         }
-        let tracking = &flow.tracking;
-        tracking.finalize_answered(handle, &answer, &mut Delivery::Inline);
+    }
+
+    #[cold]
+    fn try_finalize_tracked(&self, flow: &Arc<Flow<Windows>>, handle: u64) -> Option<Result<()>> {
+        let answer = flow.try_finalize(handle)?;
+        let delivery = &mut Delivery::Inline;
+        flow.tracking.finalize_answered(handle, &answer, delivery);
         Some(self.named(handle, answer))
     }
 
@@ -256,9 +266,19 @@ impl Core {
 
     /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
     pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
-        let Division::Windows(flow) = &self.0 else {
-            return None;
-        };
+        match &self.0 {
+            Division::Windows(flow) if !flow.tracking.is_active() => flow.try_deallocate(handles),
+            Division::Windows(flow) => self.try_deallocate_tracked(flow, handles),
+            Division::Reservations(_) => None,
+        }
+    }
+
+    #[cold]
+    fn try_deallocate_tracked(
+        &self,
+        flow: &Arc<Flow<Windows>>,
+        handles: &[u64],
+    ) -> Option<Result<()>> {
         let answer = flow.try_deallocate(handles)?;
         match handles {
             [one] => Some(self.named(*one, answer)),
