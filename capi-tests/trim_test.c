@@ -185,6 +185,52 @@ static void content_outlives_a_trim(void **state) {
   assert_int_equal(stats.committed + stats.chunk_bytes + stats.chunks, 0);
 }
 
+// ---- what was never touched ----
+
+static void must_be_charged_less_than(uint64_t before, uint64_t bytes) {
+  uint64_t now = charged();
+  if (!instrumented() && now > before + bytes)
+    fail_msg("%" PRIu64 " bytes were touched", now - before);
+}
+
+// Code that nothing was written into is not made to trap: that would take memory for it.
+static void untouched_code_stays_untouched(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  // So that the chunk stays.
+  finalize(manager, allocate_one(manager, segment(16, 0, RX), 0xc3).handle);
+  for (int i = 0; i < 10; i++) {
+    jitmem_segment code = segment(400 * KIB, 0, RX);
+    struct graph graph = allocate(manager, &code, 1);
+    uint64_t before = charged();
+    OK(jitmem_manager_abandon(manager, graph.handle, error));
+    must_be_charged_less_than(before, 64 * KIB);
+  }
+  struct graph graph = allocate_one(manager, segment(16, 1500 * KIB, RX), 0xc3);
+  uint64_t before = charged();
+  finalize(manager, graph.handle);
+  deallocate(manager, graph.handle);
+  must_be_charged_less_than(before, 64 * KIB);
+}
+
+// In whatever order segments come, and though an attempt has failed before the chunk was made.
+static void untouched_zero_fill_stays_untouched(void **state) {
+  struct fixture *fixture = *state;
+  const jitmem_segment data = segment(16, 50 * MIB, RW), code = segment(16, 0, RX);
+  for (int order = 0; order < 2; order++) {
+    jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){0});
+    uint64_t before = charged();
+    const jitmem_segment segments[] = {order ? code : data, order ? data : code};
+    struct graph graph = allocate(manager, segments, 2);
+    finalize(manager, graph.handle);
+    // The pages in front were used once; those behind were not.
+    deallocate(manager, graph.handle);
+    graph = allocate(manager, segments, 2);
+    finalize(manager, graph.handle);
+    must_be_charged_less_than(before, MIB);
+    jitmem_manager_free(manager);
+  }
+}
+
 // ---- windows ----
 
 // Opens windows of 8 MiB until there are that many; the handles of what fills them.
@@ -236,6 +282,8 @@ int main(void) {
       EACH(one_of_many_left),
       EACH(content_outlives_a_trim),
       ACROSS(content_outlives_a_trim),
+      TWO_VIEWS(untouched_code_stays_untouched),
+      EACH(untouched_zero_fill_stays_untouched),
       EACH(windows_go_when_they_are_empty),
       ACROSS(windows_go_when_they_are_empty),
   };

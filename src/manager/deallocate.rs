@@ -15,12 +15,16 @@ use crate::sys;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
-/// Bytes of code from which on it is worth knowing, before they are made to trap, which chunks go.
+/// Bytes of code from which on it is worth knowing, before they are made to trap, which chunks go and
+/// which pages were touched.
 const MUCH_CODE: u64 = 1 << 20;
 
 impl Flow<Windows> {
     pub(super) fn abandon(self: &Arc<Self>, handle: u64, done: Completion<()>) {
-        let mut freed = Freed::default();
+        let mut freed = Freed {
+            unwritten: true,
+            ..Freed::default()
+        };
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let key = space.records.find_in_flight(handle)?;
@@ -133,11 +137,8 @@ impl Flow<Windows> {
         let writers = code_is_freed.then(|| self.open_writers()).transpose();
         let mut empty = Vec::new();
         let code: u64 = freed.traps.iter().map(|(_, range)| range.size()).sum();
-        let kept = (code > MUCH_CODE).then(|| {
-            self.space
-                .lock()
-                .free_with_chunks(&freed.pieces, &mut empty)
-        });
+        let kept =
+            (code > MUCH_CODE).then(|| self.space.lock().free_with_chunks(freed, &mut empty));
         let freed = kept.as_ref().unwrap_or(freed);
         // Where they can't be opened, freed code stays as it is.
         if writers.is_ok() {
@@ -168,7 +169,11 @@ impl Flow<Windows> {
     /// Makes code that is about to be free trap. Outside the lock: the pieces are still taken.
     fn fill_with_traps(&self, freed: &Freed) {
         for (writer, range) in &freed.traps {
-            writer.fill_with_traps();
+            // To ask which pages were touched takes a system call.
+            match freed.unwritten || range.size() > MUCH_CODE {
+                true => writer.fill_resident_with_traps(),
+                false => writer.fill_with_traps(),
+            }
             self.flush_here(*range);
         }
     }

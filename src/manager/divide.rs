@@ -63,6 +63,8 @@ pub(super) struct Freed {
     pub(super) pieces: Pieces,
     /// Shared code, which is made to trap before it is free.
     pub(super) traps: SmallVec<[(Writer, AddressRange); 1]>,
+    /// Their content may never have been written.
+    pub(super) unwritten: bool,
     /// Copied segments, which are the mapper's to change.
     pub(super) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
@@ -444,7 +446,8 @@ impl Space<Windows> {
 
     /// Takes the pieces back that leave chunks empty which are too large to be kept, and gives the
     /// others. Code in such a chunk is not made to trap: that would touch pages which go at once.
-    pub(super) fn free_with_chunks(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) -> Freed {
+    pub(super) fn free_with_chunks(&mut self, freed: &Freed, empty: &mut Vec<Detached>) -> Freed {
+        let (pieces, unwritten) = (&freed.pieces, freed.unwritten);
         let memory = &self.memory;
         let chunk_of = |piece: &Piece| {
             let window = usize::from(piece.window);
@@ -459,7 +462,10 @@ impl Space<Windows> {
             window.goes_without(piece, counts[&chunk_of(piece)])
         });
         self.free(&going, empty);
-        let mut freed = Freed::default();
+        let mut freed = Freed {
+            unwritten,
+            ..Freed::default()
+        };
         freed.add(staying, &self.memory);
         freed
     }

@@ -5,6 +5,7 @@
 //! it is an address. Writing goes through [`Writer`], which checks bounds.
 
 use crate::error::{Error, Result, Status};
+use crate::page::AddressRange;
 use crate::sys;
 use std::sync::atomic::Ordering::Release;
 use std::sync::atomic::{AtomicU32, AtomicU64};
@@ -86,6 +87,24 @@ impl Writer {
         let pointer = self.part(offset, size);
         // SAFETY: the part is inside the working memory, which is mapped and ours to write.
         unsafe { pointer.write_bytes(0, size as usize) }
+    }
+
+    /// Fills the pages that may hold something with instructions that trap; the others are not touched.
+    pub(crate) fn fill_resident_with_traps(self) {
+        let start = self.start.expose_provenance() as u64;
+        let range = AddressRange::new(start, self.size).expect("a mapped range ends");
+        let pages = range.rounded_out(sys::page_size()).expect("as above");
+        let page = sys::page_size().bytes();
+        let each = (pages.start()..pages.end()).step_by(page as usize);
+        for (first, resident) in each.zip(sys::resident(pages)) {
+            let from = first.max(range.start());
+            let size = (first + page).min(range.end()) - from;
+            if resident {
+                // Windows are below 2 GiB, so both fit.
+                self.part_of((from - start) as u32, size as u32)
+                    .fill_with_traps();
+            }
+        }
     }
 
     /// Fills everything with instructions that trap.

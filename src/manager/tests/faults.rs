@@ -115,3 +115,34 @@ fn a_shortage_does_not_decide_which_mapper_serves() {
     drop(denied);
     assert_eq!(mapper.capabilities().name, "in-process, mprotect");
 }
+
+/// Pages that the system does not take back stay as they are, and go the next time.
+#[test]
+fn a_trim_may_fail() {
+    for kind in [TWO_VIEWS, MPROTECT] {
+        let manager = manager(kind, Options::default()).unwrap();
+        let code = [segment(300_000, 0, 16, Protection::READ_EXEC)];
+        let mut handles = Vec::new();
+        for _ in 0..3 {
+            let allocated = allocate(&manager, &code).unwrap();
+            handles.push(finalize(&manager, allocated.handle).unwrap());
+        }
+        deallocate(&manager, &handles[1..2]).unwrap();
+        let before = manager.stats();
+        let faults = Faults::all_after(0, libc::EPERM);
+        let error = manager.trim().unwrap_err();
+        assert_eq!(error.os_code(), Some(libc::EPERM), "{error}");
+        assert_eq!(faults.failed(), Some("madvise"));
+        drop(faults);
+        let after = manager.stats();
+        assert_eq!(
+            (after.committed, after.free),
+            (before.committed, before.free)
+        );
+        let bytes = manager.trim().unwrap();
+        assert!(bytes >= 300_000 - 2 * 4096 - 8192, "{bytes}");
+        assert_eq!(manager.stats().committed, before.committed - bytes);
+        assert_eq!(manager.stats().failures, 1);
+        deallocate(&manager, &[handles[0], handles[2]]).unwrap();
+    }
+}
