@@ -208,9 +208,10 @@ TEST_P(Limits, QuotaIsNamed) {
   auto G = compat::makeGraph("large");
   addZeroFill(*G, addSection(*G, "bss", RW), 5 * MiB);
   EXPECT_TRUE(mentions(messageOf(MM->allocate(nullptr, *G)), {"quota"}));
-  EXPECT_EQ(messageOf(MM->setQuota(64 * MiB)), "");
+  auto &Jitmem = static_cast<jitmem::orc::MemoryManager &>(*MM);
+  EXPECT_EQ(messageOf(Jitmem.setQuota(64 * MiB)), "");
   Piece Large = piece(RW, 5 * MiB);
-  EXPECT_EQ(messageOf(MM->setQuota(MiB)), "");
+  EXPECT_EQ(messageOf(Jitmem.setQuota(MiB)), "");
   EXPECT_TRUE(mentions(messageOf(tryPiece(RW, 256 * KiB)), {"jitmem_manager_set_quota"}));
 }
 
