@@ -4,6 +4,7 @@
 // pages of its own where no memfd can be shared, and in messages.
 
 #include "code.h"
+#include "executor.h"
 #include "here.h"
 #include "limits.h"
 
@@ -105,11 +106,66 @@ LIMITED(freed_code_traps_where_no_file_is_shared) {
   here_tear_down(&here);
 }
 
+static uint64_t limit_of_both;
+
+static void limit_files(void) { set_limit(RLIMIT_FSIZE, limit_of_both); }
+
+// An executor that is another process, under the same limit: its code reads 3 MiB of data and 5 MiB
+// of zero-fill.
+static void body_of_another_process(void *shared) {
+  for (size_t i = 0; i < COUNT(sizes); i++) {
+    limit_of_both = sizes[i];
+    struct executor executor = start_executor(limit_files);
+    limit_files();
+    jitmem_transport *transport = NULL;
+    jitmem_mapper *mapper = NULL;
+    jitmem_manager *manager = NULL;
+    MUST_OK(jitmem_transport_socket(executor.socket, &transport, error));
+    MUST_OK((*(int *)shared ? jitmem_mapper_shared : jitmem_mapper_remote)(transport, NULL, &mapper,
+                                                                           error));
+    MUST_OK(jitmem_manager_create(mapper, NULL, &manager, error));
+    const jitmem_segment segments[] = {segment(48, 0, RX), segment(3 * MIB, 5 * MIB, RW)};
+    for (int round = 1; round < 4; round++) {
+      jitmem_segment_memory memory[2];
+      uint64_t allocation;
+      MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, error));
+      const uint64_t last[] = {3 * MIB - 4, 8 * MIB - 4};
+      memset(memory[1].working_memory, round, 3 * MIB);
+      for (size_t j = 0; j < COUNT(last); j++)
+        emit_load((char *)memory[0].working_memory + 16 * j, memory[0].address + 16 * j,
+                  memory[1].address + last[j]);
+      MUST_OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
+      for (size_t j = 0; j < COUNT(last); j++) {
+        int32_t answer = -1;
+        MUST_OK(call_int(transport, memory[0].address + 16 * j, 0, &answer, error));
+        MUST(answer == (j == 0 ? round * 0x01010101 : 0));
+      }
+      MUST_OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
+    }
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+    jitmem_transport_free(transport);
+    MUST(status_of_executor(executor) == 0);
+  }
+}
+
+static void files_of_any_size_in_another_process_shared(void **state) {
+  (void)state;
+  in_child(body_of_another_process, &(int){1});
+}
+
+static void files_of_any_size_in_another_process_remote(void **state) {
+  (void)state;
+  in_child(body_of_another_process, &(int){0});
+}
+
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       LIMIT(files_of_any_size_shared),
       LIMIT(files_of_any_size_remote),
       LIMIT(files_of_any_size_in_process),
+      LIMIT(files_of_any_size_in_another_process_shared),
+      LIMIT(files_of_any_size_in_another_process_remote),
       LIMIT(freed_code_traps_where_no_file_is_shared),
   };
   return RUN_LIMITS(tests, argc, argv);

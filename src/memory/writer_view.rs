@@ -167,6 +167,10 @@ impl WriterView {
     /// Lets this process access the view, or not. A seal against writers leaves this one alone, which is
     /// older.
     pub(crate) fn set_open(&self, open: bool) -> Result<()> {
+        if !self.owner.is_current() {
+            // A forked child does not have the view, and something else may lie there.
+            return Ok(());
+        }
         let protection = if open {
             Protection::READ_WRITE
         } else {
