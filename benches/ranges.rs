@@ -55,10 +55,15 @@ mod sys {
             self.start
         }
 
+        #[allow(dead_code)]
+        pub(crate) fn contains(&self, address: usize) -> bool {
+            (self.start.addr()..self.start.addr() + self.layout.size()).contains(&address)
+        }
+
         /// # Safety
         /// As in the library.
         #[allow(dead_code)]
-        pub(crate) unsafe fn discard(&self, _offset: usize, _size: usize) -> io::Result<()> {
+        pub(crate) unsafe fn discard(&self, _start: usize, _size: usize) -> io::Result<()> {
             Ok(())
         }
     }

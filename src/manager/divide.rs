@@ -248,6 +248,7 @@ impl Space<Windows> {
         let state = InFlightState {
             buffers: Buffers::default(),
             segments: std::mem::take(&mut layout.states),
+            for_finalize: pieces.iter().any(Piece::is_for_finalize),
         };
         let first = Windows::first(pieces);
         let (key, handle) = self.admit(first, dylib, state, layout.live);
@@ -342,10 +343,9 @@ impl Space<Windows> {
     /// served.
     pub(super) fn finalized(&mut self, key: Key, teardown: Teardown, freed: &mut Freed) {
         self.set_finalized(key, (!teardown.is_nothing()).then_some(teardown));
-        let pieces = self.pieces(key);
-        if pieces.iter().any(Piece::is_for_finalize) {
-            let (served, stay): (Pieces, Pieces) =
-                pieces.into_iter().partition(Piece::is_for_finalize);
+        if self.records.has_segments_for_finalize(key) {
+            let pieces = self.pieces(key).into_iter();
+            let (served, stay): (Pieces, Pieces) = pieces.partition(Piece::is_for_finalize);
             self.memory.chain(&stay, key.number());
             self.records.set_holding(key, Windows::first(&stay));
             freed.add(served, &self.memory);

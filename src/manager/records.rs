@@ -68,6 +68,8 @@ pub(super) struct InFlightState {
     pub(super) buffers: Buffers,
     /// In the order of the pieces.
     pub(super) segments: SmallVec<[SegmentState; 4]>,
+    /// Some segments go once it is finalized.
+    pub(super) for_finalize: bool,
 }
 
 /// What is kept for the end of a finalized allocation that has something to do then.
@@ -96,13 +98,16 @@ struct Slot {
     extra: AtomicU32,
     /// Where the manager's memory has what the allocation holds.
     holding: AtomicU32,
-    /// The JITDylib that it belongs to, as the manager's memory numbers them; 0 for none.
+    /// The JITDylib that it belongs to, as the manager's memory numbers them, 0 for none; and
+    /// [`FOR_FINALIZE`].
     dylib: AtomicU32,
     /// How often the process had forked when its memory was handed out.
     epoch: AtomicU32,
 }
 
 const NONE: u32 = u32::MAX;
+/// See [`InFlightState::for_finalize`].
+const FOR_FINALIZE: u32 = 1 << 31;
 /// A slot that was used so often is not used again, so that no old handle comes to life.
 const LAST_GENERATION: u32 = u32::MAX >> PHASE_BITS;
 
@@ -187,12 +192,12 @@ impl<T> Records<T> {
         epoch: u32,
         state: InFlightState,
     ) -> (Key, u64) {
-        let index = self.slots.take();
-        let slot = self.slots.get(index);
+        let (index, slot) = self.slots.take();
         let generation = slot.generation() + 1;
+        let for_finalize = if state.for_finalize { FOR_FINALIZE } else { 0 };
         slot.extra.store(self.in_flight.insert(state), Relaxed);
         slot.holding.store(holding, Relaxed);
-        slot.dylib.store(dylib, Relaxed);
+        slot.dylib.store(dylib | for_finalize, Relaxed);
         slot.epoch.store(epoch, Relaxed);
         slot.life
             .store(generation << PHASE_BITS | Phase::InFlight as u32, Relaxed);
@@ -277,6 +282,11 @@ impl<T> Records<T> {
         slot.set_phase(Phase::Finalized);
     }
 
+    /// Whether some segments go once it is finalized.
+    pub(super) fn has_segments_for_finalize(&self, key: Key) -> bool {
+        self.slot(key).dylib.load(Relaxed) & FOR_FINALIZE != 0
+    }
+
     /// Whether there is something to do when a finalized allocation goes.
     pub(super) fn has_teardown(&self, key: Key) -> bool {
         self.slot(key).extra.load(Relaxed) != NONE
@@ -309,11 +319,11 @@ impl<T> Records<T> {
         let slot = self.slots.get(key.0);
         let removed = Removed {
             was_finalized: matches!(phase, Phase::Finalized | Phase::Deallocating),
-            dylib: slot.dylib.load(Relaxed),
+            dylib: slot.dylib.load(Relaxed) & !FOR_FINALIZE,
         };
         slot.set_phase(Phase::Vacant);
         if slot.generation() < LAST_GENERATION {
-            self.slots.give(key.0);
+            self.slots.give(key.0, slot);
         }
         removed
     }
@@ -407,7 +417,7 @@ mod tests {
         let slot = records.slots.get(key.0);
         slot.begin(LAST_GENERATION - 2);
         slot.set_phase(Phase::Vacant);
-        records.slots.give(key.0);
+        records.slots.give(key.0, slot);
         // `remove` has not seen the first.
         let (again, early) = insert(&mut records);
         assert_eq!(again, key);

@@ -178,8 +178,11 @@ impl Windows {
 
     /// The pieces of an allocation, by what its record holds.
     pub(super) fn pieces(&self, holding: u32, epoch: u32) -> Pieces {
-        let chained = self.nodes.chained(RangeId::of_number(holding));
-        chained.map(|chained| Piece::new(chained, epoch)).collect()
+        let mut pieces = Pieces::new();
+        let first = RangeId::of_number(holding);
+        self.nodes
+            .chained(first, |chained| pieces.push(Piece::new(chained, epoch)));
+        pieces
     }
 
     /// What the record of an allocation holds that has these pieces.

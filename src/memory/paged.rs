@@ -11,15 +11,19 @@
 
 use crate::sys::{Pages, page_size};
 use smallvec::SmallVec;
-use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicPtr, AtomicU32};
+use std::{io, ptr};
 
-/// Records of the first part: those of the fewest pages that any record and page size fill.
-const FIRST: u32 = 1 << FIRST_BITS;
-const FIRST_BITS: u32 = 14;
-/// All parts together have fewer than 2^31 records.
-const PARTS: usize = 17;
+/// A stretch is so many records, or 2 to the power of `STRETCH_BITS`, in one piece of memory, with the
+/// state of its blocks in the page in front.
+const STRETCH: u32 = 1 << STRETCH_BITS;
+const STRETCH_BITS: u32 = 16;
+/// All stretches together have 2^27 records: as many as a window of 2 GiB has granules.
+const STRETCHES: usize = 1 << 11;
+/// Mappings of stretches: the first two have one, each further one as many as all before.
+const PARTS: usize = 12;
 /// Idle blocks are given back once they have more bytes than `MOST_IDLE`, until they have `KEPT_IDLE`.
 const MOST_IDLE: usize = 512 << 10;
 const KEPT_IDLE: usize = 128 << 10;
@@ -63,9 +67,15 @@ struct Block {
 /// The table.
 #[derive(Debug)]
 pub(crate) struct Paged<T> {
+    /// Where the records of each stretch begin; null where there are none yet.
+    stretches: [AtomicPtr<T>; STRETCHES],
     parts: [OnceLock<Pages>; PARTS],
     /// A block has 2 to the power of this many records.
     block_bits: u32,
+    /// Bytes in front of a stretch.
+    front: usize,
+    /// Idle blocks that are worth giving back.
+    most_idle: u32,
     /// Records that can be taken without another part.
     spare: AtomicU32,
     /// Blocks that were used ever.
@@ -77,7 +87,6 @@ pub(crate) struct Paged<T> {
     idle_blocks: AtomicU32,
     /// List of the blocks whose pages were given back.
     bare: AtomicU32,
-    records: std::marker::PhantomData<T>,
 }
 
 /// Blocks that are being given back.
@@ -95,30 +104,6 @@ pub(crate) trait Table: Send + Sync {
     fn give_blocks(&self, blocks: &IdleBlocks);
 }
 
-/// Where a record is: its part, and its position there.
-#[derive(Clone, Copy)]
-struct Position {
-    part: u32,
-    offset: u32,
-}
-
-impl Position {
-    #[inline]
-    fn of(index: u32) -> Position {
-        // Part p begins with record (2^p - 1) * FIRST.
-        let number = index.wrapping_add(FIRST);
-        let top = 31 - number.leading_zeros();
-        Position {
-            part: top - FIRST_BITS,
-            offset: number ^ (1 << top),
-        }
-    }
-}
-
-fn records_of_part(part: u32) -> u32 {
-    FIRST << part
-}
-
 fn page_bytes() -> usize {
     page_size().bytes() as usize
 }
@@ -128,63 +113,74 @@ fn change(value: &AtomicU32, how: impl FnOnce(u32) -> u32) {
     value.store(how(value.load(Relaxed)), Relaxed);
 }
 
-const IS_MAPPED: &str = "records that were taken have a part";
+#[cold]
+fn not_mapped(index: u32) -> ! {
+    panic!("record {index} was never taken");
+}
 
 impl<T: Element> Paged<T> {
     /// No records.
     pub(crate) fn new() -> Self {
-        let page = page_bytes().trailing_zeros();
-        let block_bits = page - size_of::<T>().trailing_zeros().min(page);
-        debug_assert!(block_bits <= FIRST_BITS);
+        let page = page_bytes();
+        let page_bits = page.trailing_zeros();
+        let block_bits = page_bits - size_of::<T>().trailing_zeros().min(page_bits);
+        debug_assert!(block_bits <= STRETCH_BITS);
+        let blocks = (STRETCH >> block_bits) as usize * size_of::<Block>();
+        let block_bytes = size_of::<T>() << block_bits;
         Paged {
+            stretches: [const { AtomicPtr::new(ptr::null_mut()) }; STRETCHES],
             parts: [const { OnceLock::new() }; PARTS],
             block_bits,
+            front: blocks.next_multiple_of(page),
+            most_idle: (MOST_IDLE / block_bytes) as u32,
             spare: AtomicU32::new(0),
             begun: AtomicU32::new(0),
             open: AtomicU32::new(END),
             idle: AtomicU32::new(END),
             idle_blocks: AtomicU32::new(0),
             bare: AtomicU32::new(END),
-            records: std::marker::PhantomData,
         }
     }
 
+    /// Where the records of a stretch begin.
     #[inline]
-    fn at(pages: &Pages, offset: u32) -> &T {
-        // SAFETY: the part has as many records, each of which is zero or what was stored in its
-        // atomics, and stays mapped as long as `pages`, which the reference borrows.
-        unsafe { &*pages.pointer().cast::<T>().add(offset as usize) }
-    }
-
-    /// A record that was taken.
-    #[inline]
-    pub(crate) fn get(&self, index: u32) -> &T {
-        let Position { part, offset } = Position::of(index);
-        let pages = self.parts[part as usize].get().expect(IS_MAPPED);
-        Self::at(pages, offset)
+    fn stretch(&self, index: u32) -> *mut T {
+        match self.stretches.get((index >> STRETCH_BITS) as usize) {
+            Some(stretch) => stretch.load(Acquire),
+            None => ptr::null_mut(),
+        }
     }
 
     /// A record of this index, whether it is in use or not.
     #[inline]
     pub(crate) fn find(&self, index: u32) -> Option<&T> {
-        index.checked_add(FIRST)?;
-        let Position { part, offset } = Position::of(index);
-        let pages = self.parts.get(part as usize)?.get()?;
-        Some(Self::at(pages, offset))
+        let stretch = self.stretch(index);
+        let record = stretch.wrapping_add((index & (STRETCH - 1)) as usize);
+        // SAFETY: a stretch has as many records, each of which is zero or what was stored in its
+        // atomics, and stays mapped as long as the table, which the reference borrows.
+        (!stretch.is_null()).then(|| unsafe { &*record })
     }
 
-    fn block(&self, block: u32) -> &Block {
-        let Position { part, offset } = Position::of(block << self.block_bits);
-        let pages = self.parts[part as usize].get().expect(IS_MAPPED);
-        let records = records_of_part(part) as usize;
-        let blocks = pages.pointer().wrapping_add(records * size_of::<T>());
-        // SAFETY: the part has its blocks behind its records, as `add_part` lays it out, and `blocks`
-        // is aligned to a page; zero is a value of them. They live as long as the part.
-        unsafe {
-            &*blocks
-                .cast::<Block>()
-                .add((offset >> self.block_bits) as usize)
+    /// A record that was taken.
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> &T {
+        match self.find(index) {
+            Some(record) => record,
+            None => not_mapped(index),
         }
+    }
+
+    #[inline]
+    fn block(&self, block: u32) -> &Block {
+        let stretch = self.stretch(block << self.block_bits);
+        if stretch.is_null() {
+            not_mapped(block << self.block_bits);
+        }
+        let number = block & ((STRETCH >> self.block_bits) - 1);
+        let front = stretch.cast::<u8>().wrapping_sub(self.front);
+        // SAFETY: in front of its records a stretch has its blocks, as `add_part` lays it out, from the
+        // start of a page; zero is a value of them. They live as long as the table.
+        unsafe { &*front.cast::<Block>().wrapping_add(number as usize) }
     }
 
     fn block_bytes(&self) -> usize {
@@ -211,45 +207,49 @@ impl<T: Element> Paged<T> {
         let Some(part) = self.parts.iter().position(|part| part.get().is_none()) else {
             return Err(io::Error::from_raw_os_error(libc::ENOMEM));
         };
-        let records = records_of_part(part as u32);
-        let blocks = (records >> self.block_bits) as usize;
-        let size = records as usize * size_of::<T>() + blocks * size_of::<Block>();
-        let pages = Pages::new(size.next_multiple_of(page_bytes()))?;
+        let (first, count) = match part {
+            0 => (0, 1),
+            part => (1 << (part - 1), 1 << (part - 1)),
+        };
+        let stretch = self.front + STRETCH as usize * size_of::<T>();
+        let pages = Pages::new(count * stretch)?;
+        for number in 0..count {
+            let records = pages.pointer().wrapping_add(number * stretch + self.front);
+            self.stretches[first + number].store(records.cast(), Release);
+        }
         let added = self.parts[part].set(pages).is_ok();
         debug_assert!(added, "one thread changes the table");
-        change(&self.spare, |spare| spare + records);
+        change(&self.spare, |spare| spare + count as u32 * STRETCH);
         Ok(())
     }
 
     /// Takes a record, in the state that it was given back in; after [`Paged::make_spare`].
     #[inline]
-    pub(crate) fn take(&self) -> u32 {
+    pub(crate) fn take(&self) -> (u32, &T) {
         let number = match self.open.load(Relaxed) {
             END => self.open_block(),
             head => head - 1,
         };
         let block = self.block(number);
         let index = match block.vacant.load(Relaxed) {
-            END => {
-                let begun = block.begun.load(Relaxed);
-                block.begun.store(begun + 1, Relaxed);
-                let index = (number << self.block_bits) + begun;
-                self.get(index).begin(block.generation.load(Relaxed));
-                index
-            }
-            head => {
-                let next = self.get(head - 1).link().load(Relaxed);
-                block.vacant.store(next, Relaxed);
-                head - 1
-            }
+            END => (number << self.block_bits) + block.begun.load(Relaxed),
+            head => head - 1,
         };
+        let record = self.get(index);
+        if block.vacant.load(Relaxed) == END {
+            change(&block.begun, |begun| begun + 1);
+            record.begin(block.generation.load(Relaxed));
+        } else {
+            let next = record.link().load(Relaxed);
+            block.vacant.store(next, Relaxed);
+        }
         let used = block.used.load(Relaxed) + 1;
         block.used.store(used, Relaxed);
         if used == self.records_per_block() {
             self.unlink(number);
         }
         change(&self.spare, |spare| spare - 1);
-        index
+        (index, record)
     }
 
     /// Puts a block without records in use into the list of open ones: the best that there is.
@@ -301,12 +301,10 @@ impl<T: Element> Paged<T> {
 
     /// Gives a record back.
     #[inline]
-    pub(crate) fn give(&self, index: u32) {
+    pub(crate) fn give(&self, index: u32, record: &T) {
         let number = index >> self.block_bits;
         let block = self.block(number);
-        self.get(index)
-            .link()
-            .store(block.vacant.load(Relaxed), Relaxed);
+        record.link().store(block.vacant.load(Relaxed), Relaxed);
         block.vacant.store(index + 1, Relaxed);
         let used = block.used.load(Relaxed) - 1;
         block.used.store(used, Relaxed);
@@ -336,7 +334,7 @@ impl<T: Element> Paged<T> {
     /// Whether pages are worth giving back.
     #[inline]
     pub(crate) fn has_idle(&self) -> bool {
-        self.idle_bytes() > MOST_IDLE
+        self.idle_blocks.load(Relaxed) > self.most_idle
     }
 
     // ---- looking ----
@@ -389,14 +387,18 @@ impl<T: Element> Table for Paged<T> {
                 block.generation.store(generation, Relaxed);
             }
         }
-        let part = |number: u32| Position::of(number << self.block_bits).part;
-        let follows = |a: &u32, b: &u32| a + 1 == *b && part(*a) == part(*b);
+        let stretch = |number: u32| (number << self.block_bits) >> STRETCH_BITS;
+        let follows = |a: &u32, b: &u32| a + 1 == *b && stretch(*a) == stretch(*b);
         for run in blocks.chunk_by(follows) {
-            let Position { part, offset } = Position::of(run[0] << self.block_bits);
-            let pages = self.parts[part as usize].get().expect(IS_MAPPED);
-            let start = offset as usize * size_of::<T>();
+            let first = std::ptr::from_ref(self.get(run[0] << self.block_bits));
+            let (start, size) = (first.addr(), run.len() * self.block_bytes());
+            let mut parts = self.parts.iter().filter_map(|part| part.get());
+            let part = parts.find(|part| part.contains(start));
             // SAFETY: zero is a value of records.
-            let gone = unsafe { pages.discard(start, run.len() * self.block_bytes()) };
+            let gone = unsafe {
+                part.unwrap_or_else(|| not_mapped(run[0]))
+                    .discard(start, size)
+            };
             for number in run.iter().filter(|_| gone.is_ok()) {
                 self.block(*number).begun.store(0, Relaxed);
                 self.block(*number).vacant.store(END, Relaxed);
@@ -442,8 +444,7 @@ mod tests {
 
     fn take(table: &Paged<Number>, value: u32) -> u32 {
         table.make_spare(1).unwrap();
-        let index = table.take();
-        let number = table.get(index);
+        let (index, number) = table.take();
         number.value.store(value, Relaxed);
         number.uses.store(number.uses.load(Relaxed) + 1, Relaxed);
         index
@@ -477,7 +478,7 @@ mod tests {
             .collect();
         assert_eq!(values.len(), 100_000);
         assert!(table.find(99_999).is_some());
-        for index in [1 << 30, (1 << 31) - FIRST, u32::MAX - FIRST, u32::MAX] {
+        for index in [1 << 18, 1 << 27, 1 << 30, u32::MAX] {
             assert!(table.find(index).is_none());
         }
     }
@@ -500,7 +501,7 @@ mod tests {
                     .iter()
                     .skip(step)
                     .step_by(3)
-                    .for_each(|index| table.give(*index));
+                    .for_each(|index| table.give(*index, table.get(*index)));
             }
             taken.clear();
             give_idle(&table);
@@ -515,7 +516,9 @@ mod tests {
         let table: Paged<Number> = Paged::new();
         for _ in 0..3 {
             let taken: Vec<u32> = (0..20_000).map(|value| take(&table, value)).collect();
-            taken.iter().for_each(|index| table.give(*index));
+            taken
+                .iter()
+                .for_each(|index| table.give(*index, table.get(*index)));
             assert!(!table.has_idle());
         }
     }

@@ -100,6 +100,28 @@ impl Nodes {
         Nodes(Paged::new())
     }
 
+    #[inline]
+    fn new_node(&self, start: u32, before: u32, after: u32) -> (u32, &Node) {
+        let (index, node) = self.0.take();
+        node.start.store(start, Relaxed);
+        node.before.store(before, Relaxed);
+        node.after.store(after, Relaxed);
+        (index, node)
+    }
+
+    #[inline]
+    fn retire(&self, index: u32, node: &Node) {
+        node.state.store(0, Relaxed);
+        self.0.give(index, node);
+    }
+
+    /// The neighbour of a range, if there is one and it is free.
+    #[inline]
+    fn free_neighbour(&self, index: u32) -> Option<&Node> {
+        let node = (index != NONE).then(|| self.0.get(index))?;
+        node.is_free().then_some(node)
+    }
+
     /// Makes sure that `count` more ranges can be noted.
     pub(crate) fn make_spare(&self, count: u32) -> io::Result<()> {
         self.0.make_spare(count)
@@ -120,21 +142,22 @@ impl Nodes {
         }
     }
 
-    /// The ranges of a chain.
-    pub(crate) fn chained(&self, first: Option<RangeId>) -> impl Iterator<Item = Chained> {
-        let mut next = first;
-        std::iter::from_fn(move || {
-            let id = next?;
-            let node = self.0.get(id.0);
-            let (link, state) = (node.link.load(Relaxed), node.state.load(Relaxed));
-            next = (link & LAST == 0).then_some(RangeId(link));
-            Some(Chained {
+    /// Shows the ranges of a chain.
+    #[inline]
+    pub(crate) fn chained(&self, first: Option<RangeId>, mut visit: impl FnMut(Chained)) {
+        let mut next = RangeId::number(first);
+        while next & LAST == 0 {
+            let id = RangeId(next);
+            let node = self.0.get(next);
+            next = node.link.load(Relaxed);
+            let state = node.state.load(Relaxed);
+            visit(Chained {
                 id,
                 requested: node.extra.load(Relaxed),
                 mark: (state & !(USED | FLAG)) >> REGION_BITS,
                 flag: state & FLAG != 0,
-            })
-        })
+            });
+        }
     }
 
     /// See [`Paged::has_idle`].
@@ -181,12 +204,19 @@ pub(crate) struct Ranges {
     nodes: Arc<Nodes>,
     /// What handed-out nodes have in `state`, but for their region.
     used: u32,
+    bins: Bins,
+    free: u64,
+}
+
+/// The free ranges by size.
+#[derive(Debug)]
+struct Bins {
+    granule_bits: u32,
     /// By region, the offset behind its last byte.
     ends: Vec<u32>,
     rows: u32,
     columns: [u16; ROWS],
     heads: [[u32; SUBDIVISIONS as usize]; ROWS],
-    free: u64,
 }
 
 /// Row and column of the bin that holds ranges of `size`.
@@ -208,6 +238,14 @@ fn round_up_to_bin(size: u32) -> Option<u32> {
     size.checked_add((1 << (top - SUBDIVISION_BITS)) - 1)
 }
 
+/// Bytes of a handed-out range.
+#[inline]
+fn used_size(node: &Node, granule: u32) -> u32 {
+    // It was rounded before without overflow.
+    let size = node.extra.load(Relaxed).max(1);
+    size.wrapping_add(granule - 1) & !(granule - 1)
+}
+
 impl Ranges {
     /// No regions yet; every range starts at and spans multiples of `granule`, a power of two. What is
     /// handed out is marked with `mark`, which has 22 bits.
@@ -218,10 +256,13 @@ impl Ranges {
             granule,
             nodes,
             used: USED | mark << REGION_BITS,
-            ends: Vec::new(),
-            rows: 0,
-            columns: [0; ROWS],
-            heads: [[NONE; SUBDIVISIONS as usize]; ROWS],
+            bins: Bins {
+                granule_bits: granule.trailing_zeros(),
+                ends: Vec::new(),
+                rows: 0,
+                columns: [0; ROWS],
+                heads: [[NONE; SUBDIVISIONS as usize]; ROWS],
+            },
             free: 0,
         }
     }
@@ -236,11 +277,12 @@ impl Ranges {
     pub(crate) fn add_region(&mut self, region: RegionId, start: u32, size: u32) {
         debug_assert!(start % self.granule == 0 && size % self.granule == 0 && size > 0);
         debug_assert!(region < MOST_REGIONS);
-        let needed = self.ends.len().max(region as usize + 1);
-        self.ends.resize(needed, 0);
-        self.ends[region as usize] = start + size;
-        let index = self.new_node(start, NONE, NONE);
-        self.insert(index, region, size);
+        let needed = self.bins.ends.len().max(region as usize + 1);
+        self.bins.ends.resize(needed, 0);
+        self.bins.ends[region as usize] = start + size;
+        let (nodes, bins) = (&*self.nodes, &mut self.bins);
+        let (index, node) = nodes.new_node(start, NONE, NONE);
+        bins.insert(nodes, index, node, region, size);
         self.free += u64::from(size);
     }
 
@@ -264,7 +306,7 @@ impl Ranges {
         let (first_row, first_column) = bin(rounded);
         let bins = (0..ROWS).flat_map(|row| (0..SUBDIVISIONS as usize).map(move |c| (row, c)));
         for (row, column) in bins.filter(|bin| *bin >= (first_row, first_column)) {
-            let mut index = self.heads[row][column];
+            let mut index = self.bins.heads[row][column];
             while index != NONE {
                 if self.fits(index, rounded, alignment) {
                     return Some(self.hand_out(index, size, rounded, alignment));
@@ -292,7 +334,7 @@ impl Ranges {
                 number / SUBDIVISIONS as usize,
                 number % SUBDIVISIONS as usize,
             );
-            let mut index = self.heads[here.0][here.1];
+            let mut index = self.bins.heads[here.0][here.1];
             while index != NONE && out.len() < most {
                 let node = self.node(index);
                 let (start, next) = (node.start.load(Relaxed), node.link.load(Relaxed));
@@ -323,24 +365,7 @@ impl Ranges {
     /// Bytes of a free range.
     #[inline]
     fn free_size(&self, index: u32) -> u32 {
-        let node = self.node(index);
-        match node.state.load(Relaxed) >> REGION_BITS {
-            LARGE => {
-                let end = match node.after.load(Relaxed) {
-                    NONE => self.ends[node.region() as usize],
-                    after => self.node(after).start.load(Relaxed),
-                };
-                end - node.start.load(Relaxed)
-            }
-            granules => granules << self.granule.trailing_zeros(),
-        }
-    }
-
-    /// Bytes of a handed-out range.
-    #[inline]
-    fn used_size(&self, node: &Node) -> u32 {
-        let size = self.rounded(node.extra.load(Relaxed));
-        size.expect("what was handed out was rounded before")
+        self.bins.size_of_free(&self.nodes, self.node(index))
     }
 
     /// Whether a free range holds `size` bytes from an aligned address.
@@ -354,47 +379,54 @@ impl Ranges {
     /// Takes `size` bytes, `requested` of which were asked for, out of a free range that fits.
     #[inline(always)] // 4 % of allocate and finalize
     fn hand_out(&mut self, index: u32, requested: u32, size: u32, alignment: u32) -> Handed {
-        let hole = self.node(index);
+        let (nodes, bins) = (&*self.nodes, &mut self.bins);
+        let hole = nodes.0.get(index);
         let (hole_start, region) = (hole.start.load(Relaxed), hole.region());
-        let (hole_before, hole_after) = (hole.before.load(Relaxed), hole.after.load(Relaxed));
-        let hole_size = self.free_size(index);
+        let hole_size = bins.size_of_free(nodes, hole);
         let start = hole_start.next_multiple_of(alignment.max(1));
         let front = start - hole_start;
         let back = hole_size - front - size;
         // What is left of the hole keeps its node, most often even its bin.
-        let id = match (front, back) {
+        let (id, node) = match (front, back) {
             (0, 0) => {
-                self.remove(index, size);
-                index
+                bins.remove(nodes, hole, size);
+                (index, hole)
             }
             (0, _) => {
-                let id = self.new_node(start, hole_before, index);
-                self.link(hole_before, id);
-                let node = self.node(index);
-                node.before.store(id, Relaxed);
-                node.start.store(start + size, Relaxed);
-                self.resize(index, region, hole_size, back);
-                id
+                let before = hole.before.load(Relaxed);
+                let (id, node) = nodes.new_node(start, before, index);
+                if before != NONE {
+                    nodes.0.get(before).after.store(id, Relaxed);
+                }
+                hole.before.store(id, Relaxed);
+                hole.start.store(start + size, Relaxed);
+                bins.resize(nodes, index, hole, region, hole_size, back);
+                (id, node)
             }
             (_, 0) => {
-                let id = self.new_node(start, index, hole_after);
-                self.link(id, hole_after);
-                self.node(index).after.store(id, Relaxed);
-                self.resize(index, region, hole_size, front);
-                id
+                let after = hole.after.load(Relaxed);
+                let (id, node) = nodes.new_node(start, index, after);
+                if after != NONE {
+                    nodes.0.get(after).before.store(id, Relaxed);
+                }
+                hole.after.store(id, Relaxed);
+                bins.resize(nodes, index, hole, region, hole_size, front);
+                (id, node)
             }
             (_, _) => {
-                let id = self.new_node(start, index, NONE);
-                let rest = self.new_node(start + size, id, NONE);
-                self.link(id, rest);
-                self.link(rest, hole_after);
-                self.node(index).after.store(id, Relaxed);
-                self.insert(rest, region, back);
-                self.resize(index, region, hole_size, front);
-                id
+                let after = hole.after.load(Relaxed);
+                let (id, node) = nodes.new_node(start, index, NONE);
+                let (rest_id, rest) = nodes.new_node(start + size, id, after);
+                node.after.store(rest_id, Relaxed);
+                if after != NONE {
+                    nodes.0.get(after).before.store(rest_id, Relaxed);
+                }
+                hole.after.store(id, Relaxed);
+                bins.insert(nodes, rest_id, rest, region, back);
+                bins.resize(nodes, index, hole, region, hole_size, front);
+                (id, node)
             }
         };
-        let node = self.node(id);
         node.extra.store(requested, Relaxed);
         node.state.store(self.used | region, Relaxed);
         self.free -= u64::from(size);
@@ -414,62 +446,79 @@ impl Ranges {
             id,
             region: node.region(),
             start: node.start.load(Relaxed),
-            size: self.used_size(node),
+            size: used_size(node, self.granule),
         }
     }
 
     /// Takes a range back, joins it with free neighbours, and says what it was.
+    #[inline]
     pub(crate) fn free(&mut self, id: RangeId) -> Handed {
+        let (nodes, bins) = (&*self.nodes, &mut self.bins);
         let index = id.0;
-        let handed = self.get(id);
-        let Handed {
+        let node = nodes.0.get(index);
+        debug_assert!(!node.is_free());
+        let (start, region) = (node.start.load(Relaxed), node.region());
+        let size = used_size(node, self.granule);
+        self.free += u64::from(size);
+        let (before_id, after_id) = (node.before.load(Relaxed), node.after.load(Relaxed));
+        let before = nodes.free_neighbour(before_id);
+        let after = nodes.free_neighbour(after_id);
+        match (before, after) {
+            (None, None) => bins.insert(nodes, index, node, region, size),
+            (Some(before), None) => {
+                let old = bins.size_of_free(nodes, before);
+                before.after.store(after_id, Relaxed);
+                if after_id != NONE {
+                    nodes.0.get(after_id).before.store(before_id, Relaxed);
+                }
+                bins.resize(nodes, before_id, before, region, old, old + size);
+                nodes.retire(index, node);
+            }
+            (None, Some(after)) => {
+                let old = bins.size_of_free(nodes, after);
+                after.before.store(before_id, Relaxed);
+                if before_id != NONE {
+                    nodes.0.get(before_id).after.store(after_id, Relaxed);
+                }
+                after.start.store(start, Relaxed);
+                bins.resize(nodes, after_id, after, region, old, size + old);
+                nodes.retire(index, node);
+            }
+            (Some(before), Some(after)) => {
+                let (old, more) = (
+                    bins.size_of_free(nodes, before),
+                    bins.size_of_free(nodes, after),
+                );
+                bins.remove(nodes, after, more);
+                let next = after.after.load(Relaxed);
+                before.after.store(next, Relaxed);
+                if next != NONE {
+                    nodes.0.get(next).before.store(before_id, Relaxed);
+                }
+                bins.resize(nodes, before_id, before, region, old, old + size + more);
+                nodes.retire(index, node);
+                nodes.retire(after_id, after);
+            }
+        }
+        Handed {
+            id,
             region,
             start,
             size,
-            ..
-        } = handed;
-        self.free += u64::from(size);
-        let node = self.node(index);
-        let (before, after) = (node.before.load(Relaxed), node.after.load(Relaxed));
-        match (self.is_free(before), self.is_free(after)) {
-            (false, false) => {
-                self.insert(index, region, size);
-            }
-            (true, false) => {
-                let old = self.free_size(before);
-                self.link(before, after);
-                self.resize(before, region, old, old + size);
-                self.retire(index);
-            }
-            (false, true) => {
-                let old = self.free_size(after);
-                self.link(before, after);
-                self.node(after).start.store(start, Relaxed);
-                self.resize(after, region, old, size + old);
-                self.retire(index);
-            }
-            (true, true) => {
-                let (old, more) = (self.free_size(before), self.free_size(after));
-                self.remove(after, more);
-                self.link(before, self.node(after).after.load(Relaxed));
-                self.resize(before, region, old, old + size + more);
-                self.retire(index);
-                self.retire(after);
-            }
         }
-        handed
     }
 
     /// Removes a region that is free as a whole; `start` is where it was added.
     pub(crate) fn remove_region(&mut self, start: u32, size: u32) -> bool {
+        let (nodes, bins) = (&*self.nodes, &mut self.bins);
         let (row, column) = bin(size);
-        let mut index = self.heads[row][column];
+        let mut index = bins.heads[row][column];
         while index != NONE {
-            let node = self.node(index);
-            if node.start.load(Relaxed) == start && self.free_size(index) == size {
-                self.remove(index, size);
+            let node = nodes.0.get(index);
+            if node.start.load(Relaxed) == start && bins.size_of_free(nodes, node) == size {
+                bins.remove(nodes, node, size);
                 self.free -= u64::from(size);
-                self.retire(index);
+                nodes.retire(index, node);
                 return true;
             }
             index = node.link.load(Relaxed);
@@ -482,50 +531,6 @@ impl Ranges {
         self.nodes.0.get(index)
     }
 
-    fn is_free(&self, index: u32) -> bool {
-        index != NONE && self.node(index).is_free()
-    }
-
-    /// Makes two nodes neighbours by address; either may be none.
-    fn link(&self, before: u32, after: u32) {
-        if before != NONE {
-            self.node(before).after.store(after, Relaxed);
-        }
-        if after != NONE {
-            self.node(after).before.store(before, Relaxed);
-        }
-    }
-
-    /// Changes the size of a free range, and its bin if that asks for another.
-    fn resize(&mut self, index: u32, region: RegionId, old: u32, size: u32) {
-        if bin(old) == bin(size) {
-            self.set_free(index, region, size);
-        } else {
-            self.remove(index, old);
-            self.insert(index, region, size);
-        }
-    }
-
-    fn set_free(&self, index: u32, region: RegionId, size: u32) {
-        let granules = (size >> self.granule.trailing_zeros()).min(LARGE);
-        let state = granules << REGION_BITS | region;
-        self.node(index).state.store(state, Relaxed);
-    }
-
-    fn new_node(&self, start: u32, before: u32, after: u32) -> u32 {
-        let index = self.nodes.0.take();
-        let node = self.node(index);
-        node.start.store(start, Relaxed);
-        node.before.store(before, Relaxed);
-        node.after.store(after, Relaxed);
-        index
-    }
-
-    fn retire(&self, index: u32) {
-        self.node(index).state.store(0, Relaxed);
-        self.nodes.0.give(index);
-    }
-
     /// A free range of at least `size`.
     fn find_fitting(&self, size: u32) -> Option<u32> {
         let (row, column) = bin(round_up_to_bin(size)?);
@@ -533,7 +538,7 @@ impl Ranges {
             // Only the bin of `size` itself may still hold one that is large enough; look at its
             // first few so that a nearly full window is used up.
             let (row, column) = bin(size);
-            let mut index = self.heads[row][column];
+            let mut index = self.bins.heads[row][column];
             for _ in 0..8 {
                 if index == NONE {
                     return None;
@@ -567,7 +572,7 @@ impl Ranges {
             return None;
         }
         let here = if column < 16 {
-            self.columns[row] & (u16::MAX << column)
+            self.bins.columns[row] & (u16::MAX << column)
         } else {
             0
         };
@@ -575,7 +580,7 @@ impl Ranges {
             (row, here)
         } else {
             let above = if row + 1 < 32 {
-                self.rows & (u32::MAX << (row + 1))
+                self.bins.rows & (u32::MAX << (row + 1))
             } else {
                 0
             };
@@ -583,21 +588,65 @@ impl Ranges {
                 return None;
             }
             let row = above.trailing_zeros() as usize;
-            (row, self.columns[row])
+            (row, self.bins.columns[row])
         };
-        Some(self.heads[row][columns.trailing_zeros() as usize])
+        Some(self.bins.heads[row][columns.trailing_zeros() as usize])
+    }
+}
+
+impl Bins {
+    /// Bytes of a free range.
+    #[inline]
+    fn size_of_free(&self, nodes: &Nodes, node: &Node) -> u32 {
+        match node.state.load(Relaxed) >> REGION_BITS {
+            LARGE => self.size_of_large(nodes, node),
+            granules => granules << self.granule_bits,
+        }
+    }
+
+    #[cold]
+    fn size_of_large(&self, nodes: &Nodes, node: &Node) -> u32 {
+        let end = match node.after.load(Relaxed) {
+            NONE => self.ends[node.region() as usize],
+            after => nodes.0.get(after).start.load(Relaxed),
+        };
+        end - node.start.load(Relaxed)
+    }
+
+    /// Changes the size of a free range, and its bin if that asks for another.
+    #[inline]
+    fn resize(
+        &mut self,
+        nodes: &Nodes,
+        index: u32,
+        node: &Node,
+        region: RegionId,
+        old: u32,
+        size: u32,
+    ) {
+        if bin(old) == bin(size) {
+            self.set_free(node, region, size);
+        } else {
+            self.remove(nodes, node, old);
+            self.insert(nodes, index, node, region, size);
+        }
+    }
+
+    #[inline]
+    fn set_free(&self, node: &Node, region: RegionId, size: u32) {
+        let granules = (size >> self.granule_bits).min(LARGE);
+        node.state.store(granules << REGION_BITS | region, Relaxed);
     }
 
     /// Makes a node free and puts it into its bin.
-    fn insert(&mut self, index: u32, region: RegionId, size: u32) {
-        self.set_free(index, region, size);
+    fn insert(&mut self, nodes: &Nodes, index: u32, node: &Node, region: RegionId, size: u32) {
+        self.set_free(node, region, size);
         let (row, column) = bin(size);
         let head = self.heads[row][column];
-        let node = self.node(index);
         node.extra.store(NONE, Relaxed);
         node.link.store(head, Relaxed);
         if head != NONE {
-            self.node(head).extra.store(index, Relaxed);
+            nodes.0.get(head).extra.store(index, Relaxed);
         }
         self.heads[row][column] = index;
         self.columns[row] |= 1 << column;
@@ -605,22 +654,21 @@ impl Ranges {
     }
 
     /// Takes a free node of this size out of its bin.
-    fn remove(&mut self, index: u32, size: u32) {
-        let node = self.node(index);
+    fn remove(&mut self, nodes: &Nodes, node: &Node, size: u32) {
         let (previous, next) = (node.extra.load(Relaxed), node.link.load(Relaxed));
-        let (row, column) = bin(size);
         if next != NONE {
-            self.node(next).extra.store(previous, Relaxed);
+            nodes.0.get(next).extra.store(previous, Relaxed);
         }
         if previous != NONE {
-            self.node(previous).link.store(next, Relaxed);
-        } else {
-            self.heads[row][column] = next;
-            if next == NONE {
-                self.columns[row] &= !(1 << column);
-                if self.columns[row] == 0 {
-                    self.rows &= !(1 << row);
-                }
+            nodes.0.get(previous).link.store(next, Relaxed);
+            return;
+        }
+        let (row, column) = bin(size);
+        self.heads[row][column] = next;
+        if next == NONE {
+            self.columns[row] &= !(1 << column);
+            if self.columns[row] == 0 {
+                self.rows &= !(1 << row);
             }
         }
     }

@@ -33,12 +33,19 @@ impl Pages {
         self.start
     }
 
-    /// Gives some of the pages back, so that they are zero again and take no memory until written.
+    /// Whether an address lies in them.
+    pub(crate) fn contains(&self, address: usize) -> bool {
+        let offset = (address as u64).checked_sub(self.range.start());
+        offset.is_some_and(|offset| offset < self.range.size())
+    }
+
+    /// Gives some of the pages back, from an address on, so that they are zero again and take no memory until written.
     ///
     /// # Safety
     /// Zero is a value of all that lies there.
-    pub(crate) unsafe fn discard(&self, offset: usize, size: usize) -> io::Result<()> {
-        let part = self.range.part(offset as u64, size as u64);
+    pub(crate) unsafe fn discard(&self, start: usize, size: usize) -> io::Result<()> {
+        let offset = start as u64 - self.range.start();
+        let part = self.range.part(offset, size as u64);
         let part = part.expect("the part lies in the pages");
         // SAFETY: the pages are private and this value's own; the rest is as the caller says.
         unsafe { super::discard(part) }
