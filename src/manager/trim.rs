@@ -22,6 +22,8 @@ const IDLE_SLACK: u64 = 512 << 10;
 const LEAST_PAGES: u32 = 4;
 /// So many times the slack is very many.
 const VERY_MANY: u64 = 2;
+/// So many times the slack is freed before idle pages that are not very many are looked for again.
+const PATIENCE: u64 = 2;
 /// Windows in which nothing lies that are kept for what may come.
 const EMPTY_WINDOWS: usize = 1;
 
@@ -32,14 +34,18 @@ impl Space<Windows> {
         let slack = self.usage.taken / IDLE_SHARE + IDLE_SLACK;
         let memory = &mut self.memory;
         let idle = memory.committed.saturating_sub(self.usage.taken);
-        let due = idle > slack && memory.freed > slack && !memory.trimming;
-        due.then(|| {
-            (memory.trimming, memory.freed) = (true, 0);
-            match idle > VERY_MANY * slack {
-                true => 1,
-                false => LEAST_PAGES,
-            }
-        })
+        if idle <= slack || memory.trimming {
+            return None;
+        }
+        let (least, patience) = match idle > VERY_MANY * slack {
+            true => (1, 1),
+            false => (LEAST_PAGES, PATIENCE),
+        };
+        if memory.freed <= patience * slack {
+            return None;
+        }
+        (memory.trimming, memory.freed) = (true, 0);
+        Some(least)
     }
 
     fn end_trim(&mut self) {

@@ -54,8 +54,18 @@ impl PageSet {
     }
 
     /// Whether all of these are in it.
+    #[inline]
     pub(crate) fn contains_all(&self, pages: Range<u32>) -> bool {
+        // Most often there are one or two, for every piece that is handed out.
+        if pages.len() <= 2 {
+            return pages.into_iter().all(|page| self.contains(page));
+        }
         parts(pages).all(|(word, bits)| self.words[word] & bits == bits)
+    }
+
+    #[inline]
+    fn contains(&self, page: u32) -> bool {
+        self.words[(page / BITS) as usize] >> (page % BITS) & 1 == 1
     }
 
     /// How many of these are in it.
