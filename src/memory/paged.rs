@@ -20,10 +20,11 @@ use std::{io, ptr};
 /// state of its blocks in the page in front.
 const STRETCH: u32 = 1 << STRETCH_BITS;
 const STRETCH_BITS: u32 = 16;
-/// All stretches together have 2^27 records: as many as a window of 2 GiB has granules.
-const STRETCHES: usize = 1 << 11;
+/// All stretches together have 2^26 records. A table stays below 16 KiB, so that the heap's reserve can
+/// hold it.
+const STRETCHES: usize = 1 << 10;
 /// Mappings of stretches: the first two have one, each further one as many as all before.
-const PARTS: usize = 12;
+const PARTS: usize = 11;
 /// Idle blocks are given back once they have more bytes than `MOST_IDLE`, until they have `KEPT_IDLE`.
 const MOST_IDLE: usize = 512 << 10;
 const KEPT_IDLE: usize = 128 << 10;
@@ -509,6 +510,13 @@ mod tests {
             assert!(left <= (KEPT_IDLE + 64 * 1024) as u64, "{left}");
         }
         assert!(most >= 3);
+    }
+
+    #[test]
+    fn the_heaps_reserve_can_hold_a_table() {
+        assert!(size_of::<Paged<Number>>() <= 12 << 10);
+        let all: u32 = (1..PARTS as u32).map(|part| 1 << (part - 1)).sum();
+        assert_eq!(all as usize + 1, STRETCHES);
     }
 
     #[test]
