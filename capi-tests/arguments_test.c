@@ -78,6 +78,7 @@ static void options_out_of_range(void **state) {
       {"placement 3", {.placement = 3}},
       {"placement 4294967295", {.placement = UINT32_MAX}},
       {"growth 2", {.growth = 2}},
+      {"fork_policy 2", {.fork_policy = 2}},
       {"reserved", {.reserved = 1}},
       {"commit 2", {.commit = 2}},
       {"close_writers 2", {.close_writers = 2}},

@@ -76,14 +76,19 @@
  *   segment's alignment or to the page size, whichever is less; only `address` has larger
  *   alignments. A custom mapper's is aligned as its own memory is.
  *
- *   Forks. Handles belong to the process that made them. A forked child may run the code that it was
- *   forked with and make mappers and managers of its own; the parent's manager or connection answers
- *   JITMEM_INVALID_HANDLE there, and to free a handle there gives up the child's copy alone: no
- *   action runs and nothing is sent. Child and parent share the pages of code, so the parent should
- *   not deallocate what a child still runs. Data of linked code is private to each of them in process
- *   and in a remote executor; children of an executor with shared pages share it. Connections are
- *   closed in children of fork, not in those of vfork or of a raw clone. What a custom mapper does in
- *   a child is its host's affair.
+ *   Forks. In process, parent and child both go on running what was linked before a fork, and
+ *   linking: neither sees what the other does later. What was live at a fork is frozen: once it is
+ *   deallocated, its bytes stay as they are while a child of that fork, or a child's child, is there
+ *   (jitmem_stats.frozen, jitmem_fork_policy; told by the attaches of System V shared memory, without
+ *   which it stays frozen until its chunk is empty). An allocation that was in flight at the fork is
+ *   JITMEM_INVALID_HANDLE in the child under two views, and a callback that was waited for runs in
+ *   the parent alone. A child waits for no lock of its parent's threads. fork must not be called in a
+ *   handler of a signal that interrupted the library. Managers over an executor, and connections,
+ *   answer JITMEM_INVALID_HANDLE in children, and to free them there gives up the child's copy alone.
+ *   So does every manager in a child of _Fork or of a raw clone, for which no fork handler runs; it
+ *   may run what it was made with until the parent deallocates it. Data of linked code is private to
+ *   each process in process and in a remote executor; children of an executor with shared pages share
+ *   it. What a custom mapper does in a child is its host's affair.
  *
  *   Time limits. Calls wait for as long as linked code, actions and the host's own functions take.
  *   Only what the other side does at once is bounded, by 10 seconds each time:
@@ -539,6 +544,16 @@ JITMEM_ENUM(jitmem_growth) {
   JITMEM_GROWTH_ANOTHER_WINDOW = 1,
 };
 
+/// What happens in this process to code and constants that forked children see, once they are
+/// deallocated.
+JITMEM_ENUM(jitmem_fork_policy) {
+  /// They stay as they are for as long as any child of an earlier fork is there, and their chunk goes
+  /// back as a whole. jitmem_stats.frozen says how many bytes do.
+  JITMEM_FORK_FREEZE = 0,
+  /// They are used again: children do not run what their parent has deallocated.
+  JITMEM_FORK_REUSE = 1,
+};
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 typedef struct jitmem_manager_options {
@@ -580,6 +595,10 @@ typedef struct jitmem_manager_options {
   /// 1: what is deallocated is used again only once jitmem_manager_reclaim says so, since other
   /// threads may still run it. 0: at once.
   uint32_t defer_reclamation;
+  /// One of jitmem_fork_policy.
+  uint32_t fork_policy;
+  /// 0.
+  uint32_t reserved;
 } jitmem_manager_options;
 
 /// One segment of a request.
@@ -1151,6 +1170,9 @@ typedef struct jitmem_stats {
   /// Bytes of what is deallocated and waits for jitmem_manager_reclaim, rounding included; neither
   /// live nor free.
   uint64_t waiting;
+  /// Bytes that were freed and stay as they were, because other processes that were forked may see
+  /// them.
+  uint64_t frozen;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

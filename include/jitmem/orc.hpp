@@ -53,6 +53,8 @@ struct Options {
   bool CloseWriters = false;
   /// What is deallocated is used again only once reclaim() says so: threads may still run it.
   bool DeferReclamation = false;
+  /// Use memory again that forked children may still see, once it is deallocated here.
+  bool ReuseAfterFork = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
   /// Allocations are called after their graph and JITDylib, in errors, events and usage.
@@ -322,6 +324,7 @@ private:
     Chosen.commit = O.Commit;
     Chosen.close_writers = O.CloseWriters;
     Chosen.defer_reclamation = O.DeferReclamation;
+    Chosen.fork_policy = O.ReuseAfterFork ? JITMEM_FORK_REUSE : JITMEM_FORK_FREEZE;
     if (O.Fixed) {
       Chosen.placement = JITMEM_PLACEMENT_FIXED;
       Chosen.address = O.Fixed;

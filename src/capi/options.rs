@@ -4,7 +4,7 @@
 use super::events::{self, jitmem_observer};
 use super::input;
 use crate::error::{Result, invalid_argument};
-use crate::manager::{GrowthPolicy, Options};
+use crate::manager::{ForkPolicy, GrowthPolicy, Options};
 use crate::memory::placement::Placement;
 use smallvec::SmallVec;
 use std::mem::{offset_of, size_of};
@@ -59,6 +59,19 @@ pub enum jitmem_growth {
     JITMEM_GROWTH_ANOTHER_WINDOW = 1,
 }
 
+/// What happens in this process to code and constants that forked children see, once they are
+/// deallocated.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_fork_policy {
+    /// They stay as they are for as long as any child of an earlier fork is there, and their chunk goes
+    /// back as a whole. jitmem_stats.frozen says how many bytes do.
+    JITMEM_FORK_FREEZE = 0,
+    /// They are used again: children do not run what their parent has deallocated.
+    JITMEM_FORK_REUSE = 1,
+}
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 #[allow(non_camel_case_types)]
@@ -103,6 +116,10 @@ pub struct jitmem_manager_options {
     /// 1: what is deallocated is used again only once jitmem_manager_reclaim says so, since other
     /// threads may still run it. 0: at once.
     pub defer_reclamation: u32,
+    /// One of jitmem_fork_policy.
+    pub fork_policy: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, close_writers) + size_of::<u32>();
@@ -170,5 +187,17 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     chosen.defer_reclamation = input::flag(given.defer_reclamation, "defer_reclamation")?;
     chosen.usage = input::flag(given.usage, "usage")?;
     chosen.close_writers = input::flag(given.close_writers, "close_writers")?;
+    if given.reserved != 0 {
+        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
+    }
+    chosen.fork = match given.fork_policy {
+        0 => ForkPolicy::Freeze,
+        1 => ForkPolicy::Reuse,
+        other => {
+            return Err(invalid_argument(format!(
+                "fork_policy {other} is none of freeze 0 and reuse 1"
+            )));
+        }
+    };
     Ok(chosen)
 }

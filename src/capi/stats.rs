@@ -115,6 +115,9 @@ pub struct jitmem_stats {
     /// Bytes of what is deallocated and waits for jitmem_manager_reclaim, rounding included; neither
     /// live nor free.
     pub waiting: u64,
+    /// Bytes that were freed and stay as they were, because other processes that were forked may see
+    /// them.
+    pub frozen: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -185,6 +188,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             chunk_bytes: now.chunk_bytes,
             records: now.records,
             waiting: now.waiting,
+            frozen: now.frozen,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

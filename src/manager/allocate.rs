@@ -97,10 +97,14 @@ impl Flow<Windows> {
                     return Served::Answer(self.make_ready(request, key, &mut layout, delivery));
                 }
                 Attempt::Wait => return Served::Wait,
+                Attempt::Full(_) | Attempt::Refused(_) if self.thaw(delivery) => Ok(()),
                 Attempt::Full(error) => return Served::AnotherWindow(error),
                 Attempt::Refused(error) => Err(error),
                 Attempt::Grow(growth) if later => return Served::Grow(growth),
-                Attempt::Grow(growth) => self.grow(growth, delivery),
+                Attempt::Grow(growth) => {
+                    self.thaw(delivery);
+                    self.grow(growth, delivery)
+                }
                 Attempt::Reclaim(empty) if later => return Served::Reclaim(empty),
                 // If none can be reclaimed, say so.
                 Attempt::Reclaim(empty) => {

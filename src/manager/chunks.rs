@@ -3,6 +3,7 @@
 
 use super::allocate::{MOST_NEW_WINDOWS, Served, Tried, Waiting};
 use super::flow::Flow;
+use super::pool::Keep;
 use super::windows::{Detached, Growth, Windows};
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
@@ -11,6 +12,7 @@ use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
 use crate::mapper::{Chunk, Prepared, Reserved};
 use crate::memory::placement::Placement;
+use crate::sys;
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -373,6 +375,33 @@ impl Flow<Windows> {
                 Err(error)
             }
         }
+    }
+
+    /// Frees what was frozen and no other process sees any more; whether there was any.
+    pub(super) fn thaw(self: &Arc<Self>, delivery: &mut Delivery) -> bool {
+        if !self.space.lock().memory.has_frozen() {
+            return false;
+        }
+        let forks = sys::forks_in_use();
+        let thawed = self.space.lock().memory.take_thawed(&forks);
+        for thawed in thawed.iter().flat_map(|(_, _, thawed)| thawed) {
+            thawed.writer.fill_with_traps();
+            self.flush_here(thawed.range);
+        }
+        let mut empty = Vec::new();
+        {
+            let memory = &mut self.space.lock().memory;
+            for (window, pool, thawed) in &thawed {
+                for thawed in thawed {
+                    if memory.window_mut(*window).thawed(*pool, thawed) {
+                        memory.detach(*window, *pool, Keep::Spare, &mut empty);
+                    }
+                }
+            }
+        }
+        // A chunk that the system does not take back is kept.
+        let _ = self.reclaim(empty, delivery);
+        !thawed.is_empty()
     }
 
     /// Tries again with what waited for a change.

@@ -28,6 +28,8 @@ impl Flow<Windows> {
         let taken = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             let key = space.records.find_in_flight(handle)?;
+            let holding = space.records.record(key).holding;
+            space.memory.check_in_flight(holding)?;
             let state = space.records.end_writing(key, Phase::Abandoned);
             space.take_pieces(key, &mut freed);
             space.usage.counters.abandon += 1;

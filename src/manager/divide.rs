@@ -19,6 +19,7 @@ use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentConte
 use crate::memory::paged::Table;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
+use crate::sys::Forked;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -77,8 +78,10 @@ impl Freed {
                 range,
                 group,
                 writer,
+                frozen,
             } = windows.place(piece);
             match writer {
+                _ if frozen => (),
                 Some(writer) => self.traps.push((writer, range)),
                 None => self.copied.push((range, group)),
             }
@@ -129,6 +132,14 @@ impl Memory for Windows {
         let buffer = copied.count();
         state.buffers.get_mut(buffer)?.write(offset, bytes);
         Some(())
+    }
+
+    fn forked(&mut self, forked: Forked) {
+        self.forked(forked);
+    }
+
+    fn check_in_flight(&self, holding: u32) -> Result<()> {
+        self.check_in_flight(holding)
     }
 
     fn forget(&mut self, dylib: u32) {
@@ -316,6 +327,10 @@ impl Space<Windows> {
     /// to be freed.
     pub(super) fn try_finalize(&mut self, handle: u64, freed: &mut Freed) -> Result<()> {
         let key = self.records.find_in_flight(handle)?;
+        if self.memory.inherited {
+            let holding = self.records.record(key).holding;
+            self.memory.check_in_flight(holding)?;
+        }
         self.finalized(key, Teardown::Nothing, freed);
         Ok(())
     }
@@ -323,6 +338,10 @@ impl Space<Windows> {
     /// Marks an allocation as being finalized and gives what the mapper needs of it.
     pub(super) fn take_content(&mut self, handle: u64) -> Result<(Key, SegmentContents)> {
         let key = self.records.find_in_flight(handle)?;
+        if self.memory.inherited {
+            let holding = self.records.record(key).holding;
+            self.memory.check_in_flight(holding)?;
+        }
         let pieces = self.pieces(key);
         let state = self.records.end_writing(key, Phase::Finalizing);
         let mut buffers = state.buffers.into_iter();

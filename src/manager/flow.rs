@@ -55,10 +55,10 @@ pub(super) fn child_without_handlers() -> Error {
 impl<M: Memory> Flow<M> {
     pub(super) fn new(mapper: Arc<M::Mapper>, memory: M, options: Options) -> Arc<Self> {
         let capabilities = mapper.capabilities();
-        // Only a host can know what its own mapper does in a child.
-        let ours = capabilities.kind != Kind::Custom;
+        // A child has a process's own memory too, and only a host can know what its mapper does there.
+        let here = [Kind::TwoViews, Kind::Mprotect, Kind::Custom].contains(&capabilities.kind);
         Arc::new(Flow {
-            owner: ours.then(OwnerProcess::current),
+            owner: (!here).then(OwnerProcess::current),
             coherent: AtomicBool::new(capabilities.coherent),
             space: AtForkMutex::new(
                 Space::new(memory, options.quota, random()),
@@ -107,8 +107,8 @@ impl<M: Memory> Flow<M> {
         match &self.owner {
             _ if !sys::children_are_known() => Err(child_without_handlers()),
             Some(owner) if !owner.is_current() => Err(invalid_handle(
-                "this manager belongs to the parent process: a forked child shares its code pages \
-                 or its connection and must leave both alone; create a manager in the child",
+                "this manager belongs to the parent process: a forked child shares its \
+                 connection to the executor and must leave it alone; create a manager in the child",
             )),
             _ => Ok(()),
         }
@@ -172,6 +172,7 @@ impl<M: Memory> Flow<M> {
         let space = &mut *self.space.lock();
         let key = space.records.find_in_flight(handle)?;
         let holding = space.records.record(key).holding;
+        space.memory.check_in_flight(holding)?;
         let state = space.records.in_flight(key);
         let written = space.memory.write(holding, state, segment, offset, bytes);
         written.ok_or_else(|| {

@@ -16,6 +16,7 @@ mod dylibs;
 mod events;
 mod finalize;
 mod flow;
+mod frozen;
 mod in_flight;
 mod label;
 mod piece;
@@ -69,6 +70,18 @@ pub enum GrowthPolicy {
     AnotherWindow,
 }
 
+/// What happens in this process to code and constants that forked children see, once they are
+/// deallocated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ForkPolicy {
+    /// They stay as they are for as long as any child of an earlier fork is there, and their chunk goes
+    /// back as a whole.
+    #[default]
+    Freeze,
+    /// They are used again: children do not run what their parent has deallocated.
+    Reuse,
+}
+
 /// Choices of a host.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -78,6 +91,8 @@ pub struct Options {
     pub placement: Placement,
     /// Whether there may be further windows.
     pub growth: GrowthPolicy,
+    /// What children see of what is deallocated here.
+    pub fork: ForkPolicy,
     /// Most bytes handed out at a time, rounding included. [`Manager::set_quota`] changes it.
     pub quota: Option<u64>,
     /// Take the pages of a chunk when it is made.
@@ -102,6 +117,7 @@ impl Default for Options {
             window_size: 1 << 30,
             placement: Placement::Default,
             growth: GrowthPolicy::Error,
+            fork: ForkPolicy::Freeze,
             quota: None,
             commit: false,
             observer: None,

@@ -66,6 +66,8 @@ pub(super) struct Place {
     pub(super) group: AllocGroup,
     /// How its bytes are written, if they are shared.
     pub(super) writer: Option<Writer>,
+    /// Children see it, or the parent: its bytes stay.
+    pub(super) frozen: bool,
 }
 
 /// What the requester of a new allocation learns, and what is to be done before.

@@ -49,6 +49,11 @@ pub(super) trait Memory: Sized + Send + 'static {
     /// This process has forked, or is the child.
     fn forked(&mut self, _forked: Forked) {}
 
+    /// Fails where this process lacks the working memory of an allocation in flight.
+    fn check_in_flight(&self, _holding: u32) -> Result<()> {
+        Ok(())
+    }
+
     /// The table of what it notes of allocations, if it is one.
     fn table(&self) -> Option<Arc<dyn Table>> {
         None

@@ -29,6 +29,8 @@ pub struct Stats {
     pub records: u64,
     /// Deallocated, and waiting for [`Manager::reclaim`](super::Manager::reclaim); rounding included.
     pub waiting: u64,
+    /// Freed and kept as it was, because other processes that were forked may see it.
+    pub frozen: u64,
     /// Kernel mappings at most, writer views and reserved gaps included.
     pub mappings: u64,
     /// Windows.
@@ -107,6 +109,7 @@ pub(super) struct Sums {
     pub(super) committed: u64,
     pub(super) chunk_bytes: u64,
     pub(super) free: u64,
+    pub(super) frozen: u64,
     pub(super) mappings: u64,
     pub(super) chunks: u64,
     pub(super) span: u64,
@@ -121,6 +124,7 @@ impl Sums {
         committed: 0,
         chunk_bytes: 0,
         free: 0,
+        frozen: 0,
         mappings: 0,
         chunks: 0,
         span: 0,
@@ -167,6 +171,7 @@ pub(super) fn collect<M: Memory>(
         waiting: usage.waiting,
         free: sums.free,
         records: space.bytes_of_records(),
+        frozen: sums.frozen,
         mappings: sums.mappings,
         windows: sums.windows,
         chunks: sums.chunks,

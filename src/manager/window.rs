@@ -3,7 +3,8 @@
 
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
-    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, guard, narrow, pool_index,
+    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, narrow,
+    pool_index,
 };
 use super::request::{LARGEST_ALIGNMENT, PlannedSegment};
 use super::space::heap_is_full;
@@ -16,6 +17,7 @@ use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
+use crate::sys::{Forked, ForksInUse};
 use std::sync::Arc;
 
 /// A JITDylib is not begun in a window of which less than this part is free.
@@ -45,6 +47,8 @@ pub(super) struct Window {
     pub(super) changes: usize,
     page: Alignment,
     granule: Alignment,
+    /// The last fork.
+    epoch: u32,
 }
 
 const PIECES_HAVE_A_POOL: &str = "pieces have a pool";
@@ -56,6 +60,7 @@ impl Window {
         nodes: &Arc<Nodes>,
         page: Alignment,
         granule: Alignment,
+        epoch: u32,
     ) -> Window {
         Window {
             number,
@@ -71,6 +76,7 @@ impl Window {
             changes: 0,
             page,
             granule,
+            epoch,
         }
     }
 
@@ -86,10 +92,10 @@ impl Window {
     }
 
     fn pool(&mut self, group: AllocGroup) -> &mut Pool {
-        let (first, granule) = (self.first_chunk(), self.granule);
+        let (first, granule, epoch) = (self.first_chunk(), self.granule, self.epoch);
         let (number, nodes) = (self.number, &self.nodes);
         self.pools[usize::from(pool_index(group))]
-            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first)))
+            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first, epoch)))
     }
 
     fn pool_of(&self, piece: &Piece) -> &Pool {
@@ -241,13 +247,41 @@ impl Window {
             commit,
         } = chunk;
         let (offset, size) = (narrow(range.start() - self.origin), narrow(range.size()));
-        let chunk = PoolChunk::new(offset, size, commit, self.page, touched, prepared);
+        let chunk = PoolChunk::new(
+            offset, size, commit, self.page, touched, prepared, self.epoch,
+        );
         self.insert(group, chunk);
     }
 
     /// Adds an empty chunk to its pool.
     pub(super) fn insert(&mut self, group: AllocGroup, chunk: PoolChunk) {
         self.pool(group).insert(chunk);
+    }
+
+    /// This process has forked, or is the child, and children see what no segment can write.
+    pub(super) fn forked(&mut self, forked: Forked) {
+        self.epoch = forked.epoch;
+        let pools = self.pools.iter_mut().flatten();
+        for pool in pools.filter(|pool| !pool.group.protection.writable()) {
+            pool.forked(forked);
+        }
+    }
+
+    pub(super) fn is_inherited(&self, piece: &Piece) -> bool {
+        self.pool_of(piece).is_inherited(piece.id)
+    }
+
+    /// [`Pool::take_thawed`] of one pool.
+    pub(super) fn take_thawed(&mut self, pool: usize, forks: &ForksInUse, out: &mut Vec<Thawed>) {
+        let origin = self.origin;
+        if let Some(pool) = &mut self.pools[pool] {
+            pool.take_thawed(forks, origin, out);
+        }
+    }
+
+    pub(super) fn thawed(&mut self, pool: usize, thawed: &Thawed) -> bool {
+        let pool = self.pools[pool].as_mut();
+        pool.expect(PIECES_HAVE_A_POOL).thawed(thawed.id)
     }
 
     /// Takes an empty chunk out of a pool that need not be kept, the largest first.

@@ -5,17 +5,19 @@ use super::allocate::Waiting;
 use super::deferred::Deferred;
 use super::dylibs::Dylibs;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
-use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk};
+use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk, Thawed};
 use super::request::{PlannedSegment, Request};
 use super::space::{heap_is_full, no_pages};
+use super::stats::Sums;
 use super::window::Window;
-use super::{GrowthPolicy, Options};
-use crate::error::{Error, Result, Status};
+use super::{ForkPolicy, GrowthPolicy, Options};
+use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
-use crate::mapper::{Capabilities, Chunk, Prepared, Reserved};
+use crate::mapper::{Capabilities, Chunk, Kind, Prepared, Reserved};
 use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges};
 use crate::page::{AddressRange, Alignment};
+use crate::sys::{self, Forked, ForksInUse};
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -80,10 +82,21 @@ pub(super) struct Windows {
     pub(super) changes: usize,
     /// Requests that can be answered only once a change is done.
     pub(super) waiting: Vec<Waiting>,
+    /// Children see pages that this process can write.
+    shared: bool,
+    /// What they see stays as it is here.
+    freezes: bool,
+    /// The last fork that froze anything.
+    epoch: u32,
+    /// The parent made it, and this process is a child.
+    pub(super) inherited: bool,
 }
 
 impl Windows {
     pub(super) fn new(mapper: &Capabilities, options: &Options) -> Windows {
+        if mapper.kind == Kind::TwoViews && options.fork == ForkPolicy::Freeze {
+            sys::witness_forks();
+        }
         Windows {
             nodes: Arc::new(Nodes::new()),
             dylibs: Dylibs::new(),
@@ -102,6 +115,10 @@ impl Windows {
             homes: HashMap::new(),
             changes: 0,
             waiting: Vec::new(),
+            shared: mapper.kind == Kind::TwoViews,
+            freezes: options.fork == ForkPolicy::Freeze,
+            epoch: sys::fork_epoch(),
+            inherited: false,
         }
     }
 
@@ -115,7 +132,7 @@ impl Windows {
             }
         };
         let (number, nodes) = (self.current as u16, &self.nodes);
-        let window = Window::new(number, reserved, nodes, self.page, self.granule);
+        let window = Window::new(number, reserved, nodes, self.page, self.granule, self.epoch);
         self.windows[self.current] = Some(window);
     }
 
@@ -439,15 +456,75 @@ impl Windows {
         window.insert(detached.group, detached.chunk);
     }
 
+    // ---- forks ----
+
+    pub(super) fn forked(&mut self, forked: Forked) {
+        if forked.in_child {
+            // Changes are under way in threads that the child does not have, and what waits for them is
+            // answered in the parent. Their callbacks must not run here.
+            self.changes = 0;
+            self.trimming = false;
+            std::mem::forget(std::mem::take(&mut self.waiting));
+            let windows = self.windows.iter_mut().flatten();
+            windows.for_each(|window| window.changes = 0);
+        }
+        if self.shared && (self.freezes || forked.in_child) {
+            self.epoch = forked.epoch;
+            self.inherited |= forked.in_child;
+            let windows = self.windows.iter_mut().flatten();
+            windows.for_each(|window| window.forked(forked));
+        }
+    }
+
+    /// Fails for an allocation in flight whose working memory only the parent has.
+    #[cold]
+    pub(super) fn check_in_flight(&self, holding: u32) -> Result<()> {
+        if !self.inherited {
+            return Ok(());
+        }
+        let inherited = |piece: &Piece| self.window(piece.window.into()).is_inherited(piece);
+        if self.pieces(holding, 0).iter().any(inherited) {
+            return Err(invalid_handle(
+                "this allocation was in flight when the process was forked, and its working memory is \
+                 the parent's; allocate anew in the child",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Bytes that were freed and stay as they are.
+    pub(super) fn has_frozen(&self) -> bool {
+        let mut sums = Sums::NONE;
+        self.iter().for_each(|window| window.add_to(&mut sums));
+        self.epoch > 0 && sums.frozen > 0
+    }
+
+    /// Takes what no other process sees any more, by window and pool.
+    pub(super) fn take_thawed(&mut self, forks: &ForksInUse) -> Vec<(usize, usize, Vec<Thawed>)> {
+        let mut out = Vec::new();
+        for (number, window) in self.windows.iter_mut().enumerate() {
+            let Some(window) = window else { continue };
+            for pool in 0..POOLS {
+                let mut thawed = Vec::new();
+                window.take_thawed(pool, forks, &mut thawed);
+                if !thawed.is_empty() {
+                    out.push((number, pool, thawed));
+                }
+            }
+        }
+        out
+    }
+
     fn begin_change(&mut self, window: usize) {
         self.changes += 1;
         self.window_mut(window).changes += 1;
     }
 
     fn end_change(&mut self, number: usize) {
-        self.changes -= 1;
+        // A child has forgotten its parent's changes, with the one that it is inside.
+        self.changes = self.changes.saturating_sub(1);
         let window = self.window_mut(number);
-        window.changes -= 1;
+        window.changes = window.changes.saturating_sub(1);
         let unused = window.is_empty();
         self.unused |= unused;
     }

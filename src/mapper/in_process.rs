@@ -16,7 +16,7 @@ use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, PACKING_GRANULE};
-use crate::sys::{self, AtForkMutex, OwnerProcess};
+use crate::sys::{self, AtForkMutex};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
@@ -43,8 +43,6 @@ pub(crate) struct InProcess {
     capabilities: Capabilities,
     /// What two views are of; `None`: one view, by mprotect.
     two_views: Option<Pages>,
-    /// The process that the memory belongs to.
-    owner: OwnerProcess,
     windows: AtForkMutex<Vec<MappedWindow>>,
 }
 
@@ -80,11 +78,9 @@ impl InProcess {
             in_this_process: true,
             fallback,
         };
-        let owner = OwnerProcess::current();
         Ok(InProcess {
             capabilities,
             two_views,
-            owner,
             windows: AtForkMutex::default(),
         })
     }
@@ -377,8 +373,8 @@ impl MemoryMapper for InProcess {
 
 impl Drop for InProcess {
     fn drop(&mut self) {
-        if !self.owner.is_current() {
-            // A forked child may still run the code in its copy of the windows.
+        if !sys::children_are_known() {
+            // A lock may be held for ever, and the child may still run code in its copy of the windows.
             std::mem::forget(std::mem::take(&mut self.windows));
         }
     }

@@ -6,17 +6,41 @@
 //! them does not matter.
 
 use super::fork::{children_are_known, enter_child};
+use super::witness::{ForksInUse, Witnesses};
 use crate::lock::{Mutex, MutexGuard};
 use std::cell::{Cell, UnsafeCell};
 use std::ptr;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Which process goes on after a fork, for what has to change there.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Forked {
     /// The child, where only the thread that has forked exists.
     pub(crate) in_child: bool,
+    /// How many forks this process has begun, and those that it descends from before it was made.
+    pub(crate) epoch: u32,
+}
+
+static EPOCH: AtomicU32 = AtomicU32::new(0);
+
+/// See [`Forked::epoch`].
+pub(crate) fn fork_epoch() -> u32 {
+    EPOCH.load(Ordering::Relaxed)
+}
+
+/// Forks are witnessed from the first manager on that asks for it.
+static WITNESSED: AtomicBool = AtomicBool::new(false);
+
+/// Has it be known of all further forks whether their children are still there.
+pub(crate) fn witness_forks() {
+    WITNESSED.store(true, Ordering::Relaxed);
+}
+
+/// The forks whose children may still be there, if `witness_forks` was called before them. Makes system
+/// calls.
+pub(crate) fn forks_in_use() -> ForksInUse {
+    LIST.lock().witnesses.in_use()
 }
 
 /// What the list of all locks knows of one.
@@ -86,13 +110,19 @@ impl<T: 'static> Lock<T> {
     }
 }
 
-/// All locks, by the first one.
-struct List(*const Header);
+/// All locks, and what is known of children.
+struct List {
+    first: *const Header,
+    witnesses: Witnesses,
+}
 
 // SAFETY: headers are shared, and what is in them changes under the list's lock.
 unsafe impl Send for List {}
 
-static LIST: Mutex<List> = Mutex::new(List(ptr::null()));
+static LIST: Mutex<List> = Mutex::new(List {
+    first: ptr::null(),
+    witnesses: Witnesses::NONE,
+});
 
 /// What the forking thread holds of the list.
 struct HeldList(UnsafeCell<Option<MutexGuard<'static, List>>>);
@@ -111,12 +141,12 @@ impl List {
             if (*header).listed.swap(true, Ordering::Release) {
                 return;
             }
-            (*header).after.set(self.0);
-            if !self.0.is_null() {
-                (*self.0).before.set(header);
+            (*header).after.set(self.first);
+            if !self.first.is_null() {
+                (*self.first).before.set(header);
             }
         }
-        self.0 = header;
+        self.first = header;
     }
 
     /// # Safety
@@ -126,7 +156,7 @@ impl List {
         unsafe {
             let (before, after) = ((*header).before.get(), (*header).after.get());
             match before.is_null() {
-                true => self.0 = after,
+                true => self.first = after,
                 false => (*before).after.set(after),
             }
             if !after.is_null() {
@@ -136,7 +166,7 @@ impl List {
     }
 
     fn each(&self, mut act: impl FnMut(&Header)) {
-        let mut header = self.0;
+        let mut header = self.first;
         while !header.is_null() {
             // SAFETY: those in the list are there as long as it is locked.
             let listed = unsafe { &*header };
@@ -152,22 +182,31 @@ extern "C" fn before_fork() {
         return;
     }
     super::page_size(); // so that no other thread is in the middle of finding it out
-    let list = LIST.lock();
+    let mut list = LIST.lock();
     // SAFETY: those in the list are listed, and a thread that holds one of the locks does not fork.
     list.each(|header| unsafe { (header.hold)(header) });
+    if WITNESSED.load(Ordering::Relaxed) {
+        list.witnesses.before_fork(fork_epoch().wrapping_add(1));
+    }
     // SAFETY: this thread has locked the list.
     unsafe { *HELD.0.get() = Some(list) };
 }
 
 fn after_fork(in_child: bool) {
     // SAFETY: if this thread has not locked the list, no thread has: it is the only one of a child.
-    let Some(list) = (unsafe { (*HELD.0.get()).take() }) else {
+    let Some(mut list) = (unsafe { (*HELD.0.get()).take() }) else {
         return;
     };
-    if in_child {
-        enter_child();
+    match in_child {
+        true => {
+            enter_child();
+            list.witnesses.in_child();
+        }
+        false => list.witnesses.in_parent(),
     }
-    let forked = Forked { in_child };
+    let epoch = fork_epoch().wrapping_add(1);
+    EPOCH.store(epoch, Ordering::Relaxed);
+    let forked = Forked { in_child, epoch };
     // SAFETY: `before_fork` has held all of them, and the list has not changed since.
     list.each(|header| unsafe { (header.release)(header, forked) });
     drop(list);

@@ -227,7 +227,10 @@ pub(super) mod testing {
             let child = fork();
             assert!(child >= 0);
             if child == 0 {
-                libc::_exit(if check() { 0 } else { 1 });
+                // A panic must not go on into the parent's tests.
+                let check = std::panic::AssertUnwindSafe(check);
+                let passed = std::panic::catch_unwind(check).unwrap_or(false);
+                libc::_exit(if passed { 0 } else { 1 });
             }
             let mut status = 0;
             assert_eq!(libc::waitpid(child, &mut status, 0), child);

@@ -32,8 +32,11 @@ mod store;
 mod stream;
 mod thread;
 mod valgrind;
+mod witness;
 
-pub(crate) use atfork::{AtForkMutex, AtForkStatic, Forked, call_after_forks};
+pub(crate) use atfork::{
+    AtForkMutex, AtForkStatic, Forked, call_after_forks, fork_epoch, forks_in_use, witness_forks,
+};
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
@@ -73,6 +76,7 @@ pub(crate) use stream::{
 };
 pub(crate) use thread::spawn;
 pub(crate) use valgrind::is_translated;
+pub(crate) use witness::ForksInUse;
 
 use crate::page::Alignment;
 use std::io;

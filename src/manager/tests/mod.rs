@@ -6,6 +6,7 @@ mod deferred;
 mod delivery;
 mod events;
 mod faults;
+mod forks;
 mod gone;
 mod growth;
 mod oracle;

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Managers in forked children, and what children see of their parent's memory.
+
+use super::*;
+use crate::manager::ForkPolicy;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+
+/// A child that does its part once it is told to.
+struct Child {
+    process: libc::pid_t,
+    socket: UnixStream,
+}
+
+impl Child {
+    fn new(part: impl FnOnce() -> bool) -> Child {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // SAFETY: the child does what is under test, and leaves by _exit.
+        let process = unsafe { libc::fork() };
+        if process == 0 {
+            drop(ours);
+            // A panic must not go on into the parent's tests.
+            let part = std::panic::AssertUnwindSafe(|| theirs.read(&mut [0]).is_ok() && part());
+            let passed = std::panic::catch_unwind(part).unwrap_or(false);
+            // SAFETY: ends the child without running the parent's destructors.
+            unsafe { libc::_exit(i32::from(!passed)) };
+        }
+        assert!(process > 0);
+        Child {
+            process,
+            socket: ours,
+        }
+    }
+
+    /// Lets it do its part, and says whether it could.
+    fn passes(mut self) -> bool {
+        self.socket.write_all(&[0]).unwrap();
+        let mut status = -1;
+        // SAFETY: waits for our own child.
+        unsafe { libc::waitpid(self.process, &mut status, 0) };
+        status == 0
+    }
+}
+
+/// Runs a test in a process in which no other forks.
+fn alone(test: impl FnOnce()) {
+    let run = || {
+        test();
+        true
+    };
+    assert!(Child::new(run).passes());
+}
+
+/// A graph whose segments are full of a byte.
+fn filled(manager: &Manager, byte: u8) -> (u64, [u64; 3]) {
+    let allocated = allocate(manager, &small_graph()).unwrap();
+    for (index, segment) in small_graph().iter().enumerate() {
+        let bytes = vec![byte; segment.content_size as usize];
+        let written = manager.core.write(allocated.handle, index, 0, &bytes);
+        written.unwrap();
+    }
+    finalize(manager, allocated.handle).unwrap();
+    let address = |index: usize| allocated.segments[index].address;
+    (allocated.handle, [address(0), address(1), address(2)])
+}
+
+fn is_full_of(addresses: [u64; 3], byte: u8) -> bool {
+    let whole = |(address, segment): (u64, &Segment)| {
+        let bytes = read(address, segment.content_size);
+        bytes.iter().all(|found| *found == byte)
+    };
+    addresses.into_iter().zip(&small_graph()).all(whole)
+}
+
+/// Graphs come and go in all of the manager's memory.
+fn use_all_again(manager: &Manager) {
+    let graphs: Vec<u64> = (0..2000).map(|_| filled(manager, 0x77).0).collect();
+    deallocate(manager, &graphs).unwrap();
+}
+
+#[test]
+fn children_see_what_was_live_at_the_fork_for_as_long_as_they_live() {
+    alone(|| {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        let stays = filled(&manager, 0x11);
+        let (goes, addresses) = filled(&manager, 0x22);
+        let both = || is_full_of(addresses, 0x22) && is_full_of(stays.1, 0x11);
+        let children: Vec<Child> = (0..3).map(|_| Child::new(both)).collect();
+        deallocate(&manager, &[goes]).unwrap();
+        use_all_again(&manager);
+        assert_eq!(manager.stats().frozen, 256 + 64);
+        assert!(children.into_iter().all(Child::passes));
+        // With the last child it is the parent's again, as soon as it needs room.
+        let graphs: Vec<u64> = (0..9000).map(|_| filled(&manager, 0x33).0).collect();
+        assert_eq!(manager.stats().frozen, 0);
+        deallocate(&manager, &graphs).unwrap();
+        assert!(is_full_of(stays.1, 0x11));
+    });
+}
+
+#[test]
+fn the_guarantee_can_be_given_up() {
+    alone(|| {
+        let options = Options {
+            fork: ForkPolicy::Reuse,
+            ..Options::default()
+        };
+        let manager = manager(TWO_VIEWS, options).unwrap();
+        let (goes, _) = filled(&manager, 0x22);
+        let child = Child::new(|| true);
+        deallocate(&manager, &[goes]).unwrap();
+        assert_eq!(manager.stats().frozen, 0);
+        assert!(child.passes());
+    });
+}
+
+#[test]
+fn a_childs_manager_goes_on() {
+    alone(|| {
+        for kind in [TWO_VIEWS, MPROTECT] {
+            let manager = manager(kind, Options::default()).unwrap();
+            let (first, seen) = filled(&manager, 0x22);
+            let (second, other) = filled(&manager, 0x23);
+            let child = Child::new(|| {
+                deallocate(&manager, &[first]).unwrap();
+                use_all_again(&manager);
+                let (_, new) = filled(&manager, 0x44);
+                // Children of children.
+                let grandchild = Child::new(|| {
+                    let (_, newer) = filled(&manager, 0x55);
+                    is_full_of(new, 0x44) && is_full_of(newer, 0x55) && is_full_of(other, 0x23)
+                });
+                use_all_again(&manager);
+                grandchild.passes() && is_full_of(new, 0x44) && is_full_of(other, 0x23)
+            });
+            assert!(child.passes(), "{kind:?}");
+            let child = Child::new(|| {
+                deallocate(&manager, &[first, second]).unwrap();
+                drop(manager_and_all(&manager));
+                true
+            });
+            // What the child did changed nothing here.
+            assert!(child.passes(), "{kind:?}");
+            assert!(is_full_of(seen, 0x22) && is_full_of(other, 0x23));
+            deallocate(&manager, &[first, second]).unwrap();
+            assert_eq!(manager.stats().live, 0);
+        }
+    });
+}
+
+/// A copy of the last handle that the child may drop.
+fn manager_and_all(manager: &Manager) -> Manager {
+    // SAFETY: in a child that leaves by _exit, so that the parent's is not dropped there.
+    unsafe { std::ptr::read(manager) }
+}
+
+#[test]
+fn a_fork_between_changes_leaves_mappings_bounded() {
+    alone(|| {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        let mut live = std::collections::VecDeque::new();
+        let mut most = 0;
+        for round in 0..2000 {
+            for _ in 0..20 {
+                live.push_back(filled(&manager, 0x66).0);
+            }
+            assert!(Child::new(|| true).passes());
+            while live.len() > 200 {
+                deallocate(&manager, &[live.pop_front().unwrap()]).unwrap();
+            }
+            if round >= 100 {
+                most = most.max(manager.stats().chunks);
+            }
+        }
+        assert!(most <= 20, "{most} chunks");
+    });
+}
