@@ -228,8 +228,9 @@ impl View {
             Written::InPlace => unsafe { sys::discard(part) },
             Written::Remotely => Err(std::io::ErrorKind::Unsupported.into()),
         };
-        let what = format_args!("give back {size} bytes of a chunk");
-        discarded.map_err(|error| explain_mapping(what, error))
+        discarded.map_err(|error| {
+            explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
+        })
     }
 
     /// Number of kernel mappings.

@@ -185,9 +185,10 @@ impl Chunks {
         let (view, offset) = view.ok_or_else(|| {
             invalid_argument(format!("{pages:?} lies in no chunk of shared pages"))
         })?;
-        let what = format_args!("give back {} bytes of a chunk", pages.size());
-        let discarded = view.discard(offset, pages.size());
-        discarded.map_err(|error| sys::explain_mapping(what, error))
+        let size = pages.size();
+        view.discard(offset, size).map_err(|error| {
+            sys::explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
+        })
     }
 
     /// Forgets the chunks of a window that is given back.
