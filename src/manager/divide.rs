@@ -376,7 +376,7 @@ impl Space<Windows> {
         let key = self.records.find_finalized(handle)?;
         let open = self.pieces(key).into_iter().map(|piece| {
             let place = self.memory.place(&piece);
-            OpenSegment::new(place.range, place.group, place.writer)
+            OpenSegment::new(place)
         });
         Ok(open.collect())
     }

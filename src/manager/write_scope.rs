@@ -3,6 +3,7 @@
 
 use super::core::Core;
 use super::flow::Flow;
+use super::piece::Place;
 use super::windows::Windows;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
@@ -22,16 +23,25 @@ pub(super) struct OpenSegment {
     pub(super) group: AllocGroup,
     /// `None` where content is not written in place.
     pub(super) writer: Option<Writer>,
+    /// Forked children see it, or the parent.
+    frozen: bool,
     /// Offsets from the first to behind the last byte that may have been changed.
     changed: Option<(u64, u64)>,
 }
 
 impl OpenSegment {
-    pub(super) fn new(range: AddressRange, group: AllocGroup, writer: Option<Writer>) -> Self {
+    pub(super) fn new(place: Place) -> Self {
+        let Place {
+            range,
+            group,
+            writer,
+            frozen,
+        } = place;
         OpenSegment {
             range,
             group,
             writer,
+            frozen,
             changed: None,
         }
     }
@@ -141,6 +151,16 @@ impl WriteScope {
                 self.handle
             )));
         };
+        if segment.frozen {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "write {size} bytes at {address:#x}: this process was forked since they were \
+                     allocated, and the other process sees the same page; link it anew, keep what \
+                     changes in writable data, or choose JITMEM_FORK_REUSE"
+                ),
+            ));
+        }
         let kind = self.flow.mapper.capabilities().kind;
         let writer = segment.writer.ok_or_else(|| refused(kind))?;
         let offset = address - segment.range.start();

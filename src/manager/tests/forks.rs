@@ -175,3 +175,29 @@ fn a_fork_between_changes_leaves_mappings_bounded() {
         assert!(most <= 20, "{most} chunks");
     });
 }
+
+/// A write scope would change what the other process runs, but for writable data.
+#[test]
+fn write_scopes_leave_alone_what_the_other_process_sees() {
+    alone(|| {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        let (old, [code, constants, data]) = filled(&manager, 1);
+        let refused = |manager: &Manager| {
+            let mut scope = manager.write_scope(AllocationHandle(old)).unwrap();
+            let error = scope.store_4(code, 2).unwrap_err();
+            error.status() == Status::Unsupported
+                && error.message().contains("forked")
+                && scope.store_4(constants, 2).is_err()
+                && scope.store_4(data, 2).is_ok()
+                && scope.end().is_ok()
+        };
+        let child = Child::new(|| refused(&manager) && read(code, 1) == [1]);
+        assert!(refused(&manager));
+        assert!(child.passes());
+        let (new, [code, ..]) = filled(&manager, 3);
+        let mut scope = manager.write_scope(AllocationHandle(new)).unwrap();
+        scope.store_4(code, 0x0404_0404).unwrap();
+        scope.end().unwrap();
+        assert_eq!(read(code, 1), [4]);
+    });
+}
