@@ -19,8 +19,8 @@ use std::{io, ptr};
 /// A stretch is so many records, or 2 to the power of `STRETCH_BITS`, in one piece of memory, with the
 /// state of its blocks in the page in front.
 const STRETCH: u32 = 1 << STRETCH_BITS;
-const STRETCH_BITS: u32 = 16;
-/// All stretches together have 2^26 records. A table stays below 16 KiB, so that the heap's reserve can
+const STRETCH_BITS: u32 = 15;
+/// All stretches together have 2^25 records. A table stays below 16 KiB, so that the heap's reserve can
 /// hold it.
 const STRETCHES: usize = 1 << 10;
 /// Mappings of stretches: the first two have one, each further one as many as all before.

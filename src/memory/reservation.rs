@@ -187,19 +187,22 @@ impl Reservation {
         file: BorrowedFd<'_>,
     ) -> io::Result<()> {
         self.check(part)?;
-        if protection.executable() {
-            let code = sys::map_file(At::Anywhere, part.size(), protection, file)?;
-            return self.take_code(part, protection, code);
-        }
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
         taken.inspect_err(|_| self.restore(part))
     }
 
-    /// Moves pages that were mapped at `code` for this. perf is told of mmap and not of mremap: first it is told
-    /// of anonymous memory in their place, for which it reads /tmp/perf-PID.map.
-    fn take_code(&self, part: AddressRange, protection: Protection, code: u64) -> io::Result<()> {
+    /// [`Reservation::take_file`] for code that perf shall name. perf is told of mmap and not of mremap: first
+    /// it is told of anonymous memory in its place, for which it reads /tmp/perf-PID.map.
+    pub(crate) fn take_code(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        file: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.check(part)?;
         let size = part.size();
+        let code = sys::map_file(At::Anywhere, size, protection, file)?;
         let moved = self.take_shared_memory(part, protection).and_then(|()| {
             // SAFETY: mapped for this; the part is this reservation's.
             let moved = unsafe { sys::move_mapping(code, size, part.start()) };

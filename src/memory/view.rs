@@ -167,9 +167,11 @@ impl View {
         // So that no access to it can ever raise SIGBUS.
         let file = sys::MemFile::of_fixed_size(file, executor.size())
             .map_err(|error| failed("take the controller's memfd", error))?;
-        reservation
-            .take_file(executor, protection, file.as_fd())
-            .map_err(|error| failed("map the controller's memfd", error))?;
+        let taken = match protection.executable() {
+            true => reservation.take_code(executor, protection, file.as_fd()),
+            false => reservation.take_file(executor, protection, file.as_fd()),
+        };
+        taken.map_err(|error| failed("map the controller's memfd", error))?;
         Ok(View {
             reservation: reservation.clone(),
             executor,
@@ -456,8 +458,6 @@ mod tests {
                 "madvise",
                 "fcntl(F_ADD_SEALS)",
                 "mmap",
-                "mmap",
-                "mremap",
             ],
         ),
     ];
