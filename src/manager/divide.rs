@@ -73,6 +73,14 @@ pub(super) struct Freed {
 impl Freed {
     /// Adds pieces, and what is to be done before they are free.
     pub(super) fn add(&mut self, pieces: Pieces, windows: &Windows) {
+        let first = self.pieces.len();
+        self.pieces.extend(pieces);
+        self.take_care(first, windows);
+    }
+
+    /// Notes what is to be done before the pieces from `first` on are free.
+    fn take_care(&mut self, first: usize, windows: &Windows) {
+        let pieces = &self.pieces[first..];
         for piece in pieces.iter().filter(|piece| piece.needs_care()) {
             let Place {
                 range,
@@ -85,11 +93,6 @@ impl Freed {
                 Some(writer) => self.traps.push((writer, range)),
                 None => self.copied.push((range, group)),
             }
-        }
-        if self.pieces.is_empty() {
-            self.pieces = pieces;
-        } else {
-            self.pieces.extend(pieces);
         }
     }
 }
@@ -385,10 +388,13 @@ impl Space<Windows> {
 
     /// Takes the pieces of an allocation out of its record.
     pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
-        let pieces = self.pieces(key);
+        let record = self.records.record(key);
+        let first = freed.pieces.len();
+        self.memory
+            .add_pieces(record.holding, record.epoch, &mut freed.pieces);
         self.records
             .set_holding(key, Windows::first(&Pieces::new()));
-        freed.add(pieces, &self.memory);
+        freed.take_care(first, &self.memory);
     }
 
     /// The pieces of an allocation.
@@ -436,13 +442,16 @@ impl Space<Windows> {
     fn take_pieces_of(&mut self, out: &mut Deallocated) {
         for key in &out.keys {
             self.take_pieces(*key, &mut out.freed);
-            let mut copied = std::mem::take(&mut out.freed.copied);
             if out.deferred.is_some() {
-                copied.clear();
+                out.freed.copied.clear();
             }
-            let teardown = self.records.take_teardown(*key).unwrap_or_default();
-            out.deinitialize
-                .extend(Deinitialization::new(teardown, copied));
+            let teardown = self.records.take_teardown(*key);
+            // Most often there is nothing to do, and nothing to move.
+            if teardown.is_some() || !out.freed.copied.is_empty() {
+                let copied = std::mem::take(&mut out.freed.copied);
+                out.deinitialize
+                    .extend(Deinitialization::new(teardown.unwrap_or_default(), copied));
+            }
         }
     }
 

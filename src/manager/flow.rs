@@ -115,11 +115,19 @@ impl<M: Memory> Flow<M> {
     }
 
     /// Counts a failure. Not in a forked child, where another thread may have held the lock.
+    #[inline]
     pub(super) fn counted<T>(&self, answer: Result<T>) -> Result<T> {
-        if answer.is_err() && self.check_process().is_ok() {
-            self.space.lock().usage.counters.failures += 1;
+        if answer.is_err() {
+            self.count_failure();
         }
         answer
+    }
+
+    #[cold]
+    fn count_failure(&self) {
+        if self.check_process().is_ok() {
+            self.space.lock().usage.counters.failures += 1;
+        }
     }
 
     pub(super) fn failed<T>(&self, error: Error, done: Completion<T>, delivery: &mut Delivery) {

@@ -402,6 +402,7 @@ impl Pool {
     }
 
     /// Takes a range back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    #[inline]
     pub(super) fn free(&mut self, id: RangeId) -> (u64, bool) {
         match self.shared_with_children && self.is_old(id) {
             true => self.freeze(id),
@@ -409,7 +410,6 @@ impl Pool {
         }
     }
 
-    #[inline(always)] // 3 % of churn
     fn free_range(&mut self, id: RangeId) -> (u64, bool) {
         let handed = self.ranges.free(id);
         let chunk = self.chunk_mut(handed.region);

@@ -196,10 +196,16 @@ impl Windows {
     /// The pieces of an allocation, by what its record holds.
     pub(super) fn pieces(&self, holding: u32, epoch: u32) -> Pieces {
         let mut pieces = Pieces::new();
+        self.add_pieces(holding, epoch, &mut pieces);
+        pieces
+    }
+
+    /// Adds the pieces of an allocation to others.
+    #[inline]
+    pub(super) fn add_pieces(&self, holding: u32, epoch: u32, pieces: &mut Pieces) {
         let first = RangeId::of_number(holding);
         self.nodes
             .chained(first, |chained| pieces.push(Piece::new(chained, epoch)));
-        pieces
     }
 
     /// What the record of an allocation holds that has these pieces.

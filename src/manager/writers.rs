@@ -67,10 +67,16 @@ pub(super) struct OpenWriters<'a>(Option<(&'a Flow<Windows>, &'a WriterAccess)>)
 
 impl Flow<Windows> {
     /// Has the writer views opened, where they are ever closed. What is in flight keeps them open.
+    #[inline]
     pub(super) fn open_writers(&self) -> Result<OpenWriters<'_>> {
-        let Some(shared) = &self.writer_access else {
-            return Ok(OpenWriters(None));
-        };
+        match &self.writer_access {
+            None => Ok(OpenWriters(None)),
+            Some(shared) => self.open_closed(shared),
+        }
+    }
+
+    #[cold]
+    fn open_closed<'a>(&'a self, shared: &'a WriterAccess) -> Result<OpenWriters<'a>> {
         let mut access = shared.settled();
         if access.state == State::Closed {
             access.state = State::Changing;
@@ -82,7 +88,7 @@ impl Flow<Windows> {
                 State::Closed
             });
             opened?;
-            return self.open_writers();
+            return self.open_closed(shared);
         }
         access.users += 1;
         Ok(OpenWriters(Some((self, shared))))
@@ -96,10 +102,15 @@ impl Flow<Windows> {
     }
 
     /// Closes the writer views, if nothing is in flight or being written any more.
+    #[inline]
     pub(super) fn close_idle_writers(&self) {
-        let Some(shared) = &self.writer_access else {
-            return;
-        };
+        if let Some(shared) = &self.writer_access {
+            self.close_idle(shared);
+        }
+    }
+
+    #[cold]
+    fn close_idle(&self, shared: &WriterAccess) {
         let mut access = shared.settled();
         if access.users > 0 || access.state != State::Open {
             return;
@@ -130,6 +141,7 @@ impl OpenWriters<'_> {
 }
 
 impl Drop for OpenWriters<'_> {
+    #[inline]
     fn drop(&mut self) {
         if let Some((flow, access)) = self.0 {
             access.access.lock().users -= 1;

@@ -57,8 +57,8 @@ impl PageSet {
     #[inline]
     pub(crate) fn contains_all(&self, pages: Range<u32>) -> bool {
         // Most often there are one or two, for every piece that is handed out.
-        if pages.len() <= 2 {
-            return pages.into_iter().all(|page| self.contains(page));
+        if pages.len() <= 2 && !pages.is_empty() {
+            return self.contains(pages.start) && self.contains(pages.end - 1);
         }
         parts(pages).all(|(word, bits)| self.words[word] & bits == bits)
     }

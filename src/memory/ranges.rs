@@ -451,7 +451,7 @@ impl Ranges {
     }
 
     /// Takes a range back, joins it with free neighbours, and says what it was.
-    #[inline]
+    #[inline(always)] // 3 % of churn
     pub(crate) fn free(&mut self, id: RangeId) -> Handed {
         let (nodes, bins) = (&*self.nodes, &mut self.bins);
         let index = id.0;
