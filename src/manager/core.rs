@@ -133,19 +133,20 @@ impl Core {
 
     /// [`Core::allocate`] for a caller that waits for the answer.
     pub(crate) fn allocate_and_wait(&self, request: Request) -> Result<Allocated> {
-        let pending = match self.tracking().wants(&request) {
-            true => Some(self.begin(&request)?),
-            false => None,
-        };
-        let answer = match &self.0 {
+        if !self.tracking().wants(&request) {
+            return self.allocate_untold(request);
+        }
+        let pending = self.begin(&request)?;
+        let answer = self.allocate_untold(request);
+        pending.answered(answer, &mut Delivery::Inline)
+    }
+
+    fn allocate_untold(&self, request: Request) -> Result<Allocated> {
+        match &self.0 {
             Division::Windows(flow) if flow.is_inside_mapper() => {
                 flow.allocate_inside_mapper(&request)
             }
             _ => wait(|done| either!(self, flow => flow.allocate(request, done))),
-        };
-        match pending {
-            Some(pending) => pending.answered(answer, &mut Delivery::Inline),
-            None => answer,
         }
     }
 
@@ -195,6 +196,14 @@ impl Core {
 
     /// [`Core::finalize`] for a caller that waits for the answer.
     pub(crate) fn finalize_and_wait(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
+        if !self.tracking().is_active() {
+            return wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
+        }
+        self.finalize_and_tell(handle, actions)
+    }
+
+    #[cold]
+    fn finalize_and_tell(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
         let allocation = self.tracking().find(handle);
         let answer = wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
         let tracking = self.tracking();
@@ -205,18 +214,9 @@ impl Core {
     /// [`Core::finalize`] without actions if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
         match &self.0 {
-            Division::Windows(flow) if !flow.tracking.is_active() => flow.try_finalize(handle),
-            Division::Windows(flow) => self.try_finalize_tracked(flow, handle),
+            Division::Windows(flow) => flow.try_finalize_and_tell(handle),
             Division::Reservations(_) => None,
         }
-    }
-
-    #[cold]
-    fn try_finalize_tracked(&self, flow: &Arc<Flow<Windows>>, handle: u64) -> Option<Result<()>> {
-        let answer = flow.try_finalize(handle)?;
-        let delivery = &mut Delivery::Inline;
-        flow.tracking.finalize_answered(handle, &answer, delivery);
-        Some(self.named(handle, answer))
     }
 
     /// Gives up an allocation that was not finalized.
@@ -267,22 +267,8 @@ impl Core {
     /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
     pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
         match &self.0 {
-            Division::Windows(flow) if !flow.tracking.is_active() => flow.try_deallocate(handles),
-            Division::Windows(flow) => self.try_deallocate_tracked(flow, handles),
+            Division::Windows(flow) => flow.try_deallocate(handles),
             Division::Reservations(_) => None,
-        }
-    }
-
-    #[cold]
-    fn try_deallocate_tracked(
-        &self,
-        flow: &Arc<Flow<Windows>>,
-        handles: &[u64],
-    ) -> Option<Result<()>> {
-        let answer = flow.try_deallocate(handles)?;
-        match handles {
-            [one] => Some(self.named(*one, answer)),
-            _ => Some(answer),
         }
     }
 

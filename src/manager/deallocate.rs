@@ -5,6 +5,7 @@ use super::divide::{Deallocated, Freed};
 use super::flow::Flow;
 use super::records::{Key, Phase};
 use super::reservations::Reservations;
+use super::tracking::named;
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -62,7 +63,10 @@ impl Flow<Windows> {
                 Some(Ok(()))
             }
             Ok(false) => None,
-            Err(error) => Some(Err(error)),
+            Err(error) => match handles {
+                [one] => Some(named(self.tracking.find(*one).as_ref(), Err(error))),
+                _ => Some(Err(error)),
+            },
         }
     }
 

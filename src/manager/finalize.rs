@@ -5,6 +5,7 @@ use super::divide::Freed;
 use super::flow::Flow;
 use super::records::Key;
 use super::reservations::Reservations;
+use super::tracking::named;
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -34,6 +35,19 @@ impl Flow<Windows> {
             self.close_idle_writers();
         }
         Some(self.counted(answer))
+    }
+
+    /// [`Flow::try_finalize`] for a caller that gets the answer at once.
+    pub(super) fn try_finalize_and_tell(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+        match self.try_finalize(handle) {
+            Some(answer) if self.tracking.is_active() => {
+                let allocation = self.tracking.find(handle);
+                let delivery = &mut Delivery::Inline;
+                self.tracking.finalize_answered(handle, &answer, delivery);
+                Some(named(allocation.as_ref(), answer))
+            }
+            answer => answer,
+        }
     }
 
     pub(super) fn finalize(
