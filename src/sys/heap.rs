@@ -246,7 +246,8 @@ pub(crate) fn copy_of<T: Clone>(elements: &[T], what: &str) -> Result<Vec<T>> {
 /// Little is the reserve's.
 pub(crate) fn sure_of(size: usize, what: &str) -> Result<()> {
     match size > MOST_GROUPS * GROUP {
-        true => room_for::<u8>(size, what).map(drop),
+        // As in `check_heap`: what is not used would not be asked for.
+        true => room_for::<u8>(size, what).map(|room| drop(std::hint::black_box(room))),
         false => Ok(()),
     }
 }
@@ -279,8 +280,9 @@ fn check_heap(used: usize) -> Result<()> {
         return Ok(());
     }
     let layout = Layout::new::<[u8; LEAST]>();
+    // Without the black box the compiler leaves out both calls, and takes it that there was memory.
     // SAFETY: the size is not 0.
-    let memory = unsafe { System.alloc(layout) };
+    let memory = std::hint::black_box(unsafe { System.alloc(layout) });
     if memory.is_null() {
         return Err(Error::new(Status::OutOfMemory, String::new()));
     }
