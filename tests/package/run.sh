@@ -190,7 +190,8 @@ version_request() {
 subproject() {
   local by=$1 out=$work/$1 before after
   shift
-  build subproject "$out" -DJITMEM_SOURCE="$source" -DJITMEM_BY="$by" "$@"
+  # What debug_information chose there in an earlier run is forgotten.
+  build subproject "$out" -U'JITMEM_[ID]*' -DJITMEM_SOURCE="$source" -DJITMEM_BY="$by" "$@"
   answers "$out/with-shared"
   answers "$out/with-static"
   before=$(stat -c %y "$out/with-shared" "$out/with-static")
