@@ -163,8 +163,11 @@ typedef struct jitmem_transport jitmem_transport;
 
 /// The right to write code and data of one finalized allocation while linked code may run them: inline
 /// caches, the targets of stubs. An allocation is not deallocated while a scope of it is open. Scopes
-/// exclude nobody, of the same allocation neither: threads that write the same bytes agree among
+/// do not exclude each other, of the same allocation neither: threads that write the same bytes agree among
 /// themselves on the order. One thread at a time uses a scope.
+///
+/// After a fork code and constants are the other process's too and are not stored to any more, unless
+/// the manager has JITMEM_FORK_REUSE; a pointer to them of before must not be used.
 typedef struct jitmem_write_scope jitmem_write_scope;
 
 /// Frees a callback's context; may be NULL where there is nothing to free.

@@ -22,7 +22,8 @@ namespace jitmem::orc {
 /// jitmem_write_scope in jitmem.h, also for the mappers that refuse it.
 ///
 /// The allocation is not deallocated meanwhile: a deallocation through the MemoryManager is
-/// answered when the scope has ended. One thread at a time uses a scope; scopes exclude nobody.
+/// answered when the scope has ended. One thread at a time uses a scope; scopes do not exclude each
+/// other.
 class WriteScope {
 public:
   using FinalizedAlloc = llvm::jitlink::JITLinkMemoryManager::FinalizedAlloc;

@@ -12,8 +12,11 @@ use std::ffi::c_void;
 
 /// The right to write code and data of one finalized allocation while linked code may run them: inline
 /// caches, the targets of stubs. An allocation is not deallocated while a scope of it is open. Scopes
-/// exclude nobody, of the same allocation neither: threads that write the same bytes agree among
+/// do not exclude each other, of the same allocation neither: threads that write the same bytes agree among
 /// themselves on the order. One thread at a time uses a scope.
+///
+/// After a fork code and constants are the other process's too and are not stored to any more, unless
+/// the manager has JITMEM_FORK_REUSE; a pointer to them of before must not be used.
 #[allow(non_camel_case_types)]
 pub struct jitmem_write_scope(Mutex<WriteScope>);
 

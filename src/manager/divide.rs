@@ -122,7 +122,7 @@ impl Memory for Windows {
     ) -> Option<()> {
         let mut segments = state.segments.iter();
         let position = segments.position(|state| state.segment as usize == segment)?;
-        let pieces = self.pieces(holding, 0);
+        let pieces = self.pieces(holding);
         let piece = &pieces[position];
         offset
             .checked_add(bytes.len() as u64)
@@ -179,7 +179,7 @@ impl Memory for Windows {
         self.iter().for_each(|window| window.visit(visit));
         let pieces = records
             .iter()
-            .flat_map(|record| self.pieces(record.holding, record.epoch));
+            .flat_map(|record| self.pieces(record.holding));
         for piece in pieces {
             let Place { range, group, .. } = self.place(&piece);
             visit(LayoutItem {
@@ -390,8 +390,7 @@ impl Space<Windows> {
     pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
         let record = self.records.record(key);
         let first = freed.pieces.len();
-        self.memory
-            .add_pieces(record.holding, record.epoch, &mut freed.pieces);
+        self.memory.add_pieces(record.holding, &mut freed.pieces);
         self.records
             .set_holding(key, Windows::first(&Pieces::new()));
         freed.take_care(first, &self.memory);
@@ -400,7 +399,7 @@ impl Space<Windows> {
     /// The pieces of an allocation.
     pub(super) fn pieces(&self, key: Key) -> Pieces {
         let record = self.records.record(key);
-        self.memory.pieces(record.holding, record.epoch)
+        self.memory.pieces(record.holding)
     }
 
     /// Takes a whole batch out, or nothing if any handle is wrong.
@@ -460,7 +459,7 @@ impl Space<Windows> {
         let mut left = Vec::new();
         for (record, ending) in self.records.drain() {
             let (order, teardown) = ending.unwrap_or_default();
-            let pieces = self.memory.pieces(record.holding, record.epoch);
+            let pieces = self.memory.pieces(record.holding);
             left.push((order, teardown, pieces));
         }
         left.sort_by_key(|(order, ..)| *order);

@@ -21,9 +21,6 @@ pub(super) struct Piece {
     pub(super) pool: u8,
     /// The mapper copies its content.
     pub(super) copied: bool,
-    /// How often the process had forked when it was handed out.
-    #[allow(dead_code)] // forks
-    pub(super) epoch: u32,
 }
 
 /// Pools of a window are told by so many bits.
@@ -36,14 +33,13 @@ pub(super) fn mark(window: u16, pool: u8) -> u32 {
 
 impl Piece {
     /// What its node says.
-    pub(super) fn new(chained: Chained, epoch: u32) -> Piece {
+    pub(super) fn new(chained: Chained) -> Piece {
         Piece {
             id: chained.id,
             requested: chained.requested,
             window: (chained.mark >> POOL_BITS) as u16,
             pool: (chained.mark & ((1 << POOL_BITS) - 1)) as u8,
             copied: chained.flag,
-            epoch,
         }
     }
 

@@ -317,7 +317,6 @@ impl Pool {
             window: origin.window,
             pool,
             copied,
-            epoch: 0,
         })
     }
 

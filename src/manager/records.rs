@@ -90,7 +90,7 @@ impl Key {
     }
 }
 
-/// An allocation: 20 bytes, and what its segments take.
+/// An allocation: 16 bytes, and what its segments take.
 struct Slot {
     /// Generation, and phase in the low bits. The generation grows with each use.
     life: AtomicU32,
@@ -101,8 +101,6 @@ struct Slot {
     /// The JITDylib that it belongs to, as the manager's memory numbers them, 0 for none; and
     /// [`FOR_FINALIZE`].
     dylib: AtomicU32,
-    /// How often the process had forked when its memory was handed out.
-    epoch: AtomicU32,
 }
 
 const NONE: u32 = u32::MAX;
@@ -148,7 +146,6 @@ pub(super) struct Removed {
 pub(super) struct Record {
     pub(super) phase: Phase,
     pub(super) holding: u32,
-    pub(super) epoch: u32,
     extra: u32,
 }
 
@@ -185,20 +182,13 @@ impl<T> Records<T> {
     }
 
     /// Adds a record, in flight, and gives its key and handle.
-    pub(super) fn insert(
-        &mut self,
-        holding: u32,
-        dylib: u32,
-        epoch: u32,
-        state: InFlightState,
-    ) -> (Key, u64) {
+    pub(super) fn insert(&mut self, holding: u32, dylib: u32, state: InFlightState) -> (Key, u64) {
         let (index, slot) = self.slots.take();
         let generation = slot.generation() + 1;
         let for_finalize = if state.for_finalize { FOR_FINALIZE } else { 0 };
         slot.extra.store(self.in_flight.insert(state), Relaxed);
         slot.holding.store(holding, Relaxed);
         slot.dylib.store(dylib | for_finalize, Relaxed);
-        slot.epoch.store(epoch, Relaxed);
         slot.life
             .store(generation << PHASE_BITS | Phase::InFlight as u32, Relaxed);
         (Key(index), self.handle(index, generation))
@@ -243,7 +233,6 @@ impl<T> Records<T> {
         Record {
             phase: slot.phase(),
             holding: slot.holding.load(Relaxed),
-            epoch: slot.epoch.load(Relaxed),
             extra: slot.extra.load(Relaxed),
         }
     }
@@ -384,7 +373,7 @@ mod tests {
 
     fn insert(records: &mut Records<()>) -> (Key, u64) {
         records.make_spare(0).unwrap();
-        records.insert(0, 0, 0, InFlightState::default())
+        records.insert(0, 0, InFlightState::default())
     }
 
     #[test]
@@ -435,6 +424,6 @@ mod tests {
 
     #[test]
     fn a_record_is_small() {
-        assert_eq!(size_of::<Slot>(), 20);
+        assert_eq!(size_of::<Slot>(), 16);
     }
 }

@@ -133,8 +133,6 @@ pub(super) struct Space<M: Memory> {
     pub(super) records: Records<M::Teardown>,
     pub(super) usage: Usage,
     pub(super) scopes: Scopes,
-    /// How often the process has forked: what is handed out now notes it.
-    pub(super) epoch: u32,
 }
 
 /// Allocations that go together.
@@ -163,7 +161,6 @@ impl<M: Memory> Space<M> {
                 ..Usage::default()
             },
             scopes: Scopes::default(),
-            epoch: 0,
         }
     }
 
@@ -179,7 +176,7 @@ impl<M: Memory> Space<M> {
         self.usage.live += live;
         self.usage.in_flight += 1;
         self.usage.counters.allocate += 1;
-        self.records.insert(holding, dylib, self.epoch, state)
+        self.records.insert(holding, dylib, state)
     }
 
     /// An allocation is finalized now, and the latest one.

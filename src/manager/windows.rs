@@ -194,18 +194,18 @@ impl Windows {
     }
 
     /// The pieces of an allocation, by what its record holds.
-    pub(super) fn pieces(&self, holding: u32, epoch: u32) -> Pieces {
+    pub(super) fn pieces(&self, holding: u32) -> Pieces {
         let mut pieces = Pieces::new();
-        self.add_pieces(holding, epoch, &mut pieces);
+        self.add_pieces(holding, &mut pieces);
         pieces
     }
 
     /// Adds the pieces of an allocation to others.
     #[inline]
-    pub(super) fn add_pieces(&self, holding: u32, epoch: u32, pieces: &mut Pieces) {
+    pub(super) fn add_pieces(&self, holding: u32, pieces: &mut Pieces) {
         let first = RangeId::of_number(holding);
         self.nodes
-            .chained(first, |chained| pieces.push(Piece::new(chained, epoch)));
+            .chained(first, |chained| pieces.push(Piece::new(chained)));
     }
 
     /// What the record of an allocation holds that has these pieces.
@@ -489,7 +489,7 @@ impl Windows {
             return Ok(());
         }
         let inherited = |piece: &Piece| self.window(piece.window.into()).is_inherited(piece);
-        if self.pieces(holding, 0).iter().any(inherited) {
+        if self.pieces(holding).iter().any(inherited) {
             return Err(invalid_handle(
                 "this allocation was in flight when the process was forked, and its working memory is \
                  the parent's; allocate anew in the child",

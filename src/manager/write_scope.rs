@@ -68,13 +68,18 @@ pub(super) type OpenSegments = SmallVec<[OpenSegment; 3]>;
 /// Addresses are the executor's. What is stored is seen by linked code at once, in another process too,
 /// and no page is writable and executable for it. When the scope has ended, every thread of this process
 /// has done what its processor asks for before it runs code that was changed before the end. Scopes
-/// exclude nobody: threads that write the same bytes agree among themselves on the order.
+/// do not exclude each other: threads that write the same bytes agree among themselves on the order.
 ///
 /// An allocation whose scope is open is not deallocated: a deallocation waits until it ends.
+///
+/// After a fork its code and constants are the other process's too and are not stored to any more; a
+/// [`WriteScope::pointer`] of before must not be used for them.
 pub struct WriteScope {
     flow: Arc<Flow<Windows>>,
     handle: u64,
     thread: ThreadId,
+    /// The last fork that its segments were looked at after.
+    forks: u32,
     segments: OpenSegments,
     /// The process that has the writer views.
     owner: OwnerProcess,
@@ -118,6 +123,7 @@ impl WriteScope {
             return Err(refused(kind));
         }
         let thread = std::thread::current().id();
+        let forks = sys::fork_epoch();
         let writers = flow.open_writers()?;
         let space = &mut *flow.space.lock();
         let segments = space.open_segments(handle)?;
@@ -127,10 +133,24 @@ impl WriteScope {
             flow: Arc::clone(flow),
             handle,
             thread,
+            forks,
             segments,
             owner: OwnerProcess::current(),
             ended: false,
         })
+    }
+
+    /// What was no other process's when the scope began may be by now.
+    fn look_again_after_forks(&mut self) -> Result<()> {
+        let forks = sys::fork_epoch();
+        if forks != self.forks {
+            let now = self.flow.space.lock().open_segments(self.handle)?;
+            for (segment, now) in self.segments.iter_mut().zip(now) {
+                segment.frozen = now.frozen;
+            }
+            self.forks = forks;
+        }
+        Ok(())
     }
 
     /// The writer of `size` bytes at an address of the executor's, which count as changed.
@@ -140,6 +160,7 @@ impl WriteScope {
                 "this write scope belongs to the parent process; begin one here",
             ));
         }
+        self.look_again_after_forks()?;
         let wanted = AddressRange::new(address, size);
         let contains = |segment: &&mut OpenSegment| {
             wanted.is_some_and(|wanted| segment.range.contains(wanted))

@@ -3,7 +3,7 @@
 //!
 //! Its memory comes from the kernel in parts, each twice as large as the one before, and stays mapped
 //! as long as the table: a reader that takes no lock never faults. What changes the table holds the
-//! lock of whoever owns it; its counts are atomics so that the table can be shared all the same.
+//! lock of its owner; its counts are atomics so that the table can be shared all the same.
 //!
 //! A block is as many records as fill whole pages. Records are taken from the block that was opened
 //! last, so that those which were left alone become idle when the last of their records goes; of idle

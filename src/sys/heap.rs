@@ -51,7 +51,7 @@ struct Reserve {
 #[repr(align(4096))]
 struct Memory(UnsafeCell<[u8; GROUP * GROUPS]>);
 
-// SAFETY: a block belongs to whoever set its bit; the rest is atomic.
+// SAFETY: a block belongs to the thread that set its bit; the rest is atomic.
 unsafe impl Sync for Reserve {}
 
 static RESERVE: Reserve = Reserve::new();
@@ -211,7 +211,7 @@ unsafe impl GlobalAlloc for Heap {
         // SAFETY: the size is not 0, as the caller says.
         let moved = unsafe { self.alloc(wanted) };
         if !moved.is_null() {
-            // SAFETY: both have as many bytes, and the new one is nobody else's.
+            // SAFETY: both have as many bytes, and no other thread has the new one.
             unsafe { moved.copy_from_nonoverlapping(memory, layout.size().min(size)) };
             // SAFETY: as the caller says.
             unsafe { self.dealloc(memory, layout) };

@@ -191,7 +191,11 @@ fn write_scopes_leave_alone_what_the_other_process_sees() {
                 && scope.store_4(data, 2).is_ok()
                 && scope.end().is_ok()
         };
+        let mut open = manager.write_scope(AllocationHandle(old)).unwrap();
         let child = Child::new(|| refused(&manager) && read(code, 1) == [1]);
+        assert!(open.store_4(code, 2).is_err(), "begun before the fork");
+        open.store_4(data, 2).unwrap();
+        open.end().unwrap();
         assert!(refused(&manager));
         assert!(child.passes());
         let (new, [code, ..]) = filled(&manager, 3);
