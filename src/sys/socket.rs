@@ -159,6 +159,29 @@ pub(crate) fn send(
     parts: &[&[u8]],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    send_with(socket, parts, descriptors, SendFlags::NOSIGNAL).map(drop)
+}
+
+/// Sends what there is room for without waiting: of a packet all or nothing, of a stream any part. Says how
+/// many bytes that was.
+pub(crate) fn send_now(
+    socket: &OwnedFd,
+    parts: &[&[u8]],
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<usize> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match send_with(socket, parts, descriptors, flags) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        sent => sent,
+    }
+}
+
+fn send_with(
+    socket: &OwnedFd,
+    parts: &[&[u8]],
+    descriptors: &[BorrowedFd<'_>],
+    flags: SendFlags,
+) -> io::Result<usize> {
     gate("sendmsg")?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -168,11 +191,17 @@ pub(crate) fn send(
     let parts: smallvec::SmallVec<[IoSlice<'_>; 4]> =
         parts.iter().map(|part| IoSlice::new(part)).collect();
     loop {
-        match rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL) {
+        match rustix::net::sendmsg(socket, &parts, &mut ancillary, flags) {
             Err(Errno::INTR) => continue,
-            sent => return Ok(sent.map(drop)?),
+            sent => return Ok(sent?),
         }
     }
+}
+
+/// Waits until something can be sent, or the connection has ended.
+pub(crate) fn wait_for_room(socket: &OwnedFd) {
+    let mut polled = [PollFd::new(socket, PollFlags::OUT)];
+    while rustix::event::poll(&mut polled, None) == Err(Errno::INTR) {}
 }
 
 /// What [`receive`] took.
@@ -226,13 +255,6 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Receive
         short_of_descriptors: message.flags.contains(rustix::net::ReturnFlags::CTRUNC),
         descriptors,
     })
-}
-
-/// Lets a send fail, with EAGAIN, when the other side has read nothing for this long.
-pub(crate) fn limit_sends(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
-    use rustix::net::sockopt::{Timeout, set_socket_timeout};
-    gate("setsockopt")?;
-    Ok(set_socket_timeout(socket, Timeout::Send, Some(timeout))?)
 }
 
 /// Ends a connection in both directions: a thread that waits for a packet sees the end.

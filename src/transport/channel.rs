@@ -3,7 +3,8 @@
 
 use super::packet::{self, Packet};
 use super::pending::PendingCalls;
-use super::{RESPONSE_TIMEOUT, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
+use super::send_queue::{self, SendQueue, Sender};
+use super::{Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
@@ -24,6 +25,7 @@ pub(crate) struct Channel(Arc<ChannelConnection>);
 
 struct ChannelConnection {
     socket: ClosedInChild,
+    queue: SendQueue,
     pending: PendingCalls,
     traffic: Traffic,
 }
@@ -31,10 +33,9 @@ struct ChannelConnection {
 impl Channel {
     /// Serves a connected socket.
     pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
-        socket::limit_sends(&socket, RESPONSE_TIMEOUT)
-            .map_err(|error| explain("limit the time that a send takes", error))?;
         let connection = Arc::new(ChannelConnection {
             socket: ClosedInChild::new(socket),
+            queue: SendQueue::default(),
             pending: PendingCalls::new(),
             traffic: Traffic::default(),
         });
@@ -59,29 +60,11 @@ impl Channel {
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
         let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
         connection.traffic.sent(header.size as usize);
-        if let Err(error) = packet::send(&connection.socket, header, args, &borrowed) {
-            let error = match error.kind() {
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                    disconnected("its channel is closed")
-                }
-                io::ErrorKind::WouldBlock => {
-                    let error = disconnected(format_args!(
-                        "it has read nothing for {} s",
-                        RESPONSE_TIMEOUT.as_secs()
-                    ));
-                    connection.pending.end(error.clone());
-                    socket::hang_up(&connection.socket);
-                    error
-                }
-                _ => explain(
-                    format_args!("send {} bytes to the executor", header.size),
-                    error,
-                ),
-            };
-            // Unless the end of the channel has answered it already.
-            if let Some(done) = connection.pending.take(sequence) {
-                done.complete(Err(error));
-            }
+        let sent = packet::with_parts(header, args, &borrowed, |parts, descriptors| {
+            send_queue::send(connection, Some(sequence), parts, descriptors)
+        });
+        if let Err(error) = sent {
+            connection.not_sent(Some(sequence), error);
         }
     }
 
@@ -92,6 +75,29 @@ impl Channel {
 
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.0.traffic
+    }
+}
+
+impl Sender for ChannelConnection {
+    fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    fn queue(&self) -> &SendQueue {
+        &self.queue
+    }
+
+    fn not_sent(&self, call: Option<u64>, error: io::Error) {
+        let error = match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
+                disconnected("its channel is closed")
+            }
+            _ => explain("send a message to the executor", error),
+        };
+        // Unless the end of the channel has answered it already.
+        if let Some(done) = call.and_then(|call| self.pending.take(call)) {
+            done.complete(Err(error));
+        }
     }
 }
 

@@ -10,6 +10,7 @@ pub(crate) mod messages;
 pub(crate) mod packet;
 pub(crate) mod pending;
 pub(crate) mod reader_pool;
+pub(crate) mod send_queue;
 mod stream;
 
 pub use stream::Stream;

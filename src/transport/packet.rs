@@ -32,21 +32,33 @@ pub(crate) fn can_carry(size: usize) -> bool {
     HEADER_SIZE + size <= MOST_BYTES || MemFile::largest().is_none_or(|most| size as u64 <= most)
 }
 
-/// Sends a packet whole, or not at all.
+/// Sends a packet whole, or not at all; waits until there is room for it.
 pub(crate) fn send(
     socket: &OwnedFd,
     header: Header,
     body: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
+    with_parts(header, body, descriptors, |parts, descriptors| {
+        socket::send(socket, &parts, descriptors)
+    })
+}
+
+/// Gives `send` the bytes and descriptors of a packet.
+pub(crate) fn with_parts(
+    header: Header,
+    body: &[u8],
+    descriptors: &[BorrowedFd<'_>],
+    send: impl FnOnce([&[u8]; 2], &[BorrowedFd<'_>]) -> io::Result<()>,
+) -> io::Result<()> {
     let bytes = header.encode();
     if HEADER_SIZE + body.len() <= MOST_BYTES {
-        return socket::send(socket, &[&bytes, body], descriptors);
+        return send([&bytes, body], descriptors);
     }
     let file = MemFile::holding(c"jitmem-message", body)?;
     let mut all = descriptors.to_vec();
     all.push(file.as_fd());
-    socket::send(socket, &[&bytes], &all)
+    send([&bytes, &[]], &all)
 }
 
 /// Buffers to receive packets into, made before any thread needs one.

@@ -6,29 +6,30 @@ mod tests;
 
 use super::messages::{Message, MessageReader, broken};
 use super::pending::PendingCalls;
-use super::{Transport, disconnected, end_of, reader_pool, unreadable};
+use super::send_queue::{self, SendQueue, Sender};
+use super::{RESPONSE_TIMEOUT, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::lock::Mutex;
-use crate::sys::{StreamWriter, explain, socket};
+use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{FrameError, Header, Opcode, Setup};
 use crate::wire::sps::{Outcome, from_bytes};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
 /// dropped; what is unanswered then is answered with an error.
 pub struct Stream(Arc<StreamConnection>);
 
 struct StreamConnection {
-    socket: Arc<OwnedFd>,
-    output: Mutex<StreamWriter>,
+    /// Itself, for the thread that sends answers.
+    this: Weak<StreamConnection>,
+    socket: ClosedInChild,
+    queue: SendQueue,
     pending: PendingCalls,
     setup: Setup,
-    /// Calls of the executor's that are being answered.
-    answering: AtomicUsize,
     /// What the executor has sent along, until a session takes it.
     channel: Mutex<Option<OwnedFd>>,
 }
@@ -45,16 +46,12 @@ impl Stream {
         let mut input = MessageReader::new(Arc::clone(&socket));
         let mut sent_along = input.receive().map_err(disconnected)?;
         let setup = first(&mut input)?;
-        let output = socket
-            .try_clone()
-            .and_then(StreamWriter::new)
-            .map_err(|error| explain("duplicate a socket", error))?;
-        let connection = Arc::new(StreamConnection {
-            socket,
-            output: Mutex::new(output),
+        let connection = Arc::new_cyclic(|this| StreamConnection {
+            this: Weak::clone(this),
+            socket: ClosedInChild::new(socket),
+            queue: SendQueue::default(),
             pending: PendingCalls::new(),
             setup,
-            answering: AtomicUsize::new(0),
             channel: Mutex::new(sent_along.pop()),
         });
         reader_pool::start(Arc::clone(&connection), [input])
@@ -64,8 +61,8 @@ impl Stream {
     }
 }
 
-/// Each of them has a thread, which waits for as long as the executor does not read.
-const MOST_ANSWERING: usize = 64;
+/// Answers that are kept for an executor that does not read, beyond what its socket takes.
+const MOST_ANSWERS: usize = 4096;
 
 /// What the executor says of itself, before everything else.
 fn first(input: &mut MessageReader) -> Result<Setup> {
@@ -97,12 +94,7 @@ impl Transport for Stream {
             return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
-        if let Err(error) = connection.send(header, &args) {
-            // Unless the end of the connection has answered it already.
-            if let Some(done) = connection.pending.take(sequence) {
-                done.complete(Err(error));
-            }
-        }
+        connection.send(Some(sequence), header, &args);
     }
 
     fn symbol(&self, name: &str) -> Option<u64> {
@@ -118,32 +110,56 @@ impl Transport for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let StreamConnection {
-            socket, pending, ..
+            socket,
+            queue,
+            pending,
+            ..
         } = &*self.0;
         if pending.owner().is_current() {
+            // The ends of sessions are for the executor to read.
+            queue.wait_until_sent(Instant::now() + RESPONSE_TIMEOUT);
             pending.end(disconnected("its connection was freed"));
             socket::hang_up(socket);
         }
     }
 }
 
-impl StreamConnection {
-    fn send(&self, header: Header, body: &[u8]) -> Result<()> {
-        let sent = self.output.lock().write(&header.encode(), body);
-        sent.map_err(|error| match error.kind() {
+impl Sender for StreamConnection {
+    fn socket(&self) -> &OwnedFd {
+        &self.socket
+    }
+
+    fn queue(&self) -> &SendQueue {
+        &self.queue
+    }
+
+    fn not_sent(&self, call: Option<u64>, error: io::Error) {
+        let error = match error.kind() {
             // Answers may still lie in the socket; they are read before the end is found there.
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
                 disconnected("its socket is closed")
             }
             _ => {
                 // Part of the message may be under way, so nothing can follow it.
-                let what = format!("send {} bytes to the executor", header.size);
-                let error = explain(what, error);
+                let error = explain("send a message to the executor", error);
                 self.pending.end(error.clone());
                 socket::hang_up(&self.socket);
                 error
             }
-        })
+        };
+        // Unless the end of the connection has answered it already.
+        if let Some(done) = call.and_then(|call| self.pending.take(call)) {
+            done.complete(Err(error));
+        }
+    }
+}
+
+impl StreamConnection {
+    fn send(self: &Arc<Self>, call: Option<u64>, header: Header, body: &[u8]) {
+        let parts = [&header.encode()[..], body];
+        if let Err(error) = send_queue::send(self, call, parts, &[]) {
+            self.not_sent(call, error);
+        }
     }
 
     fn sort(&self, message: Message) -> io::Result<Work> {
@@ -155,10 +171,10 @@ impl StreamConnection {
                 Some(done) => Ok(Work::Answer(done, body)),
                 None => Err(broken(FrameError::UnknownSequence(sequence))),
             },
-            Opcode::CallWrapper => match self.answering.fetch_add(1, Ordering::Relaxed) {
-                0..MOST_ANSWERING => Ok(Work::Call(sequence)),
+            Opcode::CallWrapper => match self.queue.kept_answers() {
+                0..MOST_ANSWERS => Ok(Work::Call(sequence)),
                 _ => Err(io::Error::other(format!(
-                    "it made {MOST_ANSWERING} calls without reading the answers"
+                    "it made {MOST_ANSWERS} calls without reading the answers"
                 ))),
             },
             Opcode::Hangup => Err(io::Error::other(match from_bytes(&body) {
@@ -192,8 +208,9 @@ impl reader_pool::Connection for StreamConnection {
             Work::Answer(done, body) => done.complete(Ok(body)),
             // Linked code asks for something of an ORC runtime's; there is none here.
             Work::Call(sequence) => {
-                let _ = self.send(Header::new(Opcode::Result, sequence, 0, 0), &[]);
-                self.answering.fetch_sub(1, Ordering::Relaxed);
+                if let Some(this) = self.this.upgrade() {
+                    this.send(None, Header::new(Opcode::Result, sequence, 0, 0), &[]);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::sys::{Answer, ClosedInChild, explain, socket};
 use crate::transport::channel::{OUT_OF_BAND, READERS};
 use crate::transport::packet::{self, Packet};
-use crate::transport::{RESPONSE_TIMEOUT, reader_pool};
+use crate::transport::reader_pool;
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::Functions;
 use std::io;
@@ -21,7 +21,6 @@ struct ChannelServer {
 /// Serves calls from `socket` in threads of our own until its end. The session stays then, until its
 /// service ends it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
-    socket::limit_sends(&socket, RESPONSE_TIMEOUT)?;
     let socket = ClosedInChild::new(socket);
     let buffers = packet::buffers::<READERS>()?;
     reader_pool::start(Arc::new(ChannelServer { socket, functions }), buffers)

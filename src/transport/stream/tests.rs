@@ -208,7 +208,7 @@ fn every_call_is_answered_once_however_the_connection_ends() {
                 while executor.socket.write_all(&call).is_ok() {}
                 while let Ok(Some(_)) = executor.frames.next() {}
             },
-            "64 calls without reading",
+            "4096 calls without reading",
         ),
         (
             |executor, first| {
