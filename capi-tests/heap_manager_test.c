@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Managers and allocations with a heap that is exhausted: see heap_calls.h.
+
+#include "heap_calls.h"
+
+// ---- mappers and managers ----
+
+static void create_managers(void **state) {
+  struct subject *subject = *state;
+  EACH_FAILURE(round) {
+    jitmem_manager *manager = NULL;
+    TRY(round, jitmem_manager_create(subject->mapper, NULL, &manager, error));
+    assert_int_equal(round.status == JITMEM_OK, manager != NULL);
+    if (manager != NULL)
+      goes_on_working(manager);
+    jitmem_manager_free(manager);
+  }
+  EACH_FAILURE(round) {
+    struct answer answer = ANSWER;
+    TRY(round,
+        jitmem_manager_create_async(subject->mapper, NULL, on_created, &answer, NULL, error));
+    answered(&round, &answer);
+    assert_int_equal(answer.status == JITMEM_OK, answer.manager != NULL);
+    jitmem_manager_free(answer.manager);
+  }
+  goes_on_working(subject->manager);
+}
+
+static void free_managers(void **state) {
+  struct subject *subject = *state;
+  EACH_FAILURE(round) {
+    jitmem_manager *manager = NULL;
+    OK(jitmem_manager_create(subject->mapper, NULL, &manager, error));
+    in_flight(manager);
+    for (int i = 0; i < 10; i++)
+      finalized(manager, i % 2);
+    ALWAYS(round, jitmem_manager_free(manager));
+  }
+  goes_on_working(subject->manager);
+}
+
+// ---- allocations ----
+
+static void allocations(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  long refused = 0;
+  EACH_FAILURE(round) {
+    // The first of a manager needs more than those that follow.
+    struct graphs graphs = {0};
+    TRY(round, jitmem_manager_allocate(manager, segments, COUNT(segments), 1, graphs.memory,
+                                       &graphs.handle, error));
+    assert_int_equal(round.status == JITMEM_OK, graphs.handle != 0);
+    if (graphs.handle != 0)
+      OK(jitmem_manager_abandon(manager, graphs.handle, error));
+    refused = round.refused;
+    goes_on_working(manager);
+  }
+  assert_true(refused > 0);
+  EACH_FAILURE(round) {
+    struct answer answer = ANSWER;
+    TRY(round, jitmem_manager_allocate_async(manager, segments, COUNT(segments), 1, on_allocated,
+                                             &answer, NULL, error));
+    answered(&round, &answer);
+    if (answer.status == JITMEM_OK)
+      OK(jitmem_manager_abandon(manager, answer.handle, error));
+    goes_on_working(manager);
+  }
+  EACH_FAILURE(round) {
+    struct graphs graphs = {0};
+    TRY(round, jitmem_manager_try_allocate(manager, segments, COUNT(segments), 1, graphs.memory,
+                                           &graphs.handle, error));
+    if (graphs.handle != 0)
+      OK(jitmem_manager_abandon(manager, graphs.handle, error));
+    goes_on_working(manager);
+  }
+}
+
+static void abandonments(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  EACH_FAILURE(round) {
+    struct graphs graphs = in_flight(manager);
+    TRY(round, jitmem_manager_abandon(manager, graphs.handle, error));
+    assert_int_equal(round.status, JITMEM_OK);
+    goes_on_working(manager);
+  }
+  EACH_FAILURE(round) {
+    struct graphs graphs = in_flight(manager);
+    struct answer answer = ANSWER;
+    TRY(round, jitmem_manager_abandon_async(manager, graphs.handle, on_done, &answer, NULL, error));
+    assert_int_equal(round.status, JITMEM_OK);
+    answered(&round, &answer);
+    goes_on_working(manager);
+  }
+}
+
+static void finalizations(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  char args[300] = {0};
+  const jitmem_action actions[] = {
+      {.finalize = call_of(action, args, sizeof args), .dealloc = call_of(action, args, 3)},
+      {.finalize = call_of(action, args, 1), .dealloc = call_of(action, args, sizeof args)}};
+  for (size_t count = 0; count <= COUNT(actions); count++) {
+    for (int async = 0; async < 2; async++) {
+      EACH_FAILURE(round) {
+        struct graphs graphs = in_flight(manager);
+        struct answer answer = ANSWER;
+        if (async) {
+          TRY(round, jitmem_manager_finalize_async(manager, graphs.handle, actions, count, on_done,
+                                                   &answer, NULL, error));
+          answered(&round, &answer);
+        } else {
+          TRY(round, jitmem_manager_finalize(manager, graphs.handle, actions, count, error));
+          answer.status = round.status;
+        }
+        // What was refused at once is still in flight; what failed later is gone.
+        if (answer.status == JITMEM_OK)
+          OK(jitmem_manager_deallocate(manager, &graphs.handle, 1, error));
+        else
+          jitmem_manager_abandon(manager, graphs.handle, NULL);
+        goes_on_working(manager);
+      }
+    }
+  }
+  EACH_FAILURE(round) {
+    struct graphs graphs = in_flight(manager);
+    jitmem_error *object = NULL;
+    heap_begin(round.kind, round.skip);
+    jitmem_status status = jitmem_manager_try_finalize(manager, graphs.handle, &object);
+    round.failed = heap_end();
+    assert_true(status == JITMEM_OK || status == JITMEM_WOULD_BLOCK);
+    if (status == JITMEM_OK)
+      OK(jitmem_manager_deallocate(manager, &graphs.handle, 1, error));
+    else
+      OK(jitmem_manager_abandon(manager, graphs.handle, error));
+    goes_on_working(manager);
+  }
+}
+
+static void deallocations(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  static uint64_t handles[3000];
+  const size_t counts[] = {1, 40};
+  for (size_t i = 0; i < COUNT(counts); i++) {
+    for (int async = 0; async < 2; async++) {
+      EACH_FAILURE(round) {
+        for (size_t j = 0; j < counts[i]; j++)
+          handles[j] = finalized(manager, j % 3 == 0).handle;
+        struct answer answer = ANSWER;
+        if (async) {
+          TRY(round, jitmem_manager_deallocate_async(manager, handles, counts[i], on_done, &answer,
+                                                     NULL, error));
+          answered(&round, &answer);
+        } else {
+          TRY(round, jitmem_manager_deallocate(manager, handles, counts[i], error));
+        }
+        // A batch that is refused, for its size, is there as before; one that an executor could not
+        // do all of is gone.
+        if (round.status == JITMEM_OUT_OF_MEMORY) {
+          assert_true(counts[i] > 100);
+          OK(jitmem_manager_deallocate(manager, handles, counts[i], error));
+        }
+        goes_on_working(manager);
+        if (counts[i] == COUNT(handles) && round.kind > ALL_HERE)
+          break;
+      }
+    }
+  }
+  EACH_FAILURE(round) {
+    struct graphs graphs = finalized(manager, 0);
+    jitmem_error *object = NULL;
+    heap_begin(round.kind, round.skip);
+    jitmem_status status = jitmem_manager_try_deallocate(manager, &graphs.handle, 1, &object);
+    round.failed = heap_end();
+    if (status == JITMEM_WOULD_BLOCK)
+      OK(jitmem_manager_deallocate(manager, &graphs.handle, 1, error));
+    else
+      assert_int_equal(status, JITMEM_OK);
+    goes_on_working(manager);
+  }
+}
+
+// A heap that has nothing for a long time: calls are refused, one after the other, and what gives
+// memory back works. Afterwards all is as before.
+static void for_a_long_time(void **state) {
+  struct subject *subject = *state;
+  enum { GRAPHS = 3000 };
+  static struct graphs graphs[GRAPHS];
+  for (int round = 0; round < 3; round++) {
+    size_t made = 0;
+    jitmem_status status = JITMEM_OK;
+    heap_begin(ALL_ANYWHERE, 0);
+    for (int i = 0; i < GRAPHS; i++) {
+      status = jitmem_manager_allocate(subject->manager, segments, COUNT(segments), 1,
+                                       graphs[made].memory, &graphs[made].handle, NULL);
+      made += status == JITMEM_OK;
+      if (status != JITMEM_OK && status != JITMEM_OUT_OF_MEMORY && !said_by_executor(status))
+        break;
+      jitmem_manager *manager = NULL;
+      status = jitmem_manager_create(subject->mapper, NULL, &manager, NULL);
+      if ((status != JITMEM_OUT_OF_MEMORY && !said_by_executor(status)) || manager != NULL)
+        break;
+    }
+    for (size_t i = 0; i < made; i++)
+      if (jitmem_manager_abandon(subject->manager, graphs[i].handle, NULL) != JITMEM_OK)
+        status = JITMEM_INTERNAL;
+    heap_end();
+    assert_true(status == JITMEM_OUT_OF_MEMORY || said_by_executor(status));
+    goes_on_working(subject->manager);
+    jitmem_manager *manager = NULL;
+    OK(jitmem_manager_create(subject->mapper, NULL, &manager, error));
+    goes_on_working(manager);
+    jitmem_manager_free(manager);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      MODES(create_managers), MODES(free_managers),
+      MODES(allocations),     MODE(allocations, host_async),
+      MODES(abandonments),    MODES(finalizations),
+      MODES(deallocations),   MODE(deallocations, host_async),
+      MODES(for_a_long_time),
+  };
+  return at_rest(cmocka_run_group_tests_name("heap-manager", tests, NULL, NULL));
+}
