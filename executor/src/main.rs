@@ -10,11 +10,13 @@ mod exports;
 mod options;
 mod parent;
 mod seccomp;
+mod standard_streams;
 
 use anyhow::{Context, Result};
 use jitmem::executor::program;
 use jitmem::executor::server::{self, SetupLayout};
 use options::{Command, CxxRuntime, Endpoint, Options};
+use standard_streams::Missing;
 use std::env;
 use std::ffi::c_int;
 use std::io::{Write, stderr, stdout};
@@ -48,7 +50,9 @@ extern "C" fn main() -> c_int {
             return 1;
         }
     };
-    match run(&name, &options) {
+    let served =
+        standard_streams::open_missing().and_then(|missing| run(&name, &options, &missing));
+    match served {
         // The C library goes on: what linked code has printed is still in its buffers.
         Ok(code) => code,
         Err(error) => {
@@ -65,7 +69,7 @@ fn say(mut stream: impl Write, text: &str) -> c_int {
 }
 
 /// Gives the exit code.
-fn run(name: &str, options: &Options) -> Result<c_int> {
+fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     let llvm = controllers_llvm(options)?;
     program::report_crashes(name);
     for signal in options.containment.signals() {
@@ -78,7 +82,12 @@ fn run(name: &str, options: &Options) -> Result<c_int> {
     let note = |note: &str| {
         say(stderr(), &format!("{name}: {note}\n"));
     };
+    let taken = options.endpoint.descriptors();
+    taken
+        .iter()
+        .try_for_each(|number| missing.refuse(*number))?;
     let (input, output) = connection::connect(&options.endpoint, note)?;
+    standard_streams::separate(&taken)?;
     let cxx_ahead = match options.cxx_runtime {
         CxxRuntime::WhenNeeded => options.containment.refuses_files(),
         choice => choice == CxxRuntime::Ahead,

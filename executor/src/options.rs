@@ -60,6 +60,16 @@ pub(crate) enum Endpoint {
     Abstract(OsString),
 }
 
+impl Endpoint {
+    /// The descriptors that the process which started this one has handed over.
+    pub(crate) fn descriptors(&self) -> Vec<RawFd> {
+        match self {
+            Endpoint::Descriptors(input, output) => vec![*input, *output],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// When the C++ runtime is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CxxRuntime {
