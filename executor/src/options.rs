@@ -19,7 +19,7 @@ usage: jitmem-executor [options] CHANNEL
 Runs what an ORC controller (llvm-jitlink, clang-repl, any program with SimpleRemoteEPC) links.
 
 CHANNEL is one of
-  filedescs=IN,OUT   inherited descriptors, which may be one socket
+  filedescs=IN,OUT   inherited descriptors, which may be one socket; lli's form IN OUT is taken too
   listen=HOST:PORT   a TCP connection, the first that comes; without HOST, from any user of this
                      machine (127.0.0.1)
   unix=PATH          a Unix socket, of this user's processes only
@@ -145,9 +145,13 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     print_debug_list |= text == "test-jitloadergdb";
                     continue;
                 }
-                let endpoint = endpoint(&word)?;
-                for behind in parser.raw_args()? {
-                    refuse_option(&behind.to_string_lossy())?;
+                let behind: Vec<OsString> = parser.raw_args()?.collect();
+                let endpoint = match two_words(&word, behind.first()) {
+                    Some(descriptors) => descriptors,
+                    None => endpoint(&word)?,
+                };
+                for word in &behind {
+                    refuse_option(&word.to_string_lossy())?;
                 }
                 return Ok(Command::Serve(Options {
                     endpoint,
@@ -180,6 +184,12 @@ fn refuse_option(word: &str) -> Result<()> {
         bail!("--{name} comes behind the channel: options come before it");
     }
     Ok(())
+}
+
+/// Descriptors to read and to write as lli gives them to its child: two numbers.
+fn two_words(input: &OsString, output: Option<&OsString>) -> Option<Endpoint> {
+    let number = |word: &OsString| descriptor(word.to_str()?).ok();
+    Some(Endpoint::Descriptors(number(input)?, number(output?)?))
 }
 
 fn endpoint(word: &OsString) -> Result<Endpoint> {
@@ -245,6 +255,9 @@ mod tests {
         let endpoint = |word| served(&[word]).endpoint;
         assert_eq!(endpoint("filedescs=3,6"), Endpoint::Descriptors(3, 6));
         assert_eq!(endpoint("filedescs=4,4"), Endpoint::Descriptors(4, 4));
+        assert_eq!(served(&["3", "6"]).endpoint, Endpoint::Descriptors(3, 6));
+        assert_eq!(refused(&["3", "x"]), "invalid specifier type \"3\"");
+        assert_eq!(refused(&["3"]), "invalid specifier type \"3\"");
         assert_eq!(endpoint("listen=host:80"), Endpoint::Tcp("host".into(), 80));
         assert_eq!(endpoint("listen=:80"), Endpoint::Tcp("".into(), 80));
         assert_eq!(endpoint("listen=[::1]:80"), Endpoint::Tcp("::1".into(), 80));

@@ -123,6 +123,41 @@ class LikeStock(Case):
             with self.subTest(llvm=llvm):
                 self.both(llvm, scenario)
 
+    def test_no_bytes(self):
+        """lli asks for them."""
+        later, nothing = sequence([u64(0)]), sequence([]) + NOTHING
+
+        def scenario(session):
+            instance = u64(session.symbols[MANAGER + "_Instance"])
+            reserve, place, release = (
+                MANAGER + f"_{name}_wrapper"
+                for name in ("reserve", *(("initialize", "release") if self.llvm == 22 else ("finalize", "deallocate")))
+            )
+            segment = sequence([u8(RW) + u64(0) + u64(0) + string(b"")])
+            return [
+                session.call(function, instance + args)
+                for function, args in (
+                    (release, later),
+                    (reserve, u64(0)),
+                    (reserve, u64(0)),
+                    (release, later),
+                    (release, later),
+                    (release, sequence([])),
+                    (place, nothing),
+                    (reserve, u64(0)),
+                    (place, nothing),
+                    (place, segment + NOTHING),
+                    (release, later),
+                    (release, later),
+                )
+            ]
+
+        for llvm in programs.LLVM:
+            with self.subTest(llvm=llvm):
+                self.llvm = llvm
+                said = self.both(llvm, scenario)
+                self.assertEqual(said[1], b"\1" + u64(0))
+
     def test_running(self):
         def scenario(session):
             said = []

@@ -104,6 +104,9 @@ unsafe fn zero(range: AddressRange) -> Result<()> {
 /// The segments lie in a region that was claimed, and nothing uses it.
 unsafe fn fill(segments: &[Segment<'_>]) -> Result<()> {
     for Segment { range, content, .. } in segments {
+        if range.size() == 0 {
+            continue;
+        }
         // SAFETY: as the caller says; regions that can be claimed are readable and writable.
         let writer = unsafe { Writer::new(range.start(), range.size()) };
         writer.write(0, content);
@@ -133,8 +136,11 @@ impl MemoryManager {
     }
 
     fn reserve(&self, size: u64) -> Result<u64> {
+        if size == 0 {
+            return Ok(self.slabs.lock().add(None));
+        }
         let failed = |error: Error| error.context(format!("reserve {size} bytes"));
-        let pages = sys::page_size().round_up(size.max(1)).ok_or_else(|| {
+        let pages = sys::page_size().round_up(size).ok_or_else(|| {
             failed(Error::new(
                 Status::OutOfMemory,
                 "there is not as much address space",
@@ -144,7 +150,7 @@ impl MemoryManager {
         let memory = Reservation::anywhere(pages).map_err(failed)?;
         // SAFETY: it was just reserved.
         unsafe { protect(memory.range(), Protection::READ_WRITE) }.map_err(failed)?;
-        Ok(self.slabs.lock().add(memory))
+        Ok(self.slabs.lock().add(Some(memory)))
     }
 
     fn install(&self, request: &FinalizeRequest<'_>, rules: Rules) -> Result<u64> {

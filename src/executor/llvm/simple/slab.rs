@@ -38,7 +38,8 @@ enum RegionState {
 
 /// What was reserved together; readable and writable where no region is.
 pub(super) struct Slab {
-    memory: Reservation,
+    /// `None` for no bytes: stock executors answer address 0 then, and take it back.
+    memory: Option<Reservation>,
     /// By their lowest addresses. No page belongs to two.
     regions: BTreeMap<u64, Region>,
     /// Lowest addresses of regions that are gone. A controller may end a region twice.
@@ -54,7 +55,7 @@ pub(super) struct Slabs {
 
 impl Drop for Slab {
     fn drop(&mut self) {
-        forget_within(self.memory.range());
+        forget_within(self.range());
     }
 }
 
@@ -73,6 +74,12 @@ impl Slab {
         live.sort_by_key(|(order, _)| *order);
         let calls = live.into_iter().flat_map(|(_, dealloc)| dealloc);
         calls.cloned().collect()
+    }
+
+    fn range(&self) -> AddressRange {
+        const NOTHING: AddressRange = AddressRange::new(0, 0).expect("it ends where it starts");
+        let memory = self.memory.as_ref();
+        memory.map_or(NOTHING, Reservation::range)
     }
 
     fn is_busy(&self) -> bool {
@@ -100,21 +107,22 @@ fn words(range: AddressRange) -> String {
 
 impl Slabs {
     /// Takes a reservation in and gives its first address.
-    pub(super) fn add(&mut self, memory: Reservation) -> u64 {
-        let base = memory.range().start();
+    pub(super) fn add(&mut self, memory: Option<Reservation>) -> u64 {
         let slab = Slab {
             memory,
             regions: BTreeMap::new(),
             ended: BTreeSet::new(),
         };
-        self.by_base.insert(base, slab);
+        let base = slab.range().start();
+        // However often no bytes are asked for, that is one slab.
+        self.by_base.entry(base).or_insert(slab);
         base
     }
 
     /// The slab that an address lies in.
     fn around(&mut self, address: u64) -> Option<(u64, &mut Slab)> {
         let (base, slab) = self.by_base.range_mut(..=address).next_back()?;
-        (address < slab.memory.range().end()).then_some((*base, slab))
+        (address == *base || address < slab.range().end()).then_some((*base, slab))
     }
 
     /// Sets the pages of a new region aside, and gives its slab.
@@ -135,11 +143,11 @@ impl Slabs {
         if rules == Rules::Finalize && base != extent.start() {
             return Err(nowhere());
         }
-        if !slab.memory.range().contains(extent) {
+        if !slab.range().contains(extent) {
             return Err(unknown(format!(
                 "region {} does not lie inside its reservation {}",
                 words(extent),
-                words(slab.memory.range())
+                words(slab.range())
             )));
         }
         let pages = held(extent);
