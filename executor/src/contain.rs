@@ -90,23 +90,26 @@ fn name_of(resource: Resource) -> &'static str {
     found.map_or("?", |(name, _)| name)
 }
 
+/// Reads an option's number, which may have a unit behind it.
+pub(crate) fn bytes(option: &str, text: &str) -> Result<u64> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    ensure!(
+        !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()),
+        "--{option}: \"{text}\" is no number, with K, M or G behind it for 1024 and its powers"
+    );
+    let number: Option<u64> = digits.parse().ok();
+    let bytes = number.and_then(|number| number.checked_mul(unit));
+    bytes.with_context(|| format!("--{option}: {text} is too large"))
+}
+
 impl Limit {
-    /// Reads the number, which may have a unit behind it.
     pub(crate) fn parse(resource: Resource, text: &str) -> Result<Limit> {
-        let (digits, unit) = match text.as_bytes().last() {
-            Some(b'K' | b'k') => (&text[..text.len() - 1], 1 << 10),
-            Some(b'M' | b'm') => (&text[..text.len() - 1], 1 << 20),
-            Some(b'G' | b'g') => (&text[..text.len() - 1], 1 << 30),
-            _ => (text, 1),
-        };
-        let name = name_of(resource);
-        ensure!(
-            !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit()),
-            "--rlimit-{name}: \"{text}\" is no number, with K, M or G behind it for 1024 and its powers"
-        );
-        let number: Option<u64> = digits.parse().ok();
-        let most = number.and_then(|number| number.checked_mul(unit));
-        let most = most.with_context(|| format!("--rlimit-{name}: {text} is too large"))?;
+        let most = bytes(&format!("rlimit-{}", name_of(resource)), text)?;
         Ok(Limit { resource, most })
     }
 

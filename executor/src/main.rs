@@ -79,6 +79,10 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
         program::share_memory_with_children();
     }
     options.containment.begin()?;
+    program::fit_heap_to_limit();
+    if let Some(bytes) = options.stack_size {
+        program::set_stack_size(usize::try_from(bytes)?).context("--stack-size")?;
+    }
     let note = |note: &str| {
         say(stderr(), &format!("{name}: {note}\n"));
     };

@@ -4,7 +4,7 @@
 //! What LLVM's llvm-jitlink-executor takes is taken, with its messages: words that begin with `test-`,
 //! then one word that names the endpoint (CHANNEL in the usage); what comes behind that is ignored, but for options of ours.
 
-use crate::contain::{Containment, Limit, limited_by};
+use crate::contain::{Containment, Limit, bytes, limited_by};
 use crate::seccomp::Profile;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
@@ -41,7 +41,10 @@ Options
                      yet, and libraries (C++'s are loaded before, unless --c-only)
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
-                     count memfds, which fsize limits; programs' threads have 8M of stack at least
+                     count memfds, which fsize limits
+  --stack-size N     stack of the thread that each program has. Default: what a main thread has,
+                     8M at least; under --rlimit-as no more than an eighth of that divided by the
+                     programs in flight, but 256K: 8M for 64 under 4G, 512K for the thousandth
   --die-with-parent  have this process killed when its parent has ended, after 2 s to end by
                      itself; code that attacks can prevent it
   --help, --version
@@ -87,6 +90,8 @@ pub(crate) struct Options {
     pub(crate) cxx_runtime: CxxRuntime,
     /// Whether linked memory stays shared with forked children.
     pub(crate) share_with_children: bool,
+    /// Bytes of stack of programs' threads, if not what fits.
+    pub(crate) stack_size: Option<u64>,
     pub(crate) containment: Containment,
     /// Whether the list of debug objects is printed, for LLVM's own tests.
     pub(crate) print_debug_list: bool,
@@ -114,6 +119,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut llvm = None;
     let mut cxx_runtime = CxxRuntime::default();
     let mut share_with_children = false;
+    let mut stack_size = None;
     let mut containment = Containment::default();
     let mut print_debug_list = false;
     while let Some(argument) = parser.next()? {
@@ -129,6 +135,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     "shared" => true,
                     other => bail!("--fork-memory: \"{other}\" is neither private nor shared"),
                 };
+            }
+            Arg::Long("stack-size") => {
+                stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
             }
             Arg::Long("seccomp") => {
                 containment.seccomp = Some(Profile::parse(&parser.value()?.string()?)?);
@@ -158,6 +167,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     llvm,
                     cxx_runtime,
                     share_with_children,
+                    stack_size,
                     containment,
                     print_debug_list,
                 }));
@@ -170,13 +180,14 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
 fn refuse_option(word: &str) -> Result<()> {
-    const OPTIONS: [&str; 6] = [
+    const OPTIONS: [&str; 7] = [
         "c-only",
         "die-with-parent",
         "fork-memory",
         "llvm",
         "preload-cxx",
         "seccomp",
+        "stack-size",
     ];
     let name = word.strip_prefix("--").unwrap_or("");
     let name = name.split('=').next().unwrap_or("");

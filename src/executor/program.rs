@@ -57,6 +57,31 @@ pub fn share_memory_with_children() {
     super::service::share_memory_with_children();
 }
 
+/// Least bytes of stack that a thread can run linked code on.
+pub const LEAST_STACK: usize = 64 << 10;
+
+/// Sets the bytes of stack that threads of programs have. Without this it is as much as the main thread's, 8 MiB
+/// at least; under a limit of address space no more than an eighth of that divided by the programs in flight, but
+/// 256 KiB. Called before there is a session.
+///
+/// # Errors
+/// `InvalidArgument` for less than [`LEAST_STACK`].
+pub fn set_stack_size(bytes: usize) -> Result<()> {
+    if bytes < LEAST_STACK {
+        return Err(crate::error::invalid_argument(format!(
+            "a stack of {bytes} bytes is too small: programs need {LEAST_STACK} at least"
+        )));
+    }
+    sys::set_stack_size(bytes);
+    Ok(())
+}
+
+/// Keeps what malloc reserves within a limit of address space that was set before. Called before there are other
+/// threads.
+pub fn fit_heap_to_limit() {
+    sys::fit_heap_to_limit();
+}
+
 /// Starts a thread that takes none of the process's signals: those are for linked code.
 ///
 /// # Errors

@@ -35,6 +35,11 @@ pub(super) fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
     (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
 }
 
+/// Bytes of address space that this process may have; `None` if there is no limit.
+pub(crate) fn address_space_limit() -> Option<u64> {
+    limit(libc::RLIMIT_AS)
+}
+
 /// Bytes of address space that this process uses.
 fn address_space() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/statm").ok()?;

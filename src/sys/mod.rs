@@ -50,7 +50,7 @@ pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
 use explain::limit;
-pub(crate) use explain::{explain, explain_mapping, explain_reach};
+pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_reach};
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
@@ -64,7 +64,8 @@ pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
 pub(crate) use pages::Pages;
 pub(crate) use program::{
-    call_int, call_main, call_on_frames, call_void, run_in_own_thread, spawn_for_programs,
+    OwnThread, call_int, call_main, call_on_frames, call_void, fit_heap_to_limit, set_stack_size,
+    spawn_for_programs, start_own_thread,
 };
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};

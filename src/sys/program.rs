@@ -5,12 +5,12 @@
 //! who linked it to know. No lock of ours may be held.
 
 use super::gate;
-use crate::lock::{Condvar, Mutex};
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 // Calls the function in its third argument with the first two. Nothing says how to unwind it, so an
 // exception that linked code does not catch finds the end of the stack here, as it would in a
@@ -111,14 +111,63 @@ pub(crate) unsafe fn call_on_frames(function: u64, frames: u64) {
     }
 }
 
+/// The least that a limit of address space brings that down to.
+const STACK_UNDER_LIMIT: u64 = 256 << 10;
+
+/// Each stack takes no more of a limit of address space than one part in so many, divided by the programs in
+/// flight. So a lone program has all it may need, and a thousand under 4 GiB take half of that.
+const PART_OF_LIMIT: u64 = 8;
+
+/// Bytes that the program's user has asked for; 0 for what fits the process's limits.
+static CHOSEN_STACK: AtomicUsize = AtomicUsize::new(0);
+
+/// Programs that have threads of their own.
+static IN_FLIGHT: AtomicUsize = AtomicUsize::new(0);
+
+/// Sets the stack of threads that are started from here on to run linked code.
+pub(crate) fn set_stack_size(bytes: usize) {
+    CHOSEN_STACK.store(bytes, Ordering::Relaxed);
+}
+
 fn stack_size() -> usize {
-    let stack = super::limit(libc::RLIMIT_STACK).unwrap_or(STACK).max(STACK);
+    let chosen = CHOSEN_STACK.load(Ordering::Relaxed);
+    if chosen != 0 {
+        return chosen;
+    }
+    let main = super::limit(libc::RLIMIT_STACK).unwrap_or(STACK).max(STACK);
+    let programs = IN_FLIGHT.load(Ordering::Relaxed) as u64 + 1;
+    let stack = fitting_stack(main, super::limit(libc::RLIMIT_AS), programs);
     // Up to a multiple of any page size.
     usize::try_from(stack.next_multiple_of(1 << 16)).unwrap_or(STACK as usize)
 }
 
+/// What of a stack's size fits a limit of address space, for the last of so many programs.
+fn fitting_stack(stack: u64, limit: Option<u64>, programs: u64) -> u64 {
+    limit.map_or(stack, |limit| {
+        stack.min((limit / PART_OF_LIMIT / programs).max(STACK_UNDER_LIMIT))
+    })
+}
+
+/// Address space that glibc reserves for each arena of malloc's.
+#[cfg(target_env = "gnu")]
+const ARENA: u64 = 64 << 20;
+
+/// Has malloc make no more arenas than take a sixteenth of the limit of address space, if there is one: it
+/// makes up to eight for each processor as threads come. Those who have set MALLOC_ARENA_MAX know better.
+pub(crate) fn fit_heap_to_limit() {
+    #[cfg(target_env = "gnu")]
+    if let (Some(limit), None) = (
+        super::limit(libc::RLIMIT_AS),
+        std::env::var_os("MALLOC_ARENA_MAX"),
+    ) {
+        let most = c_int::try_from(limit / 16 / ARENA).unwrap_or(c_int::MAX);
+        // SAFETY: sets a number.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, most.max(1)) };
+    }
+}
+
 /// Starts a thread that may run linked code: with the name and the signals of the thread that starts
-/// it, and as much stack as a main thread.
+/// it, and as much stack as a main thread where that fits the process's limits.
 pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     gate("clone")?;
     super::thread::start(stack_size(), body)
@@ -127,6 +176,16 @@ pub(crate) fn spawn_for_programs(body: impl FnOnce() + Send + 'static) -> io::Re
 /// Bytes for signal handlers where a program has used up the rest of its stack: much more than any
 /// processor's registers take.
 const HANDLERS_STACK: usize = 64 << 10;
+
+/// What a thread of its own is for.
+pub(crate) trait OwnThread: Send + 'static {
+    /// Runs linked code, which may end the thread and so never come back.
+    fn run(&mut self);
+
+    /// Nothing of the program is left in the thread: the destructors of thread-locals and thread-specific
+    /// data have run as well. This is the last that the thread does.
+    fn ended(&mut self);
+}
 
 /// What a thread has that runs a program, until nothing of the program is left in it.
 struct Belongings {
@@ -137,48 +196,33 @@ struct Belongings {
     /// Whether the thread uses it. A sanitizer gives each thread such a stack and takes away what it
     /// finds at the end; that one stays.
     uses_stack: bool,
-    /// Dropped last: the thread that waits sees that.
-    _gone: Gone,
-}
-
-/// Tells a thread that waits that this was dropped.
-struct Gone(Arc<(Mutex<bool>, Condvar)>);
-
-impl Drop for Gone {
-    fn drop(&mut self) {
-        *self.0.0.lock() = true;
-        self.0.1.notify_one();
-    }
+    key: libc::pthread_key_t,
+    /// Here and not on the thread's stack, which linked code may leave without unwinding.
+    program: Box<dyn OwnThread>,
 }
 
 impl Belongings {
-    fn new(gone: Gone) -> Box<Belongings> {
-        Box::new(Belongings {
-            rounds: ROUNDS,
-            handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
-            uses_stack: false,
-            _gone: gone,
-        })
-    }
-
     /// Leaves them to this thread, which lets go of them at its very end, however it ends.
-    fn settle(mut self: Box<Self>, key: libc::pthread_key_t) {
-        let stack = libc::stack_t {
-            ss_sp: self.handlers_stack.as_mut_ptr().cast(),
-            ss_flags: 0,
-            ss_size: self.handlers_stack.len(),
-        };
+    ///
+    /// # Safety
+    /// They are a box's, for this thread alone.
+    unsafe fn settle(belongings: *mut Belongings) {
         let mut before = MaybeUninit::<libc::stack_t>::zeroed();
         // SAFETY: asks into a place for the answer, which is valid when it is all zero. No other code
         // uses the memory while the thread is there; where the kernel wants more of it, there is no
         // such stack. `let_go` takes the box back.
         unsafe {
+            let stack = libc::stack_t {
+                ss_sp: (*belongings).handlers_stack.as_mut_ptr().cast(),
+                ss_flags: 0,
+                ss_size: HANDLERS_STACK,
+            };
             libc::sigaltstack(std::ptr::null(), before.as_mut_ptr());
             if before.assume_init().ss_flags & libc::SS_DISABLE != 0 {
                 let set = libc::sigaltstack(&raw const stack, std::ptr::null_mut());
-                self.uses_stack = set == 0;
+                (*belongings).uses_stack = set == 0;
             }
-            libc::pthread_setspecific(key, Box::into_raw(self).cast());
+            libc::pthread_setspecific((*belongings).key, belongings.cast());
         }
     }
 }
@@ -202,8 +246,9 @@ unsafe extern "C" fn let_go(belongings: *mut c_void) {
     // SAFETY: `settle` has stored a box, and each round has stored it again.
     let mut belongings = unsafe { Box::from_raw(belongings.cast::<Belongings>()) };
     belongings.rounds -= 1;
-    if let (1.., Some(key)) = (belongings.rounds, belongings_key()) {
+    if belongings.rounds > 0 {
         // A program's own thread-specific data goes first, in every round.
+        let key = belongings.key;
         // SAFETY: as in `settle`.
         unsafe { libc::pthread_setspecific(key, Box::into_raw(belongings).cast()) };
         return;
@@ -217,75 +262,79 @@ unsafe extern "C" fn let_go(belongings: *mut c_void) {
         // SAFETY: handlers run on the thread's own stack again.
         unsafe { libc::sigaltstack(&raw const none, std::ptr::null_mut()) };
     }
+    IN_FLIGHT.fetch_sub(1, Ordering::Relaxed);
+    // What a panic says is on stderr.
+    let _ = catch_unwind(AssertUnwindSafe(|| belongings.program.ended()));
 }
 
-/// Does something in a thread like that, and waits until nothing of it is left: the destructors of
-/// thread-locals and thread-specific data have run as well. `None` if linked code has ended the
-/// thread, or it has panicked. A thread of Rust's own would expect neither. As under LLVM's executor it
-/// is detached: linked code can't join it, and finds it so already.
-pub(crate) fn run_in_own_thread<R: Send, F: FnOnce() -> R + Send>(
-    body: F,
-) -> io::Result<Option<R>> {
-    struct Task<F, R> {
-        body: Option<F>,
-        result: Option<R>,
-        belongings: Option<(Box<Belongings>, libc::pthread_key_t)>,
-    }
-
-    extern "C" fn start<F: FnOnce() -> R, R>(task: *mut c_void) -> *mut c_void {
-        // SAFETY: the thread that started this one keeps the task until the belongings are gone, and does
-        // not look at it meanwhile.
-        let task = unsafe { &mut *task.cast::<Task<F, R>>() };
-        if let Some((belongings, key)) = task.belongings.take() {
-            belongings.settle(key);
-        }
-        if let Some(body) = task.body.take() {
-            task.result = catch_unwind(AssertUnwindSafe(body)).ok();
-        }
+/// Runs a program in a thread of its own. As under LLVM's executor it is detached: linked code can't join
+/// it, and finds it so already.
+pub(crate) fn start_own_thread(program: Box<dyn OwnThread>) -> io::Result<()> {
+    extern "C" fn start(belongings: *mut c_void) -> *mut c_void {
+        let belongings = belongings.cast::<Belongings>();
+        // SAFETY: this thread's alone, until `let_go` takes them back at the end of the thread.
+        let program = unsafe {
+            Belongings::settle(belongings);
+            &mut *(*belongings).program
+        };
+        // What a panic says is on stderr.
+        let _ = catch_unwind(AssertUnwindSafe(|| program.run()));
         std::ptr::null_mut()
     }
 
     gate("clone")?;
     let key = belongings_key().ok_or_else(|| io::Error::from_raw_os_error(libc::EAGAIN))?;
-    let told = Arc::new((Mutex::new(false), Condvar::new()));
-    let gone = Gone(Arc::clone(&told));
-    let mut task = Task {
-        body: Some(body),
-        result: None,
-        belongings: Some((Belongings::new(gone), key)),
-    };
-    let mut attributes = MaybeUninit::uninit();
-    let mut thread = MaybeUninit::uninit();
-    // SAFETY: attributes are initialized, used and destroyed; the task outlives the thread's use of it,
-    // whose end is waited for below.
-    let code = unsafe {
-        libc::pthread_attr_init(attributes.as_mut_ptr());
-        libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack_size());
-        libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
-        let code = libc::pthread_create(
-            thread.as_mut_ptr(),
-            attributes.as_ptr(),
-            start::<F, R>,
-            (&raw mut task).cast(),
-        );
-        libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        code
-    };
-    if code != 0 {
-        return Err(io::Error::from_raw_os_error(code));
-    }
-    let mut is_gone = told.0.lock();
-    while !*is_gone {
-        is_gone = told.1.wait(is_gone);
-    }
-    drop(is_gone);
-    Ok(task.result)
+    let belongings = Box::into_raw(Box::new(Belongings {
+        rounds: ROUNDS,
+        handlers_stack: Box::new_uninit_slice(HANDLERS_STACK),
+        uses_stack: false,
+        key,
+        program,
+    }));
+    let stack = stack_size();
+    IN_FLIGHT.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: the thread takes the box.
+    let created = unsafe { super::thread::create(stack, start, belongings.cast()) };
+    created.inspect_err(|_| {
+        IN_FLIGHT.fetch_sub(1, Ordering::Relaxed);
+        // SAFETY: no thread has taken it.
+        drop(unsafe { Box::from_raw(belongings) });
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::ffi::CStr;
+    use std::sync::mpsc::{Sender, channel};
+
+    /// Runs something in a thread of its own; `None` if the thread was ended by linked code.
+    fn run_in_own_thread<R: Send + 'static>(
+        body: impl FnOnce() -> R + Send + 'static,
+    ) -> io::Result<Option<R>> {
+        struct Task<F, R> {
+            body: Option<F>,
+            result: Option<R>,
+            ended: Sender<Option<R>>,
+        }
+        impl<R: Send + 'static, F: FnOnce() -> R + Send + 'static> OwnThread for Task<F, R> {
+            fn run(&mut self) {
+                self.result = self.body.take().map(|body| body());
+            }
+
+            fn ended(&mut self) {
+                self.ended.send(self.result.take()).unwrap();
+            }
+        }
+        let (ended, result) = channel();
+        let (body, none) = (Some(body), None);
+        start_own_thread(Box::new(Task {
+            body,
+            result: none,
+            ended,
+        }))?;
+        Ok(result.recv().unwrap())
+    }
 
     unsafe extern "C" fn main(argc: c_int, argv: *mut *mut c_char) -> c_int {
         // SAFETY: as `call_main` promises.
@@ -336,10 +385,26 @@ mod tests {
     #[test]
     fn a_thread_of_its_own_answers_unless_linked_code_has_ended_it() {
         let word = "word".to_owned();
-        let answer = run_in_own_thread(|| word.len()).unwrap();
+        let answer = run_in_own_thread(move || word.len()).unwrap();
         assert_eq!(answer, Some(4));
         let end = super::super::symbol(c"pthread_exit").unwrap();
-        assert_eq!(run_in_own_thread(|| call(end, 0)).unwrap(), None);
+        assert_eq!(run_in_own_thread(move || call(end, 0)).unwrap(), None);
+    }
+
+    #[test]
+    fn stacks_fit_the_limit_of_address_space() {
+        const LIMIT: u64 = 4 << 30;
+        assert_eq!(fitting_stack(STACK, None, 1000), STACK);
+        assert_eq!(fitting_stack(STACK, Some(LIMIT), 1), STACK);
+        assert_eq!(fitting_stack(STACK, Some(LIMIT), 128), STACK / 2);
+        assert_eq!(
+            fitting_stack(STACK, Some(LIMIT), 100_000),
+            STACK_UNDER_LIMIT
+        );
+        let all: u64 = (1..=1000)
+            .map(|programs| fitting_stack(STACK, Some(LIMIT), programs))
+            .sum();
+        assert!(all <= LIMIT / 2, "{all}");
     }
 
     #[test]

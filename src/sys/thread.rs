@@ -62,21 +62,37 @@ pub(super) fn start(stack: usize, body: impl FnOnce() + Send + 'static) -> io::R
 
     let body: Box<Body> = Box::new(Box::new(body));
     let body = Box::into_raw(body);
+    // SAFETY: the thread takes the box.
+    let created = unsafe { create(stack, run, body.cast()) };
+    created.inspect_err(|_| {
+        // SAFETY: no thread has taken it.
+        drop(unsafe { Box::from_raw(body) });
+    })
+}
+
+/// Creates a thread, detached, with so much stack.
+///
+/// # Safety
+/// The function may be called with the argument, by another thread and at any later time.
+pub(super) unsafe fn create(
+    stack: usize,
+    function: extern "C" fn(*mut c_void) -> *mut c_void,
+    argument: *mut c_void,
+) -> io::Result<()> {
     let mut attributes = MaybeUninit::uninit();
     let mut thread = MaybeUninit::uninit();
-    // SAFETY: attributes are initialized, used and destroyed; the thread takes the box.
+    // SAFETY: attributes are initialized, used and destroyed; the caller vouches for the function.
     let code = unsafe {
         libc::pthread_attr_init(attributes.as_mut_ptr());
         libc::pthread_attr_setstacksize(attributes.as_mut_ptr(), stack);
         libc::pthread_attr_setdetachstate(attributes.as_mut_ptr(), libc::PTHREAD_CREATE_DETACHED);
-        let code = libc::pthread_create(thread.as_mut_ptr(), attributes.as_ptr(), run, body.cast());
+        let attributes_of = attributes.as_ptr();
+        let code = libc::pthread_create(thread.as_mut_ptr(), attributes_of, function, argument);
         libc::pthread_attr_destroy(attributes.as_mut_ptr());
         code
     };
-    if code != 0 {
-        // SAFETY: no thread has taken it.
-        drop(unsafe { Box::from_raw(body) });
-        return Err(io::Error::from_raw_os_error(code));
+    match code {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
     }
-    Ok(())
 }

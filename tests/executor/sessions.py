@@ -19,8 +19,9 @@ NOTHING = sequence([])
 R, RW, RX = 1, 3, 5
 
 
-def start(llvm=22, **options):
-    return Session([EXECUTOR], llvm, **options)
+def start(llvm=22, options=(), **started):
+    """`options` are the program's."""
+    return Session([EXECUTOR, *options], llvm, **started)
 
 
 def library(session, path=""):

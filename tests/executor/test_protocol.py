@@ -179,7 +179,7 @@ class Calls(Case):
             self.assertEnds(session, 0)
 
     def test_calls_that_there_is_no_thread_for_are_refused(self):
-        command = [EXECUTOR, "--rlimit-as=256M", "--rlimit-stack=8M"]
+        command = [EXECUTOR, "--rlimit-as=256M", "--stack-size=8M"]
         with Session(command, stdin=subprocess.PIPE) as session:
             getchar = u64(resolve(session, "getchar"))
             waiting = {session.start(RUN + "_void_function_wrapper", getchar) for _ in range(100)}

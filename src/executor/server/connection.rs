@@ -7,14 +7,16 @@
 //! host has given it. All other calls are handled by the thread that has read them while another one
 //! reads on.
 //!
-//! Only a program gets a thread of its own, which has ended before the answer goes out: it may leave
-//! thread-locals behind whose destructors are code that the controller will take away.
+//! Only a program gets a thread of its own, beside the pool. It answers when nothing of the program is left
+//! in it: a program may leave thread-locals behind whose destructors are code that the controller will take
+//! away.
 
 use super::writer::{MessageWriter, Unwritten};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{CallClass, PublishedFunction};
-use crate::sys::{self, Answer, StreamWriter, WrapperResult};
+use crate::lock::{Condvar, Mutex};
+use crate::sys::{self, Answer, OwnThread, OwnerProcess, StreamWriter, WrapperResult};
 use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::transport::reader_pool;
@@ -23,6 +25,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// How long the reader stays awake when calls have come one right after the other's answer. About as
@@ -86,6 +89,61 @@ pub(super) struct ServerConnection {
     /// Calls of linked code to the controller.
     pending: PendingCalls,
     functions: HashMap<u64, PublishedFunction>,
+    programs: Arc<Programs>,
+    /// For programs, which use the connection from threads of their own.
+    this: Weak<ServerConnection>,
+}
+
+/// How many programs have threads of their own.
+#[derive(Default)]
+struct Programs {
+    running: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Programs {
+    fn started(&self) {
+        *self.running.lock() += 1;
+    }
+
+    fn ended(&self) {
+        let mut running = self.running.lock();
+        *running -= 1;
+        if *running == 0 {
+            self.none.notify_all();
+        }
+    }
+}
+
+/// A program in a thread of its own.
+struct Program {
+    /// Until it has answered.
+    connection: Option<Arc<ServerConnection>>,
+    programs: Arc<Programs>,
+    call: Call,
+    answer: Vec<u8>,
+    process: OwnerProcess,
+}
+
+impl OwnThread for Program {
+    fn run(&mut self) {
+        if let Some(connection) = &self.connection {
+            self.answer = connection.answer(&self.call);
+        }
+    }
+
+    fn ended(&mut self) {
+        // A child that the program has forked has no controller.
+        if !self.process.is_current() {
+            return;
+        }
+        if let Some(connection) = self.connection.take() {
+            // A program that ends its thread leaves no answer.
+            connection.send_result(self.call.sequence, std::mem::take(&mut self.answer));
+        }
+        // Who waits for this may be the next to use the controller's descriptors.
+        self.programs.ended();
+    }
 }
 
 impl ServerConnection {
@@ -93,11 +151,21 @@ impl ServerConnection {
     pub(super) fn new(
         output: StreamWriter,
         functions: HashMap<u64, PublishedFunction>,
-    ) -> ServerConnection {
-        ServerConnection {
+    ) -> Arc<ServerConnection> {
+        Arc::new_cyclic(|this| ServerConnection {
             writer: MessageWriter::new(output),
             pending: PendingCalls::new(),
             functions,
+            programs: Arc::default(),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Waits until the programs of the connection have ended.
+    pub(super) fn wait_for_programs(&self) {
+        let mut running = self.programs.running.lock();
+        while *running > 0 {
+            running = self.programs.none.wait(running);
         }
     }
 
@@ -194,8 +262,11 @@ impl ServerConnection {
 
     /// Answers a call in the thread that reads, as far as the controller has room for the answer.
     fn answer_inline(&self, call: &Call) -> Option<Unwritten> {
-        let body = self.answer(call);
-        let header = Header::new(Opcode::Result, call.sequence, 0, body.len());
+        self.start_to_answer(call.sequence, self.answer(call))
+    }
+
+    fn start_to_answer(&self, sequence: u64, body: Vec<u8>) -> Option<Unwritten> {
+        let header = Header::new(Opcode::Result, sequence, 0, body.len());
         let started = self.writer.start_to_send(header, body);
         started.unwrap_or_else(|error| {
             self.pending.end(error);
@@ -203,30 +274,32 @@ impl ServerConnection {
         })
     }
 
-    /// Answers a call that may take its time.
-    fn answer_call(&self, call: &Call) {
-        let answer = match self.class(call) {
-            CallClass::OwnThread => match sys::run_in_own_thread(|| self.answer(call)) {
-                // A program that ends its thread leaves no answer.
-                Ok(answer) => answer.unwrap_or_default(),
-                // There is no thread for it: it runs in this one.
-                Err(_) => self.answer(call),
-            },
-            _ => self.answer(call),
+    /// Starts a program, which answers by itself.
+    fn start_program(&self, call: Call) -> Option<Unwritten> {
+        let sequence = call.sequence;
+        self.programs.started();
+        let program = Program {
+            connection: self.this.upgrade(),
+            programs: Arc::clone(&self.programs),
+            call,
+            answer: Vec::new(),
+            process: OwnerProcess::current(),
         };
-        self.send_result(call.sequence, answer);
+        let refused = sys::start_own_thread(Box::new(program)).err()?;
+        self.programs.ended();
+        let body = Self::refusal(sequence, &refused);
+        self.start_to_answer(sequence, body)
     }
 
-    /// Answers a call that there is no thread for. All that travels is an answer without bytes.
-    fn refuse(&self, call: &Call) {
+    /// Why there is no thread for a call. All that travels is an answer without bytes.
+    fn refusal(sequence: u64, why: &io::Error) -> Vec<u8> {
         // What can't be written is lost; a macro of Rust's would panic.
         let _ = writeln!(
             io::stderr(),
-            "jitmem: call {} of the controller was refused: no thread can be started for it; \
-             RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached",
-            call.sequence
+            "jitmem: call {sequence} of the controller was refused: no thread can be started for it \
+             ({why}); RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached"
         );
-        self.send_result(call.sequence, Vec::new());
+        Vec::new()
     }
 
     fn write_on(&self, unwritten: Unwritten) {
@@ -242,10 +315,12 @@ impl reader_pool::Connection for ServerConnection {
     fn receive(&self, input: &mut MessageReader) -> Result<Option<Work>> {
         let mut pace = Pace::default();
         while let Some(call) = self.read_call(input, &mut pace)? {
-            if self.class(&call) != CallClass::Inline {
-                return Ok(Some(Work::Call(call)));
-            }
-            if let Some(unwritten) = self.answer_inline(&call) {
+            let unwritten = match self.class(&call) {
+                CallClass::Inline => self.answer_inline(&call),
+                CallClass::OwnThread => self.start_program(call),
+                CallClass::Pooled => return Ok(Some(Work::Call(call))),
+            };
+            if let Some(unwritten) = unwritten {
                 return Ok(Some(Work::Write(unwritten)));
             }
             pace.answered();
@@ -255,7 +330,7 @@ impl reader_pool::Connection for ServerConnection {
 
     fn handle(&self, work: Work) {
         match work {
-            Work::Call(call) => self.answer_call(&call),
+            Work::Call(call) => self.send_result(call.sequence, self.answer(&call)),
             // The controller is slow to read. What it says meanwhile is read.
             Work::Write(unwritten) => self.write_on(unwritten),
         }
@@ -264,7 +339,10 @@ impl reader_pool::Connection for ServerConnection {
     fn handle_unread(&self, work: Work) {
         match work {
             // A call that waits for another one would never return.
-            Work::Call(call) => self.refuse(&call),
+            Work::Call(call) => {
+                let why = io::ErrorKind::WouldBlock.into();
+                self.send_result(call.sequence, Self::refusal(call.sequence, &why));
+            }
             Work::Write(unwritten) => self.write_on(unwritten),
         }
     }
@@ -281,11 +359,9 @@ impl reader_pool::Connection for ServerConnection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lock::{Condvar, Mutex};
     use crate::transport::reader_pool::ReaderPool;
     use crate::wire::frame::{HEADER_SIZE, message};
     use std::io::{PipeReader, PipeWriter, Read, Write};
-    use std::sync::Arc;
     use std::thread::ThreadId;
 
     fn pool(
@@ -297,7 +373,7 @@ mod tests {
         let output = StreamWriter::new(output.into()).unwrap();
         let connection = ServerConnection::new(output, functions);
         let input = MessageReader::new(Arc::new(input.into()));
-        ReaderPool::new(Arc::new(connection), [input], idle_time)
+        ReaderPool::new(connection, [input], idle_time)
     }
 
     #[test]

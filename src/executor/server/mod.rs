@@ -158,7 +158,7 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
         class: CallClass::Pooled,
     }));
     let functions = std::mem::take(&mut published.functions);
-    let connection = Arc::new(ServerConnection::new(output, functions));
+    let connection = ServerConnection::new(output, functions);
     let context = DispatchContext::new(Arc::clone(&connection));
     for (name, value) in context.symbols() {
         published.add(name, value);
@@ -179,7 +179,8 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     drop((along, setup));
     // The reader's buffer comes to lie where all that was.
     let input = MessageReader::new(Arc::new(input));
-    let result = sent.and_then(|()| reader_pool::run(connection, [input]));
+    let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
+    connection.wait_for_programs();
     // A protocol that was broken comes first; neither keeps the other from being done.
     join(result, services.shut_down())
 }

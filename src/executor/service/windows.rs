@@ -52,6 +52,15 @@ fn range_of(range: AddrRange) -> Result<AddressRange> {
         .ok_or_else(|| invalid_argument(format!("{range:x?} is no range of addresses")))
 }
 
+/// Windows take no more of a limit of address space than the programs' threads and heap leave: one part in so
+/// many, unless the request needs more.
+const PART_OF_LIMIT: u64 = 4;
+
+fn fitting_window(size: u64, least: u64, limit: Option<u64>) -> u64 {
+    let fitting = limit.map(|limit| sys::page_size().round_down(limit / PART_OF_LIMIT));
+    fitting.map_or(size, |fitting| size.min(fitting.max(least)))
+}
+
 impl Windows {
     pub(super) fn reserve(&self, request: Reserve) -> Result<ReservedAt> {
         let page = sys::page_size();
@@ -68,6 +77,7 @@ impl Windows {
             At::Near { lowest, highest } => Placement::NearAll { lowest, highest },
             At::Fixed { address } => Placement::Fixed(address),
         };
+        let size = fitting_window(size, least, sys::address_space_limit());
         let reservation = reserve_window(size, least, placement)?;
         let reserved = ReservedAt {
             range: reservation.range().into(),
@@ -321,6 +331,16 @@ mod tests {
     fn outcome(windows: &Windows, step: Step) -> Result<()> {
         let [Reply(reply)] = windows.change(vec![step], Vec::new()).try_into().unwrap();
         reply.map_err(Error::from)
+    }
+
+    #[test]
+    fn windows_fit_the_limit_of_address_space() {
+        let fitting = |least, limit| fitting_window(1 << 30, least, limit);
+        assert_eq!(fitting(0, None), 1 << 30);
+        assert_eq!(fitting(0, Some(4 << 30)), 1 << 30);
+        assert_eq!(fitting(0, Some(1 << 30)), 256 << 20);
+        // What a request needs is tried.
+        assert_eq!(fitting(512 << 20, Some(1 << 30)), 512 << 20);
     }
 
     #[test]
