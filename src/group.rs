@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Alloc groups: the protection and lifetime that the bytes of a segment share.
 
-use crate::error::{Result, invalid_argument};
+use crate::error::{Error, Result, invalid_argument};
 use std::fmt;
 
 /// Protection of executor memory, as the executor sees it.
@@ -28,22 +28,26 @@ impl Protection {
     ///
     /// # Errors
     /// `InvalidArgument` for other bits and for writable and executable together.
+    #[inline]
     pub fn from_bits(bits: u32) -> Result<Protection> {
-        match u8::try_from(bits) {
-            Ok(bits) if bits & !7 == 0 => {
-                if bits & Self::WRITE_BIT != 0 && bits & Self::EXEC_BIT != 0 {
-                    Err(invalid_argument(format!(
-                        "protection {bits:#x} is writable and executable at once, which jitmem \
-                         never maps; put code and data into two segments"
-                    )))
-                } else {
-                    Ok(Protection(bits))
-                }
-            }
-            _ => Err(invalid_argument(format!(
-                "protection {bits:#x} has bits other than read 1, write 2 and execute 4"
-            ))),
+        const CHANGING: u32 = (Protection::WRITE_BIT | Protection::EXEC_BIT) as u32;
+        match bits & !7 == 0 && bits & CHANGING != CHANGING {
+            true => Ok(Protection(bits as u8)),
+            false => Err(Self::refused(bits)),
         }
+    }
+
+    #[cold]
+    fn refused(bits: u32) -> Error {
+        invalid_argument(match bits & !7 {
+            0 => format!(
+                "protection {bits:#x} is writable and executable at once, which jitmem never maps; \
+                 put code and data into two segments"
+            ),
+            _ => {
+                format!("protection {bits:#x} has bits other than read 1, write 2 and execute 4")
+            }
+        })
     }
 
     /// The bits again.
@@ -97,15 +101,21 @@ impl Lifetime {
     ///
     /// # Errors
     /// `InvalidArgument` for a number that names no lifetime.
+    #[inline]
     pub fn from_code(code: u32) -> Result<Lifetime> {
         match code {
             0 => Ok(Lifetime::Standard),
             1 => Ok(Lifetime::Finalize),
             2 => Ok(Lifetime::NoAlloc),
-            _ => Err(invalid_argument(format!(
-                "lifetime {code} is none of standard 0, finalize 1 and no-alloc 2"
-            ))),
+            _ => Err(Self::refused(code)),
         }
+    }
+
+    #[cold]
+    fn refused(code: u32) -> Error {
+        invalid_argument(format!(
+            "lifetime {code} is none of standard 0, finalize 1 and no-alloc 2"
+        ))
     }
 }
 

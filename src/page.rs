@@ -55,9 +55,13 @@ impl TryFrom<u64> for Alignment {
 
     /// # Errors
     /// `InvalidArgument` if it is not a power of two.
+    #[inline]
     fn try_from(value: u64) -> Result<Alignment> {
-        let refused = || invalid_argument(format!("alignment {value} is not a power of two"));
-        Alignment::new(value).ok_or_else(refused)
+        #[cold]
+        fn refused(value: u64) -> Error {
+            invalid_argument(format!("alignment {value} is not a power of two"))
+        }
+        Alignment::new(value).ok_or_else(|| refused(value))
     }
 }
 

@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Taking arguments from C: NULL, counts, and structs that may grow.
 
-use crate::error::{Result, invalid_argument};
+use crate::error::{Error, Result, invalid_argument};
 use std::borrow::Cow;
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, c_char, c_void};
 use std::mem::size_of;
 
 /// Fails if a place to write or read is NULL or misaligned.
+#[inline]
 pub(super) fn required<T>(pointer: *const T, name: &str) -> Result<()> {
-    if pointer.is_null() {
-        Err(invalid_argument(format!("{name} is NULL")))
-    } else if !pointer.is_aligned() {
-        Err(invalid_argument(format!(
-            "{name} at {pointer:p} is misaligned"
-        )))
-    } else {
-        Ok(())
+    match !pointer.is_null() && pointer.is_aligned() {
+        true => Ok(()),
+        false => Err(not_a_place(pointer.cast(), name)),
     }
+}
+
+#[cold]
+fn not_a_place(pointer: *const c_void, name: &str) -> Error {
+    invalid_argument(match pointer.is_null() {
+        true => format!("{name} is NULL"),
+        false => format!("{name} at {pointer:p} is misaligned"),
+    })
 }
 
 /// A string of C.
@@ -90,19 +94,25 @@ pub(super) fn flag(value: u32, name: &str) -> Result<bool> {
     }
 }
 
+#[cold]
+fn too_long(pointer: *const c_void, count: usize, name: &str) -> Error {
+    invalid_argument(format!(
+        "{name} at {pointer:p} with {count} elements: longer than memory"
+    ))
+}
+
 /// An array of C.
 ///
 /// # Safety
 /// `pointer` is NULL or points to `count` elements that stay as they are during `'a`.
+#[inline]
 pub(super) unsafe fn array<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T]> {
     if count == 0 {
         return Ok(&[]);
     }
     required(pointer, name)?;
     if count > isize::MAX as usize / size_of::<T>().max(1) {
-        return Err(invalid_argument(format!(
-            "{name} at {pointer:p} with {count} elements: longer than memory"
-        )));
+        return Err(too_long(pointer.cast(), count, name));
     }
     // SAFETY: not NULL, aligned, and the caller vouches for the elements.
     Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
@@ -144,15 +154,21 @@ pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -
 
 /// Checks the fields that a struct in an array keeps for later versions. A caller that uses them was
 /// compiled against a newer library and must not have them ignored.
+#[inline]
 pub(super) fn unused(reserved: [u64; 2], name: &str) -> Result<()> {
-    if reserved == [0; 2] {
-        return Ok(());
+    match reserved {
+        [0, 0] => Ok(()),
+        used => Err(used_fields(used, name)),
     }
-    Err(invalid_argument(format!(
+}
+
+#[cold]
+fn used_fields(reserved: [u64; 2], name: &str) -> Error {
+    invalid_argument(format!(
         "{name}.reserved is not 0 but {reserved:x?}, which this library ({}) does not know; set it \
          to 0 or update the library",
         env!("CARGO_PKG_VERSION")
-    )))
+    ))
 }
 
 /// Checks the size that a C struct claims to have.

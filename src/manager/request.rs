@@ -11,6 +11,14 @@ use std::sync::Arc;
 /// Segments may be aligned to this and no more.
 pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
 
+/// Those that take memory are among so many, so that their positions fit 16 bits.
+const MOST_SEGMENTS: usize = 1 << 16;
+
+#[cold]
+fn too_many_segments() -> Error {
+    invalid_argument("a graph has more than 65,536 segments")
+}
+
 /// One segment of the memory of a graph.
 ///
 /// ```
@@ -137,10 +145,12 @@ impl Request {
             if total > window || alignment > window.min(LARGEST_ALIGNMENT) {
                 return Err(segment.too_large(index, window));
             }
+            if index >= MOST_SEGMENTS {
+                return Err(too_many_segments());
+            }
             // Windows are below 2 GiB, so all of it fits 32 bits.
             planned.push(PlannedSegment {
-                index: u16::try_from(index)
-                    .map_err(|_| invalid_argument("a graph has more than 65,536 segments"))?,
+                index: index as u16,
                 content: content_size as u32,
                 size: size as u32,
                 alignment: alignment as u32,

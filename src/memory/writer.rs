@@ -42,6 +42,11 @@ unsafe impl Send for Writer {}
 // SAFETY: as above.
 unsafe impl Sync for Writer {}
 
+#[cold]
+fn outside(offset: u64, size: u64) -> ! {
+    panic!("{offset}+{size} is outside");
+}
+
 impl Writer {
     /// A writer of `size` bytes at `address`.
     ///
@@ -75,10 +80,9 @@ impl Writer {
 
     fn part(self, offset: u64, size: u64) -> *mut u8 {
         let end = offset.checked_add(size);
-        assert!(
-            end.is_some_and(|end| end <= self.size),
-            "{offset}+{size} is outside"
-        );
+        if end.is_none_or(|end| end > self.size) {
+            outside(offset, size);
+        }
         self.start.wrapping_add(offset as usize)
     }
 
