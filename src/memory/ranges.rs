@@ -16,6 +16,8 @@ const SUBDIVISION_BITS: u32 = 4;
 const SUBDIVISIONS: u32 = 1 << SUBDIVISION_BITS;
 /// First-level rows for all sizes of 32 bits.
 const ROWS: usize = (33 - SUBDIVISION_BITS) as usize;
+/// Bins are numbered row by row.
+const BINS: usize = ROWS << SUBDIVISION_BITS;
 const NONE: u32 = u32::MAX;
 
 /// A handed-out range; valid until it is freed.
@@ -216,26 +218,23 @@ struct Bins {
     ends: Vec<u32>,
     rows: u32,
     columns: [u16; ROWS],
-    heads: [[u32; SUBDIVISIONS as usize]; ROWS],
+    heads: [u32; BINS],
 }
 
-/// Row and column of the bin that holds ranges of `size`.
-fn bin(size: u32) -> (usize, usize) {
-    if size < SUBDIVISIONS {
-        return (0, size as usize);
-    }
-    let top = 31 - size.leading_zeros();
-    let column = (size >> (top - SUBDIVISION_BITS)) - SUBDIVISIONS;
-    ((top - SUBDIVISION_BITS + 1) as usize, column as usize)
+/// The bin that holds ranges of `size`. In the first row there is one for each size, in each further
+/// one they are twice as wide as in the one before.
+#[inline]
+fn bin(size: u32) -> usize {
+    // Below `SUBDIVISIONS` this is `size`.
+    let top = 31 - (size | SUBDIVISIONS).leading_zeros();
+    let row = top - SUBDIVISION_BITS;
+    ((row << SUBDIVISION_BITS) + (size >> row)) as usize
 }
 
-/// The smallest size whose bin holds only ranges of at least `size`.
-fn round_up_to_bin(size: u32) -> Option<u32> {
-    if size < SUBDIVISIONS {
-        return Some(size);
-    }
-    let top = 31 - size.leading_zeros();
-    size.checked_add((1 << (top - SUBDIVISION_BITS)) - 1)
+/// The first bin that holds only ranges of at least `size`, which is not 0. There may be none.
+#[inline]
+fn fitting_bin(size: u32) -> usize {
+    bin(size - 1) + 1
 }
 
 /// Bytes of a handed-out range.
@@ -261,7 +260,7 @@ impl Ranges {
                 ends: Vec::new(),
                 rows: 0,
                 columns: [0; ROWS],
-                heads: [[NONE; SUBDIVISIONS as usize]; ROWS],
+                heads: [NONE; BINS],
             },
             free: 0,
         }
@@ -301,12 +300,11 @@ impl Ranges {
     }
 
     /// [`Ranges::allocate`] that looks at every free range.
+    #[cold]
     pub(crate) fn allocate_thoroughly(&mut self, size: u32, alignment: u32) -> Option<Handed> {
         let rounded = self.rounded(size)?;
-        let (first_row, first_column) = bin(rounded);
-        let bins = (0..ROWS).flat_map(|row| (0..SUBDIVISIONS as usize).map(move |c| (row, c)));
-        for (row, column) in bins.filter(|bin| *bin >= (first_row, first_column)) {
-            let mut index = self.bins.heads[row][column];
+        for bin in bin(rounded)..BINS {
+            let mut index = self.bins.heads[bin];
             while index != NONE {
                 if self.fits(index, rounded, alignment) {
                     return Some(self.hand_out(index, size, rounded, alignment));
@@ -330,11 +328,7 @@ impl Ranges {
         let last = bin(least);
         let mut looked_at = 0;
         while let Some(number) = *below {
-            let here = (
-                number / SUBDIVISIONS as usize,
-                number % SUBDIVISIONS as usize,
-            );
-            let mut index = self.bins.heads[here.0][here.1];
+            let mut index = self.bins.heads[number];
             while index != NONE && out.len() < most {
                 let node = self.node(index);
                 let (start, next) = (node.start.load(Relaxed), node.link.load(Relaxed));
@@ -348,7 +342,7 @@ impl Ranges {
             if index != NONE {
                 return;
             }
-            *below = number.checked_sub(1).filter(|_| here > last);
+            *below = number.checked_sub(1).filter(|_| number > last);
             if !out.is_empty() || looked_at >= most {
                 return;
             }
@@ -356,7 +350,7 @@ impl Ranges {
     }
 
     /// Where [`Ranges::take_whole`] begins: at the largest.
-    pub(crate) const LARGEST: Option<usize> = Some(ROWS * SUBDIVISIONS as usize - 1);
+    pub(crate) const LARGEST: Option<usize> = Some(BINS - 1);
 
     fn rounded(&self, size: u32) -> Option<u32> {
         Some(size.max(1).checked_add(self.granule - 1)? & !(self.granule - 1))
@@ -383,7 +377,8 @@ impl Ranges {
         let hole = nodes.0.get(index);
         let (hole_start, region) = (hole.start.load(Relaxed), hole.region());
         let hole_size = bins.size_of_free(nodes, hole);
-        let start = hole_start.next_multiple_of(alignment.max(1));
+        let mask = alignment.max(1) - 1;
+        let start = (hole_start + mask) & !mask;
         let front = start - hole_start;
         let back = hole_size - front - size;
         // What is left of the hole keeps its node, most often even its bin.
@@ -511,8 +506,7 @@ impl Ranges {
     /// Removes a region that is free as a whole; `start` is where it was added.
     pub(crate) fn remove_region(&mut self, start: u32, size: u32) -> bool {
         let (nodes, bins) = (&*self.nodes, &mut self.bins);
-        let (row, column) = bin(size);
-        let mut index = bins.heads[row][column];
+        let mut index = bins.heads[bin(size)];
         while index != NONE {
             let node = nodes.0.get(index);
             if node.start.load(Relaxed) == start && bins.size_of_free(nodes, node) == size {
@@ -532,69 +526,67 @@ impl Ranges {
     }
 
     /// A free range of at least `size`.
+    #[inline]
     fn find_fitting(&self, size: u32) -> Option<u32> {
-        let (row, column) = bin(round_up_to_bin(size)?);
-        self.first_at_or_above(row, column).or_else(|| {
-            // Only the bin of `size` itself may still hold one that is large enough; look at its
-            // first few so that a nearly full window is used up.
-            let (row, column) = bin(size);
-            let mut index = self.bins.heads[row][column];
-            for _ in 0..8 {
-                if index == NONE {
-                    return None;
-                }
-                if self.free_size(index) >= size {
-                    return Some(index);
-                }
-                index = self.node(index).link.load(Relaxed);
-            }
-            None
-        })
+        match self.bins.first_from(fitting_bin(size)) {
+            None => self.find_in_bin(size),
+            found => found,
+        }
     }
 
-    /// A free range that holds `size` bytes from an aligned address, if one of the first few
-    /// candidates does.
-    fn find_aligned(&self, size: u32, alignment: u32) -> Option<u32> {
-        let (mut row, mut column) = bin(size);
+    /// Only the bin of `size` itself may still hold one that is large enough; looks at its first few so
+    /// that a nearly full window is used up.
+    #[cold]
+    fn find_in_bin(&self, size: u32) -> Option<u32> {
+        let mut index = self.bins.heads[bin(size)];
         for _ in 0..8 {
-            let index = self.first_at_or_above(row, column)?;
-            if self.fits(index, size, alignment) {
+            if index == NONE {
+                return None;
+            }
+            if self.free_size(index) >= size {
                 return Some(index);
             }
-            (row, column) = bin(self.free_size(index));
-            column += 1;
+            index = self.node(index).link.load(Relaxed);
         }
         None
     }
 
-    fn first_at_or_above(&self, row: usize, column: usize) -> Option<u32> {
-        if row >= ROWS {
-            return None;
-        }
-        let here = if column < 16 {
-            self.bins.columns[row] & (u16::MAX << column)
-        } else {
-            0
-        };
-        let (row, columns) = if here != 0 {
-            (row, here)
-        } else {
-            let above = if row + 1 < 32 {
-                self.bins.rows & (u32::MAX << (row + 1))
-            } else {
-                0
-            };
-            if above == 0 {
-                return None;
+    /// A free range that holds `size` bytes from an aligned address, if one of the first few
+    /// candidates does.
+    #[cold]
+    fn find_aligned(&self, size: u32, alignment: u32) -> Option<u32> {
+        let mut from = bin(size);
+        for _ in 0..8 {
+            let index = self.bins.first_from(from)?;
+            if self.fits(index, size, alignment) {
+                return Some(index);
             }
-            let row = above.trailing_zeros() as usize;
-            (row, self.bins.columns[row])
-        };
-        Some(self.bins.heads[row][columns.trailing_zeros() as usize])
+            from = bin(self.free_size(index)) + 1;
+        }
+        None
     }
 }
 
 impl Bins {
+    /// The first free range of the first bin from `bin` on that has any.
+    #[inline]
+    fn first_from(&self, bin: usize) -> Option<u32> {
+        let (row, column) = (bin >> SUBDIVISION_BITS, bin as u32 % SUBDIVISIONS);
+        let here = u32::from(*self.columns.get(row)?) >> column << column;
+        let (row, columns) = if here != 0 {
+            (row, here)
+        } else {
+            let above = self.rows & (u32::MAX << 1 << row);
+            if above == 0 {
+                return None;
+            }
+            let row = above.trailing_zeros() as usize;
+            (row, u32::from(self.columns[row]))
+        };
+        let bin = (row << SUBDIVISION_BITS) + columns.trailing_zeros() as usize;
+        Some(self.heads[bin])
+    }
+
     /// Bytes of a free range.
     #[inline]
     fn size_of_free(&self, nodes: &Nodes, node: &Node) -> u32 {
@@ -641,14 +633,15 @@ impl Bins {
     /// Makes a node free and puts it into its bin.
     fn insert(&mut self, nodes: &Nodes, index: u32, node: &Node, region: RegionId, size: u32) {
         self.set_free(node, region, size);
-        let (row, column) = bin(size);
-        let head = self.heads[row][column];
+        let bin = bin(size);
+        let (row, column) = (bin >> SUBDIVISION_BITS, bin as u32 % SUBDIVISIONS);
+        let head = self.heads[bin];
         node.extra.store(NONE, Relaxed);
         node.link.store(head, Relaxed);
         if head != NONE {
             nodes.0.get(head).extra.store(index, Relaxed);
         }
-        self.heads[row][column] = index;
+        self.heads[bin] = index;
         self.columns[row] |= 1 << column;
         self.rows |= 1 << row;
     }
@@ -663,8 +656,9 @@ impl Bins {
             nodes.0.get(previous).link.store(next, Relaxed);
             return;
         }
-        let (row, column) = bin(size);
-        self.heads[row][column] = next;
+        let bin = bin(size);
+        let (row, column) = (bin >> SUBDIVISION_BITS, bin as u32 % SUBDIVISIONS);
+        self.heads[bin] = next;
         if next == NONE {
             self.columns[row] &= !(1 << column);
             if self.columns[row] == 0 {
@@ -694,19 +688,21 @@ mod tests {
         } else {
             (100_000, 1000)
         };
-        let mut last = (0, 0);
+        let mut last = 0;
         for size in (0..most).chain((1 << 30)..(1 << 30) + beyond) {
             let here = bin(size);
             assert!(here >= last);
             last = here;
-            let rounded = round_up_to_bin(size).unwrap();
-            // Everything in the rounded bin is large enough.
-            assert!(bin(rounded) >= bin(size));
-            if size > 0 && bin(size - 1) == bin(rounded) {
-                panic!("bin of {size} also holds {}", size - 1);
+            if size == 0 {
+                continue;
             }
+            // Everything in the fitting bin is large enough, and none before it is without what is not.
+            let fitting = fitting_bin(size);
+            assert!(fitting >= here && fitting <= here + 1);
+            assert!(bin(size - 1) < fitting);
+            assert!(fitting == here || bin(size - 1) == here);
         }
-        assert!(bin(u32::MAX).0 < ROWS);
+        assert_eq!(bin(u32::MAX), BINS - 1);
     }
 
     #[test]
