@@ -28,6 +28,8 @@ const PARTS: usize = 11;
 /// Idle blocks are given back once they have more bytes than `MOST_IDLE`, until they have `KEPT_IDLE`.
 const MOST_IDLE: usize = 512 << 10;
 const KEPT_IDLE: usize = 128 << 10;
+/// So many records that were given back last are taken first, without a look at their blocks.
+const RECENT: usize = 16;
 
 /// A record of a table.
 ///
@@ -79,6 +81,9 @@ pub(crate) struct Paged<T> {
     most_idle: u32,
     /// Records that can be taken without another part.
     spare: AtomicU32,
+    /// The records that were given back last, and how many they are. Their blocks count them as in use.
+    recent: [AtomicU32; RECENT],
+    recent_count: AtomicU32,
     /// Blocks that were used ever.
     begun: AtomicU32,
     /// List of the blocks that have both records in use and others.
@@ -135,6 +140,8 @@ impl<T: Element> Paged<T> {
             front: blocks.next_multiple_of(page),
             most_idle: (MOST_IDLE / block_bytes) as u32,
             spare: AtomicU32::new(0),
+            recent: [const { AtomicU32::new(0) }; RECENT],
+            recent_count: AtomicU32::new(0),
             begun: AtomicU32::new(0),
             open: AtomicU32::new(END),
             idle: AtomicU32::new(END),
@@ -162,21 +169,31 @@ impl<T: Element> Paged<T> {
         (!stretch.is_null()).then(|| unsafe { &*record })
     }
 
+    /// Where the records of a stretch begin that has some.
+    #[inline]
+    fn present_stretch(&self, index: u32) -> *mut T {
+        // One that is too large is one that was never taken, and leads to another record.
+        debug_assert!((index >> STRETCH_BITS) < STRETCHES as u32);
+        let stretch = &self.stretches[(index >> STRETCH_BITS) as usize % STRETCHES];
+        let stretch = stretch.load(Acquire);
+        if stretch.is_null() {
+            not_mapped(index);
+        }
+        stretch
+    }
+
     /// A record that was taken.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> &T {
-        match self.find(index) {
-            Some(record) => record,
-            None => not_mapped(index),
-        }
+        let stretch = self.present_stretch(index);
+        let record = stretch.wrapping_add((index & (STRETCH - 1)) as usize);
+        // SAFETY: as in `find`.
+        unsafe { &*record }
     }
 
     #[inline]
     fn block(&self, block: u32) -> &Block {
-        let stretch = self.stretch(block << self.block_bits);
-        if stretch.is_null() {
-            not_mapped(block << self.block_bits);
-        }
+        let stretch = self.present_stretch(block << self.block_bits);
         let number = block & ((STRETCH >> self.block_bits) - 1);
         let front = stretch.cast::<u8>().wrapping_sub(self.front);
         // SAFETY: in front of its records a stretch has its blocks, as `add_part` lays it out, from the
@@ -227,6 +244,18 @@ impl<T: Element> Paged<T> {
     /// Takes a record, in the state that it was given back in; after [`Paged::make_spare`].
     #[inline]
     pub(crate) fn take(&self) -> (u32, &T) {
+        change(&self.spare, |spare| spare - 1);
+        let count = self.recent_count.load(Relaxed) as usize;
+        if count == 0 {
+            return self.take_from_block();
+        }
+        let index = self.recent[(count - 1) % RECENT].load(Relaxed);
+        self.recent_count.store(count as u32 - 1, Relaxed);
+        (index, self.get(index))
+    }
+
+    #[inline(never)]
+    fn take_from_block(&self) -> (u32, &T) {
         let number = match self.open.load(Relaxed) {
             END => self.open_block(),
             head => head - 1,
@@ -249,7 +278,6 @@ impl<T: Element> Paged<T> {
         if used == self.records_per_block() {
             self.unlink(number);
         }
-        change(&self.spare, |spare| spare - 1);
         (index, record)
     }
 
@@ -277,6 +305,7 @@ impl<T: Element> Paged<T> {
     }
 
     /// Puts a block in front of the open ones.
+    #[cold]
     fn link(&self, number: u32) {
         let (block, head) = (self.block(number), self.open.load(Relaxed));
         block.next.store(head, Relaxed);
@@ -288,6 +317,7 @@ impl<T: Element> Paged<T> {
     }
 
     /// Takes a block out of the open ones.
+    #[cold]
     fn unlink(&self, number: u32) {
         let block = self.block(number);
         let (next, previous) = (block.next.load(Relaxed), block.previous.load(Relaxed));
@@ -303,6 +333,19 @@ impl<T: Element> Paged<T> {
     /// Gives a record back.
     #[inline]
     pub(crate) fn give(&self, index: u32, record: &T) {
+        change(&self.spare, |spare| spare + 1);
+        let count = self.recent_count.load(Relaxed);
+        match self.recent.get(count as usize) {
+            Some(place) => {
+                place.store(index, Relaxed);
+                self.recent_count.store(count + 1, Relaxed);
+            }
+            None => self.give_to_block(index, record),
+        }
+    }
+
+    #[inline(never)]
+    fn give_to_block(&self, index: u32, record: &T) {
         let number = index >> self.block_bits;
         let block = self.block(number);
         record.link().store(block.vacant.load(Relaxed), Relaxed);
@@ -315,9 +358,9 @@ impl<T: Element> Paged<T> {
         if used == 0 {
             self.set_idle(number);
         }
-        change(&self.spare, |spare| spare + 1);
     }
 
+    #[cold]
     fn set_idle(&self, number: u32) {
         self.unlink(number);
         let head = self.idle.load(Relaxed);
@@ -364,6 +407,14 @@ impl<T: Element> Paged<T> {
 
 impl<T: Element> Table for Paged<T> {
     fn take_idle(&self) -> IdleBlocks {
+        let recent = self.recent_count.load(Relaxed) as usize;
+        self.recent_count.store(0, Relaxed);
+        for index in self.recent[..recent]
+            .iter()
+            .map(|index| index.load(Relaxed))
+        {
+            self.give_to_block(index, self.get(index));
+        }
         let mut taken = IdleBlocks::new();
         while self.idle_bytes() > KEPT_IDLE && taken.len() < taken.inline_size() {
             let number = self.idle.load(Relaxed) - 1;
