@@ -4,7 +4,7 @@
 use super::allocate::{Tried, Waiting};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, POOLS};
-use super::records::{Buffers, InFlightState, Key, Phase, Records};
+use super::records::{InFlightState, Key, Phase, Records};
 use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space};
 use super::stats::Sums;
@@ -73,26 +73,32 @@ pub(super) struct Freed {
 impl Freed {
     /// Adds pieces, and what is to be done before they are free.
     pub(super) fn add(&mut self, pieces: Pieces, windows: &Windows) {
-        let first = self.pieces.len();
-        self.pieces.extend(pieces);
-        self.take_care(first, windows);
+        self.pieces.reserve(pieces.len());
+        for piece in pieces {
+            self.push(piece, windows);
+        }
     }
 
-    /// Notes what is to be done before the pieces from `first` on are free.
-    fn take_care(&mut self, first: usize, windows: &Windows) {
-        let pieces = &self.pieces[first..];
-        for piece in pieces.iter().filter(|piece| piece.needs_care()) {
-            let Place {
-                range,
-                group,
-                writer,
-                frozen,
-            } = windows.place(piece);
-            match writer {
-                _ if frozen => (),
-                Some(writer) => self.traps.push((writer, range)),
-                None => self.copied.push((range, group)),
-            }
+    #[inline]
+    fn push(&mut self, piece: Piece, windows: &Windows) {
+        self.pieces.push(piece);
+        if piece.needs_care() {
+            self.take_care(&piece, windows);
+        }
+    }
+
+    /// Notes what is to be done before a piece is free.
+    fn take_care(&mut self, piece: &Piece, windows: &Windows) {
+        let Place {
+            range,
+            group,
+            writer,
+            frozen,
+        } = windows.place(piece);
+        match writer {
+            _ if frozen => (),
+            Some(writer) => self.traps.push((writer, range)),
+            None => self.copied.push((range, group)),
         }
     }
 }
@@ -259,13 +265,11 @@ impl Space<Windows> {
     ) -> Attempt {
         let dylib = self.memory.hold(request, window, layout);
         self.usage.taken += layout.taken;
-        let state = InFlightState {
-            buffers: Buffers::default(),
-            segments: std::mem::take(&mut layout.states),
-            for_finalize: pieces.iter().any(Piece::is_for_finalize),
-        };
+        let for_finalize = pieces.iter().any(Piece::is_for_finalize);
+        let states = &mut layout.states;
+        let set = |state: &mut InFlightState| std::mem::swap(&mut state.segments, states);
         let first = Windows::first(pieces);
-        let (key, handle) = self.admit(first, dylib, state, layout.live);
+        let (key, handle) = self.admit(first, dylib, for_finalize, layout.live, set);
         self.memory.chain(pieces, key.number());
         layout.handle = handle;
         Attempt::Done(key)
@@ -334,7 +338,9 @@ impl Space<Windows> {
             let holding = self.records.record(key).holding;
             self.memory.check_in_flight(holding)?;
         }
-        self.finalized(key, Teardown::Nothing, freed);
+        if self.set_finalized(key, None) {
+            self.take_served(key, freed);
+        }
         Ok(())
     }
 
@@ -364,14 +370,19 @@ impl Space<Windows> {
     /// Marks an allocation as finalized and takes out its segments of finalize lifetime, which have
     /// served.
     pub(super) fn finalized(&mut self, key: Key, teardown: Teardown, freed: &mut Freed) {
-        self.set_finalized(key, (!teardown.is_nothing()).then_some(teardown));
-        if self.records.has_segments_for_finalize(key) {
-            let pieces = self.pieces(key).into_iter();
-            let (served, stay): (Pieces, Pieces) = pieces.partition(Piece::is_for_finalize);
-            self.memory.chain(&stay, key.number());
-            self.records.set_holding(key, Windows::first(&stay));
-            freed.add(served, &self.memory);
+        let teardown = (!teardown.is_nothing()).then_some(teardown);
+        if self.set_finalized(key, teardown) {
+            self.take_served(key, freed);
         }
+    }
+
+    #[cold]
+    fn take_served(&mut self, key: Key, freed: &mut Freed) {
+        let pieces = self.pieces(key).into_iter();
+        let (served, stay): (Pieces, Pieces) = pieces.partition(Piece::is_for_finalize);
+        self.memory.chain(&stay, key.number());
+        self.records.set_holding(key, Windows::first(&stay));
+        freed.add(served, &self.memory);
     }
 
     /// The segments of a finalized allocation, to be written.
@@ -388,12 +399,14 @@ impl Space<Windows> {
 
     /// Takes the pieces of an allocation out of its record.
     pub(super) fn take_pieces(&mut self, key: Key, freed: &mut Freed) {
-        let record = self.records.record(key);
-        let first = freed.pieces.len();
-        self.memory.add_pieces(record.holding, &mut freed.pieces);
-        self.records
-            .set_holding(key, Windows::first(&Pieces::new()));
-        freed.take_care(first, &self.memory);
+        let holding = self.records.take_holding(key);
+        self.free_holding(holding, freed);
+    }
+
+    #[inline]
+    fn free_holding(&self, holding: u32, freed: &mut Freed) {
+        let memory = &self.memory;
+        memory.each_piece(holding, |piece| freed.push(piece, memory));
     }
 
     /// The pieces of an allocation.
@@ -440,11 +453,11 @@ impl Space<Windows> {
 
     fn take_pieces_of(&mut self, out: &mut Deallocated) {
         for key in &out.keys {
-            self.take_pieces(*key, &mut out.freed);
+            let (holding, teardown) = self.records.take_out(*key);
+            self.free_holding(holding, &mut out.freed);
             if out.deferred.is_some() {
                 out.freed.copied.clear();
             }
-            let teardown = self.records.take_teardown(*key);
             // Most often there is nothing to do, and nothing to move.
             if teardown.is_some() || !out.freed.copied.is_empty() {
                 let copied = std::mem::take(&mut out.freed.copied);
@@ -500,14 +513,18 @@ impl Space<Windows> {
     /// Takes pieces back. Chunks that are empty now, but for some spare ones of each pool, come out
     /// to be reclaimed.
     pub(super) fn free(&mut self, pieces: &Pieces, empty: &mut Vec<Detached>) {
+        let (mut sizes, mut requested) = (0, 0);
         for piece in pieces {
-            let (window, pool) = (piece.window as usize, piece.pool as usize);
             let (size, empty_now) = self.memory.free(piece);
-            self.usage.taken -= size;
-            self.usage.live -= u64::from(piece.requested);
+            sizes += size;
+            requested += u64::from(piece.requested);
             if empty_now {
+                let (window, pool) = (piece.window as usize, piece.pool as usize);
                 self.memory.detach(window, pool, Keep::Spare, empty);
             }
         }
+        self.memory.freed += sizes;
+        self.usage.taken -= sizes;
+        self.usage.live -= requested;
     }
 }

@@ -4,6 +4,7 @@
 use crate::memory::slab::Slab;
 use std::collections::HashMap;
 
+#[derive(Default)]
 struct Dylib {
     /// What the host calls it.
     id: u64,

@@ -68,11 +68,21 @@ pub(super) struct InFlightState {
     pub(super) buffers: Buffers,
     /// In the order of the pieces.
     pub(super) segments: SmallVec<[SegmentState; 4]>,
-    /// Some segments go once it is finalized.
-    pub(super) for_finalize: bool,
+}
+
+impl InFlightState {
+    /// Makes it one of no allocation.
+    #[inline]
+    fn reset(&mut self) {
+        if self.segments.spilled() || !self.buffers.is_empty() {
+            *self = InFlightState::default();
+        }
+        self.segments.clear();
+    }
 }
 
 /// What is kept for the end of a finalized allocation that has something to do then.
+#[derive(Default)]
 struct Ending<T> {
     /// Grows with each finalize, so that what is left when the manager goes ends last to first.
     order: u64,
@@ -104,7 +114,7 @@ struct Slot {
 }
 
 const NONE: u32 = u32::MAX;
-/// See [`InFlightState::for_finalize`].
+/// Some segments go once it is finalized.
 const FOR_FINALIZE: u32 = 1 << 31;
 /// A slot that was used so often is not used again, so that no old handle comes to life.
 const LAST_GENERATION: u32 = u32::MAX >> PHASE_BITS;
@@ -159,7 +169,7 @@ pub(super) struct Records<T> {
     last_order: u64,
 }
 
-impl<T> Records<T> {
+impl<T: Default> Records<T> {
     pub(super) fn new(random: u64) -> Self {
         // Bit 32 of a handle is set, and bit 63 is not. With these bits clear in the cookie, no handle
         // is 0 and none is all ones, which LLVM takes for "none".
@@ -182,11 +192,22 @@ impl<T> Records<T> {
     }
 
     /// Adds a record, in flight, and gives its key and handle.
-    pub(super) fn insert(&mut self, holding: u32, dylib: u32, state: InFlightState) -> (Key, u64) {
+    /// `for_finalize` says that some segments go once it is finalized; `set` makes its state of a default
+    /// one.
+    #[inline]
+    pub(super) fn insert(
+        &mut self,
+        holding: u32,
+        dylib: u32,
+        for_finalize: bool,
+        set: impl FnOnce(&mut InFlightState),
+    ) -> (Key, u64) {
         let (index, slot) = self.slots.take();
         let generation = slot.generation() + 1;
-        let for_finalize = if state.for_finalize { FOR_FINALIZE } else { 0 };
-        slot.extra.store(self.in_flight.insert(state), Relaxed);
+        let for_finalize = if for_finalize { FOR_FINALIZE } else { 0 };
+        let number = self.in_flight.add();
+        set(self.in_flight.get_mut(number));
+        slot.extra.store(number, Relaxed);
         slot.holding.store(holding, Relaxed);
         slot.dylib.store(dylib | for_finalize, Relaxed);
         slot.life
@@ -209,19 +230,31 @@ impl<T> Records<T> {
         self.find(handle, Phase::Finalized)
     }
 
+    #[inline]
     fn find(&self, handle: u64, wanted: Phase) -> Result<Key> {
+        let number = handle ^ self.cookie;
+        let index = number as u32;
+        if let Some(slot) = self.slots.find(index) {
+            // As `handle` puts it together.
+            let life = number >> 33 << PHASE_BITS | wanted as u64;
+            if u64::from(slot.life.load(Relaxed)) == life && number >> 32 & 1 == 1 {
+                return Ok(Key(index));
+            }
+        }
+        Err(self.not_found(handle))
+    }
+
+    #[cold]
+    fn not_found(&self, handle: u64) -> crate::error::Error {
         let index = (handle ^ self.cookie) as u32;
         if let Some(slot) = self.slots.find(index) {
             let phase = slot.phase();
             let same = self.handle(index, slot.generation()) == handle;
-            if same && phase == wanted {
-                return Ok(Key(index));
-            }
             if same && phase != Phase::Vacant {
-                return Err(in_phase(handle, phase));
+                return in_phase(handle, phase);
             }
         }
-        Err(not_live(handle))
+        not_live(handle)
     }
 
     fn slot(&self, key: Key) -> &Slot {
@@ -235,6 +268,14 @@ impl<T> Records<T> {
             holding: slot.holding.load(Relaxed),
             extra: slot.extra.load(Relaxed),
         }
+    }
+
+    /// Takes out where the memory of an allocation is.
+    pub(super) fn take_holding(&self, key: Key) -> u32 {
+        let holding = &self.slot(key).holding;
+        let taken = holding.load(Relaxed);
+        holding.store(NONE, Relaxed);
+        taken
     }
 
     pub(super) fn set_holding(&self, key: Key, holding: u32) {
@@ -257,41 +298,54 @@ impl<T> Records<T> {
         self.in_flight.remove(number)
     }
 
+    /// [`Records::end_writing`] where what only allocations in flight have serves no more.
+    #[inline]
+    fn forget_writing(&mut self, key: Key) {
+        let number = self.slot(key).extra.load(Relaxed);
+        self.in_flight.end(number, InFlightState::reset);
+    }
+
     /// Marks an allocation as finalized, and the latest one. The teardown is none where there is
-    /// nothing to do in the end.
-    pub(super) fn set_finalized(&mut self, key: Key, teardown: Option<T>) {
+    /// nothing to do in the end. Says whether some segments go now.
+    #[inline]
+    pub(super) fn set_finalized(&mut self, key: Key, teardown: Option<T>) -> bool {
         if self.slot(key).phase() == Phase::InFlight {
-            self.end_writing(key, Phase::Finalizing);
+            self.forget_writing(key);
         }
         self.last_order += 1;
         let order = self.last_order;
-        let ending = teardown.map(|teardown| self.endings.insert(Ending { order, teardown }));
+        let ending = match teardown {
+            Some(teardown) => self.endings.insert(Ending { order, teardown }),
+            None => NONE,
+        };
         let slot = self.slot(key);
-        slot.extra.store(ending.unwrap_or(NONE), Relaxed);
+        slot.extra.store(ending, Relaxed);
         slot.set_phase(Phase::Finalized);
+        slot.dylib.load(Relaxed) & FOR_FINALIZE != 0
     }
 
-    /// Whether some segments go once it is finalized.
-    pub(super) fn has_segments_for_finalize(&self, key: Key) -> bool {
-        self.slot(key).dylib.load(Relaxed) & FOR_FINALIZE != 0
-    }
-
-    /// Whether there is something to do when a finalized allocation goes.
-    pub(super) fn has_teardown(&self, key: Key) -> bool {
-        self.slot(key).extra.load(Relaxed) != NONE
-    }
-
-    /// Takes out what is to be done when an allocation goes that is being deallocated.
-    pub(super) fn take_teardown(&mut self, key: Key) -> Option<T> {
+    /// Takes out where the memory of an allocation is that is being deallocated, and what is to be done
+    /// before.
+    #[inline]
+    pub(super) fn take_out(&mut self, key: Key) -> (u32, Option<T>) {
         let slot = self.slots.get(key.0);
-        let number = slot.extra.load(Relaxed);
+        let (holding, ending) = (slot.holding.load(Relaxed), slot.extra.load(Relaxed));
+        slot.holding.store(NONE, Relaxed);
         slot.extra.store(NONE, Relaxed);
-        (number != NONE).then(|| self.endings.remove(number).teardown)
+        let teardown = match ending {
+            NONE => None,
+            ending => Some(self.endings.remove(ending).teardown),
+        };
+        (holding, teardown)
     }
 
-    /// Marks a finalized allocation as being deallocated.
-    pub(super) fn start_deallocating(&self, key: Key) {
-        self.slot(key).set_phase(Phase::Deallocating);
+    /// Marks a finalized allocation as being deallocated. Says whether there is something to do before
+    /// it goes.
+    #[inline]
+    pub(super) fn start_deallocating(&self, key: Key) -> bool {
+        let slot = self.slot(key);
+        slot.set_phase(Phase::Deallocating);
+        slot.extra.load(Relaxed) != NONE
     }
 
     /// Marks an allocation that was to be deallocated as finalized again.
@@ -300,10 +354,11 @@ impl<T> Records<T> {
     }
 
     /// Takes a record out; its handle is no more.
+    #[inline]
     pub(super) fn remove(&mut self, key: Key) -> Removed {
         let phase = self.slot(key).phase();
         if phase == Phase::InFlight {
-            self.end_writing(key, Phase::Abandoned);
+            self.forget_writing(key);
         }
         let slot = self.slots.get(key.0);
         let removed = Removed {
@@ -373,7 +428,7 @@ mod tests {
 
     fn insert(records: &mut Records<()>) -> (Key, u64) {
         records.make_spare(0).unwrap();
-        records.insert(0, 0, InFlightState::default())
+        records.insert(0, 0, false, |_| ())
     }
 
     #[test]

@@ -48,6 +48,19 @@ pub(super) struct OwnReservation {
     order: u64,
 }
 
+/// One that holds nothing.
+impl Default for OwnReservation {
+    fn default() -> Self {
+        OwnReservation {
+            range: AddressRange::new(0, 0).expect("nothing ends where it begins"),
+            segments: SmallVec::new(),
+            requested: 0,
+            belongs: None,
+            order: 0,
+        }
+    }
+}
+
 /// A segment and its place.
 #[derive(Clone, Copy)]
 struct PlacedSegment {
@@ -404,11 +417,9 @@ impl Space<Reservations> {
         let segments = own.memory(draft);
         let requested = own.requested;
         let holding = memory.own.insert(own);
-        let state = InFlightState {
-            buffers: std::mem::take(&mut draft.buffers).into(),
-            ..InFlightState::default()
-        };
-        let (_, handle) = self.admit(holding, 0, state, requested);
+        let buffers = std::mem::take(&mut draft.buffers).into();
+        let set = |state: &mut InFlightState| state.buffers = buffers;
+        let (_, handle) = self.admit(holding, 0, false, requested, set);
         Ok(Allocated { handle, segments })
     }
 

@@ -165,26 +165,29 @@ impl<M: Memory> Space<M> {
     }
 
     /// Makes an allocation, in flight, of what was taken for it: `live` bytes that were asked for.
-    /// Gives its key and handle.
+    /// Gives its key and handle. The other parameters are those of [`Records::insert`].
+    #[inline]
     pub(super) fn admit(
         &mut self,
         holding: u32,
         dylib: u32,
-        state: InFlightState,
+        for_finalize: bool,
         live: u64,
+        set: impl FnOnce(&mut InFlightState),
     ) -> (Key, u64) {
         self.usage.live += live;
         self.usage.in_flight += 1;
         self.usage.counters.allocate += 1;
-        self.records.insert(holding, dylib, state)
+        self.records.insert(holding, dylib, for_finalize, set)
     }
 
-    /// An allocation is finalized now, and the latest one.
-    pub(super) fn set_finalized(&mut self, key: Key, teardown: Option<M::Teardown>) {
+    /// An allocation is finalized now, and the latest one. Says whether some segments go now.
+    #[inline]
+    pub(super) fn set_finalized(&mut self, key: Key, teardown: Option<M::Teardown>) -> bool {
         self.usage.counters.finalize += 1;
         self.usage.in_flight -= 1;
         self.usage.finalized += 1;
-        self.records.set_finalized(key, teardown);
+        self.records.set_finalized(key, teardown)
     }
 
     /// Marks finalized allocations as being deallocated and adds them to `keys`: all of them; or none
@@ -195,30 +198,32 @@ impl<M: Memory> Space<M> {
         keys: &mut Keys,
         accept: impl Fn(bool) -> bool,
     ) -> Result<bool> {
-        let mut answer = Ok(true);
+        let mut accepted = true;
         for handle in handles {
             match self.records.find_finalized(*handle) {
                 Ok(key) => {
-                    let accepts = accept(self.records.has_teardown(key));
-                    answer = answer.map(|accepted| accepted && accepts);
-                    self.records.start_deallocating(key);
+                    let has_teardown = self.records.start_deallocating(key);
+                    accepted &= accept(has_teardown);
                     keys.push(key);
                 }
                 Err(error) => {
-                    answer =
-                        Err(error.context(format!("deallocate {} allocations", handles.len())));
-                    break;
+                    self.stop_deallocating(keys);
+                    return Err(error.context(format!("deallocate {} allocations", handles.len())));
                 }
             }
         }
-        if let Ok(true) = answer {
-            self.usage.counters.deallocate += handles.len() as u64;
-        } else {
-            for key in keys.drain(..) {
-                self.records.stop_deallocating(key);
-            }
+        match accepted {
+            true => self.usage.counters.deallocate += handles.len() as u64,
+            false => self.stop_deallocating(keys),
         }
-        answer
+        Ok(accepted)
+    }
+
+    #[cold]
+    fn stop_deallocating(&mut self, keys: &mut Keys) {
+        for key in keys.drain(..) {
+            self.records.stop_deallocating(key);
+        }
     }
 
     /// Forgets an allocation whose memory was taken out of its record.

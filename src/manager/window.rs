@@ -157,6 +157,7 @@ impl Window {
     }
 
     /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    #[inline]
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let pool = self.pools[usize::from(piece.pool)].as_mut();
         let (size, empty_now) = pool.expect(PIECES_HAVE_A_POOL).free(piece.id);

@@ -196,16 +196,16 @@ impl Windows {
     /// The pieces of an allocation, by what its record holds.
     pub(super) fn pieces(&self, holding: u32) -> Pieces {
         let mut pieces = Pieces::new();
-        self.add_pieces(holding, &mut pieces);
+        self.each_piece(holding, |piece| pieces.push(piece));
         pieces
     }
 
-    /// Adds the pieces of an allocation to others.
+    /// Shows the pieces of an allocation.
     #[inline]
-    pub(super) fn add_pieces(&self, holding: u32, pieces: &mut Pieces) {
+    pub(super) fn each_piece(&self, holding: u32, mut visit: impl FnMut(Piece)) {
         let first = RangeId::of_number(holding);
         self.nodes
-            .chained(first, |chained| pieces.push(Piece::new(chained)));
+            .chained(first, |chained| visit(Piece::new(chained)));
     }
 
     /// What the record of an allocation holds that has these pieces.
@@ -279,12 +279,13 @@ impl Windows {
         })
     }
 
-    /// Takes a piece back. Gives its bytes, rounding included, and whether its chunk is empty now.
+    /// Takes a piece back. Gives its bytes, rounding included, to be added to `freed`, and whether its
+    /// chunk is empty now.
+    #[inline]
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let window = self.window_mut(piece.window.into());
         let (size, empty_now) = window.free(piece);
         let unused = window.is_empty();
-        self.freed += size;
         self.unused |= unused;
         (size, empty_now)
     }

@@ -2,14 +2,15 @@
 //! Values by number, for what few allocations have or each has for a while only.
 //!
 //! They lie in parts that come from the heap one by one, so nothing is copied when there are more of
-//! them, and a part that is empty goes back.
+//! them, and a part that is empty goes back. Places without a value have a default one, so that values
+//! are made and ended where they lie.
 
 const PART: usize = 64;
 const END: u32 = u32::MAX;
 /// Empty parts that are kept.
 const KEPT: usize = 4;
 
-type Values<T> = Box<[Option<T>; PART]>;
+type Values<T> = Box<[T; PART]>;
 
 struct Part<T> {
     /// `None` while it is in the list of bare parts.
@@ -19,6 +20,13 @@ struct Part<T> {
     /// Neighbours in the list of parts with room, or in that of bare ones.
     next: u32,
     previous: u32,
+}
+
+impl<T> Part<T> {
+    /// Whether the value of a number is there.
+    fn has(&self, number: u32) -> bool {
+        self.occupied >> (number as usize % PART) & 1 == 1
+    }
 }
 
 /// The values.
@@ -35,7 +43,7 @@ pub(crate) struct Slab<T> {
 
 const IS_THERE: &str = "a number is valid until its value is taken out";
 
-impl<T> Slab<T> {
+impl<T: Default> Slab<T> {
     /// No values.
     pub(crate) const fn new() -> Slab<T> {
         Slab {
@@ -60,12 +68,12 @@ impl<T> Slab<T> {
 
     #[cold]
     fn add_part(&mut self) -> bool {
-        let mut values: Vec<Option<T>> = Vec::new();
+        let mut values: Vec<T> = Vec::new();
         let room = values.try_reserve_exact(PART).is_ok() && self.parts.try_reserve(1).is_ok();
         if !room {
             return false;
         }
-        values.resize_with(PART, || None);
+        values.resize_with(PART, T::default);
         let values = values.into_boxed_slice().try_into().ok();
         let number = match self.bare {
             END => {
@@ -97,19 +105,29 @@ impl<T> Slab<T> {
     ///
     /// # Panics
     /// If the heap is full; not after [`Slab::make_spare`].
-    #[inline]
     pub(crate) fn insert(&mut self, value: T) -> u32 {
-        assert!(self.make_spare(1), "the heap has no room for {PART} values");
+        let number = self.add();
+        *self.get_mut(number) = value;
+        number
+    }
+
+    /// Adds a default value and gives its number.
+    ///
+    /// # Panics
+    /// As [`Slab::insert`].
+    #[inline]
+    pub(crate) fn add(&mut self) -> u32 {
+        if self.spare == 0 {
+            assert!(self.add_part(), "the heap has no room for {PART} values");
+        }
         let number = self.open;
         let part = self.part(number);
-        let was_empty = part.occupied == 0;
-        let position = part.occupied.trailing_ones();
-        part.occupied |= 1 << position;
-        let full = part.occupied == u64::MAX;
-        part.values.as_mut().expect(IS_THERE)[position as usize] = Some(value);
-        self.empty_parts -= usize::from(was_empty);
+        let occupied = part.occupied;
+        let position = occupied.trailing_ones();
+        part.occupied = occupied | (occupied + 1);
+        self.empty_parts -= usize::from(occupied == 0);
         self.spare -= 1;
-        if full {
+        if occupied | (occupied + 1) == u64::MAX {
             self.unlink(number);
         }
         number * PART as u32 + position
@@ -118,37 +136,42 @@ impl<T> Slab<T> {
     /// The value of a number.
     #[inline]
     pub(crate) fn get(&self, number: u32) -> &T {
-        let values = self.parts[number as usize / PART].values.as_ref();
-        let value = values.and_then(|values| values[number as usize % PART].as_ref());
-        value.expect(IS_THERE)
+        let part = &self.parts[number as usize / PART];
+        debug_assert!(part.has(number));
+        &part.values.as_ref().expect(IS_THERE)[number as usize % PART]
     }
 
     /// The value of a number.
     #[inline]
     pub(crate) fn get_mut(&mut self, number: u32) -> &mut T {
-        let values = self.parts[number as usize / PART].values.as_mut();
-        let value = values.and_then(|values| values[number as usize % PART].as_mut());
-        value.expect(IS_THERE)
+        let part = &mut self.parts[number as usize / PART];
+        debug_assert!(part.has(number));
+        &mut part.values.as_mut().expect(IS_THERE)[number as usize % PART]
     }
 
     /// Takes a value out.
-    #[inline]
     pub(crate) fn remove(&mut self, number: u32) -> T {
-        let (index, position) = (number / PART as u32, number as usize % PART);
+        let mut value = T::default();
+        self.end(number, |there| value = std::mem::take(there));
+        value
+    }
+
+    /// Ends a value where it lies: `reset` makes it a default one.
+    #[inline]
+    pub(crate) fn end(&mut self, number: u32, reset: impl FnOnce(&mut T)) {
+        reset(self.get_mut(number));
+        let index = number / PART as u32;
         let part = self.part(index);
-        let was_full = part.occupied == u64::MAX;
-        let values = part.values.as_mut().expect(IS_THERE);
-        let value = values[position].take().expect(IS_THERE);
-        part.occupied &= !(1 << position);
+        let occupied = part.occupied;
+        part.occupied = occupied & !(1 << (number as usize % PART));
         let empty = part.occupied == 0;
         self.spare += 1;
-        if was_full {
+        if occupied == u64::MAX {
             self.link(index);
         }
         if empty {
             self.emptied(index);
         }
-        value
     }
 
     fn emptied(&mut self, number: u32) {
@@ -166,6 +189,7 @@ impl<T> Slab<T> {
     }
 
     /// Puts a part in front of those with room.
+    #[cold]
     fn link(&mut self, number: u32) {
         let head = self.open;
         let part = self.part(number);
@@ -176,6 +200,7 @@ impl<T> Slab<T> {
         self.open = number;
     }
 
+    #[cold]
     fn unlink(&mut self, number: u32) {
         let part = self.part(number);
         let (next, previous) = (part.next, part.previous);
@@ -190,15 +215,19 @@ impl<T> Slab<T> {
 
     /// All values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
-        let values = self.parts.iter().filter_map(|part| part.values.as_ref());
-        values.flat_map(|values| values.iter().flatten())
+        self.parts.iter().flat_map(|part| {
+            let values = part.values.iter().flat_map(|values| values.iter());
+            values
+                .enumerate()
+                .filter_map(|(position, value)| part.has(position as u32).then_some(value))
+        })
     }
 
     /// Bytes of heap.
     pub(crate) fn bytes(&self) -> u64 {
         let parts = self.parts.capacity() * size_of::<Part<T>>();
         let held = self.parts.iter().filter(|part| part.values.is_some());
-        (parts + held.count() * PART * size_of::<Option<T>>()) as u64
+        (parts + held.count() * PART * size_of::<T>()) as u64
     }
 }
 
