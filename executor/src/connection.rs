@@ -2,42 +2,46 @@
 //! Connecting to the controller.
 
 use crate::options::Endpoint;
-use anyhow::{Context, Result};
+use crate::token::Token;
+use anyhow::{Context, Result, bail};
 use jitmem::executor::program::take_descriptors;
-use rustix::net::sockopt::socket_peercred;
+use rustix::net::sockopt;
 use rustix::process::geteuid;
 use std::fs;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{self as unix, UnixDatagram, UnixListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What is read and what is written.
 pub(crate) type Connection = (OwnedFd, OwnedFd);
 
-fn both_ways(socket: impl Into<OwnedFd>) -> Result<Connection> {
-    let socket = socket.into();
+fn both_ways(socket: OwnedFd) -> Result<Connection> {
     let again = socket.try_clone().context("duplicate a socket")?;
     Ok((socket, again))
 }
 
-/// Waits for the controller. `note` is given what the user should know.
-pub(crate) fn connect(endpoint: &Endpoint, note: impl Fn(&str)) -> Result<Connection> {
-    match endpoint {
+/// Waits for the controller, which sends the token first if there is one. `note` is given what the user should
+/// know.
+pub(crate) fn connect(
+    endpoint: &Endpoint,
+    token: Option<&Token>,
+    note: impl Fn(&str),
+) -> Result<Connection> {
+    if let Endpoint::Descriptors(input, output) = endpoint {
         // SAFETY: the program was started with them, and has not used them yet.
-        Endpoint::Descriptors(input, output) => Ok(unsafe { take_descriptors(*input, *output) }?),
-        Endpoint::Tcp(host, port) => tcp(host, *port, note),
-        Endpoint::Unix(path) => at_path(path, note),
-        Endpoint::Abstract(name) => {
-            let listen = || {
-                UnixListener::bind_addr(&unix::SocketAddr::from_abstract_name(name_bytes(name))?)
-            };
-            let listener =
-                listen().with_context(|| format!("listen at abstract socket {name:?}"))?;
-            accept_own(&listener, note)
+        return Ok(unsafe { take_descriptors(*input, *output) }?);
+    }
+    let listener = Listener::new(endpoint, token.is_some(), &note)?;
+    loop {
+        let (socket, peer) = listener.accept(&note)?;
+        match token.map_or(Ok(()), |token| token.check(&socket)) {
+            Ok(()) => return both_ways(socket),
+            Err(error) => note(&format!("refused a connection of {peer}: {error:#}")),
         }
     }
 }
@@ -47,8 +51,57 @@ fn name_bytes(name: &std::ffi::OsStr) -> &[u8] {
     name.as_bytes()
 }
 
-/// One TCP connection; the port is free again before the session begins.
-fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
+/// Where controllers connect. When it is dropped the port or the name is free again.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, #[allow(dead_code)] Option<SocketFile>),
+}
+
+impl Listener {
+    /// `has_token`: not every process that reaches it may go on.
+    pub(crate) fn new(
+        endpoint: &Endpoint,
+        has_token: bool,
+        note: impl Fn(&str),
+    ) -> Result<Listener> {
+        match endpoint {
+            Endpoint::Descriptors(..) => bail!("descriptors are connected already"),
+            Endpoint::Tcp(host, port) => tcp(host, *port, has_token, note).map(Listener::Tcp),
+            Endpoint::Unix(path) => at_path(path),
+            Endpoint::Abstract(name) => {
+                let address = unix::SocketAddr::from_abstract_name(name_bytes(name));
+                let listener = address.and_then(|address| UnixListener::bind_addr(&address));
+                let listener =
+                    listener.with_context(|| format!("listen at abstract socket {name:?}"))?;
+                Ok(Listener::Unix(listener, None))
+            }
+        }
+    }
+
+    /// The next connection of a process that may connect here, and who that is.
+    pub(crate) fn accept(&self, note: impl Fn(&str)) -> Result<(OwnedFd, String)> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, peer) = listener.accept().context("accept a controller")?;
+                // Calls are small, and the other side waits for each answer.
+                stream.set_nodelay(true).context("set TCP_NODELAY")?;
+                keep_alive(&stream).context("set SO_KEEPALIVE")?;
+                Ok((stream.into(), peer.to_string()))
+            }
+            Listener::Unix(listener, _) => accept_own(listener, note),
+        }
+    }
+}
+
+/// Has the kernel find out within two minutes that a controller's machine or its network is gone.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(60))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(stream, 6)
+}
+
+fn tcp(host: &str, port: u16, has_token: bool, note: impl Fn(&str)) -> Result<TcpListener> {
     let mut addresses: Vec<SocketAddr> = if host.is_empty() {
         vec![(Ipv4Addr::LOCALHOST, port).into()]
     } else {
@@ -62,22 +115,23 @@ fn tcp(host: &str, port: u16, note: impl Fn(&str)) -> Result<Connection> {
     let listener = TcpListener::bind(&addresses[..])
         .with_context(|| format!("listen at {host:?}, port {port}"))?;
     let address = listener.local_addr().context("ask for the port")?;
-    if !address.ip().is_loopback() {
+    if !has_token {
+        let who = match address.ip().is_loopback() {
+            true => "every user of this machine",
+            false => "every process that reaches this address",
+        };
         note(&format!(
-            "listening at {address}: every process that reaches this address can run code as this user; \
-             without a host, listen=:{port}, only this machine does"
+            "listening at {address}: {who} can run code as this user; with --token-file only those who know \
+             the token can"
         ));
     } else if port == 0 {
         note(&format!("listening at {address}"));
     }
-    let (stream, _) = listener.accept().context("accept a controller")?;
-    // Calls are small, and the other side waits for each answer.
-    stream.set_nodelay(true).context("set TCP_NODELAY")?;
-    both_ways(stream)
+    Ok(listener)
 }
 
-/// A socket in the file system, which is gone again before the session begins.
-fn at_path(path: &Path, note: impl Fn(&str)) -> Result<Connection> {
+/// A socket in the file system.
+fn at_path(path: &Path) -> Result<Listener> {
     let listening = || format!("listen at {}", path.display());
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_left_over(path) => {
@@ -86,13 +140,26 @@ fn at_path(path: &Path, note: impl Fn(&str)) -> Result<Connection> {
         }
         other => other.with_context(listening)?,
     };
-    let made = identity(path);
-    let connection = accept_own(&listener, note);
-    // The controller may have removed it already, and something else may be there.
-    if made.is_some() && identity(path) == made {
-        let _ = fs::remove_file(path);
+    let file = identity(path).map(|identity| SocketFile {
+        path: path.to_owned(),
+        identity,
+    });
+    Ok(Listener::Unix(listener, file))
+}
+
+/// A file that goes when its listener does.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // The controller may have removed it already, and something else may be there.
+        if identity(&self.path) == Some(self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
     }
-    connection
 }
 
 /// Which file is at a path, if there is one.
@@ -110,18 +177,17 @@ fn is_left_over(path: &Path) -> bool {
 }
 
 /// Takes the first connection of a process that could do as this user anyway.
-fn accept_own(listener: &UnixListener, note: impl Fn(&str)) -> Result<Connection> {
+fn accept_own(listener: &UnixListener, note: impl Fn(&str)) -> Result<(OwnedFd, String)> {
     let own = geteuid();
     loop {
         let (stream, _) = listener.accept().context("accept a controller")?;
-        let peer = socket_peercred(&stream).context("ask who has connected")?;
+        let peer = sockopt::socket_peercred(&stream).context("ask who has connected")?;
+        let name = format!("process {} of user {}", peer.pid, peer.uid.as_raw());
         if peer.uid == own || peer.uid.is_root() {
-            return both_ways(stream);
+            return Ok((stream.into(), name));
         }
         note(&format!(
-            "refused a connection of process {} of user {}: only user {} may connect",
-            peer.pid,
-            peer.uid.as_raw(),
+            "refused a connection of {name}: only user {} may connect",
             own.as_raw()
         ));
     }

@@ -10,16 +10,22 @@ mod exports;
 mod options;
 mod parent;
 mod seccomp;
+mod serve;
 mod standard_streams;
+mod token;
 
 use anyhow::{Context, Result};
+use connection::Listener;
+use contain::Containment;
 use jitmem::executor::program;
 use jitmem::executor::server::{self, SetupLayout};
-use options::{Command, CxxRuntime, Endpoint, Options};
+use options::{Command, CxxRuntime, Options};
+use serve::Sessions;
 use standard_streams::Missing;
 use std::env;
-use std::ffi::c_int;
+use std::ffi::{OsString, c_int};
 use std::io::{Write, stderr, stdout};
+use token::Token;
 
 /// What the program itself needs is there when linked code has used up the heap.
 #[global_allocator]
@@ -71,6 +77,14 @@ fn say(mut stream: impl Write, text: &str) -> c_int {
 /// Gives the exit code.
 fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     let llvm = controllers_llvm(options)?;
+    let token = match &options.token_file {
+        _ if options.endpoint.is_connected() => None,
+        Some(path) => Some(Token::from_file(path)?),
+        None => Token::from_environment()?,
+    };
+    if let Some((most, words)) = &options.serve {
+        return serve_sessions(name, options, token, *most, words).map(|()| 0);
+    }
     program::report_crashes(name);
     for signal in options.containment.signals() {
         program::report_limit(name, signal);
@@ -90,7 +104,7 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     taken
         .iter()
         .try_for_each(|number| missing.refuse(*number))?;
-    let (input, output) = connection::connect(&options.endpoint, note)?;
+    let (input, output) = connection::connect(&options.endpoint, token.as_ref(), note)?;
     standard_streams::separate(&taken)?;
     let cxx_ahead = match options.cxx_runtime {
         CxxRuntime::WhenNeeded => options.containment.refuses_files(),
@@ -102,6 +116,8 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     let session = server::Options {
         layout: SetupLayout::of_llvm(llvm),
         cxx_runtime: options.cxx_runtime != CxxRuntime::Never,
+        exit_when_orphaned: options.exit_when_orphaned,
+        time_limit: options.time_limit,
         ..server::Options::default()
     };
     let print_debug_list = || {
@@ -122,6 +138,33 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     Ok(1)
 }
 
+fn serve_sessions(
+    name: &str,
+    options: &Options,
+    token: Option<Token>,
+    most: usize,
+    words: &[OsString],
+) -> Result<()> {
+    // All other bounds are each session's.
+    let bounds = Containment {
+        die_with_parent: options.containment.die_with_parent,
+        ..Containment::default()
+    };
+    bounds.begin()?;
+    let called = name.to_owned();
+    let note = move |note: &str| {
+        say(stderr(), &format!("{called}: {note}\n"));
+    };
+    let listener = Listener::new(&options.endpoint, token.is_some(), &note)?;
+    let sessions = Sessions {
+        name: name.to_owned(),
+        options: words.to_vec(),
+        token,
+        most,
+    };
+    serve::serve(&listener, sessions, note)
+}
+
 fn controllers_llvm(options: &Options) -> Result<u32> {
     if let Some(llvm) = options.llvm {
         return Ok(llvm);
@@ -129,7 +172,10 @@ fn controllers_llvm(options: &Options) -> Result<u32> {
     if let Some(text) = env::var_os(LLVM_VARIABLE) {
         return options::release(&text.to_string_lossy()).context(LLVM_VARIABLE);
     }
-    let is_child = matches!(options.endpoint, Endpoint::Descriptors(..));
-    let found = if is_child { parent::llvm() } else { None };
+    let found = if options.endpoint.is_connected() {
+        parent::llvm()
+    } else {
+        None
+    };
     Ok(found.unwrap_or(NEWEST))
 }

@@ -6,11 +6,13 @@
 
 use crate::contain::{Containment, Limit, bytes, limited_by};
 use crate::seccomp::Profile;
+use crate::serve::for_sessions;
 use anyhow::{Context, Result, bail};
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What `--help` prints, and what follows a mistake.
 pub(crate) const USAGE: &str = "\
@@ -45,6 +47,17 @@ Options
   --stack-size N     stack of the thread that each program has. Default: what a main thread has,
                      8M at least; under --rlimit-as no more than an eighth of that divided by the
                      programs in flight, but 256K: 8M for 64 under 4G, 512K for the thousandth
+  --token-file PATH  serve only a controller that sends first what this file has, which no other user
+                     may read, or the environment's JITMEM_EXECUTOR_TOKEN: 16 bytes at least. It
+                     sends their number in 8 bytes, lowest first, and them. Over TCP they are not
+                     encrypted
+  --serve[=N]        go on to serve one controller after another, each session in a process of its
+                     own, at most N of them at a time (64); options above and below are for each
+  --time-limit N     end this process when a program has run for N seconds; the controller is told
+                     why, and the exit code is 124
+  --exit-when-orphaned N
+                     end this process, with exit code 1, when its controller has been gone for N
+                     seconds and linked code still runs
   --die-with-parent  have this process killed when its parent has ended, after 2 s to end by
                      itself; code that attacks can prevent it
   --help, --version
@@ -71,6 +84,11 @@ impl Endpoint {
             _ => Vec::new(),
         }
     }
+
+    /// Whether the controller is there from the start.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self, Endpoint::Descriptors(..))
+    }
 }
 
 /// When the C++ runtime is loaded.
@@ -90,6 +108,15 @@ pub(crate) struct Options {
     pub(crate) cxx_runtime: CxxRuntime,
     /// Whether linked memory stays shared with forked children.
     pub(crate) share_with_children: bool,
+    /// Where the token is that controllers have to send.
+    pub(crate) token_file: Option<PathBuf>,
+    /// How many sessions may run at a time, each in a process of its own, and the options of those; `None` if
+    /// this process serves one controller.
+    pub(crate) serve: Option<(usize, Vec<OsString>)>,
+    /// How long linked code may run on when its controller is gone.
+    pub(crate) exit_when_orphaned: Option<Duration>,
+    /// How long a program may run.
+    pub(crate) time_limit: Option<Duration>,
     /// Bytes of stack of programs' threads, if not what fits.
     pub(crate) stack_size: Option<u64>,
     pub(crate) containment: Containment,
@@ -115,10 +142,15 @@ pub(crate) fn release(text: &str) -> Result<u32> {
 
 /// Reads the arguments, the program's own name left out.
 pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Command> {
-    let mut parser = Parser::from_args(arguments);
+    let words: Vec<OsString> = arguments.into_iter().collect();
+    let mut parser = Parser::from_args(words.clone());
     let mut llvm = None;
     let mut cxx_runtime = CxxRuntime::default();
     let mut share_with_children = false;
+    let mut token_file = None;
+    let mut sessions = None;
+    let mut exit_when_orphaned = None;
+    let mut time_limit = None;
     let mut stack_size = None;
     let mut containment = Containment::default();
     let mut print_debug_list = false;
@@ -135,6 +167,21 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     "shared" => true,
                     other => bail!("--fork-memory: \"{other}\" is neither private nor shared"),
                 };
+            }
+            Arg::Long("token-file") => token_file = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("serve") => {
+                sessions = Some(match parser.optional_value() {
+                    Some(most) => count("serve", &most.string()?)?,
+                    None => SESSIONS,
+                });
+            }
+            Arg::Long("exit-when-orphaned") => {
+                let seconds = seconds("exit-when-orphaned", &parser.value()?.string()?)?;
+                exit_when_orphaned = Some(seconds);
+            }
+            Arg::Long("time-limit") => {
+                let seconds = count("time-limit", &parser.value()?.string()?)?;
+                time_limit = Some(Duration::from_secs(seconds as u64));
             }
             Arg::Long("stack-size") => {
                 stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
@@ -162,8 +209,16 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 for word in &behind {
                     refuse_option(&word.to_string_lossy())?;
                 }
+                if endpoint.is_connected() && (token_file.is_some() || sessions.is_some()) {
+                    bail!("--token-file and --serve are for channels that controllers connect to");
+                }
+                let own = &words[..words.len() - behind.len() - 1];
                 return Ok(Command::Serve(Options {
                     endpoint,
+                    token_file,
+                    serve: sessions.map(|most| (most, for_sessions(own))),
+                    exit_when_orphaned,
+                    time_limit,
                     llvm,
                     cxx_runtime,
                     share_with_children,
@@ -180,14 +235,18 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
 fn refuse_option(word: &str) -> Result<()> {
-    const OPTIONS: [&str; 7] = [
+    const OPTIONS: [&str; 11] = [
         "c-only",
         "die-with-parent",
+        "exit-when-orphaned",
         "fork-memory",
         "llvm",
         "preload-cxx",
         "seccomp",
+        "serve",
         "stack-size",
+        "time-limit",
+        "token-file",
     ];
     let name = word.strip_prefix("--").unwrap_or("");
     let name = name.split('=').next().unwrap_or("");
@@ -195,6 +254,25 @@ fn refuse_option(word: &str) -> Result<()> {
         bail!("--{name} comes behind the channel: options come before it");
     }
     Ok(())
+}
+
+/// Sessions that `--serve` runs at a time.
+const SESSIONS: usize = 64;
+
+/// Reads a number of seconds.
+fn seconds(option: &str, text: &str) -> Result<Duration> {
+    let seconds = text
+        .parse()
+        .ok()
+        .map(|seconds: u32| Duration::from_secs(seconds.into()));
+    seconds.with_context(|| format!("--{option}: \"{text}\" is no number of seconds"))
+}
+
+/// Reads a number that is not 0.
+fn count(option: &str, text: &str) -> Result<usize> {
+    let number = text.parse().ok().filter(|number: &u32| *number > 0);
+    let number = number.with_context(|| format!("--{option}: \"{text}\" is no number from 1"))?;
+    Ok(number as usize)
 }
 
 /// Descriptors to read and to write as lli gives them to its child: two numbers.
@@ -346,6 +424,40 @@ mod tests {
         assert!(shared(&["--fork-memory", "shared", "filedescs=0,1"]));
         let error = refused(&["--fork-memory=both", "filedescs=0,1"]);
         assert!(error.contains("neither private nor shared"), "{error}");
+    }
+
+    #[test]
+    fn servers_give_their_sessions_the_other_options() {
+        let words = [
+            "--serve=2",
+            "--llvm=22",
+            "--token-file",
+            "t",
+            "--time-limit=3",
+            "unix=s",
+            "x",
+        ];
+        let options = served(&words);
+        let kept = ["--llvm=22", "--time-limit=3"].map(OsString::from);
+        assert_eq!(options.serve, Some((2, kept.to_vec())));
+        assert_eq!(options.token_file, Some("t".into()));
+        assert_eq!(options.time_limit, Some(Duration::from_secs(3)));
+        assert_eq!(
+            served(&["--serve", "unix=s"]).serve,
+            Some((SESSIONS, Vec::new()))
+        );
+        let orphaned = served(&["--exit-when-orphaned=0", "unix=s"]).exit_when_orphaned;
+        assert_eq!(orphaned, Some(Duration::ZERO));
+        for words in [
+            ["--serve", "filedescs=0,1"],
+            ["--token-file=x", "filedescs=0,1"],
+        ] {
+            assert!(refused(&words).contains("channels that controllers connect to"));
+        }
+        for words in [["--serve=0", "unix=s"], ["--time-limit=0", "unix=s"]] {
+            assert!(refused(&words).contains("\"0\" is no number from 1"));
+        }
+        assert!(refused(&["--exit-when-orphaned=x", "unix=s"]).contains("number of seconds"));
     }
 
     #[test]

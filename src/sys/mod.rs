@@ -75,7 +75,7 @@ pub(crate) use stream::{
     StreamWriter, WRITTEN_AT_ONCE, check_open, close_handed_over, duplicate, look_for_input, read,
     receive,
 };
-pub(crate) use thread::spawn;
+pub(crate) use thread::{exit_now, spawn};
 pub(crate) use valgrind::is_translated;
 pub(crate) use witness::ForksInUse;
 

@@ -228,7 +228,8 @@ class Sockets(unittest.TestCase):
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                 )
-                port = int(executor.stderr.readline().decode().rsplit(":", 1)[1])
+                line = executor.stderr.readline().decode()
+                port = int(re.search(r"listening at 127\.0\.0\.1:(\d+)", line)[1])
                 connect = f"-oop-executor-connect=127.0.0.1:{port}"
                 controller = subprocess.Popen(
                     [programs.controller(llvm), connect, *programs.objects("stdio.o")],

@@ -11,16 +11,17 @@
 //! in it: a program may leave thread-locals behind whose destructors are code that the controller will take
 //! away.
 
+use super::programs::Programs;
 use super::writer::{MessageWriter, Unwritten};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{CallClass, PublishedFunction};
-use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, Answer, OwnThread, OwnerProcess, StreamWriter, WrapperResult};
 use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::transport::reader_pool;
 use crate::wire::frame::{FrameError, Header, Opcode};
+use crate::wire::sps::{Outcome, to_bytes};
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::os::fd::BorrowedFd;
@@ -94,32 +95,13 @@ pub(super) struct ServerConnection {
     this: Weak<ServerConnection>,
 }
 
-/// How many programs have threads of their own.
-#[derive(Default)]
-struct Programs {
-    running: Mutex<usize>,
-    none: Condvar,
-}
-
-impl Programs {
-    fn started(&self) {
-        *self.running.lock() += 1;
-    }
-
-    fn ended(&self) {
-        let mut running = self.running.lock();
-        *running -= 1;
-        if *running == 0 {
-            self.none.notify_all();
-        }
-    }
-}
-
 /// A program in a thread of its own.
 struct Program {
     /// Until it has answered.
     connection: Option<Arc<ServerConnection>>,
     programs: Arc<Programs>,
+    /// Among them.
+    number: u64,
     call: Call,
     answer: Vec<u8>,
     process: OwnerProcess,
@@ -142,7 +124,7 @@ impl OwnThread for Program {
             connection.send_result(self.call.sequence, std::mem::take(&mut self.answer));
         }
         // Who waits for this may be the next to use the controller's descriptors.
-        self.programs.ended();
+        self.programs.ended(self.number);
     }
 }
 
@@ -161,12 +143,16 @@ impl ServerConnection {
         })
     }
 
-    /// Waits until the programs of the connection have ended.
-    pub(super) fn wait_for_programs(&self) {
-        let mut running = self.programs.running.lock();
-        while *running > 0 {
-            running = self.programs.none.wait(running);
-        }
+    pub(super) fn programs(&self) -> &Arc<Programs> {
+        &self.programs
+    }
+
+    /// Tells the controller that this process ends, and why.
+    pub(super) fn say_goodbye(&self, why: String) {
+        let body = to_bytes(&Outcome(Err(why)));
+        let header = Header::new(Opcode::Hangup, 0, 0, body.len());
+        // A controller that is gone needs to be told nothing.
+        let _ = self.writer.send(header, body.into());
     }
 
     /// Introduces the executor, before anything else is sent.
@@ -277,16 +263,17 @@ impl ServerConnection {
     /// Starts a program, which answers by itself.
     fn start_program(&self, call: Call) -> Option<Unwritten> {
         let sequence = call.sequence;
-        self.programs.started();
+        let number = self.programs.started(sequence);
         let program = Program {
             connection: self.this.upgrade(),
             programs: Arc::clone(&self.programs),
+            number,
             call,
             answer: Vec::new(),
             process: OwnerProcess::current(),
         };
         let refused = sys::start_own_thread(Box::new(program)).err()?;
-        self.programs.ended();
+        self.programs.ended(number);
         let body = Self::refusal(sequence, &refused);
         self.start_to_answer(sequence, body)
     }
@@ -353,12 +340,14 @@ impl reader_pool::Connection for ServerConnection {
     fn ended(&self, _why: Result<()>) {
         let error = Error::new(Status::Disconnected, "disconnecting");
         self.pending.end(error);
+        self.programs.orphaned();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lock::{Condvar, Mutex};
     use crate::transport::reader_pool::ReaderPool;
     use crate::wire::frame::{HEADER_SIZE, message};
     use std::io::{PipeReader, PipeWriter, Read, Write};

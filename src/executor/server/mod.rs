@@ -7,6 +7,7 @@
 
 mod connection;
 mod dispatch;
+mod programs;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -24,9 +25,11 @@ use crate::wire::frame::Setup;
 use crate::wire::sps::ExecutorAddr;
 use connection::ServerConnection;
 use dispatch::DispatchContext;
+use programs::{Limits, Watchdog};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Choices for a session.
 #[derive(Clone, Debug)]
@@ -45,6 +48,12 @@ pub struct Options<'a> {
     /// Addresses of further wrapper functions that run no program, but at most actions and the like.
     /// Such calls share threads; what may run a program gets a thread of its own each time.
     pub functions: Vec<u64>,
+    /// After so long the process ends in which a program still runs: with exit code 124, and the controller is
+    /// told why. Programs are what the controller has run by LLVM's run-as functions and by addresses that are not
+    /// published.
+    pub time_limit: Option<Duration>,
+    /// So long after the controller has gone the process ends, with exit code 1, if linked code still runs.
+    pub exit_when_orphaned: Option<Duration>,
 }
 
 impl Default for Options<'_> {
@@ -55,6 +64,8 @@ impl Default for Options<'_> {
             symbols: Vec::new(),
             service: None,
             functions: Vec::new(),
+            time_limit: None,
+            exit_when_orphaned: None,
         }
     }
 }
@@ -159,6 +170,15 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     }));
     let functions = std::mem::take(&mut published.functions);
     let connection = ServerConnection::new(output, functions);
+    let limits = Limits {
+        program: options.time_limit,
+        orphaned: options.exit_when_orphaned,
+    };
+    // Until deallocation actions that were left have run as well.
+    let _watchdog = match limits.program.or(limits.orphaned) {
+        Some(_) => Some(Watchdog::start(&connection, limits)?),
+        None => None,
+    };
     let context = DispatchContext::new(Arc::clone(&connection));
     for (name, value) in context.symbols() {
         published.add(name, value);
@@ -180,7 +200,7 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     // The reader's buffer comes to lie where all that was.
     let input = MessageReader::new(Arc::new(input));
     let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
-    connection.wait_for_programs();
+    connection.programs().wait_for_all();
     // A protocol that was broken comes first; neither keeps the other from being done.
     join(result, services.shut_down())
 }

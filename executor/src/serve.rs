@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Serving one controller after another, each in a process of its own: this program again, whose stdin is the
+//! connection.
+
+use crate::connection::Listener;
+use crate::token::{self, Token};
+use anyhow::{Context, Result};
+use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+/// What each session's process is started with.
+pub(crate) struct Sessions {
+    /// How the program was called.
+    pub(crate) name: String,
+    /// Its options, without those of this server.
+    pub(crate) options: Vec<OsString>,
+    pub(crate) token: Option<Token>,
+    /// So many run at a time; further controllers wait.
+    pub(crate) most: usize,
+}
+
+/// Sessions that are being served, and those that may be yet.
+struct Places {
+    free: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Places {
+    fn take(&self) {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = self.changed.wait_while(free, |free| *free == 0);
+        *free.unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+
+    fn give_back(&self) {
+        *self.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.changed.notify_one();
+    }
+}
+
+/// Serves until the system refuses to go on. `note` is given what the user should know.
+pub(crate) fn serve(
+    listener: &Listener,
+    sessions: Sessions,
+    note: impl Fn(&str) + Clone + Send + 'static,
+) -> Result<()> {
+    let places = Arc::new(Places {
+        free: Mutex::new(sessions.most),
+        changed: Condvar::new(),
+    });
+    let sessions = Arc::new(sessions);
+    loop {
+        places.take();
+        let (socket, peer) = listener.accept(&note)?;
+        let (sessions, places, note) = (Arc::clone(&sessions), Arc::clone(&places), note.clone());
+        let session = move || {
+            match sessions.run(socket) {
+                Ok(status) if status.success() => (),
+                Ok(status) => note(&format!("the session of {peer} has ended: {status}")),
+                Err(error) => note(&format!("refused a connection of {peer}: {error:#}")),
+            }
+            places.give_back();
+        };
+        let thread = thread::Builder::new().name("jitmem-session".to_owned());
+        thread
+            .spawn(session)
+            .context("start a thread for a session")?;
+    }
+}
+
+impl Sessions {
+    /// Runs a session to its end.
+    fn run(&self, socket: OwnedFd) -> Result<ExitStatus> {
+        if let Some(token) = &self.token {
+            token.check(&socket)?;
+        }
+        let mut process = Command::new("/proc/self/exe")
+            .arg0(&self.name)
+            .args(&self.options)
+            .arg("filedescs=0,0")
+            .env_remove(token::VARIABLE)
+            .stdin(Stdio::from(socket))
+            .spawn()
+            .context("start a process for the session")?;
+        process.wait().context("wait for the session's process")
+    }
+}
+
+/// The options in front of the channel that are for each session's process.
+pub(crate) fn for_sessions(words: &[OsString]) -> Vec<OsString> {
+    let mut kept = Vec::new();
+    let mut words = words.iter();
+    while let Some(word) = words.next() {
+        let is = |name: &str| word == OsStr::new(name);
+        let begins = |prefix: &str| word.to_string_lossy().starts_with(prefix);
+        if is("--token-file") {
+            words.next();
+        } else if !(is("--serve") || begins("--serve=") || begins("--token-file=")) {
+            kept.push(word.clone());
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_get_what_is_not_the_servers() {
+        let words = [
+            "--serve=3",
+            "--llvm",
+            "22",
+            "--token-file",
+            "f",
+            "--serve",
+            "--c-only",
+        ];
+        let kept = for_sessions(&words.map(OsString::from));
+        assert_eq!(kept, ["--llvm", "22", "--c-only"].map(OsString::from));
+        assert!(for_sessions(&["--token-file=x".into()]).is_empty());
+    }
+}
