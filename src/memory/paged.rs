@@ -30,6 +30,8 @@ const MOST_IDLE: usize = 512 << 10;
 const KEPT_IDLE: usize = 128 << 10;
 /// So many records that were given back last are taken first, without a look at their blocks.
 const RECENT: usize = 16;
+/// So many come from a block at once, where there are none.
+const REFILL: u32 = RECENT as u32 / 2;
 
 /// A record of a table.
 ///
@@ -193,8 +195,14 @@ impl<T: Element> Paged<T> {
 
     #[inline]
     fn block(&self, block: u32) -> &Block {
-        let stretch = self.present_stretch(block << self.block_bits);
-        let number = block & ((STRETCH >> self.block_bits) - 1);
+        self.block_of(block << self.block_bits)
+    }
+
+    /// The block of a record.
+    #[inline]
+    fn block_of(&self, index: u32) -> &Block {
+        let stretch = self.present_stretch(index);
+        let number = (index & (STRETCH - 1)) >> self.block_bits;
         let front = stretch.cast::<u8>().wrapping_sub(self.front);
         // SAFETY: in front of its records a stretch has its blocks, as `add_part` lays it out, from the
         // start of a page; zero is a value of them. They live as long as the table.
@@ -254,31 +262,42 @@ impl<T: Element> Paged<T> {
         (index, self.get(index))
     }
 
+    /// Has some records of a block be the recent ones, and takes one of them.
     #[inline(never)]
     fn take_from_block(&self) -> (u32, &T) {
         let number = match self.open.load(Relaxed) {
             END => self.open_block(),
             head => head - 1,
         };
-        let block = self.block(number);
-        let index = match block.vacant.load(Relaxed) {
-            END => (number << self.block_bits) + block.begun.load(Relaxed),
-            head => head - 1,
-        };
-        let record = self.get(index);
-        if block.vacant.load(Relaxed) == END {
-            change(&block.begun, |begun| begun + 1);
-            record.begin(block.generation.load(Relaxed));
-        } else {
-            let next = record.link().load(Relaxed);
-            block.vacant.store(next, Relaxed);
-        }
-        let used = block.used.load(Relaxed) + 1;
-        block.used.store(used, Relaxed);
-        if used == self.records_per_block() {
+        let first = number << self.block_bits;
+        let block = self.block_of(first);
+        let used = block.used.load(Relaxed);
+        let count = (self.records_per_block() - used).min(REFILL);
+        let places = &self.recent[..count as usize];
+        places.iter().rev().for_each(|place| {
+            let index = match block.vacant.load(Relaxed) {
+                END => {
+                    let begun = block.begun.load(Relaxed);
+                    block.begun.store(begun + 1, Relaxed);
+                    let record = self.get(first + begun);
+                    record.begin(block.generation.load(Relaxed));
+                    first + begun
+                }
+                head => {
+                    let next = self.get(head - 1).link().load(Relaxed);
+                    block.vacant.store(next, Relaxed);
+                    head - 1
+                }
+            };
+            place.store(index, Relaxed);
+        });
+        block.used.store(used + count, Relaxed);
+        if used + count == self.records_per_block() {
             self.unlink(number);
         }
-        (index, record)
+        self.recent_count.store(count - 1, Relaxed);
+        let index = self.recent[count as usize - 1].load(Relaxed);
+        (index, self.get(index))
     }
 
     /// Puts a block without records in use into the list of open ones: the best that there is.
@@ -347,7 +366,7 @@ impl<T: Element> Paged<T> {
     #[inline(never)]
     fn give_to_block(&self, index: u32, record: &T) {
         let number = index >> self.block_bits;
-        let block = self.block(number);
+        let block = self.block_of(index);
         record.link().store(block.vacant.load(Relaxed), Relaxed);
         block.vacant.store(index + 1, Relaxed);
         let used = block.used.load(Relaxed) - 1;

@@ -10,6 +10,8 @@ const BITS: u32 = u64::BITS;
 pub(crate) struct PageSet {
     words: Vec<u64>,
     count: u32,
+    /// All pages in front of this one are in it. The others may be.
+    leading: u32,
 }
 
 /// The words that hold a range, and which of their bits belong to it.
@@ -32,7 +34,11 @@ impl PageSet {
         let (mut words, count) = (Vec::new(), pages.div_ceil(BITS) as usize);
         words.try_reserve_exact(count).ok()?;
         words.resize(count, 0);
-        Some(PageSet { words, count: 0 })
+        Some(PageSet {
+            words,
+            count: 0,
+            leading: 0,
+        })
     }
 
     /// How many pages are in it.
@@ -56,16 +62,12 @@ impl PageSet {
     /// Whether all of these are in it.
     #[inline]
     pub(crate) fn contains_all(&self, pages: Range<u32>) -> bool {
-        // Most often there are one or two, for every piece that is handed out.
-        if pages.len() <= 2 && !pages.is_empty() {
-            return self.contains(pages.start) && self.contains(pages.end - 1);
-        }
-        parts(pages).all(|(word, bits)| self.words[word] & bits == bits)
+        // For every piece that is handed out, so that most are told by one compare.
+        pages.end <= self.leading || self.contains_all_behind(pages)
     }
 
-    #[inline]
-    fn contains(&self, page: u32) -> bool {
-        self.words[(page / BITS) as usize] >> (page % BITS) & 1 == 1
+    fn contains_all_behind(&self, pages: Range<u32>) -> bool {
+        parts(pages).all(|(word, bits)| self.words[word] & bits == bits)
     }
 
     /// How many of these are in it.
@@ -76,15 +78,23 @@ impl PageSet {
 
     /// Adds pages.
     pub(crate) fn insert(&mut self, pages: Range<u32>) {
+        let Range { start, end } = pages;
         for (word, bits) in parts(pages) {
             let word = &mut self.words[word];
             self.count += (bits & !*word).count_ones();
             *word |= bits;
         }
+        if start <= self.leading && end > self.leading {
+            let all = self.all().end;
+            self.leading = self.next(end, all, u64::MAX).unwrap_or(all);
+        }
     }
 
     /// Takes pages out.
     pub(crate) fn remove(&mut self, pages: Range<u32>) {
+        if !pages.is_empty() {
+            self.leading = self.leading.min(pages.start);
+        }
         for (word, bits) in parts(pages) {
             let word = &mut self.words[word];
             self.count -= (bits & *word).count_ones();

@@ -117,11 +117,13 @@ impl Nodes {
         self.0.give(index, node);
     }
 
-    /// The neighbour of a range, if there is one and it is free.
+    /// The neighbour of a range, if there is one.
     #[inline]
-    fn free_neighbour(&self, index: u32) -> Option<&Node> {
-        let node = (index != NONE).then(|| self.0.get(index))?;
-        node.is_free().then_some(node)
+    fn neighbour(&self, index: u32) -> Option<&Node> {
+        match index {
+            NONE => None,
+            index => Some(self.0.get(index)),
+        }
     }
 
     /// Makes sure that `count` more ranges can be noted.
@@ -381,12 +383,8 @@ impl Ranges {
         let start = (hole_start + mask) & !mask;
         let front = start - hole_start;
         let back = hole_size - front - size;
-        // What is left of the hole keeps its node, most often even its bin.
         let (id, node) = match (front, back) {
-            (0, 0) => {
-                bins.remove(nodes, hole, size);
-                (index, hole)
-            }
+            (0, 0) => (index, hole),
             (0, _) => {
                 let before = hole.before.load(Relaxed);
                 let (id, node) = nodes.new_node(start, before, index);
@@ -395,33 +393,30 @@ impl Ranges {
                 }
                 hole.before.store(id, Relaxed);
                 hole.start.store(start + size, Relaxed);
-                bins.resize(nodes, index, hole, region, hole_size, back);
-                (id, node)
-            }
-            (_, 0) => {
-                let after = hole.after.load(Relaxed);
-                let (id, node) = nodes.new_node(start, index, after);
-                if after != NONE {
-                    nodes.0.get(after).before.store(id, Relaxed);
-                }
-                hole.after.store(id, Relaxed);
-                bins.resize(nodes, index, hole, region, hole_size, front);
                 (id, node)
             }
             (_, _) => {
                 let after = hole.after.load(Relaxed);
-                let (id, node) = nodes.new_node(start, index, NONE);
-                let (rest_id, rest) = nodes.new_node(start + size, id, after);
-                node.after.store(rest_id, Relaxed);
+                let (id, node) = nodes.new_node(start, index, after);
+                let mut last = id;
+                if back != 0 {
+                    let (rest_id, rest) = nodes.new_node(start + size, id, after);
+                    node.after.store(rest_id, Relaxed);
+                    bins.insert(nodes, rest_id, rest, region, back);
+                    last = rest_id;
+                }
                 if after != NONE {
-                    nodes.0.get(after).before.store(rest_id, Relaxed);
+                    nodes.0.get(after).before.store(last, Relaxed);
                 }
                 hole.after.store(id, Relaxed);
-                bins.insert(nodes, rest_id, rest, region, back);
-                bins.resize(nodes, index, hole, region, hole_size, front);
                 (id, node)
             }
         };
+        // What is left of the hole keeps its node, most often even its bin.
+        match if front == 0 { back } else { front } {
+            0 => bins.remove(nodes, hole, size),
+            left => bins.resize(nodes, index, hole, region, hole_size, left),
+        }
         node.extra.store(requested, Relaxed);
         node.state.store(self.used | region, Relaxed);
         self.free -= u64::from(size);
@@ -456,44 +451,38 @@ impl Ranges {
         let size = used_size(node, self.granule);
         self.free += u64::from(size);
         let (before_id, after_id) = (node.before.load(Relaxed), node.after.load(Relaxed));
-        let before = nodes.free_neighbour(before_id);
-        let after = nodes.free_neighbour(after_id);
+        let before = nodes.neighbour(before_id);
+        let after = nodes.neighbour(after_id);
         match (before, after) {
-            (None, None) => bins.insert(nodes, index, node, region, size),
-            (Some(before), None) => {
+            (Some(before), _) if before.is_free() => {
                 let old = bins.size_of_free(nodes, before);
-                before.after.store(after_id, Relaxed);
-                if after_id != NONE {
-                    nodes.0.get(after_id).before.store(before_id, Relaxed);
+                let (mut joined, mut next_id, mut next) = (old + size, after_id, after);
+                if let Some(hole) = after.filter(|after| after.is_free()) {
+                    let more = bins.size_of_free(nodes, hole);
+                    bins.remove(nodes, hole, more);
+                    joined += more;
+                    next_id = hole.after.load(Relaxed);
+                    next = nodes.neighbour(next_id);
+                    nodes.retire(after_id, hole);
                 }
-                bins.resize(nodes, before_id, before, region, old, old + size);
+                before.after.store(next_id, Relaxed);
+                if let Some(next) = next {
+                    next.before.store(before_id, Relaxed);
+                }
+                bins.resize(nodes, before_id, before, region, old, joined);
                 nodes.retire(index, node);
             }
-            (None, Some(after)) => {
+            (_, Some(after)) if after.is_free() => {
                 let old = bins.size_of_free(nodes, after);
                 after.before.store(before_id, Relaxed);
-                if before_id != NONE {
-                    nodes.0.get(before_id).after.store(after_id, Relaxed);
+                if let Some(before) = before {
+                    before.after.store(after_id, Relaxed);
                 }
                 after.start.store(start, Relaxed);
                 bins.resize(nodes, after_id, after, region, old, size + old);
                 nodes.retire(index, node);
             }
-            (Some(before), Some(after)) => {
-                let (old, more) = (
-                    bins.size_of_free(nodes, before),
-                    bins.size_of_free(nodes, after),
-                );
-                bins.remove(nodes, after, more);
-                let next = after.after.load(Relaxed);
-                before.after.store(next, Relaxed);
-                if next != NONE {
-                    nodes.0.get(next).before.store(before_id, Relaxed);
-                }
-                bins.resize(nodes, before_id, before, region, old, old + size + more);
-                nodes.retire(index, node);
-                nodes.retire(after_id, after);
-            }
+            _ => bins.insert(nodes, index, node, region, size),
         }
         Handed {
             id,
@@ -606,7 +595,7 @@ impl Bins {
     }
 
     /// Changes the size of a free range, and its bin if that asks for another.
-    #[inline]
+    #[inline(always)]
     fn resize(
         &mut self,
         nodes: &Nodes,
@@ -619,9 +608,22 @@ impl Bins {
         if bin(old) == bin(size) {
             self.set_free(node, region, size);
         } else {
-            self.remove(nodes, node, old);
-            self.insert(nodes, index, node, region, size);
+            self.change_bin(nodes, index, node, region, old, size);
         }
+    }
+
+    #[inline(never)]
+    fn change_bin(
+        &mut self,
+        nodes: &Nodes,
+        index: u32,
+        node: &Node,
+        region: RegionId,
+        old: u32,
+        size: u32,
+    ) {
+        self.remove(nodes, node, old);
+        self.insert(nodes, index, node, region, size);
     }
 
     #[inline]
