@@ -11,7 +11,7 @@ use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
-use crate::mapper::{Action, Capabilities, Mapper, MapperInterface, Reserved};
+use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Reserved};
 use crate::sys;
 use std::sync::Arc;
 
@@ -146,8 +146,21 @@ impl Core {
             Division::Windows(flow) if flow.is_inside_mapper() => {
                 flow.allocate_inside_mapper(&request)
             }
-            _ => wait(|done| either!(self, flow => flow.allocate(request, done))),
+            _ => {
+                let answer = self.at_once().and_then(|flow| flow.try_allocate(&request));
+                answer.unwrap_or_else(|| {
+                    wait(|done| either!(self, flow => flow.allocate(request, done)))
+                })
+            }
         }
+    }
+
+    /// The flow of a manager whose mapper does all that it is asked for at once, so that a caller that
+    /// waits can most often be answered without a completion.
+    fn at_once(&self) -> Option<&Arc<Flow<Windows>>> {
+        let flow = self.windows()?;
+        let kind = flow.mapper.capabilities().kind;
+        matches!(kind, Kind::TwoViews | Kind::Mprotect).then_some(flow)
     }
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.
@@ -196,10 +209,15 @@ impl Core {
 
     /// [`Core::finalize`] for a caller that waits for the answer.
     pub(crate) fn finalize_and_wait(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
-        if !self.tracking().is_active() {
-            return wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
+        if self.tracking().is_active() {
+            return self.finalize_and_tell(handle, actions);
         }
-        self.finalize_and_tell(handle, actions)
+        if let Some(flow) = self.at_once().filter(|_| actions.is_empty()) {
+            if let Some(answer) = flow.try_finalize(handle) {
+                return answer.map(|()| handle);
+            }
+        }
+        wait(|done| either!(self, flow => flow.finalize(handle, actions, done)))
     }
 
     #[cold]
@@ -234,6 +252,9 @@ impl Core {
 
     /// [`Core::deallocate`] for a caller that waits for the answer.
     pub(crate) fn deallocate_and_wait(&self, handles: &[u64]) -> Result<()> {
+        if let Some(answer) = self.at_once().and_then(|flow| flow.try_deallocate(handles)) {
+            return answer;
+        }
         if let Some(flow) = self.windows() {
             flow.check_process()?;
             flow.space.lock().scopes.check_own(handles)?;
