@@ -260,12 +260,14 @@ pub(super) unsafe fn live<'a, T: Handle>(handle: *const T) -> Option<&'a T> {
 ///
 /// # Safety
 /// As [`live`].
+#[inline]
 pub(super) unsafe fn get<'a, T: Handle>(handle: *const T) -> Result<&'a T> {
-    if handle.is_null() {
-        return Err(invalid_argument(format!("{} is NULL", T::NAME)));
-    }
-    // SAFETY: as the caller says.
-    unsafe { live(handle) }.ok_or_else(|| unknown(handle))
+    let live = match handle.is_null() {
+        true => None,
+        // SAFETY: as the caller says.
+        false => unsafe { live(handle) },
+    };
+    live.ok_or_else(|| unknown(handle.addr(), T::NAME))
 }
 
 /// Number `n` of those that no table has a slot for: an index has more numbers than all parts have slots.
@@ -276,12 +278,15 @@ pub(super) fn never_given(kind: Kind, n: u32) -> u64 {
 }
 
 /// The error for a number that is no live handle.
-fn unknown<T: Handle>(handle: *const T) -> crate::error::Error {
-    let name = T::NAME;
-    let never = handle.addr() & ((1 << INDEX_SHIFT) - 1) != 0;
+#[cold]
+fn unknown(handle: usize, name: &str) -> crate::error::Error {
+    if handle == 0 {
+        return invalid_argument(format!("{name} is NULL"));
+    }
+    let never = handle & ((1 << INDEX_SHIFT) - 1) != 0;
     invalid_handle(match never {
-        true => format!("{handle:p} is no {name}: it is misaligned"),
-        false => format!("{name} {handle:p} was freed before or never was one"),
+        true => format!("{handle:#x} is no {name}: it is misaligned"),
+        false => format!("{name} {handle:#x} was freed before or never was one"),
     })
 }
 

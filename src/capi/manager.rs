@@ -608,6 +608,7 @@ const PER_DEALLOCATED: usize = 256;
 ///
 /// # Safety
 /// `allocations` is NULL or has `count` entries that stay as they are during `'a`.
+#[inline]
 unsafe fn batch<'a>(allocations: *const u64, count: usize) -> Result<&'a [u64]> {
     // SAFETY: as the caller says.
     let handles = unsafe { input::array(allocations, count, "allocations") }?;

@@ -60,6 +60,7 @@ impl Flow<Windows> {
         None
     }
 
+    #[inline(always)] // it is small, and what it answers is not
     pub(super) fn serve(
         self: &Arc<Self>,
         request: &Request,
@@ -82,6 +83,7 @@ impl Flow<Windows> {
     }
 
     /// Makes room and tries again, until the request is served or there is no room to make.
+    #[cold]
     fn make_room(
         self: Arc<Self>,
         request: &Request,
@@ -161,6 +163,7 @@ impl Flow<Windows> {
     }
 
     /// Makes a fresh allocation ready for its requester.
+    #[inline]
     fn make_ready(
         self: &Arc<Self>,
         request: &Request,

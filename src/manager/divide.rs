@@ -332,14 +332,14 @@ impl Space<Windows> {
 
     /// Finalizes an allocation that the mapper has no part in. Its segments of finalize lifetime are
     /// to be freed.
-    pub(super) fn try_finalize(&mut self, handle: u64, freed: &mut Freed) -> Result<()> {
+    pub(super) fn try_finalize(&mut self, handle: u64, served: &mut Option<Freed>) -> Result<()> {
         let key = self.records.find_in_flight(handle)?;
         if self.memory.inherited {
             let holding = self.records.record(key).holding;
             self.memory.check_in_flight(holding)?;
         }
         if self.set_finalized(key, None) {
-            self.take_served(key, freed);
+            self.take_served(key, served.get_or_insert_default());
         }
         Ok(())
     }

@@ -18,19 +18,19 @@ impl Flow<Windows> {
     /// mapper has no part.
     pub(super) fn try_finalize(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
         let alone = self.is_coherent() && self.mapper.settled();
-        let mut freed = Freed::default();
+        let mut served = None;
         let answer = self.check_process().and_then(|()| {
             let mut space = self.space.lock();
             match alone {
-                true => space.try_finalize(handle, &mut freed),
+                true => space.try_finalize(handle, &mut served),
                 false => space.records.find_in_flight(handle).map(drop),
             }
         });
         if answer.is_ok() && !alone {
             return None;
         }
-        if !freed.pieces.is_empty() {
-            self.give_back(&[], &freed, &mut Delivery::Inline);
+        if let Some(served) = served {
+            self.give_back(&[], &served, &mut Delivery::Inline);
         } else if answer.is_ok() {
             self.close_idle_writers();
         }

@@ -284,10 +284,11 @@ impl Windows {
     #[inline]
     pub(super) fn free(&mut self, piece: &Piece) -> (u64, bool) {
         let window = self.window_mut(piece.window.into());
-        let (size, empty_now) = window.free(piece);
-        let unused = window.is_empty();
-        self.unused |= unused;
-        (size, empty_now)
+        let freed = window.free(piece);
+        if window.is_empty() {
+            self.unused = true;
+        }
+        freed
     }
 
     /// Notes that a request has got its pieces from this window. Gives the number of its JITDylib.

@@ -159,11 +159,13 @@ impl<T: Default> Slab<T> {
     /// Ends a value where it lies: `reset` makes it a default one.
     #[inline]
     pub(crate) fn end(&mut self, number: u32, reset: impl FnOnce(&mut T)) {
-        reset(self.get_mut(number));
         let index = number / PART as u32;
         let part = self.part(index);
+        debug_assert!(part.has(number));
+        let position = number as usize % PART;
+        reset(&mut part.values.as_mut().expect(IS_THERE)[position]);
         let occupied = part.occupied;
-        part.occupied = occupied & !(1 << (number as usize % PART));
+        part.occupied = occupied & !(1 << position);
         let empty = part.occupied == 0;
         self.spare += 1;
         if occupied == u64::MAX {
