@@ -64,27 +64,24 @@ impl Segment {
     pub fn aligned(self, alignment: Alignment) -> Segment {
         Segment { alignment, ..self }
     }
+}
 
-    #[cold]
-    fn never(&self, index: usize) -> Error {
-        invalid_argument(format!(
-            "segment {index} of {} content and {} zero-fill bytes: the sizes overflow",
-            self.content_size, self.zero_fill_size
-        ))
-    }
+#[cold]
+fn never(index: usize, content: u64, zero_fill: u64) -> Error {
+    invalid_argument(format!(
+        "segment {index} of {content} content and {zero_fill} zero-fill bytes: the sizes overflow"
+    ))
+}
 
-    #[cold]
-    fn too_large(&self, index: usize, window: u64) -> Error {
-        let size = self.content_size + self.zero_fill_size;
-        Error::new(
-            Status::WindowFull,
-            format!(
-                "segment {index} of {size} bytes, alignment {}: the request is larger than a whole \
-                 window of {window} bytes; choose a larger window (below 2 GiB) or split the code",
-                self.alignment.bytes()
-            ),
-        )
-    }
+#[cold]
+fn too_large(index: usize, size: u64, alignment: u64, window: u64) -> Error {
+    Error::new(
+        Status::WindowFull,
+        format!(
+            "segment {index} of {size} bytes, alignment {alignment}: the request is larger than a \
+             whole window of {window} bytes; choose a larger window (below 2 GiB) or split the code"
+        ),
+    )
 }
 
 /// A checked segment that takes memory. Sizes fit 32 bits because windows are below 2 GiB.
@@ -135,7 +132,7 @@ impl Request {
             } = segment;
             let (size, overflow) = content_size.overflowing_add(zero_fill_size);
             if overflow {
-                return Err(segment.never(index));
+                return Err(never(index, content_size, zero_fill_size));
             }
             if group.lifetime == Lifetime::NoAlloc {
                 continue;
@@ -143,7 +140,7 @@ impl Request {
             let alignment = alignment.bytes();
             total = total.saturating_add(size);
             if total > window || alignment > window.min(LARGEST_ALIGNMENT) {
-                return Err(segment.too_large(index, window));
+                return Err(too_large(index, size, alignment, window));
             }
             if index >= MOST_SEGMENTS {
                 return Err(too_many_segments());
