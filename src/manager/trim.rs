@@ -58,6 +58,7 @@ impl Flow<Windows> {
     pub(super) fn trim(self: &Arc<Self>) -> Result<u64> {
         self.check_process()?;
         let delivery = &mut Delivery::Inline;
+        self.thaw(delivery);
         let mut empty = Vec::new();
         {
             let memory = &mut self.space.lock().memory;
