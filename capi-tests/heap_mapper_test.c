@@ -245,6 +245,17 @@ static void connections(void **state) {
   }
 }
 
+static void tokens(void **state) {
+  (void)state;
+  int ends[2];
+  assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_transport_send_token(ends[0], "0123456789abcdef", 16, error));
+  }
+  close(ends[0]);
+  close(ends[1]);
+}
+
 static void take_address(void *ctx, const char *name, uint64_t address) {
   (void)ctx, (void)name, (void)address;
 }
@@ -294,6 +305,7 @@ int main(void) {
       cmocka_unit_test(tasks_of_transports),
       cmocka_unit_test(services),
       cmocka_unit_test(connections),
+      cmocka_unit_test(tokens),
       cmocka_unit_test(serving),
   };
   return at_rest(cmocka_run_group_tests_name("heap-mapper", tests, NULL, NULL));

@@ -95,6 +95,8 @@ static void transports(void **state) {
   assert_int_equal(calls.destroyed, 4);
   REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL", jitmem_transport_socket(0, NULL, error));
   assert_null(transport);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "token is NULL",
+          jitmem_transport_send_token(0, NULL, 16, error));
 
   REFUSED(JITMEM_INVALID_HANDLE, "call 0x0",
           jitmem_transport_answer(0, JITMEM_OK, NULL, NULL, 0, error));

@@ -69,6 +69,29 @@ static void read_to_the_end(int socket) {
   close(socket);
 }
 
+// ---- the token ----
+
+static void a_token_goes_ahead(void **state) {
+  (void)state;
+  static const char token[] = "0123456789abcdef";
+  int ends[2];
+  open_pair(ends);
+  OK(jitmem_transport_send_token(ends[0], token, 16, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "a token of 15 bytes",
+          jitmem_transport_send_token(ends[0], token, 15, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "fd -1", jitmem_transport_send_token(-1, token, 16, error));
+  char sent[25];
+  assert_int_equal(recv(ends[1], sent, sizeof sent, 0), 24);
+  assert_memory_equal(sent, "\x10\0\0\0\0\0\0\0", 8);
+  assert_memory_equal(sent + 8, token, 16);
+  // The descriptor is still the host's.
+  send_packed(ends[1], introduction(1));
+  jitmem_transport *transport = NULL;
+  OK(jitmem_transport_socket(ends[0], &transport, error));
+  jitmem_transport_free(transport);
+  close(ends[1]);
+}
+
 // ---- the descriptor ----
 
 static void descriptors_that_are_no_connected_sockets(void **state) {
@@ -381,6 +404,7 @@ static void a_child_at_the_end_of_a_tcp_connection(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_token_goes_ahead),
       cmocka_unit_test(descriptors_that_are_no_connected_sockets),
       cmocka_unit_test(whoever_introduces_itself_otherwise_is_refused),
       cmocka_unit_test(the_descriptor_goes_with_the_transport),

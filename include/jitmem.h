@@ -1367,6 +1367,23 @@ jitmem_status jitmem_transport_socket(int32_t fd,
                                       struct jitmem_transport **transport,
                                       struct jitmem_error **error);
 
+/// Sends a token over one end of a connected stream socket, before anything else is sent there, to an executor
+/// that wants one: jitmem-executor with --token-file. Then jitmem_transport_socket, or LLVM's
+/// SimpleRemoteEPC, may have the descriptor, which stays the caller's here. An executor closes the
+/// connection on which another token comes. Nothing is encrypted. May wait until the executor reads.
+/// Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, no connected stream socket, or less than 16 or more than
+/// 4096 bytes; JITMEM_DISCONNECTED if the other end is closed.
+///
+/// Requires:
+/// `fd` is a descriptor that the caller may use, or none; `token` is NULL or has `size` bytes; `error` is
+/// NULL or a place for a pointer.
+jitmem_status jitmem_transport_send_token(int32_t fd,
+                                          const void *token,
+                                          size_t size,
+                                          struct jitmem_error **error);
+
 /// Answers a call of a custom transport, from any thread.
 ///
 /// `status` is a jitmem_status: 0 with the result's `size` bytes at `bytes` (copied); another with

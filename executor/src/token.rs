@@ -3,6 +3,7 @@
 //! bytes, before anything else that it sends.
 
 use anyhow::{Context, Result, bail, ensure};
+use jitmem::transport::TOKEN_SIZES;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::env;
@@ -17,10 +18,6 @@ use std::time::{Duration, Instant};
 
 /// The token itself, where no file is named. No option takes it: the command line is there for all to see.
 pub(crate) const VARIABLE: &str = "JITMEM_EXECUTOR_TOKEN";
-
-/// Bytes that a token has at least: 128 bits.
-const LEAST: usize = 16;
-const MOST: usize = 4096;
 
 /// How long a controller may take to send it.
 const TIME: Duration = Duration::from_secs(10);
@@ -42,7 +39,7 @@ impl Token {
             mode & 0o777
         );
         let mut bytes = Vec::new();
-        let most = MOST as u64 + 2;
+        let most = *TOKEN_SIZES.end() as u64 + 2;
         file.by_ref()
             .take(most)
             .read_to_end(&mut bytes)
@@ -59,9 +56,11 @@ impl Token {
 
     fn new(bytes: &[u8]) -> Result<Token> {
         ensure!(
-            (LEAST..=MOST).contains(&bytes.len()),
-            "a token of {} bytes: want {LEAST} to {MOST}, from a random source",
-            bytes.len()
+            TOKEN_SIZES.contains(&bytes.len()),
+            "a token of {} bytes: want {} to {}, from a random source",
+            bytes.len(),
+            TOKEN_SIZES.start(),
+            TOKEN_SIZES.end()
         );
         Ok(Token(bytes.to_vec()))
     }
@@ -146,6 +145,6 @@ mod tests {
     #[test]
     fn tokens_that_can_be_guessed_are_refused() {
         assert!(Token::new(b"fifteen bytes..").is_err());
-        assert!(Token::new(&[1; MOST + 1]).is_err());
+        assert!(Token::new(&[1; 4097]).is_err());
     }
 }

@@ -273,4 +273,16 @@ private:
 
 } // namespace jitmem::orc::detail
 
+namespace jitmem::orc {
+
+/// Sends the token that `jitmem-executor --token-file` wants over a connected socket, before
+/// SimpleRemoteEPC has it; see jitmem_transport_send_token.
+inline llvm::Error sendToken(int Socket, llvm::StringRef Token) {
+  detail::OwnedError E;
+  jitmem_transport_send_token(Socket, Token.data(), Token.size(), E.out());
+  return E.take();
+}
+
+} // namespace jitmem::orc
+
 #endif // JITMEM_ORC_TRANSPORT_HPP

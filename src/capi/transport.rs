@@ -12,7 +12,7 @@ use crate::sys::heap;
 use crate::transport::{self, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
@@ -209,6 +209,38 @@ pub unsafe extern "C" fn jitmem_transport_socket(
     // A transport that was dropped would take the socket along.
     // SAFETY: as the caller says.
     let body = || unsafe { handle::give_all_to(transport, make) };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Sends a token over one end of a connected stream socket, before anything else is sent there, to an executor
+/// that wants one: jitmem-executor with --token-file. Then jitmem_transport_socket, or LLVM's
+/// SimpleRemoteEPC, may have the descriptor, which stays the caller's here. An executor closes the
+/// connection on which another token comes. Nothing is encrypted. May wait until the executor reads.
+/// Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, no connected stream socket, or less than 16 or more than
+/// 4096 bytes; JITMEM_DISCONNECTED if the other end is closed.
+///
+/// # Safety
+/// `fd` is a descriptor that the caller may use, or none; `token` is NULL or has `size` bytes; `error` is
+/// NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_send_token(
+    fd: i32,
+    token: *const c_void,
+    size: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = || {
+        // SAFETY: as the caller says.
+        let token: &[u8] = unsafe { input::array(token.cast(), size, "token")? };
+        if fd < 0 {
+            return Err(invalid_argument(format!("fd {fd} is no descriptor")));
+        }
+        // SAFETY: no negative number, and the caller keeps it open.
+        transport::send_token(unsafe { BorrowedFd::borrow_raw(fd) }, token)
+    };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
 }

@@ -12,8 +12,10 @@ pub(crate) mod pending;
 pub(crate) mod reader_pool;
 pub(crate) mod send_queue;
 mod stream;
+mod token;
 
 pub use stream::Stream;
+pub use token::{TOKEN_SIZES, send_token};
 
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};

@@ -6,7 +6,9 @@
 #include "executors.h"
 
 #include <atomic>
+#include <sys/socket.h>
 #include <thread>
+#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::jitlink;
@@ -366,6 +368,21 @@ TEST_P(Executor, ASessionEndsWhileItsLastCallbackReturns) {
     EXPECT_EQ(S->takeErrors(), "");
     S.reset();
   }
+}
+
+TEST(Token, GoesAheadAndIsRefusedWhereItIsTooShort) {
+  int Ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, Ends), 0);
+  EXPECT_EQ(toString(jitmem::orc::sendToken(Ends[0], "0123456789abcdef")), "");
+  char Sent[32];
+  EXPECT_EQ(recv(Ends[1], Sent, sizeof Sent, 0), 24);
+  EXPECT_EQ(StringRef(Sent, 24), StringRef("\x10\0\0\0\0\0\0\0"
+                                           "0123456789abcdef",
+                                           24));
+  std::string Refused = toString(jitmem::orc::sendToken(Ends[0], "short"));
+  EXPECT_NE(Refused.find("a token of 5 bytes"), std::string::npos) << Refused;
+  close(Ends[0]);
+  close(Ends[1]);
 }
 
 } // namespace
