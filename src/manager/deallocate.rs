@@ -142,9 +142,8 @@ impl Flow<Windows> {
         let code_is_freed = !freed.traps.is_empty();
         let writers = code_is_freed.then(|| self.open_writers()).transpose();
         let mut empty = Vec::new();
-        let code: u64 = freed.traps.iter().map(|(_, range)| range.size()).sum();
         let kept =
-            (code > MUCH_CODE).then(|| self.space.lock().free_with_chunks(freed, &mut empty));
+            (freed.code > MUCH_CODE).then(|| self.space.lock().free_with_chunks(freed, &mut empty));
         let freed = kept.as_ref().unwrap_or(freed);
         // Where they can't be opened, freed code stays as it is.
         if writers.is_ok() {
@@ -160,8 +159,10 @@ impl Flow<Windows> {
         if idle_records {
             self.discard_records();
         }
-        // A chunk that the system does not take back is kept for reuse: nothing is lost.
-        let _ = self.reclaim(empty, delivery);
+        if !empty.is_empty() {
+            // A chunk that the system does not take back is kept for reuse: nothing is lost.
+            let _ = self.reclaim(empty, delivery);
+        }
         if let Some(least) = idle {
             self.trim_idle(least, delivery);
         }

@@ -64,6 +64,8 @@ pub(super) struct Freed {
     pub(super) pieces: Pieces,
     /// Shared code, which is made to trap before it is free.
     pub(super) traps: SmallVec<[(Writer, AddressRange); 1]>,
+    /// Bytes of them.
+    pub(super) code: u64,
     /// Their content may never have been written.
     pub(super) unwritten: bool,
     /// Copied segments, which are the mapper's to change.
@@ -97,7 +99,10 @@ impl Freed {
         } = windows.place(piece);
         match writer {
             _ if frozen => (),
-            Some(writer) => self.traps.push((writer, range)),
+            Some(writer) => {
+                self.code += range.size();
+                self.traps.push((writer, range));
+            }
             None => self.copied.push((range, group)),
         }
     }
@@ -486,6 +491,7 @@ impl Space<Windows> {
 
     /// Takes the pieces back that leave chunks empty which are too large to be kept, and gives the
     /// others. Code in such a chunk is not made to trap: that would touch pages which go at once.
+    #[cold]
     pub(super) fn free_with_chunks(&mut self, freed: &Freed, empty: &mut Vec<Detached>) -> Freed {
         let (pieces, unwritten) = (&freed.pieces, freed.unwritten);
         let memory = &self.memory;

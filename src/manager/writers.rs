@@ -63,7 +63,10 @@ impl WriterAccess {
 
 /// Keeps the writer views open until it is dropped, and then for as long as anything is in flight.
 #[must_use]
-pub(super) struct OpenWriters<'a>(Option<(&'a Flow<Windows>, &'a WriterAccess)>);
+pub(super) struct OpenWriters<'a>(#[allow(dead_code)] Option<User<'a>>);
+
+/// One that has the writer views open, of a manager that ever closes them.
+struct User<'a>(&'a Flow<Windows>, &'a WriterAccess);
 
 impl Flow<Windows> {
     /// Has the writer views opened, where they are ever closed. What is in flight keeps them open.
@@ -91,13 +94,13 @@ impl Flow<Windows> {
             return self.open_closed(shared);
         }
         access.users += 1;
-        Ok(OpenWriters(Some((self, shared))))
+        Ok(OpenWriters(Some(User(self, shared))))
     }
 
     /// Undoes an [`OpenWriters::keep`].
     pub(super) fn end_keeping_writers(&self) {
         if let Some(shared) = &self.writer_access {
-            drop(OpenWriters(Some((self, shared))));
+            drop(User(self, shared));
         }
     }
 
@@ -140,12 +143,10 @@ impl OpenWriters<'_> {
     }
 }
 
-impl Drop for OpenWriters<'_> {
-    #[inline]
+impl Drop for User<'_> {
+    #[cold]
     fn drop(&mut self) {
-        if let Some((flow, access)) = self.0 {
-            access.access.lock().users -= 1;
-            flow.close_idle_writers();
-        }
+        self.1.access.lock().users -= 1;
+        self.0.close_idle_writers();
     }
 }
