@@ -85,6 +85,37 @@ TEST_P(Writing, ADeallocationIsAnsweredWhenTheScopeHasEnded) {
   EXPECT_EQ(statsOf(*MM).finalized, 0u);
 }
 
+// Under mprotect and with content in messages no mapping of code is written through.
+TEST_P(Writing, WriterViewsAreClosedWhileNothingIsInFlight) {
+  if (GetParam() != Kind::JitmemTwoViews && GetParam() != Kind::JitmemShared)
+    GTEST_SKIP() << "there are no writer views";
+  jitmem::orc::Options O;
+  O.CloseWriters = true;
+  restart(O);
+  auto G = compat::makeGraph("code");
+  Block &Text = addContent(*G, addSection(*G, "text", RX), codeReturning(1), {16});
+  auto InFlight = must(MM->allocate(nullptr, *G));
+  auto Writer = ExecutorAddr::fromPtr(Text.getAlreadyMutableContent().data());
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "rw-");
+  FinalizedAlloc Alloc = must(InFlight->finalize());
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "---");
+  EXPECT_EQ(call(Text.getAddress()), 1);
+  WriteScope S = must(WriteScope::begin(manager(), Alloc));
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "rw-");
+  must(S.end());
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "---");
+  // As long as one is in flight they are open.
+  auto Other = compat::makeGraph("other");
+  addContent(*Other, addSection(*Other, "text", RX), codeReturning(2), {16});
+  auto OtherInFlight = must(MM->allocate(nullptr, *Other));
+  must(MM->deallocate(std::move(Alloc)));
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "rw-");
+  std::promise<std::string> Abandoned;
+  OtherInFlight->abandon([&](Error Err) { Abandoned.set_value(toString(std::move(Err))); });
+  EXPECT_EQ(Abandoned.get_future().get(), "");
+  EXPECT_EQ(mappingAt(Writer).Perms.substr(0, 3), "---");
+}
+
 TEST_P(Writing, DeallocatedCodeRunsUntilItIsReclaimed) {
   jitmem::orc::Options O;
   O.DeferReclamation = true;
