@@ -227,11 +227,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       MODES(epochs),
       MODES(looks),
-      MODE(trims, two_views),
-      MODE(trims, mprotected),
-      MODE(trims, host_shared),
-      MODE(trims, host_copied),
-      MODE(trims, shared),
+      MODES(trims),
       MODE(labelled_allocations, two_views),
       MODE(labelled_allocations, mprotected),
       MODE(write_scopes, two_views),

@@ -70,7 +70,7 @@ fn out_of_memory() -> String {
     if let (Some(limit), Some(used)) = (limit(libc::RLIMIT_AS), address_space()) {
         return format!(
             "RLIMIT_AS limits this process to {limit} bytes of address space, of which {used} are \
-             in use: raise it with ulimit -v, or choose a smaller window"
+             in use: raise it with ulimit -v, or have less mapped"
         );
     }
     if let Some(limit) = limit(libc::RLIMIT_DATA) {
@@ -96,7 +96,7 @@ fn not_now() -> String {
     };
     format!(
         "this process locks its memory (mlockall) and RLIMIT_MEMLOCK limits that to {limit} bytes: raise \
-         it with ulimit -l, choose a smaller window, or lock less"
+         it with ulimit -l, or lock less"
     )
 }
 

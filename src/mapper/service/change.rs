@@ -7,7 +7,7 @@ use super::link::Link;
 use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
-use crate::error::Result;
+use crate::error::{Result, Status};
 use crate::lock::Mutex;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
@@ -29,6 +29,8 @@ struct Inner {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Of which it is not known that the executor has done them; they go in front of what comes next.
+    again: VecDeque<Waiting>,
     under_way: bool,
 }
 
@@ -102,14 +104,61 @@ impl Changes {
     }
 }
 
+/// What an answer is about.
+enum Asked {
+    Nothing,
+    Unmap(AddrRange),
+    Other,
+}
+
+impl Asked {
+    fn of(step: Option<&Step>) -> Asked {
+        match step {
+            None => Asked::Nothing,
+            Some(Step::Unmap { range }) => Asked::Unmap(*range),
+            Some(_) => Asked::Other,
+        }
+    }
+}
+
 impl Inner {
+    /// Has the chunks unmapped again with the next message that a message without an answer was to unmap: else
+    /// they would lie in the way of others. One that is gone by then is refused, which does no harm.
+    fn keep_lost_unmaps(
+        &self,
+        done: Vec<(Asked, Completion<()>)>,
+        answers: &Result<Vec<Result<()>>>,
+    ) -> Vec<(Asked, Option<Completion<()>>)> {
+        let lost = match answers {
+            Ok(_) => false,
+            Err(error) => error.status() != Status::Disconnected,
+        };
+        let keep = |(asked, done): (Asked, Completion<()>)| match asked {
+            Asked::Unmap(range) if lost => {
+                let (step, file) = (Some(Step::Unmap { range }), None);
+                let again = &mut self.queue.lock().again;
+                again.push_back(Waiting { step, file, done });
+                (asked, None)
+            }
+            _ => (asked, Some(done)),
+        };
+        done.into_iter().map(keep).collect()
+    }
+
     /// Sends what waits. What completes without being sent gets `delivery`.
     fn send(self: &Arc<Self>, delivery: &mut Delivery) {
         let waiting: Vec<Waiting> = {
             let mut queue = self.queue.lock();
             let count = queue.waiting.len().min(MOST_DESCRIPTORS);
             queue.under_way = count > 0;
-            queue.waiting.drain(..count).collect()
+            let queue = &mut *queue;
+            // What is done again has no descriptors, and does not go by itself.
+            let again = match queue.under_way {
+                true => std::mem::take(&mut queue.again),
+                false => VecDeque::new(),
+            };
+            let waiting = queue.waiting.drain(..count);
+            again.into_iter().chain(waiting).collect()
         };
         let (mut changes, mut files, mut done) = (Vec::new(), Vec::new(), Vec::new());
         for Waiting {
@@ -118,7 +167,7 @@ impl Inner {
             done: one,
         } in waiting
         {
-            done.push((step.is_some(), one));
+            done.push((Asked::of(step.as_ref()), one));
             changes.extend(step);
             files.extend(file);
         }
@@ -138,14 +187,20 @@ impl Inner {
         let (inner, open) = (Arc::clone(self), Arc::clone(&files));
         let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
             drop(open);
-            inner.send(delivery);
             let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
+            let done = inner.keep_lost_unmaps(done, &answers);
+            inner.send(delivery);
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
                 .into_iter();
             for (asked, done) in done {
-                let answer = if asked { answers.next() } else { None };
-                done.complete_with(answer.unwrap_or(Ok(())), delivery);
+                let answer = match asked {
+                    Asked::Nothing => None,
+                    Asked::Unmap(_) | Asked::Other => answers.next(),
+                };
+                if let Some(done) = done {
+                    done.complete_with(answer.unwrap_or(Ok(())), delivery);
+                }
             }
         });
         let descriptors = match self.link.passing() {

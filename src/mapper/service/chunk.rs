@@ -118,6 +118,8 @@ impl Chunks {
         let each = join_all(chunks.len(), done, &mut Delivery::Inline);
         for (chunk, mapped) in chunks.iter().zip(each) {
             if chunk.when_mapped(mapped) {
+                // What came of the message before may not be known.
+                self.unmap(chunk.range, Completion::new(|_| ()));
                 self.map(chunk);
             }
         }
@@ -147,18 +149,18 @@ impl Chunks {
         let removed = self.by_start.lock().remove(&range.start());
         let chunk = removed
             .ok_or_else(|| invalid_argument(format!("no chunk starts at {:#x}", range.start())))?;
-        if let Progress::Failed(_) = *chunk.progress.lock() {
-            // The executor has nothing there.
-            return Ok(());
-        }
-        // If the executor can't, the chunk that comes in its place is refused there, and says so.
+        // If the executor can't, the chunk that comes in its place is refused there, and says so. What is
+        // written goes nowhere until then.
+        self.unmap(range, Completion::new(move |_| drop(chunk)));
+        Ok(())
+    }
+
+    /// Has the executor unmap a chunk, if it has mapped it.
+    fn unmap(&self, range: AddressRange, done: Completion<()>) {
         let step = Step::Unmap {
             range: range.into(),
         };
-        // What is written goes nowhere until then.
-        let done = Completion::new(move |_| drop(chunk));
         self.changes.make(step, done);
-        Ok(())
     }
 
     /// Opens or closes the views through which these windows are written.
