@@ -146,3 +146,43 @@ fn a_trim_may_fail() {
         deallocate(&manager, &[handles[0], handles[2]]).unwrap();
     }
 }
+
+/// What is short for a moment while pages are shared with an executor decides nothing: the error is told,
+/// and the same manager, and another, do the same afterwards as if it had not been.
+#[test]
+fn a_shortage_out_of_process_passes() {
+    let name = || mapper(Kind::Shared).unwrap().capabilities().name;
+    let usual = name();
+    let mut failed_calls = std::collections::BTreeSet::new();
+    for errno in [libc::EAGAIN, libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+        for skip in 0.. {
+            let faults = Faults::one(skip, errno);
+            let result = life(Kind::Shared);
+            let Some(call) = faults.failed() else {
+                result.unwrap();
+                break;
+            };
+            drop(faults);
+            failed_calls.insert(call);
+            if let Err(error) = result {
+                assert_eq!(error.os_code(), Some(errno), "{call}: {error}");
+            }
+            assert_eq!(name(), usual, "{call}");
+        }
+    }
+    for call in ["memfd_create", "clone"] {
+        assert!(failed_calls.contains(call), "{failed_calls:?}");
+    }
+}
+
+/// What is denied stays denied.
+#[test]
+fn a_denial_out_of_process_decides() {
+    let denied = Faults::all_after(0, libc::EPERM);
+    let error = mapper(Kind::Shared).map(drop).unwrap_err();
+    drop(denied);
+    assert!(
+        [Status::Unsupported, Status::Denied].contains(&error.status()),
+        "{error}"
+    );
+}
