@@ -75,6 +75,7 @@ static void no_connect(void) { deny(SYS_connect, EPERM); }
 
 static void no_connect_no_open(void) {
   deny(SYS_connect, EPERM);
+  deny(SYS_open, EACCES);
   deny(SYS_openat, EACCES);
 }
 
@@ -86,7 +87,6 @@ LIMITED(a_socket_that_both_share) {
 
 LIMITED(nothing_but_a_socket_that_both_share) {
   struct executor executor = start_executor(no_connect_no_open);
-  deny(SYS_pidfd_getfd, EPERM);
   must_go(executor, "came with the connection", NULL, NULL);
 }
 
@@ -111,33 +111,32 @@ LIMITED(a_second_session) {
 
 LIMITED(an_abstract_socket) { must_go(start_far_executor(NULL), "abstract socket", NULL, NULL); }
 
-LIMITED(pidfd_getfd) {
-  must_go(start_far_executor(no_connect), "pidfd_getfd", "an abstract Unix socket", "os error 1)");
-}
-
 LIMITED(files_of_proc) {
-  struct executor executor = start_far_executor(no_connect);
-  deny(SYS_pidfd_getfd, EPERM);
-  must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
+  must_go(start_far_executor(no_connect), "/proc/PID/fd", "an abstract Unix socket", "os error 1)");
 }
 
 LIMITED(files_of_proc_on_old_kernels) {
-  struct executor executor = start_far_executor(no_socket);
-  deny(SYS_pidfd_open, ENOSYS);
-  must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "pidfd_getfd: ");
+  must_go(start_far_executor(no_socket), "/proc/PID/fd", "an abstract Unix socket",
+          "connect to the controller's socket");
+}
+
+// The controller takes nothing out of another process, whatever that says.
+LIMITED(no_descriptor_of_another_process) {
+  struct executor executor = start_far_executor(no_connect);
+  forbid(SYS_pidfd_open);
+  forbid(SYS_pidfd_getfd);
+  must_go(executor, "/proc/PID/fd", "an abstract Unix socket", "os error 1)");
 }
 
 LIMITED(no_way_at_all) {
   struct executor executor = start_far_executor(no_connect_no_open);
-  deny(SYS_pidfd_getfd, EPERM);
   jitmem_transport *transport = connect_executor(executor);
   jitmem_mapper *mapper = NULL;
   jitmem_error *problem = NULL;
   MUST(jitmem_mapper_shared(transport, NULL, &mapper, &problem) == JITMEM_UNSUPPORTED);
   const char *message = jitmem_error_message(problem);
   const char *const words[] = {"an abstract Unix socket: ", "connect to the controller's socket",
-                               "; pidfd_getfd: ",           "take a socket of process",
-                               "; /proc/PID/fd: ",          "a memfd of the controller's",
+                               "; /proc/PID/fd: ", "a memfd of the controller's",
                                "run it on this machine"};
   for (size_t i = 0; i < COUNT(words); i++)
     if (strstr(message, words[i]) == NULL) {
@@ -171,7 +170,7 @@ static void enter_another_network(void) { MUST(unshare(CLONE_NEWNET) == 0); }
 
 LIMITED(another_network) {
   must_have(CLONE_NEWNET);
-  must_go(start_far_executor(enter_another_network), "pidfd_getfd", "an abstract Unix socket",
+  must_go(start_far_executor(enter_another_network), "/proc/PID/fd", "an abstract Unix socket",
           "connect to the controller's socket");
 }
 
@@ -187,7 +186,7 @@ static void enter_another_world(void) {
 LIMITED(another_network_and_other_processes) {
   must_have(CLONE_NEWNET | CLONE_NEWPID);
   must_go(start_far_executor(enter_another_world), "/proc/PID/fd", "an abstract Unix socket",
-          "process 1");
+          "connect to the controller's socket");
 }
 
 LIMITED(a_shared_socket_into_another_world) {
@@ -223,9 +222,9 @@ int main(int argc, char **argv) {
       LIMIT(nothing_but_a_socket_that_both_share),
       LIMIT(a_second_session),
       LIMIT(an_abstract_socket),
-      LIMIT(pidfd_getfd),
       LIMIT(files_of_proc),
       LIMIT(files_of_proc_on_old_kernels),
+      LIMIT(no_descriptor_of_another_process),
       LIMIT(no_way_at_all),
       LIMIT(a_shortage_of_descriptors_decides_nothing),
       LIMIT(another_network),

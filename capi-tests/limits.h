@@ -83,18 +83,19 @@ static inline void install_filter(struct sock_filter *code, unsigned short lengt
 #define EQUAL(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)(value), yes, no)
 #define ANSWER(action) BPF_STMT(BPF_RET | BPF_K, (action))
 
-// From now on this system call fails.
-static inline void deny(long call, int error) {
+static inline void filter(long call, unsigned action) {
   struct sock_filter code[] = {
-      LOAD(arch),
-      EQUAL(AUDIT_ARCH_X86_64, 0, 3),
-      LOAD(nr),
-      EQUAL(call, 0, 1),
-      ANSWER(SECCOMP_RET_ERRNO | (unsigned)error),
-      ANSWER(SECCOMP_RET_ALLOW),
+      LOAD(arch),     EQUAL(AUDIT_ARCH_X86_64, 0, 3), LOAD(nr), EQUAL(call, 0, 1),
+      ANSWER(action), ANSWER(SECCOMP_RET_ALLOW),
   };
   install_filter(code, COUNT(code));
 }
+
+// From now on this system call fails.
+static inline void deny(long call, int error) { filter(call, SECCOMP_RET_ERRNO | (unsigned)error); }
+
+// From now on this system call ends the process.
+static inline void forbid(long call) { filter(call, SECCOMP_RET_KILL_PROCESS); }
 
 // From now on this system call fails if the low half of its argument at `place` is `value`.
 static inline void deny_with(long call, unsigned place, unsigned value, int error) {

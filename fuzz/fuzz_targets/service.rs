@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         Open,
         Reply<Opened>,
         (u64, Attach<'_>),
-        Reply<Attached>,
+        Reply<()>,
         (u64, Reserve),
         Reply<ReservedAt>,
         (u64, Change),

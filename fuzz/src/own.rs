@@ -8,7 +8,7 @@ use crate::executor::Executor;
 use crate::input::Input;
 use arguments::encode_steps;
 use jitmem::wire::service::{
-    Attach, Attached, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION,
+    Attach, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION,
 };
 use jitmem::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
@@ -133,8 +133,7 @@ impl Controller {
                 self.keys.extend(keys);
             }
         } else if function == functions.attach {
-            // Whatever is offered is the controller's to take, or not.
-            let _ = from_bytes::<Reply<Attached>>(&answer);
+            let _ = from_bytes::<Reply<()>>(&answer);
         }
     }
 
@@ -160,7 +159,7 @@ impl Controller {
         let connect = |attach: Attach<'_>| {
             let args = to_bytes(&(self.sessions[0], attach));
             let answer = self.executor.call(functions.attach.0, &args);
-            matches!(from_bytes::<Reply<Attached>>(&answer), Ok(Reply(Ok(_))))
+            matches!(from_bytes::<Reply<()>>(&answer), Ok(Reply(Ok(_))))
         };
         self.channel = Channel::listen(connect);
     }

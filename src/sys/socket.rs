@@ -3,15 +3,15 @@
 
 use super::gate;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// At most as many descriptors go with one packet; the kernel's own limit is 253.
@@ -113,36 +113,29 @@ pub(crate) fn cookie(socket: &OwnedFd) -> io::Result<u64> {
     Ok(rustix::net::sockopt::socket_cookie(socket)?)
 }
 
-/// Duplicates a descriptor of another process (Linux 5.6).
-pub(crate) fn take_from(process: u32, descriptor: u32) -> io::Result<OwnedFd> {
-    gate("pidfd_open")?;
-    let invalid = || io::Error::from_raw_os_error(libc::ESRCH);
-    let process = i32::try_from(process)
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(invalid)?;
-    let process = rustix::process::pidfd_open(process, PidfdFlags::empty())?;
-    gate("pidfd_getfd")?;
-    let descriptor = RawFd::try_from(descriptor).map_err(|_| invalid())?;
-    Ok(rustix::process::pidfd_getfd(
-        &process,
-        descriptor,
-        PidfdGetfdFlags::empty(),
+/// The file behind a descriptor of another process, not opened: it can be asked for its identity alone.
+pub(crate) fn find_in(process: u32, descriptor: u32) -> io::Result<OwnedFd> {
+    gate("open(/proc/PID/fd)")?;
+    let path = format!("/proc/{process}/fd/{descriptor}");
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
+/// Opens what [`find_in`] has found.
+pub(crate) fn open_again(found: &OwnedFd, write: bool) -> io::Result<OwnedFd> {
+    let access = match write {
+        true => OFlags::RDWR,
+        false => OFlags::RDONLY,
+    };
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    Ok(rustix::fs::open(
+        path,
+        access | OFlags::CLOEXEC,
+        Mode::empty(),
     )?)
 }
 
-/// Opens the file behind a descriptor of another process anew.
-pub(crate) fn open_from(process: u32, descriptor: u32, write: bool) -> io::Result<OwnedFd> {
-    gate("open(/proc/PID/fd)")?;
-    let path = format!("/proc/{process}/fd/{descriptor}");
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(write)
-        .open(path)?;
-    Ok(file.into())
-}
-
-/// The number of a descriptor, for another process to take it by.
+/// The number of a descriptor, for another process to open it by.
 pub(crate) fn number(descriptor: BorrowedFd<'_>) -> u32 {
     descriptor.as_raw_fd().unsigned_abs()
 }
@@ -305,13 +298,10 @@ mod tests {
     }
 
     #[test]
-    fn a_descriptor_is_taken_from_a_process_or_opened_anew() {
-        let (here, _there) = packet_pair().unwrap();
-        let taken = take_from(process(), number(here.as_fd())).unwrap();
-        assert_eq!(cookie(&taken).unwrap(), cookie(&here).unwrap());
-        assert!(take_from(0, 0).is_err());
+    fn a_file_of_a_process_is_found_and_opened() {
         let file = super::super::MemFile::new(c"jitmem-test", 4096).unwrap();
-        let opened = open_from(process(), number(file.as_fd()), false).unwrap();
+        let found = find_in(process(), number(file.as_fd())).unwrap();
+        let opened = open_again(&found, false).unwrap();
         assert_eq!(
             identity(opened.as_fd()).unwrap(),
             identity(file.as_fd()).unwrap()

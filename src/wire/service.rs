@@ -8,7 +8,7 @@ use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Mal
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A message of our own whose fields stand one after the other.
 macro_rules! message {
@@ -117,9 +117,7 @@ message! {
     Opened {
         /// The session's name in all that follows.
         session: u64,
-        /// The executor's process, as it knows itself.
-        process: u32,
-        /// Its page size.
+        /// Bytes of a page there.
         page_size: u64,
         /// Whether code that another process writes is seen there by itself.
         coherent: bool,
@@ -181,7 +179,7 @@ macro_rules! choice {
 
 choice! {
     /// `attach`: makes a channel of the session's own, through which memfds travel. The controller tries
-    /// one way after the other; the answer is an [`Attached`].
+    /// one way after the other. Answers nothing: no number of the executor's is acted on.
     Attach<'a> ['a] {
         /// Connect to the abstract Unix socket of this name, and send the token.
         0 Connect {
@@ -190,33 +188,16 @@ choice! {
             /// What only the two sides know.
             token: Bytes<'a>,
         }
-        /// Make a pair of sockets of which the controller will take one.
-        1 Offer {}
-        /// The controller has taken it, or has given up.
-        2 Taken {
-            /// Whether it has.
-            taken: bool,
-        }
         /// Try to open a memfd of the controller's by its process and number; no channel then.
-        3 Files {
+        1 Files {
             /// The file.
             file: File,
         }
         /// Serve the other end of the socket that came with the first message of the connection.
-        4 Shared {
+        2 Shared {
             /// The kernel's number of the socket that came.
             cookie: u64,
         }
-    }
-}
-
-message! {
-    /// What [`Attach::Offer`] answers; zeros for the others.
-    Attached {
-        /// The descriptor that the controller shall take.
-        descriptor: u32,
-        /// The kernel's number of its socket, so that no other is mistaken for it.
-        cookie: u64,
     }
 }
 
@@ -432,8 +413,6 @@ mod tests {
                 name: Bytes(b"name"),
                 token: Bytes(b"token"),
             },
-            Attach::Offer {},
-            Attach::Taken { taken: true },
             Attach::Files { file },
             Attach::Shared { cookie: 7 },
         ] {

@@ -32,18 +32,13 @@ impl Controller {
     }
 
     pub(super) fn attach<'a>(&self, input: &mut Input<'a>) -> Attach<'a> {
-        match input.below(5) {
+        match input.below(3) {
             0 => Attach::Connect {
                 // No socket listens there.
                 name: Bytes(b"jitmem-fuzz-no-listener"),
                 token: Bytes(input.bytes()),
             },
-            1 => Attach::Offer {},
-            2 => Attach::Taken {
-                // Another channel would end the one that is there.
-                taken: input.below(2) == 0 && self.channel.is_none(),
-            },
-            3 => Attach::Files {
+            1 => Attach::Files {
                 file: self.file(input),
             },
             _ => Attach::Shared {

@@ -184,7 +184,6 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
         registry.sessions.insert(id, session);
         Ok(Opened {
             session: id,
-            process: sys::socket::process(),
             page_size: sys::page_size().bytes(),
             coherent: sys::COHERENT_FETCH && !sys::is_translated(),
             functions: functions.clone(),

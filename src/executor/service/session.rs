@@ -10,9 +10,9 @@ use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::sys::{OwnerProcess, explain, socket};
 use crate::transport::RESPONSE_TIMEOUT;
-use crate::wire::service::{Attach, Attached, Content, Functions, Item};
+use crate::wire::service::{Attach, Content, Functions, Item};
 use crate::wire::sps::{ActionPair, AddrRange};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,8 +24,6 @@ pub(super) struct Session {
     functions: Functions,
     pub(super) windows: Windows,
     teardowns: Teardowns,
-    /// Our end of a pair, and the end that the controller is about to take.
-    offered: Mutex<Option<(OwnedFd, OwnedFd)>>,
     channel: Mutex<Option<Arc<OwnedFd>>>,
 }
 
@@ -38,7 +36,6 @@ impl Session {
             functions,
             windows: Windows::default(),
             teardowns: Teardowns::default(),
-            offered: Mutex::default(),
             channel: Mutex::default(),
         }
     }
@@ -56,11 +53,7 @@ impl Session {
     // ---- the channel ----
 
     /// Tries one way to pass descriptors.
-    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<Attached> {
-        let nothing = Attached {
-            descriptor: 0,
-            cookie: 0,
-        };
+    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<()> {
         match attach {
             Attach::Connect { name, token } => {
                 let socket = socket::connect_to(name.0)
@@ -69,28 +62,13 @@ impl Session {
                         Ok(socket)
                     })
                     .map_err(|error| explain("connect to the controller's socket", error))?;
-                self.serve(socket)?;
-                Ok(nothing)
+                self.serve(socket)
             }
-            Attach::Offer {} => {
-                let (ours, theirs) = socket::packet_pair()
-                    .map_err(|error| explain("make a pair of sockets", error))?;
-                let cookie = socket::cookie(&theirs)
-                    .map_err(|error| explain("ask for a socket's cookie", error))?;
-                let descriptor = socket::number(theirs.as_fd());
-                *self.offered.lock() = Some((ours, theirs));
-                Ok(Attached { descriptor, cookie })
-            }
-            Attach::Taken { taken } => match (self.offered.lock().take(), taken) {
-                (Some((ours, _theirs)), true) => self.serve(ours).map(|()| nothing),
-                (None, true) => Err(invalid_argument("no socket was offered")),
-                (_, false) => Ok(nothing),
-            },
-            Attach::Files { file } => windows::open(&file, false).map(|_| nothing),
+            Attach::Files { file } => windows::open(&file, false).map(drop),
             Attach::Shared { cookie } => {
                 let ours = Offered::take(cookie)
                     .ok_or_else(|| invalid_argument("this socket was not sent along"))?;
-                self.serve(ours).map(|()| nothing)
+                self.serve(ours)
             }
         }
     }

@@ -310,10 +310,13 @@ pub(super) fn open(file: &File, write: bool) -> Result<OwnedFd> {
         inode,
     } = *file;
     let what = format!("open /proc/{process}/fd/{descriptor}, a memfd of the controller's");
-    let opened = socket::open_from(process, descriptor, write)
-        .map_err(|error| explain_reach(&what, error))?;
-    match socket::identity(opened.as_fd()) {
-        Ok(identity) if identity == (device, inode) => Ok(opened),
+    // In another namespace the number is another process's: its file must not be opened, which may block
+    // or do something.
+    let file = socket::find_in(process, descriptor).map_err(|error| explain_reach(&what, error))?;
+    match socket::identity(file.as_fd()) {
+        Ok(identity) if identity == (device, inode) => {
+            socket::open_again(&file, write).map_err(|error| explain_reach(&what, error))
+        }
         Ok(_) => Err(Error::new(
             Status::Unsupported,
             format!("{what}: it is another file; controller and executor count processes apart"),
@@ -418,6 +421,24 @@ mod tests {
         };
         open(&meant(inode), false).unwrap();
         let error = open(&meant(inode + 1), false).unwrap_err();
+        assert!(error.message().contains("another file"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_was_not_meant_is_not_opened() {
+        use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open as open_path, unlink};
+        let path = std::env::temp_dir().join(format!("jitmem-test-{}", socket::process()));
+        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let fifo = open_path(&path, OFlags::PATH, Mode::empty()).unwrap();
+        unlink(&path).unwrap();
+        let file = File {
+            process: socket::process(),
+            descriptor: socket::number(fifo.as_fd()),
+            device: 0,
+            inode: 0,
+        };
+        // To open it would wait for a process that writes.
+        let error = open(&file, false).unwrap_err();
         assert!(error.message().contains("another file"), "{error}");
     }
 }

@@ -8,7 +8,7 @@ use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::frame::{Header, Opcode};
-use crate::wire::service::{Attached, Opened, Reply, ReservedAt};
+use crate::wire::service::{Opened, Reply, ReservedAt};
 use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
@@ -28,18 +28,13 @@ impl Transport for Opener {
     fn call(&self, function: u64, _: Vec<u8>, done: Completion<Vec<u8>>) {
         let opened = Opened {
             session: 1,
-            process: 1,
             page_size: sys::page_size().bytes(),
             coherent: true,
             functions: functions(),
         };
-        let attached = Attached {
-            descriptor: 0,
-            cookie: 0,
-        };
         done.complete(Ok(match function {
             SERVICE => reply(opened),
-            _ => reply(attached),
+            _ => reply(()),
         }));
     }
 

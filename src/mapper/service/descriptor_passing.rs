@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How memfds reach the executor: through a channel, for which a socket must be in both processes, or by
 //! way of /proc. Which of it works depends on how the two were started.
+//!
+//! An executor may attack, so no number of its own (process, descriptor, cookie) is acted on here. The
+//! controller makes what it hands over, and says what the executor is to open or to connect to.
 
 use super::link::Link;
 use crate::error::{Error, Result, Status};
-use crate::sys::{self, MemFile, explain, explain_mapping, explain_reach, socket};
+use crate::sys::{self, MemFile, explain, explain_mapping, socket};
 use crate::transport::RESPONSE_TIMEOUT;
 use crate::transport::channel::Channel;
-use crate::wire::service::{Attach, Attached, File};
+use crate::wire::service::{Attach, File};
 use crate::wire::sps::Bytes;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -18,8 +21,6 @@ pub(super) enum DescriptorPassing {
     SharedSocket,
     /// Through a channel that began at an abstract Unix socket.
     AbstractSocket,
-    /// Through a channel whose end was taken out of the executor.
-    TakenSocket,
     /// The executor opens them by our process and their number.
     Files,
 }
@@ -32,7 +33,6 @@ impl DescriptorPassing {
                 "shared memory, memfds over a socket that came with the connection"
             }
             DescriptorPassing::AbstractSocket => "shared memory, memfds over an abstract socket",
-            DescriptorPassing::TakenSocket => "shared memory, memfds over a socket by pidfd_getfd",
             DescriptorPassing::Files => "shared memory, memfds by /proc/PID/fd",
         }
     }
@@ -60,12 +60,11 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
         let attempt = || by_shared_socket(link, socket);
         ("a socket that both share", Box::new(attempt))
     });
-    let others: [(&str, Attempt<'_>); 3] = [
+    let others: [(&str, Attempt<'_>); 2] = [
         (
             "an abstract Unix socket",
             Box::new(|| by_abstract_socket(link)),
         ),
-        ("pidfd_getfd", Box::new(|| by_taken_socket(link))),
         ("/proc/PID/fd", Box::new(|| by_files(link))),
     ];
     let mut failed = Vec::new();
@@ -120,31 +119,6 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
     };
     let channel = Channel::new(socket)?;
     Ok((DescriptorPassing::AbstractSocket, Some(channel)))
-}
-
-fn by_taken_socket(link: &Link) -> Result<Found> {
-    let offer = link.attach(Attach::Offer {})?;
-    let taken = take(link.process(), &offer);
-    let told = link.attach(Attach::Taken {
-        taken: taken.is_ok(),
-    });
-    let socket = taken?;
-    told?;
-    Ok((DescriptorPassing::TakenSocket, Some(Channel::new(socket)?)))
-}
-
-/// Takes the socket that an executor offers.
-fn take(process: u32, offer: &Attached) -> Result<OwnedFd> {
-    let socket = socket::take_from(process, offer.descriptor).map_err(|error| {
-        explain_reach(format_args!("take a socket of process {process}"), error)
-    })?;
-    match socket::cookie(&socket) {
-        Ok(cookie) if cookie == offer.cookie && is_ours(&socket) => Ok(socket),
-        _ => Err(Error::new(
-            Status::Unsupported,
-            format!("process {process} is not the executor here: they count processes apart"),
-        )),
-    }
 }
 
 fn by_files(link: &Link) -> Result<Found> {

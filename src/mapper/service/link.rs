@@ -9,7 +9,7 @@ use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::packet;
 use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected, dispatched};
-use crate::wire::service::{Attach, Attached, Functions, Open, Opened, VERSION};
+use crate::wire::service::{Attach, Functions, Open, Opened, VERSION};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl Link {
     }
 
     /// Tries a way to pass descriptors.
-    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<Attached> {
+    pub(super) fn attach(&self, attach: Attach<'_>) -> Result<()> {
         self.ask(self.opened.functions.attach, &attach)
     }
 
@@ -82,11 +82,6 @@ impl Link {
 
     fn channel(&self) -> Option<&Channel> {
         self.attachment.as_ref()?.channel.as_ref()
-    }
-
-    /// The executor's process, as it knows itself.
-    pub(super) fn process(&self) -> u32 {
-        self.opened.process
     }
 
     pub(super) fn page_size(&self) -> u64 {
