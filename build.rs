@@ -37,6 +37,7 @@ const SECTIONS: &[Section] = &[
             "allocation_request",
             "write_scope",
             "epochs",
+            "lookup",
         ],
     ),
     Section(

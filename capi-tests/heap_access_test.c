@@ -5,6 +5,34 @@
 
 #include "heap_calls.h"
 
+static void ignore_location(void *ctx, const jitmem_location *location) {
+  (void)ctx, (void)location;
+}
+
+// Look-ups take no memory.
+static void look_ups(void **state) {
+  struct subject *subject = *state;
+  struct graphs graphs = finalized(subject->manager, 1);
+  const uint64_t address = graphs.memory[0].address;
+  jitmem_location location = {.struct_size = sizeof location};
+  EACH_FAILURE(round) {
+    jitmem_lookup_answer answer;
+    ALWAYS(round, answer = jitmem_manager_lookup(subject->manager, address, &location));
+    assert_int_equal(answer, JITMEM_LOOKUP_FOUND);
+    assert_int_equal(location.allocation, graphs.handle);
+  }
+  EACH_FAILURE(round) {
+    jitmem_lookup_answer answer;
+    ALWAYS(round, answer = jitmem_lookup(0, &location));
+    assert_int_equal(answer, JITMEM_LOOKUP_NOTHING);
+  }
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_manager_walk(subject->manager, ignore_location, NULL, error));
+  }
+  OK(jitmem_manager_deallocate(subject->manager, &graphs.handle, 1, error));
+  goes_on_working(subject->manager);
+}
+
 // A scope opens or does not; where finalized memory can't be written it never does.
 static void write_scopes(void **state) {
   struct subject *subject = *state;
@@ -230,6 +258,8 @@ int main(void) {
       MODES(trims),
       MODE(labelled_allocations, two_views),
       MODE(labelled_allocations, mprotected),
+      MODE(look_ups, two_views),
+      MODE(look_ups, remote),
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),
       MODE(write_scopes, shared),

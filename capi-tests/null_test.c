@@ -455,6 +455,21 @@ static void describing(void **state) {
           jitmem_manager_all_usage(manager, JITMEM_USAGE_BY_TAG, NULL, NULL, error));
 }
 
+static void ignore_location(void *ctx, const jitmem_location *location) {
+  (void)ctx, (void)location;
+}
+
+static void looking_up(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  jitmem_location location = {.struct_size = sizeof location};
+  assert_int_equal(jitmem_lookup(0, NULL), JITMEM_LOOKUP_REFUSED);
+  assert_int_equal(jitmem_manager_lookup(manager, 0, NULL), JITMEM_LOOKUP_REFUSED);
+  assert_int_equal(jitmem_manager_lookup(NULL, 0, &location), JITMEM_LOOKUP_REFUSED);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_walk(NULL, ignore_location, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "see is NULL", jitmem_manager_walk(manager, NULL, NULL, error));
+}
+
 static void trimming(void **state) {
   jitmem_manager *manager = ((struct fixture *)*state)->manager;
   uint64_t bytes = 7;
@@ -484,6 +499,7 @@ int main(void) {
       EVERYWHERE(looking),
       EVERYWHERE(requesting),
       EVERYWHERE(describing),
+      EVERYWHERE(looking_up),
       EVERYWHERE(trimming),
   };
   return at_rest(cmocka_run_group_tests_name("NULL", tests, NULL, NULL));

@@ -30,11 +30,18 @@ impl Protection {
     /// `InvalidArgument` for other bits and for writable and executable together.
     #[inline]
     pub fn from_bits(bits: u32) -> Result<Protection> {
-        const CHANGING: u32 = (Protection::WRITE_BIT | Protection::EXEC_BIT) as u32;
-        match bits & !7 == 0 && bits & CHANGING != CHANGING {
-            true => Ok(Protection(bits as u8)),
-            false => Err(Self::refused(bits)),
+        match Self::checked(bits) {
+            Some(protection) => Ok(protection),
+            None => Err(Self::refused(bits)),
         }
+    }
+
+    /// [`Protection::from_bits`] without words.
+    #[inline]
+    pub(crate) fn checked(bits: u32) -> Option<Protection> {
+        const CHANGING: u32 = (Protection::WRITE_BIT | Protection::EXEC_BIT) as u32;
+        let possible = bits & !7 == 0 && bits & CHANGING != CHANGING;
+        possible.then_some(Protection(bits as u8))
     }
 
     #[cold]

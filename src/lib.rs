@@ -179,9 +179,9 @@ pub use completion::Completion;
 pub use error::{Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
 pub use manager::{
-    AllocatedSegment, Allocation, AllocationHandle, Dylib, Event, EventKind, ForkPolicy,
-    GrowthPolicy, InFlight, Label, LayoutItem, LayoutKind, Manager, Observer, Options, Segment,
-    Stats, Usage, UsageBy, WriteScope,
+    AllocatedSegment, Allocation, AllocationHandle, AllocationPhase, Dylib, Event, EventKind,
+    ForkPolicy, GrowthPolicy, InFlight, Label, LayoutItem, LayoutKind, Location, Manager, Observer,
+    Options, Segment, Stats, Usage, UsageBy, WriteScope, lookup,
 };
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;

@@ -76,6 +76,9 @@ pub struct AddressRange {
 }
 
 impl AddressRange {
+    /// No bytes.
+    pub(crate) const EMPTY: AddressRange = AddressRange { start: 0, size: 0 };
+
     /// The range, or `None` if its end is not an address.
     pub const fn new(start: u64, size: u64) -> Option<AddressRange> {
         match start.checked_add(size) {

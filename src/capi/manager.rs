@@ -143,6 +143,17 @@ pub(super) unsafe fn with_completion<T>(
 
 // ---- creating ----
 
+/// Lets look-ups tell the handle of a manager.
+///
+/// # Safety
+/// `manager` is not freed meanwhile.
+unsafe fn tell_handle(manager: *const jitmem_manager) {
+    // SAFETY: as the caller says.
+    if let Some(handle) = unsafe { handle::live(manager) } {
+        handle.manager.core().set_host_handle(manager.addr());
+    }
+}
+
 /// Receives a new manager, which it owns, or an error, which is valid during the call.
 #[allow(non_camel_case_types)]
 pub type jitmem_created_fn = Option<
@@ -178,7 +189,10 @@ pub unsafe extern "C" fn jitmem_manager_create(
         let mapper = unsafe { handle::get(mapper) }?;
         let make = || wait(|done| Manager::create(&mapper.0, options, done));
         // SAFETY: as the caller says.
-        unsafe { handle::give_to(manager, || make().map(jitmem_manager::new)) }
+        unsafe { handle::give_to(manager, || make().map(jitmem_manager::new)) }?;
+        // SAFETY: a handle was just written there, which the caller does not know yet.
+        unsafe { tell_handle(manager.read()) };
+        Ok(())
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
@@ -207,7 +221,11 @@ pub unsafe extern "C" fn jitmem_manager_create_async(
         let done = Completion::for_host(move |answer: Result<Manager>| {
             let made = answer.and_then(|manager| handle::give(jitmem_manager::new(manager)));
             let (manager, error) = match made {
-                Ok(manager) => (manager, None),
+                Ok(manager) => {
+                    // SAFETY: the host does not know it yet.
+                    unsafe { tell_handle(manager) };
+                    (manager, None)
+                }
                 Err(error) => (std::ptr::null_mut(), Some(error)),
             };
             lend(error, |error| {

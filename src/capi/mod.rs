@@ -11,6 +11,7 @@ mod executor;
 mod guard;
 mod handle;
 mod input;
+mod lookup;
 mod manager;
 mod mapper;
 mod options;

@@ -4,6 +4,7 @@
 
 use super::flow::{Flow, child_without_handlers};
 use super::label::Label;
+use super::lookup::{self, Location, ManagerReader, lookup_in};
 use super::reservations::Reservations;
 use super::tracking::{Pending, Tracking, named};
 use super::windows::Windows;
@@ -55,6 +56,7 @@ impl Core {
         if !sys::children_are_known() {
             return done.complete(Err(child_without_handlers()));
         }
+        lookup::prepare();
         let page = mapper.capabilities().page_size;
         match mapper.interface().clone() {
             MapperInterface::Reservations(mapper) => {
@@ -335,6 +337,29 @@ impl Core {
             // Each reservation goes with its allocation.
             Division::Reservations(flow) => flow.check_process().map(|()| 0),
         }
+    }
+
+    pub(super) fn reader(&self) -> &Arc<ManagerReader> {
+        either!(self, flow => &flow.reader)
+    }
+
+    /// Notes what the manager's host calls it in C, to be told by look-ups.
+    pub(crate) fn set_host_handle(&self, handle: usize) {
+        self.reader().set_host_handle(handle);
+    }
+
+    /// See [`Manager::lookup`].
+    pub(crate) fn lookup(&self, address: u64) -> Option<Location> {
+        match &self.0 {
+            Division::Windows(flow) => lookup_in(Some(&flow.reader), address),
+            Division::Reservations(flow) => flow.unlocked.find(&flow.reader, address),
+        }
+    }
+
+    /// See [`Manager::walk`].
+    #[cold]
+    pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Location)) -> Result<()> {
+        either!(self, flow => flow.walk(visit))
     }
 
     pub(super) fn stats(&self) -> Stats {

@@ -20,9 +20,6 @@ use std::sync::Arc;
 /// The queue keeps room for this many pieces where none waits.
 const MOST_KEPT: usize = 4096;
 
-/// The number of no record.
-const NO_OWNER: u32 = u32::MAX;
-
 /// Pieces that wait, by the epoch in which they were deallocated, oldest first.
 pub(super) struct Deferred {
     /// The host wants it.
@@ -87,8 +84,7 @@ impl Space<Windows> {
         for piece in &freed.pieces {
             self.usage.waiting += self.memory.place(piece).range.size();
             self.usage.live -= u64::from(piece.requested);
-            // No address in it leads to an allocation any more.
-            self.memory.chain(&Pieces::from_slice(&[*piece]), NO_OWNER);
+            self.memory.nodes.disown(piece.id);
             // It is not live any more when it is freed.
             let piece = Piece {
                 requested: 0,

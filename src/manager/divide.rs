@@ -2,6 +2,7 @@
 //! Dividing windows among allocations: pieces are taken, and given back.
 
 use super::allocate::{Tried, Waiting};
+use super::lookup::ManagerReader;
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, POOLS};
 use super::records::{InFlightState, Key, Phase, Records};
@@ -17,12 +18,14 @@ use crate::error::{Error, Result};
 use crate::group::AllocGroup;
 use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
 use crate::memory::paged::Table;
+use crate::memory::ranges::RangeId;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::sys::Forked;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// How far to go for a request.
 #[derive(Clone, Copy)]
@@ -148,6 +151,26 @@ impl Memory for Windows {
         Some(())
     }
 
+    type Unlocked = ();
+
+    fn read_by(&mut self, manager: &Arc<ManagerReader>) {
+        self.read_by(manager);
+    }
+
+    fn dylib(&self, number: u32, _holding: u32) -> u64 {
+        let id = self.dylibs.ids().get(number as usize);
+        id.map_or(0, |id| id.load(Relaxed))
+    }
+
+    fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup)) {
+        let first = RangeId::of_number(holding);
+        self.nodes.chained(first, |chained| {
+            let piece = Piece::new(chained);
+            let (range, group) = self.window(piece.window.into()).extent(&piece);
+            visit(range, group);
+        });
+    }
+
     fn forked(&mut self, forked: Forked) {
         self.forked(forked);
     }
@@ -249,6 +272,11 @@ impl Space<Windows> {
         if let Err(error) = spare.and_then(|()| self.memory.make_spare(request)) {
             return Attempt::Refused(error);
         }
+        if let Some(label) = &request.label {
+            if let Err(error) = self.records.make_room_for_tag(label.tag_number()) {
+                return Attempt::Refused(error);
+            }
+        }
         layout
             .segments
             .resize(request.segments, SegmentMemory::NONE);
@@ -275,6 +303,9 @@ impl Space<Windows> {
         let set = |state: &mut InFlightState| std::mem::swap(&mut state.segments, states);
         let first = Windows::first(pieces);
         let (key, handle) = self.admit(first, dylib, for_finalize, layout.live, set);
+        if let Some(label) = &request.label {
+            self.records.set_tag(key, label.tag_number());
+        }
         self.memory.chain(pieces, key.number());
         layout.handle = handle;
         Attempt::Done(key)
@@ -387,6 +418,8 @@ impl Space<Windows> {
         let (served, stay): (Pieces, Pieces) = pieces.partition(Piece::is_for_finalize);
         self.memory.chain(&stay, key.number());
         self.records.set_holding(key, Windows::first(&stay));
+        let nodes = &self.memory.nodes;
+        served.iter().for_each(|piece| nodes.disown(piece.id));
         freed.add(served, &self.memory);
     }
 

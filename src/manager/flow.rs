@@ -5,6 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::Options;
+use super::lookup::{self, Location, ManagerReader};
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
 use super::tracking::Tracking;
@@ -24,6 +25,9 @@ pub(super) struct Flow<M: Memory> {
     pub(super) mapper: Arc<M::Mapper>,
     pub(super) options: Options,
     pub(super) space: AtForkMutex<Space<M>>,
+    /// What look-ups have of the manager, which take no lock.
+    pub(super) reader: Arc<ManagerReader>,
+    pub(super) unlocked: M::Unlocked,
     /// What is known of allocations besides.
     pub(super) tracking: Arc<Tracking>,
     /// Working memory of content that the mapper copies.
@@ -57,13 +61,15 @@ impl<M: Memory> Flow<M> {
         let capabilities = mapper.capabilities();
         // A child has a process's own memory too, and only a host can know what its mapper does there.
         let here = [Kind::TwoViews, Kind::Mprotect, Kind::Custom].contains(&capabilities.kind);
+        let mut space = Space::new(memory, options.quota, random());
+        let reader = ManagerReader::new(capabilities.in_this_process, space.records.reader());
+        space.memory.read_by(&reader);
         Arc::new(Flow {
             owner: (!here).then(OwnerProcess::current),
             coherent: AtomicBool::new(capabilities.coherent),
-            space: AtForkMutex::new(
-                Space::new(memory, options.quota, random()),
-                |space, forked| space.memory.forked(forked),
-            ),
+            reader,
+            unlocked: space.memory.unlocked(),
+            space: AtForkMutex::new(space, |space, forked| space.memory.forked(forked)),
             tracking: Tracking::new(&options),
             mapper,
             writer_access: options.close_writers.then(WriterAccess::new),
@@ -197,6 +203,19 @@ impl<M: Memory> Flow<M> {
         Ok(())
     }
 
+    /// See [`Manager::walk`](super::Manager::walk).
+    #[cold]
+    pub(super) fn walk(&self, visit: &mut dyn FnMut(&Location)) -> Result<()> {
+        self.check_process()?;
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let mut batch = Vec::new();
+            next = self.space.lock().locate(&self.reader, from, &mut batch);
+            batch.iter().for_each(&mut *visit);
+        }
+        Ok(())
+    }
+
     pub(super) fn stats(&self) -> Stats {
         let window_size = self.options.window_size;
         let traffic = self.mapper.traffic();
@@ -225,6 +244,7 @@ impl<M: Memory> Drop for Flow<M> {
         }
         self.tracking.end();
         let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
+        lookup::collect();
         match self.mapper.close_timeout() {
             // When the host has freed a manager, its actions are done and its memory is gone.
             Some(timeout) => {

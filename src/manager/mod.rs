@@ -19,7 +19,9 @@ mod flow;
 mod frozen;
 mod in_flight;
 mod label;
+mod lookup;
 mod piece;
+mod places;
 mod pool;
 #[allow(unsafe_code)]
 mod records;
@@ -43,6 +45,7 @@ pub use events::{AllocatedSegment, Allocation, Event, EventKind, Observer};
 pub use in_flight::InFlight;
 pub use label::Label;
 pub(crate) use label::{LONGEST_NAME, Name};
+pub use lookup::{AllocationPhase, Location, lookup};
 pub(crate) use request::Request;
 pub use request::Segment;
 pub(crate) use space::heap_is_full;
@@ -434,6 +437,26 @@ impl Manager {
     /// observer nor the option `usage`.
     pub fn describe(&self, allocation: AllocationHandle) -> Result<Arc<Allocation>> {
         self.core.tracking().describe(allocation.0)
+    }
+
+    /// Where an address of the executor lies in this manager. As [`lookup`], for one manager: no lock, no
+    /// allocation, no system call, whatever the signal has interrupted.
+    pub fn lookup(&self, address: u64) -> Option<Location> {
+        self.core.lookup(address)
+    }
+
+    /// Shows every segment of every live allocation, those of one allocation one after the other; an
+    /// allocation without memory is shown once, with an empty segment.
+    ///
+    /// No lock is held while `visit` runs, so it may use the manager. An allocation that is there from
+    /// before the walk until after it is shown exactly once; one that comes or goes meanwhile is shown
+    /// once, as it was at one moment, or not at all. What is being deallocated or abandoned is not shown.
+    /// Takes memory for some allocations at a time.
+    ///
+    /// # Errors
+    /// `InvalidHandle` in a forked child of the process that the manager belongs to.
+    pub fn walk(&self, mut visit: impl FnMut(&Location)) -> Result<()> {
+        self.core.walk(&mut visit)
     }
 
     /// What one JITDylib, or one tag, has at this moment: all zero if it has nothing.

@@ -31,14 +31,22 @@ pub(super) fn mark(window: u16, pool: u8) -> u32 {
     u32::from(window) << POOL_BITS | u32::from(pool)
 }
 
+pub(super) fn window_of(mark: u32) -> u16 {
+    (mark >> POOL_BITS) as u16
+}
+
+pub(super) fn pool_of(mark: u32) -> u8 {
+    (mark & ((1 << POOL_BITS) - 1)) as u8
+}
+
 impl Piece {
     /// What its node says.
     pub(super) fn new(chained: Chained) -> Piece {
         Piece {
             id: chained.id,
             requested: chained.requested,
-            window: (chained.mark >> POOL_BITS) as u16,
-            pool: (chained.mark & ((1 << POOL_BITS) - 1)) as u8,
+            window: window_of(chained.mark),
+            pool: pool_of(chained.mark),
             copied: chained.flag,
         }
     }

@@ -6,10 +6,11 @@ use super::piece::{Piece, Place, RequestLayout, Untouched, mark};
 use super::records::SegmentState;
 use super::request::PlannedSegment;
 use super::stats::Sums;
-use crate::group::{AllocGroup, Lifetime};
+use crate::group::{AllocGroup, Lifetime, Protection};
 use crate::mapper::{Prepared, Working};
 use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges, RegionId};
+use crate::memory::words::PageIndex;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{Forked, ForksInUse};
@@ -52,6 +53,16 @@ pub(super) fn pool_index(group: AllocGroup) -> u8 {
         _ => 0,
     };
     group.protection.bits() as u8 | lifetime
+}
+
+/// The group that a pool serves.
+pub(super) fn group_of(pool: u8) -> Option<AllocGroup> {
+    let protection = Protection::checked((pool & !FINALIZE_BIT).into())?;
+    let lifetime = match pool & FINALIZE_BIT {
+        0 => Lifetime::Standard,
+        _ => Lifetime::Finalize,
+    };
+    Some(AllocGroup::new(protection, lifetime))
 }
 
 /// Code keeps off the first bytes of a chunk, because the function sanitizer reads 8 bytes before a
@@ -194,6 +205,8 @@ pub(super) struct Thawed {
 
 pub(super) struct Pool {
     nodes: Arc<Nodes>,
+    /// Of the window.
+    index: Arc<PageIndex>,
     pub(super) group: AllocGroup,
     granule: Alignment,
     pub(super) ranges: Ranges,
@@ -212,7 +225,7 @@ impl Pool {
     pub(super) fn new(
         window: u16,
         group: AllocGroup,
-        nodes: &Arc<Nodes>,
+        (nodes, index): (&Arc<Nodes>, &Arc<PageIndex>),
         granule: Alignment,
         first_size: u64,
         epoch: u32,
@@ -222,6 +235,7 @@ impl Pool {
             epoch,
             shared_with_children: false,
             nodes: Arc::clone(nodes),
+            index: Arc::clone(index),
             group,
             granule,
             ranges: Ranges::new(narrow(granule.bytes()), Arc::clone(nodes), mark),
@@ -261,7 +275,8 @@ impl Pool {
         };
         let pool = pool_index(planned.group);
         let (shift, shared_with_children) = (self.granule_shift(), self.shared_with_children);
-        let chunk = self.chunk_mut(handed.region);
+        let chunk = self.chunks[handed.region as usize].as_mut();
+        let chunk = chunk.expect("regions are chunks");
         let content_end = handed.start + planned.content;
         let end = handed.start + handed.size;
         let pages = chunk.pages_around(handed.start, end);
@@ -272,6 +287,7 @@ impl Pool {
                 region: handed.region,
                 pages: pages.clone(),
             });
+            self.index.note_all(handed.start..end, handed.id.index());
         }
         let zeroed = content_end == end || !known && chunk.touched.count_in(pages.clone()) == 0;
         if shared_with_children {
@@ -318,6 +334,12 @@ impl Pool {
             pool,
             copied,
         })
+    }
+
+    /// The bytes that a live piece was asked for.
+    pub(super) fn extent(&self, piece: &Piece, origin: u64) -> AddressRange {
+        let start = self.ranges.get(piece.id).start;
+        addresses(origin, start, piece.requested)
     }
 
     /// Where a live range is.
@@ -427,6 +449,7 @@ impl Pool {
 
     #[cold]
     fn freeze(&mut self, id: RangeId) -> (u64, bool) {
+        self.nodes.disown(id);
         let (handed, epoch) = (self.ranges.get(id), self.epoch);
         let chunk = self.chunk_mut(handed.region);
         chunk.forks.freeze(id, handed.size, epoch);

@@ -6,9 +6,11 @@ use crate::error::{Result, invalid_handle};
 use crate::memory::buffer::Buffer;
 use crate::memory::paged::{Element, Paged, Table};
 use crate::memory::slab::Slab;
+use crate::memory::words::Words;
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, fence};
 
 /// Working memory of the segments that the mapper copies, in their order; most allocations have none.
 pub(super) type Buffers = Box<[Buffer]>;
@@ -94,6 +96,11 @@ struct Ending<T> {
 pub(super) struct Key(u32);
 
 impl Key {
+    /// Of a number that [`RecordsReader::find_map_from`] has shown.
+    pub(super) fn of(number: u32) -> Key {
+        Key(number)
+    }
+
     /// A number below 2^31.
     pub(super) fn number(self) -> u32 {
         self.0
@@ -140,10 +147,79 @@ impl Slot {
     }
 
     fn set_phase(&self, phase: Phase) {
-        let generation = self.generation();
-        self.life
-            .store(generation << PHASE_BITS | phase as u32, Relaxed);
+        self.set_life(self.generation(), phase);
     }
+
+    /// What was done to the allocation before is seen with it, and what is done from now on, after it.
+    fn set_life(&self, generation: u32, phase: Phase) {
+        self.life
+            .store(generation << PHASE_BITS | phase as u32, Release);
+        fence(Release);
+    }
+}
+
+/// What a reader without a lock has of the records.
+#[derive(Clone)]
+pub(super) struct RecordsReader {
+    slots: Arc<Paged<Slot>>,
+    tags: Arc<Words>,
+    cookie: u64,
+}
+
+/// What a slot was used for at one moment. No two uses are the same.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Life {
+    pub(super) phase: Phase,
+    pub(super) handle: u64,
+    pub(super) dylib: u32,
+    pub(super) tag: u64,
+}
+
+impl RecordsReader {
+    /// What the slot of a number is used for; `None` if for nothing. Two readings that are the same have
+    /// nothing between them.
+    pub(super) fn life(&self, number: u32) -> Option<Life> {
+        let slot = self.slots.find(number)?;
+        fence(Acquire);
+        let life = slot.life.load(Acquire);
+        let (generation, phase) = (
+            life >> PHASE_BITS,
+            PHASES[(life % (1 << PHASE_BITS)) as usize],
+        );
+        (phase != Phase::Vacant).then(|| Life {
+            phase,
+            handle: handle_of(number, generation, self.cookie),
+            dylib: slot.dylib.load(Relaxed) & !FOR_FINALIZE,
+            tag: tag(&self.tags, number, generation),
+        })
+    }
+
+    /// The live allocations from a slot on, with their slots, until `look` answers something.
+    pub(super) fn find_map_from<R>(
+        &self,
+        from: u32,
+        look: &mut dyn FnMut(u32, Life) -> Option<R>,
+    ) -> Option<R> {
+        let look = |number, _: &Slot| look(number, self.life(number)?);
+        self.slots.find_map_from(from, look)
+    }
+}
+
+/// Each slot has two words for its tag: the generation that it is of, and the tag.
+fn tag(tags: &Words, slot: u32, generation: u32) -> u64 {
+    let word = |offset| tags.get(2 * slot as usize + offset);
+    let Some((of, tag)) = word(0).zip(word(1)) else {
+        return 0;
+    };
+    match of.load(Acquire) == u64::from(generation) {
+        true => tag.load(Relaxed),
+        false => 0,
+    }
+}
+
+fn handle_of(index: u32, generation: u32, cookie: u64) -> u64 {
+    let upper = u64::from(generation) << 1 | 1;
+    (upper << 32 | u64::from(index)) ^ cookie
 }
 
 /// What an allocation held that is gone.
@@ -163,6 +239,8 @@ pub(super) struct Record {
 /// handle of another manager or another time is told from a good one.
 pub(super) struct Records<T> {
     slots: Arc<Paged<Slot>>,
+    /// By slot; without memory until an allocation has one.
+    tags: Arc<Words>,
     in_flight: Slab<InFlightState>,
     endings: Slab<Ending<T>>,
     cookie: u64,
@@ -176,6 +254,7 @@ impl<T: Default> Records<T> {
         let cookie = random & !(1 << 32) & !(1 << 63);
         Records {
             slots: Arc::new(Paged::new()),
+            tags: Arc::new(Words::new()),
             in_flight: Slab::new(),
             endings: Slab::new(),
             cookie,
@@ -210,14 +289,46 @@ impl<T: Default> Records<T> {
         slot.extra.store(number, Relaxed);
         slot.holding.store(holding, Relaxed);
         slot.dylib.store(dylib | for_finalize, Relaxed);
-        slot.life
-            .store(generation << PHASE_BITS | Phase::InFlight as u32, Relaxed);
+        slot.set_life(generation, Phase::InFlight);
         (Key(index), self.handle(index, generation))
     }
 
     fn handle(&self, index: u32, generation: u32) -> u64 {
-        let upper = u64::from(generation) << 1 | 1;
-        (upper << 32 | u64::from(index)) ^ self.cookie
+        handle_of(index, generation, self.cookie)
+    }
+
+    pub(super) fn reader(&self) -> RecordsReader {
+        RecordsReader {
+            slots: Arc::clone(&self.slots),
+            tags: Arc::clone(&self.tags),
+            cookie: self.cookie,
+        }
+    }
+
+    /// Makes sure that the next record can have a tag; after [`Records::make_spare`].
+    #[cold]
+    pub(super) fn make_room_for_tag(&self, tag: u64) -> Result<()> {
+        if tag == 0 {
+            return Ok(());
+        }
+        self.tags
+            .make_room(2 * self.slots.mapped())
+            .map_err(no_pages)
+    }
+
+    /// Notes the tag of a record that was just added; after [`Records::make_room_for_tag`].
+    #[cold]
+    pub(super) fn set_tag(&self, key: Key, tag: u64) {
+        if tag == 0 {
+            return;
+        }
+        let word = |offset| self.tags.used(2 * key.0 as usize + offset);
+        if let Some((of, place)) = word(0).zip(word(1)) {
+            of.store(0, Relaxed);
+            fence(Release);
+            place.store(tag, Relaxed);
+            of.store(self.slot(key).generation().into(), Release);
+        }
     }
 
     /// The allocation of this handle, in flight.
@@ -405,7 +516,10 @@ impl<T: Default> Records<T> {
 
     /// Bytes of memory that they take.
     pub(super) fn resident_bytes(&self) -> u64 {
-        self.slots.resident_bytes() + self.in_flight.bytes() + self.endings.bytes()
+        self.slots.resident_bytes()
+            + self.tags.resident_bytes()
+            + self.in_flight.bytes()
+            + self.endings.bytes()
     }
 }
 

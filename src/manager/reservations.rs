@@ -6,12 +6,15 @@
 //! reservation outside the lock, and checks where it lies before it hands it out.
 
 use super::core::nothing_waits;
+use super::lookup::ManagerReader;
+use super::places::{Places, ReservationsReader};
 use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::{PlannedSegment, Request};
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Result, Status};
+use crate::group::AllocGroup;
 use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::{Placement, REACH};
@@ -34,6 +37,7 @@ pub(super) struct Reservations {
     reserved: u64,
     /// Those of allocations, whose records hold their numbers.
     own: Slab<OwnReservation>,
+    places: Places,
 }
 
 /// The reservation of an allocation.
@@ -46,17 +50,23 @@ pub(super) struct OwnReservation {
     belongs: Option<u64>,
     /// Grows with each finalize; 0 before.
     order: u64,
+    /// Its JITDylib.
+    dylib: u64,
+    /// By segment, where look-ups find it.
+    places: SmallVec<[u32; 4]>,
 }
 
 /// One that holds nothing.
 impl Default for OwnReservation {
     fn default() -> Self {
         OwnReservation {
-            range: AddressRange::new(0, 0).expect("nothing ends where it begins"),
+            range: AddressRange::EMPTY,
             segments: SmallVec::new(),
             requested: 0,
             belongs: None,
             order: 0,
+            dylib: 0,
+            places: SmallVec::new(),
         }
     }
 }
@@ -66,6 +76,14 @@ impl Default for OwnReservation {
 struct PlacedSegment {
     range: AddressRange,
     planned: PlannedSegment,
+}
+
+impl PlacedSegment {
+    /// The bytes that were asked for.
+    fn requested(&self) -> AddressRange {
+        let requested = self.range.part(0, self.planned.size.into());
+        requested.unwrap_or(self.range)
+    }
 }
 
 /// What is made for a request before its memory is reserved.
@@ -162,6 +180,7 @@ impl Reservations {
             edges: BTreeMap::new(),
             reserved: 0,
             own: Slab::new(),
+            places: Places::default(),
         })
     }
 
@@ -272,6 +291,8 @@ impl OwnReservation {
             segments,
             belongs,
             order: 0,
+            dylib: draft.request.dylib,
+            places: SmallVec::new(),
         })
     }
 
@@ -324,8 +345,26 @@ impl Memory for Reservations {
 
     fn forget(&mut self, _: u32) {}
 
+    type Unlocked = ReservationsReader;
+
+    fn unlocked(&self) -> ReservationsReader {
+        self.places.reader()
+    }
+
+    fn read_by(&mut self, _: &Arc<ManagerReader>) {}
+
+    fn dylib(&self, _: u32, holding: u32) -> u64 {
+        self.own.get(holding).dylib
+    }
+
+    fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup)) {
+        for placed in &self.own.get(holding).segments {
+            visit(placed.requested(), placed.planned.group);
+        }
+    }
+
     fn bytes_of_records(&self) -> u64 {
-        self.own.bytes()
+        self.own.bytes() + self.places.bytes()
     }
 
     fn sums(&self) -> Sums {
@@ -413,13 +452,27 @@ impl Space<Reservations> {
         if !memory.own.make_spare(1) {
             return Err(heap_is_full());
         }
+        let label = draft.request.label.as_ref();
+        let tag = label.map_or(0, |label| label.tag_number());
+        self.records.make_room_for_tag(tag)?;
+        memory.places.make_spare(own.segments.len())?;
         memory.note(&own);
         let segments = own.memory(draft);
         let requested = own.requested;
         let holding = memory.own.insert(own);
         let buffers = std::mem::take(&mut draft.buffers).into();
         let set = |state: &mut InFlightState| state.buffers = buffers;
-        let (_, handle) = self.admit(holding, 0, false, requested, set);
+        let (key, handle) = self.admit(holding, 0, false, requested, set);
+        self.records.set_tag(key, tag);
+        let own = self.memory.own.get_mut(holding);
+        let segments_of = own.segments.iter();
+        let places = segments_of.map(|placed| {
+            let (range, group) = (placed.requested(), placed.planned.group);
+            self.memory
+                .places
+                .add(range, group, key.number(), own.dylib)
+        });
+        own.places = places.collect();
         Ok(Allocated { handle, segments })
     }
 
@@ -474,6 +527,9 @@ impl Space<Reservations> {
     fn take_reservation(&mut self, key: Key) -> AddressRange {
         let own = self.memory.own.remove(self.records.record(key).holding);
         self.memory.unnote(&own);
+        own.places
+            .iter()
+            .for_each(|place| self.memory.places.remove(*place));
         self.usage.live -= own.requested;
         self.not_aside(own.range.size());
         own.range

@@ -5,13 +5,16 @@
 
 use super::LayoutItem;
 use super::allocate::Waiting;
-use super::records::{InFlightState, Key, Records};
+use super::lookup::{Location, ManagerReader};
+use super::records::{InFlightState, Key, Phase, Records};
 use super::scopes::Scopes;
 use super::stats::Sums;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
+use crate::group::AllocGroup;
 use crate::mapper::MapperBase;
 use crate::memory::paged::Table;
+use crate::page::AddressRange;
 use crate::sys;
 use crate::sys::Forked;
 use smallvec::SmallVec;
@@ -26,6 +29,22 @@ pub(super) trait Memory: Sized + Send + 'static {
     type Mapper: MapperBase + ?Sized;
     /// What the mapper must be told when an allocation goes.
     type Teardown: Default + Send;
+
+    /// What is read of it without the lock, besides what it gave out in [`Memory::read_by`].
+    type Unlocked: Default + Clone + Send + Sync;
+
+    fn unlocked(&self) -> Self::Unlocked {
+        Self::Unlocked::default()
+    }
+
+    /// Lets addresses be looked up without the lock; before there is any allocation.
+    fn read_by(&mut self, manager: &Arc<ManagerReader>);
+
+    /// What the host calls the JITDylib of a record.
+    fn dylib(&self, number: u32, holding: u32) -> u64;
+
+    /// Shows the segments of a record, with the bytes that were asked for.
+    fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup));
 
     /// Writes into the content of an in-flight allocation's segment; `None` if not all of the bytes
     /// belong there.
@@ -134,6 +153,9 @@ pub(super) struct Space<M: Memory> {
     pub(super) usage: Usage,
     pub(super) scopes: Scopes,
 }
+
+/// So many segments are located before the lock is given to others.
+const LOCATED_AT_ONCE: usize = 128;
 
 /// Allocations that go together.
 pub(super) type Keys = SmallVec<[Key; 4]>;
@@ -250,6 +272,30 @@ impl<M: Memory> Space<M> {
     /// Bytes of memory for what is noted of allocations.
     pub(super) fn bytes_of_records(&self) -> u64 {
         self.records.resident_bytes() + self.memory.bytes_of_records()
+    }
+
+    /// Adds the segments of some live allocations, from a slot on. Gives where the next ones begin.
+    pub(super) fn locate(
+        &self,
+        reader: &ManagerReader,
+        from: u32,
+        out: &mut Vec<Location>,
+    ) -> Option<u32> {
+        reader.records().find_map_from(from, &mut |number, life| {
+            if ![Phase::InFlight, Phase::Finalizing, Phase::Finalized].contains(&life.phase) {
+                return None;
+            }
+            let holding = self.records.record(Key::of(number)).holding;
+            let dylib = self.memory.dylib(life.dylib, holding);
+            let before = out.len();
+            self.memory.segments(holding, &mut |range, group| {
+                out.push(reader.location(range, group, life, dylib));
+            });
+            if out.len() == before {
+                out.push(reader.without_memory(life, dylib));
+            }
+            (out.len() >= LOCATED_AT_ONCE).then_some(number + 1)
+        })
     }
 
     pub(super) fn sums(&self) -> Sums {

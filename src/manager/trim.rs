@@ -6,6 +6,7 @@
 //! a steady load makes no system call. The work is done by the thread that freed, without the lock.
 
 use super::flow::Flow;
+use super::lookup;
 use super::pool::{Keep, POOLS};
 use super::space::Space;
 use super::windows::{IdleSearch, Windows};
@@ -132,6 +133,7 @@ impl Flow<Windows> {
             // The address space of a window that is not to be released is lost; the mapper counts it.
             self.mapper.release(window, Completion::new(|_| ()));
         }
+        lookup::collect();
         bytes
     }
 

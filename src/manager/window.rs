@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! One window: the runs of pages that are in no chunk, and the pools that have the chunks.
 
+use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
     FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, narrow,
@@ -14,6 +15,7 @@ use crate::error::Result;
 use crate::group::AllocGroup;
 use crate::mapper::{Chunk, Prepared, Reserved};
 use crate::memory::pages::PageSet;
+use crate::memory::published::Publication;
 use crate::memory::ranges::{Handed, Nodes, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
@@ -31,6 +33,8 @@ pub(super) struct Window {
     /// Which of the manager's it is.
     number: u16,
     nodes: Arc<Nodes>,
+    /// What readers without the lock find it by.
+    index: Publication<WindowIndex>,
     pub(super) range: AddressRange,
     /// What offsets count from: aligned to [`LARGEST_ALIGNMENT`], so that an aligned offset is an
     /// aligned address. At most that much below the window, so offsets fit 32 bits.
@@ -57,16 +61,18 @@ impl Window {
     pub(super) fn new(
         number: u16,
         reserved: Reserved,
-        nodes: &Arc<Nodes>,
+        readers: &Readers,
         page: Alignment,
         granule: Alignment,
         epoch: u32,
     ) -> Window {
+        let origin = reserved.range.start() & !(LARGEST_ALIGNMENT - 1);
         Window {
             number,
-            nodes: Arc::clone(nodes),
+            nodes: Arc::clone(&readers.nodes),
+            index: WindowIndex::publish(readers, number, reserved.range, origin),
             range: reserved.range,
-            origin: reserved.range.start() & !(LARGEST_ALIGNMENT - 1),
+            origin,
             in_reach: reserved.in_reach,
             runs: Runs::new(reserved.range.size()),
             pools: Default::default(),
@@ -93,7 +99,7 @@ impl Window {
 
     fn pool(&mut self, group: AllocGroup) -> &mut Pool {
         let (first, granule, epoch) = (self.first_chunk(), self.granule, self.epoch);
-        let (number, nodes) = (self.number, &self.nodes);
+        let (number, nodes) = (self.number, (&self.nodes, &self.index.pages));
         self.pools[usize::from(pool_index(group))]
             .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first, epoch)))
     }
@@ -149,6 +155,12 @@ impl Window {
     /// Whether it holds no allocation and no JITDylib.
     pub(super) fn is_empty(&self) -> bool {
         self.taken == 0 && self.homes == 0
+    }
+
+    /// The bytes that a live piece was asked for, and their group.
+    pub(super) fn extent(&self, piece: &Piece) -> (AddressRange, AllocGroup) {
+        let pool = self.pool_of(piece);
+        (pool.extent(piece, self.origin), pool.group)
     }
 
     /// Where a live piece is.

@@ -4,10 +4,11 @@
 use super::allocate::Waiting;
 use super::deferred::Deferred;
 use super::dylibs::Dylibs;
+use super::lookup::{ManagerReader, Readers};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk, Thawed};
 use super::request::{PlannedSegment, Request};
-use super::space::{heap_is_full, no_pages};
+use super::space::no_pages;
 use super::stats::Sums;
 use super::window::Window;
 use super::{ForkPolicy, GrowthPolicy, Options};
@@ -58,6 +59,8 @@ pub(super) struct Windows {
     /// Of all ranges in all windows.
     pub(super) nodes: Arc<Nodes>,
     pub(super) dylibs: Dylibs,
+    /// What they have of the manager that take no lock.
+    readers: Option<Readers>,
     page: Alignment,
     granule: Alignment,
     commit: bool,
@@ -100,6 +103,7 @@ impl Windows {
         Windows {
             nodes: Arc::new(Nodes::new()),
             dylibs: Dylibs::new(),
+            readers: None,
             page: mapper.page_size,
             granule: mapper.granule,
             commit: options.commit,
@@ -122,6 +126,15 @@ impl Windows {
         }
     }
 
+    /// Lets addresses be looked up without the lock, before there is a window.
+    pub(super) fn read_by(&mut self, manager: &Arc<ManagerReader>) {
+        self.readers = Some(Readers {
+            manager: Arc::clone(manager),
+            nodes: Arc::clone(&self.nodes),
+            dylibs: Arc::clone(self.dylibs.ids()),
+        });
+    }
+
     /// Adds a window, which serves from now on what is not bound to another.
     pub(super) fn add(&mut self, reserved: Reserved) {
         self.current = match self.windows.iter().position(Option::is_none) {
@@ -131,8 +144,11 @@ impl Windows {
                 self.windows.len() - 1
             }
         };
-        let (number, nodes) = (self.current as u16, &self.nodes);
-        let window = Window::new(number, reserved, nodes, self.page, self.granule, self.epoch);
+        let Some(readers) = &self.readers else {
+            unreachable!("a manager's flow is made before its windows")
+        };
+        let (number, page, granule) = (self.current as u16, self.page, self.granule);
+        let window = Window::new(number, reserved, readers, page, granule, self.epoch);
         self.windows[self.current] = Some(window);
     }
 
@@ -187,10 +203,7 @@ impl Windows {
         // Each segment takes one node, and up to two for what is left in front of it and behind it.
         let count = request.planned.len() * 3 + self.changes + 1;
         self.nodes.make_spare(count as u32).map_err(no_pages)?;
-        match self.dylibs.make_spare(request.dylib) {
-            true => Ok(()),
-            false => Err(heap_is_full()),
-        }
+        self.dylibs.make_spare(request.dylib)
     }
 
     /// The pieces of an allocation, by what its record holds.

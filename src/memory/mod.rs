@@ -13,6 +13,8 @@ pub(crate) mod paged;
 pub(crate) mod pages;
 pub(crate) mod placement;
 #[allow(unsafe_code)]
+pub(crate) mod published;
+#[allow(unsafe_code)]
 pub(crate) mod ranges;
 #[allow(unsafe_code)]
 pub(crate) mod reservation;
@@ -21,6 +23,8 @@ pub(crate) mod slab;
 #[allow(unsafe_code)]
 pub(crate) mod view;
 pub(crate) mod window;
+#[allow(unsafe_code)]
+pub(crate) mod words;
 #[allow(unsafe_code)]
 pub(crate) mod writer;
 #[allow(unsafe_code)]

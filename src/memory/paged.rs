@@ -367,7 +367,8 @@ impl<T: Element> Paged<T> {
     fn give_to_block(&self, index: u32, record: &T) {
         let number = index >> self.block_bits;
         let block = self.block_of(index);
-        record.link().store(block.vacant.load(Relaxed), Relaxed);
+        // After what its user has stored, for readers without the lock.
+        record.link().store(block.vacant.load(Relaxed), Release);
         block.vacant.store(index + 1, Relaxed);
         let used = block.used.load(Relaxed) - 1;
         block.used.store(used, Relaxed);
@@ -410,6 +411,36 @@ impl<T: Element> Paged<T> {
             let records = first..first + self.block(number).begun.load(Relaxed);
             records.map(|index| (index, self.get(index)))
         })
+    }
+
+    /// Records for which there is address space.
+    pub(crate) fn mapped(&self) -> usize {
+        let stretches = self.stretches.iter();
+        let mapped = stretches.take_while(|stretch| !stretch.load(Acquire).is_null());
+        mapped.count() * STRETCH as usize
+    }
+
+    /// What `look` answers for the first record that was ever used for which it answers anything, from an
+    /// index on. Needs no lock, and fails for no change that is under way.
+    pub(crate) fn find_map_from<R>(
+        &self,
+        from: u32,
+        mut look: impl FnMut(u32, &T) -> Option<R>,
+    ) -> Option<R> {
+        for number in (from >> self.block_bits)..self.begun.load(Acquire) {
+            let first = number << self.block_bits;
+            if self.stretch(first).is_null() {
+                return None;
+            }
+            let begun = self.block(number).begun.load(Acquire);
+            let end = first + begun.min(self.records_per_block());
+            for index in from.max(first)..end {
+                if let Some(found) = look(index, self.get(index)) {
+                    return Some(found);
+                }
+            }
+        }
+        None
     }
 
     /// Bytes of the pages that were written.

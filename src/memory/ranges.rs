@@ -9,7 +9,8 @@
 use super::paged::{Element, IdleBlocks, Paged, Table};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 /// Second-level bins per power of two: a range is at most 1/16 larger than its bin says.
 const SUBDIVISION_BITS: u32 = 4;
@@ -38,6 +39,14 @@ const FLAG: u32 = 1 << 30;
 const LARGE: u32 = u32::MAX >> (REGION_BITS + 1);
 /// In a handed-out node's `link`: it is the last of its chain, and the other bits are the owner.
 const LAST: u32 = 1 << 31;
+/// The owner of ranges that no allocation has any more and that keep their bytes.
+const NO_OWNER: u32 = !LAST - 1;
+/// The owner of free ranges that are taken out for a while.
+const KEPT_OUT: u32 = NO_OWNER - 1;
+/// A search by address goes along so many neighbours: more than there are in a page.
+const MOST_STEPS: usize = 512;
+/// A reader goes along so many links: no request has more segments.
+const MOST_CHAINED: usize = 1 << 16;
 
 /// What is noted of a range, handed out or free. Nearly all that a live segment costs, so it is small:
 /// a free node's size in granules is in `state`, and a handed-out one's follows from what was asked for.
@@ -67,6 +76,12 @@ impl Node {
         self.state.load(Relaxed) & USED == 0
     }
 
+    /// Whether it is handed out with an offset in it.
+    fn holds(&self, offset: u32) -> bool {
+        let inside = offset.wrapping_sub(self.start.load(Acquire));
+        inside < self.extra.load(Acquire) && self.state.load(Acquire) & USED != 0
+    }
+
     fn region(&self) -> RegionId {
         self.state.load(Relaxed) & (MOST_REGIONS - 1)
     }
@@ -90,6 +105,30 @@ pub(crate) struct Chained {
     /// What its [`Ranges`] was made with.
     pub(crate) mark: u32,
     pub(crate) flag: bool,
+}
+
+/// A handed-out range, as a reader has it that takes no lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) start: u32,
+    /// Bytes asked for.
+    pub(crate) requested: u32,
+    /// What its [`Ranges`] was made with.
+    pub(crate) mark: u32,
+    pub(crate) owner: Owner,
+}
+
+/// Whose a handed-out range is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// The one of this number, if that is its own at the moment.
+    Number(u32),
+    /// An owner that is gone.
+    Gone,
+    /// None: it is free, and being looked after.
+    Free,
+    /// It is being handed out, or taken back.
+    Changing,
 }
 
 /// The nodes of many [`Ranges`]. Handed-out ranges of one owner, of whatever [`Ranges`], are a chain.
@@ -141,7 +180,7 @@ impl Nodes {
     pub(crate) fn chain(&self, ids: impl DoubleEndedIterator<Item = RangeId>, owner: u32) {
         let mut link = owner | LAST;
         for id in ids.rev() {
-            self.0.get(id.0).link.store(link, Relaxed);
+            self.0.get(id.0).link.store(link, Release);
             link = id.0;
         }
     }
@@ -162,6 +201,90 @@ impl Nodes {
                 flag: state & FLAG != 0,
             });
         }
+    }
+
+    /// Makes a handed-out range no owner's, so that no address in it leads to one.
+    pub(crate) fn disown(&self, id: RangeId) {
+        self.0.get(id.0).link.store(NO_OWNER | LAST, Relaxed);
+    }
+
+    // ---- readers without a lock ----
+
+    /// A handed-out range; `None` if it is not. What is read while others change it may not belong
+    /// together: two readings that are the same, while the owner stayed, do.
+    pub(crate) fn read(&self, id: RangeId) -> Option<Seen> {
+        let node = self.0.find(id.0)?;
+        let state = node.state.load(Acquire);
+        if state & USED == 0 {
+            return None;
+        }
+        let (start, requested) = (node.start.load(Acquire), node.extra.load(Acquire));
+        Some(Seen {
+            start,
+            requested,
+            mark: (state & !(USED | FLAG)) >> REGION_BITS,
+            owner: self.owner(node.link.load(Acquire)),
+        })
+    }
+
+    /// Where a chain leads that begins with a link.
+    fn owner(&self, mut link: u32) -> Owner {
+        for _ in 0..MOST_CHAINED {
+            match link & !LAST {
+                _ if link == NONE => break,
+                _ if link & LAST == 0 => {}
+                NO_OWNER => return Owner::Gone,
+                KEPT_OUT => return Owner::Free,
+                number => return Owner::Number(number),
+            }
+            let used = |node: &&Node| node.state.load(Acquire) & USED != 0;
+            match self.0.find(link).filter(used) {
+                Some(node) => link = node.link.load(Acquire),
+                None => return Owner::Changing,
+            }
+        }
+        Owner::Changing
+    }
+
+    /// The range with an offset in it, searched from a node on along neighbours. It may be missed while
+    /// others change what lies between, and may be one that lies elsewhere. Gives the number of steps too.
+    pub(crate) fn search(&self, from: u32, offset: u32) -> Option<(RangeId, usize)> {
+        let mut index = from;
+        let mut node = self.0.find(index)?;
+        for step in 0..MOST_STEPS {
+            if node.holds(offset) {
+                return Some((RangeId(index), step));
+            }
+            let start = node.start.load(Acquire);
+            let forward = start <= offset;
+            index = match forward {
+                true => node.after.load(Acquire),
+                false => node.before.load(Acquire),
+            };
+            node = self.0.find(index)?;
+            let next = node.start.load(Acquire);
+            let nearer = match forward {
+                true => start < next && next <= offset,
+                false => next < start,
+            };
+            if !nearer {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// What `look` answers for the first handed-out range with an offset in it for which it answers
+    /// anything. Looks at all nodes.
+    pub(crate) fn search_all<R>(
+        &self,
+        offset: u32,
+        mut look: impl FnMut(RangeId) -> Option<R>,
+    ) -> Option<R> {
+        self.0.find_map_from(0, |index, node| {
+            let found = node.holds(offset).then_some(RangeId(index))?;
+            look(found)
+        })
     }
 
     /// See [`Paged::has_idle`].
@@ -191,6 +314,12 @@ impl Table for Nodes {
 }
 
 impl RangeId {
+    /// For a [`super::words::PageIndex`].
+    #[inline]
+    pub(crate) fn index(self) -> u32 {
+        self.0
+    }
+
     /// As a number that is not [`RangeId::NONE`].
     pub(crate) fn number(id: Option<RangeId>) -> u32 {
         id.map_or(NONE, |id| id.0)
@@ -338,6 +467,8 @@ impl Ranges {
                 looked_at += 1;
                 if size >= least && accept(region, start, size) {
                     out.push(self.hand_out(index, size, size, 1));
+                    let link = KEPT_OUT | LAST;
+                    self.node(index).link.store(link, Relaxed);
                 }
                 index = next;
             }
@@ -418,7 +549,9 @@ impl Ranges {
             left => bins.resize(nodes, index, hole, region, hole_size, left),
         }
         node.extra.store(requested, Relaxed);
-        node.state.store(self.used | region, Relaxed);
+        // No owner's yet, for readers without the lock: what its list had there leads elsewhere.
+        node.link.store(NONE, Relaxed);
+        node.state.store(self.used | region, Release);
         self.free -= u64::from(size);
         Handed {
             id: RangeId(id),
@@ -639,7 +772,7 @@ impl Bins {
         let (row, column) = (bin >> SUBDIVISION_BITS, bin as u32 % SUBDIVISIONS);
         let head = self.heads[bin];
         node.extra.store(NONE, Relaxed);
-        node.link.store(head, Relaxed);
+        node.link.store(head, Release);
         if head != NONE {
             nodes.0.get(head).extra.store(index, Relaxed);
         }

@@ -215,6 +215,11 @@ impl<T: Default> Slab<T> {
         }
     }
 
+    /// No value has this number or a larger one, until more room is made.
+    pub(crate) fn numbers(&self) -> usize {
+        self.parts.len() * PART
+    }
+
     /// All values.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.parts.iter().flat_map(|part| {

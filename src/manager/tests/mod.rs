@@ -9,6 +9,7 @@ mod faults;
 mod forks;
 mod gone;
 mod growth;
+mod lookup;
 mod oracle;
 mod placement;
 mod reservations;
