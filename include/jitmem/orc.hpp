@@ -305,6 +305,37 @@ public:
     return Usage;
   }
 
+  /// The allocation of this manager that an executor address lies in, if any: async-signal-safe
+  /// and lock-free. See jitmem_manager_lookup.
+  std::optional<jitmem_location> lookup(llvm::orc::ExecutorAddr Addr) const {
+    jitmem_location Found = {};
+    Found.struct_size = sizeof(Found);
+    if (jitmem_manager_lookup(handle(), Addr.getValue(), &Found) != JITMEM_LOOKUP_FOUND)
+      return std::nullopt;
+    return Found;
+  }
+
+  /// The allocation that an address of this process lies in, whichever manager has it:
+  /// async-signal-safe and lock-free. See jitmem_lookup.
+  static std::optional<jitmem_location> lookupHere(const void *Address) {
+    jitmem_location Found = {};
+    Found.struct_size = sizeof(Found);
+    if (jitmem_lookup(static_cast<uint64_t>(reinterpret_cast<uintptr_t>(Address)), &Found) !=
+        JITMEM_LOOKUP_FOUND)
+      return std::nullopt;
+    return Found;
+  }
+
+  /// Shows every segment of every live allocation; see jitmem_manager_walk.
+  llvm::Error walk(llvm::function_ref<void(const jitmem_location &)> See) const {
+    jitmem_location_fn Passed = [](void *Ctx, const jitmem_location *Location) {
+      (*static_cast<llvm::function_ref<void(const jitmem_location &)> *>(Ctx))(*Location);
+    };
+    detail::OwnedError E;
+    jitmem_manager_walk(handle(), Passed, &See, E.out());
+    return E.take();
+  }
+
   /// The C API's handle, owned by this object.
   jitmem_manager *handle() const { return Manager.get(); }
 

@@ -11,7 +11,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <memory>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -30,12 +32,22 @@ public:
 
   /// Opens an allocation of this manager, which must not be deallocated yet.
   static llvm::Expected<WriteScope> begin(const MemoryManager &MM, const FinalizedAlloc &Alloc) {
-    detail::OwnedError E;
-    jitmem_write_scope *Scope = nullptr;
-    if (jitmem_write_scope_begin(MM.handle(), Alloc.getAddress().getValue(), &Scope, E.out()) !=
-        JITMEM_OK)
-      return E.take();
-    return WriteScope(Scope);
+    return begin(MM, Alloc.getAddress().getValue());
+  }
+
+  /// Opens the finalized allocation of this manager that an executor address lies in, for hosts
+  /// that hold addresses of symbols and no FinalizedAlloc. It must not be deallocated yet.
+  static llvm::Expected<WriteScope> begin(const MemoryManager &MM, llvm::orc::ExecutorAddr Addr) {
+    auto Found = MM.lookup(Addr);
+    if (!Found || Found->phase != JITMEM_PHASE_FINALIZED) {
+      char Hex[19];
+      std::snprintf(Hex, sizeof(Hex), "%#llx", static_cast<unsigned long long>(Addr.getValue()));
+      return llvm::make_error<MemoryError>(
+          JITMEM_INVALID_ARGUMENT, 0,
+          std::string("begin a write scope at ") + Hex +
+              ": no finalized allocation of this manager lies there");
+    }
+    return begin(MM, Found->allocation);
   }
 
   /// Stores 4, 8 or 16 bytes at once at an executor address that is a multiple of their size:
@@ -71,6 +83,14 @@ private:
   struct End {
     void operator()(jitmem_write_scope *S) const { jitmem_write_scope_end(S, nullptr); }
   };
+
+  static llvm::Expected<WriteScope> begin(const MemoryManager &MM, uint64_t Allocation) {
+    detail::OwnedError E;
+    jitmem_write_scope *Scope = nullptr;
+    if (jitmem_write_scope_begin(MM.handle(), Allocation, &Scope, E.out()) != JITMEM_OK)
+      return E.take();
+    return WriteScope(Scope);
+  }
 
   explicit WriteScope(jitmem_write_scope *Scope) : Scope(Scope) {}
 

@@ -40,6 +40,42 @@ protected:
 };
 INSTANTIATE_TEST_SUITE_P(Managers, Writing, jitmemKinds(), kindName);
 
+TEST_P(Writing, AScopeIsBegunByAnyAddressOfTheAllocation) {
+  Code C = link(1);
+  if (GetParam() != Kind::JitmemRemote) {
+    WriteScope S = must(WriteScope::begin(manager(), C.Data + 15));
+    must(S.store(C.Data, uint32_t(0x63636363)));
+    EXPECT_TRUE(allBytesAre(C.Data, 4, 'c'));
+    must(S.end());
+  }
+  auto Beside = WriteScope::begin(manager(), C.Data + 16);
+  EXPECT_TRUE(
+      mentions(messageOf(Beside.takeError()), {"begin a write scope at 0x", "no finalized"}));
+  must(MM->deallocate(std::move(C.Alloc)));
+  auto Gone = WriteScope::begin(manager(), C.Data);
+  EXPECT_TRUE(mentions(messageOf(Gone.takeError()), {"no finalized allocation"}));
+}
+
+TEST_P(Writing, AddressesLeadToAllocations) {
+  Code C = link(1);
+  auto Found = manager().lookup(C.Text);
+  ASSERT_TRUE(Found.has_value());
+  EXPECT_EQ(Found->allocation, C.Alloc.getAddress().getValue());
+  EXPECT_EQ(Found->address, C.Text.getValue());
+  EXPECT_EQ(Found->phase, uint32_t(JITMEM_PHASE_FINALIZED));
+  EXPECT_EQ(Found->manager, manager().handle());
+  bool Here = GetParam() == Kind::JitmemTwoViews || GetParam() == Kind::JitmemMprotect;
+  EXPECT_EQ(MemoryManager::lookupHere(C.Text.toPtr<const void *>()).has_value(), Here);
+  unsigned Segments = 0;
+  must(manager().walk([&](const jitmem_location &Location) {
+    EXPECT_EQ(Location.allocation, Found->allocation);
+    ++Segments;
+  }));
+  EXPECT_EQ(Segments, 2u);
+  must(MM->deallocate(std::move(C.Alloc)));
+  EXPECT_FALSE(manager().lookup(C.Text).has_value());
+}
+
 TEST_P(Writing, StoresAreSeenWhereTheMapperWritesInPlace) {
   Code C = link(1);
   auto Scope = WriteScope::begin(manager(), C.Alloc);
