@@ -87,7 +87,8 @@
  *   answer JITMEM_INVALID_HANDLE in children, and to free them there gives up the child's copy alone.
  *   So does every manager in a child of _Fork or of a raw clone, for which no fork handler runs; it
  *   may run what it was made with until the parent deallocates it. Data of linked code is private to
- *   each process, in executors too unless they are told to share it (docs/second-process.md). What a custom mapper does in a child is its host's affair.
+ *   each process, in executors too unless they are told to share it (docs/second-process.md). What a
+ *   custom mapper does in a child is its host's affair.
  *
  *   Time limits. Calls wait for as long as linked code, actions and the host's own functions take.
  *   Only what the other side does at once is bounded, by 10 seconds each time:
