@@ -249,7 +249,7 @@ static jitmem_lookup_answer answered_crash;
 
 static void on_crash(int signal, siginfo_t *info, void *context) {
   (void)signal, (void)info;
-  crashed = place();
+  crashed = (jitmem_location){.struct_size = sizeof crashed};
   greg_t address = ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
   answered_crash = jitmem_lookup((uint64_t)address, &crashed);
   // Behind the instruction that has faulted.
