@@ -6,6 +6,7 @@
 #include "jit.h"
 
 #include <llvm/ExecutionEngine/Orc/Debugging/DebuggerSupport.h>
+#include <llvm/Support/raw_ostream.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -32,7 +33,7 @@ protected:
     try {
       Body();
     } catch (const std::exception &E) {
-      fprintf(stderr, "in a child: %s\n", E.what());
+      errs() << "in a child: " << E.what() << '\n'; // stderr would be an object of this program's
       _exit(1);
     }
     _exit(0);
