@@ -221,8 +221,8 @@ class OwnMappers(unittest.TestCase):
         # Sealed it may neither connect nor open, and nothing is taken out of it.
         ran = run([CONTROLLER, "tcp", "shared", programs.PROGRAM, "--seccomp=sealed", *ALL])
         self.assertNotEqual(ran.code, 0, ran)
-        self.assertIn("memfds can't be handed to the executor", ran.complaint)
-        self.assertIn("connect to the controller's socket: Operation not permitted", ran.complaint)
+        self.assertIn("memfds can't be handed to the executor", ran.output)
+        self.assertIn("connect to the controller's socket: Operation not permitted", ran.output)
 
     def test_content_in_messages(self):
         for profile in PROFILES:

@@ -303,14 +303,18 @@ impl reader_pool::Connection for ServerConnection {
         let mut pace = Pace::default();
         while let Some(call) = self.read_call(input, &mut pace)? {
             let unwritten = match self.class(&call) {
-                CallClass::Inline => self.answer_inline(&call),
+                CallClass::Inline => {
+                    let unwritten = self.answer_inline(&call);
+                    pace.answered();
+                    unwritten
+                }
+                // The controller waits for what takes its time.
                 CallClass::OwnThread => self.start_program(call),
                 CallClass::Pooled => return Ok(Some(Work::Call(call))),
             };
             if let Some(unwritten) = unwritten {
                 return Ok(Some(Work::Write(unwritten)));
             }
-            pace.answered();
         }
         Ok(None)
     }
