@@ -8,11 +8,11 @@
 use super::link::Link;
 use crate::error::{Error, Result, Status};
 use crate::sys::{self, MemFile, explain, explain_mapping, socket};
-use crate::transport::RESPONSE_TIMEOUT;
 use crate::transport::channel::Channel;
 use crate::wire::service::{Attach, File};
 use crate::wire::sps::Bytes;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,11 +110,18 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
         token: Bytes(&token),
     })?;
     // The executor has connected and sent by now, and so may others have: any process may try.
+    let mut stranger = None;
     let socket = loop {
-        let socket = socket::accept(&listener)
-            .map_err(|error| explain("accept the executor's connection", error))?;
-        if knows(&socket, &token) {
-            break socket;
+        let socket = socket::accept(&listener).map_err(|error| match stranger {
+            Some(user) => not_ours(user),
+            None => explain("accept the executor's connection", error),
+        })?;
+        if !knows(&socket, &token) {
+            continue;
+        }
+        match socket::peer_user(&socket) {
+            Ok(user) if is_ours(user) => break socket,
+            user => stranger = user.ok(),
         }
     };
     let channel = Channel::new(socket)?;
@@ -145,17 +152,27 @@ fn random() -> Result<u128> {
     socket::random().map_err(|error| explain("getrandom", error))
 }
 
-/// Whether a connection was made by the same user, or root.
-fn is_ours(socket: &OwnedFd) -> bool {
-    let trusted = |user| user == socket::user() || user == 0;
-    socket::peer_user(socket).is_ok_and(trusted)
+/// Whether a user is the one that this process acts as, or root.
+fn is_ours(user: u32) -> bool {
+    user == socket::user() || user == 0
 }
 
-/// Whether the process that connected knows the token and is of the same user, or root.
+#[cold]
+fn not_ours(user: u32) -> Error {
+    Error::new(
+        Status::Unsupported,
+        format!(
+            "the executor is a process of user {user}, and this one is of user {}",
+            socket::user()
+        ),
+    )
+}
+
+/// Whether the process that connected has sent the token. The executor has before it answers, so nothing is
+/// waited for that another process may never send.
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
     let mut buffer = [0; 64];
-    is_ours(socket)
-        && socket::readable(socket.as_fd(), RESPONSE_TIMEOUT).unwrap_or(false)
+    socket::readable(socket.as_fd(), Duration::ZERO).unwrap_or(false)
         && socket::receive(socket, &mut buffer)
             .is_ok_and(|received| &buffer[..received.size] == token)
 }
@@ -174,6 +191,8 @@ mod tests {
         assert!(knows_after(b"sesame"));
         assert!(!knows_after(b"sesam"));
         assert!(!knows_after(b"sesame!"));
+        let (here, _silent) = socket::packet_pair().unwrap();
+        assert!(!knows(&here, b"sesame"));
         let (here, there) = socket::packet_pair().unwrap();
         drop(there);
         assert!(!knows(&here, b"sesame"));
