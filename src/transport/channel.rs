@@ -94,10 +94,7 @@ impl Sender for ChannelConnection {
             }
             _ => explain("send a message to the executor", error),
         };
-        // Unless the end of the channel has answered it already.
-        if let Some(done) = call.and_then(|call| self.pending.take(call)) {
-            done.complete(Err(error));
-        }
+        self.pending.fail(call, error);
     }
 }
 

@@ -61,6 +61,13 @@ impl PendingCalls {
         self.state.lock().waiting.remove(&sequence)
     }
 
+    /// Answers a call, or nothing, with `error`, unless the end of the connection has answered it already.
+    pub(crate) fn fail(&self, sequence: Option<u64>, error: Error) {
+        if let Some(done) = sequence.and_then(|sequence| self.take(sequence)) {
+            done.complete(Err(error));
+        }
+    }
+
     /// Answers what waits, and all that comes, with `error`, or with what the end was before.
     pub(crate) fn end(&self, error: Error) {
         let waiting = {

@@ -52,6 +52,48 @@ struct Kept {
     descriptors: Vec<OwnedFd>,
 }
 
+impl Kept {
+    /// `None` where the heap has no room for it, or the process no descriptor.
+    fn new(
+        call: Option<u64>,
+        parts: [&[u8]; 2],
+        sent: usize,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Option<Kept> {
+        let mut bytes = Vec::new();
+        let size = parts[0].len() + parts[1].len();
+        bytes.try_reserve_exact(size).ok()?;
+        bytes.extend_from_slice(parts[0]);
+        bytes.extend_from_slice(parts[1]);
+        let descriptors = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
+        Some(Kept {
+            call,
+            bytes,
+            sent,
+            descriptors: descriptors.collect::<io::Result<_>>().ok()?,
+        })
+    }
+}
+
+/// Sends what is left of a message, whenever there is room.
+fn send_waiting(
+    socket: &OwnedFd,
+    parts: [&[u8]; 2],
+    mut sent: usize,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let size = parts[0].len() + parts[1].len();
+    while sent < size {
+        socket::wait_for_room(socket);
+        let left = match parts[0].get(sent..) {
+            Some(first) => [first, parts[1]],
+            None => [&[][..], &parts[1][sent - parts[0].len()..]],
+        };
+        sent += socket::send_now(socket, &left, descriptors)?;
+    }
+    Ok(())
+}
+
 /// Whether all of a message went, or what failed.
 type Sent = Result<bool, (Option<u64>, io::Error)>;
 
@@ -93,12 +135,13 @@ impl SendQueue {
         if sent == parts[0].len() + parts[1].len() {
             return Ok(false);
         }
-        let descriptors = descriptors.iter().map(BorrowedFd::try_clone_to_owned);
-        let kept = Kept {
-            call,
-            bytes: parts.concat(),
-            sent,
-            descriptors: descriptors.collect::<io::Result<_>>()?,
+        let kept = Kept::new(call, parts, sent, descriptors);
+        let Some(kept) = kept.filter(|_| state.kept.try_reserve(1).is_ok()) else {
+            // Without memory or a descriptor to keep it this thread waits.
+            while !state.kept.is_empty() {
+                state = self.emptied.wait(state);
+            }
+            return send_waiting(socket, parts, sent, descriptors).map(|()| false);
         };
         state.kept.push_back(kept);
         state.answers += usize::from(call.is_none());
@@ -244,6 +287,32 @@ mod tests {
         for sequence in 0..COUNT {
             there.read_exact(&mut message).unwrap();
             assert!(message.iter().all(|byte| u64::from(*byte) == sequence));
+        }
+    }
+
+    #[test]
+    fn a_thread_that_can_keep_nothing_waits() {
+        use std::io::Read;
+        let (here, mut there) = UnixStream::pair().unwrap();
+        let (here, large) = (OwnedFd::from(here), vec![7; 4 << 20]);
+        let parts: [&[u8]; 2] = [b"head", &large];
+        let sent = socket::send_now(&here, &parts, &[]).unwrap();
+        assert!((5..large.len()).contains(&sent));
+        let reader = std::thread::spawn(move || {
+            let mut read = Vec::new();
+            there.read_to_end(&mut read).unwrap();
+            read
+        });
+        send_waiting(&here, parts, sent, &[]).unwrap();
+        drop(here);
+        assert!(reader.join().unwrap() == parts.concat());
+        // From each place in front, at the joint and behind it.
+        for sent in 0..=8 {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            send_waiting(&here.into(), [b"head", b"body"], sent, &[]).unwrap();
+            let mut read = Vec::new();
+            there.read_to_end(&mut read).unwrap();
+            assert_eq!(read, &b"headbody"[sent..]);
         }
     }
 

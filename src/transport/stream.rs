@@ -147,10 +147,7 @@ impl Sender for StreamConnection {
                 error
             }
         };
-        // Unless the end of the connection has answered it already.
-        if let Some(done) = call.and_then(|call| self.pending.take(call)) {
-            done.complete(Err(error));
-        }
+        self.pending.fail(call, error);
     }
 }
 
