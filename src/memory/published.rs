@@ -23,10 +23,16 @@ struct Place<T> {
     taken: AtomicBool,
 }
 
-/// Part `n` of the places has this many, times 2^n.
+/// Each part of the places has twice as many as the one before, from the first on.
 const FIRST_PART: usize = 16;
-const PARTS: usize = 20;
+/// Until they have so many, which the heap's reserve has room for.
+const LARGEST_PART: usize = 512;
+const PARTS: usize = 2048;
 const BOTH: u32 = 0b11;
+
+fn places_of(part: usize) -> usize {
+    (FIRST_PART << part.min(usize::BITS as usize / 2)).min(LARGEST_PART)
+}
 
 /// The values.
 pub(crate) struct Published<T: 'static> {
@@ -96,7 +102,7 @@ impl<T: Send + Sync + 'static> Published<T> {
         let vacant = |(_, part): &(usize, &AtomicPtr<Place<T>>)| part.load(Acquire).is_null();
         let (number, part) = (self.parts.iter().enumerate().find(vacant))
             .expect("fewer windows are there than address space has room for");
-        let layout = Layout::array::<Place<T>>(FIRST_PART << number);
+        let layout = Layout::array::<Place<T>>(places_of(number));
         let layout = layout.expect("a part is small");
         // SAFETY: a part is not empty, and zero is a value of places.
         let new = unsafe { alloc::alloc_zeroed(layout) };
@@ -120,7 +126,7 @@ impl<T: Send + Sync + 'static> Published<T> {
             if first.is_null() {
                 break;
             }
-            for index in 0..FIRST_PART << number {
+            for index in 0..places_of(number) {
                 // SAFETY: a part has so many places, and none is ever freed.
                 let place = unsafe { &*first.wrapping_add(index) };
                 if wanted(place) {
