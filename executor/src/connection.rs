@@ -81,13 +81,19 @@ impl Listener {
     /// The next connection of a process that may connect here, and who that is.
     pub(crate) fn accept(&self, note: impl Fn(&str)) -> Result<(OwnedFd, String)> {
         match self {
-            Listener::Tcp(listener) => {
-                let (stream, peer) = listener.accept().context("accept a controller")?;
+            Listener::Tcp(listener) => loop {
+                let (stream, peer) = match listener.accept() {
+                    // It was there, and has gone.
+                    Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
+                    accepted => accepted.context("accept a controller")?,
+                };
                 // Calls are small, and the other side waits for each answer.
-                stream.set_nodelay(true).context("set TCP_NODELAY")?;
-                keep_alive(&stream).context("set SO_KEEPALIVE")?;
-                Ok((stream.into(), peer.to_string()))
-            }
+                let set = stream.set_nodelay(true);
+                match set.and_then(|()| Ok(keep_alive(&stream)?)) {
+                    Ok(()) => return Ok((stream.into(), peer.to_string())),
+                    Err(error) => note(&format!("lost a connection of {peer}: {error}")),
+                }
+            },
             Listener::Unix(listener, _) => accept_own(listener, note),
         }
     }
