@@ -91,9 +91,9 @@
  *   custom mapper does in a child is its host's affair.
  *
  *   Time limits. Calls wait for as long as linked code, actions and the host's own functions take.
- *   Only what the other side does at once is bounded, by 10 seconds each time:
- *   - An executor that reads nothing of what is sent counts as gone (JITMEM_DISCONNECTED).
- *   - An executor that connects for a channel and then says nothing gets none: memfds go another way.
+ *   Nothing waits for an executor that does not read: what is sent to it is kept until it does, so one
+ *   that is stopped goes on with everything when it is continued. Only the end is bounded, by 10 seconds
+ *   each time:
  *   - jitmem_manager_free and jitmem_mapper_free wait no longer for the executor to be done.
  *   - A session that ends in the executor waits no longer for an action that runs; its memory stays.
  *   Finalize and deallocate with actions may be held back for 250 microseconds to travel together.
