@@ -224,6 +224,19 @@ class OwnMappers(unittest.TestCase):
         self.assertIn("memfds can't be handed to the executor", ran.output)
         self.assertIn("connect to the controller's socket: Operation not permitted", ran.output)
 
+    def test_as_another_user(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root can act as another user")
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            program = shutil.copy(programs.PROGRAM, folder)
+            other = [shutil.which("setpriv"), "--reuid=65534", "--regid=65534", "--clear-groups", program]
+            ran = run([CONTROLLER, "tcp", "shared", *other])
+            self.assertNotEqual(ran.code, 0, ran)
+            self.assertIn("the executor is a process of user 65534, and this one is of user 0", ran.output)
+            ran = run([CONTROLLER, "tcp", "remote", *other])
+            self.assertIn("100 good", ran.output)
+
     def test_content_in_messages(self):
         for profile in PROFILES:
             for channel in ("unix", "tcp"):
