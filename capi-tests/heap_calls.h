@@ -32,7 +32,7 @@ struct failing {
 
 static inline int goes_on(struct failing *failing) {
   if (failing->failed > 0) {
-    assert_true(++failing->skip < 5000);
+    assert_true(++failing->skip < 100000);
   } else {
     failing->skip = 0;
     failing->kind++;

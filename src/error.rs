@@ -134,11 +134,14 @@ impl Error {
     }
 
     /// Appends another failure that happened on the way out, keeping this one's status. That an
-    /// executor is gone is said once, however many allocations it had.
+    /// executor is gone is said once, however many allocations it had. What the heap has no room for is left
+    /// out: there may be thousands.
     pub(crate) fn join(mut self, other: Error) -> Self {
+        const THEN: &str = "; then ";
         let known = other.status == Status::Disconnected && self.message.contains(&other.message);
-        if !known {
-            self.message.push_str("; then ");
+        let more = THEN.len() + other.message.len();
+        if !known && self.message.try_reserve(more).is_ok() {
+            self.message.push_str(THEN);
             self.message.push_str(&other.message);
         }
         self

@@ -11,7 +11,7 @@ use super::{guard, input};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::manager::{Allocated, Manager, Request};
-use crate::sys::heap::{self, Watch};
+use crate::sys::heap::Watch;
 use smallvec::SmallVec;
 use std::ffi::{CString, c_char, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -618,10 +618,6 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
     unsafe { with_completion(manager, error, accept, submit) }
 }
 
-/// Bytes of heap that an allocation takes while it is deallocated with others: the most that a part of
-/// a batch takes in one piece.
-const PER_DEALLOCATED: usize = 256;
-
 /// The allocations that go together.
 ///
 /// # Safety
@@ -629,9 +625,7 @@ const PER_DEALLOCATED: usize = 256;
 #[inline]
 unsafe fn batch<'a>(allocations: *const u64, count: usize) -> Result<&'a [u64]> {
     // SAFETY: as the caller says.
-    let handles = unsafe { input::array(allocations, count, "allocations") }?;
-    heap::sure_of(handles.len().saturating_mul(PER_DEALLOCATED), "deallocate")?;
-    Ok(handles)
+    unsafe { input::array(allocations, count, "allocations") }
 }
 
 /// Runs the deallocation actions of finalized allocations, last allocation first, each one's last

@@ -262,7 +262,7 @@ pub unsafe extern "C" fn jitmem_manager_layout(
         let manager = unsafe { handle::get(manager) }?;
         manager.manager().check_process()?;
         let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
-        for item in manager.manager().layout() {
+        for item in manager.manager().core().layout()? {
             let kind = match item.kind {
                 LayoutKind::Window => jitmem_layout_kind::JITMEM_LAYOUT_WINDOW,
                 LayoutKind::Chunk => jitmem_layout_kind::JITMEM_LAYOUT_CHUNK,

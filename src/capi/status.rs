@@ -73,13 +73,23 @@ pub struct jitmem_error {
     message: CString,
 }
 
+/// A message for C. It may be of thousands of failures.
+fn text_of(message: &str) -> CString {
+    let mut text = Vec::new();
+    if text.try_reserve_exact(message.len() + 1).is_err() {
+        return CString::from(c"the heap has no memory for the message");
+    }
+    let printable = |byte| if byte == 0 { b'?' } else { byte };
+    text.extend(message.bytes().map(printable));
+    CString::new(text).unwrap_or_default()
+}
+
 impl From<Error> for jitmem_error {
     fn from(error: Error) -> Self {
-        let text = error.message().replace('\0', "\u{fffd}");
         jitmem_error {
             status: error.status().into(),
             os_code: error.os_code().unwrap_or(0),
-            message: CString::new(text).unwrap_or_default(),
+            message: text_of(error.message()),
         }
     }
 }

@@ -366,7 +366,7 @@ impl Core {
         either!(self, flow => flow.stats())
     }
 
-    pub(super) fn layout(&self) -> Vec<LayoutItem> {
+    pub(crate) fn layout(&self) -> Result<Vec<LayoutItem>> {
         either!(self, flow => flow.layout())
     }
 

@@ -3,6 +3,7 @@
 
 use super::divide::{Deallocated, Freed};
 use super::flow::Flow;
+use super::parts::PART;
 use super::records::{Key, Phase};
 use super::reservations::Reservations;
 use super::tracking::named;
@@ -59,7 +60,10 @@ impl Flow<Windows> {
         match self.counted(taken) {
             Ok(true) => {
                 self.tracking.ended(handles, &mut Delivery::Inline);
-                self.give_back_or_defer(&out, &mut Delivery::Inline);
+                match handles.len() > PART {
+                    true => self.free_in_parts(&out, &mut Delivery::Inline),
+                    false => self.give_back_or_defer(&out, &mut Delivery::Inline),
+                }
                 Some(Ok(()))
             }
             Ok(false) => None,
@@ -86,7 +90,10 @@ impl Flow<Windows> {
             Err(error) => return self.failed(error, done, delivery),
         }
         self.tracking.ended(handles, delivery);
-        self.free_after(out, done, delivery);
+        match handles.len() > PART {
+            true => self.deallocate_in_parts(out, done, delivery),
+            false => self.free_after(out, done, delivery),
+        }
     }
 
     /// Has the mapper deinitialize allocations, then frees what they had, and answers.
@@ -100,11 +107,21 @@ impl Flow<Windows> {
         let deinitialize = std::mem::take(&mut out.deinitialize);
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
             flow.give_back_or_defer(&out, delivery);
-            let answer = flow.counted(answer);
-            let mapper = Arc::clone(&flow.mapper);
-            drop(flow);
-            mapper.quiesce(done.map(|_| answer), delivery);
+            flow.answer_when_quiet(answer, done, delivery);
         });
+    }
+
+    /// Answers once nothing is under way any more.
+    pub(super) fn answer_when_quiet(
+        self: Arc<Self>,
+        answer: Result<()>,
+        done: Completion<()>,
+        delivery: &mut Delivery,
+    ) {
+        let answer = self.counted(answer);
+        let mapper = Arc::clone(&self.mapper);
+        drop(self);
+        mapper.quiesce(done.map(|_| answer), delivery);
     }
 
     /// Has the mapper deinitialize allocations, if it has anything to do, then goes on.
@@ -123,7 +140,7 @@ impl Flow<Windows> {
     }
 
     /// Frees what deallocated allocations had, or has it wait, and forgets them.
-    fn give_back_or_defer(self: &Arc<Self>, out: &Deallocated, delivery: &mut Delivery) {
+    pub(super) fn give_back_or_defer(self: &Arc<Self>, out: &Deallocated, delivery: &mut Delivery) {
         let Some(expected) = out.deferred else {
             return self.give_back(&out.keys, &out.freed, delivery);
         };
@@ -142,8 +159,10 @@ impl Flow<Windows> {
         let code_is_freed = !freed.traps.is_empty();
         let writers = code_is_freed.then(|| self.open_writers()).transpose();
         let mut empty = Vec::new();
-        let kept =
-            (freed.code > MUCH_CODE).then(|| self.space.lock().free_with_chunks(freed, &mut empty));
+        let kept = match freed.code > MUCH_CODE {
+            true => self.space.lock().free_with_chunks(freed, &mut empty),
+            false => None,
+        };
         let freed = kept.as_ref().unwrap_or(freed);
         // Where they can't be opened, freed code stays as it is.
         if writers.is_ok() {

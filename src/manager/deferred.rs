@@ -5,14 +5,16 @@
 //! Each deallocation falls into the epoch of its moment. The host ends an epoch, sees to it that every
 //! thread has been outside of linked code since, and has what was deallocated up to it given back.
 
-use super::divide::{Deallocated, Freed};
+use super::divide::Freed;
 use super::flow::Flow;
+use super::parts::{self, PART, Parts};
 use super::piece::{Piece, Pieces};
 use super::space::{Space, heap_is_full};
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Result, invalid_argument};
+use crate::mapper::actions::join;
 use crate::mapper::{Deinitialization, Teardown};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -102,28 +104,77 @@ impl Space<Windows> {
         self.memory.deferred.ended
     }
 
-    /// Takes out what was deallocated up to an epoch that has ended. Gives its bytes.
-    fn take_deferred(&mut self, epoch: u64, freed: &mut Freed) -> Result<u64> {
-        let deferred = &mut self.memory.deferred;
-        if epoch > deferred.ended {
-            return Err(invalid_argument(format!(
-                "reclaim up to epoch {epoch}: the last that has ended is {}; advance the epoch, wait \
-                 until every thread has left linked code, then reclaim",
-                deferred.ended
-            )));
+    /// Fails for an epoch that has not ended.
+    fn check_ended(&self, epoch: u64) -> Result<()> {
+        let ended = self.memory.deferred.ended;
+        if epoch <= ended {
+            return Ok(());
         }
-        let count = deferred.waiting.partition_point(|(of, _)| *of <= epoch);
-        let mut pieces = Pieces::new();
-        pieces.try_reserve(count).map_err(|_| heap_is_full())?;
-        pieces.extend(deferred.waiting.drain(..count).map(|(_, piece)| piece));
-        deferred.shrink();
-        freed.add(pieces, &self.memory);
+        Err(invalid_argument(format!(
+            "reclaim up to epoch {epoch}: the last that has ended is {ended}; advance the epoch, wait \
+             until every thread has left linked code, then reclaim"
+        )))
+    }
+
+    /// Takes out what was deallocated up to an epoch that has ended: all of it or, without memory for
+    /// that and where the mapper has `few` to do with each, some. Gives its bytes.
+    fn take_deferred(&mut self, epoch: u64, few: bool, freed: &mut Freed) -> u64 {
+        let deferred = &mut self.memory.deferred;
+        let mut count = deferred.waiting.partition_point(|(of, _)| *of <= epoch);
+        if few || !freed.try_reserve(count) {
+            count = count.min(PART);
+        }
+        for _ in 0..count {
+            if let Some((_, piece)) = self.memory.deferred.waiting.pop_front() {
+                freed.push(piece, &self.memory);
+            }
+        }
+        self.memory.deferred.shrink();
         let bytes = freed.pieces.iter();
         let bytes = bytes
             .map(|piece| self.memory.place(piece).range.size())
             .sum();
         self.usage.waiting -= bytes;
-        Ok(bytes)
+        bytes
+    }
+}
+
+/// What was deallocated up to an epoch and is being freed.
+struct Reclaim {
+    flow: Arc<Flow<Windows>>,
+    epoch: u64,
+    bytes: u64,
+    /// What the mapper makes trap at the moment.
+    freed: Freed,
+    answer: Result<()>,
+    done: Completion<u64>,
+}
+
+impl Parts for Reclaim {
+    fn next(&mut self) -> Option<Vec<Deinitialization>> {
+        let few = !self.flow.is_coherent();
+        let mut space = self.flow.space.lock();
+        self.bytes += space.take_deferred(self.epoch, few, &mut self.freed);
+        if self.freed.pieces.is_empty() {
+            return None;
+        }
+        let copied = std::mem::take(&mut self.freed.copied);
+        let traps = Deinitialization::new(Teardown::Nothing, copied);
+        Some(traps.into_iter().collect())
+    }
+
+    fn answered(&mut self, answer: Result<()>, delivery: &mut Delivery) {
+        self.answer = join(std::mem::replace(&mut self.answer, Ok(())), answer);
+        let freed = std::mem::take(&mut self.freed);
+        self.flow.give_back(&[], &freed, delivery);
+    }
+
+    fn end(self: Box<Self>, delivery: &mut Delivery) {
+        let bytes = self.bytes;
+        let done = self
+            .done
+            .map(move |answer: Result<()>| answer.map(|()| bytes));
+        self.flow.answer_when_quiet(self.answer, done, delivery);
     }
 }
 
@@ -131,22 +182,20 @@ impl Flow<Windows> {
     /// Frees what was deallocated up to `epoch`; answers with its bytes.
     pub(super) fn reclaim_deferred(self: &Arc<Self>, epoch: u64, done: Completion<u64>) {
         let delivery = &mut Delivery::Inline;
-        let mut freed = Freed::default();
-        let taken = self
+        let checked = self
             .check_process()
-            .and_then(|()| self.space.lock().take_deferred(epoch, &mut freed));
-        let bytes = match taken {
-            Ok(bytes) => bytes,
-            Err(error) => return self.failed(error, done, delivery),
+            .and_then(|()| self.space.lock().check_ended(epoch));
+        if let Err(error) = checked {
+            return self.failed(error, done, delivery);
+        }
+        let reclaim = Reclaim {
+            flow: Arc::clone(self),
+            epoch,
+            bytes: 0,
+            freed: Freed::default(),
+            answer: Ok(()),
+            done,
         };
-        let copied = std::mem::take(&mut freed.copied);
-        let traps = Deinitialization::new(Teardown::Nothing, copied);
-        let out = Deallocated {
-            freed,
-            deinitialize: traps.into_iter().collect(),
-            ..Deallocated::default()
-        };
-        let done = done.map(move |answer: Result<()>| answer.map(|()| bytes));
-        self.free_after(out, done, delivery);
+        parts::run(&self.mapper, Box::new(reclaim), delivery);
     }
 }

@@ -3,6 +3,7 @@
 
 use super::allocate::{Tried, Waiting};
 use super::lookup::ManagerReader;
+use super::parts::{End, PART};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, POOLS};
 use super::records::{InFlightState, Key, Phase, Records};
@@ -12,8 +13,6 @@ use super::stats::Sums;
 use super::windows::{Detached, Growth, MOST_WINDOWS, Windows};
 use super::write_scope::{OpenSegment, OpenSegments};
 use super::{LayoutItem, LayoutKind, SegmentMemory};
-use crate::callback_queue::Delivery;
-use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result};
 use crate::group::AllocGroup;
 use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
@@ -76,6 +75,14 @@ pub(super) struct Freed {
 }
 
 impl Freed {
+    /// Makes room for so many pieces and what is to be done before they are free; `false` if the heap
+    /// has none.
+    pub(super) fn try_reserve(&mut self, pieces: usize) -> bool {
+        self.pieces.try_reserve(pieces).is_ok()
+            && self.traps.try_reserve(pieces).is_ok()
+            && self.copied.try_reserve(pieces).is_ok()
+    }
+
     /// Adds pieces, and what is to be done before they are free.
     pub(super) fn add(&mut self, pieces: Pieces, windows: &Windows) {
         self.pieces.reserve(pieces.len());
@@ -85,7 +92,7 @@ impl Freed {
     }
 
     #[inline]
-    fn push(&mut self, piece: Piece, windows: &Windows) {
+    pub(super) fn push(&mut self, piece: Piece, windows: &Windows) {
         self.pieces.push(piece);
         if piece.needs_care() {
             self.take_care(&piece, windows);
@@ -225,27 +232,8 @@ impl Memory for Windows {
         }
     }
 
-    /// What is still finalized goes last to first, with its deallocation actions; then the windows
-    /// go: none may while an action still runs in it. Nothing can be told of failures any more; the
-    /// mapper counts what it could not unmap.
     fn end(space: &mut Space<Self>, mapper: Arc<dyn MemoryMapper>) -> Ending {
-        let deinitialize = space.take_finalized();
-        let windows = space.memory.drain();
-        Box::new(move |done| {
-            let keep = Arc::clone(&mapper);
-            let release = move |_answer: Result<()>| {
-                let all = join_all(windows.len(), done, &mut Delivery::Inline);
-                for (window, done) in windows.into_iter().zip(all) {
-                    keep.release(window, done);
-                }
-            };
-            if deinitialize.is_empty() {
-                release(Ok(()));
-            } else {
-                let released = Completion::new(release);
-                mapper.deinitialize(deinitialize, released, &mut Delivery::Inline);
-            }
-        })
+        End::of(space, mapper)
     }
 }
 
@@ -453,7 +441,8 @@ impl Space<Windows> {
         self.memory.pieces(record.holding)
     }
 
-    /// Takes a whole batch out, or nothing if any handle is wrong.
+    /// Takes a whole batch out, or nothing if any handle is wrong. The pieces of one of more than
+    /// [`PART`] allocations stay in their records.
     pub(super) fn deallocate(&mut self, handles: &[u64], out: &mut Deallocated) -> Result<()> {
         self.take_out(handles, |_| true, out).map(drop)
     }
@@ -482,11 +471,26 @@ impl Space<Windows> {
         }
         let accepted = self.start_deallocating(handles, &mut out.keys, accept);
         match (&accepted, out.deferred) {
-            (Ok(true), _) => self.take_pieces_of(out),
-            (_, Some(expected)) => self.memory.deferred.expect_less(expected),
+            // What is large is freed in parts.
+            (Ok(true), _) if handles.len() <= PART => self.take_pieces_of(out),
+            (Err(_) | Ok(false), Some(expected)) => self.memory.deferred.expect_less(expected),
             _ => {}
         }
         accepted
+    }
+
+    /// What the mapper has to do for an allocation that is being deallocated. Its pieces stay.
+    pub(super) fn deinitialization(
+        &mut self,
+        key: Key,
+        deferred: bool,
+    ) -> Option<Deinitialization> {
+        let mut freed = Freed::default();
+        if !deferred {
+            freed.add(self.pieces(key), &self.memory);
+        }
+        let teardown = self.records.take_teardown(key).unwrap_or_default();
+        Deinitialization::new(teardown, freed.copied)
     }
 
     fn take_pieces_of(&mut self, out: &mut Deallocated) {
@@ -505,27 +509,15 @@ impl Space<Windows> {
         }
     }
 
-    /// What the mapper has to do for what is finalized and still there, oldest first.
-    fn take_finalized(&mut self) -> Vec<Deinitialization> {
-        let mut left = Vec::new();
-        for (record, ending) in self.records.drain() {
-            let (order, teardown) = ending.unwrap_or_default();
-            let pieces = self.memory.pieces(record.holding);
-            left.push((order, teardown, pieces));
-        }
-        left.sort_by_key(|(order, ..)| *order);
-        let out = left.into_iter().filter_map(|(_, teardown, pieces)| {
-            let mut freed = Freed::default();
-            freed.add(pieces, &self.memory);
-            Deinitialization::new(teardown, freed.copied)
-        });
-        out.collect()
-    }
-
     /// Takes the pieces back that leave chunks empty which are too large to be kept, and gives the
-    /// others. Code in such a chunk is not made to trap: that would touch pages which go at once.
+    /// others. Code in such a chunk is not made to trap: that would touch pages which go at once. `None`,
+    /// and nothing is done, if the heap has no room.
     #[cold]
-    pub(super) fn free_with_chunks(&mut self, freed: &Freed, empty: &mut Vec<Detached>) -> Freed {
+    pub(super) fn free_with_chunks(
+        &mut self,
+        freed: &Freed,
+        empty: &mut Vec<Detached>,
+    ) -> Option<Freed> {
         let (pieces, unwritten) = (&freed.pieces, freed.unwritten);
         let memory = &self.memory;
         let chunk_of = |piece: &Piece| {
@@ -533,20 +525,28 @@ impl Space<Windows> {
             (window, memory.window(window).chunk_of(piece))
         };
         let mut counts = HashMap::new();
-        for piece in pieces {
-            *counts.entry(chunk_of(piece)).or_insert(0) += 1;
-        }
-        let (going, staying): (Pieces, Pieces) = pieces.iter().copied().partition(|piece| {
-            let window = memory.window(piece.window.into());
-            window.goes_without(piece, counts[&chunk_of(piece)])
-        });
-        self.free(&going, empty);
-        let mut freed = Freed {
+        counts.try_reserve(pieces.len()).ok()?;
+        let mut going = Pieces::new();
+        going.try_reserve(pieces.len()).ok()?;
+        let mut staying = Freed {
             unwritten,
             ..Freed::default()
         };
-        freed.add(staying, &self.memory);
-        freed
+        if !staying.try_reserve(pieces.len()) {
+            return None;
+        }
+        for piece in pieces {
+            *counts.entry(chunk_of(piece)).or_insert(0) += 1;
+        }
+        for piece in pieces {
+            let window = memory.window(piece.window.into());
+            match window.goes_without(piece, counts[&chunk_of(piece)]) {
+                true => going.push(*piece),
+                false => staying.push(*piece, memory),
+            }
+        }
+        self.free(&going, empty);
+        Some(staying)
     }
 
     /// Takes pieces back. Chunks that are empty now, but for some spare ones of each pool, come out

@@ -16,7 +16,7 @@ use crate::error::{Error, Result, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
 use crate::memory::placement::random;
-use crate::sys::{self, AtForkMutex, OwnerProcess};
+use crate::sys::{self, AtForkMutex, OwnerProcess, heap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -227,12 +227,21 @@ impl<M: Memory> Flow<M> {
         )
     }
 
-    pub(super) fn layout(&self) -> Vec<LayoutItem> {
+    pub(super) fn layout(&self) -> Result<Vec<LayoutItem>> {
         let mut items = Vec::new();
-        self.space.lock().visit(&mut |item| items.push(item));
-        self.tracking.name_ranges(&mut items);
+        let mut room = Ok(());
+        self.space.lock().visit(&mut |item| {
+            if room.is_ok() {
+                room = items.try_reserve(1);
+            }
+            if room.is_ok() {
+                items.push(item);
+            }
+        });
+        room.and_then(|()| self.tracking.name_ranges(&mut items))
+            .map_err(|_| heap::exhausted("layout"))?;
         stats::sort_layout(&mut items);
-        items
+        Ok(items)
     }
 }
 

@@ -20,6 +20,7 @@ mod frozen;
 mod in_flight;
 mod label;
 mod lookup;
+mod parts;
 mod piece;
 mod places;
 mod pool;
@@ -60,6 +61,7 @@ use crate::memory::placement::{Placement, REACH, SMALLEST_WINDOW};
 use crate::memory::writer::WorkingPointer;
 use core::Core;
 use smallvec::SmallVec;
+use std::alloc::{Layout, handle_alloc_error};
 use std::fmt;
 use std::sync::Arc;
 
@@ -427,7 +429,9 @@ impl Manager {
     /// Windows, chunks and live ranges of this moment: each window followed by its chunks in
     /// address order, each chunk by its ranges in address order.
     pub fn layout(&self) -> Vec<LayoutItem> {
-        self.core.layout()
+        let layout = self.core.layout();
+        // As Rust's collections do.
+        layout.unwrap_or_else(|_| handle_alloc_error(Layout::new::<LayoutItem>()))
     }
 
     /// What is known of a live allocation: its label and its segments.

@@ -105,6 +105,11 @@ impl Key {
     pub(super) fn number(self) -> u32 {
         self.0
     }
+
+    /// The record with the number that [`Key::number`] gave.
+    pub(super) fn of_number(number: u32) -> Key {
+        Key(number)
+    }
 }
 
 /// An allocation: 16 bytes, and what its segments take.
@@ -232,7 +237,6 @@ pub(super) struct Removed {
 pub(super) struct Record {
     pub(super) phase: Phase,
     pub(super) holding: u32,
-    extra: u32,
 }
 
 /// The records. A handle is slot and generation, mixed with a number of the manager, so that a
@@ -377,7 +381,6 @@ impl<T: Default> Records<T> {
         Record {
             phase: slot.phase(),
             holding: slot.holding.load(Relaxed),
-            extra: slot.extra.load(Relaxed),
         }
     }
 
@@ -450,6 +453,15 @@ impl<T: Default> Records<T> {
         (holding, teardown)
     }
 
+    /// Takes out what is to be done before an allocation goes that is being deallocated.
+    #[cold]
+    pub(super) fn take_teardown(&mut self, key: Key) -> Option<T> {
+        let slot = self.slots.get(key.0);
+        let number = slot.extra.load(Relaxed);
+        slot.extra.store(NONE, Relaxed);
+        (number != NONE).then(|| self.endings.remove(number).teardown)
+    }
+
     /// Marks a finalized allocation as being deallocated. Says whether there is something to do before
     /// it goes.
     #[inline]
@@ -489,16 +501,17 @@ impl<T: Default> Records<T> {
         all.filter(|record| record.phase != Phase::Vacant)
     }
 
-    /// What is finalized, at the end of the manager: the records with when they were finalized and what
-    /// is to be done, which is known of those where there is something.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = (Record, Option<(u64, T)>)> {
-        self.in_flight = Slab::new();
-        let finalized = self.iter();
-        let finalized = finalized.filter(|record| record.phase == Phase::Finalized);
-        let finalized: Vec<Record> = finalized.collect();
-        finalized.into_iter().map(|record| {
-            let ending = (record.extra != NONE).then(|| self.endings.remove(record.extra));
-            (record, ending.map(|ending| (ending.order, ending.teardown)))
+    /// What is finalized, at the end of the manager, with when it was: 0 where there is nothing to do in
+    /// the end. By number.
+    pub(super) fn finalized(&self) -> impl Iterator<Item = (u64, u64)> {
+        let all = self.slots.iter();
+        let finalized = all.filter(|(_, slot)| slot.phase() == Phase::Finalized);
+        finalized.map(|(index, slot)| {
+            let order = match slot.extra.load(Relaxed) {
+                NONE => 0,
+                ending => self.endings.get(ending).order,
+            };
+            (order, index.into())
         })
     }
 

@@ -20,6 +20,7 @@ use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::{Placement, REACH};
 use crate::memory::slab::Slab;
 use crate::page::{AddressRange, Alignment};
+use crate::sys::heap;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -516,9 +517,9 @@ impl Space<Reservations> {
     /// Takes the reservations of a whole batch out, or none if any handle is wrong.
     pub(super) fn deallocate(&mut self, handles: &[u64]) -> Result<(Keys, Vec<AddressRange>)> {
         let mut keys = Keys::new();
+        let mut ranges = heap::room_for(handles.len(), "deallocate")?;
         self.start_deallocating(handles, &mut keys, |_| true)?;
-        let ranges = keys.iter().map(|key| self.take_reservation(*key));
-        let ranges = ranges.collect();
+        ranges.extend(keys.iter().map(|key| self.take_reservation(*key)));
         Ok((keys, ranges))
     }
 

@@ -4,6 +4,7 @@
 use super::space::heap_is_full;
 use crate::completion::Completion;
 use crate::error::{Result, invalid_argument, invalid_handle};
+use crate::sys::heap;
 use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::thread::ThreadId;
@@ -83,8 +84,11 @@ impl Scopes {
 
     /// Keeps a deallocation until the scopes that hold it back have ended.
     pub(super) fn wait(&mut self, handles: &[u64], done: Completion<()>) {
-        let handles = handles.to_vec();
-        self.waiting.push(WaitingDeallocation { handles, done });
+        let room = self.waiting.try_reserve(1).map_err(|_| heap_is_full());
+        match room.and_then(|()| heap::copy_of(handles, "deallocate")) {
+            Ok(handles) => self.waiting.push(WaitingDeallocation { handles, done }),
+            Err(error) => done.complete(Err(error)),
+        }
     }
 
     /// Everything that waits, at the end of the manager.

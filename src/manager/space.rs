@@ -15,8 +15,8 @@ use crate::group::AllocGroup;
 use crate::mapper::MapperBase;
 use crate::memory::paged::Table;
 use crate::page::AddressRange;
-use crate::sys;
 use crate::sys::Forked;
+use crate::sys::{self, heap};
 use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
@@ -220,6 +220,10 @@ impl<M: Memory> Space<M> {
         keys: &mut Keys,
         accept: impl Fn(bool) -> bool,
     ) -> Result<bool> {
+        let many = handles.len() > keys.inline_size();
+        if many && keys.try_reserve_exact(handles.len()).is_err() {
+            return Err(heap::exhausted("deallocate"));
+        }
         let mut accepted = true;
         for handle in handles {
             match self.records.find_finalized(*handle) {

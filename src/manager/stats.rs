@@ -198,5 +198,5 @@ pub(super) fn collect<M: Memory>(
 
 /// Containers before what they contain, everything by address.
 pub(super) fn sort_layout(items: &mut [LayoutItem]) {
-    items.sort_by_key(|item| (item.range.start(), item.kind));
+    items.sort_unstable_by_key(|item| (item.range.start(), item.kind));
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
 use crate::page::AddressRange;
 use crate::sys::{self, AtForkMutex, AtForkStatic, Forked};
-use std::collections::HashMap;
+use std::collections::{HashMap, TryReserveError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -52,7 +52,7 @@ struct Tracked {
 }
 
 impl Table {
-    fn make_room(&mut self) -> Result<(), std::collections::TryReserveError> {
+    fn make_room(&mut self) -> Result<(), TryReserveError> {
         let more = self.pending + 1;
         self.live.try_reserve(more)?;
         self.by_dylib.reserve(more)?;
@@ -203,9 +203,9 @@ impl Tracking {
     }
 
     /// Says whose the ranges of a layout are.
-    pub(super) fn name_ranges(&self, items: &mut [LayoutItem]) {
+    pub(super) fn name_ranges(&self, items: &mut [LayoutItem]) -> Result<(), TryReserveError> {
         if !self.is_active() {
-            return;
+            return Ok(());
         }
         let table = self.table.lock();
         let mut owners = HashMap::new();
@@ -215,6 +215,7 @@ impl Tracking {
                 _ => tracked.allocation.lasting_segments(),
             };
             for segment in segments {
+                owners.try_reserve(1)?;
                 owners.insert(segment.range.start(), AllocationHandle(*handle));
             }
         }
@@ -224,6 +225,7 @@ impl Tracking {
         {
             item.allocation = owners.get(&item.range.start()).copied();
         }
+        Ok(())
     }
 
     /// An allocation could not be finalized and goes. It is told with the answer.

@@ -451,7 +451,11 @@ impl Windows {
         keep: Keep,
         out: &mut Vec<Detached>,
     ) {
-        while let Some((range, group, chunk)) = self.window_mut(window).detach(pool, keep) {
+        // Without memory to note it an empty chunk stays, to be used again.
+        while out.try_reserve(1).is_ok() {
+            let Some((range, group, chunk)) = self.window_mut(window).detach(pool, keep) else {
+                break;
+            };
             self.begin_change(window);
             self.committed -= chunk.committed();
             out.push(Detached {

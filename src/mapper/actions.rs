@@ -2,6 +2,7 @@
 //! Allocation actions, run in the calling thread and outside every lock.
 
 use crate::error::{Error, Result, Status};
+use crate::sys::heap;
 use crate::sys::{WrapperCall, WrapperResult};
 use crate::wire::sps::{self, ActionPair, Bytes, Call, ExecutorAddr, Outcome};
 
@@ -76,7 +77,7 @@ pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
 /// Runs the finalize calls first to last and gives the deallocation calls to remember. On failure
 /// the deallocation twins of those that succeeded have run, last to first.
 pub(crate) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
-    let mut dealloc = Vec::with_capacity(actions.len());
+    let mut dealloc = heap::room_for(actions.len(), "finalize")?;
     for action in actions {
         if let Err(error) = run(&action.finalize) {
             return Err(match run_dealloc(&dealloc) {

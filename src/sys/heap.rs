@@ -242,16 +242,6 @@ pub(crate) fn copy_of<T: Clone>(elements: &[T], what: &str) -> Result<Vec<T>> {
     Ok(copy)
 }
 
-/// Fails where the heap has no `size` bytes in one piece, before what needs about as much is begun.
-/// Little is the reserve's.
-pub(crate) fn sure_of(size: usize, what: &str) -> Result<()> {
-    match size > MOST_GROUPS * GROUP {
-        // As in `check_heap`: what is not used would not be asked for.
-        true => room_for::<u8>(size, what).map(|room| drop(std::hint::black_box(room))),
-        false => Ok(()),
-    }
-}
-
 /// The heap gave no memory for `what`.
 #[cold]
 pub(crate) fn exhausted(what: &str) -> Error {
