@@ -8,7 +8,7 @@
 use super::divide::Freed;
 use super::flow::Flow;
 use super::parts::{self, PART, Parts};
-use super::piece::{Piece, Pieces};
+use super::piece::Piece;
 use super::space::{Space, heap_is_full};
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
