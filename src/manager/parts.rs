@@ -251,7 +251,7 @@ impl Parts for End {
         }
         let each = ones
             .iter()
-            .map(|(_, number)| Key::of_number(*number as u32));
+            .map(|(_, number)| Key::of(*number as u32));
         for key in each.clone() {
             self.space.records.start_deallocating(key);
         }

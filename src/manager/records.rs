@@ -96,7 +96,7 @@ struct Ending<T> {
 pub(super) struct Key(u32);
 
 impl Key {
-    /// Of a number that [`RecordsReader::find_map_from`] has shown.
+    /// Of a number that [`RecordsReader::find_map_from`] or [`Records::finalized`] has shown.
     pub(super) fn of(number: u32) -> Key {
         Key(number)
     }
@@ -104,11 +104,6 @@ impl Key {
     /// A number below 2^31.
     pub(super) fn number(self) -> u32 {
         self.0
-    }
-
-    /// The record with the number that [`Key::number`] gave.
-    pub(super) fn of_number(number: u32) -> Key {
-        Key(number)
     }
 }
 

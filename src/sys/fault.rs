@@ -52,7 +52,7 @@ impl Faults {
         Faults(())
     }
 
-    /// The call that was made to fail, if it came to that.
+    /// The first call that was made to fail, if it came to that.
     pub(crate) fn failed(&self) -> Option<&'static str> {
         FAILED.get()
     }
@@ -74,7 +74,7 @@ pub(super) fn check(call: &'static str) -> io::Result<()> {
         PLAN.set(Some(plan));
         return Ok(());
     }
-    FAILED.set(Some(call));
+    FAILED.set(FAILED.get().or(Some(call)));
     PLAN.set(plan.forever.then_some(plan));
     if let Some(meanwhile) = MEANWHILE.take() {
         meanwhile();
