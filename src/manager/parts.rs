@@ -249,9 +249,7 @@ impl Parts for End {
         if ones.is_empty() {
             return None;
         }
-        let each = ones
-            .iter()
-            .map(|(_, number)| Key::of(*number as u32));
+        let each = ones.iter().map(|(_, number)| Key::of(*number as u32));
         for key in each.clone() {
             self.space.records.start_deallocating(key);
         }
