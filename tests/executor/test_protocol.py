@@ -123,6 +123,28 @@ class Framing(Case):
                 self.assertEqual(session.receive(), (RESULT, 5, 0, NOTHING))
             self.assertEnds(session, 0)
 
+    def test_what_a_controller_does_not_read_is_bounded(self):
+        count, size = 2000, 128 << 10
+        with start() as session:
+            page = session.symbols[READ] & ~4095
+            ranges = sequence([u64(page) + u64(page + 4096)] * (size // 4096))
+            asks = Background(
+                lambda: [session.start(MEMORY + "_read_buffers_wrapper", ranges) for _ in range(count)]
+            )
+            peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", self.status(session))[1]) << 10
+            # It answers until so much is left.
+            limit = time.monotonic() + 60
+            while peak() < 60 << 20:
+                self.assertLess(time.monotonic(), limit)
+            found = {session.receive()[1] for _ in range(count)}
+            self.assertEqual(found, set(asks.get()))
+            self.assertLess(peak(), 100 << 20)
+            self.assertEnds(session, 0)
+
+    def status(self, session):
+        with open(f"/proc/{session.process.pid}/status") as status:
+            return status.read()
+
     def test_numbers_are_the_callers_choice(self):
         with start() as session:
             for number in (0, 0, 1 << 63, (1 << 64) - 1, 7, 0):

@@ -170,7 +170,12 @@ impl ServerConnection {
     pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
         if let Some(sequence) = self.pending.add(done) {
             let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
-            self.end_if_lost(self.writer.send(header, args.into()));
+            match self.writer.send_call(header, args) {
+                Err(error) if error.status() == Status::WouldBlock => {
+                    self.pending.fail(Some(sequence), error);
+                }
+                sent => self.end_if_lost(sent),
+            }
         }
     }
 
@@ -197,9 +202,7 @@ impl ServerConnection {
                 return Ok(None);
             };
             pace.received();
-            if let Some(error) = self.writer.failed() {
-                return Err(error);
-            }
+            self.writer.check()?;
             header.check().map_err(broken)?;
             let sequence = header.sequence;
             match header.opcode {
@@ -211,6 +214,8 @@ impl ServerConnection {
                         .complete(Ok(body));
                 }
                 Opcode::CallWrapper => {
+                    // What is asked for by a controller that does not read would be kept for it.
+                    self.writer.wait_for_room()?;
                     return Ok(Some(Call {
                         sequence,
                         tag: header.tag,

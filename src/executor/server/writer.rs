@@ -2,32 +2,60 @@
 //! Messages to the controller.
 
 use crate::error::{Error, Result, Status};
-use crate::lock::Mutex;
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::sys::{StreamWriter, WRITTEN_AT_ONCE};
 use crate::wire::frame::{HEADER_SIZE, Header};
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 /// Writes messages, each as a whole, for many threads.
 ///
 /// A thread that sends while another one writes leaves its message there, and that one writes it as
-/// well. So a controller that is slow to read holds up one thread only.
+/// well. So a controller that is slow to read holds up one thread only, until [`MOST`] bytes are left: then threads wait with what they have to say.
 pub(super) struct MessageWriter {
     stream: StreamWriter,
     outgoing: Mutex<Outgoing>,
+    /// What is left has become less.
+    less: Condvar,
+    most: Most,
 }
+
+#[derive(Clone, Copy)]
+struct Most {
+    /// Bytes that are left for a controller to read, beyond what the stream takes. One message may exceed it.
+    unread: usize,
+    /// Calls of linked code that wait for room; further ones fail.
+    calls: usize,
+}
+
+const MOST: Most = Most {
+    unread: 64 << 20,
+    calls: 1024,
+};
 
 #[derive(Default)]
 struct Outgoing {
     /// A thread writes, and looks here before it stops.
     writing: bool,
-    queue: Vec<Encoded>,
+    queue: VecDeque<Encoded>,
+    /// Bytes that others have left and that are not written yet.
+    left: usize,
+    /// Calls of linked code that wait for room.
+    calls: usize,
     /// Why nothing more is written: part of a message may have been.
     failed: Option<Error>,
 }
 
 type Encoded = ([u8; HEADER_SIZE], Vec<u8>);
+
+/// What one message that is left takes.
+fn cost(body: &[u8]) -> usize {
+    size_of::<Encoded>() + body.len()
+}
+
+type Guard<'a> = MutexGuard<'a, Outgoing>;
 
 /// The duty to write what could not be written at once.
 #[must_use]
@@ -38,15 +66,55 @@ const TOGETHER: usize = 16 << 10;
 
 impl MessageWriter {
     pub(super) fn new(stream: StreamWriter) -> MessageWriter {
+        MessageWriter::with_most(stream, MOST)
+    }
+
+    fn with_most(stream: StreamWriter, most: Most) -> MessageWriter {
         MessageWriter {
             stream,
             outgoing: Mutex::default(),
+            less: Condvar::default(),
+            most,
         }
     }
 
+    /// Waits until the controller has read enough for more to be left.
+    ///
+    /// # Errors
     /// Why nothing reaches the controller any more.
-    pub(super) fn failed(&self) -> Option<Error> {
-        self.outgoing.lock().failed.clone()
+    pub(super) fn wait_for_room(&self) -> Result<()> {
+        self.with_room(self.outgoing.lock()).check()
+    }
+
+    /// # Errors
+    /// Why nothing reaches the controller any more.
+    pub(super) fn check(&self) -> Result<()> {
+        self.outgoing.lock().check()
+    }
+
+    fn with_room<'a>(&self, mut outgoing: Guard<'a>) -> Guard<'a> {
+        while outgoing.left >= self.most.unread && outgoing.failed.is_none() {
+            outgoing = self.less.wait(outgoing);
+        }
+        outgoing
+    }
+
+    /// [`send`](Self::send) for a call of linked code.
+    ///
+    /// # Errors
+    /// `WouldBlock` if too many calls wait for the controller to read; nothing was sent then.
+    pub(super) fn send_call(&self, header: Header, body: &[u8]) -> Result<()> {
+        let mut outgoing = self.outgoing.lock();
+        if outgoing.left >= self.most.unread {
+            if outgoing.calls >= self.most.calls {
+                return Err(unread(&outgoing));
+            }
+            outgoing.calls += 1;
+            outgoing = self.with_room(outgoing);
+            outgoing.calls -= 1;
+        }
+        drop(outgoing);
+        self.send(header, body.into())
     }
 
     /// Sends a message, or leaves it to the thread that writes. What a failure keeps from being sent is
@@ -112,12 +180,13 @@ impl MessageWriter {
         body: Cow<'a, [u8]>,
     ) -> Option<([u8; HEADER_SIZE], Cow<'a, [u8]>)> {
         let header = header.encode();
-        let mut outgoing = self.outgoing.lock();
+        let mut outgoing = self.with_room(self.outgoing.lock());
         if outgoing.failed.is_some() {
             return None;
         }
         if outgoing.writing {
-            outgoing.queue.push((header, body.into_owned()));
+            outgoing.left += cost(&body);
+            outgoing.queue.push_back((header, body.into_owned()));
             return None;
         }
         outgoing.writing = true;
@@ -126,38 +195,152 @@ impl MessageWriter {
 
     /// Writes what others have left, until there is nothing more, and stops writing.
     fn finish(&self, mut written: io::Result<()>) -> Result<()> {
+        let mut done = 0;
         while written.is_ok() {
-            let left = {
+            let together = {
                 let mut outgoing = self.outgoing.lock();
+                outgoing.left -= done;
+                self.less.notify_all();
                 if outgoing.queue.is_empty() {
                     outgoing.writing = false;
                     return Ok(());
                 }
-                std::mem::take(&mut outgoing.queue)
+                outgoing.take_together()
             };
-            written = self.write_all(left);
+            done = together.iter().map(|(_, body)| cost(body)).sum();
+            written = self.write_all(&together);
         }
         let failed = written
             .map_err(|error| Error::system(Status::Disconnected, "write to the controller", error));
         let mut outgoing = self.outgoing.lock();
         outgoing.failed = failed.clone().err();
         outgoing.queue.clear();
+        outgoing.left = 0;
         outgoing.writing = false;
+        self.less.notify_all();
         failed
     }
 
-    fn write_all(&self, messages: Vec<Encoded>) -> io::Result<()> {
+    fn write_all(&self, messages: &[Encoded]) -> io::Result<()> {
+        if let [(header, body)] = messages {
+            return self.stream.write(header, body);
+        }
         let mut together = Vec::new();
         for (header, body) in messages {
-            if together.len() + body.len() > TOGETHER {
-                self.stream.write(&together, &header)?;
-                together.clear();
-                self.stream.write(&body, &[])?;
-            } else {
-                together.extend(header);
-                together.extend(body);
-            }
+            together.extend(header);
+            together.extend(body);
         }
         self.stream.write(&together, &[])
+    }
+}
+
+impl Outgoing {
+    fn check(&self) -> Result<()> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// The next message, and those behind it that are small enough to be written together with it.
+    fn take_together(&mut self) -> Vec<Encoded> {
+        let mut size = 0;
+        let small = |(_, body): &&Encoded| {
+            size += HEADER_SIZE + body.len();
+            size <= TOGETHER
+        };
+        let count = self.queue.iter().take_while(small).count();
+        self.queue.drain(..count.max(1)).collect()
+    }
+}
+
+#[cold]
+fn unread(Outgoing { left, calls, .. }: &Outgoing) -> Error {
+    Error::new(
+        Status::WouldBlock,
+        format!(
+            "the controller does not read what it is sent: {left} bytes and {calls} calls of linked code \
+             wait for that"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frame::Opcode;
+    use std::io::{PipeReader, Read};
+    use std::sync::Arc;
+    use std::thread::JoinHandle;
+
+    const BODY: [u8; 1000] = [7; 1000];
+    const MOST: Most = Most {
+        unread: 64 << 10,
+        calls: 2,
+    };
+
+    fn writer() -> (Arc<MessageWriter>, PipeReader) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let stream = StreamWriter::new(writer.into()).unwrap();
+        (Arc::new(MessageWriter::with_most(stream, MOST)), reader)
+    }
+
+    fn header() -> Header {
+        Header::new(Opcode::Result, 1, 0, BODY.len())
+    }
+
+    /// Threads that send so many messages each, once as much is left as may be.
+    fn full(writer: &Arc<MessageWriter>, threads: usize, count: usize) -> Vec<JoinHandle<()>> {
+        let start = |_| {
+            let writer = Arc::clone(writer);
+            std::thread::spawn(move || {
+                for _ in 0..count {
+                    let _ = writer.send(header(), BODY[..].into());
+                }
+            })
+        };
+        let senders = (0..threads).map(start).collect();
+        while writer.outgoing.lock().left < MOST.unread {
+            std::thread::yield_now();
+        }
+        senders
+    }
+
+    #[test]
+    fn what_is_left_for_a_controller_that_does_not_read_is_bounded() {
+        let (writer, mut reader) = writer();
+        let senders = full(&writer, 4, 500);
+        let mut message = [0; HEADER_SIZE + BODY.len()];
+        for _ in 0..4 * 500 {
+            assert!(writer.outgoing.lock().left < MOST.unread + cost(&BODY));
+            reader.read_exact(&mut message).unwrap();
+            assert_eq!(message[..HEADER_SIZE], header().encode());
+            assert_eq!(message[HEADER_SIZE..], BODY);
+        }
+        senders
+            .into_iter()
+            .for_each(|sender| sender.join().unwrap());
+        writer.wait_for_room().unwrap();
+        assert_eq!(writer.outgoing.lock().left, 0);
+    }
+
+    #[test]
+    fn calls_wait_for_room_then_fail_and_the_end_wakes_all() {
+        let (writer, reader) = writer();
+        let mut waiting = full(&writer, 2, 1000);
+        for _ in 0..MOST.calls {
+            let writer = Arc::clone(&writer);
+            waiting.push(std::thread::spawn(move || {
+                let _ = writer.send_call(header(), &BODY);
+            }));
+        }
+        while writer.outgoing.lock().calls < MOST.calls {
+            std::thread::yield_now();
+        }
+        let error = writer.send_call(header(), &BODY).unwrap_err();
+        assert_eq!(error.status(), Status::WouldBlock);
+        assert!(error.message().contains("does not read"), "{error}");
+        drop(reader);
+        waiting
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        assert!(writer.wait_for_room().is_err());
     }
 }
