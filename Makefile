@@ -54,6 +54,7 @@ bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_AR
 	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
 	@rm -rf $(RESULTS); mkdir $(RESULTS)
 	build/bench/jitmem-bench --json=$(RESULTS)/bench.json $(BENCH_ARGS) | tee $(RESULTS)/tables.md
+	build/bench/jitmem-bench-features | tee $(RESULTS)/features.md
 	benches/charts.py $(RESULTS)
 RESULTS := build/bench/results
 
@@ -229,12 +230,13 @@ stage: build # Installs into the build tree, for the projects above.
 
 .PHONY: bench-results
 bench-results: bench ## measure for benches/results and BENCHMARKS.md, on an idle machine
-	build/bench/jitmem-bench --only=a,b --managers=$(MPROTECT_AND_PEERS) >$(RESULTS)/mprotect.md
+	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem-mprotect >$(RESULTS)/mprotect.md
+	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem,jitmem-closing >$(RESULTS)/closing.md
 	build/bench/jitmem-bench-c >$(RESULTS)/c-api.md
 	cargo bench --locked --bench ranges >$(RESULTS)/ranges.md
 	benches/charts.py $(RESULTS) BENCHMARKS.md
 	cp $(RESULTS)/* benches/results/
-MPROTECT_AND_PEERS := llvm-in-process,llvm-mapper,floor,jitmem-mprotect
+PEERS := llvm-in-process,llvm-mapper,floor
 
 .PHONY: clean
 clean: ## remove what was built

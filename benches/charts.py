@@ -399,12 +399,29 @@ TIMES = [
     ),
     ("start an executor", "executor", "in all", OURS, ""),
     ("an empty call in an executor", "executor", "empty call, 1 in flight", OURS, ""),
+    ("fork with 10,000 small graphs", "g", "fork, and the child exits", "jitmem", ""),
+    (
+        "the same, and the child makes one more",
+        "g",
+        "fork, and the child makes its first graph",
+        "jitmem",
+        "",
+    ),
+    ("redirect a symbol of LLVM's manager for that", "h", "redirect a symbol", "jitmem", ""),
+    ("change 8 bytes of code", "h", "change 8 bytes of code", "jitmem", ""),
 ]
 COUNTS = [
     ("memory of 10,000 small graphs, KiB", "a", "allocate + finalize", "memory_kb"),
     ("mappings of 10,000 small graphs", "a", "allocate + finalize", "mappings"),
     ("small graphs that can be live", "e", "live graphs", "live"),
 ]
+# In words, LLVM's phase, jitmem's.
+KEPT = [
+    ("memory per byte of 500 plans, in steady churn",) + ("after steady churn",) * 2,
+    ("the same, after a peak of 5,000",) + ("after a peak",) * 2,
+    ("the same, trimmed", "after a peak", "after a peak, and a call of trim"),
+]
+
 
 def duration(nanoseconds):
     for unit, size in (("ms", 1e6), ("µs", 1e3)):
@@ -437,7 +454,22 @@ def reached(run):
     for words, workload, phase, name in COUNTS:
         theirs, ours = (run.figure(workload, phase, row, name) for row in ("llvm-mapper", "jitmem"))
         lines.append(f"| {words} | {theirs:,} | {ours:,} | {quotient(ours / theirs)} |")
+    for words, *phases in KEPT:
+        theirs = min(per_byte(run, phases[0], rival) for rival in RIVALS["jitmem"])
+        ours = per_byte(run, phases[1], "jitmem")
+        lines.append(f"| {words} | {theirs:.2f} | {ours:.2f} | {quotient(ours / theirs)} |")
     return lines
+
+
+def per_byte(run, phase, row):
+    """Memory that is in use for each byte that is live."""
+    return run.figure("f", phase, row, "memory_kb") / run.figure("f", phase, row, "content_kb")
+
+
+def features(folder):
+    """The table of jitmem-bench-features, as it is."""
+    text = (folder / "features.md").read_text()
+    return [line for line in text.splitlines() if line.startswith("|")]
 
 
 def rival_of(run, workload, phase, cell):
@@ -500,6 +532,7 @@ def main(folder, page=None):
     if page:
         fill(Path(page), "reached", reached(run))
         fill(Path(page), "lost", lost(run))
+        fill(Path(page), "features", features(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -164,7 +164,8 @@ Expected<Workload> archives(const Settings &S) {
   W.Operation = "object";
   W.Rounds = S.rounds(31);
   W.HasSum = true;
-  W.Run = [Libraries, Members](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive) {
+  W.Run = [Libraries, Members](const Host &, ExecutionSession &ES, Probe &P,
+                               std::shared_ptr<void> &Alive) {
     return run(ES, P, Alive, *Libraries, Members);
   };
   return W;

@@ -66,7 +66,7 @@ Expected<Workload> calls(const Settings &S, unsigned Functions) {
   W.Operation = "call";
   W.Rounds = S.rounds(7);
   W.CountSystemCalls = false;
-  W.Run = [Functions](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+  W.Run = [Functions](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     std::vector<SmallGraphs::FinalizedAlloc> Live;
     Error Err = runCalls(Graphs, P, Functions, Live);

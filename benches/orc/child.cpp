@@ -38,7 +38,7 @@ struct ChildPhase {
   uint64_t SystemCalls, ExecutorSystemCalls, ExecutorThreads;
   bool IsHeld;
   Footprint Held;
-  uint64_t Live;
+  uint64_t Live, Content;
   char Note[256];
 };
 
@@ -82,7 +82,7 @@ public:
     return Err;
   }
 
-  void hold(StringRef Name, uint64_t Live, StringRef Note) override {
+  void hold(StringRef Name, uint64_t Live, StringRef Note, uint64_t Content) override {
     ChildPhase &P = Report.Phase[phase(Name)];
     Expected<Footprint> Now = footprint(), OthersNow = Other ? footprint(Other) : Footprint();
     if (!Now || !OthersNow) {
@@ -92,6 +92,7 @@ public:
     P.IsHeld = true;
     P.Held = *Now + *OthersNow - Before;
     P.Live = Live;
+    P.Content = Content;
     copyText(P.Note, Note);
   }
 
@@ -114,7 +115,7 @@ private:
 class IgnoringProbe : public Probe {
 public:
   Error measure(StringRef, uint64_t, function_ref<Error()> Body) override { return Body(); }
-  void hold(StringRef, uint64_t, StringRef) override {}
+  void hold(StringRef, uint64_t, StringRef, uint64_t) override {}
 };
 
 } // namespace
@@ -130,7 +131,7 @@ static Error runSession(Host &H, const Workload &W, Probe &P) {
   });
   P.begin(H);
   std::shared_ptr<void> Alive;
-  Error Err = W.Run(ES, P, Alive);
+  Error Err = W.Run(H, ES, P, Alive);
   Err = joinErrors(std::move(Err), ES.endSession());
   return joinErrors(std::move(Reported), std::move(Err));
 }
@@ -326,6 +327,7 @@ Error measureInChild(const Contender &C, const Workload &W, Results &R, std::str
     if (P.IsHeld)
       Measured.Held = P.Held;
     Measured.Live = P.Live;
+    Measured.Content = P.Content;
     Measured.Note = P.Note;
   }
   if (!Failure.empty())

@@ -8,6 +8,7 @@
 #include "llvm/ExecutionEngine/JITLink/JITLinkMemoryManager.h"
 #include "llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h"
 #include "llvm/Support/Error.h"
+#include <jitmem/orc.hpp>
 
 #include <atomic>
 #include <ctime>
@@ -81,6 +82,8 @@ struct Host {
   std::unique_ptr<llvm::orc::ExecutorProcessControl> EPC;
   /// What the manager sent by a channel of its own; empty if it has none.
   std::function<Traffic()> OwnTraffic;
+  /// The manager, if it is jitmem's for this process.
+  jitmem::orc::MemoryManager *Jitmem = nullptr;
 };
 
 } // namespace bench

@@ -67,6 +67,8 @@ static json::Object toJson(const Cell &C) {
     O["memory_kb"] = C.Held->MappedKB;
     O["heap_kb"] = C.Held->HeapKB;
     O["mappings"] = C.Held->Mappings;
+    if (C.Content)
+      O["content_kb"] = int64_t(C.Content / 1024);
   }
   if (!C.Note.empty())
     O["note"] = C.Note;

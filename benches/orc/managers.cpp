@@ -27,10 +27,14 @@ template <class Manager>
 static Expected<Host> inThisProcess(DispatcherPtr D, Expected<std::unique_ptr<Manager>> MemMgr) {
   if (!MemMgr)
     return MemMgr.takeError();
+  Host H;
+  if constexpr (std::is_same_v<Manager, jitmem::orc::MemoryManager>)
+    H.Jitmem = MemMgr->get();
   auto EPC = SelfExecutorProcessControl::Create(nullptr, std::move(D), std::move(*MemMgr));
   if (!EPC)
     return EPC.takeError();
-  return Host{nullptr, std::move(*EPC), nullptr};
+  H.EPC = std::move(*EPC);
+  return H;
 }
 
 /// Create makes the manager for the connected EPC.
@@ -42,7 +46,10 @@ static Expected<Host> inAnotherProcess(const std::string &Program, DispatcherPtr
   auto EPC = (*Other)->connect(std::move(D), std::move(Create));
   if (!EPC)
     return EPC.takeError();
-  return Host{std::move(*Other), std::move(*EPC), nullptr};
+  Host H;
+  H.Other = std::move(*Other);
+  H.EPC = std::move(*EPC);
+  return H;
 }
 
 static Expected<MemMgrPtr> createGeneric(SimpleRemoteEPC &EPC) {

@@ -123,7 +123,7 @@ Expected<Workload> tinyObjects(const Settings &S) {
   W.Operation = "object";
   W.Rounds = S.rounds(31);
   W.HasSum = true;
-  W.Run = [Objects](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive) {
+  W.Run = [Objects](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive) {
     return run(ES, P, Alive, *Objects);
   };
   return W;

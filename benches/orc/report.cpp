@@ -111,13 +111,18 @@ static void printTimed(raw_ostream &OS, const RunInfo &Info, const Phase &P) {
 }
 
 static void printHeld(raw_ostream &OS, const Phase &P) {
-  OS << "\n| manager | live | end | memory KB | mappings |\n|---|--:|---|--:|--:|\n";
+  OS << "\n**" << P.Name << "**\n\n"
+     << "| manager | live | end | memory KB | memory / content | mappings |\n"
+     << "|---|--:|---|--:|--:|--:|\n";
   for (const Cell &C : P.Cells) {
     OS << "| " << C.Manager << " | " << C.Live << " | " << firstLine(C.Note) << " | ";
-    if (C.Held)
-      OS << C.Held->MappedKB << " | " << C.Held->Mappings << " |\n";
-    else
-      OS << "– | – |\n";
+    if (!C.Held) {
+      OS << "– | – | – |\n";
+      continue;
+    }
+    OS << C.Held->MappedKB << " | "
+       << (C.Content ? countText(double(C.Held->MappedKB) * 1024 / double(C.Content)) : "–")
+       << " | " << C.Held->Mappings << " |\n";
   }
 }
 

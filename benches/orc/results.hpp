@@ -57,6 +57,8 @@ struct Cell {
   std::optional<Footprint> Held;
   /// Operations whose result was live when Held was taken.
   uint64_t Live = 0;
+  /// Bytes that these asked for; 0: not compared.
+  uint64_t Content = 0;
   std::string Note;
 
   bool timed() const { return !Samples.empty(); }

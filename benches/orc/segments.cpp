@@ -130,7 +130,7 @@ Workload segments(const Settings &S) {
             std::to_string(GraphsPerRound) + " graphs a round";
   W.Operation = "graph";
   W.Rounds = S.rounds(9);
-  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+  W.Run = [](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     Error Err = runSegments(Graphs, P, Live);
@@ -162,7 +162,7 @@ Workload segmentsAcross() {
   W.Title = "The manager alone: SimpleSegmentAlloc, R-X 256 B, R-- 64 B, RW- 64 B, no actions, " +
             std::to_string(GraphsAcross) + " graphs a round, one after the other";
   W.Operation = "graph";
-  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+  W.Run = [](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     Error Err = runAcross(ES, Graphs, P, Live);
@@ -204,7 +204,7 @@ Workload churn(const Settings &S) {
             std::to_string(ChurnLive) + " chosen at random and allocates and finalizes another";
   W.Operation = "step";
   W.Rounds = S.rounds(9);
-  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+  W.Run = [](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     Error Err = runChurn(Graphs, P, Live);
@@ -219,7 +219,7 @@ Workload capacity() {
   W.Title = "How many small graphs can be live, up to " + std::to_string(CapacityLimit);
   W.Operation = "graph";
   W.CountSystemCalls = false;
-  W.Run = [](ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
+  W.Run = [](const Host &, ExecutionSession &ES, Probe &P, std::shared_ptr<void> &) {
     SmallGraphs Graphs(ES);
     Allocs Live;
     std::string End = "reached";

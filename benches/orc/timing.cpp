@@ -61,7 +61,7 @@ Error TimingProbe::measure(StringRef Name, uint64_t Operations, function_ref<Err
   Used->scale(1 / double(Operations));
 
   Cell &Measured = R.phase(W, Name).cell(C.row());
-  Measured.ByProcessor = W.Compares == Contest::InOneProcess;
+  Measured.ByProcessor = W.Compares == Contest::InOneProcess && !W.InChildren;
   Measured.Samples.push_back(*Used);
   return Error::success();
 }

@@ -18,7 +18,7 @@ public:
   void begin(const Host &H) override { Where = &H; }
   llvm::Error measure(llvm::StringRef Name, uint64_t Operations,
                       llvm::function_ref<llvm::Error()> Body) override;
-  void hold(llvm::StringRef, uint64_t, llvm::StringRef) override {}
+  void hold(llvm::StringRef, uint64_t, llvm::StringRef, uint64_t) override {}
 
 private:
   /// What has been used and sent so far, but for the time that passes.

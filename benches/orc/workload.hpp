@@ -28,7 +28,9 @@ public:
   virtual llvm::Error measure(llvm::StringRef Phase, uint64_t Operations,
                               llvm::function_ref<llvm::Error()> Body) = 0;
   /// Called while the results of Live operations of Phase are live.
-  virtual void hold(llvm::StringRef Phase, uint64_t Live, llvm::StringRef Note = "") = 0;
+  /// Content is how many bytes they asked for, where that is compared.
+  virtual void hold(llvm::StringRef Phase, uint64_t Live, llvm::StringRef Note = "",
+                    uint64_t Content = 0) = 0;
 };
 
 /// What a workload compares.
@@ -54,10 +56,13 @@ struct Workload {
   /// Whether the child counts system calls. It then does the work once beforehand, so that what
   /// only a process's first run does isn't counted.
   bool CountSystemCalls = true;
+  /// Processes that the workload starts share the work, so the time that passes is compared.
+  bool InChildren = false;
   /// The phases are the parts of one thing, whose cost in all is shown too.
   bool HasSum = false;
   /// Leaves in Alive what tasks that have not ended yet may use. It outlives the session.
-  std::function<llvm::Error(llvm::orc::ExecutionSession &, Probe &, std::shared_ptr<void> &Alive)>
+  std::function<llvm::Error(const Host &, llvm::orc::ExecutionSession &, Probe &,
+                            std::shared_ptr<void> &Alive)>
       Run;
   /// In place of Run where executors are compared: starts the program and drives it.
   std::function<llvm::Error(const std::string &Program, Probe &)> RunAlone;
@@ -86,6 +91,12 @@ llvm::Expected<Workload> archives(const Settings &S);
 llvm::Expected<Workload> calls(const Settings &S, unsigned Functions);
 /// (e) How many small graphs can be live.
 Workload capacity();
+/// (f) Memory that stays in use in churn and after a peak.
+Workload memory();
+/// (g) Forks of a process with many small graphs.
+Workload forks(const Settings &S);
+/// (h) Linked code that is redirected, and changed.
+Workload redirects(const Settings &S);
 /// (oop-a) As (a), but fewer graphs, and never memory that was given back: LLVM's executor of
 /// version 22 makes none of that writable again, which crashes it under SimpleRemoteMemoryMapper.
 Workload segmentsAcross();
