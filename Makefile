@@ -48,6 +48,12 @@ demo: setup stage ## three scenes: libraries in a second process, a query engine
 	@$(call project,examples/demo,build/demo,-DCMAKE_BUILD_TYPE=Release)
 	build/demo/jitmem-demo --layout=build/demo/layout.svg $(DEMO_ARGS)
 
+.PHONY: untrusted
+untrusted: setup stage ## code that crashes, loops, takes memory and floods its output, in jitmem-executor
+	$(call headline,untrusted code)
+	@$(call project,examples/untrusted,build/untrusted)
+	build/untrusted/jitmem-untrusted
+
 .PHONY: bench
 bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=...)
 	$(call headline,bench)
@@ -150,6 +156,8 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	build/child-c/jitmem-child-c
 	@$(call project,examples/profiler-c,build/profiler-c)
 	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
+	@$(call project,examples/untrusted,build/untrusted)
+	build/untrusted/jitmem-untrusted
 	@for example in lljit child-cpp; do for version in 22 19; do \
 	  $(call project,examples/$$example,build/$$example-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
