@@ -48,7 +48,7 @@ const SECTIONS: &[Section] = &[
     Section(
         "Transports",
         "ways to call functions in an executor",
-        &["transport"],
+        &["limits", "transport", "call"],
     ),
     Section(
         "Executor",

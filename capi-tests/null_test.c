@@ -92,8 +92,17 @@ static void transports(void **state) {
   callbacks.call = never_called;
   REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL",
           jitmem_transport_custom(&callbacks, NULL, error));
-  assert_int_equal(calls.destroyed, 4);
+  const jitmem_limits wrong = {.struct_size = 8};
+  callbacks.limits = &wrong;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_limits.struct_size",
+          jitmem_transport_custom(&callbacks, &transport, error));
+  callbacks.limits = NULL;
+  assert_int_equal(calls.destroyed, 6);
   REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL", jitmem_transport_socket(0, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_limits.struct_size",
+          jitmem_transport_connect(0, &wrong, &transport, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "transport is NULL",
+          jitmem_transport_connect(0, NULL, NULL, error));
   assert_null(transport);
   REFUSED(JITMEM_INVALID_ARGUMENT, "token is NULL",
           jitmem_transport_send_token(0, NULL, 16, error));
@@ -107,6 +116,9 @@ static void transports(void **state) {
           jitmem_transport_answer(1, JITMEM_OK, NULL, NULL, 1, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
           jitmem_transport_call(NULL, 1, "", 1, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_transport_start(NULL, 1, "", 1, 0, NULL, NULL, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_HANDLE, "call 0x0", jitmem_transport_cancel(0, error));
   uint64_t address = UNTOUCHED;
   REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
           jitmem_transport_symbol(NULL, "name", &address, error));
@@ -115,6 +127,10 @@ static void transports(void **state) {
   OK(jitmem_transport_custom(&callbacks, &transport, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "args is NULL",
           jitmem_transport_call(transport, 1, NULL, 1, NULL, NULL, error));
+  calls.destroyed = 0;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "fn is NULL",
+          jitmem_transport_start(transport, 1, "", 1, 0, NULL, &calls, destroy, NULL, error));
+  assert_int_equal(calls.destroyed, 2);
   REFUSED(JITMEM_INVALID_ARGUMENT, "name is NULL",
           jitmem_transport_symbol(transport, NULL, &address, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "address is NULL",

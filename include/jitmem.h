@@ -90,12 +90,13 @@
  *   each process, in executors too unless they are told to share it (docs/second-process.md). What a
  *   custom mapper does in a child is its host's affair.
  *
- *   Time limits. Calls wait for as long as linked code, actions and the host's own functions take.
- *   Nothing waits for an executor that does not read: what is sent to it is kept until it does, so one
- *   that is stopped goes on with everything when it is continued. Only the end is bounded, by 10 seconds
- *   each time:
- *   - jitmem_manager_free and jitmem_mapper_free wait no longer for the executor to be done.
- *   - A session that ends in the executor waits no longer for an action that runs; its memory stays.
+ *   Time limits. What an executor is asked to do may take as long as linked code, actions and the
+ *   host's own functions take, unless the host sets limits (jitmem_limits): an executor that is
+ *   stopped, by a debugger or a freezer, goes on with everything when it is continued. By default
+ *   only set-up (30 seconds each for connecting, a session, a first window) and the end are limited:
+ *   what is freed of an executor that does not answer is waited for once, for 10 seconds. Nothing
+ *   waits for an executor that does not read: what is sent to it is kept until it does.
+ *   A session that ends in the executor waits 10 seconds for an action that runs; its memory stays.
  *   Finalize and deallocate with actions may be held back for 250 microseconds to travel together.
  */
 
@@ -205,6 +206,10 @@ JITMEM_ENUM(jitmem_status) {
   JITMEM_INTERNAL = 12,
   /// It can't be done without waiting; nothing was done.
   JITMEM_WOULD_BLOCK = 13,
+  /// The executor has not answered within a limit that the host has set (jitmem_limits).
+  JITMEM_TIMED_OUT = 14,
+  /// The host has cancelled it.
+  JITMEM_CANCELLED = 15,
 };
 
 /// The status of an error. NULL: JITMEM_OK. A freed error: JITMEM_INVALID_HANDLE.
@@ -1414,6 +1419,37 @@ jitmem_status jitmem_manager_all_usage(const struct jitmem_manager *manager,
 
 /* ==== 8. Transports: ways to call functions in an executor ==== */
 
+/// How long what is asked of an executor may take, in milliseconds; 0: the default;
+/// UINT64_MAX: as long as the executor takes. Set struct_size to sizeof(jitmem_limits) and the rest to zero
+/// for the defaults.
+///
+/// An executor that is stopped, by a debugger or a freezer, is not dead: without a limit what was asked
+/// of it is answered when it is continued. A request whose limit is over is answered with
+/// JITMEM_TIMED_OUT. What the executor may still do is not undone by that: an allocation whose finalize
+/// or deallocate was not answered in time is the host's no more, and its memory is not used again before
+/// the executor has answered.
+typedef struct jitmem_limits {
+  /// sizeof(jitmem_limits).
+  size_t struct_size;
+  /// Until the executor has introduced itself; then until a mapper has its session and its way to pass
+  /// descriptors; then until a manager has its first window. Each of the three may take that long.
+  /// Default: 30,000.
+  uint64_t set_up;
+  /// A request of a manager's that runs no linked code: memory is reserved, mapped, given back.
+  /// Default: UINT64_MAX.
+  uint64_t memory;
+  /// What runs linked code: finalize and deallocate with actions, and jitmem_transport_call. Default:
+  /// UINT64_MAX.
+  uint64_t code;
+  /// A connection or session as a whole, from its beginning. Afterwards it has ended, whatever the
+  /// executor does, and all that waits for it is answered with JITMEM_TIMED_OUT. Default:
+  /// UINT64_MAX.
+  uint64_t session;
+  /// The end of managers, mappers and transport of one executor together. Afterwards they are left as
+  /// they are; the executor's memory goes with it. Default: 10,000.
+  uint64_t close;
+} jitmem_limits;
+
 /// Names one call of a custom transport, which it answers with jitmem_transport_answer.
 typedef uint64_t jitmem_call;
 
@@ -1441,6 +1477,9 @@ typedef struct jitmem_transport_callbacks {
   /// which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
   /// of jitmem's or where jitmem_transport_answer is called.
   void (*dispatch)(void *ctx, jitmem_task task);
+  /// How long the executor may take; copied; NULL: the defaults. They count for what mappers and managers
+  /// ask over this transport, and for jitmem_transport_call.
+  const struct jitmem_limits *limits;
 } jitmem_transport_callbacks;
 
 /// Makes a transport of a host's callbacks.
@@ -1463,14 +1502,15 @@ jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *c
 /// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
 /// serves, for instance one that was started with filedescs=N,N.
 ///
-/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which
+/// Waits until the executor has introduced itself, for 30 seconds at most, and has the default limits
+/// (jitmem_transport_connect has others). From then on the transport owns `fd`, which
 /// nothing else may read or write, has it closed on exec and reads it in threads of its own; when the handle
 /// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
 /// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
 /// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
-/// other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_TIMED_OUT;
+/// JITMEM_DISCONNECTED if the other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
 ///
 /// Requires:
 /// `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
@@ -1478,6 +1518,20 @@ jitmem_status jitmem_transport_custom(const struct jitmem_transport_callbacks *c
 jitmem_status jitmem_transport_socket(int32_t fd,
                                       struct jitmem_transport **transport,
                                       struct jitmem_error **error);
+
+/// jitmem_transport_socket with limits of the host's, which count for what mappers and managers ask over
+/// the transport as well.
+///
+/// `limits` is copied; NULL: the defaults.
+///
+/// Errors: as there, and JITMEM_INVALID_ARGUMENT for limits with a wrong struct_size.
+///
+/// Requires:
+/// As jitmem_transport_socket; `limits` is NULL or a struct of the size that it says.
+jitmem_status jitmem_transport_connect(int32_t fd,
+                                       const struct jitmem_limits *limits,
+                                       struct jitmem_transport **transport,
+                                       struct jitmem_error **error);
 
 /// Sends a token over one end of a connected stream socket, before anything else is sent there, to an executor
 /// that wants one: jitmem-executor with --token-file. Then jitmem_transport_socket, or LLVM's
@@ -1531,7 +1585,7 @@ typedef void (*jitmem_bytes_fn)(void *ctx, const void *bytes, size_t size);
 /// with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
-/// function's own message, JITMEM_DISCONNECTED.
+/// function's own message, JITMEM_DISCONNECTED, JITMEM_TIMED_OUT.
 ///
 /// Requires:
 /// `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
@@ -1563,6 +1617,43 @@ jitmem_status jitmem_transport_symbol(const struct jitmem_transport *transport,
 /// Requires:
 /// `transport` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_transport_free(struct jitmem_transport *transport);
+
+/// Receives the result of a call, or why there is none: then `error` is not NULL. Both are valid during
+/// this call only.
+typedef void (*jitmem_called_fn)(void *ctx,
+                                 const void *bytes,
+                                 size_t size,
+                                 const struct jitmem_error *error);
+
+/// jitmem_transport_call without waiting: `fn` receives the result. `args` is copied.
+///
+/// `limit` is how many milliseconds the call may take, after which `fn` receives JITMEM_TIMED_OUT; 0: the
+/// transport's jitmem_limits.code; UINT64_MAX: as long as it takes. `*call` (`call` may be NULL) is a
+/// number for jitmem_transport_cancel, written before `fn` can run. Thread-safe.
+///
+/// Requires:
+/// As jitmem_transport_call; `call` is NULL or a place for a number; `fn` and `destroy` may be called with
+/// `ctx`, from any thread.
+jitmem_status jitmem_transport_start(const struct jitmem_transport *transport,
+                                     uint64_t function,
+                                     const void *args,
+                                     size_t args_size,
+                                     uint64_t limit,
+                                     jitmem_called_fn fn,
+                                     void *ctx,
+                                     jitmem_destroy_fn destroy,
+                                     uint64_t *call,
+                                     struct jitmem_error **error);
+
+/// Answers a call that jitmem_transport_start has made with JITMEM_CANCELLED; its callback runs inside this
+/// call. The executor is not told, and goes on with it; what it answers is dropped. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made.
+///
+/// Requires:
+/// `error` is NULL or a place for a pointer.
+jitmem_status jitmem_transport_cancel(uint64_t call,
+                                      struct jitmem_error **error);
 
 /* ==== 9. Executor: the other side: to be the process that runs linked code ==== */
 

@@ -34,6 +34,10 @@ pub enum Status {
     Internal = 12,
     /// It can't be done without waiting; nothing was done.
     WouldBlock = 13,
+    /// The executor has not answered within a limit that the host has set.
+    TimedOut = 14,
+    /// The host has cancelled it.
+    Cancelled = 15,
 }
 
 impl Status {
@@ -53,6 +57,8 @@ impl Status {
             Status::System => "JITMEM_SYSTEM",
             Status::Internal => "JITMEM_INTERNAL",
             Status::WouldBlock => "JITMEM_WOULD_BLOCK",
+            Status::TimedOut => "JITMEM_TIMED_OUT",
+            Status::Cancelled => "JITMEM_CANCELLED",
         }
     }
 
@@ -74,7 +80,7 @@ impl Status {
 }
 
 /// Every status, in the order of their numbers.
-pub(crate) const ALL_STATUSES: [Status; 13] = [
+pub(crate) const ALL_STATUSES: [Status; 15] = [
     Status::InvalidArgument,
     Status::InvalidHandle,
     Status::WindowFull,
@@ -88,6 +94,8 @@ pub(crate) const ALL_STATUSES: [Status; 13] = [
     Status::System,
     Status::Internal,
     Status::WouldBlock,
+    Status::TimedOut,
+    Status::Cancelled,
 ];
 
 /// A failure: its kind, and what happened in words (operation, value, cause, remedy).
@@ -240,6 +248,6 @@ mod tests {
             assert_eq!(Status::from_code(status as u32), Some(status));
         }
         assert_eq!(Status::from_code(0), None);
-        assert_eq!(Status::from_code(14), None);
+        assert_eq!(Status::from_code(16), None);
     }
 }

@@ -39,6 +39,7 @@ pub(super) enum Kind {
     Request,
     Call,
     Task,
+    StartedCall,
 }
 
 struct Slot<T> {

@@ -261,7 +261,7 @@ pub unsafe extern "C" fn jitmem_manager_set_quota(
 }
 
 /// Lends an error object to a callback.
-fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
+pub(super) fn lend(error: Option<Error>, callback: impl FnOnce(*const jitmem_error)) {
     match error {
         None => callback(std::ptr::null()),
         Some(error) => {

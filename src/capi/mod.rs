@@ -3,6 +3,7 @@
 //! What holds for all functions stands in `jitmem.h.in`, from which `build.rs` makes the header.
 
 mod allocation_request;
+mod call;
 mod callback;
 mod custom;
 mod epochs;
@@ -11,6 +12,7 @@ mod executor;
 mod guard;
 mod handle;
 mod input;
+mod limits;
 mod lookup;
 mod manager;
 mod mapper;

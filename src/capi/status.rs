@@ -40,6 +40,10 @@ pub enum jitmem_status {
     JITMEM_INTERNAL = 12,
     /// It can't be done without waiting; nothing was done.
     JITMEM_WOULD_BLOCK = 13,
+    /// The executor has not answered within a limit that the host has set (jitmem_limits).
+    JITMEM_TIMED_OUT = 14,
+    /// The host has cancelled it.
+    JITMEM_CANCELLED = 15,
 }
 
 impl From<Status> for jitmem_status {
@@ -59,6 +63,8 @@ impl From<Status> for jitmem_status {
             Status::System => JITMEM_SYSTEM,
             Status::Internal => JITMEM_INTERNAL,
             Status::WouldBlock => JITMEM_WOULD_BLOCK,
+            Status::TimedOut => JITMEM_TIMED_OUT,
+            Status::Cancelled => JITMEM_CANCELLED,
         }
     }
 }
@@ -203,6 +209,8 @@ pub extern "C" fn jitmem_status_name(status: u32) -> *const c_char {
         11 => c"JITMEM_SYSTEM",
         12 => c"JITMEM_INTERNAL",
         13 => c"JITMEM_WOULD_BLOCK",
+        14 => c"JITMEM_TIMED_OUT",
+        15 => c"JITMEM_CANCELLED",
         _ => c"unknown status",
     };
     name.as_ptr()

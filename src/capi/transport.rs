@@ -3,17 +3,20 @@
 
 use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{self, Handle, Kind, Waiting};
+use super::limits::jitmem_limits;
 use super::status::{jitmem_error, jitmem_status};
-use super::{guard, input};
+use super::{guard, input, limits};
 use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::sys::heap;
-use crate::transport::{self, Stream, Transport};
+use crate::transport::limits::Asked;
+use crate::transport::{self, Limits, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
 /// mappers use it is fine. All functions on it are thread-safe.
@@ -69,6 +72,9 @@ pub struct jitmem_transport_callbacks {
     /// which wait for no other task. Called from any thread; must not throw. NULL: they run in threads
     /// of jitmem's or where jitmem_transport_answer is called.
     pub dispatch: Option<unsafe extern "C" fn(ctx: *mut c_void, task: jitmem_task)>,
+    /// How long the executor may take; copied; NULL: the defaults. They count for what mappers and managers
+    /// ask over this transport, and for jitmem_transport_call.
+    pub limits: *const jitmem_limits,
 }
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
@@ -86,6 +92,8 @@ static TASKS: Waiting<Task> = Waiting::new(Kind::Task);
 struct Host {
     table: jitmem_transport_callbacks,
     context: Arc<Context>,
+    limits: Limits,
+    unresponsive: Arc<AtomicBool>,
 }
 
 // SAFETY: the table is documented to be called from any thread, several at a time.
@@ -117,6 +125,14 @@ impl Transport for Host {
         // SAFETY: the host says that its function takes a context and a string.
         let address = unsafe { host(self.context.pointer(), name.as_ptr()) };
         (address != 0).then_some(address)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
+        Some(Arc::clone(&self.unresponsive))
     }
 
     fn dispatch(&self, task: Task) {
@@ -163,7 +179,16 @@ pub unsafe extern "C" fn jitmem_transport_custom(
         let context = Arc::new(Context::new(table.ctx, table.destroy));
         let make = || match table.call {
             None => Err(invalid_argument("jitmem_transport_callbacks.call is NULL")),
-            Some(_) => Ok(jitmem_transport(Arc::new(Host { table, context }))),
+            Some(_) => {
+                // SAFETY: the caller says that it is NULL or such a struct.
+                let limits = unsafe { limits::chosen(table.limits) }?;
+                Ok(jitmem_transport(Arc::new(Host {
+                    table,
+                    context,
+                    limits,
+                    unresponsive: Arc::default(),
+                })))
+            }
         };
         // SAFETY: as the caller says.
         unsafe { handle::give_to(transport, make) }
@@ -175,14 +200,15 @@ pub unsafe extern "C" fn jitmem_transport_custom(
 /// Makes a transport of one end of a connected stream socket, at whose other end any ORC executor
 /// serves, for instance one that was started with filedescs=N,N.
 ///
-/// Waits until the executor has introduced itself. From then on the transport owns `fd`, which
+/// Waits until the executor has introduced itself, for 30 seconds at most, and has the default limits
+/// (jitmem_transport_connect has others). From then on the transport owns `fd`, which
 /// nothing else may read or write, has it closed on exec and reads it in threads of its own; when the handle
 /// and the last mapper are gone it ends the connection. If this call fails `fd` is the caller's
 /// still. What linked code asks of a controller's ORC runtime (jit-dispatch) gets an empty answer. On
 /// success `*transport` is the new transport, to be freed with jitmem_transport_free. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_DISCONNECTED if the
-/// other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or no connected stream socket; JITMEM_TIMED_OUT;
+/// JITMEM_DISCONNECTED if the other end is closed; JITMEM_MAPPER_FAILED if it is no executor; JITMEM_OUT_OF_MEMORY.
 ///
 /// # Safety
 /// `fd` is no descriptor that something else in this process owns; `transport` and `error` are NULL
@@ -193,13 +219,35 @@ pub unsafe extern "C" fn jitmem_transport_socket(
     transport: *mut *mut jitmem_transport,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
+    // SAFETY: as the caller says.
+    unsafe { jitmem_transport_connect(fd, std::ptr::null(), transport, error) }
+}
+
+/// jitmem_transport_socket with limits of the host's, which count for what mappers and managers ask over
+/// the transport as well.
+///
+/// `limits` is copied; NULL: the defaults.
+///
+/// Errors: as there, and JITMEM_INVALID_ARGUMENT for limits with a wrong struct_size.
+///
+/// # Safety
+/// As jitmem_transport_socket; `limits` is NULL or a struct of the size that it says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_transport_connect(
+    fd: i32,
+    limits: *const jitmem_limits,
+    transport: *mut *mut jitmem_transport,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
     let make = || {
         if fd < 0 {
             return Err(invalid_argument(format!("fd {fd} is no descriptor")));
         }
+        // SAFETY: the caller says that it is NULL or such a struct.
+        let limits = unsafe { limits::chosen(limits) }?;
         // SAFETY: no negative number, and the caller says that nothing else owns it.
         let socket = Arc::new(unsafe { OwnedFd::from_raw_fd(fd) });
-        let stream = Stream::connect(Arc::clone(&socket)).map_err(|error| {
+        let stream = Stream::connect_within(Arc::clone(&socket), limits).map_err(|error| {
             // It stays the caller's.
             Arc::into_inner(socket).map(IntoRawFd::into_raw_fd);
             error.context(format!("connect to the executor at descriptor {fd}"))
@@ -324,7 +372,7 @@ pub type jitmem_bytes_fn =
 /// with which `result` (may be NULL) is called in this thread before this call returns. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_MAPPER_FAILED with the
-/// function's own message, JITMEM_DISCONNECTED.
+/// function's own message, JITMEM_DISCONNECTED, JITMEM_TIMED_OUT.
 ///
 /// # Safety
 /// `transport` is NULL or a handle of this library; `args` has `args_size` bytes or is NULL; `result`
@@ -346,7 +394,8 @@ pub unsafe extern "C" fn jitmem_transport_call(
         let args = unsafe { input::array(args.cast::<u8>(), args_size, "args") }?;
         let args = heap::copy_of(args, "arguments of a call")?;
         let transport = Arc::clone(&transport.0);
-        let bytes = transport::call(&*transport, function, args)?;
+        let deadline = transport.limits().deadline(Asked::Code);
+        let bytes = transport::call_within(&transport, function, args, deadline)?;
         if let Some(result) = result {
             // SAFETY: the host's function takes a context and bytes that live through the call.
             unsafe { result(ctx, bytes.as_ptr().cast(), bytes.len()) };

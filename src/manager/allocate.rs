@@ -12,6 +12,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
 use crate::page::AddressRange;
+use crate::transport::limits::Asked;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
@@ -124,6 +125,11 @@ impl Flow<Windows> {
 
     pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
         let delivery = &mut Delivery::Inline;
+        let done = self.in_time(Asked::Memory, done, |flow, answer, _| {
+            if let Ok(Allocated { handle, .. }) = answer {
+                flow.abandon(handle, Completion::new(|_| ()));
+            }
+        });
         Arc::clone(self).allocate_or_wait(request, Tried::default(), done, delivery);
     }
 
@@ -216,6 +222,11 @@ impl Flow<Windows> {
 impl Flow<Reservations> {
     /// Has the mapper reserve what the request takes.
     pub(super) fn allocate(self: &Arc<Self>, request: Request, done: Completion<Allocated>) {
+        let done = self.in_time(Asked::Memory, done, |flow, answer, _| {
+            if let Ok(Allocated { handle, .. }) = answer {
+                flow.abandon(handle, Completion::new(|_| ()));
+            }
+        });
         let mut draft = Draft::new(request, self.mapper.capabilities().page_size);
         let size = draft.size;
         let counted = self.space.lock().set_aside(size);

@@ -14,6 +14,8 @@ use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Reserved};
 use crate::sys;
+use crate::transport::deadlines::limited;
+use crate::transport::limits::Asked;
 use std::sync::Arc;
 
 /// A manager's flow; its clones are the same one.
@@ -77,6 +79,10 @@ impl Core {
                     let core = Core(Division::Windows(flow));
                     Ok(Manager { core })
                 });
+                let reserved = match mapper.deadline(Asked::SetUp) {
+                    Some(deadline) => limited(reserved, deadline, |_, _| ()),
+                    None => reserved,
+                };
                 mapper.reserve(size, least_window, placement, reserved);
             }
         }

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::mapper::Deinitialization;
 use crate::page::AddressRange;
 use crate::sys;
+use crate::transport::limits::Asked;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ impl Flow<Windows> {
         let delivery = &mut Delivery::Inline;
         self.tracking.ended(&[handle], delivery);
         self.give_back(&[key], &freed, delivery);
+        let done = self.in_time(Asked::Memory, done, |_, _, _| ());
         Arc::clone(&self.mapper).quiesce(done, delivery);
     }
 
@@ -103,6 +105,11 @@ impl Flow<Windows> {
         done: Completion<()>,
         delivery: &mut Delivery,
     ) {
+        let asked = match out.deinitialize.is_empty() {
+            true => Asked::Memory,
+            false => Asked::Code,
+        };
+        let done = self.in_time(asked, done, |_, _, _| ());
         let flow = Arc::clone(self);
         let deinitialize = std::mem::take(&mut out.deinitialize);
         self.deinitialize(deinitialize, delivery, move |answer, delivery| {
@@ -242,6 +249,7 @@ impl Flow<Reservations> {
     /// Has the mapper give reservations back, and forgets their allocations.
     fn release(self: &Arc<Self>, keys: &[Key], ranges: Vec<AddressRange>, done: Completion<()>) {
         let keys: SmallVec<[Key; 4]> = keys.into();
+        let done = self.in_time(Asked::Code, done, |_, _, _| ());
         let flow = Arc::clone(self);
         let released = Completion::with_delivery(move |answer, delivery| {
             let idle = {

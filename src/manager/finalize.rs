@@ -11,7 +11,16 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
 use crate::mapper::{Action, Deinitialization, Teardown};
+use crate::transport::limits::Asked;
 use std::sync::Arc;
+
+/// Which limit a finalize has.
+fn asked(actions: &[Action]) -> Asked {
+    match actions {
+        [] => Asked::Memory,
+        _ => Asked::Code,
+    }
+}
 
 impl Flow<Windows> {
     /// Finalizes an allocation without actions where the executor sees what is written at once, so the
@@ -68,6 +77,14 @@ impl Flow<Windows> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
+        let done = self.in_time(
+            asked(&actions),
+            done,
+            move |flow, answer, delivery| match answer {
+                Ok(_) => flow.deallocate(&[handle], Completion::new(|_| ())),
+                Err(_) => flow.tracking.ended(&[handle], delivery),
+            },
+        );
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer, delivery| match answer {
             Ok(teardown) => flow.finalized(key, handle, teardown, done, delivery),
@@ -148,6 +165,14 @@ impl Flow<Reservations> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
+        let done = self.in_time(
+            asked(&actions),
+            done,
+            move |flow, answer, delivery| match answer {
+                Ok(_) => flow.deallocate(&[handle], Completion::new(|_| ())),
+                Err(_) => flow.tracking.ended(&[handle], delivery),
+            },
+        );
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
             let answer = flow.space.lock().finalized(key, answer);

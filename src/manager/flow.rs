@@ -11,15 +11,16 @@ use super::stats::{self, LayoutItem, Stats};
 use super::tracking::Tracking;
 use super::writers::WriterAccess;
 use crate::callback_queue::Delivery;
-use crate::completion::{Completion, wait_until};
+use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
 use crate::memory::placement::random;
 use crate::sys::{self, AtForkMutex, OwnerProcess, heap};
+use crate::transport::deadlines::limited;
+use crate::transport::limits::Asked;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 pub(super) struct Flow<M: Memory> {
     pub(super) mapper: Arc<M::Mapper>,
@@ -39,6 +40,8 @@ pub(super) struct Flow<M: Memory> {
     coherent: AtomicBool,
     /// The host has freed the manager.
     closed: AtomicBool,
+    /// The mapper limits how long requests may take.
+    limited: bool,
     /// Of a manager that closes its writer views.
     pub(super) writer_access: Option<WriterAccess>,
 }
@@ -60,6 +63,8 @@ impl<M: Memory> Flow<M> {
     pub(super) fn new(mapper: Arc<M::Mapper>, memory: M, options: Options) -> Arc<Self> {
         let capabilities = mapper.capabilities();
         // A child has a process's own memory too, and only a host can know what its mapper does there.
+        let limited = |asked| mapper.deadline(asked).is_some();
+        let limited = limited(Asked::Memory) || limited(Asked::Code);
         let here = [Kind::TwoViews, Kind::Mprotect, Kind::Custom].contains(&capabilities.kind);
         let mut space = Space::new(memory, options.quota, random());
         let reader = ManagerReader::new(capabilities.in_this_process, space.records.reader());
@@ -71,6 +76,7 @@ impl<M: Memory> Flow<M> {
             unlocked: space.memory.unlocked(),
             space: AtForkMutex::new(space, |space, forked| space.memory.forked(forked)),
             tracking: Tracking::new(&options),
+            limited,
             mapper,
             writer_access: options.close_writers.then(WriterAccess::new),
             options,
@@ -138,6 +144,27 @@ impl<M: Memory> Flow<M> {
 
     pub(super) fn failed<T>(&self, error: Error, done: Completion<T>, delivery: &mut Delivery) {
         done.complete_with(self.counted(Err(error)), delivery);
+    }
+
+    /// The completion of a request that must be answered in time. The memory that it is about is not free
+    /// before the executor has answered: then `late` does what the host can't do any more.
+    pub(super) fn in_time<T: Send + 'static>(
+        self: &Arc<Self>,
+        asked: Asked,
+        done: Completion<T>,
+        late: impl FnOnce(Arc<Self>, Result<T>, &mut Delivery) + Send + 'static,
+    ) -> Completion<T> {
+        let deadline = match self.limited {
+            true => self.mapper.deadline(asked),
+            false => None,
+        };
+        let Some(deadline) = deadline else {
+            return done;
+        };
+        let flow = Arc::clone(self);
+        limited(done, deadline, move |answer, delivery| {
+            late(flow, answer, delivery)
+        })
     }
 
     /// Answers as the last thing: a callback that frees the manager finds it the last holder.
@@ -254,11 +281,9 @@ impl<M: Memory> Drop for Flow<M> {
         self.tracking.end();
         let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
         lookup::collect();
-        match self.mapper.close_timeout() {
+        match self.mapper.patience() {
             // When the host has freed a manager, its actions are done and its memory is gone.
-            Some(timeout) => {
-                let _ = wait_until(Some(Instant::now() + timeout), end);
-            }
+            Some(patience) => patience.wait(end),
             None => {
                 let keep = Arc::clone(&self.mapper);
                 end(Completion::new(move |_| drop(keep)));

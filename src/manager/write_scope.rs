@@ -12,6 +12,7 @@ use crate::mapper::{Kind, SegmentContent, Teardown};
 use crate::memory::writer::{Word, Writer};
 use crate::page::AddressRange;
 use crate::sys::{self, OwnerProcess};
+use crate::transport::limits::Asked;
 use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
@@ -264,6 +265,7 @@ impl WriteScope {
             return done.complete(Ok(()));
         }
         let (flow, handle, thread) = (Arc::clone(&self.flow), self.handle, self.thread);
+        let done = flow.in_time(Asked::Memory, done, |_, _, _| ());
         let visible = Completion::with_delivery(move |answer: Result<Teardown>, delivery| {
             flow.end_scope(handle, thread);
             done.complete_with(answer.map(drop), delivery);

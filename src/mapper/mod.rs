@@ -35,9 +35,9 @@ use crate::memory::buffer::Buffer;
 use crate::memory::placement::Placement;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
+use crate::transport::limits::{Asked, Deadline, Patience};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What the manager must know of a mapper before it divides anything.
 #[derive(Clone, Debug)]
@@ -266,7 +266,12 @@ pub(crate) trait MapperBase: Send + Sync {
 
     /// How long the end of a manager is waited for. Only where that may be done in any thread: answers
     /// come in threads of our own, never in one of the host's that may be waiting.
-    fn close_timeout(&self) -> Option<Duration> {
+    fn patience(&self) -> Option<Patience> {
+        None
+    }
+
+    /// When what is asked for now must be answered, if ever.
+    fn deadline(&self, _asked: Asked) -> Option<Deadline> {
         None
     }
 

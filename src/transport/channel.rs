@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The controller's end of a channel to our executor service.
 
+use super::deadlines::{self, Timer};
+use super::limits::Deadline;
 use super::packet::{self, Packet};
-use super::pending::PendingCalls;
+use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
 use super::{Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
@@ -21,7 +23,11 @@ pub(crate) const READERS: usize = 2;
 
 /// Calls through a Unix socket of our own. Hangs up when dropped; what is unanswered then is
 /// answered with an error.
-pub(crate) struct Channel(Arc<ChannelConnection>);
+pub(crate) struct Channel {
+    connection: Arc<ChannelConnection>,
+    /// When it ends by itself.
+    end: Option<Timer>,
+}
 
 struct ChannelConnection {
     socket: ClosedInChild,
@@ -42,7 +48,10 @@ impl Channel {
         packet::buffers::<READERS>()
             .and_then(|buffers| reader_pool::start(Arc::clone(&connection), buffers))
             .map_err(|error| explain("start a thread that reads a channel", error))?;
-        Ok(Channel(connection))
+        Ok(Channel {
+            connection,
+            end: None,
+        })
     }
 
     /// [`Transport::call`] that hands descriptors over.
@@ -53,7 +62,7 @@ impl Channel {
         descriptors: &[OwnedFd],
         done: Completion<Vec<u8>>,
     ) {
-        let connection = &self.0;
+        let connection = &self.connection;
         let Some(sequence) = connection.pending.add(done) else {
             return;
         };
@@ -68,13 +77,31 @@ impl Channel {
         }
     }
 
+    /// Has it end by itself at a time.
+    pub(crate) fn end_at(&mut self, deadline: Deadline) {
+        let connection = Arc::downgrade(&self.connection);
+        self.end = Some(deadlines::at(deadline, move |error| {
+            if let Some(connection) = connection.upgrade() {
+                connection.end(error);
+            }
+        }));
+    }
+
     /// Whether nothing can be sent any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.0.pending.has_ended()
+        self.connection.pending.has_ended()
     }
 
     pub(crate) fn traffic(&self) -> &Traffic {
-        &self.0.traffic
+        &self.connection.traffic
+    }
+}
+
+impl ChannelConnection {
+    /// Answers everything, now and later, with an error, and hangs up.
+    fn end(&self, error: Error) {
+        self.pending.end(error);
+        socket::hang_up(&self.socket);
     }
 }
 
@@ -106,19 +133,15 @@ impl Transport for Channel {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        let ChannelConnection {
-            socket, pending, ..
-        } = &*self.0;
-        if pending.owner().is_current() {
-            pending.end(disconnected("its session was closed"));
-            socket::hang_up(socket);
+        if self.connection.pending.owner().is_current() {
+            self.connection.end(disconnected("its session was closed"));
         }
     }
 }
 
 impl reader_pool::Connection for ChannelConnection {
     type Input = Vec<u8>;
-    type Packet = (Completion<Vec<u8>>, Packet);
+    type Packet = (Answered, Packet);
 
     fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
         let received = packet::receive(&self.socket, buffer);
@@ -132,21 +155,22 @@ impl reader_pool::Connection for ChannelConnection {
             ..
         } = packet.header;
         self.traffic.received(size as usize);
-        let done = match opcode {
-            Opcode::Result => self.pending.take(sequence),
-            _ => None,
+        let answered = match opcode {
+            Opcode::Result => self.pending.answered(sequence),
+            _ => Answered::Nothing,
         };
-        let done = done.ok_or_else(|| {
+        if matches!(answered, Answered::Nothing) {
             let message = format!("{opcode:?} {sequence}, which answers no call");
-            unreadable(
-                "channel",
-                io::Error::new(io::ErrorKind::InvalidData, message),
-            )
-        });
-        Ok(Some((done?, packet)))
+            let error = io::Error::new(io::ErrorKind::InvalidData, message);
+            return Err(unreadable("channel", error));
+        }
+        Ok(Some((answered, packet)))
     }
 
-    fn handle(&self, (done, packet): Self::Packet) {
+    fn handle(&self, (answered, packet): Self::Packet) {
+        let Answered::Call(done) = answered else {
+            return;
+        };
         let failed = |message| Err(Error::new(Status::MapperFailed, message));
         done.complete(match (packet.lost, packet.header.tag) {
             (Some(why), _) => failed(why),

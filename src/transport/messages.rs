@@ -4,9 +4,9 @@
 use crate::sys::{self, ClosedInChild};
 use crate::wire::frame::{FrameError, HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes that are asked for at once: most messages, and often several.
 const BUFFER: usize = 64 << 10;
@@ -35,6 +35,8 @@ pub(crate) struct MessageReader {
     buffer: Vec<u8>,
     /// What of the buffer was taken already.
     taken: usize,
+    /// Until when bytes are waited for.
+    until: Option<Instant>,
 }
 
 impl MessageReader {
@@ -47,10 +49,29 @@ impl MessageReader {
             stream: ClosedInChild::new(stream),
             buffer,
             taken: 0,
+            until: None,
+        }
+    }
+
+    /// How long bytes are waited for; without a limit, until they come.
+    pub(crate) fn read_until(&mut self, deadline: Option<Instant>) {
+        self.until = deadline;
+    }
+
+    /// Fails if no bytes come in time.
+    fn wait(&self) -> io::Result<()> {
+        let Some(until) = self.until else {
+            return Ok(());
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        match sys::socket::readable(self.stream.as_fd(), left)? {
+            true => Ok(()),
+            false => Err(ErrorKind::TimedOut.into()),
         }
     }
 
     fn read(&mut self, into: Into<'_>) -> io::Result<usize> {
+        self.wait()?;
         let (buffer, most) = match into {
             Into::Buffer => (&mut self.buffer, usize::MAX),
             Into::Body(body, most) => (body, most),
@@ -64,6 +85,7 @@ impl MessageReader {
 
     /// Reads on, once, and takes descriptors that are sent along.
     pub(crate) fn receive(&mut self) -> io::Result<Vec<OwnedFd>> {
+        self.wait()?;
         sys::receive(&self.stream, &mut self.buffer)
     }
 

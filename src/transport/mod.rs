@@ -6,6 +6,8 @@
 //! over and starts no thread per message.
 
 pub(crate) mod channel;
+pub(crate) mod deadlines;
+pub(crate) mod limits;
 pub(crate) mod messages;
 pub(crate) mod packet;
 pub(crate) mod pending;
@@ -14,6 +16,8 @@ pub(crate) mod send_queue;
 mod stream;
 mod token;
 
+pub use deadlines::Call;
+pub use limits::Limits;
 pub use stream::Stream;
 pub use token::{TOKEN_SIZES, send_token};
 
@@ -23,7 +27,7 @@ use crate::error::{Error, Result, Status};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the other side may take for what it does at once, unless it is stopped or stuck: to read
@@ -47,6 +51,27 @@ pub trait Transport: Send + Sync {
         None
     }
 
+    /// [`Transport::call`] that can be given up, if it answers a number for [`Transport::forget`].
+    fn start(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) -> Option<u64> {
+        self.call(function, args, done);
+        None
+    }
+
+    /// Drops the completion of a call that [`Transport::start`] has made. Its answer may come later, and
+    /// counts for nothing.
+    fn forget(&self, _call: u64) {}
+
+    /// How long the executor may take.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// Whether the executor has not answered in time when something of it was closed. One place for all
+    /// that goes through this transport; none: each session has its own.
+    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
+        None
+    }
+
     /// Runs callbacks of the host's that follow from answers, which may block, where it wants them.
     fn dispatch(&self, task: Box<dyn FnOnce() + Send>) {
         task();
@@ -56,6 +81,34 @@ pub trait Transport: Send + Sync {
 /// Calls and waits.
 pub fn call(transport: &dyn Transport, function: u64, args: Vec<u8>) -> Result<Vec<u8>> {
     wait(|done| transport.call(function, args, done))
+}
+
+/// [`call`], but no longer than until the deadline.
+pub(crate) fn call_within(
+    transport: &Arc<dyn Transport>,
+    function: u64,
+    args: Vec<u8>,
+    deadline: Option<limits::Deadline>,
+) -> Result<Vec<u8>> {
+    match deadline {
+        None => call(&**transport, function, args),
+        Some(_) => wait(|done| Call::new(deadline, done).start(transport, function, args)),
+    }
+}
+
+/// Calls a wrapper function without waiting. If the limit is over before the executor has answered,
+/// `done` gets [`Status::TimedOut`].
+pub fn start(
+    transport: &Arc<dyn Transport>,
+    function: u64,
+    args: Vec<u8>,
+    limit: Option<Duration>,
+    done: Completion<Vec<u8>>,
+) -> Call {
+    let deadline = limit.and_then(|limit| limits::Deadline::after(limit, "call"));
+    let call = Call::new(deadline, done);
+    call.start(transport, function, args);
+    call
 }
 
 /// Has the callbacks of hosts that follow from an answer run where the transport's host wants them.

@@ -8,7 +8,14 @@ use crate::sys::OwnerProcess;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-type Answered = Completion<Vec<u8>>;
+/// What an answer is for.
+pub(crate) enum Answered {
+    Call(Completion<Vec<u8>>),
+    /// A call that was given up.
+    Forgotten,
+    /// No call.
+    Nothing,
+}
 
 /// The calls of one connection. Each is answered once, the last ones when the connection ends.
 pub(crate) struct PendingCalls {
@@ -22,7 +29,9 @@ pub(crate) struct PendingCalls {
 #[derive(Default)]
 struct PendingState {
     next: u64,
-    waiting: HashMap<u64, Answered>,
+    waiting: HashMap<u64, Completion<Vec<u8>>>,
+    /// Calls that were given up, whose answers may still come.
+    forgotten: u64,
     ended: Option<Error>,
 }
 
@@ -36,7 +45,7 @@ impl PendingCalls {
     }
 
     /// The number of a new call. None: no answer could come, so it has been completed with the reason.
-    pub(crate) fn add(&self, done: Answered) -> Option<u64> {
+    pub(crate) fn add(&self, done: Completion<Vec<u8>>) -> Option<u64> {
         if !self.owner.is_current() {
             done.complete(Err(invalid_handle(
                 "this connection to an executor belongs to the parent process; a forked child must \
@@ -56,8 +65,8 @@ impl PendingCalls {
         Some(sequence)
     }
 
-    /// The call with this number, to be completed with its answer.
-    pub(crate) fn take(&self, sequence: u64) -> Option<Answered> {
+    /// The call with this number, which could not be made.
+    pub(crate) fn take(&self, sequence: u64) -> Option<Completion<Vec<u8>>> {
         self.state.lock().waiting.remove(&sequence)
     }
 
@@ -65,6 +74,33 @@ impl PendingCalls {
     pub(crate) fn fail(&self, sequence: Option<u64>, error: Error) {
         if let Some(done) = sequence.and_then(|sequence| self.take(sequence)) {
             done.complete(Err(error));
+        }
+    }
+
+    /// What the answer with this number is for. Of calls that were given up only the number of answers is
+    /// known that may come, so that they take no memory.
+    pub(crate) fn answered(&self, sequence: u64) -> Answered {
+        let mut state = self.state.lock();
+        match state.waiting.remove(&sequence) {
+            Some(done) => Answered::Call(done),
+            None if sequence < state.next && state.forgotten > 0 => {
+                state.forgotten -= 1;
+                Answered::Forgotten
+            }
+            None => Answered::Nothing,
+        }
+    }
+
+    /// Gives a call up. `unsent` says whether it is certain that no answer comes.
+    pub(crate) fn forget(&self, sequence: u64, unsent: impl FnOnce() -> bool) {
+        let forgotten = {
+            let mut state = self.state.lock();
+            let forgotten = state.waiting.remove(&sequence);
+            state.forgotten += u64::from(forgotten.is_some());
+            forgotten
+        };
+        if forgotten.is_some() && unsent() {
+            self.state.lock().forgotten -= 1;
         }
     }
 
@@ -78,6 +114,11 @@ impl PendingCalls {
             waiting.into_values().map(move |done| (done, error.clone()))
         };
         waiting.for_each(|(done, error)| done.complete(Err(error)));
+    }
+
+    #[cfg(test)]
+    pub(crate) fn waiting(&self) -> usize {
+        self.state.lock().waiting.len()
     }
 
     /// Whether all that comes is answered with an error.

@@ -174,6 +174,17 @@ impl SendQueue {
         Some(answer)
     }
 
+    /// Takes a call back of which nothing has gone; whether it was there.
+    pub(crate) fn take_back(&self, call: u64) -> bool {
+        let mut state = self.state.lock();
+        let unsent = |kept: &Kept| kept.call == Some(call) && kept.sent == 0;
+        let place = state.kept.iter().position(unsent);
+        let taken = place.and_then(|place| state.kept.remove(place));
+        self.kept.store(state.kept.len(), Ordering::Release);
+        drop(state);
+        taken.is_some()
+    }
+
     /// How many answers are kept.
     pub(crate) fn kept_answers(&self) -> usize {
         match self.kept.load(Ordering::Acquire) {
@@ -183,13 +194,16 @@ impl SendQueue {
     }
 
     /// Waits until nothing is kept, but no longer than until `deadline`; whether that is so.
-    pub(crate) fn wait_until_sent(&self, deadline: Instant) -> bool {
+    pub(crate) fn wait_until_sent(&self, deadline: Option<Instant>) -> bool {
         if self.kept.load(Ordering::Acquire) == 0 {
             return true;
         }
         let mut state = self.state.lock();
-        while !state.kept.is_empty() && Instant::now() < deadline {
-            state = self.emptied.wait_until(state, deadline);
+        while !state.kept.is_empty() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            state = match deadline {
+                None => self.emptied.wait(state),
+                Some(deadline) => self.emptied.wait_until(state, deadline),
+            };
         }
         state.kept.is_empty()
     }
@@ -262,7 +276,7 @@ mod tests {
         }
         assert!(kept(&connection) > 0);
         let soon = Instant::now() + Duration::from_millis(1);
-        assert!(!connection.queue.wait_until_sent(soon));
+        assert!(!connection.queue.wait_until_sent(Some(soon)));
         let mut buffer = vec![0; 2 * PACKET];
         for sequence in 0..COUNT {
             let received = socket::receive(&there, &mut buffer).unwrap();
@@ -270,7 +284,7 @@ mod tests {
             assert_eq!(u64::from(buffer[4]), sequence);
         }
         let later = Instant::now() + Duration::from_secs(60);
-        assert!(connection.queue.wait_until_sent(later));
+        assert!(connection.queue.wait_until_sent(Some(later)));
     }
 
     #[test]

@@ -4,10 +4,12 @@
 #[cfg(test)]
 mod tests;
 
+use super::deadlines::{self, Timer};
+use super::limits::{Asked, Limits, Patience};
 use super::messages::{Message, MessageReader, broken};
-use super::pending::PendingCalls;
+use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{RESPONSE_TIMEOUT, Transport, disconnected, end_of, reader_pool, unreadable};
+use super::{Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::lock::Mutex;
@@ -16,12 +18,12 @@ use crate::wire::frame::{FrameError, Header, Opcode, Setup};
 use crate::wire::sps::{Outcome, from_bytes};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
 /// dropped; what is unanswered then is answered with an error.
-pub struct Stream(Arc<StreamConnection>);
+pub struct Stream(Arc<StreamConnection>, #[allow(dead_code)] Option<Timer>);
 
 struct StreamConnection {
     /// Itself, for the thread that sends answers.
@@ -32,20 +34,43 @@ struct StreamConnection {
     setup: Setup,
     /// What the executor has sent along, until a session takes it.
     channel: Mutex<Option<OwnedFd>>,
+    limits: Limits,
+    /// [`Transport::unresponsive`]
+    unresponsive: Arc<AtomicBool>,
 }
 
 impl Stream {
-    /// Waits until the executor has introduced itself at the other end of `socket`.
+    /// [`Stream::connect_within`] the default limits.
     ///
     /// # Errors
-    /// `InvalidArgument` if it is no connected stream socket; `Disconnected`; `MapperFailed` if
-    /// something else than an executor introduces itself. Nothing of `socket` is kept then.
+    /// As there.
     pub fn connect(socket: Arc<OwnedFd>) -> Result<Stream> {
+        Stream::connect_within(socket, Limits::default())
+    }
+
+    /// Waits until the executor has introduced itself at the other end of `socket`. The limits are those
+    /// of all that goes through the connection.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if it is no connected stream socket; `TimedOut`; `Disconnected`; `MapperFailed`
+    /// if something else than an executor introduces itself. Nothing of `socket` is kept then.
+    pub fn connect_within(socket: Arc<OwnedFd>, limits: Limits) -> Result<Stream> {
         socket::check_stream(&socket)
             .map_err(|error| invalid_argument(format!("no connected stream socket: {error}")))?;
         let mut input = MessageReader::new(Arc::clone(&socket));
-        let mut sent_along = input.receive().map_err(disconnected)?;
-        let setup = first(&mut input)?;
+        let deadline = limits.deadline(Asked::SetUp);
+        input.read_until(deadline.map(|deadline| deadline.at));
+        let first = input
+            .receive()
+            .map_err(disconnected)
+            .and_then(|sent_along| Ok((sent_along, first(&mut input)?)));
+        let (mut sent_along, setup) = first.map_err(|error| match deadline {
+            Some(deadline) if error.status() == Status::Disconnected && deadline.is_over() => {
+                deadline.error()
+            }
+            _ => error,
+        })?;
+        input.read_until(None);
         let connection = Arc::new_cyclic(|this| StreamConnection {
             this: Weak::clone(this),
             socket: ClosedInChild::new(socket),
@@ -53,11 +78,21 @@ impl Stream {
             pending: PendingCalls::new(),
             setup,
             channel: Mutex::new(sent_along.pop()),
+            limits,
+            unresponsive: Arc::default(),
         });
         reader_pool::start(Arc::clone(&connection), [input])
             .map_err(|error| explain("start a thread that reads a socket", error))?;
         socket::close_on_exec(&connection.socket);
-        Ok(Stream(connection))
+        let end = limits.session_end().map(|end| {
+            let connection = Arc::downgrade(&connection);
+            deadlines::at(end, move |error| {
+                if let Some(connection) = connection.upgrade() {
+                    connection.end(error);
+                }
+            })
+        });
+        Ok(Stream(connection, end))
     }
 }
 
@@ -89,12 +124,28 @@ fn first(input: &mut MessageReader) -> Result<Setup> {
 
 impl Transport for Stream {
     fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        self.start(function, args, done);
+    }
+
+    fn start(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) -> Option<u64> {
         let connection = &self.0;
-        let Some(sequence) = connection.pending.add(done) else {
-            return;
-        };
+        let sequence = connection.pending.add(done)?;
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
         connection.send(Some(sequence), header, &args);
+        Some(sequence)
+    }
+
+    fn forget(&self, call: u64) {
+        let StreamConnection { pending, queue, .. } = &*self.0;
+        pending.forget(call, || queue.take_back(call));
+    }
+
+    fn limits(&self) -> Limits {
+        self.0.limits
+    }
+
+    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
+        Some(Arc::clone(&self.0.unresponsive))
     }
 
     fn symbol(&self, name: &str) -> Option<u64> {
@@ -110,16 +161,17 @@ impl Transport for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let StreamConnection {
-            socket,
             queue,
             pending,
+            limits,
+            unresponsive,
             ..
         } = &*self.0;
         if pending.owner().is_current() {
+            let patience = Patience::new(limits.close, Arc::clone(unresponsive));
             // The ends of sessions are for the executor to read.
-            queue.wait_until_sent(Instant::now() + RESPONSE_TIMEOUT);
-            pending.end(disconnected("its connection was freed"));
-            socket::hang_up(socket);
+            queue.wait_until_sent(patience.deadline());
+            self.0.end(disconnected("its connection was freed"));
         }
     }
 }
@@ -142,8 +194,7 @@ impl Sender for StreamConnection {
             _ => {
                 // Part of the message may be under way, so nothing can follow it.
                 let error = explain("send a message to the executor", error);
-                self.pending.end(error.clone());
-                socket::hang_up(&self.socket);
+                self.end(error.clone());
                 error
             }
         };
@@ -152,6 +203,12 @@ impl Sender for StreamConnection {
 }
 
 impl StreamConnection {
+    /// Answers everything, and hangs up.
+    fn end(&self, error: Error) {
+        self.pending.end(error);
+        socket::hang_up(&self.socket);
+    }
+
     fn send(self: &Arc<Self>, call: Option<u64>, header: Header, body: &[u8]) {
         let parts = [&header.encode()[..], body];
         if let Err(error) = send_queue::send(self, call, parts, &[]) {
@@ -164,9 +221,10 @@ impl StreamConnection {
         header.check().map_err(broken)?;
         let sequence = header.sequence;
         match header.opcode {
-            Opcode::Result => match self.pending.take(sequence) {
-                Some(done) => Ok(Work::Answer(done, body)),
-                None => Err(broken(FrameError::UnknownSequence(sequence))),
+            Opcode::Result => match self.pending.answered(sequence) {
+                Answered::Call(done) => Ok(Work::Answer(done, body)),
+                Answered::Forgotten => Ok(Work::Nothing),
+                Answered::Nothing => Err(broken(FrameError::UnknownSequence(sequence))),
             },
             Opcode::CallWrapper => match self.queue.kept_answers() {
                 0..MOST_ANSWERS => Ok(Work::Call(sequence)),
@@ -185,6 +243,8 @@ impl StreamConnection {
 
 enum Work {
     Answer(Completion<Vec<u8>>, Vec<u8>),
+    /// An answer that nothing waits for.
+    Nothing,
     /// Of the executor's own, with its number.
     Call(u64),
 }
@@ -203,6 +263,7 @@ impl reader_pool::Connection for StreamConnection {
     fn handle(&self, work: Work) {
         match work {
             Work::Answer(done, body) => done.complete(Ok(body)),
+            Work::Nothing => {}
             // Linked code asks for something of an ORC runtime's; there is none here.
             Work::Call(sequence) => {
                 if let Some(this) = self.this.upgrade() {

@@ -9,6 +9,7 @@ mod faults;
 mod forks;
 mod gone;
 mod growth;
+mod limits;
 mod lookup;
 mod oracle;
 mod placement;

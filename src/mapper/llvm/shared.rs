@@ -16,6 +16,7 @@ use crate::memory::placement::Placement;
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, explain};
+use crate::transport::limits::{Asked, Deadline};
 use crate::transport::{Transport, dispatched};
 use crate::wire::llvm::{SharedMemoryFinalizeRequest, SharedMemorySegFinalizeRequest};
 use crate::wire::sps::{ActionPair, Encode, ExecutorAddr, to_bytes};
@@ -214,6 +215,10 @@ fn on_wire(segment: &SegmentContent) -> SharedMemorySegFinalizeRequest {
 }
 
 impl MapperBase for LlvmSharedMapper {
+    fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        self.client.transport.limits().deadline(asked)
+    }
+
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

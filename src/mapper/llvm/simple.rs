@@ -17,6 +17,7 @@ use crate::mapper::{
 };
 use crate::page::AddressRange;
 use crate::sys;
+use crate::transport::limits::{Asked, Deadline};
 use crate::transport::{Traffic, Transport, dispatched};
 use crate::wire::llvm::SegFinalizeRequest;
 use crate::wire::sps::{
@@ -247,6 +248,10 @@ fn first_page(reservation: AddressRange, page: u64) -> SegmentContent {
 }
 
 impl MapperBase for LlvmSimpleMapper {
+    fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        self.client.transport.limits().deadline(asked)
+    }
+
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
     }

@@ -3,18 +3,18 @@
 
 use super::descriptor_passing::{self, Attachment, DescriptorPassing};
 use super::reply::decoded;
-use crate::completion::{Completion, wait, wait_until};
+use crate::completion::Completion;
 use crate::error::{Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
+use crate::transport::limits::{Asked, Deadline, Limits, Patience};
 use crate::transport::packet;
-use crate::transport::{RESPONSE_TIMEOUT, Traffic, Transport, call, disconnected, dispatched};
+use crate::transport::{Traffic, Transport, call_within, disconnected, dispatched};
 use crate::wire::service::{Attach, Functions, Open, Opened, VERSION};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 /// An open session.
 pub(super) struct Link {
@@ -29,6 +29,12 @@ pub(super) struct Link {
     owner: OwnerProcess,
     /// The transport has said that the executor is gone.
     lost: Arc<AtomicBool>,
+    limits: Limits,
+    /// When the session must be set up, and when it ends.
+    set_up: Option<Deadline>,
+    end: Option<Deadline>,
+    /// See [`Transport::unresponsive`].
+    unresponsive: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -38,10 +44,13 @@ impl Link {
             version: VERSION,
             instance,
         };
-        let answer = call(&*transport, service, to_bytes(&open));
+        let limits = transport.limits();
+        let set_up = limits.deadline(Asked::SetUp);
+        let answer = call_within(&transport, service, to_bytes(&open), set_up);
         let opened: Opened = answer
             .and_then(|bytes| decoded(&bytes))
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
+        let unresponsive = transport.unresponsive().unwrap_or_default();
         Ok(Link {
             transport,
             opened,
@@ -50,6 +59,10 @@ impl Link {
             closed: AtomicBool::new(false),
             owner: OwnerProcess::current(),
             lost: Arc::default(),
+            limits,
+            set_up,
+            end: limits.session_end(),
+            unresponsive,
         })
     }
 
@@ -59,7 +72,10 @@ impl Link {
     /// `Unsupported` with what each way said.
     pub(super) fn find_passing(&mut self) -> Result<DescriptorPassing> {
         let shared = self.transport.take_channel();
-        let found = descriptor_passing::attach(self, shared)?;
+        let mut found = descriptor_passing::attach(self, shared)?;
+        if let (Some(channel), Some(end)) = (&mut found.channel, self.end) {
+            channel.end_at(end);
+        }
         let passing = found.passing;
         self.attachment = Some(found);
         Ok(passing)
@@ -144,7 +160,7 @@ impl Link {
         }
     }
 
-    /// Asks and waits.
+    /// Asks and waits while the session is set up.
     pub(super) fn ask<T: for<'a> Decode<'a>>(
         &self,
         function: ExecutorAddr,
@@ -152,7 +168,9 @@ impl Link {
     ) -> Result<T> {
         let mut message = self.message();
         request.encode(&mut message);
-        let bytes = wait(|done| self.send(function, message, &[], done))?;
+        self.traffic.sent(message.len());
+        let bytes = call_within(&self.transport, function.0, message, self.set_up)?;
+        self.traffic.received(bytes.len());
         decoded(&bytes)
     }
 
@@ -174,12 +192,28 @@ impl Link {
         }
         let function = self.opened.functions.close;
         // There is no request to answer; a channel that is gone has ended the session on both sides.
-        let close = |done| self.send(function, self.message(), &[], done);
+        let close = |done: Completion<()>| {
+            let done = done.map(|answer: Result<Vec<u8>>| answer.map(drop));
+            self.send(function, self.message(), &[], done);
+        };
         if self.has_channel() {
-            let _ = wait_until(Some(Instant::now() + RESPONSE_TIMEOUT), close);
+            self.patience().wait(close);
         } else {
             // The host's own transport may need this very thread to answer.
             close(Completion::new(|_| ()));
+        }
+    }
+
+    /// How long the end of something in the executor is waited for.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.limits.close, Arc::clone(&self.unresponsive))
+    }
+
+    /// When what is asked for now must be answered.
+    pub(super) fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        match self.limits.deadline(asked) {
+            Some(deadline) => Some(deadline.or(self.end)),
+            None => self.end,
         }
     }
 
@@ -198,10 +232,11 @@ impl Link {
 
     /// Fails if it is known that the executor is gone.
     pub(super) fn check(&self) -> Result<()> {
-        if self.is_lost() {
-            return Err(disconnected("its connection has ended"));
+        match self.end {
+            Some(end) if end.is_over() => Err(end.error()),
+            _ if self.is_lost() => Err(disconnected("its connection has ended")),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Whether answers come in threads of our own.
@@ -220,6 +255,7 @@ impl Drop for Link {
 mod tests {
     use super::super::reply::decoded_list;
     use super::*;
+    use crate::completion::wait;
     use crate::executor::service::Service;
     use crate::executor::service::here::{Here, OPEN};
 

@@ -24,7 +24,8 @@ use crate::memory::placement::Placement;
 use crate::memory::writer_view::WriterView;
 use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
-use crate::transport::{RESPONSE_TIMEOUT, Transport};
+use crate::transport::Transport;
+use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use batch::Batches;
@@ -34,7 +35,6 @@ use initialize::Initialize;
 use link::Link;
 use reply::decoded;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Bytes of a page on any machine.
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 20;
@@ -177,11 +177,15 @@ impl MapperBase for ServiceMapper {
         &self.capabilities
     }
 
-    fn close_timeout(&self) -> Option<Duration> {
+    fn patience(&self) -> Option<Patience> {
         // At the end of a channel there is nothing to wait for, and this thread may be the one that completes
         // what waits.
         let answers = self.link.has_channel() && !self.link.is_lost();
-        answers.then_some(RESPONSE_TIMEOUT)
+        answers.then(|| self.link.patience())
+    }
+
+    fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        self.link.deadline(asked)
     }
 
     fn traffic(&self) -> (u64, u64) {

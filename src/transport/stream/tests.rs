@@ -9,6 +9,7 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 /// The far end of a connection.
 struct Executor {
@@ -288,4 +289,133 @@ fn dropping_it_answers_what_waits() {
     executor.call();
     executor.call();
     assert!(executor.sees_the_end());
+}
+
+fn brief(limits: Limits) -> (Executor, Result<Stream>) {
+    let (here, there) = UnixStream::pair().unwrap();
+    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
+    let mut executor = Executor {
+        socket: there,
+        frames,
+    };
+    let body = setup().encode(SetupLayout::MapAndSymbols);
+    executor.send(&message(Opcode::Setup, 0, 0, &body));
+    let stream = Stream::connect_within(Arc::new(here.into()), limits);
+    (executor, stream)
+}
+
+const BRIEF: Duration = Duration::from_millis(20);
+
+#[test]
+fn an_executor_that_says_nothing_or_too_little_is_not_waited_for() {
+    let setup = message(Opcode::Setup, 0, 0, &setup().encode(SetupLayout::Symbols));
+    for part in [&[], &setup[..10], &setup[..40]] {
+        let (here, mut there) = UnixStream::pair().unwrap();
+        there.write_all(part).unwrap();
+        let limits = Limits {
+            set_up: Some(BRIEF),
+            ..Limits::NONE
+        };
+        let error = Stream::connect_within(Arc::new(here.into()), limits)
+            .err()
+            .unwrap();
+        assert_eq!(error.status(), Status::TimedOut);
+        let text = error.message();
+        assert!(
+            text.contains("within 20ms") && text.contains("\"set_up\""),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_session_that_takes_too_long_ends_with_all_that_waits() {
+    let limits = Limits {
+        session: Some(BRIEF),
+        ..Limits::NONE
+    };
+    let (mut executor, stream) = brief(limits);
+    let stream = stream.unwrap();
+    let answers = calls(&stream, 3);
+    for (_, answer) in answers.iter() {
+        assert_eq!(answer.unwrap_err().status(), Status::TimedOut);
+    }
+    let later = wait(|done| stream.call(1, vec![], done)).unwrap_err();
+    assert_eq!(later.status(), Status::TimedOut);
+    (0..3).for_each(|_| drop(executor.call()));
+    assert!(executor.sees_the_end());
+}
+
+#[test]
+fn calls_that_were_given_up_take_no_memory_and_their_answers_harm_nothing() {
+    let (mut executor, stream) = connected();
+    let connection = Arc::clone(&stream.0);
+    let stream: Arc<dyn Transport> = Arc::new(stream);
+    let (sender, answers) = channel();
+    let start = |number: u8, limit| {
+        let sender = sender.clone();
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            sender
+                .send((number, answer.map_err(|error| error.status())))
+                .unwrap();
+        });
+        crate::transport::start(&stream, 7, vec![number], limit, done)
+    };
+    let [over, cancelled] = [start(0, Some(BRIEF)), start(1, None)];
+    let kept = start(2, Some(Duration::from_secs(3600)));
+    assert!(cancelled.cancel() && !cancelled.cancel());
+    assert_eq!(answers.recv().unwrap(), (1, Err(Status::Cancelled)));
+    assert_eq!(answers.recv().unwrap(), (0, Err(Status::TimedOut)));
+    assert!(!over.cancel());
+    // The call is answered before it is forgotten.
+    while connection.pending.waiting() > 1 {
+        std::thread::yield_now();
+    }
+    let made: Vec<Message> = (0..3).map(|_| executor.call()).collect();
+    made.iter().for_each(|call| executor.answer(call, b"late"));
+    assert_eq!(answers.recv().unwrap(), (2, Ok(b"late".to_vec())));
+    assert!(!kept.cancel());
+    // One answer too many is still told from a late one.
+    executor.answer(&made[0], b"again");
+    // Its text depends on what is found first, the end or the reason.
+    let error = wait(|done| stream.call(1, vec![], done)).unwrap_err();
+    assert_eq!(error.status(), Status::Disconnected, "{error}");
+}
+
+#[test]
+fn a_call_that_never_went_is_taken_back() {
+    let (mut executor, stream) = connected();
+    let connection = Arc::clone(&stream.0);
+    let stream: Arc<dyn Transport> = Arc::new(stream);
+    let done = || Completion::new(|_| ());
+    // More than a socket takes.
+    let large = crate::transport::start(&stream, 7, vec![0; 4 << 20], None, done());
+    let unsent = crate::transport::start(&stream, 8, vec![], None, done());
+    assert!(unsent.cancel() && large.cancel());
+    let answers = channel();
+    let sender = answers.0;
+    let last = Completion::new(move |answer| sender.send(answer).unwrap());
+    crate::transport::start(&stream, 9, vec![], None, last);
+    let calls = [executor.call(), executor.call()];
+    assert_eq!(calls.each_ref().map(|call| call.header.tag), [7, 9]);
+    calls.iter().for_each(|call| executor.answer(call, b""));
+    assert_eq!(answers.1.recv().unwrap().unwrap(), b"");
+    assert_eq!(connection.pending.waiting(), 0);
+}
+
+#[test]
+fn a_connection_whose_executor_reads_nothing_is_freed_in_time() {
+    let limits = Limits {
+        close: Some(BRIEF),
+        ..Limits::NONE
+    };
+    let (_executor, stream) = brief(limits);
+    let stream = stream.unwrap();
+    let (sender, answers) = channel();
+    let done = Completion::new(move |answer: Result<Vec<u8>>| {
+        sender.send(answer.unwrap_err().status()).unwrap();
+    });
+    stream.call(7, vec![0; 4 << 20], done);
+    drop(stream);
+    assert_eq!(answers.recv().unwrap(), Status::Disconnected);
 }

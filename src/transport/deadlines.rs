@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Answers that are given before the executor's, because a deadline is over or the host gives up.
+//!
+//! One thread looks after all deadlines of the process. It ends when there are none for a while.
+
+use super::Transport;
+use super::limits::Deadline;
+use crate::callback_queue::{Delivery, Task};
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status};
+use crate::lock::{Condvar, Mutex};
+use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+/// The thread ends after this time without a deadline.
+const IDLE_TIME: Duration = Duration::from_secs(5);
+
+/// What a deadline is for.
+trait Expire: Send + Sync {
+    fn expire(&self, delivery: &mut Delivery);
+}
+
+/// By time, and in the order in which they came.
+type Key = (Instant, u64);
+
+struct Deadlines {
+    waiting: BTreeMap<Key, Weak<dyn Expire>>,
+    next: u64,
+    /// The process in which the thread runs; a forked child has no such thread.
+    runs_in: Option<OwnerProcess>,
+}
+
+static DEADLINES: AtForkStatic<Deadlines> = AtForkStatic::with(
+    Deadlines {
+        waiting: BTreeMap::new(),
+        next: 0,
+        runs_in: None,
+    },
+    Deadlines::forked,
+);
+
+/// There is an earlier deadline than before.
+static EARLIER: Condvar = Condvar::new();
+
+impl Deadlines {
+    /// A child has no connections, so no deadlines either.
+    fn forked(&mut self, forked: Forked) {
+        if forked.in_child {
+            std::mem::forget(std::mem::take(&mut self.waiting));
+        }
+    }
+
+    fn add(&mut self, at: Instant, what: Weak<dyn Expire>) -> Key {
+        let key = (at, self.next);
+        self.next += 1;
+        self.waiting.insert(key, what);
+        let here = OwnerProcess::current();
+        if self.runs_in != Some(here) {
+            let started = sys::spawn("jitmem-limits", look_after_deadlines);
+            // Without a thread for it the next deadline tries again.
+            self.runs_in = started.is_ok().then_some(here);
+        } else if self.waiting.first_key_value().map(|(first, _)| *first) == Some(key) {
+            EARLIER.notify_one();
+        }
+        key
+    }
+
+    fn take_due(&mut self) -> Vec<Arc<dyn Expire>> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        while let Some(first) = self.waiting.first_entry() {
+            if first.key().0 > now {
+                break;
+            }
+            due.extend(first.remove().upgrade());
+        }
+        due
+    }
+}
+
+fn look_after_deadlines() {
+    let mut deadlines = DEADLINES.lock();
+    let mut idle_since = None;
+    loop {
+        let due = deadlines.take_due();
+        if !due.is_empty() {
+            drop(deadlines);
+            expire(due);
+            idle_since = None;
+            deadlines = DEADLINES.lock();
+            continue;
+        }
+        let until = match deadlines.waiting.first_key_value() {
+            Some(((at, _), _)) => {
+                idle_since = None;
+                *at
+            }
+            None => *idle_since.get_or_insert_with(Instant::now) + IDLE_TIME,
+        };
+        if idle_since.is_some() && until <= Instant::now() {
+            deadlines.runs_in = None;
+            return;
+        }
+        deadlines = EARLIER.wait_until(deadlines, until);
+    }
+}
+
+/// Hosts' callbacks may block, and run in another thread.
+fn expire(due: Vec<Arc<dyn Expire>>) {
+    let complete = |delivery: &mut Delivery| due.into_iter().for_each(|one| one.expire(delivery));
+    Delivery::as_one_task(complete, |task: Task| {
+        let task = Arc::new(Mutex::new(Some(task)));
+        let thread = Arc::clone(&task);
+        let run = |task: &Mutex<Option<Task>>| {
+            let task = task.lock().take();
+            task.into_iter().for_each(|task| task());
+        };
+        if sys::spawn("jitmem-answers", move || run(&thread)).is_err() {
+            run(&task);
+        }
+    });
+}
+
+/// A completion that may be answered early.
+pub(crate) struct Early<T> {
+    state: Mutex<State<T>>,
+    deadline: Option<Deadline>,
+}
+
+enum State<T> {
+    /// With what is to be done if it is given up.
+    Waiting(Completion<T>, Option<Task>),
+    Answered,
+    GivenUp,
+}
+
+impl<T: Send + 'static> Early<T> {
+    fn new(done: Completion<T>, deadline: Option<Deadline>) -> Arc<Early<T>> {
+        Arc::new(Early {
+            state: Mutex::new(State::Waiting(done, None)),
+            deadline,
+        })
+    }
+
+    /// The completion for whoever answers. An answer that comes later than the early one goes to `late`.
+    fn completion(
+        self: Arc<Self>,
+        late: impl FnOnce(Result<T>, &mut Delivery) + Send + 'static,
+    ) -> Completion<T> {
+        let key = self.deadline.map(|deadline| {
+            let weak: Weak<Self> = Arc::downgrade(&self);
+            DEADLINES.lock().add(deadline.at, weak)
+        });
+        Completion::with_delivery(move |answer, delivery| {
+            if let Some(key) = key {
+                let gone = DEADLINES.lock().waiting.remove(&key);
+                drop(gone);
+            }
+            let state = {
+                let mut state = self.state.lock();
+                let end = match &*state {
+                    State::GivenUp => State::GivenUp,
+                    _ => State::Answered,
+                };
+                std::mem::replace(&mut *state, end)
+            };
+            match state {
+                State::Waiting(done, _) => {
+                    // What the callback frees has no other holder here.
+                    drop(late);
+                    done.complete_with(answer, delivery);
+                }
+                State::Answered | State::GivenUp => late(answer, delivery),
+            }
+        })
+    }
+
+    /// Answers, unless that was done; whether it was not.
+    fn give_up(&self, error: impl FnOnce() -> Error, delivery: &mut Delivery) -> bool {
+        let mut state = self.state.lock();
+        match std::mem::replace(&mut *state, State::GivenUp) {
+            State::Waiting(done, given_up) => {
+                drop(state);
+                // It may drop the transport, which takes a while.
+                given_up.into_iter().for_each(|task| delivery.run(task));
+                done.complete_with(Err(error()), delivery);
+                true
+            }
+            other => {
+                *state = other;
+                false
+            }
+        }
+    }
+
+    /// Has something done if it is given up, or was.
+    fn when_given_up(&self, task: Task) {
+        let mut state = self.state.lock();
+        match &mut *state {
+            State::Waiting(_, given_up) => *given_up = Some(task),
+            State::Answered => {}
+            State::GivenUp => {
+                drop(state);
+                task();
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Expire for Early<T> {
+    fn expire(&self, delivery: &mut Delivery) {
+        if let Some(deadline) = self.deadline {
+            self.give_up(|| deadline.error(), delivery);
+        }
+    }
+}
+
+/// `done`, answered with an error when the deadline is over. The answer that comes later goes to `late`.
+pub(crate) fn limited<T: Send + 'static>(
+    done: Completion<T>,
+    deadline: Deadline,
+    late: impl FnOnce(Result<T>, &mut Delivery) + Send + 'static,
+) -> Completion<T> {
+    Early::new(done, Some(deadline)).completion(late)
+}
+
+/// A call of a wrapper function that is under way. Dropping it changes nothing.
+#[derive(Clone)]
+pub struct Call(Arc<Early<Vec<u8>>>);
+
+impl Call {
+    /// A call that was not made yet.
+    pub(crate) fn new(deadline: Option<Deadline>, done: Completion<Vec<u8>>) -> Call {
+        Call(Early::new(done, deadline))
+    }
+
+    pub(crate) fn start(&self, transport: &Arc<dyn Transport>, function: u64, args: Vec<u8>) {
+        let done = Arc::clone(&self.0).completion(|_, _| ());
+        if let Some(number) = transport.start(function, args, done) {
+            let transport = Arc::downgrade(transport);
+            self.0.when_given_up(Box::new(move || {
+                if let Some(transport) = transport.upgrade() {
+                    transport.forget(number);
+                }
+            }));
+        }
+    }
+
+    /// Answers the call with [`Status::Cancelled`], in this thread, unless it has been answered; whether it
+    /// had not. The executor is not told, and goes on with it; what it answers is dropped.
+    pub fn cancel(&self) -> bool {
+        let error = || {
+            Error::new(
+                Status::Cancelled,
+                "the host has cancelled the call; the executor may still be doing it",
+            )
+        };
+        self.0.give_up(error, &mut Delivery::Inline)
+    }
+}
+
+impl std::fmt::Debug for Call {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Call").finish_non_exhaustive()
+    }
+}
+
+/// Something that is to be done at a time, unless this is dropped before.
+pub(crate) struct Timer {
+    key: Key,
+    _then: Arc<Then>,
+}
+
+type Told = Box<dyn FnOnce(Error) + Send>;
+
+struct Then {
+    deadline: Deadline,
+    then: Mutex<Option<Told>>,
+}
+
+impl Expire for Then {
+    fn expire(&self, delivery: &mut Delivery) {
+        let then = self.then.lock().take();
+        let error = self.deadline.error();
+        // It may answer hosts.
+        if let Some(then) = then {
+            delivery.run(move || then(error));
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        let gone = DEADLINES.lock().waiting.remove(&self.key);
+        drop(gone);
+    }
+}
+
+/// Has something done at a time.
+pub(crate) fn at(deadline: Deadline, then: impl FnOnce(Error) + Send + 'static) -> Timer {
+    let then = Arc::new(Then {
+        deadline,
+        then: Mutex::new(Some(Box::new(then))),
+    });
+    let weak: Weak<Then> = Arc::downgrade(&then);
+    let key = DEADLINES.lock().add(deadline.at, weak);
+    Timer { key, _then: then }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    fn soon() -> Deadline {
+        Deadline::after(Duration::from_millis(5), "code").unwrap()
+    }
+
+    fn distant() -> Deadline {
+        Deadline::after(Duration::from_secs(3600), "code").unwrap()
+    }
+
+    #[test]
+    fn deadlines_are_met_in_their_order_and_late_answers_go_elsewhere() {
+        let (sender, answers) = channel();
+        let (late_sender, late) = channel();
+        let mut kept = Vec::new();
+        for (number, deadline) in [(0, distant()), (1, soon()), (2, soon())] {
+            let (sender, late) = (sender.clone(), late_sender.clone());
+            let done = Completion::new(move |answer: Result<u32>| {
+                sender
+                    .send((number, answer.map_err(|error| error.status())))
+                    .unwrap();
+            });
+            kept.push(limited(done, deadline, move |answer, _| {
+                late.send(answer.unwrap()).unwrap();
+            }));
+        }
+        for number in [1, 2] {
+            assert_eq!(answers.recv().unwrap(), (number, Err(Status::TimedOut)));
+        }
+        for (number, done) in kept.into_iter().enumerate() {
+            done.complete(Ok(number as u32 + 10));
+        }
+        assert_eq!(answers.try_recv(), Ok((0, Ok(10))));
+        assert_eq!(late.try_iter().collect::<Vec<_>>(), [11, 12]);
+        assert!(answers.try_recv().is_err());
+    }
+
+    #[test]
+    fn callbacks_of_deadlines_may_wait_for_each_other() {
+        let (first, second) = channel::<()>();
+        let (sender, answers) = channel();
+        let deadline = soon();
+        let waits = Completion::for_host({
+            let sender = sender.clone();
+            move |_: Result<()>| {
+                second.recv().unwrap();
+                sender.send("first").unwrap();
+            }
+        });
+        let wakes = Completion::for_host(move |_: Result<()>| {
+            first.send(()).unwrap();
+            sender.send("second").unwrap();
+        });
+        let kept = [waits, wakes].map(|done| limited(done, deadline, |_, _| ()));
+        let mut all: Vec<_> = answers.iter().take(2).collect();
+        all.sort_unstable();
+        assert_eq!(all, ["first", "second"]);
+        drop(kept);
+    }
+
+    #[test]
+    fn an_answer_takes_its_deadline_along() {
+        let count = || {
+            DEADLINES
+                .lock()
+                .waiting
+                .values()
+                .filter(|one| one.strong_count() > 0)
+                .count()
+        };
+        let done = limited(Completion::new(|_: Result<()>| ()), distant(), |_, _| ());
+        let key = DEADLINES
+            .lock()
+            .waiting
+            .last_key_value()
+            .map(|(key, _)| *key);
+        assert!(count() > 0);
+        done.complete(Ok(()));
+        assert!(!DEADLINES.lock().waiting.contains_key(&key.unwrap()));
+    }
+
+    #[test]
+    fn what_is_to_be_done_at_a_time_is_done_unless_that_is_dropped() {
+        let (sender, receiver) = channel();
+        let later = {
+            let sender = sender.clone();
+            at(distant(), move |_| sender.send(1).unwrap())
+        };
+        let sooner = at(soon(), move |error| {
+            assert_eq!(error.status(), Status::TimedOut);
+            sender.send(2).unwrap();
+        });
+        assert_eq!(receiver.recv(), Ok(2));
+        drop((later, sooner));
+        assert!(receiver.recv().is_err());
+    }
+}
