@@ -167,6 +167,39 @@ static void answers_of_transports(void **state) {
   jitmem_transport_free(transport);
 }
 
+static void on_called(void *ctx, const void *bytes, size_t size, const jitmem_error *error) {
+  (void)bytes, (void)size;
+  on_done(ctx, error);
+}
+
+static void calls_that_are_given_up(void **state) {
+  (void)state;
+  const jitmem_transport_callbacks callbacks = {.struct_size = sizeof callbacks, .call = keep_call};
+  jitmem_transport *transport = NULL;
+  OK(jitmem_transport_custom(&callbacks, &transport, error));
+  EACH_FAILURE(round) {
+    struct answer answer = ANSWER;
+    uint64_t call = 0;
+    TRY(round,
+        jitmem_transport_start(transport, 1, "abc", 3, 0, on_called, &answer, NULL, &call, error));
+    // One that has no number can't be given up.
+    if (call != 0)
+      OK(jitmem_transport_cancel(call, error));
+    else if (round.status == JITMEM_OK)
+      OK(jitmem_transport_answer(kept_call, JITMEM_OK, NULL, "", 0, error));
+    assert_int_equal(answer.counter.count, round.status == JITMEM_OK);
+  }
+  EACH_FAILURE(round) {
+    struct answer answer = ANSWER;
+    uint64_t call = 0;
+    OK(jitmem_transport_start(transport, 1, "abc", 3, 0, on_called, &answer, NULL, &call, error));
+    TRY(round, jitmem_transport_cancel(call, error));
+    assert_int_equal(round.status, JITMEM_OK);
+    assert_int_equal(answer.counter.count, 1);
+  }
+  jitmem_transport_free(transport);
+}
+
 // A task runs its callbacks once, whatever there is no memory for.
 static void tasks_of_transports(void **state) {
   (void)state;
@@ -243,6 +276,19 @@ static void connections(void **state) {
     jitmem_transport_free(transport);
     assert_int_equal(pthread_join(server, NULL), 0);
   }
+  EACH_FAILURE(round) {
+    int ends[2];
+    pthread_t server;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+    assert_int_equal(pthread_create(&server, NULL, serve, &ends[1]), 0);
+    const jitmem_limits limits = {.struct_size = sizeof limits, .session = 100000};
+    jitmem_transport *transport = NULL;
+    TRY(round, jitmem_transport_connect(ends[0], &limits, &transport, error));
+    if (transport == NULL)
+      close(ends[0]);
+    jitmem_transport_free(transport);
+    assert_int_equal(pthread_join(server, NULL), 0);
+  }
 }
 
 static void tokens(void **state) {
@@ -302,6 +348,7 @@ int main(void) {
       cmocka_unit_test(mappers_of_llvm),
       cmocka_unit_test(transports),
       cmocka_unit_test(answers_of_transports),
+      cmocka_unit_test(calls_that_are_given_up),
       cmocka_unit_test(tasks_of_transports),
       cmocka_unit_test(services),
       cmocka_unit_test(connections),
