@@ -198,6 +198,12 @@ check-valgrind: setup stage ## C and C++ tests under valgrind
 # by itself: --smc-check=all.
 VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(CURDIR)/tests/valgrind.supp
 
+.PHONY: check-stopped
+check-stopped: setup stage ## an executor that is stopped for a minute goes on with everything
+	$(call headline,an executor that is stopped for a minute)
+	@$(call project,capi-tests,build/capi-tests)
+	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/capi-tests) -R '^capi-deadlines$$'
+
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
 	$(CARGO_DENY) --locked check advisories
