@@ -15,7 +15,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// The thread ends after this time without a deadline.
-const IDLE_TIME: Duration = Duration::from_secs(5);
+const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// What a deadline is for.
 trait Expire: Send + Sync {
@@ -41,8 +41,8 @@ static DEADLINES: AtForkStatic<Deadlines> = AtForkStatic::with(
     Deadlines::forked,
 );
 
-/// There is an earlier deadline than before.
-static EARLIER: Condvar = Condvar::new();
+/// There is an earlier deadline than before, or none.
+static CHANGED: Condvar = Condvar::new();
 
 impl Deadlines {
     /// A child has no connections, so no deadlines either.
@@ -62,9 +62,17 @@ impl Deadlines {
             // Without a thread for it the next deadline tries again.
             self.runs_in = started.is_ok().then_some(here);
         } else if self.waiting.first_key_value().map(|(first, _)| *first) == Some(key) {
-            EARLIER.notify_one();
+            CHANGED.notify_one();
         }
         key
+    }
+
+    fn remove(&mut self, key: Key) -> Option<Weak<dyn Expire>> {
+        let gone = self.waiting.remove(&key);
+        if self.waiting.is_empty() {
+            CHANGED.notify_one();
+        }
+        gone
     }
 
     fn take_due(&mut self) -> Vec<Arc<dyn Expire>> {
@@ -103,7 +111,7 @@ fn look_after_deadlines() {
             deadlines.runs_in = None;
             return;
         }
-        deadlines = EARLIER.wait_until(deadlines, until);
+        deadlines = CHANGED.wait_until(deadlines, until);
     }
 }
 
@@ -155,7 +163,7 @@ impl<T: Send + 'static> Early<T> {
         });
         Completion::with_delivery(move |answer, delivery| {
             if let Some(key) = key {
-                let gone = DEADLINES.lock().waiting.remove(&key);
+                let gone = DEADLINES.lock().remove(key);
                 drop(gone);
             }
             let state = {
@@ -293,7 +301,7 @@ impl Expire for Then {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        let gone = DEADLINES.lock().waiting.remove(&self.key);
+        let gone = DEADLINES.lock().remove(self.key);
         drop(gone);
     }
 }
