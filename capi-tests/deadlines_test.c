@@ -83,7 +83,7 @@ static void a_call_has_a_limit(void **state) {
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   uint64_t ends = link_wrapper(manager, 1), spins = link_wrapper(manager, 0);
   struct packed result = {.size = 0};
-  REFUSED(JITMEM_TIMED_OUT, "within 300ms",
+  REFUSED(JITMEM_TIMED_OUT, "within 300 ms",
           jitmem_transport_call(transport, spins, "", 0, take_packed, &result, error));
   assert_int_equal(result.size, 0);
   // Others are answered, before and after.
@@ -135,7 +135,7 @@ static void a_peer_that_says_nothing(void **state) {
   assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   const jitmem_limits limits = {.struct_size = sizeof limits, .set_up = SHORT};
   jitmem_transport *transport = NULL;
-  FAILS(JITMEM_TIMED_OUT, "within 300ms",
+  FAILS(JITMEM_TIMED_OUT, "within 300 ms",
         jitmem_transport_connect(ends[0], &limits, &transport, error));
   assert_null(transport);
   close(ends[0]);
@@ -149,8 +149,8 @@ static void an_executor_that_is_stopped_at_the_beginning(void **state) {
       connect_within(executor, (jitmem_limits){.set_up = SHORT, .close = SHORT});
   assert_int_equal(kill(executor.process, SIGSTOP), 0);
   jitmem_mapper *mapper = NULL;
-  FAILS(JITMEM_TIMED_OUT, "within 300ms", jitmem_mapper_shared(transport, NULL, &mapper, error));
-  FAILS(JITMEM_TIMED_OUT, "within 300ms", jitmem_mapper_remote(transport, NULL, &mapper, error));
+  FAILS(JITMEM_TIMED_OUT, "within 300 ms", jitmem_mapper_shared(transport, NULL, &mapper, error));
+  FAILS(JITMEM_TIMED_OUT, "within 300 ms", jitmem_mapper_remote(transport, NULL, &mapper, error));
   assert_int_equal(kill(executor.process, SIGCONT), 0);
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   jitmem_manager_free(manager);
@@ -165,7 +165,7 @@ static void a_session_has_a_limit(void **state) {
   jitmem_mapper *mapper = NULL;
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   uint64_t spins = link_wrapper(manager, 0);
-  FAILS(JITMEM_TIMED_OUT, "within 1s",
+  FAILS(JITMEM_TIMED_OUT, "within 1000 ms",
         jitmem_transport_call(transport, spins, "", 0, NULL, NULL, error));
   // It has ended, whatever the executor does.
   jitmem_error *problem = NULL;

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::lock::Mutex;
 use crate::mapper::actions::join;
 use crate::mapper::{Deinitialization, MemoryMapper};
+use crate::transport::limits::Asked;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -134,6 +135,7 @@ impl Flow<Windows> {
         done: Completion<()>,
         delivery: &mut Delivery,
     ) {
+        let done = self.in_time(Asked::Code, done, |_, _, _| ());
         let batch = Batch {
             flow: Arc::clone(self),
             left: batch.keys.len(),

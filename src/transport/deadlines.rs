@@ -10,7 +10,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,8 @@ trait Expire: Send + Sync {
 type Key = (Instant, u64);
 
 struct Deadlines {
-    waiting: BTreeMap<Key, Weak<dyn Expire>>,
+    /// The earliest first. Most new ones are the last, and most that go are among the first.
+    waiting: VecDeque<(Key, Weak<dyn Expire>)>,
     next: u64,
     /// The process in which the thread runs; a forked child has no such thread.
     runs_in: Option<OwnerProcess>,
@@ -34,7 +35,7 @@ struct Deadlines {
 
 static DEADLINES: AtForkStatic<Deadlines> = AtForkStatic::with(
     Deadlines {
-        waiting: BTreeMap::new(),
+        waiting: VecDeque::new(),
         next: 0,
         runs_in: None,
     },
@@ -55,34 +56,42 @@ impl Deadlines {
     fn add(&mut self, at: Instant, what: Weak<dyn Expire>) -> Key {
         let key = (at, self.next);
         self.next += 1;
-        self.waiting.insert(key, what);
+        let place = self.place_of(key);
+        self.waiting.insert(place, (key, what));
         let here = OwnerProcess::current();
         if self.runs_in != Some(here) {
             let started = sys::spawn("jitmem-limits", look_after_deadlines);
             // Without a thread for it the next deadline tries again.
             self.runs_in = started.is_ok().then_some(here);
-        } else if self.waiting.first_key_value().map(|(first, _)| *first) == Some(key) {
+        } else if place == 0 {
             CHANGED.notify_one();
         }
         key
     }
 
+    /// Where it is or would be.
+    fn place_of(&self, key: Key) -> usize {
+        self.waiting.partition_point(|(other, _)| *other < key)
+    }
+
     fn remove(&mut self, key: Key) -> Option<Weak<dyn Expire>> {
-        let gone = self.waiting.remove(&key);
+        let place = self.place_of(key);
+        if self.waiting.get(place)?.0 != key {
+            return None;
+        }
+        let gone = self.waiting.remove(place);
         if self.waiting.is_empty() {
             CHANGED.notify_one();
         }
-        gone
+        gone.map(|(_, what)| what)
     }
 
     fn take_due(&mut self) -> Vec<Arc<dyn Expire>> {
         let now = Instant::now();
         let mut due = Vec::new();
-        while let Some(first) = self.waiting.first_entry() {
-            if first.key().0 > now {
-                break;
-            }
-            due.extend(first.remove().upgrade());
+        while self.waiting.front().is_some_and(|((at, _), _)| *at <= now) {
+            let first = self.waiting.pop_front();
+            due.extend(first.and_then(|(_, what)| what.upgrade()));
         }
         due
     }
@@ -100,7 +109,7 @@ fn look_after_deadlines() {
             deadlines = DEADLINES.lock();
             continue;
         }
-        let until = match deadlines.waiting.first_key_value() {
+        let until = match deadlines.waiting.front() {
             Some(((at, _), _)) => {
                 idle_since = None;
                 *at
@@ -382,23 +391,12 @@ mod tests {
 
     #[test]
     fn an_answer_takes_its_deadline_along() {
-        let count = || {
-            DEADLINES
-                .lock()
-                .waiting
-                .values()
-                .filter(|one| one.strong_count() > 0)
-                .count()
-        };
         let done = limited(Completion::new(|_: Result<()>| ()), distant(), |_, _| ());
-        let key = DEADLINES
-            .lock()
-            .waiting
-            .last_key_value()
-            .map(|(key, _)| *key);
-        assert!(count() > 0);
+        let last = |deadlines: &Deadlines| deadlines.waiting.back().map(|(key, _)| *key);
+        let key = last(&DEADLINES.lock()).unwrap();
         done.complete(Ok(()));
-        assert!(!DEADLINES.lock().waiting.contains_key(&key.unwrap()));
+        let deadlines = DEADLINES.lock();
+        assert!(deadlines.waiting.iter().all(|(other, _)| *other != key));
     }
 
     #[test]

@@ -101,11 +101,11 @@ impl Deadline {
 
     #[cold]
     pub(crate) fn error(&self) -> Error {
-        let Deadline { limit, name, .. } = self;
+        let (limit, name) = (self.limit.as_millis() as u64, self.name);
         Error::new(
             Status::TimedOut,
             format!(
-                "the executor has not answered within {limit:?}; it is stopped, busy or hung: continue \
+                "the executor has not answered within {limit} ms; it is stopped, busy or hung: continue \
                  it, end it, or raise the limit \"{name}\""
             ),
         )
@@ -186,7 +186,7 @@ mod tests {
         let end = limits.session_end();
         let deadline = limits.deadline(Asked::Code).unwrap().or(end);
         let text = deadline.error().to_string();
-        assert!(text.contains("within 10s"), "{text}");
+        assert!(text.contains("within 10000 ms"), "{text}");
         assert!(text.contains("\"session\""), "{text}");
         assert!(limits.deadline(Asked::Memory).is_none());
     }

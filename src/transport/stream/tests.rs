@@ -322,7 +322,7 @@ fn an_executor_that_says_nothing_or_too_little_is_not_waited_for() {
         assert_eq!(error.status(), Status::TimedOut);
         let text = error.message();
         assert!(
-            text.contains("within 20ms") && text.contains("\"set_up\""),
+            text.contains("within 20 ms") && text.contains("\"set_up\""),
             "{text}"
         );
     }
