@@ -7,9 +7,7 @@ use crate::channel::Channel;
 use crate::executor::Executor;
 use crate::input::Input;
 use arguments::encode_steps;
-use jitmem::wire::service::{
-    Attach, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION,
-};
+use jitmem::wire::service::{Attach, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION};
 use jitmem::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
 use std::fs::File;

@@ -23,6 +23,7 @@ mod jit_debug;
 mod map;
 mod maps;
 mod memfile;
+mod numbering;
 mod pages;
 mod program;
 mod raw;
@@ -62,6 +63,7 @@ pub(crate) use map::{
 };
 pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
+pub(crate) use numbering::Numbering;
 pub(crate) use pages::Pages;
 pub(crate) use program::{
     OwnThread, call_int, call_main, call_on_frames, call_void, fit_heap_to_limit, set_stack_size,

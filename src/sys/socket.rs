@@ -208,6 +208,14 @@ pub(crate) struct Received {
     pub(crate) descriptors: Vec<OwnedFd>,
 }
 
+/// Whether a descriptor is a Unix socket that keeps packets apart.
+pub(crate) fn is_packet_socket(descriptor: &OwnedFd) -> bool {
+    use rustix::net::sockopt::{socket_domain, socket_type};
+    // What is no socket has neither.
+    socket_domain(descriptor).is_ok_and(|domain| domain == AddressFamily::UNIX)
+        && socket_type(descriptor).is_ok_and(|kind| kind == SocketType::SEQPACKET)
+}
+
 /// Whether a descriptor of the host's is a connected stream socket.
 pub(crate) fn check_stream(socket: &OwnedFd) -> io::Result<()> {
     if rustix::net::sockopt::socket_type(socket)? != SocketType::STREAM {
@@ -224,12 +232,22 @@ pub(crate) fn close_on_exec(socket: &OwnedFd) {
 
 /// Waits for the next packet.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_with(socket, buffer, RecvFlags::CMSG_CLOEXEC)
+}
+
+/// A packet that has come already.
+pub(crate) fn receive_now(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    receive_with(socket, buffer, flags)
+}
+
+fn receive_with(socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     gate("recvmsg")?;
     let message = loop {
         let mut parts = [IoSliceMut::new(buffer)];
-        match rustix::net::recvmsg(socket, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match rustix::net::recvmsg(socket, &mut parts, &mut ancillary, flags) {
             Err(Errno::INTR) => continue,
             message => break message?,
         }

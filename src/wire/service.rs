@@ -8,7 +8,7 @@ use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Mal
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A message of our own whose fields stand one after the other.
 macro_rules! message {
@@ -190,14 +190,33 @@ choice! {
         }
         /// Try to open a memfd of the controller's by its process and number; no channel then.
         1 Files {
+            /// How the controller numbers processes. No number is looked up where others count.
+            numbering: Numbering<'a>,
             /// The file.
             file: File,
+            /// What it begins with.
+            token: Bytes<'a>,
         }
-        /// Serve the other end of the socket that came with the first message of the connection.
+        /// Serve the other end of the socket that came with the first message of the connection, and send
+        /// the token through it.
         2 Shared {
             /// The kernel's number of the socket that came.
             cookie: u64,
+            /// What only the two sides know.
+            token: Bytes<'a>,
         }
+    }
+}
+
+message! {
+    /// Which processes the controller's numbers are.
+    Numbering<'a> {
+        /// Which start of which machine.
+        boot: Bytes<'a>,
+        /// The device of its /proc.
+        device: u64,
+        /// Its namespace of processes.
+        namespace: u64,
     }
 }
 
@@ -413,8 +432,19 @@ mod tests {
                 name: Bytes(b"name"),
                 token: Bytes(b"token"),
             },
-            Attach::Files { file },
-            Attach::Shared { cookie: 7 },
+            Attach::Files {
+                numbering: Numbering {
+                    boot: Bytes(b"boot"),
+                    device: 5,
+                    namespace: 6,
+                },
+                file,
+                token: Bytes(b"token"),
+            },
+            Attach::Shared {
+                cookie: 7,
+                token: Bytes(b"token"),
+            },
         ] {
             assert_eq!(from_bytes(&to_bytes(&attach)), Ok(attach));
         }

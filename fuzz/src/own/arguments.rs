@@ -4,7 +4,7 @@
 use super::{Controller, PAGE};
 use crate::actions::encode_pairs;
 use crate::input::Input;
-use jitmem::wire::service::{At, Attach, File, Functions, Reserve, Step};
+use jitmem::wire::service::{At, Attach, File, Functions, Numbering, Reserve, Step};
 use jitmem::wire::sps::{AddrRange, Bytes, Encode, ExecutorAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -39,10 +39,17 @@ impl Controller {
                 token: Bytes(input.bytes()),
             },
             1 => Attach::Files {
+                numbering: Numbering {
+                    boot: Bytes(input.bytes()),
+                    device: input.number(),
+                    namespace: input.number(),
+                },
                 file: self.file(input),
+                token: Bytes(input.bytes()),
             },
             _ => Attach::Shared {
                 cookie: input.number(),
+                token: Bytes(input.bytes()),
             },
         }
     }

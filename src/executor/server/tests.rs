@@ -471,6 +471,7 @@ fn connected() -> (Stream, JoinHandle<Result<()>>) {
 fn a_socket_comes_along_once_and_ends_with_the_session() {
     use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
     use crate::wire::service::{Attach, Reply};
+    use crate::wire::sps::Bytes;
 
     let (stream, executor) = connected();
     let socket = stream.take_channel().unwrap();
@@ -481,7 +482,8 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
     let session = crate::executor::service::opened(&service);
     let attach = |cookie: u64| {
         let mut message = to_bytes(&session);
-        Attach::Shared { cookie }.encode(&mut message);
+        let token = Bytes(b"token");
+        Attach::Shared { cookie, token }.encode(&mut message);
         let answer = call_service(ServiceFunction::Attach, &message, Vec::new()).unwrap();
         let Reply::<()>(reply) = from_bytes(&answer).unwrap();
         reply.map_err(Error::from)
@@ -491,6 +493,9 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
     assert_eq!(refused.status(), Status::InvalidArgument);
     assert!(refused.message().contains("not sent along"), "{refused}");
     attach(cookie).unwrap();
+    let mut token = [0; 8];
+    assert_eq!(sys::socket::receive(&socket, &mut token).unwrap().size, 5);
+    assert_eq!(&token[..5], b"token");
     assert!(attach(cookie).is_err());
     drop(service);
     // The session has gone, and its end of the socket with it.

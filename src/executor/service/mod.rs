@@ -8,6 +8,7 @@
 mod channel_server;
 mod children;
 mod entry_points;
+mod files;
 mod session;
 mod teardowns;
 mod windows;

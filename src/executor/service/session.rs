@@ -2,8 +2,8 @@
 //! What one controller has in this executor.
 
 use super::teardowns::Teardowns;
-use super::windows::{self, Windows};
-use super::{Offered, channel_server};
+use super::windows::Windows;
+use super::{Offered, channel_server, files};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
@@ -11,7 +11,7 @@ use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::sys::{OwnerProcess, explain, socket};
 use crate::transport::RESPONSE_TIMEOUT;
 use crate::wire::service::{Attach, Content, Functions, Item};
-use crate::wire::sps::{ActionPair, AddrRange};
+use crate::wire::sps::{ActionPair, AddrRange, Bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -57,20 +57,27 @@ impl Session {
         match attach {
             Attach::Connect { name, token } => {
                 let socket = socket::connect_to(name.0)
-                    .and_then(|socket| {
-                        socket::send(&socket, &[token.0], &[])?;
-                        Ok(socket)
-                    })
                     .map_err(|error| explain("connect to the controller's socket", error))?;
-                self.serve(socket)
+                self.introduce(socket, token)
             }
-            Attach::Files { file } => windows::open(&file, false).map(drop),
-            Attach::Shared { cookie } => {
+            Attach::Files {
+                numbering,
+                file,
+                token,
+            } => files::attach(&numbering, &file, token),
+            Attach::Shared { cookie, token } => {
                 let ours = Offered::take(cookie)
                     .ok_or_else(|| invalid_argument("this socket was not sent along"))?;
-                self.serve(ours)
+                self.introduce(ours, token)
             }
         }
+    }
+
+    /// Shows the controller that it is this executor at the other end of a socket, and serves that.
+    fn introduce(&self, socket: OwnedFd, token: Bytes<'_>) -> Result<()> {
+        socket::send(&socket, &[token.0], &[])
+            .map_err(|error| explain("send a token through the controller's socket", error))?;
+        self.serve(socket)
     }
 
     fn serve(&self, socket: OwnedFd) -> Result<()> {

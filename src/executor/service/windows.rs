@@ -2,7 +2,8 @@
 //! The windows of a session, the chunks in them, and what is written into pages of the executor's own.
 
 use super::children::{self, ForChildren};
-use crate::error::{Error, Result, Status, invalid_argument};
+use super::files::open;
+use crate::error::{Result, invalid_argument};
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
 use crate::memory::placement::{Placement, REACH};
@@ -11,11 +12,11 @@ use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
-use crate::sys::{self, AtForkMutex, explain, explain_reach, socket};
-use crate::wire::service::{At, Content, File, Reply, Reserve, ReservedAt, Step};
+use crate::sys::{self, AtForkMutex};
+use crate::wire::service::{At, Content, Reply, Reserve, ReservedAt, Step};
 use crate::wire::sps::AddrRange;
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 pub(super) struct Windows(AtForkMutex<Vec<SessionWindow>>);
 
@@ -301,35 +302,13 @@ impl SessionWindow {
     }
 }
 
-/// Opens a memfd of the controller's, and makes sure that it is the one that was meant.
-pub(super) fn open(file: &File, write: bool) -> Result<OwnedFd> {
-    let File {
-        process,
-        descriptor,
-        device,
-        inode,
-    } = *file;
-    let what = format!("open /proc/{process}/fd/{descriptor}, a memfd of the controller's");
-    // In another namespace the number is another process's: its file must not be opened, which may block
-    // or do something.
-    let file = socket::find_in(process, descriptor).map_err(|error| explain_reach(&what, error))?;
-    match socket::identity(file.as_fd()) {
-        Ok(identity) if identity == (device, inode) => {
-            socket::open_again(&file, write).map_err(|error| explain_reach(&what, error))
-        }
-        Ok(_) => Err(Error::new(
-            Status::Unsupported,
-            format!("{what}: it is another file; controller and executor count processes apart"),
-        )),
-        Err(error) => Err(explain(what, error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::{Error, Status};
     use crate::sys::fault::Faults;
     use crate::wire::sps::ExecutorAddr;
+    use std::os::fd::AsFd;
 
     fn outcome(windows: &Windows, step: Step) -> Result<()> {
         let [Reply(reply)] = windows.change(vec![step], Vec::new()).try_into().unwrap();
@@ -407,38 +386,5 @@ mod tests {
         assert!(error.message().contains("not sealed"), "{error}");
         file.close_to_writers().unwrap();
         take().unwrap();
-    }
-
-    #[test]
-    fn a_file_that_was_not_meant_is_refused() {
-        let file = sys::MemFile::holding(c"jitmem", b"x").unwrap();
-        let (device, inode) = socket::identity(file.as_fd()).unwrap();
-        let meant = |inode| File {
-            process: socket::process(),
-            descriptor: socket::number(file.as_fd()),
-            device,
-            inode,
-        };
-        open(&meant(inode), false).unwrap();
-        let error = open(&meant(inode + 1), false).unwrap_err();
-        assert!(error.message().contains("another file"), "{error}");
-    }
-
-    #[test]
-    fn a_file_that_was_not_meant_is_not_opened() {
-        use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, open as open_path, unlink};
-        let path = std::env::temp_dir().join(format!("jitmem-test-{}", socket::process()));
-        mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0).unwrap();
-        let fifo = open_path(&path, OFlags::PATH, Mode::empty()).unwrap();
-        unlink(&path).unwrap();
-        let file = File {
-            process: socket::process(),
-            descriptor: socket::number(fifo.as_fd()),
-            device: 0,
-            inode: 0,
-        };
-        // To open it would wait for a process that writes.
-        let error = open(&file, false).unwrap_err();
-        assert!(error.message().contains("another file"), "{error}");
     }
 }

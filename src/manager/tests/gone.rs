@@ -8,8 +8,8 @@ use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::frame::{Header, Opcode};
-use crate::wire::service::{Opened, Reply, ReservedAt};
-use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, to_bytes};
+use crate::wire::service::{Attach, Opened, Reply, ReservedAt};
+use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
 use std::time::Instant;
@@ -21,11 +21,18 @@ fn reply(value: impl Encode) -> Vec<u8> {
     to_bytes(&Reply(Ok(value)))
 }
 
-/// Opens a session, and has a socket for it.
-struct Opener(Mutex<Option<OwnedFd>>);
+/// Opens a session, and has a socket for it and the executor's end of that.
+struct Opener(Mutex<Option<OwnedFd>>, Arc<OwnedFd>);
 
 impl Transport for Opener {
-    fn call(&self, function: u64, _: Vec<u8>, done: Completion<Vec<u8>>) {
+    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        if ExecutorAddr(function) == functions().attach {
+            let (_, Attach::Shared { token, .. }) = from_bytes::<(u64, Attach<'_>)>(&args).unwrap()
+            else {
+                unreachable!("a socket came along")
+            };
+            socket::send(&self.1, &[token.0], &[]).unwrap();
+        }
         let opened = Opened {
             session: 1,
             page_size: sys::page_size().bytes(),
@@ -52,7 +59,8 @@ fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
     // What is answered first is a matter of chance.
     for _ in 0..16 {
         let (executor, socket) = socket::packet_pair().unwrap();
-        let opener = Arc::new(Opener(Mutex::new(Some(socket))));
+        let executor = Arc::new(executor);
+        let opener = Arc::new(Opener(Mutex::new(Some(socket)), Arc::clone(&executor)));
         let mapper = Mapper::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
         let MapperInterface::Windows(memory) = mapper.interface() else {
             unreachable!("a service has windows")

@@ -3,16 +3,17 @@
 //! way of /proc. Which of it works depends on how the two were started.
 //!
 //! An executor may attack, so no number of its own (process, descriptor, cookie) is acted on here. The
-//! controller makes what it hands over, and says what the executor is to open or to connect to.
+//! controller makes what it hands over, and says what the executor is to open or to connect to. Whatever
+//! socket comes of it, a token that went out by the transport must come back through it before anything
+//! else goes there.
 
 use super::link::Link;
 use crate::error::{Error, Result, Status};
-use crate::sys::{self, MemFile, explain, explain_mapping, socket};
+use crate::sys::{MemFile, Numbering, explain, explain_mapping, socket};
 use crate::transport::channel::Channel;
-use crate::wire::service::{Attach, File};
+use crate::wire::service::{self as wire, Attach, File};
 use crate::wire::sps::Bytes;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
 
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +97,18 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
 fn by_shared_socket(link: &Link, socket: OwnedFd) -> Result<Found> {
     let cookie =
         socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
-    link.attach(Attach::Shared { cookie })?;
+    let token = random()?.to_le_bytes();
+    link.attach(Attach::Shared {
+        cookie,
+        token: Bytes(&token),
+    })?;
+    // An executor can send along whatever it has, such as a connection to another process.
+    if !socket::is_packet_socket(&socket) || !knows(&socket, &token) {
+        return Err(Error::new(
+            Status::Unsupported,
+            "the executor is not at the other end of the socket that it sent along",
+        ));
+    }
     Ok((DescriptorPassing::SharedSocket, Some(Channel::new(socket)?)))
 }
 
@@ -129,10 +141,26 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
 }
 
 fn by_files(link: &Link) -> Result<Found> {
-    let probe = MemFile::new(c"jitmem-probe", sys::page_size().bytes())
+    let here = Numbering::here().map_err(|error| explain("look at /proc", error))?;
+    if !here.own {
+        return Err(Error::new(
+            Status::Unsupported,
+            "/proc has no numbers of this process's namespace; mount one that has",
+        ));
+    }
+    let token = random()?.to_le_bytes();
+    let probe = MemFile::holding(c"jitmem-probe", &token)
         .map_err(|error| explain_mapping("memfd_create", error))?;
     let file = file_of(probe.as_fd())?;
-    link.attach(Attach::Files { file })?;
+    link.attach(Attach::Files {
+        numbering: wire::Numbering {
+            boot: Bytes(&here.boot),
+            device: here.device,
+            namespace: here.namespace,
+        },
+        file,
+        token: Bytes(&token),
+    })?;
     Ok((DescriptorPassing::Files, None))
 }
 
@@ -172,9 +200,7 @@ fn not_ours(user: u32) -> Error {
 /// waited for that another process may never send.
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
     let mut buffer = [0; 64];
-    socket::readable(socket.as_fd(), Duration::ZERO).unwrap_or(false)
-        && socket::receive(socket, &mut buffer)
-            .is_ok_and(|received| &buffer[..received.size] == token)
+    socket::receive_now(socket, &mut buffer).is_ok_and(|received| &buffer[..received.size] == token)
 }
 
 #[cfg(test)]
