@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What keeps linked code, and this process with it, inside bounds. Nothing of it is on by default.
 
-use crate::seccomp::Profile;
 use anyhow::{Context, Result, bail, ensure};
+use jitmem::executor::containment::Profile;
 use jitmem::executor::program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;

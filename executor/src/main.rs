@@ -9,7 +9,6 @@ mod contain;
 mod exports;
 mod options;
 mod parent;
-mod seccomp;
 mod serve;
 mod standard_streams;
 mod token;

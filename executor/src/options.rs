@@ -5,9 +5,9 @@
 //! then one word that names the endpoint (CHANNEL in the usage); what comes behind that is ignored, but for options of ours.
 
 use crate::contain::{Containment, Limit, bytes, limited_by};
-use crate::seccomp::Profile;
 use crate::serve::for_sessions;
 use anyhow::{Context, Result, bail};
+use jitmem::executor::containment::Profile;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -187,7 +187,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
             }
             Arg::Long("seccomp") => {
-                containment.seccomp = Some(Profile::parse(&parser.value()?.string()?)?);
+                containment.seccomp = Some(profile(&parser.value()?.string()?)?);
             }
             Arg::Long("die-with-parent") => containment.die_with_parent = true,
             Arg::Long(option) if limited_by(option).is_some() => {
@@ -231,6 +231,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         }
     }
     bail!("insufficient arguments")
+}
+
+fn profile(name: &str) -> Result<Profile> {
+    Profile::named(name).with_context(|| {
+        format!("--seccomp: \"{name}\" is no profile; there are no-exec and sealed")
+    })
 }
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.

@@ -3,6 +3,8 @@
 
 #[allow(unsafe_code)]
 mod actions;
+#[cfg(feature = "containment")]
+pub mod containment;
 #[allow(unsafe_code)]
 pub mod exports;
 #[allow(unsafe_code)]

@@ -7,7 +7,8 @@
 
 mod calls;
 
-use anyhow::{Context, Result, bail};
+use super::Profile;
+use crate::error::{Error, Result, Status};
 use calls::{INSIDE, OUTSIDE, TO_OPEN, TO_PROCESSES};
 use libc::c_long;
 use rustix::process::getpid;
@@ -17,17 +18,6 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;
-
-/// What is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Profile {
-    /// Other programs, other processes' memory, and the administration of the system.
-    NoExec,
-    /// That, other processes, and everything that is not open yet.
-    Sealed,
-}
-
-const PROFILES: [(&str, Profile); 2] = [("no-exec", Profile::NoExec), ("sealed", Profile::Sealed)];
 
 /// A condition on an argument. Of those that are asked about by number the kernel looks at the lower
 /// half only, and so do these.
@@ -47,32 +37,24 @@ type Conditional = (c_long, &'static [Test]);
 
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(Status::Denied, format!("install a seccomp filter: {error}"))
+}
+
+/// Puts the profile in force, for good, for all threads and for those that they start.
+pub(super) fn enter(profile: Profile) -> Result<()> {
+    // As if the kernel did not have it: the C library takes clone then, whose flags are in a
+    // register. Of two filters the stricter answer holds.
+    let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
+    let absent = compile(absent, SeccompAction::Allow, error(libc::ENOSYS))?;
+    let allowed = compile(profile.rules()?, error(libc::EPERM), SeccompAction::Allow)?;
+    for filter in [absent, allowed] {
+        apply_filter_all_threads(&filter).map_err(failed)?;
+    }
+    Ok(())
+}
+
 impl Profile {
-    pub(crate) fn parse(name: &str) -> Result<Profile> {
-        let Some((_, profile)) = PROFILES.iter().find(|(known, _)| *known == name) else {
-            bail!("--seccomp: \"{name}\" is no profile; there are no-exec and sealed");
-        };
-        Ok(*profile)
-    }
-
-    pub(crate) fn name(self) -> &'static str {
-        let found = PROFILES.iter().find(|(_, known)| *known == self);
-        found.map_or("?", |(name, _)| name)
-    }
-
-    /// Puts the profile in force, for good, for all threads and for those that they start.
-    pub(crate) fn enter(self) -> Result<()> {
-        // As if the kernel did not have it: the C library takes clone then, whose flags are in a
-        // register. Of two filters the stricter answer holds.
-        let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
-        let absent = compile(absent, SeccompAction::Allow, error(libc::ENOSYS))?;
-        let allowed = compile(self.rules()?, error(libc::EPERM), SeccompAction::Allow)?;
-        for filter in [absent, allowed] {
-            apply_filter_all_threads(&filter).context("install the filter")?;
-        }
-        Ok(())
-    }
-
     /// What is allowed always, and what on conditions.
     fn calls(self) -> ([&'static [c_long]; 2], &'static [Conditional]) {
         match self {
@@ -104,25 +86,20 @@ fn alternatives(tests: &[Test]) -> Result<Vec<SeccompRule>> {
             Test::Is(argument, mask, values) => {
                 for value in values {
                     let how = MaskedEq(mask.into());
-                    one_of.push(SeccompCondition::new(
-                        argument,
-                        Dword,
-                        how,
-                        (*value).into(),
-                    )?);
+                    one_of.push(condition(argument, Dword, how, (*value).into())?);
                 }
             }
             Test::IsNot(argument, values) => {
                 for value in values {
-                    all_of.push(SeccompCondition::new(argument, Dword, Ne, (*value).into())?);
+                    all_of.push(condition(argument, Dword, Ne, (*value).into())?);
                 }
             }
             Test::IsOwn(argument) => {
                 let own = getpid().as_raw_nonzero().get().unsigned_abs();
-                all_of.push(SeccompCondition::new(argument, Dword, Eq, own.into())?);
+                all_of.push(condition(argument, Dword, Eq, own.into())?);
             }
             Test::IsNull(argument) => {
-                all_of.push(SeccompCondition::new(argument, Qword, Eq, 0)?);
+                all_of.push(condition(argument, Qword, Eq, 0)?);
             }
         }
         lists
@@ -137,7 +114,16 @@ fn alternatives(tests: &[Test]) -> Result<Vec<SeccompRule>> {
         }
     }
     let rules = lists.into_iter().map(SeccompRule::new);
-    Ok(rules.collect::<Result<_, _>>()?)
+    rules.collect::<Result<_, _>>().map_err(failed)
+}
+
+fn condition(
+    argument: u8,
+    length: SeccompCmpArgLen,
+    how: SeccompCmpOp,
+    value: u64,
+) -> Result<SeccompCondition> {
+    SeccompCondition::new(argument, length, how, value).map_err(failed)
 }
 
 fn error(errno: i32) -> SeccompAction {
@@ -146,26 +132,16 @@ fn error(errno: i32) -> SeccompAction {
 
 /// Calls by another architecture's numbers (`int 0x80`) end the process, in any filter.
 fn compile(rules: Rules, otherwise: SeccompAction, then: SeccompAction) -> Result<BpfProgram> {
-    let architecture = ARCH.try_into()?;
-    let filter = SeccompFilter::new(rules, otherwise, then, architecture)?;
-    Ok(filter.try_into()?)
+    let architecture = ARCH.try_into().map_err(failed)?;
+    let filter = SeccompFilter::new(rules, otherwise, then, architecture).map_err(failed)?;
+    filter.try_into().map_err(failed)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::PROFILES;
     use super::*;
     use std::collections::BTreeSet;
-
-    #[test]
-    fn profiles_have_names() {
-        for (name, profile) in PROFILES {
-            assert_eq!(Profile::parse(name).unwrap(), profile);
-            assert_eq!(profile.name(), name);
-        }
-        let refused = Profile::parse("none").unwrap_err().to_string();
-        let expected = "--seccomp: \"none\" is no profile; there are no-exec and sealed";
-        assert_eq!(refused, expected);
-    }
 
     #[test]
     fn no_call_is_allowed_twice_and_sealed_allows_no_more_than_no_exec() {
