@@ -2,7 +2,7 @@
 //! What keeps linked code, and this process with it, inside bounds. Nothing of it is on by default.
 
 use anyhow::{Context, Result, bail, ensure};
-use jitmem::executor::containment::Profile;
+use jitmem::executor::containment::{Containment as Refused, Layer, Profile};
 use jitmem::executor::program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -18,9 +18,33 @@ use std::time::Duration;
 /// The choices of a command line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Containment {
-    pub(crate) seccomp: Option<Profile>,
+    pub(crate) refused: Refused,
     pub(crate) limits: Vec<Limit>,
     pub(crate) die_with_parent: bool,
+}
+
+/// One bound, and how it holds.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pub(crate) text: String,
+    /// Whether the user should know without asking for it.
+    pub(crate) is_less: bool,
+}
+
+impl From<Layer> for Bound {
+    fn from(layer: Layer) -> Bound {
+        let name = layer.name;
+        match layer.refused {
+            None => Bound {
+                text: format!("{name}: in force"),
+                is_less: false,
+            },
+            Some(error) => Bound {
+                text: format!("{name}: not in force: {error}"),
+                is_less: true,
+            },
+        }
+    }
 }
 
 impl Containment {
@@ -30,7 +54,9 @@ impl Containment {
         if self.die_with_parent {
             die_with_parent().context("--die-with-parent")?;
         }
-        self.limits.iter().try_for_each(Limit::set)
+        self.limits.iter().try_for_each(Limit::set)?;
+        self.refused.prepare();
+        Ok(())
     }
 
     /// The signals by which the kernel enforces some of the limits.
@@ -44,16 +70,18 @@ impl Containment {
 
     /// Whether no file can be opened once the bounds are closed.
     pub(crate) fn refuses_files(&self) -> bool {
-        self.seccomp == Some(Profile::Sealed)
+        self.refused.profile == Some(Profile::Sealed)
     }
 
     /// The bounds that leave no way to set anything up. Called before there is linked code.
-    pub(crate) fn close(&self) -> Result<()> {
-        let enter = |profile: Profile| {
-            let entered = profile.enter();
-            entered.with_context(|| format!("--seccomp={}", profile.name()))
-        };
-        self.seccomp.map_or(Ok(()), enter)
+    pub(crate) fn close(&self) -> Result<Vec<Bound>> {
+        let layers = self.refused.enter().with_context(|| {
+            let profile = self.refused.profile;
+            profile.map_or("contain".to_owned(), |profile| {
+                format!("--seccomp={}", profile.name())
+            })
+        })?;
+        Ok(layers.into_iter().map(Bound::from).collect())
     }
 }
 

@@ -15,7 +15,7 @@ mod token;
 
 use anyhow::{Context, Result};
 use connection::Listener;
-use contain::Containment;
+use contain::{Bound, Containment};
 use jitmem::executor::program;
 use jitmem::executor::server::{self, SetupLayout};
 use options::{Command, CxxRuntime, Options};
@@ -45,6 +45,7 @@ extern "C" fn main() -> c_int {
     let name = name.to_string_lossy();
     let options = match options::parse(arguments) {
         Ok(Command::Serve(options)) => options,
+        Ok(Command::Diagnose(containment)) => return diagnose(&name, containment),
         Ok(Command::Help) => return say(stdout(), options::USAGE),
         Ok(Command::Version) => {
             let version = concat!("jitmem-executor ", env!("CARGO_PKG_VERSION"), "\n");
@@ -71,6 +72,28 @@ extern "C" fn main() -> c_int {
 fn say(mut stream: impl Write, text: &str) -> c_int {
     let written = stream.write_all(text.as_bytes());
     written.and_then(|()| stream.flush()).is_err().into()
+}
+
+/// Bounds this process as it would before it serves, and says how each bound holds.
+fn diagnose(name: &str, containment: Containment) -> c_int {
+    let bounds = containment.begin().and_then(|()| containment.close());
+    match bounds {
+        Ok(bounds) => {
+            let lines = bounds.iter().map(|bound| format!("{}\n", bound.text));
+            say(stdout(), &lines.collect::<String>())
+        }
+        Err(error) => {
+            say(stderr(), &format!("{name}: {error:#}\n"));
+            1
+        }
+    }
+}
+
+/// Tells the user of bounds that hold for less than their names say.
+fn note_bounds(name: &str, bounds: &[Bound]) {
+    for bound in bounds.iter().filter(|bound| bound.is_less) {
+        say(stderr(), &format!("{name}: {}\n", bound.text));
+    }
 }
 
 /// Gives the exit code.
@@ -127,7 +150,7 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
         }
     };
     print_debug_list();
-    options.containment.close()?;
+    note_bounds(name, &options.containment.close()?);
     // SAFETY: to do what the controller asks for is what this program is for.
     let served = unsafe { server::serve(input, output, &session) };
     print_debug_list();

@@ -40,7 +40,10 @@ Options
                      astray: other programs, debugging of other processes, the system's
                      administration; but files can be written, /proc/PID/mem too. sealed, against
                      code that attacks: that, new processes, files and sockets that are not open
-                     yet, and libraries (C++'s are loaded before, unless --c-only)
+                     yet, code that changes (--mdwe), and libraries (C++'s are loaded before,
+                     unless --c-only)
+  --mdwe             no memory is writable and executable, and none that is there becomes executable
+  --diagnose         say how --seccomp and --mdwe hold here, and end
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
                      count memfds, which fsize limits
@@ -128,6 +131,8 @@ pub(crate) struct Options {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
     Serve(Options),
+    /// To say how bounds hold.
+    Diagnose(Containment),
     Help,
     Version,
 }
@@ -154,6 +159,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut stack_size = None;
     let mut containment = Containment::default();
     let mut print_debug_list = false;
+    let mut diagnose = false;
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
@@ -187,14 +193,17 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
             }
             Arg::Long("seccomp") => {
-                containment.seccomp = Some(profile(&parser.value()?.string()?)?);
+                containment.refused.profile = Some(profile(&parser.value()?.string()?)?);
             }
+            Arg::Long("mdwe") => containment.refused.fixed_code = true,
+            Arg::Long("diagnose") => diagnose = true,
             Arg::Long("die-with-parent") => containment.die_with_parent = true,
             Arg::Long(option) if limited_by(option).is_some() => {
                 let resource = limited_by(option).context("a resource")?;
                 let limit = Limit::parse(resource, &parser.value()?.string()?)?;
                 containment.limits.push(limit);
             }
+            Arg::Value(_) if diagnose => continue,
             Arg::Value(word) => {
                 let text = word.to_string_lossy();
                 if text == "debug" || text.starts_with("test-") {
@@ -230,6 +239,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             other => return Err(other.unexpected().into()),
         }
     }
+    if diagnose {
+        return Ok(Command::Diagnose(containment));
+    }
     bail!("insufficient arguments")
 }
 
@@ -241,12 +253,14 @@ fn profile(name: &str) -> Result<Profile> {
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
 fn refuse_option(word: &str) -> Result<()> {
-    const OPTIONS: [&str; 11] = [
+    const OPTIONS: &[&str] = &[
         "c-only",
+        "diagnose",
         "die-with-parent",
         "exit-when-orphaned",
         "fork-memory",
         "llvm",
+        "mdwe",
         "preload-cxx",
         "seccomp",
         "serve",
@@ -475,7 +489,7 @@ mod tests {
         let words = ["--seccomp=sealed", "--rlimit-cpu", "5", "--rlimit-as=2G"];
         let all = [&words[..], &["--die-with-parent", "filedescs=0,1"]].concat();
         let found = served(&all).containment;
-        assert_eq!(found.seccomp, Some(Profile::Sealed));
+        assert_eq!(found.refused.profile, Some(Profile::Sealed));
         assert!(found.die_with_parent);
         let limits = [("rlimit-cpu", "5"), ("rlimit-as", "2G")];
         let limits = limits.map(|(name, most)| {

@@ -7,6 +7,7 @@ mod actions;
 pub mod containment;
 #[allow(unsafe_code)]
 pub mod exports;
+mod fixed_code;
 #[allow(unsafe_code)]
 pub(crate) mod llvm;
 pub mod program;

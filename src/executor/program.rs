@@ -82,6 +82,15 @@ pub fn fit_heap_to_limit() {
     sys::fit_heap_to_limit();
 }
 
+/// Serves controllers without making a page executable that is there already, as PR_SET_MDWE has it: LLVM's simple
+/// memory manager puts code into memfds of its own. And takes the access rights from the views through which
+/// jitmem's service writes code and constants, but while it writes: linked code that has gone astray writes there
+/// no more. What attacks can give itself these rights again, where this process writes the pages and not its
+/// controller. Called before there is a session.
+pub fn keep_code_fixed() {
+    super::fixed_code::set();
+}
+
 /// Starts a thread that takes none of the process's signals: those are for linked code.
 ///
 /// # Errors

@@ -193,7 +193,8 @@ impl Reservation {
     }
 
     /// [`Reservation::take_file`] for code that perf shall name. perf is told of mmap and not of mremap: first
-    /// it is told of anonymous memory in its place, for which it reads /tmp/perf-PID.map.
+    /// it is told of anonymous memory in its place, for which it reads /tmp/perf-PID.map. Where that may not
+    /// be executable, perf names the file.
     pub(crate) fn take_code(
         &self,
         part: AddressRange,
@@ -213,10 +214,13 @@ impl Reservation {
                 _ => drop(unsafe { sys::decommit(part.start(), size) }),
             })
         });
-        moved.inspect_err(|_| {
-            // SAFETY: mapped for this, and it was not moved.
-            unsafe { unmap(code, size) };
-        })
+        let Err(error) = moved else { return Ok(()) };
+        // SAFETY: mapped for this, and it was not moved.
+        unsafe { unmap(code, size) };
+        match error.raw_os_error() {
+            Some(libc::EPERM) => self.take_file(part, protection, file),
+            _ => Err(error),
+        }
     }
 
     /// Changes the protection of a part.

@@ -56,6 +56,8 @@ pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
+#[cfg(feature = "containment")]
+pub(crate) use map::deny_new_code;
 use map::map_memory;
 pub(crate) use map::{
     At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect, remove,

@@ -2,7 +2,9 @@
 //
 // A controller that links with jitmem's own mappers, for the tests: starts an executor program, has
 // it run code that keeps its state in data, and says how the memory got there.
-// usage: controller unix|tcp shared|remote PROGRAM [OPTION...]
+// With attacked- it then has the function attack() of a library that the executor has loaded try to
+// change the code. usage: controller unix|tcp [attacked-]shared|[attacked-]remote PROGRAM
+// [OPTION...]
 
 #define _GNU_SOURCE
 #include <jitmem.h>
@@ -118,6 +120,67 @@ static int adds_up(const jitmem_transport *transport, jitmem_manager *manager, i
   return good;
 }
 
+struct bytes {
+  char data[64];
+  size_t size;
+};
+
+static void take_bytes(void *ctx, const void *bytes, size_t size) {
+  struct bytes *taken = ctx;
+  must(size <= sizeof taken->data, "a short answer");
+  memcpy(taken->data, bytes, size);
+  taken->size = size;
+}
+
+// Calls a function of LLVM's service for dynamic libraries, and gives what is at `offset` of its
+// answer.
+static uint64_t ask_dylibs(const jitmem_transport *transport, const char *name, const void *args,
+                           size_t size, size_t offset) {
+  jitmem_error *error = NULL;
+  struct bytes answer = {.size = 0};
+  uint64_t function, found = 0;
+  SUCCEED(jitmem_transport_symbol(transport, name, &function, &error));
+  SUCCEED(jitmem_transport_call(transport, function, args, size, take_bytes, &answer, &error));
+  must(answer.size >= offset + sizeof found && answer.data[0] == 1, name);
+  memcpy(&found, answer.data + offset, sizeof found);
+  return found;
+}
+
+// Where the executor has a function.
+static uint64_t find(const jitmem_transport *transport, const char *name) {
+  jitmem_error *error = NULL;
+  uint64_t words[3] = {0}; // the service, no library's name, no mode
+  SUCCEED(jitmem_transport_symbol(transport, "__llvm_orc_SimpleExecutorDylibManager_Instance",
+                                  words, &error));
+  const char *open = "__llvm_orc_SimpleExecutorDylibManager_open_wrapper";
+  char args[64];
+  size_t length = strlen(name);
+  words[0] = ask_dylibs(transport, open, words, sizeof words, 1);
+  words[1] = 1; // one symbol
+  words[2] = length;
+  memcpy(args, words, sizeof words);
+  memcpy(args + sizeof words, name, length);
+  args[sizeof words + length] = 1; // that must be there
+  const char *resolve = "__llvm_orc_SimpleExecutorDylibManager_resolve_wrapper";
+  return ask_dylibs(transport, resolve, args, sizeof words + length + 1, 10);
+}
+
+static void attack(const jitmem_transport *transport, jitmem_manager *manager) {
+  const jitmem_segment segment = {
+      .content_size = 1, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC};
+  jitmem_segment_memory memory;
+  jitmem_error *error = NULL;
+  uint64_t allocation, function = find(transport, "attack");
+  int32_t nothing;
+  SUCCEED(jitmem_manager_allocate(manager, &segment, 1, 0, &memory, &allocation, &error));
+  *(unsigned char *)memory.working_memory = 0xc3; // ret
+  SUCCEED(jitmem_manager_finalize(manager, allocation, NULL, 0, &error));
+  const uint64_t code = memory.address;
+  SUCCEED(
+      jitmem_transport_call(transport, function, &code, sizeof code, take_int, &nothing, &error));
+  SUCCEED(jitmem_manager_deallocate(manager, &allocation, 1, &error));
+}
+
 int main(int argc, char **argv) {
   must(argc > 3, "arguments");
   jitmem_transport *transport = NULL;
@@ -130,7 +193,7 @@ int main(int argc, char **argv) {
   pid_t child = start(argv + 3, argc - 3, ends[1]);
   close(ends[1]);
   SUCCEED(jitmem_transport_socket(ends[0], &transport, &error));
-  if (strcmp(argv[2], "remote") == 0)
+  if (strstr(argv[2], "remote"))
     SUCCEED(jitmem_mapper_remote(transport, NULL, &mapper, &error));
   else
     SUCCEED(jitmem_mapper_shared(transport, NULL, &mapper, &error));
@@ -140,6 +203,9 @@ int main(int argc, char **argv) {
   SUCCEED(jitmem_manager_stats(manager, &stats, &error));
   printf("%d good\n%s\n%s\n", good, stats.mapper_name,
          stats.fallback_reason ? stats.fallback_reason : "");
+  fflush(stdout);
+  if (strstr(argv[2], "attacked"))
+    attack(transport, manager);
   jitmem_manager_free(manager);
   jitmem_mapper_free(mapper);
   jitmem_transport_free(transport);

@@ -53,7 +53,7 @@ for ((part = 0; part <= last; part++)); do
 done
 rm -f "$work/objects/libparts.a"
 ar rcs "$work/objects/libparts.a" "$work"/objects/part-*.o
-for library in library wrappers; do
+for library in library wrappers attacks; do
   cc -shared "$work/objects/$library.o" -o "$work/objects/lib$library.so"
 done
 

@@ -6,15 +6,18 @@
 
 mod seccomp;
 
-use crate::error::Result;
+use super::program;
+use crate::error::{Error, Result};
+use crate::sys;
 
 /// What is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Profile {
     /// Other programs, other processes' memory, and the administration of the system.
-    NoExec,
-    /// That, other processes, and everything that is not open yet.
-    Sealed,
+    NoExec = 1,
+    /// That, new processes, and everything that is not open yet.
+    Sealed = 3,
 }
 
 const PROFILES: [(&str, Profile); 2] = [("no-exec", Profile::NoExec), ("sealed", Profile::Sealed)];
@@ -31,13 +34,56 @@ impl Profile {
         let found = PROFILES.iter().find(|(_, known)| *known == self);
         found.map_or("?", |(name, _)| name)
     }
+}
 
-    /// Puts the profile in force, for good, for all threads and for those that they start.
+/// Choices of bounds. The default has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Containment {
+    /// What is refused.
+    pub profile: Option<Profile>,
+    /// No memory is writable and executable, and none that is there becomes executable. [`Profile::Sealed`] has
+    /// this, too.
+    pub fixed_code: bool,
+}
+
+/// One of the kernel's means, and why it is not in force where it is not.
+#[derive(Debug)]
+pub struct Layer {
+    /// The kernel's name for it.
+    pub name: &'static str,
+    /// Why the system has refused it.
+    pub refused: Option<Error>,
+}
+
+impl Containment {
+    /// Whether pages of code stay as they are.
+    pub fn fixes_code(&self) -> bool {
+        self.fixed_code || self.profile == Some(Profile::Sealed)
+    }
+
+    /// What concerns services of this process. Called before there is a session.
+    pub fn prepare(&self) {
+        if self.fixes_code() {
+            program::keep_code_fixed();
+        }
+    }
+
+    /// Puts the bounds in force, for all threads. Gives what the kernel was asked for.
     ///
     /// # Errors
     /// What the system says where it refuses filters.
-    pub fn enter(self) -> Result<()> {
-        seccomp::enter(self)
+    pub fn enter(&self) -> Result<Vec<Layer>> {
+        let mut layers = Vec::new();
+        let mut layer = |name, refused| layers.push(Layer { name, refused });
+        if self.fixes_code() {
+            let fixed = sys::deny_new_code();
+            let failed = |error| crate::sys::explain("prctl(PR_SET_MDWE)", error);
+            layer("PR_SET_MDWE", fixed.map_err(failed).err());
+        }
+        if seccomp::enter(self)? {
+            layer("seccomp", None);
+        }
+        Ok(layers)
     }
 }
 

@@ -7,9 +7,9 @@
 
 mod calls;
 
-use super::Profile;
+use super::{Containment, Profile};
 use crate::error::{Error, Result, Status};
-use calls::{INSIDE, OUTSIDE, TO_OPEN, TO_PROCESSES};
+use calls::{CODE, INSIDE, OUTSIDE, TO_OPEN, TO_PROCESSES};
 use libc::c_long;
 use rustix::process::getpid;
 use seccompiler::{
@@ -41,17 +41,45 @@ fn failed(error: impl std::fmt::Display) -> Error {
     Error::new(Status::Denied, format!("install a seccomp filter: {error}"))
 }
 
-/// Puts the profile in force, for good, for all threads and for those that they start.
-pub(super) fn enter(profile: Profile) -> Result<()> {
-    // As if the kernel did not have it: the C library takes clone then, whose flags are in a
-    // register. Of two filters the stricter answer holds.
-    let absent = Rules::from([(libc::SYS_clone3, Vec::new())]);
-    let absent = compile(absent, SeccompAction::Allow, error(libc::ENOSYS))?;
-    let allowed = compile(profile.rules()?, error(libc::EPERM), SeccompAction::Allow)?;
-    for filter in [absent, allowed] {
-        apply_filter_all_threads(&filter).map_err(failed)?;
+/// Puts the filters in force, for good, for all threads and for those that they start. Says whether
+/// there are any. Of two filters the stricter answer holds.
+pub(super) fn enter(chosen: &Containment) -> Result<bool> {
+    let denied = error(libc::EPERM);
+    let mut filters = Vec::new();
+    let mut refuse = |calls: &[Conditional], answer: &SeccompAction| -> Result<()> {
+        filters.push(compile(
+            rules(&[], calls)?,
+            SeccompAction::Allow,
+            answer.clone(),
+        )?);
+        Ok(())
+    };
+    if chosen.profile.is_some() {
+        // As if the kernel did not have it: the C library takes clone then, whose flags are in a
+        // register.
+        refuse(&[(libc::SYS_clone3, &[])], &error(libc::ENOSYS))?;
     }
-    Ok(())
+    if chosen.fixes_code() {
+        refuse(CODE, &denied)?;
+    }
+    if let Some(profile) = chosen.profile {
+        filters.push(compile(profile.rules()?, denied, SeccompAction::Allow)?);
+    }
+    for filter in &filters {
+        apply_filter_all_threads(filter).map_err(failed)?;
+    }
+    Ok(!filters.is_empty())
+}
+
+fn rules(always: &[c_long], conditional: &[Conditional]) -> Result<Rules> {
+    let mut rules: Rules = always.iter().map(|call| (*call, Vec::new())).collect();
+    for (call, tests) in conditional {
+        let lists = alternatives(tests)?;
+        let rule = rules.entry(*call).or_default();
+        // A rule without conditions holds always.
+        rule.extend(lists);
+    }
+    Ok(rules)
 }
 
 impl Profile {
@@ -65,12 +93,7 @@ impl Profile {
 
     fn rules(self) -> Result<Rules> {
         let (always, conditional) = self.calls();
-        let always = always.into_iter().flatten();
-        let mut rules: Rules = always.map(|call| (*call, Vec::new())).collect();
-        for (call, tests) in conditional {
-            rules.insert(*call, alternatives(tests)?);
-        }
-        Ok(rules)
+        rules(&always.concat(), conditional)
     }
 }
 
@@ -112,6 +135,9 @@ fn alternatives(tests: &[Test]) -> Result<Vec<SeccompRule>> {
             };
             lists = lists.into_iter().flat_map(each).collect();
         }
+    }
+    if tests.is_empty() {
+        return Ok(Vec::new());
     }
     let rules = lists.into_iter().map(SeccompRule::new);
     rules.collect::<Result<_, _>>().map_err(failed)

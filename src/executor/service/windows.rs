@@ -4,6 +4,7 @@
 use super::children::{self, ForChildren};
 use super::files::open;
 use crate::error::{Result, invalid_argument};
+use crate::executor::fixed_code;
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
 use crate::memory::placement::{Placement, REACH};
@@ -132,11 +133,15 @@ impl Windows {
                     return View::one(window, range, protection, commit);
                 }
                 let two = |pages| View::two(pages, window, range, protection, commit);
-                two(Pages::Memfd).or_else(|error| match error.os_code() {
+                let view = two(Pages::Memfd).or_else(|error| match error.os_code() {
                     // RLIMIT_FSIZE admits no memfd of that size.
                     Some(libc::EFBIG) => two(Pages::Anonymous),
                     _ => Err(error),
-                })
+                })?;
+                if fixed_code::is_set() {
+                    view.set_open(false)?;
+                }
+                Ok(view)
             }),
             Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
             Step::Release { range } => {
@@ -234,6 +239,8 @@ impl Windows {
         let chunk = window
             .overlapping(range)
             .filter(|view| view.executor().contains(range));
+        let closed = chunk.filter(|_| fixed_code::is_set());
+        closed.map_or(Ok(()), |view| view.set_open(true))?;
         // SAFETY: the lock is held, so the view stays until the writer goes. Data can be written, and
         // other pages of the executor's own have a view for it.
         let writer = chunk.and_then(|view| unsafe { view.writer() });
@@ -244,7 +251,9 @@ impl Windows {
         };
         let offset = range.start() - executor.start();
         // Windows are below 2 GiB, so both fit.
-        write(writer.part_of(offset as u32, range.size() as u32))?;
+        let written = write(writer.part_of(offset as u32, range.size() as u32));
+        closed.map_or(Ok(()), |view| view.set_open(false))?;
+        written?;
         sys::flush_instruction_cache(range.start(), range.size());
         Ok(())
     }

@@ -9,7 +9,7 @@
 //! (iopl); setrlimit.
 
 use super::Conditional;
-use super::Test::{Is, IsNot, IsNull, IsOwn};
+use super::Test::{self, Is, IsNot, IsNull, IsOwn};
 use libc::*;
 
 /// What stays in the process, or goes through what is open.
@@ -156,6 +156,33 @@ pub(super) const TO_PROCESSES: &[Conditional] = &[
     PRCTL,
     // Limits are asked for and not changed.
     (SYS_prlimit64, &[IsNull(2)]),
+];
+
+const EXECUTE: Test = Is(2, PROT_EXEC as u32, &[PROT_EXEC as u32]);
+
+/// Mappings that are writable and executable, and what makes memory executable that is there. PR_SET_MDWE
+/// (Linux 6.3) stops the same but for anonymous memory, which is no code of ours and could be mapped twice.
+pub(super) const CODE: &[Conditional] = &[
+    (
+        SYS_mmap,
+        &[Is(
+            2,
+            (PROT_WRITE | PROT_EXEC) as u32,
+            &[(PROT_WRITE | PROT_EXEC) as u32],
+        )],
+    ),
+    (
+        SYS_mmap,
+        &[
+            EXECUTE,
+            Is(3, MAP_ANONYMOUS as u32, &[MAP_ANONYMOUS as u32]),
+        ],
+    ),
+    (SYS_mprotect, &[EXECUTE]),
+    (SYS_pkey_mprotect, &[EXECUTE]),
+    (SYS_shmat, &[Is(2, SHM_EXEC as u32, &[SHM_EXEC as u32])]),
+    // READ_IMPLIES_EXEC; all bits ask what it is.
+    (SYS_personality, &[IsNot(0, &[ALL])]),
 ];
 
 /// What concerns this process and what it has open.

@@ -13,16 +13,18 @@ use super::request::{last_to_first, pages_of, placed, protect, told};
 use super::{InstanceRegistry, Told, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
+use crate::executor::fixed_code;
 use crate::group::Protection;
 use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::memory::reservation::Reservation;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
-use crate::sys::{self, Answer, explain};
+use crate::sys::{self, Answer, MemFile, explain};
 use crate::wire::llvm::{FinalizeRequest, SegFinalizeRequest};
 use crate::wire::sps::ExecutorAddr;
 use slab::{Segment, Slab, Slabs};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 static MANAGERS: InstanceRegistry<MemoryManager> = InstanceRegistry::new("memory manager");
@@ -116,15 +118,52 @@ unsafe fn fill(segments: &[Segment<'_>]) -> Result<()> {
         unsafe { zero(rest.expect("content is no longer than its segment")) }?;
     }
     for segment in segments {
-        if segment.protection != Protection::READ_WRITE {
+        let protection = segment.protection;
+        if fixed_code::is_set() && !protection.writable() {
             // SAFETY: as the caller says.
-            unsafe { protect(segment.range, segment.protection) }?;
+            unsafe { replace_by_memfd(pages_of(segment.range), protection) }?;
+        } else if protection != Protection::READ_WRITE {
+            // SAFETY: as the caller says.
+            unsafe { protect(segment.range, protection) }?;
         }
         if segment.protection.executable() {
             sys::flush_instruction_cache(segment.range.start(), segment.range.size());
         }
     }
     Ok(())
+}
+
+/// Puts pages that hold the same in the place of what was written, with their protection from the first and
+/// for good.
+///
+/// # Safety
+/// The pages lie in a region that was claimed, are readable, and nothing uses them.
+unsafe fn replace_by_memfd(pages: AddressRange, protection: Protection) -> Result<()> {
+    let (start, size) = (pages.start(), pages.size());
+    let replace = || {
+        let file = MemFile::new(c"jitmem-code", size)?;
+        // SAFETY: as the caller says.
+        unsafe { sys::write_pages(&file, 0, pages) }?;
+        file.close_to_writers()?;
+        // SAFETY: as the caller says.
+        unsafe { sys::replace_by_file(start, size, protection, file.as_fd()) }
+    };
+    replace().map_err(|error| explain(format_args!("put {pages:?} into a memfd"), error))
+}
+
+/// Makes a region of a slab writable again.
+///
+/// # Safety
+/// It is claimed, and nothing uses it.
+unsafe fn reopen(extent: AddressRange) -> Result<()> {
+    if !fixed_code::is_set() {
+        // SAFETY: as the caller says.
+        return unsafe { protect(extent, Protection::READ_WRITE) };
+    }
+    let pages = pages_of(extent);
+    // SAFETY: as the caller says.
+    unsafe { sys::replace_by_memory(pages.start(), pages.size(), Protection::READ_WRITE) }
+        .map_err(|error| explain(format_args!("give back {pages:?}"), error))
 }
 
 impl MemoryManager {
@@ -192,7 +231,7 @@ impl MemoryManager {
             return Ok(());
         }
         // SAFETY: a region of the slab, claimed until it is vacated.
-        let restored = unsafe { protect(extent, Protection::READ_WRITE) };
+        let restored = unsafe { reopen(extent) };
         self.slabs.lock().vacate(slab, key, restored.is_ok());
         restored
     }
@@ -204,7 +243,7 @@ impl MemoryManager {
         let result = run_dealloc(&dealloc);
         // So that something else can be written there; stock executors leave it as it is.
         // SAFETY: a region of the slab, claimed until it is vacated.
-        let restored = unsafe { protect(extent, Protection::READ_WRITE) };
+        let restored = unsafe { reopen(extent) };
         self.slabs.lock().vacate(slab, key, restored.is_ok());
         join(result, restored)
     }
