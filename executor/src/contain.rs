@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What keeps linked code, and this process with it, inside bounds. Nothing of it is on by default.
 
+use crate::cgroup;
 use anyhow::{Context, Result, bail, ensure};
 use jitmem::executor::containment::{Containment as Refused, Layer, Profile};
 use jitmem::executor::program;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
-    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, getrlimit, kill_process,
+    Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getppid, getrlimit, getuid, kill_process,
     pidfd_open, setrlimit,
 };
 use std::ffi::c_int;
@@ -20,6 +21,10 @@ use std::time::Duration;
 pub(crate) struct Containment {
     pub(crate) refused: Refused,
     pub(crate) limits: Vec<Limit>,
+    /// Bytes of memory, of all that this process and its children have.
+    pub(crate) memory: Option<u64>,
+    /// Processes and threads.
+    pub(crate) tasks: Option<u64>,
     pub(crate) die_with_parent: bool,
 }
 
@@ -49,14 +54,57 @@ impl From<Layer> for Bound {
 
 impl Containment {
     /// Bounds that this program itself can be set up in. Called before there is a controller.
-    pub(crate) fn begin(&self) -> Result<()> {
+    pub(crate) fn begin(&mut self) -> Result<Vec<Bound>> {
+        let mut bounds = Vec::new();
+        if self.memory.is_some() || self.tasks.is_some() {
+            match cgroup::enter(self.memory, self.tasks) {
+                Ok(path) => bounds.push(Bound {
+                    text: format!("--memory, --tasks: by control group {}", path.display()),
+                    is_less: false,
+                }),
+                Err(error) => bounds.extend(self.without_group(&error)?),
+            }
+        }
         // The limits may leave no room for a thread.
         if self.die_with_parent {
             die_with_parent().context("--die-with-parent")?;
         }
         self.limits.iter().try_for_each(Limit::set)?;
         self.refused.prepare();
-        Ok(())
+        Ok(bounds)
+    }
+
+    /// What bounds memory and tasks where no control group can be made.
+    fn without_group(&mut self, error: &anyhow::Error) -> Result<Vec<Bound>> {
+        let mut bounds = Vec::new();
+        if let Some(most) = self.memory {
+            let resource = Resource::Data;
+            self.limits.push(Limit { resource, most });
+            self.refused.no_shared_memory = true;
+            bounds.push(Bound {
+                text: format!(
+                    "--memory: by RLIMIT_DATA, for each process, and without memfds and shared memory of its \
+                     own; files in memory, pipes and sockets are not counted: {error:#}"
+                ),
+                is_less: true,
+            });
+        }
+        if let Some(most) = self.tasks {
+            ensure!(
+                !getuid().is_root(),
+                "--tasks: no control group: {error:#}; and no other limit holds for root: start it as another \
+                 user, or under systemd-run --scope -p TasksMax={most}"
+            );
+            let resource = Resource::Nproc;
+            self.limits.push(Limit { resource, most });
+            bounds.push(Bound {
+                text: format!(
+                    "--tasks: by RLIMIT_NPROC, which counts this user's other processes too: {error:#}"
+                ),
+                is_less: true,
+            });
+        }
+        Ok(bounds)
     }
 
     /// The signals by which the kernel enforces some of the limits.

@@ -4,6 +4,7 @@
 
 #![cfg_attr(not(test), no_main)]
 
+mod cgroup;
 mod connection;
 mod contain;
 mod exports;
@@ -43,7 +44,7 @@ extern "C" fn main() -> c_int {
     let mut arguments = env::args_os();
     let name = arguments.next().unwrap_or_else(|| "jitmem-executor".into());
     let name = name.to_string_lossy();
-    let options = match options::parse(arguments) {
+    let mut options = match options::parse(arguments) {
         Ok(Command::Serve(options)) => options,
         Ok(Command::Diagnose(containment)) => return diagnose(&name, containment),
         Ok(Command::Help) => return say(stdout(), options::USAGE),
@@ -57,7 +58,7 @@ extern "C" fn main() -> c_int {
         }
     };
     let served =
-        standard_streams::open_missing().and_then(|missing| run(&name, &options, &missing));
+        standard_streams::open_missing().and_then(|missing| run(&name, &mut options, &missing));
     match served {
         // The C library goes on: what linked code has printed is still in its buffers.
         Ok(code) => code,
@@ -75,8 +76,11 @@ fn say(mut stream: impl Write, text: &str) -> c_int {
 }
 
 /// Bounds this process as it would before it serves, and says how each bound holds.
-fn diagnose(name: &str, containment: Containment) -> c_int {
-    let bounds = containment.begin().and_then(|()| containment.close());
+fn diagnose(name: &str, mut containment: Containment) -> c_int {
+    let bounds = containment.begin().and_then(|mut bounds| {
+        bounds.extend(containment.close()?);
+        Ok(bounds)
+    });
     match bounds {
         Ok(bounds) => {
             let lines = bounds.iter().map(|bound| format!("{}\n", bound.text));
@@ -97,7 +101,7 @@ fn note_bounds(name: &str, bounds: &[Bound]) {
 }
 
 /// Gives the exit code.
-fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
+fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
     let llvm = controllers_llvm(options)?;
     let token = match &options.token_file {
         _ if options.endpoint.is_connected() => None,
@@ -114,7 +118,7 @@ fn run(name: &str, options: &Options, missing: &Missing) -> Result<c_int> {
     if options.share_with_children {
         program::share_memory_with_children();
     }
-    options.containment.begin()?;
+    note_bounds(name, &options.containment.begin()?);
     program::fit_heap_to_limit();
     if let Some(bytes) = options.stack_size {
         program::set_stack_size(usize::try_from(bytes)?).context("--stack-size")?;
@@ -168,7 +172,7 @@ fn serve_sessions(
     words: &[OsString],
 ) -> Result<()> {
     // All other bounds are each session's.
-    let bounds = Containment {
+    let mut bounds = Containment {
         die_with_parent: options.containment.die_with_parent,
         ..Containment::default()
     };

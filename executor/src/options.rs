@@ -43,7 +43,10 @@ Options
                      yet, code that changes (--mdwe), and libraries (C++'s are loaded before,
                      unless --c-only)
   --mdwe             no memory is writable and executable, and none that is there becomes executable
-  --diagnose         say how --seccomp and --mdwe hold here, and end
+  --memory N         limit the memory of this process and its children, memfds included, by a control
+                     group where one can be made; else less, which is said
+  --tasks N          limit processes and threads, likewise
+  --diagnose         say how --seccomp, --mdwe, --memory and --tasks hold here, and end
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
                      count memfds, which fsize limits
@@ -196,6 +199,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 containment.refused.profile = Some(profile(&parser.value()?.string()?)?);
             }
             Arg::Long("mdwe") => containment.refused.fixed_code = true,
+            Arg::Long("memory") => {
+                containment.memory = Some(bytes("memory", &parser.value()?.string()?)?);
+            }
+            Arg::Long("tasks") => {
+                containment.tasks = Some(bytes("tasks", &parser.value()?.string()?)?);
+            }
             Arg::Long("diagnose") => diagnose = true,
             Arg::Long("die-with-parent") => containment.die_with_parent = true,
             Arg::Long(option) if limited_by(option).is_some() => {
@@ -261,10 +270,12 @@ fn refuse_option(word: &str) -> Result<()> {
         "fork-memory",
         "llvm",
         "mdwe",
+        "memory",
         "preload-cxx",
         "seccomp",
         "serve",
         "stack-size",
+        "tasks",
         "time-limit",
         "token-file",
     ];

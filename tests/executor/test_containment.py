@@ -313,6 +313,69 @@ class Code(unittest.TestCase):
                     self.assertEqual(found, (program.code, program.output, program.status), ran)
 
 
+def attacks(what, *options, **how):
+    """What came of the attacks of `attacks.c`."""
+    words = [*programs.objects("attacks.o"), "-args", *what]
+    ran = jitlink(22, "generic", bounded(*options, **how), words)
+    # It ends without telling the controller.
+    assert ran.status == 0, ran
+    return dict(line.split() for line in ran.output.splitlines())
+
+
+def as_user(test):
+    """How to start the executor as another user, who can read the program."""
+    folder = test.enterContext(tempfile.TemporaryDirectory())
+    os.chmod(folder, 0o755)
+    program = shutil.copy(programs.PROGRAM, folder)
+    return {"through": ["setpriv", "--reuid=54321", "--clear-groups"], "program": program}
+
+
+class Budgets(unittest.TestCase):
+    """Bounds on memory and tasks."""
+
+    # MiB.
+    MOST = 300
+
+    def has_group(self, **how):
+        """Whether a control group can be made here."""
+        words = [*how.get("through", ()), how.get("program", programs.PROGRAM)]
+        return "by control group" in run([*words, "--memory=1G", "--diagnose"]).output
+
+    def test_memory(self):
+        free = attacks(["memory"])
+        self.assertTrue(all(int(count) == 3072 for count in free.values()), free)
+        if self.has_group():
+            words = [*programs.objects("attacks.o"), "-args", "memory"]
+            ran = jitlink(22, "generic", bounded(f"--memory={self.MOST}M"), words)
+            self.assertEqual(ran.status, -signal.SIGKILL, ran)
+            return
+        for options in ((), ("--seccomp=no-exec",)):
+            with self.subTest(options=options):
+                found = attacks(["memory"], f"--memory={self.MOST}M", *options)
+                self.assertEqual((found["memfd"], found["shared"]), ("0", "0"))
+                self.assertTrue(0 < int(found["malloc"]) <= self.MOST, found)
+
+    def test_what_holds_is_said(self):
+        for options in (["--memory=1G"], ["--memory=1G", "--seccomp=sealed"]):
+            ran = run([programs.PROGRAM, *options, "--diagnose"])
+            self.assertEqual(ran.code, 0, ran)
+            self.assertRegex(ran.output, "--memory(, --tasks)?: by (control group|RLIMIT_DATA)")
+
+    def test_tasks(self):
+        how = as_user(self) if os.geteuid() == 0 else {}
+        if not how and not self.has_group():
+            self.skipTest("they count together with this user's other processes")
+        found = attacks(["tasks"], "--tasks=40", **how)
+        self.assertTrue(10 <= int(found["threads"]) < 40, found)
+
+    def test_tasks_of_root_need_a_group(self):
+        if os.geteuid() != 0 or self.has_group():
+            self.skipTest("this is not root, or has control groups")
+        ran = run([programs.PROGRAM, "--tasks=40", "filedescs=0,1"])
+        self.assertEqual((ran.code, ran.output), (1, ""))
+        self.assertIn("no other limit holds for root", ran.complaint)
+
+
 def limited(what, *options, **how):
     words = [*programs.objects("limits.o"), "-args", what]
     return jitlink(22, "generic", bounded(*options, **how), words)

@@ -44,6 +44,8 @@ pub struct Containment {
     /// No memory is writable and executable, and none that is there becomes executable. [`Profile::Sealed`] has
     /// this, too.
     pub fixed_code: bool,
+    /// No new memfds, System V shared memory and shared anonymous memory, which RLIMIT_DATA does not count.
+    pub no_shared_memory: bool,
 }
 
 /// One of the kernel's means, and why it is not in force where it is not.

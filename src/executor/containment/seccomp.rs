@@ -9,7 +9,7 @@ mod calls;
 
 use super::{Containment, Profile};
 use crate::error::{Error, Result, Status};
-use calls::{CODE, INSIDE, OUTSIDE, TO_OPEN, TO_PROCESSES};
+use calls::{CODE, INSIDE, OUTSIDE, SHARED_MEMORY, TO_OPEN, TO_PROCESSES};
 use libc::c_long;
 use rustix::process::getpid;
 use seccompiler::{
@@ -61,6 +61,9 @@ pub(super) fn enter(chosen: &Containment) -> Result<bool> {
     }
     if chosen.fixes_code() {
         refuse(CODE, &denied)?;
+    }
+    if chosen.no_shared_memory {
+        refuse(SHARED_MEMORY, &denied)?;
     }
     if let Some(profile) = chosen.profile {
         filters.push(compile(profile.rules()?, denied, SeccompAction::Allow)?);

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Attacks of linked code on the code at an address that a controller gives; prints what came of
-// each.
+// Attacks of linked code on its own process and its memory; prints what came of each. As a program
+// it takes the kind of attack; as a library it attacks the code at an address that a controller
+// gives.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
@@ -53,6 +56,52 @@ static void on_code(char *code) {
   said("code-replaced", placed == MAP_FAILED ? -1 : 0);
 }
 
+static void *in_thread(void *unused) {
+  pause();
+  return unused;
+}
+
+// Takes memory until there is no more, by each way that there is, but not more than 3 GiB by any.
+static void on_memory(void) {
+  const long most = 3 << 10;
+  static char full[1 << 20];
+  memset(full, 1, sizeof full);
+  int file = memfd_create("x", 0);
+  long count = 0;
+  while (file >= 0 && count < most && write(file, full, sizeof full) == sizeof full)
+    count++;
+  printf("memfd %ld\n", count);
+  if (file >= 0)
+    close(file);
+  count = 0;
+  void *list = NULL;
+  for (void **memory; count < most && (memory = malloc(1 << 20)); count++) {
+    memset(memory, 1, 1 << 20);
+    *memory = list;
+    list = memory;
+  }
+  for (void *next; list; list = next) {
+    next = *(void **)list;
+    free(list);
+  }
+  printf("malloc %ld\n", count);
+  for (count = 0; count < most; count++) {
+    char *memory = mmap(NULL, 1 << 20, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+      break;
+    memset(memory, 1, 1 << 20);
+  }
+  printf("shared %ld\n", count);
+}
+
+static void on_tasks(void) {
+  long count = 0;
+  pthread_t thread;
+  while (count < 2000 && !pthread_create(&thread, NULL, in_thread, NULL))
+    count++;
+  printf("threads %ld\n", count);
+}
+
 // What the controller calls with an address of code: which other mapping of its pages there is, and
 // what came of attacks on it.
 struct result {
@@ -90,4 +139,16 @@ struct result attack(const char *arguments, size_t size) {
   on_code((char *)(uintptr_t)(code & -(uint64_t)PAGE));
   fflush(stdout);
   return (struct result){NULL, 0};
+}
+
+int main(int argc, char **argv) {
+  // The kind of attack comes last; whether there is a program's name before it is the controller's
+  // choice.
+  const char *what = argv[argc - 1];
+  if (!strcmp(what, "memory"))
+    on_memory();
+  if (!strcmp(what, "tasks"))
+    on_tasks();
+  fflush(stdout);
+  _exit(0);
 }

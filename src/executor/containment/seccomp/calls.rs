@@ -185,6 +185,21 @@ pub(super) const CODE: &[Conditional] = &[
     (SYS_personality, &[IsNot(0, &[ALL])]),
 ];
 
+/// Memory that RLIMIT_DATA does not count.
+pub(super) const SHARED_MEMORY: &[Conditional] = &[
+    (SYS_memfd_create, &[]),
+    (SYS_memfd_secret, &[]),
+    (SYS_shmget, &[]),
+    (
+        SYS_mmap,
+        &[Is(
+            3,
+            (MAP_TYPE | MAP_ANONYMOUS) as u32,
+            &[(MAP_SHARED | MAP_ANONYMOUS) as u32],
+        )],
+    ),
+];
+
 /// What concerns this process and what it has open.
 pub(super) const TO_OPEN: &[Conditional] = &[
     (SYS_clone, &[Is(0, THREAD | ESTRANGING, &[THREAD])]),
