@@ -13,6 +13,7 @@ use rustix::process::{
 };
 use std::ffi::c_int;
 use std::os::fd::OwnedFd;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ impl Containment {
         }
         // The limits may leave no room for a thread.
         if self.die_with_parent {
-            die_with_parent().context("--die-with-parent")?;
+            die_with_parent(self.refused.clone()).context("--die-with-parent")?;
         }
         self.limits.iter().try_for_each(Limit::set)?;
         self.refused.prepare();
@@ -116,9 +117,10 @@ impl Containment {
         })
     }
 
-    /// Whether no file can be opened once the bounds are closed.
+    /// Whether libraries may be out of reach once the bounds are closed.
     pub(crate) fn refuses_files(&self) -> bool {
-        self.refused.profile == Some(Profile::Sealed)
+        let refusing = [Some(Profile::Confined), Some(Profile::Sealed)];
+        refusing.contains(&self.refused.profile)
     }
 
     /// The bounds that leave no way to set anything up. Called before there is linked code.
@@ -225,7 +227,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Has this process killed when its parent has ended. The kernel's own PR_SET_PDEATHSIG comes when
 /// the thread ends that has started this process, though others of the parent may go on.
-fn die_with_parent() -> Result<()> {
+fn die_with_parent(refused: Refused) -> Result<()> {
     let Some(parent) = getppid() else {
         bail!("the parent can't be seen from this process's PID namespace");
     };
@@ -248,7 +250,10 @@ fn die_with_parent() -> Result<()> {
         "the parent, process {parent}, is gone already"
     );
     let own = getpid();
+    let (tell, told) = mpsc::channel();
     let watch = move || {
+        // It needs no rights, and linked code could use those that it has.
+        let _ = tell.send(refused.restrict_helper());
         match watched {
             // Also if that has failed: nothing would watch the parent from here on.
             Some(watched) => drop(has_ended(&watched, None)),
@@ -262,6 +267,8 @@ fn die_with_parent() -> Result<()> {
         let _ = kill_process(own, Signal::KILL);
     };
     program::start_thread("jitmem-parent", watch)?;
+    // Before a profile refuses it.
+    told.recv()??;
     Ok(())
 }
 

@@ -36,17 +36,19 @@ Options
   --fork-memory MODE private: a child that linked code forks has linked code and data as they
                      are then, which is the default. shared: it sees what is written later, and
                      forks copy nothing; so does JITMEM_FORK_MEMORY=shared
-  --seccomp PROFILE  refuse system calls once the session stands. no-exec, against code that goes
-                     astray: other programs, debugging of other processes, the system's
-                     administration; but files can be written, /proc/PID/mem too. sealed, against
-                     code that attacks: that, new processes, files and sockets that are not open
-                     yet, code that changes (--mdwe), and libraries (C++'s are loaded before,
-                     unless --c-only)
+  --seccomp PROFILE  refuse system calls once the session stands, and drop all capabilities.
+                     no-exec, against code that goes astray: other programs, debugging of other
+                     processes, devices, the system's administration; but the user's files can be
+                     written. confined: that, new processes, sockets, and files but to read those of
+                     --read. sealed, against code that attacks: that, all that is not open yet, and
+                     code that changes (--mdwe); C++'s libraries are loaded before, unless --c-only
+  --read PATH        what confined code can read, a file or a folder with all in it; repeatable
   --mdwe             no memory is writable and executable, and none that is there becomes executable
+  --no-network       no sockets but Unix sockets
   --memory N         limit the memory of this process and its children, memfds included, by a control
                      group where one can be made; else less, which is said
   --tasks N          limit processes and threads, likewise
-  --diagnose         say how --seccomp, --mdwe, --memory and --tasks hold here, and end
+  --diagnose         say how each of these bounds holds here, and end
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
                      count memfds, which fsize limits
@@ -198,7 +200,9 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Arg::Long("seccomp") => {
                 containment.refused.profile = Some(profile(&parser.value()?.string()?)?);
             }
+            Arg::Long("read") => containment.refused.readable.push(parser.value()?.into()),
             Arg::Long("mdwe") => containment.refused.fixed_code = true,
+            Arg::Long("no-network") => containment.refused.no_network = true,
             Arg::Long("memory") => {
                 containment.memory = Some(bytes("memory", &parser.value()?.string()?)?);
             }
@@ -256,7 +260,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
 
 fn profile(name: &str) -> Result<Profile> {
     Profile::named(name).with_context(|| {
-        format!("--seccomp: \"{name}\" is no profile; there are no-exec and sealed")
+        format!("--seccomp: \"{name}\" is no profile; there are no-exec, confined and sealed")
     })
 }
 
@@ -271,7 +275,9 @@ fn refuse_option(word: &str) -> Result<()> {
         "llvm",
         "mdwe",
         "memory",
+        "no-network",
         "preload-cxx",
+        "read",
         "seccomp",
         "serve",
         "stack-size",

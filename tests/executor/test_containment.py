@@ -19,7 +19,9 @@ from controllers import MODES, jitlink, run
 from sessions import MAPPER, READ, Case
 from wire import Background, Failed, Session, sequence, u64
 
-PROFILES = ("no-exec", "sealed")
+PROFILES = ("no-exec", "confined", "sealed")
+# With what C and C++ programs load.
+SYSTEM = "--read=/usr/lib"
 BOUNDED = os.path.join(programs.WORK, "bounded")
 CONTROLLER = os.path.join(programs.WORK, "controller")
 # Every bound there is, with room for what runs here.
@@ -65,7 +67,8 @@ NEVER = set(
     io_uring_register keyctl add_key init_module finit_module delete_module kexec_load mount umount2
     open_tree move_mount fsopen pivot_root chroot unshare setns reboot swapon personality
     settimeofday open_by_handle_at seccomp setrlimit prctl-dumpable tiocsti tiocsti-wide x32-getpid
-    x32-execve x32-open unknown device thread-execve
+    x32-execve x32-open unknown device thread-execve ioctl-userfaultfd ioctl-kvm ioctl-vhost ioctl-loop
+    ioctl-fuse ioctl-dm ioctl-tun socket-netlink socket-packet socket-raw socket-vsock socket-alg
     """.split()
 )
 UNSEALED = set(
@@ -75,6 +78,8 @@ UNSEALED = set(
     connect bind listen accept datagram-pair fcntl-owner thread-open executable
     """.split()
 )
+# What a confined program may do that a sealed one may not, where it reads what it may read.
+READING = {"openat", "open", "fopen", "access", "thread-open", "executable"}
 
 
 class Attempts(unittest.TestCase):
@@ -89,14 +94,19 @@ class Attempts(unittest.TestCase):
             # So it is the profile, and nothing else, that refuses.
             allowed = {name for name, outcome in free.items() if outcome != "EPERM"}
             self.assertEqual(free.keys() - allowed, set())
-        for profile, refused in (("no-exec", NEVER), ("sealed", NEVER | UNSEALED)):
+        for profile, refused in (
+            ("no-exec", NEVER),
+            ("confined", NEVER | UNSEALED - READING),
+            ("sealed", NEVER | UNSEALED),
+        ):
             with self.subTest(profile=profile):
                 expected = {name: "EPERM" if name in refused else free[name] for name in free}
                 expected["clone3"] = "ENOSYS"
-                if profile == "sealed":
+                if profile != "no-exec":
                     # There is no child.
                     del expected["exec-in-child"]
-                self.assertEqual(attempts(llvm, f"--seccomp={profile}"), expected)
+                options = ["--read=/dev/null"] * (profile == "confined")
+                self.assertEqual(attempts(llvm, f"--seccomp={profile}", *options), expected)
 
     def test_llvm_22(self):
         self.check(22)
@@ -125,7 +135,7 @@ class Ordinary(unittest.TestCase):
 
     def check(self, llvm, mode):
         for profile in PROFILES:
-            executor = bounded(f"--seccomp={profile}", *ALL)
+            executor = bounded(f"--seccomp={profile}", SYSTEM, *ALL)
             for name in RUN:
                 program = PROGRAMS[name]
                 self.assertIn(BARE, program.linked)
@@ -330,6 +340,94 @@ def as_user(test):
     return {"through": ["setpriv", "--reuid=54321", "--clear-groups"], "program": program}
 
 
+class Machine(unittest.TestCase):
+    """Linked code that attacks the machine."""
+
+    maxDiff = None
+    # What a profile lets be done, and the files that any program needs.
+    FREE = {
+        "no-exec": {"open-null", "open-zero", "read-core-pattern", "socket-inet", "socket-unix"},
+        "confined": set(),
+        "sealed": set(),
+    }
+
+    def check(self, **how):
+        free = attacks(["machine"], **how)
+        for profile in PROFILES:
+            with self.subTest(profile=profile):
+                found = attacks(["machine"], f"--seccomp={profile}", **how)
+                self.assertEqual(found.keys(), free.keys())
+                allowed = {name for name, outcome in found.items() if outcome == "ok"}
+                self.assertEqual(allowed, self.FREE[profile])
+
+    def test_as_root(self):
+        if os.geteuid() != 0:
+            self.skipTest("this is not root")
+        free = attacks(["machine"])
+        # So it is the profile that refuses.
+        for name in ("write-parents-memory", "write-own-memory", "write-core-pattern"):
+            self.assertEqual(free[name], "ok")
+        self.check()
+
+    def test_as_user(self):
+        how = as_user(self) if os.geteuid() == 0 else {}
+        self.check(**how)
+
+    def test_before_landlock_no_exec_says_so_and_confined_refuses(self):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "without.py")
+        through = [sys.executable, script, "landlock"]
+        ran = run([*through, programs.PROGRAM, "--seccomp=no-exec", "--diagnose"])
+        self.assertEqual(ran.code, 0, ran)
+        self.assertIn("Landlock: not in force: ", ran.output)
+        ran = run([*through, programs.PROGRAM, "--seccomp=confined", "--diagnose"])
+        self.assertEqual((ran.code, ran.output), (1, ""), ran)
+        self.assertIn("--seccomp=confined: Landlock: ", ran.complaint)
+        found = attacks(["machine"], "--seccomp=no-exec", through=through)
+        self.assertEqual(found["socket-unix"], "ok")
+
+    def test_no_network(self):
+        free = attacks(["machine"])
+        found = attacks(["machine"], "--no-network")
+        self.assertEqual((free["socket-inet"], found["socket-inet"]), ("ok", "EPERM"))
+        self.assertEqual(found["socket-unix"], "ok")
+
+    def test_capabilities_are_gone(self):
+        for profile in PROFILES:
+            with Session([programs.PROGRAM, f"--seccomp={profile}"]) as session:
+                session.ask(READ, sequence([]))
+                for thread in os.listdir(f"/proc/{session.process.pid}/task"):
+                    with open(f"/proc/{session.process.pid}/task/{thread}/status") as file:
+                        state = dict(line.split(":\t") for line in file if line.count(":\t") == 1)
+                    for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+                        self.assertEqual(int(state[name], 16), 0, (profile, name))
+                    self.assertEqual(state["NoNewPrivs"].strip(), "1")
+                    if os.geteuid() == 0:
+                        self.assertEqual(int(state["CapBnd"], 16), 0)
+
+    def test_confined_reads_what_it_may(self):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        os.chmod(folder, 0o777)
+        os.mkdir(os.path.join(folder, "inside"), 0o777)
+        with open(os.path.join(folder, "there"), "w") as file:
+            file.write("x")
+        os.chmod(file.name, 0o666)
+        free = attacks([folder, "files"])
+        self.assertEqual(set(free.values()), {"ok"})
+        # It moves files between folders, as ever.
+        self.assertEqual(attacks([folder, "files"], "--seccomp=no-exec"), free)
+        found = attacks([folder, "files"], "--seccomp=confined", f"--read={folder}")
+        self.assertEqual({name for name, outcome in found.items() if outcome == "ok"}, {"read-here"})
+        with open(os.path.join(folder, "there")) as file:
+            self.assertEqual(file.read(), "")  # truncated by the first, which might
+        refused = attacks([folder, "files"], "--seccomp=confined", "--read=/usr/lib")
+        self.assertNotIn("ok", refused.values())
+
+    def test_a_path_that_is_not_there_is_an_error(self):
+        ran = run([programs.PROGRAM, "--seccomp=confined", "--read=/nonexistent", "--diagnose"])
+        told = "--seccomp=confined: a path to read, /nonexistent, can't be found"
+        self.assertEqual((ran.code, ran.output, ran.complaint), (1, "", f"{programs.PROGRAM}: {told}\n"))
+
+
 class Budgets(unittest.TestCase):
     """Bounds on memory and tasks."""
 
@@ -349,7 +447,7 @@ class Budgets(unittest.TestCase):
             ran = jitlink(22, "generic", bounded(f"--memory={self.MOST}M"), words)
             self.assertEqual(ran.status, -signal.SIGKILL, ran)
             return
-        for options in ((), ("--seccomp=no-exec",)):
+        for options in ((), ("--seccomp=no-exec",), ("--seccomp=confined",)):
             with self.subTest(options=options):
                 found = attacks(["memory"], f"--memory={self.MOST}M", *options)
                 self.assertEqual((found["memfd"], found["shared"]), ("0", "0"))

@@ -4,23 +4,32 @@
 //!
 //! Nothing is bounded unless it is chosen, and what is in force can't be taken off.
 
+mod capabilities;
+mod paths;
 mod seccomp;
 
 use super::program;
 use crate::error::{Error, Result};
 use crate::sys;
+use std::path::PathBuf;
 
 /// What is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Profile {
-    /// Other programs, other processes' memory, and the administration of the system.
+    /// Other programs, other processes' memory, devices, and the administration of the system.
     NoExec = 1,
-    /// That, new processes, and everything that is not open yet.
+    /// That, new processes, sockets, and files but to read, and then those of chosen paths only.
+    Confined = 2,
+    /// That, and everything that is not open yet.
     Sealed = 3,
 }
 
-const PROFILES: [(&str, Profile); 2] = [("no-exec", Profile::NoExec), ("sealed", Profile::Sealed)];
+const PROFILES: [(&str, Profile); 3] = [
+    ("no-exec", Profile::NoExec),
+    ("confined", Profile::Confined),
+    ("sealed", Profile::Sealed),
+];
 
 impl Profile {
     /// The profile that has this name.
@@ -39,13 +48,17 @@ impl Profile {
 /// Choices of bounds. The default has none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Containment {
-    /// What is refused.
+    /// What is refused. With a profile the process also gives up its capabilities.
     pub profile: Option<Profile>,
     /// No memory is writable and executable, and none that is there becomes executable. [`Profile::Sealed`] has
     /// this, too.
     pub fixed_code: bool,
+    /// No sockets but Unix sockets.
+    pub no_network: bool,
     /// No new memfds, System V shared memory and shared anonymous memory, which RLIMIT_DATA does not count.
     pub no_shared_memory: bool,
+    /// What can be read under [`Profile::Confined`]: files, and folders with all in them.
+    pub readable: Vec<PathBuf>,
 }
 
 /// One of the kernel's means, and why it is not in force where it is not.
@@ -70,13 +83,43 @@ impl Containment {
         }
     }
 
-    /// Puts the bounds in force, for all threads. Gives what the kernel was asked for.
+    /// Takes from the calling thread what the kernel gives each thread for itself, capabilities and paths. For
+    /// threads that linked code could use and that are there before [`Self::enter`] is called by another; they can't
+    /// open files afterwards.
     ///
     /// # Errors
-    /// What the system says where it refuses filters.
+    /// What the system says.
+    pub fn restrict_helper(&self) -> Result<()> {
+        if self.profile.is_none() {
+            return Ok(());
+        }
+        capabilities::drop_all()?;
+        // Where the kernel lacks it, `enter` says so.
+        let _ = paths::allow_nothing();
+        Ok(())
+    }
+
+    /// Puts the bounds in force: for this thread and those that it starts; filters of system calls for
+    /// all threads. Gives what the kernel was asked for.
+    ///
+    /// # Errors
+    /// What the system says where it refuses capabilities or filters, or Landlock under
+    /// [`Profile::Confined`], which is nothing without it.
     pub fn enter(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         let mut layer = |name, refused| layers.push(Layer { name, refused });
+        if let Some(profile) = self.profile {
+            capabilities::drop_all()?;
+            layer("capabilities", None);
+            match profile {
+                Profile::NoExec => layer("Landlock", paths::spare_the_system().err()),
+                Profile::Confined => {
+                    paths::allow_reading(&self.readable)?;
+                    layer("Landlock", None);
+                }
+                Profile::Sealed => (),
+            }
+        }
         if self.fixes_code() {
             let fixed = sys::deny_new_code();
             let failed = |error| crate::sys::explain("prctl(PR_SET_MDWE)", error);

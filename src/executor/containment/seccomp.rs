@@ -9,7 +9,9 @@ mod calls;
 
 use super::{Containment, Profile};
 use crate::error::{Error, Result, Status};
-use calls::{CODE, INSIDE, OUTSIDE, SHARED_MEMORY, TO_OPEN, TO_PROCESSES};
+use calls::{
+    CODE, DEVICES, INSIDE, NETWORK, OUTSIDE, READING, SHARED_MEMORY, TO_OPEN, TO_PROCESSES, TO_READ,
+};
 use libc::c_long;
 use rustix::process::getpid;
 use seccompiler::{
@@ -59,8 +61,14 @@ pub(super) fn enter(chosen: &Containment) -> Result<bool> {
         // register.
         refuse(&[(libc::SYS_clone3, &[])], &error(libc::ENOSYS))?;
     }
+    if chosen.profile.is_some() {
+        refuse(DEVICES, &denied)?;
+    }
     if chosen.fixes_code() {
         refuse(CODE, &denied)?;
+    }
+    if chosen.no_network {
+        refuse(NETWORK, &denied)?;
     }
     if chosen.no_shared_memory {
         refuse(SHARED_MEMORY, &denied)?;
@@ -87,16 +95,17 @@ fn rules(always: &[c_long], conditional: &[Conditional]) -> Result<Rules> {
 
 impl Profile {
     /// What is allowed always, and what on conditions.
-    fn calls(self) -> ([&'static [c_long]; 2], &'static [Conditional]) {
+    fn calls(self) -> ([&'static [c_long]; 2], [&'static [Conditional]; 2]) {
         match self {
-            Profile::NoExec => ([INSIDE, OUTSIDE], TO_PROCESSES),
-            Profile::Sealed => ([INSIDE, &[]], TO_OPEN),
+            Profile::NoExec => ([INSIDE, OUTSIDE], [TO_PROCESSES, &[]]),
+            Profile::Confined => ([INSIDE, READING], [TO_OPEN, TO_READ]),
+            Profile::Sealed => ([INSIDE, &[]], [TO_OPEN, &[]]),
         }
     }
 
     fn rules(self) -> Result<Rules> {
         let (always, conditional) = self.calls();
-        rules(&always.concat(), conditional)
+        rules(&always.concat(), &conditional.concat())
     }
 }
 
@@ -173,16 +182,19 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn no_call_is_allowed_twice_and_sealed_allows_no_more_than_no_exec() {
-        let [no_exec, sealed] = PROFILES.map(|(_, profile)| {
+    fn no_call_is_allowed_twice_and_each_profile_allows_no_more_than_the_last() {
+        let [no_exec, confined, sealed] = PROFILES.map(|(_, profile)| {
             let (always, conditional) = profile.calls();
-            let always = always.into_iter().flatten();
-            let all = always.chain(conditional.iter().map(|(call, _)| call));
+            let (always, conditional) = (always.concat(), conditional.concat());
+            let all = always
+                .iter()
+                .chain(conditional.iter().map(|(call, _)| call));
             let rules = profile.rules().unwrap();
             assert_eq!(rules.len(), all.count(), "{profile:?}");
             rules.into_keys().collect::<BTreeSet<_>>()
         });
-        assert!(no_exec.is_superset(&sealed), "{:?}", &sealed - &no_exec);
+        assert!(no_exec.is_superset(&confined), "{:?}", &confined - &no_exec);
+        assert!(confined.is_superset(&sealed), "{:?}", &sealed - &confined);
     }
 
     #[test]

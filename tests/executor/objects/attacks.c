@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Attacks of linked code on its own process and its memory; prints what came of each. As a program
-// it takes the kind of attack; as a library it attacks the code at an address that a controller
-// gives.
+// Attacks of linked code on its own process, its machine and its memory; prints what came of each.
+// As a program it takes the kind of attack; as a library it attacks the code at an address that a
+// controller gives.
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/shm.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -54,6 +57,55 @@ static void on_code(char *code) {
   if (placed != MAP_FAILED)
     memcpy(code, copy, PAGE);
   said("code-replaced", placed == MAP_FAILED ? -1 : 0);
+}
+
+static void open_device(const char *name) {
+  char what[80], path[80];
+  snprintf(path, sizeof path, "/dev/%s", name);
+  snprintf(what, sizeof what, "open-%s", name);
+  for (char *c = what; *c; c++)
+    *c = *c == '/' ? '-' : *c;
+  int file = open(path, O_RDWR);
+  said(what, file);
+  if (file >= 0)
+    close(file);
+}
+
+static void on_machine(void) {
+  static const char *const devices[] = {"userfaultfd", "kvm",  "fuse", "net/tun",
+                                        "null",        "zero", "shm"};
+  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+    if (strcmp(devices[i], "shm"))
+      open_device(devices[i]);
+  char path[40];
+  snprintf(path, sizeof path, "/proc/%d/mem", getppid());
+  said("write-parents-memory", open(path, O_RDWR));
+  said("read-parents-memory", open(path, O_RDONLY));
+  snprintf(path, sizeof path, "/proc/%d/environ", getppid());
+  said("read-parents-environment", open(path, O_RDONLY));
+  said("write-own-memory", open("/proc/self/mem", O_RDWR));
+  said("write-core-pattern", open("/proc/sys/kernel/core_pattern", O_WRONLY));
+  said("read-core-pattern", open("/proc/sys/kernel/core_pattern", O_RDONLY));
+  int port = socket(AF_INET, SOCK_STREAM, 0);
+  said("socket-inet", port);
+  said("socket-unix", socket(AF_UNIX, SOCK_STREAM, 0));
+}
+
+static void on_files(const char *folder) {
+  char path[400], other[400];
+  snprintf(path, sizeof path, "%s/made", folder);
+  snprintf(other, sizeof other, "%s/inside/moved", folder);
+  int file = open(path, O_CREAT | O_WRONLY, 0600);
+  said("create", file);
+  said("move", rename(path, other));
+  said("remove", unlink(other));
+  snprintf(path, sizeof path, "%s/there", folder);
+  said("read-here", open(path, O_RDONLY));
+  said("write-here", open(path, O_WRONLY));
+  said("read-and-truncate", open(path, O_RDONLY | O_TRUNC));
+  said("nameless", open(folder, O_TMPFILE | O_WRONLY, 0600));
+  said("read-elsewhere", open("/etc/passwd", O_RDONLY));
+  said("list-elsewhere", open("/etc", O_RDONLY | O_DIRECTORY));
 }
 
 static void *in_thread(void *unused) {
@@ -145,6 +197,10 @@ int main(int argc, char **argv) {
   // The kind of attack comes last; whether there is a program's name before it is the controller's
   // choice.
   const char *what = argv[argc - 1];
+  if (!strcmp(what, "machine"))
+    on_machine();
+  if (!strcmp(what, "files"))
+    on_files(argv[argc - 2]);
   if (!strcmp(what, "memory"))
     on_memory();
   if (!strcmp(what, "tasks"))

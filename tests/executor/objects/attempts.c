@@ -105,6 +105,20 @@ static void system_calls_of_the_system(void) {
   TRY("prctl-dumpable", prctl(PR_SET_DUMPABLE, 1, 0, 0, 0));
   TRY("tiocsti", ioctl(-1, TIOCSTI, ""));
   TRY("tiocsti-wide", syscall(SYS_ioctl, -1, TIOCSTI | 1L << 32, ""));
+  static const struct {
+    const char *name;
+    unsigned long number;
+  } devices[] = {{"ioctl-userfaultfd", 0xaa00}, {"ioctl-kvm", 0xae01},
+                 {"ioctl-vhost", 0xaf01},       {"ioctl-loop", 0x4c82},
+                 {"ioctl-fuse", 0x8004e500},    {"ioctl-dm", 0xc138fd00},
+                 {"ioctl-tun", 0x400454ca}};
+  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+    TRY(devices[i].name, ioctl(-1, devices[i].number, NULL));
+  TRY("socket-netlink", socket(AF_NETLINK, SOCK_RAW, 0));
+  TRY("socket-packet", socket(AF_PACKET, SOCK_RAW, 0));
+  TRY("socket-raw", socket(AF_INET, SOCK_RAW, 1));
+  TRY("socket-vsock", socket(AF_VSOCK, SOCK_STREAM, 0));
+  TRY("socket-alg", socket(AF_ALG, SOCK_SEQPACKET, 0));
   TRY("x32-getpid", syscall(X32 | SYS_getpid));
   TRY("x32-execve", syscall(X32 | 520, NOWHERE, NULL, NULL));
   TRY("x32-open", syscall(X32 | SYS_open, NOWHERE, O_RDONLY));

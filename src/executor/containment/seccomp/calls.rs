@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The system calls that are allowed.
 //!
-//! Not here, and so refused by both profiles: starting programs (execve, execveat); other processes'
+//! Not here, and so refused by all profiles: starting programs (execve, execveat); other processes'
 //! memory and descriptors (ptrace, process_vm_readv, process_madvise, pidfd_getfd, kcmp,
 //! move_pages); what runs code in the kernel or makes calls for others (bpf, perf_event_open,
 //! userfaultfd, io_uring, modules, kexec); keys; mounts, namespaces, chroot, other filters; the
@@ -73,7 +73,7 @@ pub(super) const OUTSIDE: &[c_long] = &[
     SYS_inotify_rm_watch, SYS_fcntl, SYS_vmsplice, SYS_io_setup, SYS_io_destroy, SYS_io_submit,
     SYS_io_getevents, SYS_io_cancel,
     // Sockets and other ways between processes.
-    SYS_socket, SYS_socketpair, SYS_connect, SYS_bind, SYS_listen, SYS_accept, SYS_accept4,
+    SYS_connect, SYS_bind, SYS_listen, SYS_accept, SYS_accept4,
     SYS_setsockopt, SYS_shmget, SYS_shmat, SYS_shmdt, SYS_shmctl, SYS_semget, SYS_semop, SYS_semctl,
     SYS_semtimedop, SYS_msgget, SYS_msgsnd, SYS_msgrcv, SYS_msgctl, SYS_mq_open, SYS_mq_unlink,
     SYS_mq_timedsend, SYS_mq_timedreceive, SYS_mq_notify, SYS_mq_getsetattr,
@@ -105,6 +105,17 @@ pub(super) const OUTSIDE: &[c_long] = &[
     #[cfg(target_arch = "x86_64")] SYS_inotify_init,
     #[cfg(target_arch = "x86_64")] SYS_fork,
     #[cfg(target_arch = "x86_64")] SYS_vfork,
+];
+
+/// What finds files and lists folders; Landlock refuses those that are not named.
+#[rustfmt::skip]
+pub(super) const READING: &[c_long] = &[
+    SYS_faccessat, SYS_faccessat2, SYS_readlinkat, SYS_getcwd, SYS_getdents64, SYS_statfs,
+    #[cfg(target_arch = "x86_64")] SYS_stat,
+    #[cfg(target_arch = "x86_64")] SYS_lstat,
+    #[cfg(target_arch = "x86_64")] SYS_access,
+    #[cfg(target_arch = "x86_64")] SYS_readlink,
+    #[cfg(target_arch = "x86_64")] SYS_getdents,
 ];
 
 /// All bits of a number.
@@ -156,6 +167,53 @@ pub(super) const TO_PROCESSES: &[Conditional] = &[
     PRCTL,
     // Limits are asked for and not changed.
     (SYS_prlimit64, &[IsNull(2)]),
+    // Of programs, not of the system: no netlink, packets, virtual machines' hosts or kernel cryptography.
+    (
+        SYS_socket,
+        &[
+            Is(0, ALL, &[AF_UNIX as u32, AF_INET as u32, AF_INET6 as u32]),
+            NOT_RAW,
+        ],
+    ),
+    (SYS_socketpair, &[Is(0, ALL, &[AF_UNIX as u32])]),
+];
+
+/// Sockets that carry what they are given.
+const NOT_RAW: Test = Is(
+    1,
+    0xf,
+    &[SOCK_STREAM as u32, SOCK_DGRAM as u32, SOCK_SEQPACKET as u32],
+);
+
+/// What opening a file may change.
+const CHANGING: u32 = (O_ACCMODE | O_CREAT | O_TRUNC | O_TMPFILE & !O_DIRECTORY) as u32;
+
+/// Opens files to read them.
+pub(super) const TO_READ: &[Conditional] = &[
+    (SYS_openat, &[Is(2, CHANGING, &[O_RDONLY as u32])]),
+    #[cfg(target_arch = "x86_64")]
+    (SYS_open, &[Is(1, CHANGING, &[O_RDONLY as u32])]),
+];
+
+/// By the byte that ioctl's numbers have of their driver: what devices do that make memory and machines.
+/// They may be open already.
+pub(super) const DEVICES: &[Conditional] = &[
+    (
+        SYS_ioctl,
+        &[Is(
+            1,
+            0xff00,
+            &[
+                0x4c00, // loop
+                0xaa00, // userfaultfd
+                0xae00, // kvm
+                0xaf00, // vhost
+                0xe500, // fuse
+                0xfd00, // device mapper
+            ],
+        )],
+    ),
+    (SYS_ioctl, &[Is(1, ALL, &[TUNSETIFF as u32])]),
 ];
 
 const EXECUTE: Test = Is(2, PROT_EXEC as u32, &[PROT_EXEC as u32]);
@@ -184,6 +242,9 @@ pub(super) const CODE: &[Conditional] = &[
     // READ_IMPLIES_EXEC; all bits ask what it is.
     (SYS_personality, &[IsNot(0, &[ALL])]),
 ];
+
+/// Sockets that are not of this machine.
+pub(super) const NETWORK: &[Conditional] = &[(SYS_socket, &[IsNot(0, &[AF_UNIX as u32])])];
 
 /// Memory that RLIMIT_DATA does not count.
 pub(super) const SHARED_MEMORY: &[Conditional] = &[
