@@ -120,7 +120,7 @@ impl Containment {
     /// Whether libraries may be out of reach once the bounds are closed.
     pub(crate) fn refuses_files(&self) -> bool {
         let refusing = [Some(Profile::Confined), Some(Profile::Sealed)];
-        refusing.contains(&self.refused.profile)
+        refusing.contains(&self.refused.profile) && !self.refused.audit
     }
 
     /// The bounds that leave no way to set anything up. Called before there is linked code.

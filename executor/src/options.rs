@@ -48,6 +48,8 @@ Options
   --memory N         limit the memory of this process and its children, memfds included, by a control
                      group where one can be made; else less, which is said
   --tasks N          limit processes and threads, likewise
+  --audit            refuse nothing of --seccomp, --mdwe and --no-network: the kernel logs it (audit,
+                     else the kernel's log)
   --diagnose         say how each of these bounds holds here, and end
   --rlimit-NAME N    limit what this process uses, for good: as, core, cpu, data, fsize, memlock,
                      nofile, nproc, stack, as in setrlimit(2); N may end in K, M or G. as does not
@@ -203,6 +205,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Arg::Long("read") => containment.refused.readable.push(parser.value()?.into()),
             Arg::Long("mdwe") => containment.refused.fixed_code = true,
             Arg::Long("no-network") => containment.refused.no_network = true,
+            Arg::Long("audit") => containment.refused.audit = true,
             Arg::Long("memory") => {
                 containment.memory = Some(bytes("memory", &parser.value()?.string()?)?);
             }
@@ -267,6 +270,7 @@ fn profile(name: &str) -> Result<Profile> {
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
 fn refuse_option(word: &str) -> Result<()> {
     const OPTIONS: &[&str] = &[
+        "audit",
         "c-only",
         "diagnose",
         "die-with-parent",

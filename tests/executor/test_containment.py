@@ -427,6 +427,12 @@ class Machine(unittest.TestCase):
         told = "--seccomp=confined: a path to read, /nonexistent, can't be found"
         self.assertEqual((ran.code, ran.output, ran.complaint), (1, "", f"{programs.PROGRAM}: {told}\n"))
 
+    def test_audit_refuses_nothing(self):
+        free = attempts(22)
+        for profile in PROFILES:
+            with self.subTest(profile=profile):
+                self.assertEqual(attempts(22, f"--seccomp={profile}", "--audit", "--mdwe"), free)
+
 
 class Budgets(unittest.TestCase):
     """Bounds on memory and tasks."""

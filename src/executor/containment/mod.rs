@@ -57,6 +57,8 @@ pub struct Containment {
     pub no_network: bool,
     /// No new memfds, System V shared memory and shared anonymous memory, which RLIMIT_DATA does not count.
     pub no_shared_memory: bool,
+    /// What would be refused is logged by the kernel and allowed.
+    pub audit: bool,
     /// What can be read under [`Profile::Confined`]: files, and folders with all in them.
     pub readable: Vec<PathBuf>,
 }
@@ -73,7 +75,7 @@ pub struct Layer {
 impl Containment {
     /// Whether pages of code stay as they are.
     pub fn fixes_code(&self) -> bool {
-        self.fixed_code || self.profile == Some(Profile::Sealed)
+        !self.audit && (self.fixed_code || self.profile == Some(Profile::Sealed))
     }
 
     /// What concerns services of this process. Called before there is a session.
@@ -90,7 +92,7 @@ impl Containment {
     /// # Errors
     /// What the system says.
     pub fn restrict_helper(&self) -> Result<()> {
-        if self.profile.is_none() {
+        if self.audit || self.profile.is_none() {
             return Ok(());
         }
         capabilities::drop_all()?;
@@ -108,7 +110,7 @@ impl Containment {
     pub fn enter(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         let mut layer = |name, refused| layers.push(Layer { name, refused });
-        if let Some(profile) = self.profile {
+        if let (Some(profile), false) = (self.profile, self.audit) {
             capabilities::drop_all()?;
             layer("capabilities", None);
             match profile {

@@ -46,7 +46,10 @@ fn failed(error: impl std::fmt::Display) -> Error {
 /// Puts the filters in force, for good, for all threads and for those that they start. Says whether
 /// there are any. Of two filters the stricter answer holds.
 pub(super) fn enter(chosen: &Containment) -> Result<bool> {
-    let denied = error(libc::EPERM);
+    let denied = match chosen.audit {
+        true => SeccompAction::Log,
+        false => error(libc::EPERM),
+    };
     let mut filters = Vec::new();
     let mut refuse = |calls: &[Conditional], answer: &SeccompAction| -> Result<()> {
         filters.push(compile(
@@ -56,7 +59,7 @@ pub(super) fn enter(chosen: &Containment) -> Result<bool> {
         )?);
         Ok(())
     };
-    if chosen.profile.is_some() {
+    if let (Some(_), false) = (chosen.profile, chosen.audit) {
         // As if the kernel did not have it: the C library takes clone then, whose flags are in a
         // register.
         refuse(&[(libc::SYS_clone3, &[])], &error(libc::ENOSYS))?;
@@ -64,7 +67,7 @@ pub(super) fn enter(chosen: &Containment) -> Result<bool> {
     if chosen.profile.is_some() {
         refuse(DEVICES, &denied)?;
     }
-    if chosen.fixes_code() {
+    if chosen.fixed_code || chosen.profile == Some(Profile::Sealed) {
         refuse(CODE, &denied)?;
     }
     if chosen.no_network {
