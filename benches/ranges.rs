@@ -7,7 +7,7 @@
 #[path = "../src/memory/paged.rs"]
 mod paged;
 #[allow(dead_code, unused_imports)]
-#[path = "../src/memory/ranges.rs"]
+#[path = "../src/memory/ranges/mod.rs"]
 mod ranges;
 
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -804,5 +804,4 @@ impl Bins {
 }
 
 #[cfg(test)]
-#[path = "ranges/tests.rs"] // benches/ranges.rs takes this file by its path too
 mod tests;
