@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! `jitmem_allocation_request`: allocate with a tag and names.
 
+use super::allocate::{self, jitmem_allocated_fn};
 use super::callback::jitmem_destroy_fn;
 use super::input;
-use super::manager::{self, jitmem_allocated_fn, jitmem_manager, now};
+use super::manager::{self, jitmem_manager, now};
 use super::request::{self, jitmem_segment, jitmem_segment_memory};
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::Result;
@@ -93,7 +94,7 @@ pub unsafe extern "C" fn jitmem_manager_request(
         let request = unsafe { checked(manager, &given) }?;
         let allocate = || manager.core().allocate_and_wait(request);
         // SAFETY: as the caller says.
-        unsafe { manager::answer(manager, given.segment_count, memory, allocation, allocate) }
+        unsafe { allocate::answer(manager, given.segment_count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { manager::with_manager(manager, error, body) }
@@ -120,7 +121,7 @@ pub unsafe extern "C" fn jitmem_manager_request_async(
         unsafe { checked(manager, &given) }
     };
     // SAFETY: as the caller says.
-    unsafe { manager::allocate_async(manager, check, (r#fn, ctx, destroy), error) }
+    unsafe { allocate::allocate_async(manager, check, (r#fn, ctx, destroy), error) }
 }
 
 /// jitmem_manager_request where that needs no waiting; JITMEM_WOULD_BLOCK, without an error object,
@@ -143,7 +144,7 @@ pub unsafe extern "C" fn jitmem_manager_try_request(
         let request = unsafe { checked(manager, &given) }?;
         let allocate = || now(manager.core().try_allocate(&request));
         // SAFETY: as the caller says.
-        unsafe { manager::answer(manager, given.segment_count, memory, allocation, allocate) }
+        unsafe { allocate::answer(manager, given.segment_count, memory, allocation, allocate) }
     };
     // SAFETY: as the caller says.
     unsafe { manager::with_manager(manager, error, body) }

@@ -2,8 +2,9 @@
 //! Deferred reclamation: epochs of `jitmem_manager`.
 
 use super::callback::{Context, jitmem_destroy_fn};
+use super::finalize::{done, jitmem_done_fn};
 use super::input;
-use super::manager::{done, jitmem_done_fn, jitmem_manager, with_completion, with_manager};
+use super::manager::{jitmem_manager, with_completion, with_manager};
 use super::status::{jitmem_error, jitmem_status};
 use crate::completion::{Completion, wait};
 use crate::error::Result;

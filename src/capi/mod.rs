@@ -2,13 +2,16 @@
 //! The C API: one file per C type, no logic.
 //! What holds for all functions stands in `jitmem.h.in`, from which `build.rs` makes the header.
 
+mod allocate;
 mod allocation_request;
 mod call;
 mod callback;
 mod custom;
+mod deallocate;
 mod epochs;
 mod events;
 mod executor;
+mod finalize;
 mod guard;
 mod handle;
 mod input;

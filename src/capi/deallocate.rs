@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! The end of allocations, and memory that goes back to the system.
+
+use super::callback::{Context, jitmem_destroy_fn};
+use super::finalize::{done, jitmem_done_fn};
+use super::input;
+use super::manager::{jitmem_manager, now, with_completion, with_manager};
+use super::status::{jitmem_error, jitmem_status};
+use crate::completion::wait;
+use crate::error::Result;
+use crate::manager::Manager;
+use std::ffi::c_void;
+
+/// Gives up an allocation that was not finalized; its working memory must not be touched any more.
+/// Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_HANDLE if it is not in flight.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_abandon(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| wait(|done| manager.core().abandon(allocation, done));
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_abandon without waiting.
+///
+/// # Safety
+/// As jitmem_manager_abandon; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_abandon_async(
+    manager: *const jitmem_manager,
+    allocation: u64,
+    r#fn: jitmem_done_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let accept = |_: &Manager| done(r#fn, context);
+    let submit = |manager: &Manager, done| manager.core().abandon(allocation, done);
+    // SAFETY: as the caller says.
+    unsafe { with_completion(manager, error, accept, submit) }
+}
+
+/// The allocations that go together.
+///
+/// # Safety
+/// `allocations` is NULL or has `count` entries that stay as they are during `'a`.
+#[inline]
+unsafe fn batch<'a>(allocations: *const u64, count: usize) -> Result<&'a [u64]> {
+    // SAFETY: as the caller says.
+    unsafe { input::array(allocations, count, "allocations") }
+}
+
+/// Runs the deallocation actions of finalized allocations, last allocation first, each one's last
+/// action first, and frees their memory. No code of them may run any more. Waits until no
+/// jitmem_write_scope of them is open.
+///
+/// `count` may be 0. Thread-safe. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT, JITMEM_INVALID_HANDLE (one of them is not finalized here or is
+/// named twice), JITMEM_INVALID_ARGUMENT too if this thread began a write scope of one of them that is
+/// open: nothing is done then; JITMEM_ACTION_FAILED: all actions were run nevertheless, the
+/// memory is free, and the message names every failure.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `allocations` is NULL or has `count` entries;
+/// `error` is NULL or a place for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_deallocate(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { batch(allocations, count) }?;
+        manager.core().deallocate_and_wait(handles)
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_deallocate where that needs no waiting and no action; JITMEM_WOULD_BLOCK, without an
+/// error object, where it does: nothing is done then.
+///
+/// # Safety
+/// As jitmem_manager_deallocate.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_try_deallocate(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { batch(allocations, count) }?;
+        now(manager.core().try_deallocate(handles))
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
+/// jitmem_manager_deallocate without waiting. `allocations` is read during this call only.
+///
+/// # Safety
+/// As jitmem_manager_deallocate; `fn` and `destroy` may be called with `ctx`, from any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_deallocate_async(
+    manager: *const jitmem_manager,
+    allocations: *const u64,
+    count: usize,
+    r#fn: jitmem_done_fn,
+    ctx: *mut c_void,
+    destroy: jitmem_destroy_fn,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let accept = |_: &Manager| {
+        // SAFETY: as the caller says.
+        let handles = unsafe { batch(allocations, count) }?;
+        Ok((handles, done(r#fn, context)?))
+    };
+    let submit = |manager: &Manager, (handles, done): (&[u64], _)| {
+        manager.core().deallocate(handles, done);
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_completion(manager, error, accept, submit) }
+}
+
+/// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
+/// windows. For hosts that know of memory pressure, or that will be idle; a manager gives back most of
+/// it by itself. If `bytes` is not NULL it is set to how many bytes of memory were given back.
+/// Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
+/// mapper answers.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or a place for what
+/// they are set to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_trim(
+    manager: *const jitmem_manager,
+    bytes: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        let given_back = manager.core().trim()?;
+        if !bytes.is_null() {
+            // SAFETY: as the caller says.
+            unsafe { bytes.write(given_back) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
