@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The end of allocations, and memory that goes back to the system.
 
-use super::callback::{Context, jitmem_destroy_fn};
-use super::finalize::{done, jitmem_done_fn};
+use super::callback::jitmem_destroy_fn;
+use super::finalize::{jitmem_done_fn, with_done};
 use super::input;
-use super::manager::{jitmem_manager, now, with_completion, with_manager};
+use super::manager::{jitmem_manager, now, with_manager};
 use super::status::{jitmem_error, jitmem_status};
 use crate::completion::wait;
 use crate::error::Result;
@@ -42,11 +42,10 @@ pub unsafe extern "C" fn jitmem_manager_abandon_async(
     destroy: jitmem_destroy_fn,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let context = Context::new(ctx, destroy);
-    let accept = |_: &Manager| done(r#fn, context);
-    let submit = |manager: &Manager, done| manager.core().abandon(allocation, done);
+    let check = || Ok(());
+    let submit = |manager: &Manager, (), done| manager.core().abandon(allocation, done);
     // SAFETY: as the caller says.
-    unsafe { with_completion(manager, error, accept, submit) }
+    unsafe { with_done(manager, error, (r#fn, ctx, destroy), check, submit) }
 }
 
 /// The allocations that go together.
@@ -124,17 +123,12 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
     destroy: jitmem_destroy_fn,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let context = Context::new(ctx, destroy);
-    let accept = |_: &Manager| {
-        // SAFETY: as the caller says.
-        let handles = unsafe { batch(allocations, count) }?;
-        Ok((handles, done(r#fn, context)?))
-    };
-    let submit = |manager: &Manager, (handles, done): (&[u64], _)| {
-        manager.core().deallocate(handles, done);
-    };
     // SAFETY: as the caller says.
-    unsafe { with_completion(manager, error, accept, submit) }
+    let check = || unsafe { batch(allocations, count) };
+    let submit =
+        |manager: &Manager, handles: &[u64], done| manager.core().deallocate(handles, done);
+    // SAFETY: as the caller says.
+    unsafe { with_done(manager, error, (r#fn, ctx, destroy), check, submit) }
 }
 
 /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Deferred reclamation: epochs of `jitmem_manager`.
 
-use super::callback::{Context, jitmem_destroy_fn};
-use super::finalize::{done, jitmem_done_fn};
+use super::callback::jitmem_destroy_fn;
+use super::finalize::{jitmem_done_fn, with_done};
 use super::input;
-use super::manager::{jitmem_manager, with_completion, with_manager};
+use super::manager::{jitmem_manager, with_manager};
 use super::status::{jitmem_error, jitmem_status};
-use crate::completion::{Completion, wait};
-use crate::error::Result;
+use crate::completion::wait;
 use crate::manager::Manager;
 use std::ffi::c_void;
 
@@ -92,12 +91,8 @@ pub unsafe extern "C" fn jitmem_manager_reclaim_async(
     destroy: jitmem_destroy_fn,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let context = Context::new(ctx, destroy);
-    let accept = |_: &Manager| done(r#fn, context);
-    let submit = |manager: &Manager, done: Completion<()>| {
-        let done = done.map(|answer: Result<u64>| answer.map(drop));
-        manager.core().reclaim(epoch, done);
-    };
+    let check = || Ok(());
+    let submit = |manager: &Manager, (), done| manager.core().reclaim(epoch, done);
     // SAFETY: as the caller says.
-    unsafe { with_completion(manager, error, accept, submit) }
+    unsafe { with_done(manager, error, (r#fn, ctx, destroy), check, submit) }
 }

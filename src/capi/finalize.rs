@@ -15,10 +15,7 @@ use std::ffi::c_void;
 pub type jitmem_done_fn =
     Option<unsafe extern "C" fn(ctx: *mut c_void, error: *const jitmem_error)>;
 
-pub(super) fn done<T: Send + 'static>(
-    callback: jitmem_done_fn,
-    context: Context,
-) -> Result<Completion<T>> {
+fn done<T: Send + 'static>(callback: jitmem_done_fn, context: Context) -> Result<Completion<T>> {
     let callback = callback.ok_or_else(|| invalid_argument("fn is NULL"))?;
     Ok(Completion::for_host(move |answer: Result<T>| {
         lend(answer.err(), |error| {
@@ -26,6 +23,25 @@ pub(super) fn done<T: Send + 'static>(
             unsafe { callback(context.pointer(), error) }
         });
     }))
+}
+
+/// [`with_completion`] for a request whose callback learns only how it ended. `submit` takes what
+/// `check` makes of the arguments.
+///
+/// # Safety
+/// As [`with_manager`]; both functions may be called with the context, from any thread.
+pub(super) unsafe fn with_done<A, T: Send + 'static>(
+    manager: *const jitmem_manager,
+    error: *mut *mut jitmem_error,
+    (callback, ctx, destroy): (jitmem_done_fn, *mut c_void, jitmem_destroy_fn),
+    check: impl FnOnce() -> Result<A>,
+    submit: impl FnOnce(&Manager, A, Completion<T>),
+) -> jitmem_status {
+    let context = Context::new(ctx, destroy);
+    let accept = |_: &Manager| Ok((check()?, done(callback, context)?));
+    let submit = |manager: &Manager, (arguments, done)| submit(manager, arguments, done);
+    // SAFETY: as the caller says.
+    unsafe { with_completion(manager, error, accept, submit) }
 }
 
 /// Makes an allocation's content visible in the executor and runs its finalize actions first to
@@ -76,16 +92,12 @@ pub unsafe extern "C" fn jitmem_manager_finalize_async(
     destroy: jitmem_destroy_fn,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let context = Context::new(ctx, destroy);
-    let accept = |_: &Manager| {
-        // SAFETY: as the caller says.
-        let actions = unsafe { request::actions(actions, count) }?;
-        Ok((actions, done(r#fn, context)?))
-    };
-    let submit =
-        |manager: &Manager, (actions, done)| manager.core().finalize(allocation, actions, done);
     // SAFETY: as the caller says.
-    unsafe { with_completion(manager, error, accept, submit) }
+    let check = || unsafe { request::actions(actions, count) };
+    let submit =
+        |manager: &Manager, actions, done| manager.core().finalize(allocation, actions, done);
+    // SAFETY: as the caller says.
+    unsafe { with_done(manager, error, (r#fn, ctx, destroy), check, submit) }
 }
 
 /// jitmem_manager_finalize without actions where that needs no waiting; JITMEM_WOULD_BLOCK, without an
