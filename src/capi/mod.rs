@@ -14,6 +14,7 @@ mod executor;
 mod finalize;
 mod guard;
 mod handle;
+mod host_mapper;
 mod input;
 mod limits;
 mod lookup;
