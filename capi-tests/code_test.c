@@ -8,6 +8,8 @@
 #include "reuse.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 // A distance that a signed 32-bit displacement holds.
 static int in_reach(uint64_t from, uint64_t to) {
@@ -113,6 +115,22 @@ static int mapped_as(uint64_t address, const char *permissions) {
   return found;
 }
 
+// What SECURITY.md does not promise: in its own process nothing keeps code from being written.
+static void linked_code_can_be_made_writable_here(void **state) {
+  struct fixture *fixture = *state;
+  struct graph graph = allocate_three(fixture->manager, 1);
+  emit_return(graph.memory[0].working_memory, 1);
+  finalize(fixture->manager, graph.handle);
+  assert_int_equal(run(graph.memory[0].address), 1);
+  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  void *start = (void *)(graph.memory[0].address & -page);
+  assert_int_equal(mprotect(start, page, PROT_READ | PROT_WRITE), 0);
+  emit_return(at(graph.memory[0].address), 2);
+  assert_int_equal(mprotect(start, page, PROT_READ | PROT_EXEC), 0);
+  assert_int_equal(run(graph.memory[0].address), 2);
+  deallocate(fixture->manager, graph.handle);
+}
+
 static void nothing_is_ever_writable_and_executable(void **state) {
   struct fixture *fixture = *state;
   struct graph graph = allocate_three(fixture->manager, 0xc3);
@@ -145,6 +163,7 @@ int main(void) {
       EVERYWHERE(other_code_runs_in_the_same_place),
       EVERYWHERE(freed_code_traps),
       EVERYWHERE(abandoned_code_can_not_be_seen),
+      EACH(linked_code_can_be_made_writable_here),
       EVERYWHERE(nothing_is_ever_writable_and_executable),
   };
   return at_rest(cmocka_run_group_tests_name("code", tests, NULL, NULL));

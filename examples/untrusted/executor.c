@@ -57,8 +57,10 @@ static int spawn(pid_t *process, const char *program, char **options, int channe
   return errno ? -1 : 0;
 }
 
+// The executor ends programs that run for too long, but code that attacks can keep it from that.
 static jitmem_status connect_to(struct executor *executor, int channel, jitmem_error **error) {
-  jitmem_status status = jitmem_transport_socket(channel, &executor->transport, error);
+  const jitmem_limits limits = {.struct_size = sizeof limits, .code = 20000, .memory = 20000};
+  jitmem_status status = jitmem_transport_connect(channel, &limits, &executor->transport, error);
   if (status != JITMEM_OK) {
     close(channel);
     return status;

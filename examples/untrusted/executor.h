@@ -8,7 +8,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { KEPT = 256 };
+enum { KEPT = 1024 };
 
 // What an executor writes to stdout and stderr: a thread reads all of it, so that the executor
 // never waits, and keeps the end.

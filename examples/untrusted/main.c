@@ -16,16 +16,21 @@
 
 // What bounds the executor.
 static char *options[] = {
-    "--seccomp=sealed", "--rlimit-as=512M",  "--rlimit-core=0",
-    "--time-limit=5",   "--die-with-parent", NULL,
+    "--seccomp=sealed",
+    "--memory=512M",
+    "--rlimit-as=2G",
+    "--rlimit-core=0",
+    "--time-limit=5",
+    "--die-with-parent",
+    NULL,
 };
 
 enum outcome {
-  IS_REFUSED, // it answers this errno
-  HAS_LESS,   // it has got fewer than it wanted, but some
+  IS_REFUSED, // it answers an errno
+  IS_BOUNDED, // it has got fewer than it wanted, or is killed when it has got too many
   IS_KILLED,  // by this signal
   EXITS,      // with this code
-  LOSES,      // its connection, though it may still answer: the host ends it
+  IS_ENDED,   // by the host, whether it answers or not
 };
 
 static const struct attempt {
@@ -37,15 +42,19 @@ static const struct attempt {
 } attempts[] = {
     {"crashes", crash, 16, IS_KILLED, SIGSEGV},
     {"loops", loop, 0, EXITS, 124},
-    {"takes memory without end", allocate, 1 << 20, HAS_LESS, 0},
-    {"makes code writable", make_code_writable, 0, IS_REFUSED, EACCES},
+    {"takes memory without end", allocate, 1 << 20, IS_BOUNDED, SIGKILL},
+    {"fills files in memory without end", hold_files, 1 << 20, IS_BOUNDED, SIGKILL},
+    {"makes code writable", make_code_writable, 0, IS_REFUSED, 0},
+    {"makes code", make_code, 0, IS_REFUSED, 0},
     {"writes code", write_code, 0, IS_KILLED, SIGSEGV},
     {"floods its output", flood, 0, EXITS, 124},
-    {"starts processes without end", start_processes, 1 << 20, IS_REFUSED, EPERM},
-    {"kills its parent", kill_parent, 0, IS_REFUSED, EPERM},
-    {"opens a file", open_file, 0, IS_REFUSED, EPERM},
-    {"opens a socket", open_socket, 0, IS_REFUSED, EPERM},
-    {"writes into its controller's channel", write_to, 3, LOSES, 0},
+    {"starts processes without end", start_processes, 1 << 20, IS_REFUSED, 0},
+    {"kills its parent", kill_parent, 0, IS_REFUSED, 0},
+    {"opens a file", open_file, 0, IS_REFUSED, 0},
+    {"opens a socket", open_socket, 0, IS_REFUSED, 0},
+    {"stops itself, and what ends it in time", stop_itself, 0, IS_ENDED, 0},
+    {"writes into its controller's channel", write_to, 3, IS_ENDED, 0},
+    {"closes all descriptors", close_all, 0, IS_ENDED, 0},
     {"exits", leave, 7, EXITS, 7},
 };
 
@@ -75,29 +84,41 @@ static int prepare(struct host *host) {
   return host->base == 0 ? -1 : 0;
 }
 
+// The last line that an executor has written, where it has not written without end.
+static void print_last_line(struct output *output) {
+  char *end = output->end + strlen(output->end);
+  if (output->size > KEPT || end == output->end)
+    return;
+  if (end[-1] == '\n')
+    *--end = 0;
+  char *line = strrchr(output->end, '\n');
+  printf("  its last words: %s\n", line ? line + 1 : output->end);
+}
+
 // The executor is gone, or does not do what it should. Says how it ended; 0 if that is what was
 // expected.
 static int ended(struct host *host, const struct attempt *attempt, const char *why) {
-  const int patience = attempt->outcome == LOSES ? 0 : 10000;
+  const int patience = attempt->outcome == IS_ENDED ? 0 : 10000;
   int status = executor_end(&host->executor, patience);
-  const struct output *output = &host->executor.output;
+  struct output *output = &host->executor.output;
   host->running = 0;
   if (WIFSIGNALED(status))
     printf("  the executor was ended by a signal: %s", strsignal(WTERMSIG(status)));
   else
     printf("  the executor exited with %d", WEXITSTATUS(status));
   printf(", after %llu bytes of output\n", (unsigned long long)output->size);
-  if (output->size <= KEPT && output->size > 0)
-    printf("  it wrote: %s", output->end);
+  if (attempt->outcome == IS_KILLED)
+    print_last_line(output);
   if (why)
     printf("  %s\n", why);
   switch (attempt->outcome) {
+  case IS_BOUNDED:
   case IS_KILLED:
     return !(WIFSIGNALED(status) && WTERMSIG(status) == attempt->value);
   case EXITS:
     return !(WIFEXITED(status) && WEXITSTATUS(status) == attempt->value);
   default:
-    return attempt->outcome != LOSES;
+    return attempt->outcome != IS_ENDED;
   }
 }
 
@@ -107,12 +128,12 @@ static int answered(struct host *host, const struct attempt *attempt, int32_t an
   else
     printf("  it has got %d\n", (int)answer);
   switch (attempt->outcome) {
-  case LOSES:
+  case IS_ENDED:
     return ended(host, attempt, NULL);
   case IS_REFUSED:
-    return answer != -attempt->value;
-  case HAS_LESS:
-    return !(0 < answer && answer < attempt->argument);
+    return answer >= 0;
+  case IS_BOUNDED:
+    return answer >= attempt->argument;
   default:
     return 1;
   }

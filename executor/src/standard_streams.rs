@@ -3,11 +3,13 @@
 
 use anyhow::{Context, Result, bail};
 use rustix::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
-use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, open};
+use rustix::fs::{FileType, Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, makedev, open};
 use rustix::io::{Errno, fcntl_getfd};
 use rustix::stdio;
 
 const NULL: &str = "/dev/null";
+/// Its numbers: Linux' Documentation/admin-guide/devices.txt.
+const NULL_NUMBERS: (u32, u32) = (1, 3);
 
 fn stream(number: RawFd) -> BorrowedFd<'static> {
     match number {
@@ -76,14 +78,17 @@ pub(crate) fn separate(taken: &[RawFd]) -> Result<()> {
     Ok(())
 }
 
-/// Opens a pipe or a terminal again. `None` where that is not possible or would change what is written where:
+/// Opens a pipe, a terminal or /dev/null again. `None` where that is not possible or would change what is written where:
 /// a socket can't be opened, a file that is opened again has a position of its own, and the system may refuse
 /// what belongs to another user.
 fn reopened(number: RawFd, stream: BorrowedFd<'_>) -> Option<OwnedFd> {
-    let kind = FileType::from_raw_mode(fstat(stream).ok()?.st_mode);
-    let reopens = match kind {
+    let state = fstat(stream).ok()?;
+    let reopens = match FileType::from_raw_mode(state.st_mode) {
         FileType::Fifo => true,
-        FileType::CharacterDevice => rustix::termios::isatty(stream),
+        FileType::CharacterDevice => {
+            state.st_rdev == makedev(NULL_NUMBERS.0, NULL_NUMBERS.1)
+                || rustix::termios::isatty(stream)
+        }
         _ => false,
     };
     if !reopens {

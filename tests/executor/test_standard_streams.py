@@ -107,6 +107,18 @@ class Own(Case):
             changes(session, 2)
             self.assertTrue(os.get_blocking(terminal))
 
+    def test_flags_of_dev_null_stay_the_controllers(self):
+        with open(os.devnull, "r+b", buffering=0) as null:
+            with start(stderr=null) as session:
+                changes(session, 2)
+                self.assertTrue(os.get_blocking(null.fileno()))
+
+    def test_flags_of_files_are_shared(self):
+        with tempfile.TemporaryFile() as log:
+            with start(stderr=log) as session:
+                changes(session, 2)
+                self.assertFalse(os.get_blocking(log.fileno()))
+
     def test_files_keep_their_position(self):
         with open(os.path.join(self.enterContext(tempfile.TemporaryDirectory()), "log"), "w+b") as log:
             log.write(b"before\n")
