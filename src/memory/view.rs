@@ -96,11 +96,10 @@ impl View {
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
         }
-        let data = Protection::READ_WRITE;
-        let writer = far_from(executor, |at| sys::map_file(at, size, data, file.as_fd()))
+        let none = Protection::NONE;
+        let writer = far_from(executor, |at| sys::map_file(at, size, none, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
-        let writer =
-            WriterView::at(writer, size).map_err(|e| failed("madvise of the writer view", e))?;
+        let writer = WriterView::at(writer, size)?;
         file.close_to_writers()
             .map_err(|e| failed("seal the memfd", e))?;
         reservation
@@ -456,6 +455,7 @@ mod tests {
                 "mmap",
                 "madvise",
                 "madvise",
+                "mprotect",
                 "fcntl(F_ADD_SEALS)",
                 "mmap",
             ],
@@ -491,6 +491,40 @@ mod tests {
                 failed.push(call);
             }
             assert_eq!(failed, calls);
+        }
+    }
+
+    /// Whether anything can be written in a range.
+    fn writable_in(place: AddressRange) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().any(|line| {
+            let (bounds, rest) = line.split_once(' ').unwrap();
+            let (start, end) = bounds.split_once('-').unwrap();
+            let number = |text| u64::from_str_radix(text, 16).unwrap();
+            let (start, end) = (number(start), number(end));
+            place.overlaps(range(start, end - start)) && rest.as_bytes()[1] == b'w'
+        })
+    }
+
+    /// Another thread may fork between any two steps.
+    #[test]
+    fn no_child_can_write_a_chunk_that_is_being_made() {
+        let page = sys::page_size().bytes();
+        let near = Placement::Near(0x3400_0000_0000);
+        let reservation = Reservation::new(page, near).unwrap();
+        let chunk = reservation.range();
+        let writers = range(chunk.start() - WRITER_DISTANCE - WRITER_SPAN, WRITER_SPAN);
+        for (pages, calls) in CALLS {
+            for before in 0..calls.len() as u32 {
+                let child = move || assert!(sys::in_a_child(|| !writable_in(writers)));
+                let forks = sys::fault::Faults::before(before, child);
+                let code = Protection::READ_EXEC;
+                let view = View::two(pages, &reservation, chunk, code, true).unwrap();
+                assert_eq!(forks.failed(), Some(calls[before as usize]));
+                drop(forks);
+                assert!(writable_in(writers));
+                view.unmap().unwrap();
+            }
         }
     }
 

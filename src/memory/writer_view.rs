@@ -66,8 +66,10 @@ pub(super) fn name_of(protection: Protection) -> &'static CStr {
 }
 
 impl WriterView {
-    /// What the kernel has just mapped. Forked children do not have it.
-    pub(super) fn at(start: u64, size: u64) -> io::Result<WriterView> {
+    /// What the kernel has just mapped, without the right to write: that comes once forked children do not
+    /// have the view, since another thread may fork at any moment.
+    pub(super) fn at(start: u64, size: u64) -> Result<WriterView> {
+        let failed = failed(size);
         let view = WriterView {
             start,
             size,
@@ -75,16 +77,18 @@ impl WriterView {
         };
         // A child that could write here would write into its parent's code; a core dump would have
         // every page twice.
-        // SAFETY: the view was just made; what is done with it asks for the process first.
-        unsafe {
-            sys::dont_fork(start, size)?;
-            sys::dont_dump(start, size)?;
-        }
+        // SAFETY: the view was just made, and nothing has accessed it; what is done with it asks for the
+        // process first.
+        unsafe { sys::dont_fork(start, size).and_then(|()| sys::dont_dump(start, size)) }
+            .map_err(|e| failed("madvise of the writer view", e))?;
+        // SAFETY: as above.
+        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
+            .map_err(|e| failed("mprotect of the writer view", e))?;
         Ok(view)
     }
 
-    /// A second mapping of shared memory that has just been mapped at `executor`; it loses the right to
-    /// execute before it gets the right to write.
+    /// A second mapping of shared memory that has just been mapped at `executor`. It loses the right to
+    /// execute in the step that gives it the right to write.
     pub(super) fn again(executor: AddressRange, commit: bool) -> Result<WriterView> {
         let size = executor.size();
         let failed = failed(size);
@@ -92,13 +96,9 @@ impl WriterView {
         let start = far_from(executor, |at| sys::reserve(at, size))
             .map_err(|e| failed("reserve the writer view", e))?;
         Self::map_again(executor, start).map_err(|e| failed("mremap to the writer view", e))?;
-        let view =
-            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
-        // SAFETY: mapped for this view alone, and nothing has accessed it.
-        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
-            .map_err(|e| failed("mprotect of the writer view", e))?;
+        let view = WriterView::at(start, size)?;
         if commit {
-            // SAFETY: as above.
+            // SAFETY: mapped for this view alone, and nothing has accessed it.
             unsafe { sys::populate(start, size) }
                 .map_err(|e| failed("madvise(MADV_POPULATE_WRITE)", e))?;
         }
@@ -140,10 +140,9 @@ impl WriterView {
         if commit {
             file.commit(size).map_err(|e| failed("fallocate", e))?;
         }
-        let start = sys::map_file(At::Anywhere, size, Protection::READ_WRITE, file.as_fd())
+        let start = sys::map_file(At::Anywhere, size, Protection::NONE, file.as_fd())
             .map_err(|e| failed("map the writer view", e))?;
-        let view =
-            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
+        let view = WriterView::at(start, size)?;
         let sealed = match protection.writable() {
             true => file.fix_size(),
             false => file.close_to_writers(),
@@ -159,9 +158,7 @@ impl WriterView {
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
         let start =
             sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
-        let view =
-            WriterView::at(start, size).map_err(|e| failed("madvise of the writer view", e))?;
-        Ok(view)
+        WriterView::at(start, size)
     }
 
     /// Lets this process access the view, or not. A seal against writers leaves this one alone, which is

@@ -7,6 +7,7 @@ use std::io;
 #[derive(Clone, Copy)]
 struct Plan {
     remaining: u32,
+    /// 0: the call is made.
     errno: i32,
     forever: bool,
 }
@@ -46,13 +47,18 @@ impl Faults {
         Self::one(skip, errno)
     }
 
+    /// No call fails, and `meanwhile` is done before the call after `skip` others.
+    pub(crate) fn before(skip: u32, meanwhile: impl FnOnce() + 'static) -> Faults {
+        Self::one_while(skip, 0, meanwhile)
+    }
+
     fn plan(plan: Plan) -> Faults {
         PLAN.set(Some(plan));
         FAILED.set(None);
         Faults(())
     }
 
-    /// The first call that was made to fail, if it came to that.
+    /// The first call of the plan, if it came to that.
     pub(crate) fn failed(&self) -> Option<&'static str> {
         FAILED.get()
     }
@@ -79,5 +85,8 @@ pub(super) fn check(call: &'static str) -> io::Result<()> {
     if let Some(meanwhile) = MEANWHILE.take() {
         meanwhile();
     }
-    Err(io::Error::from_raw_os_error(plan.errno))
+    match plan.errno {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
 }

@@ -152,9 +152,9 @@ pub(crate) fn map_file(
     map(at, size, Content::file(file, 0, protection))
 }
 
-/// Maps `size` bytes of `file` from `offset` on, shared and for writing, anywhere.
+/// Maps `size` bytes of `file` from `offset` on, shared and without access rights, anywhere.
 pub(crate) fn map_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<u64> {
-    let content = Content::file(file, offset, Protection::READ_WRITE);
+    let content = Content::file(file, offset, Protection::NONE);
     map(At::Anywhere, size, content)
 }
 
