@@ -7,21 +7,28 @@
 use crate::memory::ranges::RangeId;
 use crate::sys::{Forked, ForksInUse};
 
-/// The pieces that no child sees, by the granules that they begin at.
-#[derive(Default)]
-enum Young {
-    /// All: there was no fork since the chunk was made.
-    #[default]
-    All,
-    /// None was handed out since the last fork.
-    None,
-    Some(Vec<u64>),
+/// So many generations of a chunk's pieces are told apart; the oldest ones count as one.
+const MOST_GENERATIONS: usize = 4;
+
+/// The pieces that were handed out after a fork and before the next, by the granules that they begin at.
+struct Generation {
+    /// That fork.
+    epoch: u32,
+    begins: Vec<u64>,
+}
+
+impl Generation {
+    fn has(&self, granule: u32) -> bool {
+        self.begins[(granule / u64::BITS) as usize] & 1 << (granule % u64::BITS) != 0
+    }
 }
 
 /// A range that was freed and stays as it is.
 struct Frozen {
     id: RangeId,
     size: u32,
+    /// The last fork before it was handed out, or an earlier one.
+    born: u32,
     /// The last fork before it was freed.
     epoch: u32,
 }
@@ -29,11 +36,14 @@ struct Frozen {
 /// See the module.
 #[derive(Default)]
 pub(super) struct Forks {
-    young: Young,
+    /// Latest last. What is in none was there before the first fork that found the chunk.
+    generations: Vec<Generation>,
     frozen: Vec<Frozen>,
     bytes: u64,
     /// The last fork before the chunk was made.
     made: u32,
+    /// The last fork.
+    epoch: u32,
     /// The parent made the chunk; this process can't write it.
     inherited: bool,
     /// It has served, and goes as a whole.
@@ -44,12 +54,13 @@ impl Forks {
     pub(super) fn new(epoch: u32) -> Forks {
         Forks {
             made: epoch,
+            epoch,
             ..Forks::default()
         }
     }
 
     pub(super) fn forked(&mut self, forked: Forked) {
-        self.young = Young::None;
+        self.epoch = forked.epoch;
         self.inherited |= forked.in_child;
     }
 
@@ -70,46 +81,75 @@ impl Forks {
     /// A piece is handed out that begins at a granule; there are `granules` of them.
     #[inline]
     pub(super) fn hand_out(&mut self, granule: u32, granules: u32) {
-        if !matches!(self.young, Young::All) {
-            self.note_young(granule, granules);
+        if self.epoch != self.made {
+            self.note(granule, granules);
         }
     }
 
     /// Where the heap has no room, the piece counts as one that children see.
     #[cold]
-    fn note_young(&mut self, granule: u32, granules: u32) {
-        if matches!(self.young, Young::None) {
-            let words = granules.div_ceil(u64::BITS) as usize;
-            let mut bits = Vec::new();
-            if bits.try_reserve_exact(words).is_err() {
-                return;
-            }
-            bits.resize(words, 0);
-            self.young = Young::Some(bits);
+    fn note(&mut self, granule: u32, granules: u32) {
+        let known = self.generations.last();
+        if known.is_none_or(|latest| latest.epoch != self.epoch)
+            && !self.begin_generation(granules.div_ceil(u64::BITS) as usize)
+        {
+            return;
         }
-        if let Young::Some(bits) = &mut self.young {
-            bits[(granule / u64::BITS) as usize] |= 1 << (granule % u64::BITS);
+        if let Some(latest) = self.generations.last_mut() {
+            latest.begins[(granule / u64::BITS) as usize] |= 1 << (granule % u64::BITS);
         }
+    }
+
+    /// Begins a generation of nothing; `false` if the heap has no room for it.
+    fn begin_generation(&mut self, words: usize) -> bool {
+        let mut begins = Vec::new();
+        if self.generations.len() == MOST_GENERATIONS {
+            // A piece may be in several: what begins at its granule now is in the latest.
+            let second = self.generations.remove(1);
+            let both = self.generations[0].begins.iter_mut();
+            both.zip(&second.begins)
+                .for_each(|(words, second)| *words |= second);
+            begins = second.begins;
+            begins.clear();
+        }
+        let room = begins.try_reserve_exact(words).is_ok();
+        let room = room && self.generations.try_reserve(1).is_ok();
+        if room {
+            begins.resize(words, 0);
+            let epoch = self.epoch;
+            self.generations.push(Generation { epoch, begins });
+        }
+        room
+    }
+
+    /// The last fork before the live piece that begins at a granule was handed out, or an earlier one.
+    fn born(&self, granule: u32) -> u32 {
+        let mut generations = self.generations.iter().rev();
+        let born = generations.find(|generation| generation.has(granule));
+        born.map_or(self.made, |generation| generation.epoch)
     }
 
     /// Whether children may see a piece.
     #[inline]
     pub(super) fn is_old(&self, granule: u32) -> bool {
-        match &self.young {
-            Young::All => false,
-            Young::None => true,
-            Young::Some(bits) => {
-                bits[(granule / u64::BITS) as usize] & 1 << (granule % u64::BITS) == 0
-            }
-        }
+        let latest = self.generations.last();
+        let since = latest.filter(|generation| generation.epoch == self.epoch);
+        self.epoch != self.made && !since.is_some_and(|generation| generation.has(granule))
     }
 
-    /// Keeps a freed range as it is. Without room to note it, it stays so for good.
+    /// Keeps a freed range as it is that begins at a granule. Without room to note it, it stays so for
+    /// good.
     #[cold]
-    pub(super) fn freeze(&mut self, id: RangeId, size: u32, epoch: u32) {
+    pub(super) fn freeze(&mut self, id: RangeId, granule: u32, size: u32) {
+        let (born, epoch) = (self.born(granule), self.epoch);
         self.bytes += u64::from(size);
         if self.frozen.try_reserve(1).is_ok() {
-            self.frozen.push(Frozen { id, size, epoch });
+            self.frozen.push(Frozen {
+                id,
+                size,
+                born,
+                epoch,
+            });
         }
     }
 
@@ -127,9 +167,9 @@ impl Forks {
         if self.inherited || thawed.try_reserve(self.frozen.len()).is_err() {
             return Vec::new();
         }
-        let (made, bytes) = (self.made, &mut self.bytes);
+        let bytes = &mut self.bytes;
         self.frozen.retain(|frozen| {
-            let seen = forks.any_between(made, frozen.epoch);
+            let seen = forks.any_between(frozen.born, frozen.epoch);
             if !seen {
                 *bytes -= u64::from(frozen.size);
                 thawed.push(frozen.id);

@@ -214,8 +214,6 @@ pub(super) struct Pool {
     chunks: Vec<Option<PoolChunk>>,
     /// What its next chunk has, unless a segment needs more.
     next_size: u64,
-    /// The last fork.
-    epoch: u32,
     /// A fork found chunks here, so that children or the parent may see some.
     shared_with_children: bool,
 }
@@ -228,11 +226,9 @@ impl Pool {
         (nodes, index): (&Arc<Nodes>, &Arc<PageIndex>),
         granule: Alignment,
         first_size: u64,
-        epoch: u32,
     ) -> Pool {
         let mark = mark(window, pool_index(group));
         Pool {
-            epoch,
             shared_with_children: false,
             nodes: Arc::clone(nodes),
             index: Arc::clone(index),
@@ -371,7 +367,6 @@ impl Pool {
 
     /// What is handed out from now on is not seen by children that there are.
     pub(super) fn forked(&mut self, forked: Forked) {
-        self.epoch = forked.epoch;
         self.shared_with_children = true;
         if forked.in_child {
             // What is free in chunks of the parent's is the parent's.
@@ -388,8 +383,7 @@ impl Pool {
                     .take_whole(&mut below, 0, most, shared, &mut free);
             }
             for handed in free {
-                let chunk = self.chunk_mut(handed.region);
-                chunk.forks.freeze(handed.id, handed.size, forked.epoch);
+                self.freeze_in_chunk(&handed);
             }
         }
         let shared = |chunk: &&mut PoolChunk| chunk.is_shared();
@@ -450,12 +444,19 @@ impl Pool {
     #[cold]
     fn freeze(&mut self, id: RangeId) -> (u64, bool) {
         self.nodes.disown(id);
-        let (handed, epoch) = (self.ranges.get(id), self.epoch);
-        let chunk = self.chunk_mut(handed.region);
-        chunk.forks.freeze(id, handed.size, epoch);
+        let handed = self.ranges.get(id);
+        let chunk = self.freeze_in_chunk(&handed);
         chunk.live -= 1;
         let empty = chunk.live == 0 && self.empty_now(handed.region);
         (handed.size.into(), empty)
+    }
+
+    fn freeze_in_chunk(&mut self, handed: &Handed) -> &mut PoolChunk {
+        let shift = self.granule_shift();
+        let chunk = self.chunk_mut(handed.region);
+        let granule = (handed.start - chunk.offset) >> shift;
+        chunk.forks.freeze(handed.id, granule, handed.size);
+        chunk
     }
 
     /// Nothing of a chunk is live any more. What of it is frozen goes with it.

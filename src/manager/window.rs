@@ -98,10 +98,10 @@ impl Window {
     }
 
     fn pool(&mut self, group: AllocGroup) -> &mut Pool {
-        let (first, granule, epoch) = (self.first_chunk(), self.granule, self.epoch);
+        let (first, granule) = (self.first_chunk(), self.granule);
         let (number, nodes) = (self.number, (&self.nodes, &self.index.pages));
         self.pools[usize::from(pool_index(group))]
-            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first, epoch)))
+            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first)))
     }
 
     fn pool_of(&self, piece: &Piece) -> &Pool {

@@ -98,6 +98,54 @@ fn children_see_what_was_live_at_the_fork_for_as_long_as_they_live() {
     });
 }
 
+/// A child is in the way of what was there when it was forked, and of nothing that came later.
+#[test]
+fn what_came_after_the_oldest_child_is_used_again_without_its_end() {
+    alone(|| {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        // So that its chunks stay.
+        filled(&manager, 0x11);
+        let (first, seen) = filled(&manager, 0x22);
+        let oldest = Child::new(|| is_full_of(seen, 0x22));
+        // More generations than are told apart.
+        for round in 0..10 {
+            let (later, addresses) = filled(&manager, 0x40 + round);
+            let child = Child::new(|| is_full_of(addresses, 0x40 + round));
+            let (latest, _) = filled(&manager, 0x30);
+            deallocate(&manager, &[later, latest]).unwrap();
+            assert_eq!(
+                manager.stats().frozen,
+                256 + 64,
+                "the latest is seen by none"
+            );
+            use_all_again(&manager);
+            manager.trim().unwrap();
+            assert!(child.passes());
+            manager.trim().unwrap();
+            assert_eq!(manager.stats().frozen, 0);
+        }
+        // One that is there through many forks.
+        let (long, addresses) = filled(&manager, 0x50);
+        let (mut children, mut gone) = (Vec::new(), vec![long, first]);
+        for round in 0..10 {
+            gone.push(filled(&manager, 0x60 + round).0);
+            children.push(Child::new(|| is_full_of(addresses, 0x50)));
+        }
+        deallocate(&manager, &gone).unwrap();
+        use_all_again(&manager);
+        assert!(children.into_iter().all(Child::passes));
+        manager.trim().unwrap();
+        assert_eq!(
+            manager.stats().frozen,
+            256 + 64,
+            "the oldest child sees the first"
+        );
+        assert!(oldest.passes());
+        manager.trim().unwrap();
+        assert_eq!(manager.stats().frozen, 0);
+    });
+}
+
 #[test]
 fn the_guarantee_can_be_given_up() {
     alone(|| {
