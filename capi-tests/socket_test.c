@@ -139,7 +139,7 @@ static void whoever_introduces_itself_otherwise_is_refused(void **state) {
       {numbered, JITMEM_MAPPER_FAILED, "no Setup"},
       {early, JITMEM_MAPPER_FAILED, "no Setup"},
       {small, JITMEM_MAPPER_FAILED, "too small"},
-      {large, JITMEM_DISCONNECTED, "end-of-file"},
+      {large, JITMEM_MAPPER_FAILED, "no Setup"},
       {http, JITMEM_MAPPER_FAILED, "no Setup"},
       {lengths, JITMEM_MAPPER_FAILED, "no Setup"},
   };
@@ -250,7 +250,8 @@ static void every_call_is_answered_however_it_ends(void **state) {
   (void)state;
   struct packed said = {.bytes = {1}, .size = 1};
   pack_text(&said, "that will do");
-  struct packed cut = message(RESULT, 0, 0, "0123456789", 10);
+  // Controllers with jitmem number their calls from here.
+  struct packed cut = message(RESULT, (uint64_t)1 << 63, 0, "0123456789", 10);
   cut.size -= 4;
   const struct {
     struct packed bytes;
@@ -313,7 +314,9 @@ static void an_answer_that_comes_twice_ends_the_rest(void **state) {
 // A size that is a lie costs what has arrived, not what it says.
 static void hostile_sizes(void **state) {
   (void)state;
-  const uint64_t sizes[] = {HEADER_SIZE + ((uint64_t)1 << 29), (uint64_t)1 << 40, UINT64_MAX};
+  const uint64_t most = 256 * MIB;
+  const uint64_t sizes[] = {HEADER_SIZE + most, HEADER_SIZE + most + 1, (uint64_t)1 << 40,
+                            UINT64_MAX};
   for (size_t i = 0; i < COUNT(sizes); i++) {
     struct caller caller;
     uint64_t sequence;
@@ -325,12 +328,36 @@ static void hostile_sizes(void **state) {
     send_packed(end, lie);
     shutdown(end, SHUT_WR);
     assert_int_equal(pthread_join(caller.thread, NULL), 0);
-    assert_int_equal(caller.status, JITMEM_DISCONNECTED);
-    assert_non_null(strstr(jitmem_error_message(caller.error), "end-of-file"));
+    const int bounded = sizes[i] <= HEADER_SIZE + most;
+    assert_int_equal(caller.status, bounded ? JITMEM_DISCONNECTED : JITMEM_MAPPER_FAILED);
+    assert_non_null(strstr(jitmem_error_message(caller.error),
+                           bounded ? "end-of-file" : "a call whose answer may have 268435456"));
     jitmem_error_free(caller.error);
     jitmem_transport_free(transport);
     read_to_the_end(end);
   }
+}
+
+// The host says how much an answer may have.
+static void an_answer_is_as_large_as_it_may_be(void **state) {
+  (void)state;
+  const jitmem_limits limits = {.struct_size = sizeof limits, .answer = 10};
+  int ends[2];
+  open_pair(ends);
+  send_packed(ends[1], introduction(1));
+  jitmem_transport *transport = NULL;
+  OK(jitmem_transport_connect(ends[0], &limits, &transport, error));
+  for (size_t size = 10; size <= 11; size++) {
+    struct caller caller;
+    uint64_t sequence;
+    start_calls(transport, ends[1], &caller, 1, &sequence);
+    send_packed(ends[1], message(RESULT, sequence, 0, "01234567890", size));
+    assert_int_equal(pthread_join(caller.thread, NULL), 0);
+    assert_int_equal(caller.status, size == 10 ? JITMEM_OK : JITMEM_MAPPER_FAILED);
+    jitmem_error_free(caller.error);
+  }
+  jitmem_transport_free(transport);
+  read_to_the_end(ends[1]);
 }
 
 // ---- executors ----
@@ -412,6 +439,7 @@ int main(void) {
       cmocka_unit_test(every_call_is_answered_however_it_ends),
       cmocka_unit_test(an_answer_that_comes_twice_ends_the_rest),
       cmocka_unit_test(hostile_sizes),
+      cmocka_unit_test(an_answer_is_as_large_as_it_may_be),
       cmocka_unit_test(a_child_that_serves),
       cmocka_unit_test(a_child_at_the_end_of_a_tcp_connection),
   };

@@ -1448,6 +1448,11 @@ typedef struct jitmem_limits {
   /// The end of managers, mappers and transport of one executor together. Afterwards they are left as
   /// they are; the executor's memory goes with it. Default: 10,000.
   uint64_t close;
+  /// Bytes, not milliseconds, that the answer to a call may have; UINT64_MAX: any number. A larger answer
+  /// fails the call with JITMEM_MAPPER_FAILED and takes no memory. What mappers and managers ask for is bounded
+  /// further, by what they ask. No effect in custom transports, which have their answers already. Default:
+  /// 268,435,456.
+  uint64_t answer;
 } jitmem_limits;
 
 /// Names one call of a custom transport, which it answers with jitmem_transport_answer.

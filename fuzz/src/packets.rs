@@ -102,7 +102,8 @@ impl Packet {
             }
             // The body is in a file, which may be shorter, longer, closed to readers, or none.
             7 => {
-                bytes = lie(header.size.saturating_add(more)).to_vec();
+                // Not so much more that an answer may not have it, which is lost alone.
+                bytes = lie(header.size + more.min(1000)).to_vec();
                 along.push(file(body));
             }
             8 => {

@@ -42,6 +42,11 @@ pub struct jitmem_limits {
     /// The end of managers, mappers and transport of one executor together. Afterwards they are left as
     /// they are; the executor's memory goes with it. Default: 10,000.
     pub close: u64,
+    /// Bytes, not milliseconds, that the answer to a call may have; UINT64_MAX: any number. A larger answer
+    /// fails the call with JITMEM_MAPPER_FAILED and takes no memory. What mappers and managers ask for is bounded
+    /// further, by what they ask. No effect in custom transports, which have their answers already. Default:
+    /// 268,435,456.
+    pub answer: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_limits, close) + size_of::<u64>();
@@ -72,5 +77,9 @@ pub(super) unsafe fn chosen(limits: *const jitmem_limits) -> Result<Limits> {
         code: limit(given.code, default.code),
         session: limit(given.session, default.session),
         close: limit(given.close, default.close),
+        answer: match given.answer {
+            0 => default.answer,
+            most => most,
+        },
     })
 }

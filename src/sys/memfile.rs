@@ -27,6 +27,9 @@ fn not_a_memfd(error: impl std::fmt::Debug) -> io::Error {
     io::Error::other(format!("the descriptor is no sealable memfd: {error:?}"))
 }
 
+/// Bytes of another process's file that are read first; then as many as there are.
+const PART: usize = 1 << 20;
+
 impl MemFile {
     /// How large a file may be (RLIMIT_FSIZE); `None` if any size will do.
     pub(crate) fn largest() -> Option<u64> {
@@ -81,7 +84,8 @@ impl MemFile {
         Ok(file)
     }
 
-    /// The first `size` bytes of another process's file, read and not mapped: it may shrink.
+    /// The first `size` bytes of another process's file, read and not mapped: it may shrink. Room is made as
+    /// they come.
     pub(crate) fn content(file: OwnedFd, size: u64) -> io::Result<Vec<u8>> {
         let file = File::from(file);
         let there = file.metadata()?;
@@ -90,12 +94,16 @@ impl MemFile {
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
         }
         let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(size as usize)
-            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        bytes.resize(size as usize, 0);
-        gate("pread")?;
-        file.read_exact_at(&mut bytes, 0)?;
+        while (bytes.len() as u64) < size {
+            let before = bytes.len();
+            let next = (size - before as u64).min(before.max(PART) as u64);
+            bytes
+                .try_reserve_exact(next as usize)
+                .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            bytes.resize(before + next as usize, 0);
+            gate("pread")?;
+            file.read_exact_at(&mut bytes[before..], before as u64)?;
+        }
         Ok(bytes)
     }
 

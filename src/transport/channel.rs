@@ -10,13 +10,11 @@ use super::{Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
-use crate::wire::frame::{Header, Opcode};
+use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
+use crate::wire::service::most_answer;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-
-/// The tag of a result that is an out-of-band error.
-pub(crate) const OUT_OF_BAND: u64 = 1;
 
 /// Threads that read a channel at once: one handles a packet while the next one reads.
 pub(crate) const READERS: usize = 2;
@@ -63,7 +61,7 @@ impl Channel {
         done: Completion<Vec<u8>>,
     ) {
         let connection = &self.connection;
-        let Some(sequence) = connection.pending.add(done) else {
+        let Some(sequence) = connection.pending.add(done, most_answer(args.len())) else {
             return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
@@ -144,7 +142,9 @@ impl reader_pool::Connection for ChannelConnection {
     type Packet = (Answered, Packet);
 
     fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
-        let received = packet::receive(&self.socket, buffer);
+        let received = packet::receive_within(&self.socket, buffer, |header| {
+            self.pending.most(header.sequence)
+        });
         let Some(packet) = received.map_err(|error| unreadable("channel", error))? else {
             return Ok(None);
         };
@@ -250,6 +250,24 @@ mod tests {
         );
         // The channel is as good as before.
         assert_eq!(call(file.as_fd()).unwrap(), body);
+    }
+
+    #[test]
+    fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let channel = Channel::new(here).unwrap();
+        let call = |size| {
+            wait(|done| {
+                channel.call(7, vec![], done);
+                answer(&there, receive(&there).header.sequence, 0, &vec![7; size]);
+            })
+        };
+        let most = most_answer(0) as usize;
+        assert_eq!(call(most).unwrap().len(), most);
+        let error = call(most + 1).unwrap_err();
+        assert_eq!(error.status(), Status::MapperFailed);
+        assert!(error.message().contains("may have 65536"), "{error}");
+        assert_eq!(call(1).unwrap(), [7]);
     }
 
     #[test]

@@ -254,8 +254,19 @@ impl Call {
     }
 
     pub(crate) fn start(&self, transport: &Arc<dyn Transport>, function: u64, args: Vec<u8>) {
+        self.start_bounded(transport, function, args, u64::MAX);
+    }
+
+    /// [`Transport::start_bounded`]
+    pub(crate) fn start_bounded(
+        &self,
+        transport: &Arc<dyn Transport>,
+        function: u64,
+        args: Vec<u8>,
+        most: u64,
+    ) {
         let done = Arc::clone(&self.0).completion(|_, _| ());
-        if let Some(number) = transport.start(function, args, done) {
+        if let Some(number) = transport.start_bounded(function, args, most, done) {
             let transport = Arc::downgrade(transport);
             self.0.when_given_up(Box::new(move || {
                 if let Some(transport) = transport.upgrade() {

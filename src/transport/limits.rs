@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// How long what is asked of an executor may take, by what it is; `None`: as long as the executor takes.
+/// How long what is asked of an executor may take, by what it is; `None`: as long as the executor takes. And how
+/// much it may answer.
 ///
 /// An executor that is stopped, by a debugger or a freezer, is not dead: without a limit what was asked
 /// of it is answered when it is continued. A request whose limit is over fails with
@@ -29,6 +30,10 @@ pub struct Limits {
     /// The end of a manager, a session and a connection together. Afterwards they are left as they are; the
     /// executor's memory goes with it. 10 s by default.
     pub close: Option<Duration>,
+    /// Bytes that the answer to a call may have, over a connection that jitmem reads itself; 256 MiB by default.
+    /// A larger one fails the call and takes no memory. What mappers ask for is bounded further, by what
+    /// they ask.
+    pub answer: u64,
 }
 
 impl Default for Limits {
@@ -36,6 +41,7 @@ impl Default for Limits {
         Limits {
             set_up: Some(Duration::from_secs(30)),
             close: Some(Duration::from_secs(10)),
+            answer: 256 << 20,
             ..Limits::NONE
         }
     }
@@ -57,6 +63,7 @@ impl Limits {
         code: None,
         session: None,
         close: None,
+        answer: u64::MAX,
     };
 
     /// When what is asked for now must be answered.

@@ -18,6 +18,8 @@ const SMALL_BUFFER: usize = 4 << 10;
 pub(crate) struct Message {
     pub(crate) header: Header,
     pub(crate) body: Vec<u8>,
+    /// It has a larger body than was wanted, which is passed over.
+    pub(crate) withheld: bool,
 }
 
 /// The other side has broken the protocol.
@@ -35,6 +37,8 @@ pub(crate) struct MessageReader {
     buffer: Vec<u8>,
     /// What of the buffer was taken already.
     taken: usize,
+    /// Bytes of a body that is passed over.
+    unwanted: u64,
     /// Until when bytes are waited for.
     until: Option<Instant>,
 }
@@ -49,6 +53,7 @@ impl MessageReader {
             stream: ClosedInChild::new(stream),
             buffer,
             taken: 0,
+            unwanted: 0,
             until: None,
         }
     }
@@ -107,8 +112,30 @@ impl MessageReader {
         Ok(self.read(Into::Buffer)? > 0)
     }
 
+    /// Leaves a body behind that is not wanted.
+    fn pass_over(&mut self) -> io::Result<()> {
+        while self.unwanted > 0 {
+            let count = self.unwanted.min(self.there().len() as u64);
+            self.taken += count as usize;
+            self.unwanted -= count;
+            if self.unwanted > 0 && !self.fill()? {
+                return Err(ended_early());
+            }
+        }
+        Ok(())
+    }
+
     /// The next message; `None` if the stream ends where one could begin.
     pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
+        self.next_within(|_| u64::MAX)
+    }
+
+    /// [`next`](Self::next) without a body that has more bytes than `most` says, which costs no memory.
+    pub(crate) fn next_within(
+        &mut self,
+        most: impl FnOnce(&Header) -> u64,
+    ) -> io::Result<Option<Message>> {
+        self.pass_over()?;
         while self.there().len() < HEADER_SIZE {
             if !self.fill()? {
                 return match self.there() {
@@ -123,8 +150,19 @@ impl MessageReader {
             .expect("as many bytes are there");
         let header = Header::decode(header).map_err(broken)?;
         self.taken += HEADER_SIZE;
-        let body = self.body(header.body_size())?;
-        Ok(Some(Message { header, body }))
+        let withheld = header.body_size() > most(&header);
+        let body = match withheld {
+            false => self.body(header.body_size())?,
+            true => {
+                self.unwanted = header.body_size();
+                Vec::new()
+            }
+        };
+        Ok(Some(Message {
+            header,
+            body,
+            withheld,
+        }))
     }
 
     /// Takes a body. Room is made as its bytes arrive, so a size that is a lie costs nothing.
@@ -244,6 +282,29 @@ mod tests {
             let (messages, end) = read_all(&lie.encode(), &[]);
             assert!(messages.is_empty());
             assert_eq!(end.unwrap_err().to_string(), "Unexpected end-of-file");
+        }
+    }
+
+    #[test]
+    fn a_body_that_is_not_wanted_is_passed_over() {
+        for size in [0, 1, 99, 100, 101, BUFFER, 300_000] {
+            let large = message(Opcode::Result, 1, 0, &vec![7; size]);
+            let bytes = [large, message(Opcode::Result, 2, 0, b"next")].concat();
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let writing = std::thread::spawn(move || writer.write_all(&bytes).unwrap());
+            let mut input = MessageReader::new(Arc::new(reader.into()));
+            let first = input.next_within(|_| 100).unwrap().unwrap();
+            assert_eq!(
+                (first.withheld, first.body.len()),
+                match size {
+                    ..=100 => (false, size),
+                    _ => (true, 0),
+                }
+            );
+            let next = input.next_within(|_| 100).unwrap().unwrap();
+            assert_eq!((next.header.sequence, &next.body[..]), (2, &b"next"[..]));
+            assert!(input.next().unwrap().is_none());
+            writing.join().unwrap();
         }
     }
 

@@ -24,6 +24,7 @@ pub use token::{TOKEN_SIZES, send_token};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
+use crate::wire::frame::Header;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -55,6 +56,17 @@ pub trait Transport: Send + Sync {
     fn start(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) -> Option<u64> {
         self.call(function, args, done);
         None
+    }
+
+    /// [`Transport::start`] for a call whose answer has so many bytes at most. A larger one may fail.
+    fn start_bounded(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        _most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        self.start(function, args, done)
     }
 
     /// Drops the completion of a call that [`Transport::start`] has made. Its answer may come later, and
@@ -130,6 +142,19 @@ pub(crate) fn disconnected(how: impl std::fmt::Display) -> Error {
     Error::new(
         Status::Disconnected,
         format!("the executor is gone: {how}; it has exited, was killed, or closed its connection"),
+    )
+}
+
+/// The answer to a call has more bytes than it may have.
+#[cold]
+pub(crate) fn too_large(header: &Header, most: u64) -> Error {
+    let size = header.body_size();
+    Error::new(
+        Status::MapperFailed,
+        format!(
+            "the executor answered {size} bytes to a call whose answer may have {most}; if it is right, \
+             raise the limit \"answer\""
+        ),
     )
 }
 

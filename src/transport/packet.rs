@@ -2,6 +2,7 @@
 //! Packets of a channel: EPC's header and a body, and descriptors. A body that is too large for one
 //! packet travels in a memfd.
 
+use super::too_large;
 use crate::sys::{MemFile, heap, socket};
 use crate::wire::frame::{HEADER_SIZE, Header};
 use std::io::{self, ErrorKind};
@@ -74,6 +75,15 @@ pub(crate) fn buffers<const COUNT: usize>() -> io::Result<[Vec<u8>; COUNT]> {
 
 /// Waits for a packet; `None` at the end. The buffer is for whatever comes next as well.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+    receive_within(socket, buffer, |_| MOST_BODY)
+}
+
+/// [`receive`] without a body that has more bytes than `most` says, which is lost then.
+pub(crate) fn receive_within(
+    socket: &OwnedFd,
+    buffer: &mut Vec<u8>,
+    most: impl FnOnce(&Header) -> u64,
+) -> io::Result<Option<Packet>> {
     buffer.resize(MOST_BYTES, 0);
     let received = match socket::receive(socket, buffer) {
         // The other side has ended without reading everything.
@@ -90,8 +100,14 @@ pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Opti
         .ok_or_else(|| malformed(format!("a packet of {} bytes", received.size)))?;
     let header = Header::decode(header).map_err(malformed)?;
     let size = header.body_size();
+    let most = most(&header);
     let mut lost = None;
-    let body = if size == rest.len() as u64 {
+    let is_there = size == rest.len() as u64;
+    let is_in_file = rest.is_empty() && size <= MOST_BODY && !descriptors.is_empty();
+    let body = if size > most && (is_there || is_in_file) {
+        lost = Some(too_large(&header, most).message().to_owned());
+        Vec::new()
+    } else if is_there {
         heap::copy_of(rest, "message").unwrap_or_else(|error| {
             lost = Some(error.to_string());
             Vec::new()

@@ -29,23 +29,37 @@ pub(crate) struct PendingCalls {
 #[derive(Default)]
 struct PendingState {
     next: u64,
-    waiting: HashMap<u64, Completion<Vec<u8>>>,
+    waiting: HashMap<u64, Waiting>,
     /// Calls that were given up, whose answers may still come.
     forgotten: u64,
     ended: Option<Error>,
 }
 
+struct Waiting {
+    done: Completion<Vec<u8>>,
+    /// Bytes that the answer may have.
+    most: u64,
+}
+
 impl PendingCalls {
     pub(crate) fn new() -> PendingCalls {
+        PendingCalls::numbered_from(0)
+    }
+
+    pub(crate) fn numbered_from(next: u64) -> PendingCalls {
         PendingCalls {
-            state: Mutex::default(),
+            state: Mutex::new(PendingState {
+                next,
+                ..PendingState::default()
+            }),
             ended: AtomicBool::new(false),
             owner: OwnerProcess::current(),
         }
     }
 
-    /// The number of a new call. None: no answer could come, so it has been completed with the reason.
-    pub(crate) fn add(&self, done: Completion<Vec<u8>>) -> Option<u64> {
+    /// The number of a new call, whose answer may have so many bytes. None: no answer could come, so it has
+    /// been completed with the reason.
+    pub(crate) fn add(&self, done: Completion<Vec<u8>>, most: u64) -> Option<u64> {
         if !self.owner.is_current() {
             done.complete(Err(invalid_handle(
                 "this connection to an executor belongs to the parent process; a forked child must \
@@ -61,13 +75,21 @@ impl PendingCalls {
         }
         let sequence = state.next;
         state.next += 1;
-        state.waiting.insert(sequence, done);
+        state.waiting.insert(sequence, Waiting { done, most });
         Some(sequence)
     }
 
     /// The call with this number, which could not be made.
     pub(crate) fn take(&self, sequence: u64) -> Option<Completion<Vec<u8>>> {
-        self.state.lock().waiting.remove(&sequence)
+        let waiting = self.state.lock().waiting.remove(&sequence);
+        waiting.map(|waiting| waiting.done)
+    }
+
+    /// Bytes that the answer with this number may have; none if no call waits for it.
+    pub(crate) fn most(&self, sequence: u64) -> u64 {
+        let state = self.state.lock();
+        let waiting = state.waiting.get(&sequence);
+        waiting.map_or(0, |waiting| waiting.most)
     }
 
     /// Answers a call, or nothing, with `error`, unless the end of the connection has answered it already.
@@ -82,7 +104,7 @@ impl PendingCalls {
     pub(crate) fn answered(&self, sequence: u64) -> Answered {
         let mut state = self.state.lock();
         match state.waiting.remove(&sequence) {
-            Some(done) => Answered::Call(done),
+            Some(waiting) => Answered::Call(waiting.done),
             None if sequence < state.next && state.forgotten > 0 => {
                 state.forgotten -= 1;
                 Answered::Forgotten
@@ -111,7 +133,8 @@ impl PendingCalls {
             let error = state.ended.get_or_insert(error).clone();
             self.ended.store(true, Ordering::Release);
             let waiting = std::mem::take(&mut state.waiting);
-            waiting.into_values().map(move |done| (done, error.clone()))
+            let waiting = waiting.into_values();
+            waiting.map(move |waiting| (waiting.done, error.clone()))
         };
         waiting.for_each(|(done, error)| done.complete(Err(error)));
     }

@@ -9,12 +9,12 @@ use super::limits::{Asked, Limits, Patience};
 use super::messages::{Message, MessageReader, broken};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{Transport, disconnected, end_of, reader_pool, unreadable};
+use super::{Transport, disconnected, end_of, reader_pool, too_large, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::lock::Mutex;
 use crate::sys::{ClosedInChild, explain, socket};
-use crate::wire::frame::{FrameError, Header, Opcode, Setup};
+use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, Opcode, Setup};
 use crate::wire::sps::{Outcome, from_bytes};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -75,7 +75,7 @@ impl Stream {
             this: Weak::clone(this),
             socket: ClosedInChild::new(socket),
             queue: SendQueue::default(),
-            pending: PendingCalls::new(),
+            pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
             setup,
             channel: Mutex::new(sent_along.pop()),
             limits,
@@ -99,20 +99,33 @@ impl Stream {
 /// Answers that are kept for an executor that does not read, beyond what its socket takes.
 const MOST_ANSWERS: usize = 4096;
 
+/// Bytes of a Setup message: names of symbols.
+const MOST_SETUP: u64 = 16 << 20;
+
+/// Bytes of the reason that an executor gives for its end.
+const MOST_REASON: u64 = 64 << 10;
+
 /// What the executor says of itself, before everything else.
 fn first(input: &mut MessageReader) -> Result<Setup> {
     let foreign = |what: &dyn std::fmt::Display| {
         let message = format!("what the executor sent first is no Setup message of EPC: {what}");
         Error::new(Status::MapperFailed, message)
     };
-    let message = match input.next() {
+    let message = match input.next_within(|_| MOST_SETUP) {
         Ok(Some(message)) => message,
         Ok(None) => return Err(disconnected("it closed the socket without a word")),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(foreign(&error)),
         Err(error) => return Err(disconnected(error)),
     };
-    let Message { header, body } = message;
+    let Message {
+        header,
+        body,
+        withheld,
+    } = message;
     header.check().map_err(|error| foreign(&error))?;
+    if withheld {
+        return Err(foreign(&format_args!("{} bytes", header.size)));
+    }
     if header.opcode != Opcode::Setup {
         return Err(foreign(&format_args!("{:?}", header.opcode)));
     }
@@ -128,8 +141,19 @@ impl Transport for Stream {
     }
 
     fn start(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) -> Option<u64> {
+        self.start_bounded(function, args, u64::MAX, done)
+    }
+
+    fn start_bounded(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
         let connection = &self.0;
-        let sequence = connection.pending.add(done)?;
+        let most = most.min(connection.limits.answer);
+        let sequence = connection.pending.add(done, most)?;
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
         connection.send(Some(sequence), header, &args);
         Some(sequence)
@@ -216,13 +240,36 @@ impl StreamConnection {
         }
     }
 
-    fn sort(&self, message: Message) -> io::Result<Work> {
-        let Message { header, body } = message;
+    /// How many bytes of a body are wanted. Of the executor's own calls only the number is.
+    fn most(&self, header: &Header) -> u64 {
+        match header.opcode {
+            Opcode::Result => self.pending.most(header.sequence),
+            Opcode::Hangup => MOST_REASON,
+            Opcode::CallWrapper | Opcode::Setup => 0,
+        }
+    }
+
+    fn sort(&self, message: Message, most: u64) -> io::Result<Work> {
+        let Message {
+            header,
+            body,
+            withheld,
+        } = message;
         header.check().map_err(broken)?;
         let sequence = header.sequence;
         match header.opcode {
             Opcode::Result => match self.pending.answered(sequence) {
-                Answered::Call(done) => Ok(Work::Answer(done, body)),
+                Answered::Call(done) if withheld => {
+                    Ok(Work::Answer(done, Err(too_large(&header, most))))
+                }
+                Answered::Call(done) if header.is_out_of_band() => {
+                    let why = String::from_utf8_lossy(&body).into_owned();
+                    Ok(Work::Answer(
+                        done,
+                        Err(Error::new(Status::MapperFailed, why)),
+                    ))
+                }
+                Answered::Call(done) => Ok(Work::Answer(done, Ok(body))),
                 Answered::Forgotten => Ok(Work::Nothing),
                 Answered::Nothing => Err(broken(FrameError::UnknownSequence(sequence))),
             },
@@ -242,7 +289,7 @@ impl StreamConnection {
 }
 
 enum Work {
-    Answer(Completion<Vec<u8>>, Vec<u8>),
+    Answer(Completion<Vec<u8>>, Result<Vec<u8>>),
     /// An answer that nothing waits for.
     Nothing,
     /// Of the executor's own, with its number.
@@ -254,15 +301,19 @@ impl reader_pool::Connection for StreamConnection {
     type Packet = Work;
 
     fn receive(&self, input: &mut MessageReader) -> Result<Option<Work>> {
-        let work = input
-            .next()
-            .and_then(|message| message.map(|message| self.sort(message)).transpose());
+        let mut most = 0;
+        let message = input.next_within(|header| {
+            most = self.most(header);
+            most
+        });
+        let work =
+            message.and_then(|message| message.map(|message| self.sort(message, most)).transpose());
         work.map_err(|error| unreadable("socket", error))
     }
 
     fn handle(&self, work: Work) {
         match work {
-            Work::Answer(done, body) => done.complete(Ok(body)),
+            Work::Answer(done, answer) => done.complete(answer),
             Work::Nothing => {}
             // Linked code asks for something of an ORC runtime's; there is none here.
             Work::Call(sequence) => {

@@ -8,6 +8,13 @@ use std::fmt;
 /// Bytes of a header on the wire.
 pub const HEADER_SIZE: usize = 32;
 
+/// The tag of a result that is an out-of-band error: the body is its text.
+pub const OUT_OF_BAND: u64 = 1;
+
+/// Our controllers number their calls from here, LLVM's from 0. So an executor knows to whom it can answer
+/// with an [`OUT_OF_BAND`] result; to others such an error is a result without bytes.
+pub const FIRST_OWN_CALL: u64 = 1 << 63;
+
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u64)]
@@ -122,11 +129,18 @@ impl Header {
         })
     }
 
+    /// Whether this is a result that tells one of our controllers of an error.
+    pub fn is_out_of_band(&self) -> bool {
+        self.opcode == Opcode::Result && self.tag == OUT_OF_BAND && self.sequence >= FIRST_OWN_CALL
+    }
+
     /// Whether sequence number and tag are 0 where the opcode wants it.
     pub fn check(&self) -> Result<(), FrameError> {
         match self.opcode {
             Opcode::Setup if self.sequence != 0 || self.tag != 0 => Err(FrameError::NumberedSetup),
-            Opcode::Result if self.tag != 0 => Err(FrameError::TaggedResult),
+            Opcode::Result if self.tag != 0 && !self.is_out_of_band() => {
+                Err(FrameError::TaggedResult)
+            }
             _ => Ok(()),
         }
     }

@@ -10,6 +10,12 @@ use crate::error::{Error, Status};
 /// Grows with each change of what is said here.
 pub const VERSION: u32 = 5;
 
+/// Bytes that the answer to a message of so many bytes may have: an outcome for each of its parts, and what
+/// went wrong with some.
+pub const fn most_answer(message: usize) -> u64 {
+    (64 << 10) + 16 * message as u64
+}
+
 /// A message of our own whose fields stand one after the other.
 macro_rules! message {
     ($(#[$doc:meta])* $name:ident $(<$life:lifetime>)? { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Executors that attack their controller, which is the installed library in this process."""
 
+import array
 import ctypes
 import os
+import re
 import socket
 import struct
 import unittest
@@ -11,7 +13,8 @@ from wire import CALL, RESULT, SETUP, Background, Ended, message, read_message, 
 
 TRIES = 1000
 PAGE = 4096
-UNSUPPORTED = 8
+MIB = 1 << 20
+DISCONNECTED, MAPPER_FAILED, UNSUPPORTED = 9, 10, 8
 # As the library numbers what its service is asked for: what is called is an address.
 OPEN, ATTACH, RESERVE, CHANGE, APPLY, CLOSE = range(0x1000, 0x7000, 0x1000)
 SERVICE = {"jitmem_service_open": OPEN, "jitmem_service_instance": 0}
@@ -27,6 +30,7 @@ def library():
 
 
 LIBRARY = library()
+TAKE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Controller:
@@ -55,8 +59,47 @@ class Controller:
             LIBRARY.jitmem_mapper_free(mapper)
         return status
 
+    def manager(self):
+        """Makes a manager over a mapper of shared pages, and frees both; the status of that."""
+        mapper, manager = ctypes.c_void_p(), ctypes.c_void_p()
+        status = self.check(LIBRARY.jitmem_mapper_shared, self.transport, None, ctypes.byref(mapper))
+        if not status:
+            make = LIBRARY.jitmem_manager_create
+            status = self.check(make, mapper, None, ctypes.byref(manager))
+            LIBRARY.jitmem_manager_free(manager)
+            LIBRARY.jitmem_mapper_free(mapper)
+        return status
+
+    def call(self):
+        """Has the executor call a function; the status and the bytes of the answer."""
+        found = []
+        take = TAKE(lambda _, data, size: found.append(size))
+        function = ctypes.c_uint64(OPEN)
+        size = ctypes.c_size_t(0)
+        call = LIBRARY.jitmem_transport_call
+        status = self.check(call, self.transport, function, None, size, take, None)
+        return status, *found
+
     def free(self):
         LIBRARY.jitmem_transport_free(self.transport)
+
+
+def peak():
+    """Bytes of memory that this process has had at most."""
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\s+(\d+)", status.read())[1]) << 10
+
+
+def reset_peak():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def connected(along=()):
+    """A controller, and the end that an executor has which has introduced itself."""
+    ours, theirs = socket.socketpair()
+    socket.send_fds(theirs, [setup()], along)
+    return Controller(ours), theirs
 
 
 def setup(symbols=SERVICE):
@@ -175,6 +218,118 @@ class DescriptorPassing(unittest.TestCase):
             connection.close()
             victim.theirs.close()
             self.assertTrue(victim.is_untouched())
+
+
+class Replies(unittest.TestCase):
+    def end(self, controller, executor):
+        executor.close()
+        controller.free()
+
+    def test_a_million_replies_that_answer_nothing_end_the_session(self):
+        nothing = b"".join(message(RESULT, number) for number in range(1000))
+        for first in (False, True):
+            controller, executor = connected()
+
+            def flood():
+                _, number, _, _ = read_message(executor.fileno())
+                if first:
+                    # The first reply is right, and comes a million times.
+                    executor.sendall(message(RESULT, number, 0, b"x"))
+                replies = message(RESULT, number) * 1000 if first else nothing
+                try:
+                    for _ in range(1000):
+                        executor.sendall(replies)
+                except OSError:
+                    return "ended"
+
+            reset_peak()
+            before = peak()
+            flooding = Background(flood)
+            status, *_ = controller.call()
+            if first:
+                self.assertEqual(status, 0)
+            self.assertEqual(flooding.get(), "ended")
+            status, *_ = controller.call()
+            self.assertEqual(status, DISCONNECTED)
+            self.assertIn("the executor broke the protocol", controller.message)
+            self.assertIn("No call for sequence number", controller.message)
+            self.assertLess(peak() - before, 16 * MIB)
+            self.end(controller, executor)
+
+    def test_a_reply_that_is_too_large_costs_no_memory_and_fails_its_call_alone(self):
+        controller, executor = connected()
+
+        def answer():
+            _, number, _, _ = read_message(executor.fileno())
+            executor.sendall(message(RESULT, number, size=32 + 300 * MIB))
+            for _ in range(300):
+                executor.sendall(bytes(MIB))
+            _, number, _, _ = read_message(executor.fileno())
+            executor.sendall(message(RESULT, number, 0, b"x" * MIB))
+
+        answering = Background(answer)
+        reset_peak()
+        before = peak()
+        self.assertEqual(controller.call(), (MAPPER_FAILED,))
+        self.assertIn("answered 314572800 bytes to a call whose answer may have 268435456", controller.message)
+        self.assertEqual(controller.call(), (0, MIB))
+        answering.get()
+        self.assertLess(peak() - before, 32 * MIB)
+        self.end(controller, executor)
+
+    def test_calls_of_linked_code_are_answered_whatever_they_bring_along(self):
+        controller, executor = connected()
+
+        def ask():
+            _, number, _, _ = read_message(executor.fileno())
+            for call in range(100):
+                executor.sendall(message(CALL, call, 1, bytes(10 * MIB)))
+                self.assertEqual(read_message(executor.fileno()), (RESULT, call, 0, b""))
+            executor.sendall(message(RESULT, number, 0, b"done"))
+
+        asking = Background(ask)
+        reset_peak()
+        before = peak()
+        self.assertEqual(controller.call(), (0, 4))
+        asking.get()
+        # What is sent here is this process's, too.
+        self.assertLess(peak() - before, 32 * MIB)
+        self.end(controller, executor)
+
+    def test_a_file_in_a_channel_is_read_as_far_as_an_answer_may_go(self):
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        controller, executor = connected([there.fileno()])
+        there.close()
+
+        def answer(tag, body):
+            if tag == OPEN:
+                return opened()
+            if tag == ATTACH:
+                # A session, a kind, a cookie, and the token.
+                here.send(body[8 + 1 + 8 + 8 :])
+            return b"\1"
+
+        def lie():
+            file = os.memfd_create("answer")
+            os.ftruncate(file, 1 << 30)
+            while data := here.recv(MIB):
+                _, _, number, _ = struct.unpack("<4Q", data[:32])
+                header = message(RESULT, number, size=32 + (1 << 30))
+                along = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))]
+                here.sendmsg([header], along)
+            os.close(file)
+
+        serving, lying = Background(lambda: serve(executor, answer)), Background(lie)
+        reset_peak()
+        before = peak()
+        self.assertEqual(controller.manager(), MAPPER_FAILED)
+        self.assertIn("answered 1073741824 bytes to a call whose answer may have", controller.message)
+        self.assertLess(peak() - before, 16 * MIB)
+        controller.free()
+        serving.get()
+        lying.get()
+        executor.close()
+        here.close()
 
 
 if __name__ == "__main__":

@@ -73,6 +73,20 @@ class InFlight(Case):
             self.assertEqual(code, 0)
             self.assertEqual(err.count("no thread can be started for it"), 20 - len(ran))
 
+    def test_a_controller_of_ours_is_told_why_a_call_is_refused(self):
+        options = ["--rlimit-as=256M", "--stack-size=32M"]
+        with start(options=options, stdin=subprocess.PIPE) as session:
+            # From here on numbers are those of controllers that can read it.
+            session.number = 1 << 63
+            calls = waiting(session, 20)
+            _, refused, tag, why = session.receive()
+            self.assertIn(refused, calls)
+            self.assertEqual(tag, 1)
+            self.assertIn(b"the executor refused the call: no thread can be started for it", why)
+            session.process.stdin.close()
+            answers(session, calls - {refused})
+            session.process.stdin = None
+
     def test_stacks_are_as_large_as_asked_for(self):
         # sub rsp, n; touch; add rsp, n; xor eax, eax; ret
         def deep(session, size):

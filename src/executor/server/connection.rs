@@ -20,7 +20,7 @@ use crate::sys::{self, Answer, OwnThread, OwnerProcess, StreamWriter, WrapperRes
 use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::transport::reader_pool;
-use crate::wire::frame::{FrameError, Header, Opcode};
+use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, OUT_OF_BAND, Opcode};
 use crate::wire::sps::{Outcome, to_bytes};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -95,6 +95,16 @@ pub(super) struct ServerConnection {
     this: Weak<ServerConnection>,
 }
 
+/// The message that answers a call. LLVM's controllers read bytes alone, so to them an error is none.
+fn result(sequence: u64, answer: Answer) -> (Header, Vec<u8>) {
+    let (tag, body) = match answer {
+        Ok(body) => (0, body),
+        Err(why) if sequence >= FIRST_OWN_CALL => (OUT_OF_BAND, why.into_bytes()),
+        Err(_) => (0, Vec::new()),
+    };
+    (Header::new(Opcode::Result, sequence, tag, body.len()), body)
+}
+
 /// A program in a thread of its own.
 struct Program {
     /// Until it has answered.
@@ -103,7 +113,7 @@ struct Program {
     /// Among them.
     number: u64,
     call: Call,
-    answer: Vec<u8>,
+    answer: Answer,
     process: OwnerProcess,
 }
 
@@ -121,7 +131,11 @@ impl OwnThread for Program {
         }
         if let Some(connection) = self.connection.take() {
             // A program that ends its thread leaves no answer.
-            connection.send_result(self.call.sequence, std::mem::take(&mut self.answer));
+            let nothing = Ok(Vec::new());
+            connection.send_result(
+                self.call.sequence,
+                std::mem::replace(&mut self.answer, nothing),
+            );
         }
         // Who waits for this may be the next to use the controller's descriptors.
         self.programs.ended(self.number);
@@ -168,7 +182,7 @@ impl ServerConnection {
 
     /// Calls the controller for linked code.
     pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
-        if let Some(sequence) = self.pending.add(done) {
+        if let Some(sequence) = self.pending.add(done, u64::MAX) {
             let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
             match self.writer.send_call(header, args) {
                 Err(error) if error.status() == Status::WouldBlock => {
@@ -186,8 +200,8 @@ impl ServerConnection {
         }
     }
 
-    fn send_result(&self, sequence: u64, body: Vec<u8>) {
-        let header = Header::new(Opcode::Result, sequence, 0, body.len());
+    fn send_result(&self, sequence: u64, answer: Answer) {
+        let (header, body) = result(sequence, answer);
         self.end_if_lost(self.writer.send(header, body.into()));
     }
 
@@ -198,7 +212,7 @@ impl ServerConnection {
             if pace.quick {
                 input.look_ahead(AWAKE);
             }
-            let Some(Message { header, body }) = input.next().map_err(unreadable)? else {
+            let Some(Message { header, body, .. }) = input.next().map_err(unreadable)? else {
                 return Ok(None);
             };
             pace.received();
@@ -231,8 +245,8 @@ impl ServerConnection {
         function.map_or(CallClass::OwnThread, |function| function.class)
     }
 
-    /// Does a call. What is no answer but an error travels as an answer without bytes.
-    fn answer(&self, call: &Call) -> Vec<u8> {
+    /// Does a call.
+    fn answer(&self, call: &Call) -> Answer {
         let known = self.functions.get(&call.tag);
         let body = || -> Answer {
             match known.and_then(|function| function.answer) {
@@ -245,10 +259,8 @@ impl ServerConnection {
                 },
             }
         };
-        match catch_unwind(AssertUnwindSafe(body)) {
-            Ok(Ok(bytes)) => bytes,
-            Ok(Err(_)) | Err(_) => Vec::new(),
-        }
+        let failed = |_| Err(format!("the function at {:#x} panicked", call.tag));
+        catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(failed)
     }
 
     /// Answers a call in the thread that reads, as far as the controller has room for the answer.
@@ -256,8 +268,8 @@ impl ServerConnection {
         self.start_to_answer(call.sequence, self.answer(call))
     }
 
-    fn start_to_answer(&self, sequence: u64, body: Vec<u8>) -> Option<Unwritten> {
-        let header = Header::new(Opcode::Result, sequence, 0, body.len());
+    fn start_to_answer(&self, sequence: u64, answer: Answer) -> Option<Unwritten> {
+        let (header, body) = result(sequence, answer);
         let started = self.writer.start_to_send(header, body);
         started.unwrap_or_else(|error| {
             self.pending.end(error);
@@ -274,24 +286,27 @@ impl ServerConnection {
             programs: Arc::clone(&self.programs),
             number,
             call,
-            answer: Vec::new(),
+            answer: Ok(Vec::new()),
             process: OwnerProcess::current(),
         };
         let refused = sys::start_own_thread(Box::new(program)).err()?;
         self.programs.ended(number);
-        let body = Self::refusal(sequence, &refused);
-        self.start_to_answer(sequence, body)
+        let refusal = Self::refusal(sequence, &refused);
+        self.start_to_answer(sequence, refusal)
     }
 
-    /// Why there is no thread for a call. All that travels is an answer without bytes.
-    fn refusal(sequence: u64, why: &io::Error) -> Vec<u8> {
+    /// Why there is no thread for a call. LLVM's controllers can't read it, so it is told here as well.
+    fn refusal(sequence: u64, why: &io::Error) -> Answer {
+        let why = format!(
+            "no thread can be started for it ({why}); RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of \
+             processes or memory is reached"
+        );
         // What can't be written is lost; a macro of Rust's would panic.
         let _ = writeln!(
             io::stderr(),
-            "jitmem: call {sequence} of the controller was refused: no thread can be started for it \
-             ({why}); RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of processes or memory is reached"
+            "jitmem: call {sequence} of the controller was refused: {why}"
         );
-        Vec::new()
+        Err(format!("the executor refused the call: {why}"))
     }
 
     fn write_on(&self, unwritten: Unwritten) {

@@ -468,6 +468,26 @@ fn connected() -> (Stream, JoinHandle<Result<()>>) {
 }
 
 #[test]
+fn what_is_no_answer_but_an_error_is_told_to_controllers_of_ours() {
+    fn fails(_: &[u8]) -> Answer {
+        Err("out of luck".to_owned())
+    }
+    let (stream, executor) = connected();
+    let ask = |function| crate::transport::call(&stream, function, vec![1]);
+    for (function, text) in [
+        (0, "no function is at address 0"),
+        (wrapper_address(fails), "out of luck"),
+        (stream.symbol(READ).unwrap(), "deserialize"),
+    ] {
+        let error = ask(function).unwrap_err();
+        assert_eq!(error.status(), Status::MapperFailed);
+        assert!(error.message().contains(text), "{error}");
+    }
+    drop(stream);
+    executor.join().unwrap().unwrap();
+}
+
+#[test]
 fn a_socket_comes_along_once_and_ends_with_the_session() {
     use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
     use crate::wire::service::{Attach, Reply};

@@ -4,10 +4,10 @@
 use super::{call, function_at};
 use crate::error::Result;
 use crate::sys::{Answer, ClosedInChild, explain, socket};
-use crate::transport::channel::{OUT_OF_BAND, READERS};
+use crate::transport::channel::READERS;
 use crate::transport::packet::{self, Packet};
 use crate::transport::reader_pool;
-use crate::wire::frame::{Header, Opcode};
+use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
 use crate::wire::service::Functions;
 use std::io;
 use std::os::fd::OwnedFd;

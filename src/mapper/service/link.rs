@@ -3,14 +3,14 @@
 
 use super::descriptor_passing::{self, Attachment, DescriptorPassing};
 use super::reply::decoded;
-use crate::completion::Completion;
+use crate::completion::{Completion, wait};
 use crate::error::{Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Limits, Patience};
 use crate::transport::packet;
-use crate::transport::{Traffic, Transport, call_within, disconnected, dispatched};
-use crate::wire::service::{Attach, Functions, Open, Opened, VERSION};
+use crate::transport::{Call, Traffic, Transport, disconnected, dispatched};
+use crate::wire::service::{Attach, Functions, Open, Opened, VERSION, most_answer};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Link {
         };
         let limits = transport.limits();
         let set_up = limits.deadline(Asked::SetUp);
-        let answer = call_within(&transport, service, to_bytes(&open), set_up);
+        let answer = asked(&transport, service, to_bytes(&open), set_up);
         let opened: Opened = answer
             .and_then(|bytes| decoded(&bytes))
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
@@ -155,7 +155,9 @@ impl Link {
                     }
                     answer
                 });
-                self.transport.call(function.0, message, done);
+                let most = most_answer(message.len());
+                self.transport
+                    .start_bounded(function.0, message, most, done);
             }
         }
     }
@@ -169,7 +171,7 @@ impl Link {
         let mut message = self.message();
         request.encode(&mut message);
         self.traffic.sent(message.len());
-        let bytes = call_within(&self.transport, function.0, message, self.set_up)?;
+        let bytes = asked(&self.transport, function.0, message, self.set_up)?;
         self.traffic.received(bytes.len());
         decoded(&bytes)
     }
@@ -245,6 +247,17 @@ impl Link {
     }
 }
 
+/// Calls a function of the service's and waits for the answer.
+fn asked(
+    transport: &Arc<dyn Transport>,
+    function: u64,
+    message: Vec<u8>,
+    deadline: Option<Deadline>,
+) -> Result<Vec<u8>> {
+    let most = most_answer(message.len());
+    wait(|done| Call::new(deadline, done).start_bounded(transport, function, message, most))
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         self.close();
@@ -255,7 +268,6 @@ impl Drop for Link {
 mod tests {
     use super::super::reply::decoded_list;
     use super::*;
-    use crate::completion::wait;
     use crate::executor::service::Service;
     use crate::executor::service::here::{Here, OPEN};
 

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::completion::wait;
-use crate::wire::frame::{SetupLayout, message};
+use crate::wire::frame::{OUT_OF_BAND, SetupLayout, message};
 use crate::wire::sps::{ExecutorAddr, to_bytes};
 use std::io::Write;
 use std::net::Shutdown;
@@ -174,7 +174,7 @@ fn the_executor_gets_an_empty_answer_to_its_own_calls() {
     let call = executor.call();
     for sequence in [call.header.sequence, 99] {
         executor.send(&message(Opcode::CallWrapper, sequence, 5, b"args"));
-        let Message { header, body } = executor.call();
+        let Message { header, body, .. } = executor.call();
         assert_eq!(header, Header::new(Opcode::Result, sequence, 0, 0));
         assert!(body.is_empty());
     }
@@ -216,7 +216,7 @@ fn every_call_is_answered_once_however_the_connection_ends() {
                 executor.answer(first, b"");
                 executor.answer(first, b"");
             },
-            "No call for sequence number 0",
+            "No call for sequence number 9223372036854775808",
         ),
         (
             |executor, _| executor.send(&message(Opcode::Result, 0, 1, b"")),
@@ -418,4 +418,81 @@ fn a_connection_whose_executor_reads_nothing_is_freed_in_time() {
     stream.call(7, vec![0; 4 << 20], done);
     drop(stream);
     assert_eq!(answers.recv().unwrap(), Status::Disconnected);
+}
+
+/// [`connected`], with a most for answers.
+fn connected_with_most(answer: u64) -> (Executor, Stream) {
+    let (here, there) = UnixStream::pair().unwrap();
+    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
+    let mut executor = Executor {
+        socket: there,
+        frames,
+    };
+    let body = setup().encode(SetupLayout::MapAndSymbols);
+    executor.send(&message(Opcode::Setup, 0, 0, &body));
+    let limits = Limits {
+        answer,
+        ..Limits::NONE
+    };
+    let stream = Stream::connect_within(Arc::new(here.into()), limits).unwrap();
+    (executor, stream)
+}
+
+#[test]
+fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
+    let (mut executor, stream) = connected_with_most(1000);
+    let answers = calls(&stream, 3);
+    for size in [1000, 1001, 1_000_000] {
+        let call = executor.call();
+        executor.answer(&call, &vec![7; size]);
+        let (_, answer) = answers.recv().unwrap();
+        match size {
+            1000 => assert_eq!(answer.unwrap().len(), size),
+            _ => {
+                let error = answer.unwrap_err();
+                assert_eq!(error.status(), Status::MapperFailed);
+                let text = format!("answered {size} bytes to a call whose answer may have 1000");
+                assert!(error.message().contains(&text), "{error}");
+            }
+        }
+    }
+    // It may have less, by what is asked.
+    let bounded = wait(|done| {
+        stream.start_bounded(7, vec![], 10, done);
+        let call = executor.call();
+        executor.answer(&call, &[7; 11]);
+    });
+    assert!(bounded.unwrap_err().message().contains("may have 10;"));
+    let answer = wait(|done| {
+        stream.call(7, vec![], done);
+        let call = executor.call();
+        // What linked code asks for with much is answered with nothing, and not kept.
+        executor.send(&message(Opcode::CallWrapper, 5, 1, &vec![7; 100_000]));
+        executor.answer(&call, b"yes");
+    });
+    assert_eq!(answer.unwrap(), b"yes");
+    assert_eq!(executor.call().header, Header::new(Opcode::Result, 5, 0, 0));
+}
+
+#[test]
+fn an_error_that_an_executor_answers_is_one() {
+    let (mut executor, stream) = connected();
+    let error = wait(|done| {
+        stream.call(7, vec![], done);
+        let number = executor.call().header.sequence;
+        assert!(number >= FIRST_OWN_CALL);
+        executor.send(&message(Opcode::Result, number, OUT_OF_BAND, b"no thread"));
+    })
+    .unwrap_err();
+    assert_eq!(error.status(), Status::MapperFailed);
+    assert_eq!(error.message(), "no thread");
+    // Other tags are none of an answer's.
+    let error = wait(|done| {
+        stream.call(7, vec![], done);
+        let number = executor.call().header.sequence;
+        executor.send(&message(Opcode::Result, number, 2, b"what"));
+    })
+    .unwrap_err();
+    assert_eq!(error.status(), Status::Disconnected);
+    assert!(executor.sees_the_end());
 }
