@@ -248,8 +248,9 @@ static void answers_find_their_calls_in_any_order(void **state) {
 
 static void every_call_is_answered_however_it_ends(void **state) {
   (void)state;
-  struct packed said = {.bytes = {1}, .size = 1};
+  struct packed said = {.bytes = {1}, .size = 1}, lines = said;
   pack_text(&said, "that will do");
+  pack_text(&lines, "that\nwill \x1b[2Jdo");
   // Controllers with jitmem number their calls from here.
   struct packed cut = message(RESULT, (uint64_t)1 << 63, 0, "0123456789", 10);
   cut.size -= 4;
@@ -267,6 +268,8 @@ static void every_call_is_answered_however_it_ends(void **state) {
       {message(RESULT, UINT64_MAX, 0, "", 0), "No call for sequence number 18446744073709551615"},
       {message(HANGUP, 0, 0, "", 1), "it hung up"},
       {message(HANGUP, 0, 0, said.bytes, said.size), "that will do"},
+      // Nothing of an executor's gets onto a terminal or into a log as a line of its own.
+      {message(HANGUP, 0, 0, lines.bytes, lines.size), "that\\nwill \\u{1b}[2Jdo"},
   };
   for (size_t i = 0; i < COUNT(ends); i++) {
     struct caller callers[4];

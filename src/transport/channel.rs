@@ -12,6 +12,7 @@ use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
 use crate::wire::service::most_answer;
+use crate::wire::sps::said;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -174,7 +175,7 @@ impl reader_pool::Connection for ChannelConnection {
         let failed = |message| Err(Error::new(Status::MapperFailed, message));
         done.complete(match (packet.lost, packet.header.tag) {
             (Some(why), _) => failed(why),
-            (None, OUT_OF_BAND) => failed(String::from_utf8_lossy(&packet.body).into_owned()),
+            (None, OUT_OF_BAND) => failed(said(&packet.body)),
             (None, _) => Ok(packet.body),
         });
     }

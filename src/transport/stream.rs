@@ -15,7 +15,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::lock::Mutex;
 use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, Opcode, Setup};
-use crate::wire::sps::{Outcome, from_bytes};
+use crate::wire::sps::{Outcome, from_bytes, said};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
@@ -263,7 +263,7 @@ impl StreamConnection {
                     Ok(Work::Answer(done, Err(too_large(&header, most))))
                 }
                 Answered::Call(done) if header.is_out_of_band() => {
-                    let why = String::from_utf8_lossy(&body).into_owned();
+                    let why = said(&body);
                     Ok(Work::Answer(
                         done,
                         Err(Error::new(Status::MapperFailed, why)),

@@ -4,7 +4,9 @@
 //!
 //! Every function takes the session first, but for `open`, and answers a [`Reply`].
 
-use super::sps::{ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Malformed, Reader};
+use super::sps::{
+    ActionPair, AddrRange, Bytes, Decode, Encode, ExecutorAddr, Malformed, Reader, said,
+};
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
@@ -73,7 +75,7 @@ impl From<Error> for Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Error {
         let status = Status::said_by_others(failure.status);
-        Error::new(status, failure.message)
+        Error::new(status, said(failure.message.as_bytes()))
     }
 }
 

@@ -247,7 +247,30 @@ impl Encode for String {
     }
 }
 
-/// Messages come from other programs, so what is not UTF-8 is replaced and not refused.
+/// Bytes of what another program says, at most.
+const MOST_SAID: usize = 4096;
+
+/// What another program says, in one line for people to read. A process that is not trusted must not be able to
+/// print lines of its own into a log, to move a terminal's cursor, or to reverse the order of what follows.
+pub(crate) fn said(bytes: &[u8]) -> String {
+    let kept = bytes.get(..MOST_SAID).unwrap_or(bytes);
+    let mut text = String::with_capacity(kept.len());
+    for character in String::from_utf8_lossy(kept).chars() {
+        match character {
+            '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                text.extend(character.escape_default());
+            }
+            _ if character.is_control() => text.extend(character.escape_default()),
+            _ => text.push(character),
+        }
+    }
+    if kept.len() < bytes.len() {
+        text.push_str(" [cut]");
+    }
+    text
+}
+
+/// Names come from other programs, so what is not UTF-8 is replaced and not refused.
 impl Decode<'_> for String {
     const LEAST: usize = 8;
 
@@ -383,8 +406,8 @@ impl Decode<'_> for Outcome {
     const LEAST: usize = 1;
 
     fn decode(bytes: &mut Reader<'_>) -> Result<Self, Malformed> {
-        Ok(Outcome(match Option::decode(bytes)? {
-            Some(message) => Err(message),
+        Ok(Outcome(match Option::<Bytes<'_>>::decode(bytes)? {
+            Some(message) => Err(said(message.0)),
             None => Ok(()),
         }))
     }
@@ -411,7 +434,7 @@ impl<'a, T: Decode<'a>> Decode<'a> for Expected<T> {
     fn decode(bytes: &mut Reader<'a>) -> Result<Self, Malformed> {
         Ok(Expected(match bool::decode(bytes)? {
             true => Ok(T::decode(bytes)?),
-            false => Err(Decode::decode(bytes)?),
+            false => Err(said(Bytes::decode(bytes)?.0)),
         }))
     }
 }

@@ -440,3 +440,24 @@ proptest! {
         read_any!(Expected<Vec<Option<SymbolDef>>>, &bytes);
     }
 }
+
+#[test]
+fn what_another_program_says_is_one_line() {
+    let said = |text: &[u8]| {
+        let bytes = to_bytes(&Outcome(Err(String::new())));
+        let bytes = [&bytes[..1], &to_bytes(&Bytes(text))].concat();
+        from_bytes::<Outcome>(&bytes).unwrap().0.unwrap_err()
+    };
+    assert_eq!(said("häufig: 7 °C".as_bytes()), "häufig: 7 °C");
+    assert_eq!(
+        said(b"a\nb\r\x1b[2J\0\x7f"),
+        "a\\nb\\r\\u{1b}[2J\\u{0}\\u{7f}"
+    );
+    assert_eq!(
+        said("\u{202e}\u{2028}\u{2066}\u{85}".as_bytes()),
+        "\\u{202e}\\u{2028}\\u{2066}\\u{85}"
+    );
+    assert_eq!(said(b"a\xffb"), "a\u{fffd}b");
+    let long = said(&[b'x'; 1 << 20]);
+    assert_eq!((long.len(), long.ends_with("xx [cut]")), (4096 + 6, true));
+}
