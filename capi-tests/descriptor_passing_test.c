@@ -52,20 +52,7 @@ static void must_go(struct executor executor, const char *way, const char *reaso
     MUST(strstr(stats.fallback_reason, reason) != NULL);
     MUST(strstr(stats.fallback_reason, other_reason) != NULL);
   }
-  for (int i = 0; i < 100; i++) {
-    // Larger ones now and then: chunks of their own, each of which goes the same way.
-    const uint64_t size = i % 10 ? 200 : 3 * MIB;
-    const jitmem_segment segments[] = {segment(ADD_SIZE, 0, RX), segment(size, 100, RW)};
-    jitmem_segment_memory memory[2];
-    uint64_t allocation;
-    int32_t answer = 0;
-    MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, error));
-    emit_add(memory[0].working_memory, i);
-    MUST_OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
-    MUST_OK(call_int(transport, memory[0].address, 1000, &answer, error));
-    MUST(answer == 1000 + i);
-    MUST_OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
-  }
+  link_and_call_often(manager, transport);
   jitmem_manager_free(manager);
   jitmem_mapper_free(mapper);
   end_executor(executor, transport);

@@ -144,4 +144,22 @@ static inline void emit_add(void *out, int32_t addend) {
 
 enum { ADD_SIZE = 7 };
 
+// Has the executor run what a manager links, in a child process.
+static inline void link_and_call_often(jitmem_manager *manager, const jitmem_transport *transport) {
+  for (int i = 0; i < 100; i++) {
+    // Larger ones now and then: chunks of their own, each of which goes the same way.
+    const uint64_t size = i % 10 ? 200 : 3 * MIB;
+    const jitmem_segment segments[] = {segment(ADD_SIZE, 0, RX), segment(size, 100, RW)};
+    jitmem_segment_memory memory[2];
+    uint64_t allocation;
+    int32_t answer = 0;
+    MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, error));
+    emit_add(memory[0].working_memory, i);
+    MUST_OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
+    MUST_OK(call_int(transport, memory[0].address, 1000, &answer, error));
+    MUST(answer == 1000 + i);
+    MUST_OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
+  }
+}
+
 #endif

@@ -18,21 +18,28 @@ static void make_mappers(void **state) {
 
 // ---- custom mappers ----
 
+typedef void reserve_function(void *ctx, uint64_t size, uint32_t placement, uint64_t address,
+                              jitmem_request request);
+
+static jitmem_mapper_callbacks reserving_with(reserve_function *reserve) {
+  return (jitmem_mapper_callbacks){.struct_size = sizeof(jitmem_mapper_callbacks),
+                                   .page_size = 4096,
+                                   .granule = 16,
+                                   .reserve = reserve,
+                                   .prepare = host_prepare,
+                                   .initialize = on_initialize,
+                                   .deinitialize = on_deinitialize,
+                                   .reclaim = host_reclaim,
+                                   .release = on_release};
+}
+
 static void custom_mappers(void **state) {
   (void)state;
   EACH_FAILURE(round) {
     struct hosted *hosted = NULL;
     // Its own calls are checked; here it is about the mapper alone.
     set_up_shared((void **)&hosted);
-    const jitmem_mapper_callbacks callbacks = {.struct_size = sizeof callbacks,
-                                               .page_size = 4096,
-                                               .granule = 16,
-                                               .reserve = on_reserve,
-                                               .prepare = host_prepare,
-                                               .initialize = on_initialize,
-                                               .deinitialize = on_deinitialize,
-                                               .reclaim = host_reclaim,
-                                               .release = on_release};
+    const jitmem_mapper_callbacks callbacks = reserving_with(on_reserve);
     jitmem_mapper *mapper = NULL;
     TRY(round, jitmem_mapper_custom(&callbacks, &mapper, error));
     assert_int_equal(round.status == JITMEM_OK, mapper != NULL);
@@ -55,15 +62,7 @@ static void answers_of_custom_mappers(void **state) {
   EACH_FAILURE(round) {
     struct hosted *hosted = NULL;
     set_up_shared((void **)&hosted);
-    const jitmem_mapper_callbacks callbacks = {.struct_size = sizeof callbacks,
-                                               .page_size = 4096,
-                                               .granule = 16,
-                                               .reserve = keep_request,
-                                               .prepare = host_prepare,
-                                               .initialize = on_initialize,
-                                               .deinitialize = on_deinitialize,
-                                               .reclaim = host_reclaim,
-                                               .release = on_release};
+    const jitmem_mapper_callbacks callbacks = reserving_with(keep_request);
     jitmem_mapper *mapper = NULL;
     OK(jitmem_mapper_custom(&callbacks, &mapper, error));
     struct answer answer = ANSWER;

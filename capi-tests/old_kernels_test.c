@@ -100,19 +100,7 @@ static void must_serve(struct executor executor, void (*older)(void), int shared
       .struct_size = sizeof options, .commit = 1, .close_writers = 1};
   MUST_OK(jitmem_manager_create(mapper, &options, &manager, error));
   MUST(child_stats(manager).mapper == (shared ? JITMEM_MAPPER_SHARED : JITMEM_MAPPER_REMOTE));
-  for (int i = 0; i < 100; i++) {
-    const uint64_t size = i % 10 ? 200 : 3 * MIB;
-    const jitmem_segment segments[] = {segment(ADD_SIZE, 0, RX), segment(size, 100, RW)};
-    jitmem_segment_memory memory[2];
-    uint64_t allocation;
-    int32_t answer = 0;
-    MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, error));
-    emit_add(memory[0].working_memory, i);
-    MUST_OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
-    MUST_OK(call_int(transport, memory[0].address, 1000, &answer, error));
-    MUST(answer == 1000 + i);
-    MUST_OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
-  }
+  link_and_call_often(manager, transport);
   jitmem_manager_free(manager);
   jitmem_mapper_free(mapper);
   jitmem_transport_free(transport);

@@ -5,6 +5,7 @@
 
 #include "executor.h"
 #include "here.h"
+#include "notes.h"
 
 struct server {
   pthread_t thread;
@@ -117,19 +118,6 @@ static void names_of_the_hosts_own(void **state) {
 
 // ---- the end ----
 
-static pthread_mutex_t noting = PTHREAD_MUTEX_INITIALIZER;
-static char noted[64];
-
-static struct wrapper_result note(const char *args, size_t size) {
-  pthread_mutex_lock(&noting);
-  size_t length = strlen(noted);
-  if (size != 1 || length + 1 >= sizeof noted)
-    abort();
-  noted[length] = *args;
-  pthread_mutex_unlock(&noting);
-  return succeed();
-}
-
 static void finalize_with(jitmem_manager *manager, const char *letters) {
   const jitmem_action action = {.finalize = call_of(note, letters, 1),
                                 .dealloc = call_of(note, letters + 1, 1)};
@@ -145,7 +133,7 @@ static void what_is_left_ends_with_its_service(void **state) {
       const jitmem_serve_options options = {.struct_size = sizeof options,
                                             .service = own ? NULL : service};
       struct server server;
-      memset(noted, 0, sizeof noted);
+      forget_notes();
       int end = start_server(&server, &options);
       jitmem_transport *transport = NULL;
       jitmem_mapper *mapper = NULL;

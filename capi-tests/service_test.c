@@ -6,25 +6,9 @@
 #include "child.h"
 #include "code.h"
 #include "here.h"
+#include "notes.h"
 
 #include <stdatomic.h>
-
-// ---- actions that leave a trace ----
-
-static pthread_mutex_t noting = PTHREAD_MUTEX_INITIALIZER;
-static char noted[64];
-
-static struct wrapper_result note(const char *args, size_t size) {
-  pthread_mutex_lock(&noting);
-  size_t length = strlen(noted);
-  if (size != 1 || length + 1 >= sizeof noted)
-    abort();
-  noted[length] = *args;
-  pthread_mutex_unlock(&noting);
-  return succeed();
-}
-
-static void forget_notes(void) { memset(noted, 0, sizeof noted); }
 
 static jitmem_action action(const char *letters) {
   return (jitmem_action){.finalize = call_of(note, letters, 1),
