@@ -23,7 +23,7 @@ const IDLE_SLACK: u64 = 512 << 10;
 const LEAST_PAGES: u32 = 4;
 /// So many times the slack is very many.
 const VERY_MANY: u64 = 2;
-/// So many times the slack is freed before idle pages that are not very many are looked for again.
+/// So many times the slack is freed before idle pages are looked for again.
 const PATIENCE: u64 = 2;
 /// Windows in which nothing lies that are kept for what may come.
 const EMPTY_WINDOWS: usize = 1;
@@ -38,13 +38,13 @@ impl Space<Windows> {
         if idle <= slack || memory.trimming {
             return None;
         }
-        let (least, patience) = match idle > VERY_MANY * slack {
-            true => (1, 1),
-            false => (LEAST_PAGES, PATIENCE),
-        };
-        if memory.freed <= patience * slack {
+        if memory.freed <= PATIENCE * slack {
             return None;
         }
+        let least = match idle > VERY_MANY * slack {
+            true => 1,
+            false => LEAST_PAGES,
+        };
         (memory.trimming, memory.freed) = (true, 0);
         Some(least)
     }
