@@ -3,7 +3,6 @@
 
 #[allow(unsafe_code)]
 mod actions;
-#[cfg(feature = "containment")]
 pub mod containment;
 #[allow(unsafe_code)]
 pub mod exports;

@@ -227,7 +227,6 @@ pub(crate) unsafe fn decommit(address: u64, size: u64) -> io::Result<()> {
 
 /// Has the kernel refuse this process memory that is writable and executable, and refuse to make what is there
 /// executable (Linux 6.3, on x86-64 and AArch64). For good, and for its children.
-#[cfg(feature = "containment")]
 pub(crate) fn deny_new_code() -> io::Result<()> {
     gate("prctl(PR_SET_MDWE)")?;
     let (refuse, unused): (libc::c_ulong, libc::c_ulong) =

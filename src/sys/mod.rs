@@ -20,6 +20,7 @@ pub(crate) mod fault;
 mod fork;
 pub(crate) mod heap;
 mod jit_debug;
+pub(crate) mod landlock;
 mod map;
 mod maps;
 mod memfile;
@@ -27,6 +28,7 @@ mod numbering;
 mod pages;
 mod program;
 mod raw;
+pub(crate) mod seccomp;
 mod shm;
 pub(crate) mod socket;
 mod store;
@@ -56,7 +58,6 @@ pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
-#[cfg(feature = "containment")]
 pub(crate) use map::deny_new_code;
 use map::map_memory;
 pub(crate) use map::{

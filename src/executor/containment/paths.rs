@@ -5,11 +5,11 @@
 //! for processes that are bound alike.
 
 use crate::error::{Error, Result, Status};
-use landlock::{
-    ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreated,
-    RulesetCreatedAttr, path_beneath_rules,
-};
+use crate::sys::explain;
+use crate::sys::landlock::PathRules;
+use crate::sys::landlock::access::{ALL, FIRST, READ_DIR, READ_FILE, REFER};
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Folders whose files are the system's, and not written to.
@@ -29,40 +29,22 @@ const DEVICES: [&str; 10] = [
     "/dev/zero",
 ];
 
-fn failed(error: impl std::fmt::Display) -> Error {
-    Error::new(Status::Unsupported, format!("Landlock: {error}"))
+fn failed(error: io::Error) -> Error {
+    explain("Landlock", error)
 }
 
-/// Rules about all that kernels of this version and newer ones can refuse.
-fn rules(least: ABI) -> Result<RulesetCreated> {
-    let newest = AccessFs::from_all(ABI::V5);
-    let rules = Ruleset::default()
-        .set_compatibility(CompatLevel::HardRequirement)
-        .handle_access(AccessFs::from_all(least))
-        .map_err(failed)?
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(newest)
-        .map_err(failed)?;
-    rules.create().map_err(failed)
-}
-
-fn allow(
-    rules: RulesetCreated,
-    paths: impl IntoIterator<Item = impl AsRef<Path>>,
-    access: BitFlags<AccessFs>,
-) -> Result<RulesetCreated> {
-    rules
-        .add_rules(path_beneath_rules(paths, access))
-        .map_err(failed)
-}
-
-fn restrict(rules: RulesetCreated) -> Result<()> {
-    rules.restrict_self().map_err(failed).map(drop)
+/// Puts rules in force that allow what is named.
+fn restrict<'a>(needed: u64, allowed: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<()> {
+    let rules = PathRules::new(needed).map_err(failed)?;
+    for (path, access) in allowed {
+        rules.allow(path, access).map_err(failed)?;
+    }
+    rules.restrict_thread().map_err(failed)
 }
 
 /// No file can be opened.
 pub(super) fn allow_nothing() -> Result<()> {
-    restrict(rules(ABI::V1)?)
+    restrict(FIRST, [])
 }
 
 /// Files can be opened to be read, if they are these or lie in these.
@@ -72,21 +54,24 @@ pub(super) fn allow_reading(paths: &[PathBuf]) -> Result<()> {
         let message = format!("a path to read, {}, can't be found", path.display());
         return Err(Error::new(Status::InvalidArgument, message));
     }
-    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-    restrict(allow(rules(ABI::V1)?, paths, reading)?)
+    restrict(
+        FIRST,
+        paths.iter().map(|path| (&**path, READ_FILE | READ_DIR)),
+    )
 }
 
 /// Files can be opened as before, but for devices, and for those of the system, which can be read. Before
 /// Linux 5.19 no file could be moved from one folder to another, so the rules begin with that.
 pub(super) fn spare_the_system() -> Result<()> {
-    let reading = AccessFs::ReadFile | AccessFs::ReadDir;
-    let top = fs::read_dir("/").map_err(|error| failed(format_args!("list /: {error}")))?;
-    let top = top.flatten().map(|entry| entry.path());
-    let others = top.filter(|path| path != Path::new("/dev") && !is_of_the_system(path));
-    let rules = allow(rules(ABI::V2)?, others, AccessFs::from_all(ABI::V5))?;
-    let rules = allow(rules, ["/", "/dev"], AccessFs::ReadDir.into())?;
-    let rules = allow(rules, DEVICES, AccessFs::from_all(ABI::V5))?;
-    restrict(allow(rules, OF_THE_SYSTEM, reading)?)
+    let top = fs::read_dir("/").map_err(failed)?;
+    let top: Vec<PathBuf> = top.flatten().map(|entry| entry.path()).collect();
+    let others = top.iter().map(PathBuf::as_path);
+    let others = others.filter(|path| *path != Path::new("/dev") && !is_of_the_system(path));
+    let free = others.chain(DEVICES.map(Path::new));
+    let listed = ["/", "/dev"].map(|path| (Path::new(path), READ_DIR));
+    let read = OF_THE_SYSTEM.map(|path| (Path::new(path), READ_FILE | READ_DIR));
+    let free = free.map(|path| (path, ALL));
+    restrict(FIRST | REFER, free.chain(listed).chain(read))
 }
 
 fn is_of_the_system(path: &Path) -> bool {
