@@ -2,6 +2,7 @@
 //! What keeps linked code, and this process with it, inside bounds. Nothing of it is on by default.
 
 use crate::cgroup;
+use crate::isolation::Isolation;
 use anyhow::{Context, Result, bail, ensure};
 use jitmem::executor::containment::{Containment as Refused, Layer, Profile};
 use jitmem::executor::program;
@@ -21,6 +22,7 @@ use std::time::Duration;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Containment {
     pub(crate) refused: Refused,
+    pub(crate) isolation: Isolation,
     pub(crate) limits: Vec<Limit>,
     /// Bytes of memory, of all that this process and its children have.
     pub(crate) memory: Option<u64>,
@@ -37,26 +39,34 @@ pub(crate) struct Bound {
     pub(crate) is_less: bool,
 }
 
-impl From<Layer> for Bound {
-    fn from(layer: Layer) -> Bound {
-        let name = layer.name;
-        match layer.refused {
-            None => Bound {
+impl Bound {
+    /// A means of the kernel's that holds, or that the system has refused.
+    pub(crate) fn of(name: &str, result: Result<()>) -> Bound {
+        match result {
+            Ok(()) => Bound {
                 text: format!("{name}: in force"),
                 is_less: false,
             },
-            Some(error) => Bound {
-                text: format!("{name}: not in force: {error}"),
+            Err(error) => Bound {
+                text: format!("{name}: not in force: {error:#}"),
                 is_less: true,
             },
         }
     }
 }
 
+impl From<Layer> for Bound {
+    fn from(layer: Layer) -> Bound {
+        let refused = layer.refused.map(anyhow::Error::from);
+        Bound::of(layer.name, refused.map_or(Ok(()), Err))
+    }
+}
+
 impl Containment {
     /// Bounds that this program itself can be set up in. Called before there is a controller.
     pub(crate) fn begin(&mut self) -> Result<Vec<Bound>> {
-        let mut bounds = Vec::new();
+        let mut bounds = self.isolation.begin();
+        self.refused.no_capabilities = self.isolation.is_chosen();
         if self.memory.is_some() || self.tasks.is_some() {
             match cgroup::enter(self.memory, self.tasks) {
                 Ok(path) => bounds.push(Bound {
@@ -68,7 +78,8 @@ impl Containment {
         }
         // The limits may leave no room for a thread.
         if self.die_with_parent {
-            die_with_parent(self.refused.clone()).context("--die-with-parent")?;
+            die_with_parent(self.refused.clone(), self.isolation.clone())
+                .context("--die-with-parent")?;
         }
         self.limits.iter().try_for_each(Limit::set)?;
         self.refused.prepare();
@@ -120,18 +131,21 @@ impl Containment {
     /// Whether libraries may be out of reach once the bounds are closed.
     pub(crate) fn refuses_files(&self) -> bool {
         let refusing = [Some(Profile::Confined), Some(Profile::Sealed)];
-        refusing.contains(&self.refused.profile) && !self.refused.audit
+        let refuses = refusing.contains(&self.refused.profile) && !self.refused.audit;
+        refuses || self.isolation.root.is_some()
     }
 
     /// The bounds that leave no way to set anything up. Called before there is linked code.
     pub(crate) fn close(&self) -> Result<Vec<Bound>> {
+        let mut bounds = self.isolation.enter()?;
         let layers = self.refused.enter().with_context(|| {
             let profile = self.refused.profile;
             profile.map_or("contain".to_owned(), |profile| {
                 format!("--seccomp={}", profile.name())
             })
         })?;
-        Ok(layers.into_iter().map(Bound::from).collect())
+        bounds.extend(layers.into_iter().map(Bound::from));
+        Ok(bounds)
     }
 }
 
@@ -227,7 +241,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Has this process killed when its parent has ended. The kernel's own PR_SET_PDEATHSIG comes when
 /// the thread ends that has started this process, though others of the parent may go on.
-fn die_with_parent(refused: Refused) -> Result<()> {
+fn die_with_parent(refused: Refused, isolation: Isolation) -> Result<()> {
     let Some(parent) = getppid() else {
         bail!("the parent can't be seen from this process's PID namespace");
     };
@@ -253,7 +267,8 @@ fn die_with_parent(refused: Refused) -> Result<()> {
     let (tell, told) = mpsc::channel();
     let watch = move || {
         // It needs no rights, and linked code could use those that it has.
-        let _ = tell.send(refused.restrict_helper());
+        let isolated = isolation.enter();
+        let _ = tell.send(isolated.and_then(|_| Ok(refused.restrict_helper()?)));
         match watched {
             // Also if that has failed: nothing would watch the parent from here on.
             Some(watched) => drop(has_ended(&watched, None)),

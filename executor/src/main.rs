@@ -8,6 +8,7 @@ mod cgroup;
 mod connection;
 mod contain;
 mod exports;
+mod isolation;
 mod options;
 mod parent;
 mod serve;

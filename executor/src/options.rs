@@ -5,6 +5,7 @@
 //! then one word that names the endpoint (CHANNEL in the usage); what comes behind that is ignored, but for options of ours.
 
 use crate::contain::{Containment, Limit, bytes, limited_by};
+use crate::isolation::user;
 use crate::serve::for_sessions;
 use anyhow::{Context, Result, bail};
 use jitmem::executor::containment::Profile;
@@ -45,6 +46,11 @@ Options
   --read PATH        what confined code can read, a file or a folder with all in it; repeatable
   --mdwe             no memory is writable and executable, and none that is there becomes executable
   --no-network       no sockets but Unix sockets
+  --user UID[:GID]   be this user once the session stands, in no other group; takes root
+  --root FOLDER      have this folder as root then; takes root, or a user namespace
+  --isolate          have namespaces of its own: network, mount, IPC and UTS; for users other than root a
+                     user namespace, too. What the system refuses is said. With any of these three all
+                     capabilities are dropped
   --memory N         limit the memory of this process and its children, memfds included, by a control
                      group where one can be made; else less, which is said
   --tasks N          limit processes and threads, likewise
@@ -204,6 +210,11 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             }
             Arg::Long("read") => containment.refused.readable.push(parser.value()?.into()),
             Arg::Long("mdwe") => containment.refused.fixed_code = true,
+            Arg::Long("user") => {
+                containment.isolation.user = Some(user(&parser.value()?.string()?)?);
+            }
+            Arg::Long("root") => containment.isolation.root = Some(parser.value()?.into()),
+            Arg::Long("isolate") => containment.isolation.namespaces = true,
             Arg::Long("no-network") => containment.refused.no_network = true,
             Arg::Long("audit") => containment.refused.audit = true,
             Arg::Long("memory") => {
@@ -276,18 +287,21 @@ fn refuse_option(word: &str) -> Result<()> {
         "die-with-parent",
         "exit-when-orphaned",
         "fork-memory",
+        "isolate",
         "llvm",
         "mdwe",
         "memory",
         "no-network",
         "preload-cxx",
         "read",
+        "root",
         "seccomp",
         "serve",
         "stack-size",
         "tasks",
         "time-limit",
         "token-file",
+        "user",
     ];
     let name = word.strip_prefix("--").unwrap_or("");
     let name = name.split('=').next().unwrap_or("");

@@ -346,7 +346,7 @@ class Machine(unittest.TestCase):
     maxDiff = None
     # What a profile lets be done, and the files that any program needs.
     FREE = {
-        "no-exec": {"open-null", "open-zero", "read-core-pattern", "socket-inet", "socket-unix"},
+        "no-exec": {"open-null", "open-zero", "read-core-pattern", "socket-inet", "socket-unix", "has-network"},
         "confined": set(),
         "sealed": set(),
     }
@@ -357,6 +357,7 @@ class Machine(unittest.TestCase):
             with self.subTest(profile=profile):
                 found = attacks(["machine"], f"--seccomp={profile}", **how)
                 self.assertEqual(found.keys(), free.keys())
+                found.pop("become-root")  # root is root already
                 allowed = {name for name, outcome in found.items() if outcome == "ok"}
                 self.assertEqual(allowed, self.FREE[profile])
 
@@ -432,6 +433,128 @@ class Machine(unittest.TestCase):
         for profile in PROFILES:
             with self.subTest(profile=profile):
                 self.assertEqual(attempts(22, f"--seccomp={profile}", "--audit", "--mdwe"), free)
+
+
+NAMESPACES = {"net": "network", "mnt": "mount", "ipc": "IPC", "uts": "UTS"}
+
+
+class Isolation(unittest.TestCase):
+    """Another user, another root folder, namespaces."""
+
+    maxDiff = None
+
+    def threads(self, *options, through=(), program=programs.PROGRAM):
+        """What the kernel says of each thread of an executor: its status, and its namespaces."""
+        with Session([*through, program, *options]) as session:
+            session.ask(READ, sequence([]))
+            tasks = f"/proc/{session.process.pid}/task"
+            found = []
+            for thread in os.listdir(tasks):
+                with open(f"{tasks}/{thread}/status") as file:
+                    state = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+                own = {kind: os.readlink(f"{tasks}/{thread}/ns/{kind}") for kind in (*NAMESPACES, "user")}
+                found.append((state, own, os.readlink(f"{tasks}/{thread}/root")))
+            self.assertEqual(session.finish(), (0, "", ""))
+        return found
+
+    def without(self, what):
+        script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "without.py")
+        return [sys.executable, script, what]
+
+    def check_no_rights(self, state):
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            self.assertEqual(int(state[name], 16), 0, name)
+
+    def test_user(self):
+        if os.geteuid() != 0:
+            ran = run([programs.PROGRAM, "--user=54321", "--diagnose"])
+            self.assertEqual((ran.code, ran.output), (1, ""))
+            told = "--user: become user 54321 of group 54321, which takes root: Operation not permitted"
+            self.assertIn(told, ran.complaint)
+            return
+        for option, user, group in (("--user=54321", 54321, 54321), ("--user=54321:77", 54321, 77)):
+            for state, _, _ in self.threads(option, "--die-with-parent"):
+                self.assertEqual(state["Uid"].split(), [str(user)] * 4)
+                self.assertEqual(state["Gid"].split(), [str(group)] * 4)
+                self.assertEqual(state["Groups"].split(), [])
+                self.check_no_rights(state)
+        # Nor can linked code go back.
+        found = attacks(["machine"], "--user=54321")
+        self.assertEqual((attacks(["machine"])["become-root"], found["become-root"]), ("ok", "EPERM"))
+        self.assertEqual(found["write-parents-memory"], "EACCES")
+
+    def check_root(self, **how):
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        os.chmod(folder, 0o755)
+        # C++'s libraries are loaded before.
+        executor = bounded(f"--root={folder}", **how)
+        ran = jitlink(22, "generic", executor, programs.objects("catches.o", "throws.o"))
+        self.assertEqual((ran.code, ran.status), (68, 0), ran)
+        found = attacks([folder, "files"], f"--root={folder}", **how)
+        self.assertEqual(set(found.values()), {"ENOENT"})
+        found = attacks(["machine"], f"--root={folder}", **how)
+        self.assertEqual((found["change-root"], found["open-null"]), ("EPERM", "ENOENT"))
+        for state, _, root in self.threads(f"--root={folder}", "--die-with-parent", **how):
+            self.assertEqual(root, folder)
+            self.check_no_rights(state)
+
+    def test_root(self):
+        self.check_root()
+
+    def test_root_as_user(self):
+        self.check_root(**(as_user(self) if os.geteuid() == 0 else {}))
+
+    def test_a_root_that_can_not_be_had_is_an_error(self):
+        for through, root, why in (
+            ([], "/nonexistent", "No such file or directory"),
+            (self.without("chroot"), "/", "Operation not permitted"),
+        ):
+            ran = run([*through, programs.PROGRAM, f"--root={root}", "filedescs=0,1"])
+            told = f"{programs.PROGRAM}: --root: have {root} as root folder: {why}"
+            self.assertEqual((ran.code, ran.output), (1, ""))
+            self.assertTrue(ran.complaint.startswith(told), ran)
+
+    def check_namespaces(self, has_user, **how):
+        own = {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in (*NAMESPACES, "user")}
+        for profile in ((), ("--seccomp=sealed",)):
+            for state, found, _ in self.threads("--isolate", "--die-with-parent", *profile, **how):
+                changed = {kind for kind in own if found[kind] != own[kind]}
+                self.assertEqual(changed, {*NAMESPACES, *["user"] * has_user})
+                self.check_no_rights(state)
+        free, found = attacks(["machine"], **how), attacks(["machine"], "--isolate", **how)
+        self.assertEqual((free["has-network"], found["has-network"]), ("ok", "ENETUNREACH"))
+        words = [*how.get("through", ()), how.get("program", programs.PROGRAM)]
+        ran = run([*words, "--isolate", "--diagnose"])
+        lines = [f"{name} namespace: in force" for name in (*["user"] * has_user, *NAMESPACES.values())]
+        self.assertEqual(ran.output.splitlines(), [*lines, "capabilities: in force"], ran)
+
+    def test_namespaces(self):
+        self.check_namespaces(os.geteuid() != 0)
+
+    def test_namespaces_as_user(self):
+        self.check_namespaces(True, **(as_user(self) if os.geteuid() == 0 else {}))
+
+    def test_namespaces_that_are_refused_are_named(self):
+        for how in (as_user(self) if os.geteuid() == 0 else {}), {}:
+            through = [*self.without("namespaces"), *how.get("through", ())]
+            program = how.get("program", programs.PROGRAM)
+            ran = run([*through, program, "--isolate", "--diagnose"])
+            names = ["user"] * (bool(how) or os.geteuid() != 0) + [*NAMESPACES.values()]
+            refused = [f"{name} namespace: not in force: Operation not permitted (os error 1)" for name in names]
+            self.assertEqual(ran.output.splitlines(), [*refused, "capabilities: in force"], ran)
+            # And it serves.
+            executor = bounded("--isolate", through=through, program=program)
+            ran = jitlink(22, "generic", executor, programs.objects("threads.o"))
+            self.assertEqual(ran.code, 42, ran)
+            self.assertIn("network namespace: not in force", ran.complaint)
+
+    def test_jitmems_own_mappers_go_on(self):
+        options = ["--isolate", "--root=/usr", *["--user=54321"] * (os.geteuid() == 0)]
+        for profile in (), ("--seccomp=sealed",):
+            for mapper in ("shared", "remote"):
+                with self.subTest(profile=profile, mapper=mapper):
+                    ran = run([CONTROLLER, "unix", mapper, programs.PROGRAM, *options, *profile, *ALL])
+                    self.assertEqual((ran.code, ran.output.splitlines()[0]), (0, "100 good"), ran)
 
 
 class Budgets(unittest.TestCase):

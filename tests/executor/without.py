@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Runs a program as on a kernel that lacks something: python3 without.py mdwe|landlock|pidfd PROGRAM ARGUMENT..."""
+"""Runs a program as on a kernel that lacks something: python3 without.py mdwe|landlock|pidfd|namespaces|chroot PROGRAM ARGUMENT..."""
 
 import ctypes
 import errno
@@ -7,21 +7,21 @@ import os
 import struct
 import sys
 
-# The same numbers on every architecture, but for prctl's.
+# The same numbers on every architecture, but for those of old.
 PIDFD_OPEN, LANDLOCK_CREATE_RULESET = 434, 444
-PRCTL = {"x86_64": 157, "aarch64": 167}[os.uname().machine]
+PRCTL, UNSHARE, CHROOT = {"x86_64": (157, 272, 161), "aarch64": (167, 97, 51)}[os.uname().machine]
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_MDWE = 22, 38, 65
 MODE_FILTER, ERRNO, ALLOW = 2, 0x00050000, 0x7FFF0000
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
 NUMBER, FIRST_ARGUMENT = 0, 16
 
 
-def lacking(call):
-    """A filter for a kernel without the call."""
+def lacking(call, error=errno.ENOSYS):
+    """A filter for a kernel without the call, or one that refuses it."""
     return [
         (LOAD, 0, 0, NUMBER),
         (JUMP_IF_EQUAL, 0, 1, call),
-        (RETURN, 0, 0, ERRNO | errno.ENOSYS),
+        (RETURN, 0, 0, ERRNO | error),
         (RETURN, 0, 0, ALLOW),
     ]
 
@@ -29,6 +29,8 @@ def lacking(call):
 FILTERS = {
     "pidfd": lacking(PIDFD_OPEN),
     "landlock": lacking(LANDLOCK_CREATE_RULESET),
+    "namespaces": lacking(UNSHARE, errno.EPERM),
+    "chroot": lacking(CHROOT, errno.EPERM),
     "mdwe": [
         (LOAD, 0, 0, NUMBER),
         (JUMP_IF_EQUAL, 0, 3, PRCTL),

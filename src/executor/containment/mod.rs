@@ -53,6 +53,8 @@ pub struct Containment {
     /// No memory is writable and executable, and none that is there becomes executable. [`Profile::Sealed`] has
     /// this, too.
     pub fixed_code: bool,
+    /// No capabilities are left, whatever the profile.
+    pub no_capabilities: bool,
     /// No sockets but Unix sockets.
     pub no_network: bool,
     /// No new memfds, System V shared memory and shared anonymous memory, which RLIMIT_DATA does not count.
@@ -78,6 +80,10 @@ impl Containment {
         !self.audit && (self.fixed_code || self.profile == Some(Profile::Sealed))
     }
 
+    fn drops_capabilities(&self) -> bool {
+        self.no_capabilities || (self.profile.is_some() && !self.audit)
+    }
+
     /// What concerns services of this process. Called before there is a session.
     pub fn prepare(&self) {
         if self.fixes_code() {
@@ -92,10 +98,12 @@ impl Containment {
     /// # Errors
     /// What the system says.
     pub fn restrict_helper(&self) -> Result<()> {
+        if self.drops_capabilities() {
+            capabilities::drop_all()?;
+        }
         if self.audit || self.profile.is_none() {
             return Ok(());
         }
-        capabilities::drop_all()?;
         // Where the kernel lacks it, `enter` says so.
         let _ = paths::allow_nothing();
         Ok(())
@@ -110,9 +118,11 @@ impl Containment {
     pub fn enter(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
         let mut layer = |name, refused| layers.push(Layer { name, refused });
-        if let (Some(profile), false) = (self.profile, self.audit) {
+        if self.drops_capabilities() {
             capabilities::drop_all()?;
             layer("capabilities", None);
+        }
+        if let (Some(profile), false) = (self.profile, self.audit) {
             match profile {
                 Profile::NoExec => layer("Landlock", paths::spare_the_system().err()),
                 Profile::Confined => {
