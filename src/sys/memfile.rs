@@ -84,14 +84,18 @@ impl MemFile {
         Ok(file)
     }
 
-    /// The first `size` bytes of another process's file, read and not mapped: it may shrink. Room is made as
+    /// The first `size` bytes of another process's memfd, read and not mapped: it may shrink. Of other files none is
+    /// read: they may be on a file system of that process's, which answers when it likes. Room is made as
     /// they come.
     pub(crate) fn content(file: OwnedFd, size: u64) -> io::Result<Vec<u8>> {
-        let file = File::from(file);
-        let there = file.metadata()?;
-        if !there.is_file() || there.len() < size {
-            let message = format!("a file of {} bytes instead of {size}", there.len());
-            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        let wrong = |why: String| Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let Ok(file) = Memfd::try_from_file(File::from(file)) else {
+            return wrong("a body in a file that is no memfd".to_owned());
+        };
+        let file = file.as_file();
+        let there = file.metadata()?.len();
+        if there < size {
+            return wrong(format!("a file of {there} bytes instead of {size}"));
         }
         let mut bytes = Vec::new();
         while (bytes.len() as u64) < size {
