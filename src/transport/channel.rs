@@ -91,6 +91,11 @@ impl Channel {
         self.connection.pending.has_ended()
     }
 
+    /// What everything is answered with from now on, if it has ended.
+    pub(crate) fn why_ended(&self) -> Option<Error> {
+        self.connection.pending.why_ended()
+    }
+
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.connection.traffic
     }
@@ -332,6 +337,13 @@ mod tests {
             executor.join().unwrap();
             let later = wait(|done| channel.call(1, vec![], done)).unwrap_err();
             assert_eq!(later.status(), Status::Disconnected);
+            // What has not been asked for yet is told why as well.
+            assert_eq!(channel.why_ended(), Some(later.clone()));
+            assert_eq!(
+                later.message().contains("answers no call"),
+                twice,
+                "{later}"
+            );
         }
     }
 }

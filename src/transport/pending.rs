@@ -149,6 +149,11 @@ impl PendingCalls {
         self.ended.load(Ordering::Acquire)
     }
 
+    /// What everything is answered with, once the connection has ended.
+    pub(crate) fn why_ended(&self) -> Option<Error> {
+        self.state.lock().ended.clone()
+    }
+
     /// The process that made the connection. A forked child has none of the threads that read it.
     pub(crate) fn owner(&self) -> OwnerProcess {
         self.owner

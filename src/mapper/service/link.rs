@@ -4,7 +4,7 @@
 use super::descriptor_passing::{self, Attachment, DescriptorPassing};
 use super::reply::decoded;
 use crate::completion::{Completion, wait};
-use crate::error::{Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Limits, Patience};
@@ -236,9 +236,15 @@ impl Link {
     pub(super) fn check(&self) -> Result<()> {
         match self.end {
             Some(end) if end.is_over() => Err(end.error()),
-            _ if self.is_lost() => Err(disconnected("its connection has ended")),
+            _ if self.is_lost() => Err(self.why_lost()),
             _ => Ok(()),
         }
+    }
+
+    #[cold]
+    fn why_lost(&self) -> Error {
+        let why = self.channel().and_then(Channel::why_ended);
+        why.unwrap_or_else(|| disconnected("its connection has ended"))
     }
 
     /// Whether answers come in threads of our own.
