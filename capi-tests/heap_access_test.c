@@ -33,6 +33,38 @@ static void look_ups(void **state) {
   goes_on_working(subject->manager);
 }
 
+static void count_location(void *ctx, const jitmem_location *location) {
+  (void)location;
+  ++*(unsigned *)ctx;
+}
+
+// Of an allocation whose segments the heap has no room for, none is shown.
+static void walks_over_many_segments(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  enum { SEGMENTS = 5000 };
+  static jitmem_segment segments[SEGMENTS];
+  static jitmem_segment_memory memory[SEGMENTS];
+  uint64_t handle = 0;
+  unsigned shown = 0;
+  for (size_t i = 0; i < SEGMENTS; i++)
+    segments[i] = segment(16, 0, RX);
+  const struct graphs small = finalized(manager, 1);
+  OK(jitmem_manager_walk(manager, count_location, &shown, error));
+  const unsigned few = shown;
+  OK(jitmem_manager_allocate(manager, segments, SEGMENTS, 0, memory, &handle, error));
+  int refused = 0;
+  EACH_FAILURE(round) {
+    shown = 0;
+    TRY(round, jitmem_manager_walk(manager, count_location, &shown, error));
+    refused += round.status != JITMEM_OK;
+    assert_int_equal(shown, round.status == JITMEM_OK ? few + SEGMENTS : few);
+  }
+  assert_true(refused > 0);
+  OK(jitmem_manager_abandon(manager, handle, error));
+  OK(jitmem_manager_deallocate(manager, &small.handle, 1, error));
+  goes_on_working(manager);
+}
+
 // A scope opens or does not; where finalized memory can't be written it never does.
 static void write_scopes(void **state) {
   struct subject *subject = *state;
@@ -260,6 +292,7 @@ int main(void) {
       MODE(labelled_allocations, mprotected),
       MODE(look_ups, two_views),
       MODE(look_ups, remote),
+      MODE(walks_over_many_segments, two_views),
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),
       MODE(write_scopes, shared),

@@ -192,7 +192,8 @@ pub type jitmem_location_fn =
 /// from before the walk until after it comes exactly once; one that comes or goes meanwhile comes once, as it was
 /// at one moment, or not at all. What is being deallocated or abandoned does not come.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE; JITMEM_OUT_OF_MEMORY if the heap has no room
+/// for the segments of one allocation.
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `see` may be called with `ctx`; `error` is NULL or a

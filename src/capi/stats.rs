@@ -242,10 +242,13 @@ pub type jitmem_layout_fn =
     Option<unsafe extern "C" fn(ctx: *mut c_void, item: *const jitmem_layout_item)>;
 
 /// Calls `visit` in this thread for each window, followed by its chunks in address order, each
-/// followed by the ranges in it that are handed out, in address order. A picture of one moment; no
-/// lock is held during the calls. Thread-safe.
+/// followed by the ranges in it that are handed out, in address order. A picture of one moment: while
+/// it is taken, some 10 ns for each range, the manager serves no other call, and memory is needed for
+/// all of it; jitmem_manager_walk stops no other call for long. No lock is held during the calls.
+/// Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child).
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child),
+/// JITMEM_OUT_OF_MEMORY.
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL

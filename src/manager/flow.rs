@@ -237,7 +237,7 @@ impl<M: Memory> Flow<M> {
         let mut next = Some(0);
         while let Some(from) = next {
             let mut batch = Vec::new();
-            next = self.space.lock().locate(&self.reader, from, &mut batch);
+            next = self.space.lock().locate(&self.reader, from, &mut batch)?;
             batch.iter().for_each(&mut *visit);
         }
         Ok(())

@@ -278,28 +278,47 @@ impl<M: Memory> Space<M> {
         self.records.resident_bytes() + self.memory.bytes_of_records()
     }
 
-    /// Adds the segments of some live allocations, from a slot on. Gives where the next ones begin.
+    /// Adds the segments of some live allocations, from a slot on. Gives where the next ones begin. Fails
+    /// where the heap has no room for those of one.
     pub(super) fn locate(
         &self,
         reader: &ManagerReader,
         from: u32,
         out: &mut Vec<Location>,
-    ) -> Option<u32> {
-        reader.records().find_map_from(from, &mut |number, life| {
+    ) -> Result<Option<u32>> {
+        let mut full = false;
+        let next = reader.records().find_map_from(from, &mut |number, life| {
             if ![Phase::InFlight, Phase::Finalizing, Phase::Finalized].contains(&life.phase) {
                 return None;
             }
             let holding = self.records.record(Key::of(number)).holding;
             let dylib = self.memory.dylib(life.dylib, holding);
             let before = out.len();
+            let mut push = |location| {
+                full |= out.try_reserve(1).is_err();
+                if !full {
+                    out.push(location);
+                }
+            };
+            let mut any = false;
             self.memory.segments(holding, &mut |range, group| {
-                out.push(reader.location(range, group, life, dylib));
+                any = true;
+                push(reader.location(range, group, life, dylib));
             });
-            if out.len() == before {
-                out.push(reader.without_memory(life, dylib));
+            if !any {
+                push(reader.without_memory(life, dylib));
+            }
+            if full {
+                // With the next ones, if those before it took the room.
+                out.truncate(before);
+                return Some(number);
             }
             (out.len() >= LOCATED_AT_ONCE).then_some(number + 1)
-        })
+        });
+        match full && out.is_empty() {
+            true => Err(heap::exhausted("walk")),
+            false => Ok(next),
+        }
     }
 
     pub(super) fn sums(&self) -> Sums {
