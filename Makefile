@@ -245,7 +245,7 @@ stage: build # Installs into the build tree, for the projects above.
 .PHONY: bench-results
 bench-results: bench ## measure for benches/results and BENCHMARKS.md, on an idle machine
 	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem-mprotect >$(RESULTS)/mprotect.md
-	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem,jitmem-closing >$(RESULTS)/closing.md
+	build/bench/jitmem-bench --rounds=2 --only=a,b --managers=$(PEERS),jitmem,jitmem-closing >$(RESULTS)/closing.md
 	build/bench/jitmem-bench-c >$(RESULTS)/c-api.md
 	cargo bench --locked --bench ranges >$(RESULTS)/ranges.md
 	benches/charts.py $(RESULTS) BENCHMARKS.md

@@ -159,7 +159,7 @@ static Error chosenWorkloads(Workloads &Chosen) {
     P.Executors.push_back(executorStart(S));
     P.Executors.push_back(executorCalls(S));
   }
-  addAgain(P.Across, segmentsAcross(), "oop-", Contest::AcrossProcesses, S.rounds(11));
+  addAgain(P.Across, segmentsAcross(), "oop-", Contest::AcrossProcesses, S.rounds(7));
   addAgain(P.Executors, segmentsAcross(), "executor-", Contest::OnExecutors, S.rounds(3));
   if (Error Err = addLink(P, "b", S, tinyObjects, 7, 7))
     return Err;
