@@ -39,7 +39,7 @@ impl Drop for InsideMapper {
 
 /// Notes that this thread does what a request needs, though perhaps inside a mapper that has answered at
 /// once, until the answer is dropped.
-fn leave_mapper() -> InsideMapper {
+pub(super) fn leave_mapper() -> InsideMapper {
     InsideMapper {
         before: INSIDE_MAPPER_OF.replace(NONE),
     }

@@ -13,6 +13,7 @@ use super::writers::WriterAccess;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
+use crate::lock::Condvar;
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
 use crate::memory::placement::random;
@@ -29,6 +30,8 @@ pub(super) struct Flow<M: Memory> {
     /// What look-ups have of the manager, which take no lock.
     pub(super) reader: Arc<ManagerReader>,
     pub(super) unlocked: M::Unlocked,
+    /// A chunk is held no more, so that it may be written; or a trim has ended.
+    pub(super) unheld: Condvar,
     /// What is known of allocations besides.
     pub(super) tracking: Arc<Tracking>,
     /// Working memory of content that the mapper copies.
@@ -74,6 +77,7 @@ impl<M: Memory> Flow<M> {
             coherent: AtomicBool::new(capabilities.coherent),
             reader,
             unlocked: space.memory.unlocked(),
+            unheld: Condvar::new(),
             space: AtForkMutex::new(space, |space, forked| space.memory.forked(forked)),
             tracking: Tracking::new(&options),
             limited,

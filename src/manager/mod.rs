@@ -30,6 +30,7 @@ mod request;
 mod reservations;
 mod scopes;
 mod space;
+mod sparse;
 mod stats;
 #[cfg(test)]
 #[allow(unsafe_code)]

@@ -7,7 +7,7 @@ use super::records::SegmentState;
 use super::request::PlannedSegment;
 use super::stats::Sums;
 use crate::group::{AllocGroup, Lifetime, Protection};
-use crate::mapper::{Prepared, Working};
+use crate::mapper::{Discards, Prepared, Working};
 use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges, RegionId};
 use crate::memory::words::PageIndex;
@@ -16,6 +16,8 @@ use crate::page::{AddressRange, Alignment};
 use crate::sys::{Forked, ForksInUse};
 use std::ops::Range;
 use std::sync::Arc;
+
+pub(super) mod sparse;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its
 /// group is larger by the factor, up to that share. Its pages take no memory before they are used,
@@ -87,8 +89,8 @@ pub(super) struct PoolChunk {
     size: u32,
     working: Working,
     mappings: u64,
-    /// Whether the mapper can take parts of it back.
-    discards: bool,
+    /// How the mapper can take parts of it back.
+    discards: Discards,
     /// All its pages were taken when it was made.
     all_committed: bool,
     /// The pages that may hold memory: those that were handed out and not given back since. What lies
@@ -100,6 +102,9 @@ pub(super) struct PoolChunk {
     /// Nothing was handed out yet: the request that it was made for is about to take from it.
     fresh: bool,
     forks: Forks,
+    /// While its memory is being given back and nothing may be written: what is freed, which stays as it
+    /// is. There is room for all that may be.
+    held: Option<Vec<RangeId>>,
 }
 
 impl PoolChunk {
@@ -125,6 +130,7 @@ impl PoolChunk {
             live: 0,
             fresh: true,
             forks: Forks::new(epoch),
+            held: None,
         }
     }
 
@@ -216,6 +222,10 @@ pub(super) struct Pool {
     next_size: u64,
     /// A fork found chunks here, so that children or the parent may see some.
     shared_with_children: bool,
+    /// Chunks in which what is freed is held.
+    held_chunks: u32,
+    /// Some of what is freed stays as it is, for one of these reasons.
+    some_stays: bool,
 }
 
 impl Pool {
@@ -230,6 +240,8 @@ impl Pool {
         let mark = mark(window, pool_index(group));
         Pool {
             shared_with_children: false,
+            held_chunks: 0,
+            some_stays: false,
             nodes: Arc::clone(nodes),
             index: Arc::clone(index),
             group,
@@ -352,7 +364,7 @@ impl Pool {
             range: addresses(origin, handed.start, handed.size),
             group: self.group,
             writer,
-            frozen: self.shared_with_children && self.is_old(id),
+            frozen: self.some_stays && self.stays(id),
         }
     }
 
@@ -368,6 +380,7 @@ impl Pool {
     /// What is handed out from now on is not seen by children that there are.
     pub(super) fn forked(&mut self, forked: Forked) {
         self.shared_with_children = true;
+        self.note_what_stays();
         if forked.in_child {
             // What is free in chunks of the parent's is the parent's.
             let mut below = Ranges::LARGEST;
@@ -419,7 +432,7 @@ impl Pool {
     /// Takes a range back. Gives its bytes, rounding included, and whether its chunk is empty now.
     #[inline]
     pub(super) fn free(&mut self, id: RangeId) -> (u64, bool) {
-        match self.shared_with_children && self.is_old(id) {
+        match self.some_stays && self.stays(id) {
             true => self.freeze(id),
             false => self.free_range(id),
         }
@@ -433,10 +446,18 @@ impl Pool {
         (handed.size.into(), empty)
     }
 
-    /// Whether children, or the parent, may see a live range.
-    fn is_old(&self, id: RangeId) -> bool {
+    fn note_what_stays(&mut self) {
+        self.some_stays = self.shared_with_children || self.held_chunks > 0;
+    }
+
+    /// Whether a live range stays as it is when it is freed: children, or the parent, may see it, or its
+    /// chunk is held.
+    fn stays(&self, id: RangeId) -> bool {
         let handed = self.ranges.get(id);
         let chunk = self.chunk(handed.region);
+        if chunk.held.is_some() {
+            return true;
+        }
         let granule = (handed.start - chunk.offset) >> self.granule_shift();
         chunk.forks.is_old(granule)
     }
@@ -445,6 +466,10 @@ impl Pool {
     fn freeze(&mut self, id: RangeId) -> (u64, bool) {
         self.nodes.disown(id);
         let handed = self.ranges.get(id);
+        if let Some(held) = &mut self.chunk_mut(handed.region).held {
+            held.push(id);
+            return (handed.size.into(), false);
+        }
         let chunk = self.freeze_in_chunk(&handed);
         chunk.live -= 1;
         let empty = chunk.live == 0 && self.empty_now(handed.region);
@@ -495,7 +520,7 @@ impl Pool {
             let chunk = chunks[region as usize].as_ref();
             chunk.is_some_and(|chunk| {
                 let pages = chunk.pages_inside(start, start + size);
-                chunk.discards && chunk.touched.count_in(pages) >= least
+                chunk.discards == Discards::Pages && chunk.touched.count_in(pages) >= least
             })
         };
         ranges.take_whole(below, least, most, accept, &mut out);
@@ -532,6 +557,16 @@ impl Pool {
     /// The region of a range, which is its chunk.
     pub(super) fn region(&self, id: RangeId) -> RegionId {
         self.ranges.get(id).region
+    }
+
+    /// The addresses of a chunk.
+    pub(super) fn range_of(&self, region: RegionId, origin: u64) -> AddressRange {
+        self.chunk(region).range(origin)
+    }
+
+    /// Whether what is freed of a range's chunk is held.
+    pub(super) fn is_held(&self, id: RangeId) -> bool {
+        self.held_chunks > 0 && self.chunk(self.region(id)).held.is_some()
     }
 
     /// Whether a chunk with this many live pieces is given up once they are free.

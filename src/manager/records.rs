@@ -340,6 +340,12 @@ impl<T: Default> Records<T> {
         self.find(handle, Phase::Finalized)
     }
 
+    /// The handle of an allocation that is finalized.
+    pub(super) fn finalized_handle(&self, key: Key) -> Option<u64> {
+        let slot = self.slots.find(key.0)?;
+        (slot.phase() == Phase::Finalized).then(|| self.handle(key.0, slot.generation()))
+    }
+
     #[inline]
     fn find(&self, handle: u64, wanted: Phase) -> Result<Key> {
         let number = handle ^ self.cookie;

@@ -14,6 +14,7 @@ use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Idle pages stay while they are less than this part of what is handed out, and these bytes.
 const IDLE_SHARE: u64 = 8;
@@ -25,12 +26,17 @@ const LEAST_PAGES: u32 = 4;
 const VERY_MANY: u64 = 2;
 /// So many times the slack is freed before idle pages are looked for again.
 const PATIENCE: u64 = 2;
+/// Where memory is given back by the chunk, at least one of so many pages of it must hold nothing: in a trim,
+/// and where idle pages are very many or not.
+const PART_OF_TRIM: u32 = 16;
+const PART_IF_MANY: u32 = 4;
+const PART: u32 = 2;
 /// Windows in which nothing lies that are kept for what may come.
 const EMPTY_WINDOWS: usize = 1;
 
 impl Space<Windows> {
     /// Whether idle pages are to be given back now, and from how many in a row on. Says so once until
-    /// [`Space::end_trim`].
+    /// [`Flow::end_trim`].
     pub(super) fn begin_trim(&mut self) -> Option<u32> {
         let slack = self.usage.taken / IDLE_SHARE + IDLE_SLACK;
         let memory = &mut self.memory;
@@ -48,10 +54,6 @@ impl Space<Windows> {
         (memory.trimming, memory.freed) = (true, 0);
         Some(least)
     }
-
-    fn end_trim(&mut self) {
-        self.memory.trimming = false;
-    }
 }
 
 impl Flow<Windows> {
@@ -59,6 +61,8 @@ impl Flow<Windows> {
     pub(super) fn trim(self: &Arc<Self>) -> Result<u64> {
         self.check_process()?;
         let delivery = &mut Delivery::Inline;
+        let deadline = self.shrinking_deadline();
+        let alone = self.trim_alone(deadline);
         self.thaw(delivery);
         let mut empty = Vec::new();
         {
@@ -70,20 +74,48 @@ impl Flow<Windows> {
         }
         let reclaimed = self.reclaim(empty, delivery);
         let discarded = self.discard_idle(1, delivery);
+        let shrunk = self.shrink_chunks_until(deadline, PART_OF_TRIM);
         let released = self.release_windows(0, delivery);
         self.close_idle_writers();
-        let bytes = reclaimed.as_ref().unwrap_or(&0) + discarded.as_ref().unwrap_or(&0) + released;
-        match reclaimed.and(discarded) {
+        if alone {
+            self.end_trim();
+        }
+        let done = [&reclaimed, &discarded, &shrunk];
+        let done = done.into_iter().flatten().sum::<u64>();
+        let bytes = done + released;
+        match reclaimed.and(discarded).and(shrunk) {
             Err(error) if bytes == 0 => self.counted(Err(error.context("trim"))),
             _ => Ok(bytes),
         }
+    }
+
+    /// Waits until no other thread gives idle pages back: what that has taken looks as it was then. Whether
+    /// this thread alone does so until [`Flow::end_trim`].
+    fn trim_alone(&self, deadline: Instant) -> bool {
+        let mut space = self.space.lock();
+        while space.memory.trimming && Instant::now() < deadline {
+            space = self.unheld.wait_until(space, deadline);
+        }
+        !std::mem::replace(&mut space.memory.trimming, true)
+    }
+
+    pub(super) fn end_trim(&self) {
+        self.space.lock().memory.trimming = false;
+        self.unheld.notify_all();
     }
 
     /// Gives the idle pages back that [`Space::begin_trim`] has found to be many.
     pub(super) fn trim_idle(self: &Arc<Self>, least: u32, delivery: &mut Delivery) {
         // What the system does not take back stays in use: nothing is lost.
         let _ = self.discard_idle(least, delivery);
-        self.space.lock().end_trim();
+        let flow = Arc::downgrade(self);
+        let part = if least == 1 { PART_IF_MANY } else { PART };
+        let ended = Completion::new(move |_| {
+            if let Some(flow) = flow.upgrade() {
+                flow.end_trim();
+            }
+        });
+        self.shrink_chunks(part, ended);
     }
 
     /// Gives back the memory of free ranges in which it may be in at least `least` pages. An error
@@ -143,7 +175,7 @@ impl Flow<Windows> {
     }
 }
 
-fn none_or_all(bytes: u64, failure: Option<Error>) -> Result<u64> {
+pub(super) fn none_or_all(bytes: u64, failure: Option<Error>) -> Result<u64> {
     match failure {
         Some(error) if bytes == 0 => Err(error),
         _ => Ok(bytes),

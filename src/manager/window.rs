@@ -311,6 +311,16 @@ impl Window {
 
     // ---- giving back ----
 
+    /// A pool, if it ever had a chunk, and what its offsets count from.
+    pub(super) fn pool_at(&mut self, pool: usize) -> Option<(&mut Pool, u64)> {
+        Some((self.pools[pool].as_mut()?, self.origin))
+    }
+
+    /// [`Pool::is_held`]
+    pub(super) fn is_held(&self, piece: &Piece) -> bool {
+        self.pool_of(piece).is_held(piece.id)
+    }
+
     /// [`Pool::take_idle`], with the pages of each range.
     pub(super) fn take_idle(
         &mut self,

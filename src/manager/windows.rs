@@ -160,6 +160,21 @@ impl Windows {
         self.windows[number].as_mut().expect(WINDOWS_IN_USE_STAY)
     }
 
+    /// One more than the highest number of a window.
+    pub(super) fn windows_ever(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// The window of a number, if there is one.
+    pub(super) fn get_mut(&mut self, number: usize) -> Option<&mut Window> {
+        self.windows.get_mut(number)?.as_mut()
+    }
+
+    /// Whether a piece must not be written now.
+    pub(super) fn is_held(&self, piece: &Piece) -> bool {
+        self.window(piece.window.into()).is_held(piece)
+    }
+
     /// All windows.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Window> {
         self.windows.iter().flatten()
@@ -540,12 +555,12 @@ impl Windows {
         out
     }
 
-    fn begin_change(&mut self, window: usize) {
+    pub(super) fn begin_change(&mut self, window: usize) {
         self.changes += 1;
         self.window_mut(window).changes += 1;
     }
 
-    fn end_change(&mut self, number: usize) {
+    pub(super) fn end_change(&mut self, number: usize) {
         // A child has forgotten its parent's changes, with the one that it is inside.
         self.changes = self.changes.saturating_sub(1);
         let window = self.window_mut(number);

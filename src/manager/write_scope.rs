@@ -126,7 +126,7 @@ impl WriteScope {
         let thread = std::thread::current().id();
         let forks = sys::fork_epoch();
         let writers = flow.open_writers()?;
-        let space = &mut *flow.space.lock();
+        let space = &mut *flow.lock_to_write(handle)?;
         let segments = space.open_segments(handle)?;
         space.scopes.begin(handle, thread)?;
         writers.keep();

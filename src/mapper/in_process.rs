@@ -3,8 +3,8 @@
 
 use super::actions::{join, run_dealloc, run_finalize};
 use super::{
-    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
-    Reserved, SegmentContent, Teardown, Working,
+    Action, Capabilities, Chunk, Deinitialization, Discards, Kind, MapperBase, MemoryMapper,
+    Prepared, Reserved, SegmentContent, Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -279,7 +279,10 @@ impl MemoryMapper for InProcess {
             working: writer.map_or(Working::Copied, Working::Shared),
             mappings: view.mappings(),
             // Pages that were to be had at once stay, and a sealed memfd lets none go.
-            discards: !commit && pages != Some(Pages::Memfd),
+            discards: match commit || pages == Some(Pages::Memfd) {
+                true => Discards::Nothing,
+                false => Discards::Pages,
+            },
         };
         let mut windows = self.windows.lock();
         let window = window(&windows)?;

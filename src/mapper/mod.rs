@@ -32,6 +32,7 @@ use crate::completion::Completion;
 use crate::error::Result;
 use crate::group::AllocGroup;
 use crate::memory::buffer::Buffer;
+use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
@@ -115,8 +116,18 @@ pub struct Prepared {
     pub(crate) working: Working,
     /// Kernel mappings that the chunk takes.
     pub(crate) mappings: u64,
-    /// Whether parts of it can be given back.
-    pub(crate) discards: bool,
+    pub(crate) discards: Discards,
+}
+
+/// How parts of a chunk are given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Discards {
+    /// They are not.
+    Nothing,
+    /// By [`MemoryMapper::discard`].
+    Pages,
+    /// By [`MemoryMapper::keep_only`].
+    AllBut,
 }
 
 impl Prepared {
@@ -147,7 +158,7 @@ impl Prepared {
         Prepared {
             working: Working::Shared(writer),
             mappings,
-            discards: false,
+            discards: Discards::Nothing,
         }
     }
 
@@ -156,12 +167,11 @@ impl Prepared {
         Prepared {
             working: Working::Copied,
             mappings,
-            discards: false,
+            discards: Discards::Nothing,
         }
     }
 
-    /// Parts of it can be given back.
-    pub(crate) fn discarding(self, discards: bool) -> Prepared {
+    pub(crate) fn discarding(self, discards: Discards) -> Prepared {
         Prepared { discards, ..self }
     }
 }
@@ -330,12 +340,22 @@ pub(crate) trait MemoryMapper: MapperBase {
     /// any more. On failure the chunk stays.
     fn reclaim(&self, chunk: AddressRange) -> Result<()>;
 
-    /// Gives back the memory of some pages of a chunk that was prepared as discarding. They hold no
+    /// Gives back the memory of some pages of a chunk that was prepared as [`Discards::Pages`]. They hold no
     /// allocation, and read zero afterwards. On failure they may be as they were.
     fn discard(&self, pages: AddressRange) -> Result<()> {
         Err(crate::error::invalid_argument(format!(
             "{pages:?} lies in no chunk of which parts can be given back"
         )))
+    }
+
+    /// Gives back the memory of a chunk that was prepared as [`Discards::AllBut`], but for the pages in
+    /// `keep`. Nothing else of it holds an allocation, and it reads zero afterwards. Until the answer no
+    /// content that is shared is written there; if there is a writer in the answer, it is the one from then
+    /// on. On failure the chunk may be as it was.
+    fn keep_only(&self, chunk: AddressRange, _keep: PageSet, done: Completion<Option<Writer>>) {
+        done.complete(Err(crate::error::invalid_argument(format!(
+            "{chunk:?} is no chunk of which parts can be given back"
+        ))));
     }
 
     /// Whether [`MemoryMapper::prepare_later`] and [`MemoryMapper::reclaim_later`] are to be called in place

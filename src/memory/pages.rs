@@ -41,6 +41,29 @@ impl PageSet {
         })
     }
 
+    /// The same pages; `None` if the heap is full.
+    pub(crate) fn try_clone(&self) -> Option<PageSet> {
+        let mut words = Vec::new();
+        words.try_reserve_exact(self.words.len()).ok()?;
+        words.extend_from_slice(&self.words);
+        Some(PageSet { words, ..*self })
+    }
+
+    /// Of a message's words.
+    pub(crate) fn of_words(words: Vec<u64>) -> PageSet {
+        let count = words.iter().map(|word| word.count_ones()).sum();
+        PageSet {
+            words,
+            count,
+            leading: 0,
+        }
+    }
+
+    /// A bit for each page, the first one's the lowest of the first word.
+    pub(crate) fn into_words(self) -> Vec<u64> {
+        self.words
+    }
+
     /// How many pages are in it.
     pub(crate) fn count(&self) -> u32 {
         self.count
@@ -113,6 +136,17 @@ impl PageSet {
         })
     }
 
+    /// The runs of pages that are not in it, lowest first, as far as they lie in `pages`.
+    pub(crate) fn gaps(&self, pages: Range<u32>) -> impl Iterator<Item = Range<u32>> {
+        let Range { mut start, end } = pages;
+        std::iter::from_fn(move || {
+            start = self.next(start, end, u64::MAX)?;
+            let gap = start..self.next(start, end, 0).unwrap_or(end);
+            start = gap.end;
+            Some(gap)
+        })
+    }
+
     /// The first of some pages that is in the set, or with `inverted` bits is not.
     fn next(&self, start: u32, end: u32, inverted: u64) -> Option<u32> {
         let (word, bits) = parts(start..end.max(start))
@@ -147,7 +181,13 @@ mod tests {
                 prop_assert!(runs.windows(2).all(|pair| pair[0].end < pair[1].start));
                 let in_runs: Vec<u32> = runs.into_iter().flatten().collect();
                 let known: Vec<u32> = model.range(pages.clone()).copied().collect();
-                prop_assert_eq!(in_runs, known);
+                prop_assert_eq!(&in_runs, &known);
+                let gaps = set.gaps(pages.clone()).collect::<Vec<_>>();
+                prop_assert!(gaps.windows(2).all(|pair| pair[0].end < pair[1].start));
+                let outside = gaps.into_iter().flatten().filter(|page| !known.contains(page));
+                prop_assert_eq!(outside.count() + known.len(), pages.len());
+                let copy = PageSet::of_words(set.try_clone().unwrap().into_words());
+                prop_assert_eq!(copy.count(), set.count());
                 if insert {
                     set.insert(pages.clone());
                     model.extend(pages);

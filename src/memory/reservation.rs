@@ -8,7 +8,7 @@ use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -221,6 +221,24 @@ impl Reservation {
             Some(libc::EPERM) => self.take_file(part, protection, file),
             _ => Err(error),
         }
+    }
+
+    /// Puts the first pages of a file in the place of a part where something is mapped already, which
+    /// stays if that fails. perf keeps what it was told by [`Reservation::take_code`].
+    pub(super) fn exchange(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        file: &sys::MemFile,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        let size = part.size();
+        let new = sys::map_file(At::Anywhere, size, protection, file.as_fd())?;
+        // SAFETY: mapped for this; the part is this reservation's.
+        unsafe { sys::move_mapping(new, size, part.start()) }.inspect_err(|_| {
+            // SAFETY: mapped for this, and it was not moved.
+            unsafe { unmap(new, size) };
+        })
     }
 
     /// Changes the protection of a part.

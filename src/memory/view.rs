@@ -10,6 +10,8 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
 use std::os::fd::OwnedFd;
 
+mod renewal;
+
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
 #[derive(Debug)]
 pub(crate) struct View {
@@ -181,6 +183,11 @@ impl View {
     /// The executor's addresses.
     pub(crate) fn executor(&self) -> AddressRange {
         self.executor
+    }
+
+    /// Whether another process writes it.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self.written, Written::Remotely)
     }
 
     /// Whether forked children have pages of their own by themselves.

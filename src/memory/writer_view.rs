@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Where this process writes pages that another mapping shows.
 
+use super::pages::PageSet;
 use super::placement::{far_place, random_below};
 use super::reservation::{count_lost, range, unmap};
 use super::writer::Writer;
@@ -133,14 +134,56 @@ impl WriterView {
         protection: Protection,
         commit: bool,
     ) -> Result<(WriterView, sys::MemFile)> {
+        let anywhere = |map: &dyn Fn(At) -> io::Result<u64>| map(At::Anywhere);
+        Self::of_new(size, protection, anywhere, &|file| match commit {
+            true => file.commit(size).map_err(|e| failed(size)("fallocate", e)),
+            false => Ok(()),
+        })
+    }
+
+    /// A view of new pages that hold the same as those of this one where `keep` says so, and nothing
+    /// elsewhere; and their memfd, as [`WriterView::new`] has it. `executor` is where this process will run
+    /// them, if it does.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn renewed(
+        &self,
+        executor: Option<AddressRange>,
+        protection: Protection,
+        keep: &PageSet,
+    ) -> Result<(WriterView, sys::MemFile)> {
+        let (page, size) = (sys::page_size().bytes(), self.size);
+        let pages = (size / page) as u32;
+        let place = |map: &dyn Fn(At) -> io::Result<u64>| match executor {
+            Some(executor) => far_from(executor, map),
+            None => map(At::Anywhere),
+        };
+        Self::of_new(size, protection, place, &|file| {
+            // By write, so that a shortage of memory is an error and no signal.
+            keep.runs(0..pages).try_for_each(|run| {
+                let offset = u64::from(run.start) * page;
+                let from = range(self.start + offset, run.len() as u64 * page);
+                // SAFETY: a part of this view.
+                unsafe { sys::write_pages(file, offset, from) }
+                    .map_err(|e| failed(size)("copy what is in use", e))
+            })
+        })
+    }
+
+    /// New pages that `fill` gives their first content, mapped where `place` says.
+    fn of_new(
+        size: u64,
+        protection: Protection,
+        place: impl FnOnce(&dyn Fn(At) -> io::Result<u64>) -> io::Result<u64>,
+        fill: &dyn Fn(&sys::MemFile) -> Result<()>,
+    ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
         let failed = failed(size);
         let file =
             sys::MemFile::new(name_of(protection), size).map_err(|e| failed("memfd_create", e))?;
-        if commit {
-            file.commit(size).map_err(|e| failed("fallocate", e))?;
-        }
-        let start = sys::map_file(At::Anywhere, size, Protection::NONE, file.as_fd())
+        fill(&file)?;
+        let start = place(&|at| sys::map_file(at, size, Protection::NONE, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
         let view = WriterView::at(start, size)?;
         let sealed = match protection.writable() {
@@ -187,6 +230,11 @@ impl WriterView {
         assert!(end.is_some_and(|end| end <= self.size), "outside the view");
         // SAFETY: mapped by this view alone; the caller of the mapper uses nothing there.
         unsafe { sys::remove(self.start + offset, size) }
+    }
+
+    /// Its bytes.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
     }
 
     /// The right to write there.

@@ -132,12 +132,6 @@ impl MemFile {
         self.seal(&[FileSeal::SealShrink, FileSeal::SealGrow, FileSeal::SealSeal])
     }
 
-    /// Another descriptor of the same file.
-    pub(crate) fn try_clone(&self) -> io::Result<MemFile> {
-        let file = self.0.as_file().try_clone()?;
-        Ok(MemFile(Memfd::try_from_file(file).map_err(not_a_memfd)?))
-    }
-
     /// Takes all pages now, so that a shortage is an error here and not a kill later.
     pub(crate) fn commit(&self, size: u64) -> io::Result<()> {
         gate("fallocate")?;

@@ -11,6 +11,8 @@ use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
 pub const VERSION: u32 = 5;
+/// The oldest version that either side still speaks. It has no [`Step::Replace`] and what follows it.
+pub const OLDEST_VERSION: u32 = 4;
 
 /// Bytes that the answer to a message of so many bytes may have: an outcome for each of its parts, and what
 /// went wrong with some.
@@ -113,7 +115,7 @@ impl<'a, T: Decode<'a>> Decode<'a> for Reply<T> {
 message! {
     /// `open`: begins a session.
     Open {
-        /// The controller's [`VERSION`].
+        /// The controller's [`VERSION`], or an older one that an executor of before speaks.
         version: u32,
         /// Which service of the executor; 0 is the process's own.
         instance: u64,
@@ -332,6 +334,26 @@ choice! {
             /// The whole window.
             range: AddrRange,
         }
+        /// Shows the memfd that came with the message in place of the one before. What is in use of it
+        /// holds the same. Only for what linked code can't write.
+        5 Replace {
+            /// The whole chunk.
+            range: AddrRange,
+        }
+        /// The same with a memfd that is to be opened.
+        6 ReplaceFile {
+            /// The whole chunk.
+            range: AddrRange,
+            /// The memfd.
+            file: File,
+        }
+        /// Gives the memory of a chunk of the executor's own pages back, but for some of them.
+        7 Keep {
+            /// The whole chunk.
+            range: AddrRange,
+            /// A bit for each page that stays, the first one's the lowest of the first number.
+            pages: Vec<u64>,
+        }
     }
 }
 
@@ -432,6 +454,15 @@ mod tests {
                 },
                 Step::Unmap { range: range(1, 2) },
                 Step::Release { range: range(1, 2) },
+                Step::Replace { range: range(1, 2) },
+                Step::ReplaceFile {
+                    range: range(1, 2),
+                    file: file.clone(),
+                },
+                Step::Keep {
+                    range: range(1, 2),
+                    pages: vec![1, u64::MAX],
+                },
             ],
         };
         assert_eq!(from_bytes(&to_bytes(&change)), Ok(change));

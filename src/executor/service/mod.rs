@@ -19,7 +19,7 @@ pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, sy
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
 use crate::wire::service::{
-    Attach, Change, Functions, Item, Open, Opened, Reply, Reserve, VERSION,
+    Attach, Change, Functions, Item, OLDEST_VERSION, Open, Opened, Reply, Reserve, VERSION,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
 use session::Session;
@@ -149,7 +149,7 @@ pub(crate) enum Function {
 pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
     let body = || {
         let open: Open = decoded(&mut Reader::new(args))?;
-        if open.version != VERSION {
+        if !(OLDEST_VERSION..=VERSION).contains(&open.version) {
             return Err(Error::new(
                 Status::Unsupported,
                 format!(

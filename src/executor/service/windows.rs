@@ -7,6 +7,7 @@ use crate::error::{Result, invalid_argument};
 use crate::executor::fixed_code;
 use crate::executor::llvm::forget_within;
 use crate::group::Protection;
+use crate::memory::pages::PageSet;
 use crate::memory::placement::{Placement, REACH};
 use crate::memory::reservation::Reservation;
 use crate::memory::view::{Pages, View};
@@ -109,9 +110,7 @@ impl Windows {
     ) -> Result<()> {
         match step {
             Step::Map { range, protection } => {
-                let file = descriptors.next().ok_or_else(|| {
-                    invalid_argument("a chunk without its memfd: the message carried too few")
-                })?;
+                let file = next(descriptors)?;
                 Self::map(windows, range, protection, |window, range, protection| {
                     View::foreign(window, range, protection, file)
                 })
@@ -144,6 +143,14 @@ impl Windows {
                 Ok(view)
             }),
             Step::Unmap { range } => Self::unmap(windows, range_of(range)?),
+            Step::Replace { range } => {
+                let file = next(descriptors)?;
+                Self::replace(windows, range_of(range)?, file)
+            }
+            Step::ReplaceFile { range, file } => {
+                Self::replace(windows, range_of(range)?, open(&file, false)?)
+            }
+            Step::Keep { range, pages } => Self::keep(windows, range_of(range)?, pages),
             Step::Release { range } => {
                 let range = range_of(range)?;
                 let position = windows
@@ -192,18 +199,41 @@ impl Windows {
 
     fn unmap(windows: &mut [SessionWindow], range: AddressRange) -> Result<()> {
         let window = window_of(windows, range)?;
-        let chunk = window.chunks.get(&range.start());
-        let whole = chunk.is_some_and(|chunk| chunk.view.executor() == range);
-        let chunk = whole
-            .then(|| window.chunks.remove(&range.start()))
-            .flatten();
-        let Some(chunk) = chunk else {
-            return Err(invalid_argument(format!("no chunk is at {range:?}")));
+        window.whole(range)?;
+        let Some(chunk) = window.chunks.remove(&range.start()) else {
+            return Ok(());
         };
         chunk.view.unmap().map_err(|(view, error)| {
             window.refused.push(view);
             error
         })
+    }
+
+    /// Another memfd in place of the one that a chunk has, which this process can't write: what is in use
+    /// of it holds the same, so that threads may run it meanwhile.
+    fn replace(windows: &mut [SessionWindow], range: AddressRange, file: OwnedFd) -> Result<()> {
+        let chunk = window_of(windows, range)?.whole(range)?;
+        if chunk.protection.writable() || !chunk.view.is_foreign() {
+            return Err(invalid_argument(format!(
+                "replace the memfd of the chunk at {range:?}: it has none of constant content"
+            )));
+        }
+        chunk.view.replace(chunk.protection, file)
+    }
+
+    /// Gives the memory of a chunk of the executor's own pages back, but for some of them.
+    fn keep(windows: &mut [SessionWindow], range: AddressRange, pages: Vec<u64>) -> Result<()> {
+        let chunk = window_of(windows, range)?.whole(range)?;
+        let keep = PageSet::of_words(pages);
+        let size = range.size() / sys::page_size().bytes();
+        if chunk.view.is_foreign() || u64::from(keep.all().end) < size {
+            return Err(invalid_argument(format!(
+                "keep {} pages of the chunk at {range:?}: they are not the executor's own, or not \
+                 all of them were named",
+                keep.count()
+            )));
+        }
+        chunk.view.keep_only(chunk.protection, &keep)
     }
 
     /// Writes content into pages of our own; code in them is seen by the processor at once.
@@ -280,6 +310,11 @@ impl Windows {
     }
 }
 
+fn next(descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<OwnedFd> {
+    let few = || invalid_argument("a chunk without its memfd: the message carried too few");
+    descriptors.next().ok_or_else(few)
+}
+
 fn window_of(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut SessionWindow> {
     let window = windows
         .iter_mut()
@@ -290,6 +325,14 @@ fn window_of(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut 
 impl SessionWindow {
     pub(super) fn chunks(&mut self) -> impl Iterator<Item = &mut SessionChunk> {
         self.chunks.values_mut()
+    }
+
+    /// The chunk that is exactly there.
+    fn whole(&mut self, range: AddressRange) -> Result<&mut SessionChunk> {
+        let chunk = self.chunks.get_mut(&range.start());
+        chunk
+            .filter(|chunk| chunk.view.executor() == range)
+            .ok_or_else(|| invalid_argument(format!("no chunk is at {range:?}")))
     }
 
     fn overlapping(&self, range: AddressRange) -> Option<&View> {

@@ -15,6 +15,7 @@ mod oracle;
 mod placement;
 mod reservations;
 mod simple;
+mod sparse;
 mod stock;
 mod writers;
 mod writing;

@@ -7,11 +7,11 @@ use super::link::Link;
 use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
-use crate::error::{Result, Status};
+use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
-use crate::wire::service::{Change, Step};
+use crate::wire::service::{Change, File, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -58,19 +58,29 @@ impl Changes {
         file: &MemFile,
         done: Completion<()>,
     ) {
+        self.with_file(file, done, |file| match file {
+            Some(file) => Step::MapFile {
+                range,
+                protection,
+                file,
+            },
+            None => Step::Map { range, protection },
+        });
+    }
+
+    /// A change with a file: one that the executor opens, or that goes along.
+    fn with_file(
+        &self,
+        file: &MemFile,
+        done: Completion<()>,
+        step: impl FnOnce(Option<File>) -> Step,
+    ) {
         let clone = file.as_fd().try_clone_to_owned();
         let clone = clone.map_err(|error| explain("duplicate a memfd", error));
         let step = |clone: &OwnedFd| -> Result<Step> {
             match self.0.link.passing() {
-                Some(DescriptorPassing::Files) => {
-                    let file = file_of(clone.as_fd())?;
-                    Ok(Step::MapFile {
-                        range,
-                        protection,
-                        file,
-                    })
-                }
-                _ => Ok(Step::Map { range, protection }),
+                Some(DescriptorPassing::Files) => Ok(step(Some(file_of(clone.as_fd())?))),
+                _ => Ok(step(None)),
             }
         };
         match clone.and_then(|clone| Ok((step(&clone)?, clone))) {
@@ -80,6 +90,15 @@ impl Changes {
             }
             Err(error) => done.complete(Err(error)),
         }
+    }
+
+    /// Maps a memfd of ours in place of the one before. [`is_unknown`] tells of an error whether it may be
+    /// mapped all the same.
+    pub(super) fn replace(&self, range: AddrRange, file: &MemFile, done: Completion<()>) {
+        self.with_file(file, done, |file| match file {
+            Some(file) => Step::ReplaceFile { range, file },
+            None => Step::Replace { range },
+        });
     }
 
     /// Any change that needs no file.
@@ -108,6 +127,7 @@ impl Changes {
 enum Asked {
     Nothing,
     Unmap(AddrRange),
+    Replace,
     Other,
 }
 
@@ -116,9 +136,30 @@ impl Asked {
         match step {
             None => Asked::Nothing,
             Some(Step::Unmap { range }) => Asked::Unmap(*range),
+            Some(Step::Replace { .. } | Step::ReplaceFile { .. }) => Asked::Replace,
             Some(_) => Asked::Other,
         }
     }
+}
+
+/// Whether the executor may have done what it was asked, though there is no answer.
+fn is_lost(answers: &Result<Vec<Result<()>>>) -> bool {
+    match answers {
+        Ok(_) => false,
+        Err(error) => error.status() != Status::Disconnected,
+    }
+}
+
+/// The status of an error after which it is not known what was done: one that no executor can say.
+const UNKNOWN: Status = Status::Internal;
+
+fn unknown(answer: Result<()>) -> Result<()> {
+    answer.map_err(|error| Error::new(UNKNOWN, error.message()))
+}
+
+/// Whether the executor may have done what failed so.
+pub(super) fn is_unknown(error: &Error) -> bool {
+    error.status() == UNKNOWN
 }
 
 impl Inner {
@@ -127,12 +168,8 @@ impl Inner {
     fn keep_lost_unmaps(
         &self,
         done: Vec<(Asked, Completion<()>)>,
-        answers: &Result<Vec<Result<()>>>,
+        lost: bool,
     ) -> Vec<(Asked, Option<Completion<()>>)> {
-        let lost = match answers {
-            Ok(_) => false,
-            Err(error) => error.status() != Status::Disconnected,
-        };
         let keep = |(asked, done): (Asked, Completion<()>)| match asked {
             Asked::Unmap(range) if lost => {
                 let (step, file) = (Some(Step::Unmap { range }), None);
@@ -188,7 +225,8 @@ impl Inner {
         let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
             drop(open);
             let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
-            let done = inner.keep_lost_unmaps(done, &answers);
+            let lost = is_lost(&answers);
+            let done = inner.keep_lost_unmaps(done, lost);
             inner.send(delivery);
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
@@ -196,7 +234,8 @@ impl Inner {
             for (asked, done) in done {
                 let answer = match asked {
                     Asked::Nothing => None,
-                    Asked::Unmap(_) | Asked::Other => answers.next(),
+                    Asked::Replace if lost => answers.next().map(unknown),
+                    Asked::Unmap(_) | Asked::Replace | Asked::Other => answers.next(),
                 };
                 if let Some(done) = done {
                     done.complete_with(answer.unwrap_or(Ok(())), delivery);

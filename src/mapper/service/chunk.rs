@@ -4,12 +4,15 @@
 //! The executor is told of a chunk as soon as it is made, while its first graph is still being linked.
 //! Only what is finalized before the executor's answer waits for it.
 
-use super::change::Changes;
+use super::change::{Changes, is_unknown};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
-use crate::error::{Result, invalid_argument};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Protection;
 use crate::lock::Mutex;
 use crate::mapper::Chunk;
+use crate::memory::pages::PageSet;
+use crate::memory::writer::Writer;
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, MemFile};
@@ -17,7 +20,7 @@ use crate::wire::service::Step;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// The chunks that were made and not taken back.
 pub(super) struct Chunks {
@@ -32,20 +35,28 @@ struct ExecutorChunk {
     /// Bits of the final protection.
     protection: u8,
     commit: bool,
-    /// Where its content is written; none where content travels in messages.
-    view: Option<WriterView>,
+    /// How its content is written; not at all where content travels in messages.
+    written: Mutex<Option<Written>>,
     /// [`Chunks::unsettled`]
     unsettled: Arc<AtomicUsize>,
     progress: Mutex<Progress>,
+    /// The executor has had it mapped, so that linked code may lie there.
+    was_mapped: AtomicBool,
+}
+
+/// Where content is written.
+struct Written {
+    view: WriterView,
+    open: bool,
 }
 
 /// How far the executor is with a chunk. The file is its memory, if that is shared.
 enum Progress {
     /// The executor was told; these wait for its answer.
-    UnderWay(Option<MemFile>, Vec<Completion<()>>),
+    UnderWay(Option<Arc<MemFile>>, Vec<Completion<()>>),
     Mapped,
-    /// The executor could not; the next allocation in it tries again.
-    Failed(Option<MemFile>),
+    /// The executor could not, or it is not known; the next allocation in it tries again.
+    Failed(Option<Arc<MemFile>>),
 }
 
 impl Chunks {
@@ -74,9 +85,10 @@ impl Chunks {
             range,
             protection: group.protection.bits() as u8,
             commit,
-            view,
+            written: Mutex::new(view.map(|view| Written { view, open: true })),
             unsettled: Arc::clone(&self.unsettled),
-            progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
+            progress: Mutex::new(Progress::UnderWay(file.map(Arc::new), Vec::new())),
+            was_mapped: AtomicBool::new(false),
         });
         self.unsettled.fetch_add(1, Ordering::AcqRel);
         self.by_start
@@ -95,12 +107,12 @@ impl Chunks {
         let range = chunk.range.into();
         // The lock is not held while the request is made: it may be answered inside.
         let file = match &mut *chunk.progress.lock() {
-            Progress::UnderWay(file, _) => file.as_ref().map(MemFile::try_clone),
+            Progress::UnderWay(file, _) => file.clone(),
             _ => None,
         };
         match file {
-            Some(Ok(file)) => self.changes.map(range, protection, &file, done),
-            Some(Err(error)) => done.complete(Err(sys::explain("duplicate a memfd", error))),
+            Some(file) if chunk.was_mapped() => self.changes.replace(range, &file, done),
+            Some(file) => self.changes.map(range, protection, &file, done),
             None => {
                 let step = Step::MapOwn {
                     range,
@@ -119,7 +131,9 @@ impl Chunks {
         for (chunk, mapped) in chunks.iter().zip(each) {
             if chunk.when_mapped(mapped) {
                 // What came of the message before may not be known.
-                self.unmap(chunk.range, Completion::new(|_| ()));
+                if !chunk.was_mapped() {
+                    self.unmap(chunk.range, Completion::new(|_| ()));
+                }
                 self.map(chunk);
             }
         }
@@ -166,11 +180,64 @@ impl Chunks {
     /// Opens or closes the views through which these windows are written.
     pub(super) fn set_writers(&self, windows: &[AddressRange], open: bool) -> Result<()> {
         let chunks = self.by_start.lock();
-        let inside = chunks
+        let mut inside = chunks
             .values()
             .filter(|chunk| windows.iter().any(|window| window.contains(chunk.range)));
-        let mut views = inside.filter_map(|chunk| chunk.view.as_ref());
-        views.try_for_each(|view| view.set_open(open))
+        inside.try_for_each(|chunk| match &mut *chunk.written.lock() {
+            Some(written) => written.set_open(open),
+            None => Ok(()),
+        })
+    }
+
+    /// Gives the memory of a chunk back, but for some pages: see [`MemoryMapper::keep_only`].
+    ///
+    /// [`MemoryMapper::keep_only`]: crate::mapper::MemoryMapper::keep_only
+    pub(super) fn keep_only(
+        &self,
+        range: AddressRange,
+        keep: PageSet,
+        done: Completion<Option<Writer>>,
+    ) {
+        let chunk = self.by_start.lock().get(&range.start()).cloned();
+        let Some(chunk) = chunk.filter(|chunk| chunk.range == range && chunk.is_mapped()) else {
+            let message = format!("the executor has not mapped the chunk at {range:?}");
+            return done.complete(Err(Error::new(Status::WouldBlock, message)));
+        };
+        let renewed = match (
+            &*chunk.written.lock(),
+            Protection::from_bits(chunk.protection.into()),
+        ) {
+            (Some(written), Ok(protection)) => {
+                written.view.renewed(None, protection, &keep).map(Some)
+            }
+            (_, protection) => protection.map(|_| None),
+        };
+        match renewed {
+            Ok(Some((view, file))) => self.replace(chunk, view, file, done),
+            Ok(None) => {
+                let (range, pages) = (range.into(), keep.into_words());
+                let done = done.map(|answer: Result<()>| answer.map(|()| None));
+                self.changes.make(Step::Keep { range, pages }, done);
+            }
+            Err(error) => done.complete(Err(error)),
+        }
+    }
+
+    /// Has the executor map new pages in place of those of a chunk, and writes them from then on.
+    fn replace(
+        &self,
+        chunk: Arc<ExecutorChunk>,
+        view: WriterView,
+        file: MemFile,
+        done: Completion<Option<Writer>>,
+    ) {
+        let (range, file) = (chunk.range.into(), Arc::new(file));
+        let sent = Arc::clone(&file);
+        let replaced = Completion::with_delivery(move |answer, delivery| {
+            let writer = chunk.replaced(answer, view, file);
+            done.complete_with(writer, delivery);
+        });
+        self.changes.replace(range, &sent, replaced);
     }
 
     /// Gives back pages that both processes have.
@@ -180,17 +247,15 @@ impl Chunks {
         let chunk = chunk.map(|(_, chunk)| Arc::clone(chunk));
         drop(before);
         let chunk = chunk.filter(|chunk| chunk.range.contains(pages));
-        let view = chunk.as_ref().and_then(|chunk| {
-            let offset = pages.start() - chunk.range.start();
-            Some((chunk.view.as_ref()?, offset))
-        });
-        let (view, offset) = view.ok_or_else(|| {
-            invalid_argument(format!("{pages:?} lies in no chunk of shared pages"))
-        })?;
-        let size = pages.size();
-        view.discard(offset, size).map_err(|error| {
-            sys::explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
-        })
+        let elsewhere = || invalid_argument(format!("{pages:?} lies in no chunk of shared pages"));
+        let chunk = chunk.ok_or_else(elsewhere)?;
+        let (offset, size) = (pages.start() - chunk.range.start(), pages.size());
+        match &*chunk.written.lock() {
+            Some(written) => written.view.discard(offset, size).map_err(|error| {
+                sys::explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
+            }),
+            None => Err(elsewhere()),
+        }
     }
 
     /// Forgets the chunks of a window that is given back.
@@ -200,7 +265,51 @@ impl Chunks {
     }
 }
 
+impl Written {
+    fn set_open(&mut self, open: bool) -> Result<()> {
+        self.view.set_open(open)?;
+        self.open = open;
+        Ok(())
+    }
+}
+
 impl ExecutorChunk {
+    fn was_mapped(&self) -> bool {
+        self.was_mapped.load(Ordering::Acquire)
+    }
+
+    /// The executor has answered whether it has new pages in place of those from before. Gives how they
+    /// are written.
+    #[allow(unsafe_code)]
+    fn replaced(
+        &self,
+        answer: Result<()>,
+        view: WriterView,
+        file: Arc<MemFile>,
+    ) -> Result<Option<Writer>> {
+        match answer {
+            // Both hold the same so far. Before anything new counts on it, the executor is told again.
+            Err(error) if is_unknown(&error) => {
+                let mut progress = self.progress.lock();
+                if matches!(*progress, Progress::Mapped) {
+                    *progress = Progress::Failed(Some(file));
+                    self.unsettled.fetch_add(1, Ordering::AcqRel);
+                }
+            }
+            answer => answer?,
+        }
+        let mut written = self.written.lock();
+        let mut new = Written { view, open: true };
+        if written.as_ref().is_some_and(|written| !written.open) {
+            // One that stays open is closed the next time.
+            let _ = new.set_open(false);
+        }
+        // SAFETY: the view stays as the one before it would have stayed, which the manager writes no more.
+        let writer = unsafe { new.view.writer() };
+        *written = Some(new);
+        Ok(Some(writer))
+    }
+
     fn is_mapped(&self) -> bool {
         matches!(*self.progress.lock(), Progress::Mapped)
     }
@@ -214,6 +323,7 @@ impl ExecutorChunk {
             };
             match &answer {
                 Ok(()) => {
+                    self.was_mapped.store(true, Ordering::Release);
                     self.unsettled.fetch_sub(1, Ordering::AcqRel);
                 }
                 Err(_) => *progress = Progress::Failed(file),

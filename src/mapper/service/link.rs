@@ -10,7 +10,7 @@ use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Limits, Patience};
 use crate::transport::packet;
 use crate::transport::{Call, Traffic, Transport, disconnected, dispatched};
-use crate::wire::service::{Attach, Functions, Open, Opened, VERSION, most_answer};
+use crate::wire::service::{Attach, Functions, OLDEST_VERSION, Open, Opened, VERSION, most_answer};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct Link {
     transport: Arc<dyn Transport>,
     opened: Opened,
+    /// Which version of the service's messages the executor takes.
+    version: u32,
     /// None where content travels in messages.
     attachment: Option<Attachment>,
     /// Of the transport; a channel counts its own.
@@ -40,20 +42,25 @@ pub(super) struct Link {
 impl Link {
     /// Opens a session of the service whose `open` is at `service` in the executor.
     pub(super) fn open(transport: Arc<dyn Transport>, service: u64, instance: u64) -> Result<Link> {
-        let open = Open {
-            version: VERSION,
-            instance,
-        };
         let limits = transport.limits();
         let set_up = limits.deadline(Asked::SetUp);
-        let answer = asked(&transport, service, to_bytes(&open), set_up);
-        let opened: Opened = answer
-            .and_then(|bytes| decoded(&bytes))
+        let open = |version| -> Result<(u32, Opened)> {
+            let open = Open { version, instance };
+            let answer = asked(&transport, service, to_bytes(&open), set_up)?;
+            Ok((version, decoded(&answer)?))
+        };
+        // An executor of an older release refuses what it does not speak.
+        let opened = open(VERSION).or_else(|error| match error.status() {
+            Status::Unsupported => open(OLDEST_VERSION),
+            _ => Err(error),
+        });
+        let (version, opened) = opened
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
         let unresponsive = transport.unresponsive().unwrap_or_default();
         Ok(Link {
             transport,
             opened,
+            version,
             attachment: None,
             traffic: Arc::default(),
             closed: AtomicBool::new(false),
@@ -107,6 +114,11 @@ impl Link {
     /// Whether the executor sees code that is written to shared pages without being told.
     pub(super) fn is_coherent(&self) -> bool {
         self.opened.coherent
+    }
+
+    /// Whether it gives the memory of parts of code back.
+    pub(super) fn gives_parts_back(&self) -> bool {
+        self.version > OLDEST_VERSION
     }
 
     pub(super) fn functions(&self) -> &Functions {

@@ -12,15 +12,17 @@ mod reply;
 
 use super::custom::check_window;
 use super::{
-    Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
-    Reserved, SegmentContents, Teardown,
+    Action, Capabilities, Chunk, Deinitialization, Discards, Kind, MapperBase, MemoryMapper,
+    Prepared, Reserved, SegmentContents, Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::lock::Mutex;
+use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
+use crate::memory::writer::Writer;
 use crate::memory::writer_view::WriterView;
 use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
@@ -249,13 +251,19 @@ impl MemoryMapper for ServiceMapper {
             false => None,
         };
         let prepared = match &pages {
-            // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no
-            // more.
-            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2)
-                // The seal that keeps writers out of code keeps its pages there too.
-                .discarding(group.protection.writable() && !commit),
+            // SAFETY: the view stays until `reclaim` or `release`, or until `keep_only` answers with
+            // another one, when the manager writes there no more.
+            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2),
             None => Prepared::elsewhere(if group.protection.writable() { 1 } else { 2 }),
         };
+        let discards = match &pages {
+            _ if commit => Discards::Nothing,
+            Some(_) if group.protection.writable() => Discards::Pages,
+            // The seal that keeps writers out of code keeps its pages there too.
+            _ if self.link.gives_parts_back() => Discards::AllBut,
+            _ => Discards::Nothing,
+        };
+        let prepared = prepared.discarding(discards);
         self.chunks.add(chunk, pages);
         Ok(prepared)
     }
@@ -307,6 +315,10 @@ impl MemoryMapper for ServiceMapper {
 
     fn discard(&self, pages: AddressRange) -> Result<()> {
         self.chunks.discard(pages)
+    }
+
+    fn keep_only(&self, chunk: AddressRange, keep: PageSet, done: Completion<Option<Writer>>) {
+        self.chunks.keep_only(chunk, keep, done);
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

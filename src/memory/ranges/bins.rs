@@ -18,8 +18,9 @@ const LARGE: u32 = u32::MAX >> (REGION_BITS + 1);
 #[derive(Debug)]
 pub(super) struct Bins {
     granule_bits: u32,
-    /// By region, the offset behind its last byte.
+    /// By region, the offset behind its last byte, and its first range.
     pub(super) ends: Vec<u32>,
+    pub(super) firsts: Vec<u32>,
     rows: u32,
     columns: [u16; ROWS],
     pub(super) heads: [u32; BINS],
@@ -46,6 +47,7 @@ impl Bins {
         Bins {
             granule_bits: granule.trailing_zeros(),
             ends: Vec::new(),
+            firsts: Vec::new(),
             rows: 0,
             columns: [0; ROWS],
             heads: [NONE; BINS],

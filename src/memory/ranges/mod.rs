@@ -24,6 +24,12 @@ pub(crate) struct Handed {
     pub(crate) size: u32,
 }
 
+/// A range of a region.
+pub(crate) enum RangeOf {
+    Free { start: u32, size: u32 },
+    Used(RangeId),
+}
+
 /// Free and handed-out ranges of many regions.
 #[derive(Debug)]
 pub(crate) struct Ranges {
@@ -73,6 +79,8 @@ impl Ranges {
         self.bins.ends[region as usize] = start + size;
         let (nodes, bins) = (&*self.nodes, &mut self.bins);
         let (index, node) = nodes.new_node(start, NONE, NONE);
+        bins.firsts.resize(needed, NONE);
+        bins.firsts[region as usize] = index;
         bins.insert(nodes, index, node, region, size);
         self.free += u64::from(size);
     }
@@ -143,6 +151,36 @@ impl Ranges {
         }
     }
 
+    /// Shows the ranges of a region, by address.
+    pub(crate) fn each_of(&self, region: RegionId, mut visit: impl FnMut(RangeOf)) {
+        let mut next = self.bins.firsts[region as usize];
+        while next != NONE {
+            let node = self.node(next);
+            visit(match node.is_free() {
+                true => RangeOf::Free {
+                    start: node.start.load(Relaxed),
+                    size: self.free_size(next),
+                },
+                false => RangeOf::Used(RangeId(next)),
+            });
+            next = node.after.load(Relaxed);
+        }
+    }
+
+    /// Hands out all free ranges of a region as a whole.
+    pub(crate) fn take_region(&mut self, region: RegionId, out: &mut Vec<RangeId>) {
+        let mut next = self.bins.firsts[region as usize];
+        while next != NONE {
+            if self.node(next).is_free() {
+                let size = self.free_size(next);
+                self.hand_out(next, size, size, 1);
+                self.node(next).link.store(KEPT_OUT | LAST, Relaxed);
+                out.push(RangeId(next));
+            }
+            next = self.node(next).after.load(Relaxed);
+        }
+    }
+
     /// Where [`Ranges::take_whole`] begins: at the largest.
     pub(crate) const LARGEST: Option<usize> = Some(BINS - 1);
 
@@ -180,8 +218,9 @@ impl Ranges {
             (0, _) => {
                 let before = hole.before.load(Relaxed);
                 let (id, node) = nodes.new_node(start, before, index);
-                if before != NONE {
-                    nodes.0.get(before).after.store(id, Relaxed);
+                match before {
+                    NONE => bins.firsts[region as usize] = id,
+                    before => nodes.0.get(before).after.store(id, Relaxed),
                 }
                 hole.before.store(id, Relaxed);
                 hole.start.store(start + size, Relaxed);
@@ -269,8 +308,9 @@ impl Ranges {
             (_, Some(after)) if after.is_free() => {
                 let old = bins.size_of_free(nodes, after);
                 after.before.store(before_id, Relaxed);
-                if let Some(before) = before {
-                    before.after.store(after_id, Relaxed);
+                match before {
+                    Some(before) => before.after.store(after_id, Relaxed),
+                    None => bins.firsts[region as usize] = after_id,
                 }
                 after.start.store(start, Relaxed);
                 bins.resize(nodes, after_id, after, region, old, size + old);
