@@ -174,7 +174,7 @@ static void after_a_peak_across(void **state) {
   for (size_t i = 0; i < COUNT(seeds); i++) {
     struct workload *workload = workload_of(fixture, seeds[i]);
     jitmem_manager *manager = workload->manager =
-        manager_with(fixture, (jitmem_manager_options){0});
+        manager_with(fixture, (jitmem_manager_options){.growth = JITMEM_GROWTH_ANOTHER_WINDOW});
     peak(workload, LIVE);
     double by_itself = ratio_by_itself(workload, 2.0);
     OK(jitmem_manager_trim(manager, NULL, error));

@@ -110,9 +110,14 @@ impl Flow<Windows> {
         let _ = self.discard_idle(least, delivery);
         let flow = Arc::downgrade(self);
         let part = if least == 1 { PART_IF_MANY } else { PART };
-        let ended = Completion::new(move |_| {
+        let ended = Completion::with_delivery(move |_, delivery| {
             if let Some(flow) = flow.upgrade() {
                 flow.end_trim();
+                // Much may have been freed since it began.
+                let again = flow.space.lock().begin_trim();
+                if let Some(least) = again {
+                    flow.trim_idle(least, delivery);
+                }
             }
         });
         self.shrink_chunks(part, ended);

@@ -143,6 +143,10 @@ impl Pool {
 
     /// Frees ranges that were taken out; whether their chunk is empty now.
     pub(in crate::manager) fn free_again(&mut self, ids: impl Iterator<Item = RangeId>) -> bool {
-        ids.fold(false, |empty, id| self.free_range(id).1 || empty)
+        let mut empty = false;
+        for id in ids {
+            empty = self.free_range(id).1;
+        }
+        empty
     }
 }
