@@ -271,9 +271,9 @@ static void killed_while_trimming(int shared) {
     assert_true(WIFSIGNALED(status_of_executor(session.executor)));
     end(&session);
     if (life == 1)
-      before = footprint_at_rest(1);
+      before = footprint();
   }
-  struct footprint after = footprint_at_rest(1);
+  struct footprint after = footprint_at_rest(before.threads);
   assert_true(after.descriptors <= before.descriptors && after.mappings <= before.mappings + 8);
   munmap(meeting, sizeof *meeting);
 }
