@@ -56,7 +56,7 @@ const SECTIONS: &[Section] = &[
     Section(
         "Executor",
         "the other side: to be the process that runs linked code",
-        &["service", "executor"],
+        &["service", "executor", "containment"],
     ),
     Section(
         "Custom mappers",

@@ -1772,6 +1772,70 @@ jitmem_status jitmem_executor_serve(int in_fd,
                                     const struct jitmem_serve_options *options,
                                     struct jitmem_error **error);
 
+/// What linked code may not do: docs/containment.md has a row for each.
+JITMEM_ENUM(jitmem_profile) {
+  /// It may do what the process may.
+  JITMEM_PROFILE_NONE = 0,
+  /// Start programs, reach other processes' memory, devices and the system's administration.
+  JITMEM_PROFILE_NO_EXEC = 1,
+  /// That, start processes, make sockets, open files but to read those of `readable`.
+  JITMEM_PROFILE_CONFINED = 2,
+  /// That, and open anything; change code.
+  JITMEM_PROFILE_SEALED = 3,
+};
+
+/// Bits of what the kernel has refused to a process that is otherwise bounded.
+JITMEM_ENUM(jitmem_not_in_force) {
+  /// Landlock (Linux 5.13, for JITMEM_PROFILE_NO_EXEC 5.19): devices can be opened, though not used, and files of the
+  /// system written as their modes say.
+  JITMEM_NO_LANDLOCK = 1,
+  /// PR_SET_MDWE (Linux 6.3): a filter refuses the same calls.
+  JITMEM_NO_MDWE = 2,
+};
+
+/// Bounds for linked code, and with it for the process. Set struct_size to sizeof(jitmem_containment) and the rest
+/// to zero for none.
+typedef struct jitmem_containment {
+  /// sizeof(jitmem_containment).
+  size_t struct_size;
+  /// A jitmem_profile. With any, all capabilities are dropped, too.
+  uint32_t profile;
+  /// 1: no memory is writable and executable, and none that is there becomes executable. So it is with
+  /// JITMEM_PROFILE_SEALED.
+  uint32_t fixed_code;
+  /// 1: no sockets but Unix sockets.
+  uint32_t no_network;
+  /// 1: no new memfds and shared memory, which RLIMIT_DATA does not count.
+  uint32_t no_shared_memory;
+  /// 1: all capabilities are dropped without a profile, too.
+  uint32_t no_capabilities;
+  /// 1: nothing is refused; the kernel logs what would be.
+  uint32_t audit;
+  /// With JITMEM_PROFILE_CONFINED what can be read: files, and folders with all in them.
+  const char *const *readable;
+  /// Number of them.
+  size_t readable_count;
+} jitmem_containment;
+
+/// Puts bounds in force, for good: what jitmem-executor's options of these names do, for a program whose whole purpose
+/// is to be an executor. To be called when all else is open that it needs, right before jitmem_executor_serve and in
+/// the same thread: filters of system calls are for all threads, but capabilities and paths for this one and those
+/// that it starts. Called again, it adds bounds.
+///
+/// `not_in_force` may be NULL; else it gets the bits of jitmem_not_in_force that hold. Not thread-safe beside
+/// itself.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for a wrong struct_size, an unknown profile, a flag that is neither 0 nor 1, a path
+/// that can't be found; what the system says where it refuses capabilities, filters, or, for
+/// JITMEM_PROFILE_CONFINED, Landlock. Some of the bounds may be in force then.
+///
+/// Requires:
+/// `bounds` points to a struct of the size that it says; paths are strings; `not_in_force` is NULL or a place for a
+/// number, `error` NULL or a place for a pointer.
+jitmem_status jitmem_executor_contain(const struct jitmem_containment *bounds,
+                                      uint32_t *not_in_force,
+                                      struct jitmem_error **error);
+
 /* ==== 10. Custom mappers: memory that the host itself provides ==== */
 
 /// How content gets into the executor.

@@ -58,7 +58,7 @@ impl Bound {
 impl From<Layer> for Bound {
     fn from(layer: Layer) -> Bound {
         let refused = layer.refused.map(anyhow::Error::from);
-        Bound::of(layer.name, refused.map_or(Ok(()), Err))
+        Bound::of(layer.means.name(), refused.map_or(Ok(()), Err))
     }
 }
 

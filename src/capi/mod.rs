@@ -6,6 +6,7 @@ mod allocate;
 mod allocation_request;
 mod call;
 mod callback;
+mod containment;
 mod custom;
 mod deallocate;
 mod epochs;

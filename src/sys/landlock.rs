@@ -63,6 +63,7 @@ fn answer(result: libc::c_long) -> io::Result<i64> {
 
 impl PathRules {
     /// Rules that allow nothing. All of `needed` must be known to the kernel.
+    #[cold]
     pub(crate) fn new(needed: u64) -> io::Result<PathRules> {
         gate("landlock_create_ruleset")?;
         // SAFETY: no memory is named.
@@ -96,6 +97,7 @@ impl PathRules {
 
     /// Allows access to a file, or to a folder with all in it. A path that can't be opened can't be opened
     /// afterwards either.
+    #[cold]
     pub(crate) fn allow(&self, path: &Path, access: u64) -> io::Result<()> {
         gate("landlock_add_rule")?;
         let name = CString::new(path.as_os_str().as_bytes())?;
@@ -106,7 +108,7 @@ impl PathRules {
         }
         // SAFETY: a descriptor that the kernel has made just now, and that is nothing else's.
         let opened = unsafe { OwnedFd::from_raw_fd(opened) };
-        let files_only = match std::fs::metadata(path)?.is_dir() {
+        let files_only = match rustix::fs::fstat(&opened)?.st_mode & libc::S_IFMT == libc::S_IFDIR {
             true => u64::MAX,
             false => access::OF_FILES,
         };

@@ -13,6 +13,7 @@ use rustix::thread::{
 const MOST: u32 = 64;
 
 /// Takes all from this thread and those that it starts; no program gives them back.
+#[cold]
 pub(super) fn drop_all() -> Result<()> {
     set_no_new_privs(true).map_err(|error| explain("prctl(PR_SET_NO_NEW_PRIVS)", error.into()))?;
     for number in 0..MOST {

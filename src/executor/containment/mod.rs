@@ -65,11 +65,36 @@ pub struct Containment {
     pub readable: Vec<PathBuf>,
 }
 
+/// The kernel's means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Means {
+    /// Rights of root's, all of which are dropped.
+    Capabilities,
+    /// Rules about paths.
+    Landlock,
+    /// Pages that never become executable.
+    Mdwe,
+    /// Filters of system calls.
+    Seccomp,
+}
+
+impl Means {
+    /// What `--diagnose` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Means::Capabilities => "capabilities",
+            Means::Landlock => "Landlock",
+            Means::Mdwe => "PR_SET_MDWE",
+            Means::Seccomp => "seccomp",
+        }
+    }
+}
+
 /// One of the kernel's means, and why it is not in force where it is not.
 #[derive(Debug)]
 pub struct Layer {
-    /// The kernel's name for it.
-    pub name: &'static str,
+    /// Which it is.
+    pub means: Means,
     /// Why the system has refused it.
     pub refused: Option<Error>,
 }
@@ -115,19 +140,20 @@ impl Containment {
     /// # Errors
     /// What the system says where it refuses capabilities or filters, or Landlock under
     /// [`Profile::Confined`], which is nothing without it.
+    #[cold]
     pub fn enter(&self) -> Result<Vec<Layer>> {
         let mut layers = Vec::new();
-        let mut layer = |name, refused| layers.push(Layer { name, refused });
+        let mut layer = |means, refused| layers.push(Layer { means, refused });
         if self.drops_capabilities() {
             capabilities::drop_all()?;
-            layer("capabilities", None);
+            layer(Means::Capabilities, None);
         }
         if let (Some(profile), false) = (self.profile, self.audit) {
             match profile {
-                Profile::NoExec => layer("Landlock", paths::spare_the_system().err()),
+                Profile::NoExec => layer(Means::Landlock, paths::spare_the_system().err()),
                 Profile::Confined => {
                     paths::allow_reading(&self.readable)?;
-                    layer("Landlock", None);
+                    layer(Means::Landlock, None);
                 }
                 Profile::Sealed => (),
             }
@@ -135,10 +161,10 @@ impl Containment {
         if self.fixes_code() {
             let fixed = sys::deny_new_code();
             let failed = |error| crate::sys::explain("prctl(PR_SET_MDWE)", error);
-            layer("PR_SET_MDWE", fixed.map_err(failed).err());
+            layer(Means::Mdwe, fixed.map_err(failed).err());
         }
         if seccomp::enter(self)? {
-            layer("seccomp", None);
+            layer(Means::Seccomp, None);
         }
         Ok(layers)
     }

@@ -34,44 +34,47 @@ fn failed(error: io::Error) -> Error {
 }
 
 /// Puts rules in force that allow what is named.
-fn restrict<'a>(needed: u64, allowed: impl IntoIterator<Item = (&'a Path, u64)>) -> Result<()> {
+#[cold]
+fn restrict(needed: u64, allowed: &[(&Path, u64)]) -> Result<()> {
     let rules = PathRules::new(needed).map_err(failed)?;
     for (path, access) in allowed {
-        rules.allow(path, access).map_err(failed)?;
+        rules.allow(path, *access).map_err(failed)?;
     }
     rules.restrict_thread().map_err(failed)
 }
 
 /// No file can be opened.
 pub(super) fn allow_nothing() -> Result<()> {
-    restrict(FIRST, [])
+    restrict(FIRST, &[])
 }
 
 /// Files can be opened to be read, if they are these or lie in these.
+#[cold]
 pub(super) fn allow_reading(paths: &[PathBuf]) -> Result<()> {
     let missing = paths.iter().find(|path| fs::metadata(path).is_err());
     if let Some(path) = missing {
         let message = format!("a path to read, {}, can't be found", path.display());
         return Err(Error::new(Status::InvalidArgument, message));
     }
-    restrict(
-        FIRST,
-        paths.iter().map(|path| (&**path, READ_FILE | READ_DIR)),
-    )
+    let read = paths.iter().map(|path| (&**path, READ_FILE | READ_DIR));
+    restrict(FIRST, &read.collect::<Vec<_>>())
 }
 
 /// Files can be opened as before, but for devices, and for those of the system, which can be read. Before
 /// Linux 5.19 no file could be moved from one folder to another, so the rules begin with that.
+#[cold]
 pub(super) fn spare_the_system() -> Result<()> {
     let top = fs::read_dir("/").map_err(failed)?;
     let top: Vec<PathBuf> = top.flatten().map(|entry| entry.path()).collect();
-    let others = top.iter().map(PathBuf::as_path);
-    let others = others.filter(|path| *path != Path::new("/dev") && !is_of_the_system(path));
-    let free = others.chain(DEVICES.map(Path::new));
-    let listed = ["/", "/dev"].map(|path| (Path::new(path), READ_DIR));
-    let read = OF_THE_SYSTEM.map(|path| (Path::new(path), READ_FILE | READ_DIR));
-    let free = free.map(|path| (path, ALL));
-    restrict(FIRST | REFER, free.chain(listed).chain(read))
+    let mut allowed = vec![(Path::new("/"), READ_DIR), (Path::new("/dev"), READ_DIR)];
+    for path in &top {
+        if path != Path::new("/dev") && !is_of_the_system(path) {
+            allowed.push((path, ALL));
+        }
+    }
+    allowed.extend(DEVICES.map(|path| (Path::new(path), ALL)));
+    allowed.extend(OF_THE_SYSTEM.map(|path| (Path::new(path), READ_FILE | READ_DIR)));
+    restrict(FIRST | REFER, &allowed)
 }
 
 fn is_of_the_system(path: &Path) -> bool {

@@ -35,6 +35,7 @@ type Conditional = (c_long, &'static [Test]);
 
 /// Puts the filters in force, for good, for all threads and for those that they start. Says whether
 /// there are any. Of two filters the stricter answer holds.
+#[cold]
 pub(super) fn enter(chosen: &Containment) -> Result<bool> {
     let denied = match chosen.audit {
         true => libc::SECCOMP_RET_LOG,
@@ -83,6 +84,7 @@ impl Profile {
         }
     }
 
+    #[cold]
     fn filter(self, otherwise: u32) -> Vec<libc::sock_filter> {
         let (always, conditional) = self.calls();
         let mut filter = Filter::begin();

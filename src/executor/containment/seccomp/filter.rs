@@ -7,8 +7,7 @@
 use super::{Conditional, Test};
 use crate::sys::seccomp::ARCHITECTURE;
 use libc::{
-    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JGE, BPF_JGT, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W,
-    c_long, sock_filter,
+    BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, c_long, sock_filter,
 };
 use rustix::process::getpid;
 
@@ -20,8 +19,6 @@ const ARGUMENTS: u32 = 16;
 const LOAD: u32 = BPF_LD | BPF_W | BPF_ABS;
 const AND: u32 = BPF_ALU | BPF_AND | BPF_K;
 const IF_EQUAL: u32 = BPF_JMP | BPF_JEQ | BPF_K;
-const IF_AT_LEAST: u32 = BPF_JMP | BPF_JGE | BPF_K;
-const IF_ABOVE: u32 = BPF_JMP | BPF_JGT | BPF_K;
 const ANSWER: u32 = BPF_RET | BPF_K;
 
 /// A jump past the block, until the block's length is known.
@@ -53,6 +50,7 @@ fn argument(index: u8, upper: bool) -> u32 {
 
 impl Filter {
     /// A call by another architecture's numbers (`int 0x80`) ends the process.
+    #[cold]
     pub(super) fn begin() -> Filter {
         let code = vec![
             step(LOAD, ARCHITECTURE_AT, 0, 0),
@@ -63,23 +61,18 @@ impl Filter {
         Filter { code }
     }
 
-    /// Answers these calls; numbers that follow each other are compared as a range.
+    /// Answers these calls. They are many comparisons, but the kernel remembers which numbers are allowed always
+    /// (Linux 5.11).
+    #[cold]
     pub(super) fn calls(&mut self, calls: &[c_long], answer: u32) {
-        let mut numbers: Vec<u32> = calls.iter().copied().map(number).collect();
-        numbers.sort_unstable();
-        for run in numbers.chunk_by(|one, next| one + 1 == *next) {
-            let (first, last) = (run[0], run[run.len() - 1]);
-            match first == last {
-                true => self.code.push(step(IF_EQUAL, first, 0, 1)),
-                false => self
-                    .code
-                    .extend([step(IF_AT_LEAST, first, 0, 2), step(IF_ABOVE, last, 1, 0)]),
-            }
+        for call in calls {
+            self.code.push(step(IF_EQUAL, number(*call), 0, 1));
             self.code.push(step(ANSWER, answer, 0, 0));
         }
     }
 
     /// Answers calls all of whose tests hold.
+    #[cold]
     pub(super) fn calls_if(&mut self, calls: &[Conditional], answer: u32) {
         for (call, tests) in calls {
             if tests.is_empty() {
@@ -110,6 +103,7 @@ impl Filter {
     }
 
     /// The filter, with the answer to all else.
+    #[cold]
     pub(super) fn end(mut self, otherwise: u32) -> Vec<sock_filter> {
         self.code.push(step(ANSWER, otherwise, 0, 0));
         self.code
@@ -118,6 +112,7 @@ impl Filter {
 
 impl Test {
     /// Goes on behind what it appends if it holds, and past the block if not.
+    #[cold]
     fn assemble(&self, block: &mut Vec<sock_filter>) {
         let mut equal = |index, upper, value| {
             block.push(step(LOAD, argument(index, upper), 0, 0));
@@ -182,8 +177,6 @@ mod tests {
                 LOAD => value = load(k),
                 AND => value &= k,
                 IF_EQUAL => jump(value == k),
-                IF_AT_LEAST => jump(value >= k),
-                IF_ABOVE => jump(value > k),
                 ANSWER => return k,
                 other => panic!("code {other}"),
             }
