@@ -249,6 +249,7 @@ pub(super) unsafe fn give_all_to<T: Handle>(
 ///
 /// # Safety
 /// `handle` is not freed while the reference is used.
+#[inline]
 pub(super) unsafe fn live<'a, T: Handle>(handle: *const T) -> Option<&'a T> {
     let number = handle.addr() as u64;
     let slot = T::pool().slot(number);

@@ -172,6 +172,7 @@ fn used_fields(reserved: [u64; 2], name: &str) -> Error {
 }
 
 /// Checks the size that a C struct claims to have.
+#[inline]
 pub(super) fn check_size(given: usize, least: usize, name: &str) -> Result<()> {
     if (least..=4096).contains(&given) {
         return Ok(());

@@ -212,6 +212,7 @@ impl Flow<Windows> {
     }
 
     /// Makes changed code seen, if it runs in this process.
+    #[inline]
     pub(super) fn flush_here(&self, code: AddressRange) {
         if self.mapper.capabilities().in_this_process {
             sys::flush_instruction_cache(code.start(), code.size());

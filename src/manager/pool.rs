@@ -252,12 +252,14 @@ impl Pool {
         }
     }
 
+    #[inline]
     fn chunk(&self, region: RegionId) -> &PoolChunk {
         self.chunks[region as usize]
             .as_ref()
             .expect("regions are chunks")
     }
 
+    #[inline]
     fn chunk_mut(&mut self, region: RegionId) -> &mut PoolChunk {
         self.chunks[region as usize]
             .as_mut()

@@ -104,6 +104,7 @@ impl Window {
             .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first)))
     }
 
+    #[inline]
     fn pool_of(&self, piece: &Piece) -> &Pool {
         let pool = self.pools[usize::from(piece.pool)].as_ref();
         pool.expect(PIECES_HAVE_A_POOL)

@@ -152,10 +152,12 @@ impl Windows {
         self.windows[self.current] = Some(window);
     }
 
+    #[inline]
     pub(super) fn window(&self, number: usize) -> &Window {
         self.windows[number].as_ref().expect(WINDOWS_IN_USE_STAY)
     }
 
+    #[inline]
     pub(super) fn window_mut(&mut self, number: usize) -> &mut Window {
         self.windows[number].as_mut().expect(WINDOWS_IN_USE_STAY)
     }
@@ -242,6 +244,7 @@ impl Windows {
     }
 
     /// Makes the pieces of an allocation one chain.
+    #[inline]
     pub(super) fn chain(&self, pieces: &Pieces, owner: u32) {
         self.nodes.chain(pieces.iter().map(|piece| piece.id), owner);
     }

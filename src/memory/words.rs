@@ -94,6 +94,7 @@ impl Words {
     }
 }
 
+#[inline]
 fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(page_size().bytes() as usize)
 }

@@ -13,7 +13,8 @@ use std::os::fd::BorrowedFd;
 /// Writes messages, each as a whole, for many threads.
 ///
 /// A thread that sends while another one writes leaves its message there, and that one writes it as
-/// well. So a controller that is slow to read holds up one thread only, until [`MOST`] bytes are left: then threads wait with what they have to say.
+/// well. So a controller that is slow to read holds up one thread only, until [`MOST`] bytes are left:
+/// then threads wait with what they have to say.
 pub(super) struct MessageWriter {
     stream: StreamWriter,
     outgoing: Mutex<Outgoing>,
@@ -24,7 +25,8 @@ pub(super) struct MessageWriter {
 
 #[derive(Clone, Copy)]
 struct Most {
-    /// Bytes that are left for a controller to read, beyond what the stream takes. One message may exceed it.
+    /// Bytes that are left for a controller to read, beyond what the stream takes. One message may
+    /// exceed it.
     unread: usize,
     /// Calls of linked code that wait for room; further ones fail.
     calls: usize,

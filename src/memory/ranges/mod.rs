@@ -262,6 +262,7 @@ impl Ranges {
     }
 
     /// A range that is handed out.
+    #[inline]
     pub(crate) fn get(&self, id: RangeId) -> Handed {
         let node = self.node(id.0);
         debug_assert!(!node.is_free());
