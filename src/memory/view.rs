@@ -101,7 +101,7 @@ impl View {
         let none = Protection::NONE;
         let writer = far_from(executor, |at| sys::map_file(at, size, none, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
-        let writer = WriterView::at(writer, size)?;
+        let writer = WriterView::at_file(writer, size, file.as_fd())?;
         file.close_to_writers()
             .map_err(|e| failed("seal the memfd", e))?;
         reservation
@@ -492,10 +492,15 @@ mod tests {
                     result.unwrap().unmap().unwrap();
                     break;
                 };
+                failed.push(call);
+                // A file is mapped anew in its place.
+                if (pages, call) == (Pages::Memfd, "mprotect") {
+                    result.unwrap().unmap().unwrap();
+                    continue;
+                }
                 assert_eq!(result.unwrap_err().os_code(), Some(libc::EACCES));
                 assert!(!mapped(writers), "{call}");
                 assert!(mapped(chunk), "{call}");
-                failed.push(call);
             }
             assert_eq!(failed, calls);
         }

@@ -43,6 +43,11 @@ fn is_of_the_place(error: &io::Error) -> bool {
     errno.is_some_and(|errno| [EEXIST, EINVAL, EPERM].contains(&errno))
 }
 
+/// Whether the system refuses this to the process, and not for a shortage.
+fn is_denied(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EACCES | libc::EPERM))
+}
+
 /// Where this process writes pages that another mapping shows; unmapped when dropped.
 #[derive(Debug)]
 pub(crate) struct WriterView {
@@ -70,22 +75,54 @@ impl WriterView {
     /// What the kernel has just mapped, without the right to write: that comes once forked children do not
     /// have the view, since another thread may fork at any moment.
     pub(super) fn at(start: u64, size: u64) -> Result<WriterView> {
-        let failed = failed(size);
+        let view = WriterView::kept(start, size)?;
+        view.make_writable()
+            .map_err(|e| failed(size)("mprotect of the writer view", e))?;
+        Ok(view)
+    }
+
+    /// [`WriterView::at`] for a mapping of `file` from its beginning on. Where mprotect is forbidden, the
+    /// file is mapped anew with the right to write; a child that another thread forks in that moment has
+    /// the view.
+    pub(super) fn at_file(start: u64, size: u64, file: BorrowedFd<'_>) -> Result<WriterView> {
+        let view = WriterView::kept(start, size)?;
+        let failed = |error| failed(size)("mprotect of the writer view", error);
+        let writable = match view.make_writable() {
+            Err(error) if is_denied(&error) => {
+                // SAFETY: the view was just made, and nothing has accessed it.
+                unsafe { sys::replace_by_file(start, size, Protection::READ_WRITE, file) }
+                    .map_err(|_| failed(error))
+                    .and_then(|()| view.keep())
+            }
+            other => other.map_err(failed),
+        };
+        writable.map(|()| view)
+    }
+
+    /// What was just mapped, for this process alone.
+    fn kept(start: u64, size: u64) -> Result<WriterView> {
         let view = WriterView {
             start,
             size,
             owner: OwnerProcess::current(),
         };
-        // A child that could write here would write into its parent's code; a core dump would have
-        // every page twice.
+        view.keep()?;
+        Ok(view)
+    }
+
+    /// Keeps it from forked children and core dumps: a child that could write here would write into its
+    /// parent's code; a core dump would have every page twice.
+    fn keep(&self) -> Result<()> {
+        let (start, size) = (self.start, self.size);
         // SAFETY: the view was just made, and nothing has accessed it; what is done with it asks for the
         // process first.
         unsafe { sys::dont_fork(start, size).and_then(|()| sys::dont_dump(start, size)) }
-            .map_err(|e| failed("madvise of the writer view", e))?;
+            .map_err(|e| failed(size)("madvise of the writer view", e))
+    }
+
+    fn make_writable(&self) -> io::Result<()> {
         // SAFETY: as above.
-        unsafe { sys::protect(start, size, Protection::READ_WRITE) }
-            .map_err(|e| failed("mprotect of the writer view", e))?;
-        Ok(view)
+        unsafe { sys::protect(self.start, self.size, Protection::READ_WRITE) }
     }
 
     /// A second mapping of shared memory that has just been mapped at `executor`. It loses the right to
@@ -185,7 +222,7 @@ impl WriterView {
         fill(&file)?;
         let start = place(&|at| sys::map_file(at, size, Protection::NONE, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
-        let view = WriterView::at(start, size)?;
+        let view = WriterView::at_file(start, size, file.as_fd())?;
         let sealed = match protection.writable() {
             true => file.fix_size(),
             false => file.close_to_writers(),
