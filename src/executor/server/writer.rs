@@ -268,7 +268,7 @@ fn unread(Outgoing { left, calls, .. }: &Outgoing) -> Error {
 mod tests {
     use super::*;
     use crate::wire::frame::Opcode;
-    use std::io::{PipeReader, Read};
+    use std::io::{PipeReader, Read, Write};
     use std::sync::Arc;
     use std::thread::JoinHandle;
 
@@ -278,10 +278,18 @@ mod tests {
         calls: 2,
     };
 
-    fn writer() -> (Arc<MessageWriter>, PipeReader) {
-        let (reader, writer) = std::io::pipe().unwrap();
+    /// A writer whose pipe is full, so that nothing is written before the bytes that are given are read.
+    fn writer() -> (Arc<MessageWriter>, PipeReader, usize) {
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        rustix::io::ioctl_fionbio(&writer, true).unwrap();
+        let mut filled = 0;
+        while let Ok(written) = writer.write(&[0; 4096]) {
+            filled += written;
+        }
+        rustix::io::ioctl_fionbio(&writer, false).unwrap();
         let stream = StreamWriter::new(writer.into()).unwrap();
-        (Arc::new(MessageWriter::with_most(stream, MOST)), reader)
+        let writer = Arc::new(MessageWriter::with_most(stream, MOST));
+        (writer, reader, filled)
     }
 
     fn header() -> Header {
@@ -307,8 +315,9 @@ mod tests {
 
     #[test]
     fn what_is_left_for_a_controller_that_does_not_read_is_bounded() {
-        let (writer, mut reader) = writer();
+        let (writer, mut reader, filled) = writer();
         let senders = full(&writer, 4, 500);
+        reader.read_exact(&mut vec![0; filled]).unwrap();
         let mut message = [0; HEADER_SIZE + BODY.len()];
         for _ in 0..4 * 500 {
             assert!(writer.outgoing.lock().left < MOST.unread + cost(&BODY));
@@ -325,7 +334,7 @@ mod tests {
 
     #[test]
     fn calls_wait_for_room_then_fail_and_the_end_wakes_all() {
-        let (writer, reader) = writer();
+        let (writer, reader, _) = writer();
         let mut waiting = full(&writer, 2, 1000);
         for _ in 0..MOST.calls {
             let writer = Arc::clone(&writer);
