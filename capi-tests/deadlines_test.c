@@ -6,6 +6,7 @@
 #include "code.h"
 #include "executor.h"
 #include "here.h"
+#include "limits.h"
 
 #include <stdatomic.h>
 
@@ -198,11 +199,11 @@ static void on_answer(void *ctx, const void *bytes, size_t size, const jitmem_er
   count(&load->called);
 }
 
-static void goes_on_when_continued(int shared) {
-  struct executor executor = start();
+static void goes_on_when_continued(struct executor executor, int shared, const char *name) {
   jitmem_transport *transport = connect_within(executor, (jitmem_limits){0});
   jitmem_mapper *mapper = NULL;
   jitmem_manager *manager = manager_over(transport, shared, &mapper);
+  assert_non_null(strstr(stats_of(manager).mapper_name, name));
   uint64_t ends = link_wrapper(manager, 1);
   static struct load load;
   load = (struct load){.finalized = COUNTER, .called = COUNTER};
@@ -232,12 +233,22 @@ static void goes_on_when_continued(int shared) {
 
 static void stopped_with_shared_pages(void **state) {
   (void)state;
-  goes_on_when_continued(1);
+  goes_on_when_continued(start(), 1, "memfds over a socket");
 }
 
 static void stopped_with_content_in_messages(void **state) {
   (void)state;
-  goes_on_when_continued(0);
+  goes_on_when_continued(start(), 0, "messages");
+}
+
+static void no_channel(void) {
+  alarm(60 + seconds_stopped());
+  deny(SYS_connect, EPERM);
+}
+
+static void stopped_without_a_channel(void **state) {
+  (void)state;
+  goes_on_when_continued(start_far_executor(no_channel), 1, "/proc/PID/fd");
 }
 
 // Each of them alone may take 2 seconds; together they must not take 32.
@@ -277,6 +288,7 @@ int main(void) {
       cmocka_unit_test(a_session_has_a_limit),
       cmocka_unit_test(stopped_with_shared_pages),
       cmocka_unit_test(stopped_with_content_in_messages),
+      cmocka_unit_test(stopped_without_a_channel),
       cmocka_unit_test(what_is_freed_is_waited_for_once),
   };
   return at_rest(cmocka_run_group_tests_name("deadlines", tests, NULL, NULL));

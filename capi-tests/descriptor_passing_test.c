@@ -7,22 +7,7 @@
 #include "executor.h"
 #include "limits.h"
 
-#include <netinet/in.h>
 #include <sched.h>
-
-// An executor at the other end of a TCP connection, with which no socket can be sent along.
-static struct executor start_far_executor(void (*before)(void)) {
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t size = sizeof address;
-  int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  MUST(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
-  MUST(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
-  int ends[2] = {socket(AF_INET, SOCK_STREAM, 0), -1};
-  MUST(connect(ends[0], (struct sockaddr *)&address, size) == 0);
-  ends[1] = accept(listener, NULL, NULL);
-  MUST(ends[1] >= 0 && close(listener) == 0);
-  return start_executor_at(ends, before);
-}
 
 static jitmem_transport *connect_executor(struct executor executor) {
   jitmem_transport *transport = NULL;

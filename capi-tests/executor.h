@@ -9,6 +9,7 @@
 #include "child.h"
 #include "wrapper.h"
 
+#include <netinet/in.h>
 #include <sys/socket.h>
 
 // ---- child processes ----
@@ -50,6 +51,20 @@ static inline struct executor start_executor(void (*before)(void)) {
   int ends[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0)
     abort();
+  return start_executor_at(ends, before);
+}
+
+// The same at the other end of a TCP connection, with which no socket can be sent along.
+static inline struct executor start_far_executor(void (*before)(void)) {
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t size = sizeof address;
+  int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  MUST(bind(listener, (struct sockaddr *)&address, size) == 0 && listen(listener, 1) == 0);
+  MUST(getsockname(listener, (struct sockaddr *)&address, &size) == 0);
+  int ends[2] = {socket(AF_INET, SOCK_STREAM, 0), -1};
+  MUST(connect(ends[0], (struct sockaddr *)&address, size) == 0);
+  ends[1] = accept(listener, NULL, NULL);
+  MUST(ends[1] >= 0 && close(listener) == 0);
   return start_executor_at(ends, before);
 }
 

@@ -1489,6 +1489,9 @@ typedef struct jitmem_transport_callbacks {
   /// How long the executor may take; copied; NULL: the defaults. They count for what mappers and managers
   /// ask over this transport, and for jitmem_transport_call.
   const struct jitmem_limits *limits;
+  /// What the executor is known by among this host's transports: the ends of all that have the same
+  /// pointer are waited for together (jitmem_limits.close). It is compared only. NULL: of this one alone.
+  const void *executor;
 } jitmem_transport_callbacks;
 
 /// Makes a transport of a host's callbacks.

@@ -73,6 +73,9 @@ struct Options {
   bool LoadExecutorLibrary = true;
   /// Its path in the executor; empty: the path of the one that this process runs.
   std::string ExecutorLibrary;
+  /// How long the executor may take; zeros are the defaults, and struct_size need not be set. What
+  /// the EPC does by itself has no limit; connectWithin() limits how long it waits to be connected.
+  jitmem_limits Limits = {};
 };
 
 namespace detail {
@@ -84,16 +87,6 @@ struct FreeManager {
 struct FreeMapper {
   void operator()(jitmem_mapper *M) const { jitmem_mapper_free(M); }
 };
-
-/// Passes a request on whose callback takes `Ctx` over, and hands the context back to `Refused`
-/// together with the error if the request was not accepted: then no callback runs.
-template <typename ContextT, typename SubmitT, typename RefusedT>
-void submit(std::unique_ptr<ContextT> Ctx, SubmitT Submit, RefusedT Refused) {
-  OwnedError E;
-  ContextT *Passed = Ctx.release();
-  if (Submit(static_cast<void *>(Passed), E.out()) != JITMEM_OK)
-    Refused(*std::unique_ptr<ContextT>(Passed), E.take());
-}
 
 } // namespace detail
 
@@ -123,7 +116,7 @@ public:
   /// executor. EPC must be there for as long as the manager is used, not while it is destroyed.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   CreateShared(llvm::orc::ExecutorProcessControl &EPC, const Options &O = {}) {
-    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits);
     return S ? createOver(*S, jitmem_mapper_shared, O) : S.takeError();
   }
 
@@ -131,7 +124,7 @@ public:
   /// CreateShared.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   CreateRemote(llvm::orc::ExecutorProcessControl &EPC, const Options &O = {}) {
-    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
+    auto S = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits);
     return S ? createOver(*S, jitmem_mapper_remote, O) : S.takeError();
   }
 
@@ -152,8 +145,8 @@ public:
       MM = std::move(Tried);
       return true;
     };
-    auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary);
-    auto Link = detail::ExecutorLink::to(EPC);
+    auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits);
+    auto Link = detail::ExecutorLink::to(EPC, O.Limits);
     if (!Link) {
       llvm::consumeError(Ours.takeError());
       return Link.takeError();

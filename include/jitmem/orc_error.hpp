@@ -9,6 +9,7 @@
 
 #include <llvm/Support/Error.h>
 
+#include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -65,6 +66,16 @@ public:
 private:
   jitmem_error *E = nullptr;
 };
+
+/// Passes a request on whose callback takes `Ctx` over, and hands the context back to `Refused`
+/// together with the error if the request was not accepted: then no callback runs.
+template <typename ContextT, typename SubmitT, typename RefusedT>
+void submit(std::unique_ptr<ContextT> Ctx, SubmitT Submit, RefusedT Refused) {
+  OwnedError E;
+  ContextT *Passed = Ctx.release();
+  if (Submit(static_cast<void *>(Passed), E.out()) != JITMEM_OK)
+    Refused(*std::unique_ptr<ContextT>(Passed), E.take());
+}
 
 } // namespace detail
 } // namespace jitmem::orc

@@ -9,16 +9,22 @@
 #include "orc_error.hpp"
 
 #include <llvm/ADT/ArrayRef.h>
+#include <llvm/ADT/FunctionExtras.h>
 #include <llvm/ADT/StringRef.h>
 
 #include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <dlfcn.h>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <stdlib.h>
 #include <string>
+#include <sys/socket.h>
+#include <thread>
 #include <utility>
+#include <vector>
 
 namespace jitmem::orc::detail {
 
@@ -39,9 +45,12 @@ public:
   explicit Connection(EPCRef EPC) : EPC(EPC) {}
 
   /// The connection as the C API's transport.
-  static llvm::Expected<Transport> transport(std::shared_ptr<Connection> C) {
+  static llvm::Expected<Transport> transport(std::shared_ptr<Connection> C, jitmem_limits Limits) {
+    Limits.struct_size = sizeof(Limits);
     jitmem_transport_callbacks Callbacks = {};
     Callbacks.struct_size = sizeof(Callbacks);
+    Callbacks.limits = &Limits;
+    Callbacks.executor = &C->EPC;
     Callbacks.ctx = new std::shared_ptr<Connection>(std::move(C));
     Callbacks.destroy = [](void *Ctx) { delete static_cast<std::shared_ptr<Connection> *>(Ctx); };
     Callbacks.call = [](void *Ctx, uint64_t Function, const void *Args, size_t Size,
@@ -70,6 +79,17 @@ public:
     Closed = Cut = true;
     if (!inUse())
       std::unique_lock<std::shared_mutex> OthersAreDone(Gate);
+  }
+
+  /// Runs callbacks of the host as a task. They may block, which must not keep others waiting; and
+  /// a thread that waits for them may then end the session, which waits for tasks only.
+  template <typename FunctionT> void run(FunctionT Callbacks) {
+    Certainly<FunctionT> F(std::move(Callbacks));
+    use([&] {
+      if (!Cut)
+        EPC.getDispatcher().dispatch(
+            llvm::orc::makeGenericNamedTask(std::move(F), "jitmem callbacks"));
+    });
   }
 
 private:
@@ -118,7 +138,7 @@ private:
     void disconnected() {
       C->Closed = true;
       give(JITMEM_DISCONNECTED,
-           "the executor is gone: its EPC has disconnected, or the memory manager was destroyed",
+           "the executor is gone: its EPC has disconnected, or what called it was destroyed",
            nullptr, 0);
     }
 
@@ -158,17 +178,6 @@ private:
     });
   }
 
-  /// Runs callbacks of the host as a task. They may block, which must not keep others waiting; and
-  /// a thread that waits for them may then end the session, which waits for tasks only.
-  template <typename FunctionT> void run(FunctionT Callbacks) {
-    Certainly<FunctionT> F(std::move(Callbacks));
-    use([&] {
-      if (!Cut)
-        EPC.getDispatcher().dispatch(
-            llvm::orc::makeGenericNamedTask(std::move(F), "jitmem callbacks"));
-    });
-  }
-
   uint64_t symbol(const char *Name) {
     uint64_t Address = 0;
     use([&] {
@@ -205,10 +214,11 @@ struct ExecutorLink {
   std::shared_ptr<Connection> EPC;
   Transport Handle;
 
-  static llvm::Expected<ExecutorLink> to(llvm::orc::ExecutorProcessControl &EPC) {
+  static llvm::Expected<ExecutorLink> to(llvm::orc::ExecutorProcessControl &EPC,
+                                         const jitmem_limits &Limits) {
     ExecutorLink Link;
     Link.EPC = std::make_shared<Connection>(EPC);
-    auto NewHandle = Connection::transport(Link.EPC);
+    auto NewHandle = Connection::transport(Link.EPC, Limits);
     if (!NewHandle)
       return NewHandle.takeError();
     Link.Handle = std::move(*NewHandle);
@@ -226,11 +236,11 @@ struct Service {
 
   /// Finds the service that the executor publishes, or loads `Library` there.
   static llvm::Expected<Service> find(llvm::orc::ExecutorProcessControl &EPC, bool Load,
-                                      std::string Library) {
+                                      std::string Library, const jitmem_limits &Limits) {
     Service S;
     if (auto Err = S.locate(EPC, Load, std::move(Library)))
       return Err;
-    auto NewLink = ExecutorLink::to(EPC);
+    auto NewLink = ExecutorLink::to(EPC, Limits);
     if (!NewLink)
       return NewLink.takeError();
     S.Link = std::move(*NewLink);
@@ -282,6 +292,107 @@ inline llvm::Error sendToken(int Socket, llvm::StringRef Token) {
   jitmem_transport_send_token(Socket, Token.data(), Token.size(), E.out());
   return E.take();
 }
+
+/// Has `Make` connect, for instance with SimpleRemoteEPC::Create, to the executor at the other end
+/// of a connected socket, which waits until that has introduced itself. After the limit the socket
+/// is shut down, by which the connection ends; then this fails with JITMEM_TIMED_OUT.
+template <typename MakeT>
+auto connectWithin(std::chrono::milliseconds Limit, int Socket, MakeT Make) -> decltype(Make()) {
+  std::mutex M;
+  std::condition_variable Changed;
+  bool Over = false, Done = false;
+  std::thread Watch([&] {
+    std::unique_lock<std::mutex> Lock(M);
+    if (Changed.wait_for(Lock, Limit, [&] { return Done; }))
+      return;
+    Over = true;
+    ::shutdown(Socket, SHUT_RDWR);
+  });
+  auto Made = Make();
+  {
+    std::lock_guard<std::mutex> Lock(M);
+    Done = true;
+  }
+  Changed.notify_all();
+  Watch.join();
+  if (!Over)
+    return Made;
+  if (Made)
+    llvm::consumeError((*Made)->disconnect());
+  else
+    llvm::consumeError(Made.takeError());
+  return llvm::make_error<MemoryError>(
+      JITMEM_TIMED_OUT, 0,
+      "connect to an executor: it has not introduced itself within " +
+          std::to_string(Limit.count()) + " ms; it is stopped, busy or no executor");
+}
+
+/// Calls wrapper functions in an executor without waiting, within limits, and gives them up.
+///
+/// Thread-safe. The EPC must be there for as long as this is used, not while it is destroyed.
+class Calls {
+public:
+  /// Receives the result, or why there is none, as a task of the EPC's dispatcher.
+  using AnsweredFunction = llvm::unique_function<void(llvm::Expected<std::vector<char>>)>;
+
+  /// `Limits.code` is the limit of calls that have none of their own; struct_size is set here.
+  static llvm::Expected<std::unique_ptr<Calls>> Create(llvm::orc::ExecutorProcessControl &EPC,
+                                                       const jitmem_limits &Limits = {}) {
+    auto Link = detail::ExecutorLink::to(EPC, Limits);
+    if (!Link)
+      return Link.takeError();
+    return std::unique_ptr<Calls>(new Calls(std::move(*Link)));
+  }
+
+  Calls(const Calls &) = delete;
+  Calls &operator=(const Calls &) = delete;
+  ~Calls() { Link.EPC->cut(); }
+
+  /// Returns a number for cancel(). `Limit` is in milliseconds; 0: Limits.code; UINT64_MAX: as long
+  /// as it takes.
+  uint64_t start(llvm::orc::ExecutorAddr Function, llvm::ArrayRef<char> Args,
+                 AnsweredFunction OnAnswered, uint64_t Limit = 0) {
+    uint64_t Call = 0;
+    detail::submit(
+        std::make_unique<Started>(Started{Link.EPC, std::move(OnAnswered)}),
+        [&](void *Passed, jitmem_error **E) {
+          return jitmem_transport_start(Link.Handle.get(), Function.getValue(), Args.data(),
+                                        Args.size(), Limit, &Started::done, Passed, nullptr, &Call,
+                                        E);
+        },
+        [](Started &S, llvm::Error E) { S.OnAnswered(std::move(E)); });
+    return Call;
+  }
+
+  /// Has a call answered with JITMEM_CANCELLED. The executor is not told, and goes on with it; what
+  /// it answers is dropped. Fails for a call that was answered before.
+  static llvm::Error cancel(uint64_t Call) {
+    detail::OwnedError E;
+    jitmem_transport_cancel(Call, E.out());
+    return E.take();
+  }
+
+private:
+  struct Started {
+    std::shared_ptr<detail::Connection> EPC;
+    AnsweredFunction OnAnswered;
+
+    static void done(void *Ctx, const void *Bytes, size_t Size, const jitmem_error *E) {
+      std::unique_ptr<Started> S(static_cast<Started *>(Ctx));
+      auto EPC = S->EPC;
+      auto *First = static_cast<const char *>(Bytes);
+      using ResultT = llvm::Expected<std::vector<char>>;
+      ResultT Result = E ? ResultT(detail::toError(E)) : std::vector<char>(First, First + Size);
+      EPC->run([S = std::move(S), Result = std::move(Result)]() mutable {
+        S->OnAnswered(std::move(Result));
+      });
+    }
+  };
+
+  explicit Calls(detail::ExecutorLink Link) : Link(std::move(Link)) {}
+
+  detail::ExecutorLink Link;
+};
 
 } // namespace jitmem::orc
 

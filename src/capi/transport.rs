@@ -9,14 +9,14 @@ use super::{guard, input, limits};
 use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
-use crate::sys::heap;
+use crate::sys::{AtForkStatic, heap};
 use crate::transport::limits::Asked;
 use crate::transport::{self, Limits, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 
 /// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
 /// mappers use it is fine. All functions on it are thread-safe.
@@ -75,6 +75,9 @@ pub struct jitmem_transport_callbacks {
     /// How long the executor may take; copied; NULL: the defaults. They count for what mappers and managers
     /// ask over this transport, and for jitmem_transport_call.
     pub limits: *const jitmem_limits,
+    /// What the executor is known by among this host's transports: the ends of all that have the same
+    /// pointer are waited for together (jitmem_limits.close). It is compared only. NULL: of this one alone.
+    pub executor: *const c_void,
 }
 
 const LEAST: usize = offset_of!(jitmem_transport_callbacks, call) + size_of::<usize>();
@@ -88,6 +91,27 @@ struct Pending {
 static PENDING: Waiting<Pending> = Waiting::new(Kind::Call);
 
 static TASKS: Waiting<Task> = Waiting::new(Kind::Task);
+
+/// What is known of hosts' executors: see [`Transport::unresponsive`].
+static EXECUTORS: AtForkStatic<Vec<(usize, Weak<AtomicBool>)>> = AtForkStatic::new(Vec::new());
+
+fn unresponsive(executor: *const c_void) -> Arc<AtomicBool> {
+    let flag = Arc::default();
+    if executor.is_null() {
+        return flag;
+    }
+    let mut known = EXECUTORS.lock();
+    known.retain(|(_, flag)| flag.strong_count() > 0);
+    let same = known.iter().find(|(name, _)| *name == executor as usize);
+    if let Some(flag) = same.and_then(|(_, flag)| flag.upgrade()) {
+        return flag;
+    }
+    // Without memory for it the transport is waited for alone.
+    if known.try_reserve(1).is_ok() {
+        known.push((executor as usize, Arc::downgrade(&flag)));
+    }
+    flag
+}
 
 struct Host {
     table: jitmem_transport_callbacks,
@@ -186,7 +210,7 @@ pub unsafe extern "C" fn jitmem_transport_custom(
                     table,
                     context,
                     limits,
-                    unresponsive: Arc::default(),
+                    unresponsive: unresponsive(table.executor),
                 })))
             }
         };

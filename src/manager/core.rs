@@ -80,7 +80,7 @@ impl Core {
                     Ok(Manager { core })
                 });
                 let reserved = match mapper.deadline(Asked::SetUp) {
-                    Some(deadline) => limited(reserved, deadline, |_, _| ()),
+                    Some(deadline) => limited(reserved, deadline, None, |_, _| ()),
                     None => reserved,
                 };
                 mapper.reserve(size, least_window, placement, reserved);

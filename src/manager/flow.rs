@@ -165,8 +165,8 @@ impl<M: Memory> Flow<M> {
         let Some(deadline) = deadline else {
             return done;
         };
-        let flow = Arc::clone(self);
-        limited(done, deadline, move |answer, delivery| {
+        let (flow, transport) = (Arc::clone(self), self.mapper.transport().cloned());
+        limited(done, deadline, transport, move |answer, delivery| {
             late(flow, answer, delivery)
         })
     }

@@ -36,6 +36,7 @@ use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
+use crate::transport::Transport;
 use crate::transport::limits::{Asked, Deadline, Patience};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -282,6 +283,11 @@ pub(crate) trait MapperBase: Send + Sync {
 
     /// When what is asked for now must be answered, if ever.
     fn deadline(&self, _asked: Asked) -> Option<Deadline> {
+        None
+    }
+
+    /// Through which the executor is asked.
+    fn transport(&self) -> Option<&Arc<dyn Transport>> {
         None
     }
 

@@ -19,7 +19,7 @@ const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// What a deadline is for.
 trait Expire: Send + Sync {
-    fn expire(&self, delivery: &mut Delivery);
+    fn expire(self: Arc<Self>, delivery: &mut Delivery);
 }
 
 /// By time, and in the order in which they came.
@@ -144,6 +144,8 @@ fn expire(due: Vec<Arc<dyn Expire>>) {
 pub(crate) struct Early<T> {
     state: Mutex<State<T>>,
     deadline: Option<Deadline>,
+    /// By which the host says where its callbacks run, if not in threads of ours.
+    transport: Option<Arc<dyn Transport>>,
 }
 
 enum State<T> {
@@ -154,10 +156,15 @@ enum State<T> {
 }
 
 impl<T: Send + 'static> Early<T> {
-    fn new(done: Completion<T>, deadline: Option<Deadline>) -> Arc<Early<T>> {
+    fn new(
+        done: Completion<T>,
+        deadline: Option<Deadline>,
+        transport: Option<Arc<dyn Transport>>,
+    ) -> Arc<Early<T>> {
         Arc::new(Early {
             state: Mutex::new(State::Waiting(done, None)),
             deadline,
+            transport,
         })
     }
 
@@ -227,10 +234,21 @@ impl<T: Send + 'static> Early<T> {
 }
 
 impl<T: Send + 'static> Expire for Early<T> {
-    fn expire(&self, delivery: &mut Delivery) {
-        if let Some(deadline) = self.deadline {
+    fn expire(self: Arc<Self>, delivery: &mut Delivery) {
+        let Some(deadline) = self.deadline else {
+            return;
+        };
+        let Some(transport) = self.transport.clone() else {
             self.give_up(|| deadline.error(), delivery);
-        }
+            return;
+        };
+        // It may run them in the thread that hands them over, which the one for deadlines can't be.
+        delivery.run(move || {
+            let answer = |delivery: &mut Delivery| {
+                self.give_up(|| deadline.error(), delivery);
+            };
+            Delivery::as_one_task(answer, |task| transport.dispatch(task));
+        });
     }
 }
 
@@ -238,9 +256,10 @@ impl<T: Send + 'static> Expire for Early<T> {
 pub(crate) fn limited<T: Send + 'static>(
     done: Completion<T>,
     deadline: Deadline,
+    transport: Option<Arc<dyn Transport>>,
     late: impl FnOnce(Result<T>, &mut Delivery) + Send + 'static,
 ) -> Completion<T> {
-    Early::new(done, Some(deadline)).completion(late)
+    Early::new(done, Some(deadline), transport).completion(late)
 }
 
 /// A call of a wrapper function that is under way. Dropping it changes nothing.
@@ -250,7 +269,7 @@ pub struct Call(Arc<Early<Vec<u8>>>);
 impl Call {
     /// A call that was not made yet.
     pub(crate) fn new(deadline: Option<Deadline>, done: Completion<Vec<u8>>) -> Call {
-        Call(Early::new(done, deadline))
+        Call(Early::new(done, deadline, None))
     }
 
     pub(crate) fn start(&self, transport: &Arc<dyn Transport>, function: u64, args: Vec<u8>) {
@@ -309,7 +328,7 @@ struct Then {
 }
 
 impl Expire for Then {
-    fn expire(&self, delivery: &mut Delivery) {
+    fn expire(self: Arc<Self>, delivery: &mut Delivery) {
         let then = self.then.lock().take();
         let error = self.deadline.error();
         // It may answer hosts.
@@ -362,7 +381,7 @@ mod tests {
                     .send((number, answer.map_err(|error| error.status())))
                     .unwrap();
             });
-            kept.push(limited(done, deadline, move |answer, _| {
+            kept.push(limited(done, deadline, None, move |answer, _| {
                 late.send(answer.unwrap()).unwrap();
             }));
         }
@@ -393,7 +412,7 @@ mod tests {
             first.send(()).unwrap();
             sender.send("second").unwrap();
         });
-        let kept = [waits, wakes].map(|done| limited(done, deadline, |_, _| ()));
+        let kept = [waits, wakes].map(|done| limited(done, deadline, None, |_, _| ()));
         let mut all: Vec<_> = answers.iter().take(2).collect();
         all.sort_unstable();
         assert_eq!(all, ["first", "second"]);
@@ -402,7 +421,12 @@ mod tests {
 
     #[test]
     fn an_answer_takes_its_deadline_along() {
-        let done = limited(Completion::new(|_: Result<()>| ()), distant(), |_, _| ());
+        let done = limited(
+            Completion::new(|_: Result<()>| ()),
+            distant(),
+            None,
+            |_, _| (),
+        );
         let last = |deadlines: &Deadlines| deadlines.waiting.back().map(|(key, _)| *key);
         let key = last(&DEADLINES.lock()).unwrap();
         done.complete(Ok(()));

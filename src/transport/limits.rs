@@ -82,6 +82,37 @@ impl Limits {
     }
 }
 
+/// The limits of a session that has begun.
+#[derive(Clone, Copy)]
+pub(crate) struct SessionLimits {
+    pub(crate) limits: Limits,
+    /// When it ends.
+    pub(crate) end: Option<Deadline>,
+}
+
+impl SessionLimits {
+    pub(crate) fn begin(limits: Limits) -> SessionLimits {
+        let end = limits.session_end();
+        SessionLimits { limits, end }
+    }
+
+    /// When what is asked for now must be answered.
+    pub(crate) fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        match self.limits.deadline(asked) {
+            Some(deadline) => Some(deadline.or(self.end)),
+            None => self.end,
+        }
+    }
+
+    /// Fails if it has ended.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.end {
+            Some(end) if end.is_over() => Err(end.error()),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// When something must be done, and which limit says so.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {

@@ -173,7 +173,16 @@ bool eventually(function_ref<bool()> Holds) {
   return true;
 }
 
-Session::Session(Setting S, Owner O, Dispatcher D, LLJITBuilder Builder) {
+static std::unique_ptr<TaskDispatcher> dispatcher(Session::Dispatcher D) {
+  if (D == Session::Dispatcher::InPlace)
+    return std::make_unique<InPlaceTaskDispatcher>();
+  return std::make_unique<ThreadPerTask>();
+}
+
+Session::Session(Setting S, Owner O, Dispatcher D, LLJITBuilder Builder)
+    : Session(S, O, dispatcher(D), std::move(Builder)) {}
+
+Session::Session(Setting S, Owner O, std::unique_ptr<TaskDispatcher> Tasks, LLJITBuilder Builder) {
   Pipe ToChild, FromChild;
   Child = std::make_unique<ChildProcess>(commandOf(S), ToChild.Read.Number, FromChild.Write.Number);
   ToChild.Read.close();
@@ -193,11 +202,6 @@ Session::Session(Setting S, Owner O, Dispatcher D, LLJITBuilder Builder) {
     OwnMM = std::move(*New);
     return jitlink::InProcessMemoryManager::Create(); // unused
   };
-  std::unique_ptr<TaskDispatcher> Tasks;
-  if (D == Dispatcher::InPlace)
-    Tasks = std::make_unique<InPlaceTaskDispatcher>();
-  else
-    Tasks = std::make_unique<ThreadPerTask>();
   auto EPC = must(SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(
       std::move(Tasks), std::move(Setup), FromChild.Read.release(), ToChild.Write.release()));
   if (MM) {

@@ -122,6 +122,8 @@ public:
 
   explicit Session(Setting S, Owner O = Owner::EPC, Dispatcher D = Dispatcher::Threads,
                    llvm::orc::LLJITBuilder Builder = llvm::orc::LLJITBuilder());
+  Session(Setting S, Owner O, std::unique_ptr<llvm::orc::TaskDispatcher> Tasks,
+          llvm::orc::LLJITBuilder Builder = llvm::orc::LLJITBuilder());
   ~Session();
 
   // Ends the session in order, and says how the executor ended.

@@ -2,6 +2,7 @@
 //! An executor that answers late, and limits that do not wait for it.
 
 use super::*;
+use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::executor::service::Service;
 use crate::sys::testing::wrapper_call;
@@ -15,6 +16,8 @@ type Call = Box<dyn FnOnce() + Send>;
 struct Executor {
     inner: Arc<dyn Transport>,
     kept: Mutex<Option<Vec<Call>>>,
+    /// Callbacks, where the host runs them itself.
+    tasks: Mutex<Option<Vec<Task>>>,
     limits: Limits,
 }
 
@@ -23,6 +26,7 @@ impl Executor {
         Arc::new(Executor {
             inner: Arc::new(inner),
             kept: Mutex::default(),
+            tasks: Mutex::default(),
             limits,
         })
     }
@@ -55,6 +59,13 @@ impl Transport for Executor {
 
     fn limits(&self) -> Limits {
         self.limits
+    }
+
+    fn dispatch(&self, task: Task) {
+        if let Some(tasks) = &mut *self.tasks.lock() {
+            return tasks.push(task);
+        }
+        task();
     }
 }
 
@@ -151,6 +162,35 @@ fn what_is_late_is_undone_and_its_memory_used_again_only_then() {
 }
 
 #[test]
+fn hosts_are_told_where_they_want_their_callbacks() {
+    let limits = Limits {
+        code: BRIEF,
+        ..Limits::NONE
+    };
+    let (executor, _service, mapper) = over(limits);
+    let manager = Manager::new(&mapper.unwrap(), Options::default()).unwrap();
+    let one = allocate(&manager, &small_graph()).unwrap();
+    executor.stop();
+    *executor.tasks.lock() = Some(Vec::new());
+    let (sender, answers) = std::sync::mpsc::channel();
+    let done = Completion::for_host(move |answer: Result<u64>| sender.send(answer).unwrap());
+    manager
+        .core
+        .finalize(one.handle, vec![Action::default()], done);
+    let task = loop {
+        if let Some(task) = executor.tasks.lock().as_mut().and_then(Vec::pop) {
+            break task;
+        }
+        std::thread::yield_now();
+    };
+    assert!(answers.try_recv().is_err());
+    task();
+    timed_out(answers.recv().unwrap(), "code");
+    *executor.tasks.lock() = None;
+    executor.go_on();
+}
+
+#[test]
 fn without_limits_a_stopped_executor_answers_everything_when_it_goes_on() {
     const COUNT: usize = 600;
     let (executor, _service, mapper) = over(Limits::default());
@@ -214,5 +254,23 @@ fn llvms_services_have_limits_as_well() {
         );
         executor.go_on();
         assert_eq!(manager.stats().live, 0);
+    }
+}
+
+#[test]
+fn sessions_of_llvms_services_end_as_well() {
+    let limits = Limits {
+        session: BRIEF,
+        ..Limits::NONE
+    };
+    for generation in GENERATIONS {
+        let executor = Executor::new(SimpleExecutor::new(generation), limits);
+        let transport = Arc::clone(&executor) as Arc<dyn Transport>;
+        let mapper = LlvmSimpleMapper::new(transport).unwrap();
+        let manager = Manager::new(&Mapper::reserving(mapper), Options::default()).unwrap();
+        executor.stop();
+        timed_out(allocate(&manager, &small_graph()), "session");
+        executor.go_on();
+        timed_out(allocate(&manager, &small_graph()), "session");
     }
 }

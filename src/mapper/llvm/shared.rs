@@ -16,7 +16,7 @@ use crate::memory::placement::Placement;
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, explain};
-use crate::transport::limits::{Asked, Deadline};
+use crate::transport::limits::{Asked, Deadline, SessionLimits};
 use crate::transport::{Transport, dispatched};
 use crate::wire::llvm::{SharedMemoryFinalizeRequest, SharedMemorySegFinalizeRequest};
 use crate::wire::sps::{ActionPair, Encode, ExecutorAddr, to_bytes};
@@ -36,6 +36,7 @@ pub(crate) struct LlvmSharedMapper {
 /// What answers are handled with.
 struct Client {
     transport: Arc<dyn Transport>,
+    session: SessionLimits,
     service: Service,
     windows: Mutex<Vec<SharedWindow>>,
 }
@@ -79,6 +80,7 @@ impl LlvmSharedMapper {
             fallback: None,
         };
         let client = Client {
+            session: SessionLimits::begin(transport.limits()),
             transport,
             service,
             windows: Mutex::default(),
@@ -98,6 +100,9 @@ impl LlvmSharedMapper {
 
 impl Client {
     fn call(&self, function: ExecutorAddr, args: &impl Encode, done: Completion<Vec<u8>>) {
+        if let Err(error) = self.session.check() {
+            return done.complete(Err(error));
+        }
         let done = dispatched(&self.transport, done);
         self.transport.call(function.0, to_bytes(args), done);
     }
@@ -216,7 +221,11 @@ fn on_wire(segment: &SegmentContent) -> SharedMemorySegFinalizeRequest {
 
 impl MapperBase for LlvmSharedMapper {
     fn deadline(&self, asked: Asked) -> Option<Deadline> {
-        self.client.transport.limits().deadline(asked)
+        self.client.session.deadline(asked)
+    }
+
+    fn transport(&self) -> Option<&Arc<dyn Transport>> {
+        Some(&self.client.transport)
     }
 
     fn capabilities(&self) -> &Capabilities {

@@ -17,7 +17,7 @@ use crate::mapper::{
 };
 use crate::page::AddressRange;
 use crate::sys;
-use crate::transport::limits::{Asked, Deadline};
+use crate::transport::limits::{Asked, Deadline, SessionLimits};
 use crate::transport::{Traffic, Transport, dispatched};
 use crate::wire::llvm::SegFinalizeRequest;
 use crate::wire::sps::{
@@ -36,6 +36,7 @@ pub(crate) struct LlvmSimpleMapper {
 /// What answers are handled with.
 struct Client {
     transport: Arc<dyn Transport>,
+    session: SessionLimits,
     service: Service,
     traffic: Traffic,
 }
@@ -140,6 +141,7 @@ impl LlvmSimpleMapper {
             fallback: None,
         };
         let client = Client {
+            session: SessionLimits::begin(transport.limits()),
             transport,
             service,
             traffic: Traffic::default(),
@@ -171,6 +173,9 @@ impl Client {
         args: &impl Encode,
         done: Completion<Vec<u8>>,
     ) {
+        if let Err(error) = self.session.check() {
+            return done.complete(Err(error));
+        }
         let args = to_bytes(args);
         self.traffic.sent(args.len());
         let client = Arc::clone(self);
@@ -249,7 +254,11 @@ fn first_page(reservation: AddressRange, page: u64) -> SegmentContent {
 
 impl MapperBase for LlvmSimpleMapper {
     fn deadline(&self, asked: Asked) -> Option<Deadline> {
-        self.client.transport.limits().deadline(asked)
+        self.client.session.deadline(asked)
+    }
+
+    fn transport(&self) -> Option<&Arc<dyn Transport>> {
+        Some(&self.client.transport)
     }
 
     fn capabilities(&self) -> &Capabilities {

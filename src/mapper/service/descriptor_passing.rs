@@ -78,7 +78,9 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
                     failed,
                 });
             }
-            Err(error) if error.status() == Status::Disconnected => return Err(error),
+            Err(error) if matches!(error.status(), Status::Disconnected | Status::TimedOut) => {
+                return Err(error);
+            }
             // What is short now may be there later: that decides nothing, and has a remedy of its own.
             Err(error) if error.is_passing() => return Err(error),
             Err(error) => failed.push(format!("{name}: {error}")),

@@ -7,7 +7,7 @@ use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
-use crate::transport::limits::{Asked, Deadline, Limits, Patience};
+use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
 use crate::transport::{Call, Traffic, Transport, disconnected, dispatched};
 use crate::wire::service::{Attach, Functions, OLDEST_VERSION, Open, Opened, VERSION, most_answer};
@@ -31,10 +31,9 @@ pub(super) struct Link {
     owner: OwnerProcess,
     /// The transport has said that the executor is gone.
     lost: Arc<AtomicBool>,
-    limits: Limits,
-    /// When the session must be set up, and when it ends.
+    /// When it must be set up.
     set_up: Option<Deadline>,
-    end: Option<Deadline>,
+    session: SessionLimits,
     /// See [`Transport::unresponsive`].
     unresponsive: Arc<AtomicBool>,
 }
@@ -66,9 +65,8 @@ impl Link {
             closed: AtomicBool::new(false),
             owner: OwnerProcess::current(),
             lost: Arc::default(),
-            limits,
             set_up,
-            end: limits.session_end(),
+            session: SessionLimits::begin(limits),
             unresponsive,
         })
     }
@@ -80,7 +78,7 @@ impl Link {
     pub(super) fn find_passing(&mut self) -> Result<DescriptorPassing> {
         let shared = self.transport.take_channel();
         let mut found = descriptor_passing::attach(self, shared)?;
-        if let (Some(channel), Some(end)) = (&mut found.channel, self.end) {
+        if let (Some(channel), Some(end)) = (&mut found.channel, self.session.end) {
             channel.end_at(end);
         }
         let passing = found.passing;
@@ -139,6 +137,9 @@ impl Link {
         descriptors: &[OwnedFd],
         done: Completion<Vec<u8>>,
     ) {
+        if let Err(error) = self.session.check() {
+            return done.complete(Err(error));
+        }
         let done = dispatched(&self.transport, done);
         self.send(function, message, descriptors, done);
     }
@@ -220,15 +221,15 @@ impl Link {
 
     /// How long the end of something in the executor is waited for.
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.limits.close, Arc::clone(&self.unresponsive))
+        Patience::new(self.session.limits.close, Arc::clone(&self.unresponsive))
     }
 
-    /// When what is asked for now must be answered.
-    pub(super) fn deadline(&self, asked: Asked) -> Option<Deadline> {
-        match self.limits.deadline(asked) {
-            Some(deadline) => Some(deadline.or(self.end)),
-            None => self.end,
-        }
+    pub(super) fn session(&self) -> &SessionLimits {
+        &self.session
+    }
+
+    pub(super) fn transport(&self) -> &Arc<dyn Transport> {
+        &self.transport
     }
 
     /// The process that opened the session. A forked child must leave it alone.
@@ -246,10 +247,10 @@ impl Link {
 
     /// Fails if it is known that the executor is gone.
     pub(super) fn check(&self) -> Result<()> {
-        match self.end {
-            Some(end) if end.is_over() => Err(end.error()),
-            _ if self.is_lost() => Err(self.why_lost()),
-            _ => Ok(()),
+        self.session.check()?;
+        match self.is_lost() {
+            true => Err(self.why_lost()),
+            false => Ok(()),
         }
     }
 

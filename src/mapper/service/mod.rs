@@ -187,7 +187,11 @@ impl MapperBase for ServiceMapper {
     }
 
     fn deadline(&self, asked: Asked) -> Option<Deadline> {
-        self.link.deadline(asked)
+        self.link.session().deadline(asked)
+    }
+
+    fn transport(&self) -> Option<&Arc<dyn Transport>> {
+        Some(self.link.transport())
     }
 
     fn traffic(&self) -> (u64, u64) {
