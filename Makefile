@@ -202,7 +202,10 @@ VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=ful
 check-stopped: setup stage ## an executor that is stopped for a minute goes on with everything
 	$(call headline,an executor that is stopped for a minute)
 	@$(call project,capi-tests,build/capi-tests)
+	@$(call project,tests/orc,build/orc-22,-DJITMEM_LLVM_VERSION=22 -DLLVM_DIR=$(call llvm,22))
 	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/capi-tests) -R '^capi-deadlines$$'
+	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/orc-22) -R '^orc-deadlines$$'
+	JITMEM_TEST_STOPPED_SECONDS=60 cargo test --locked -p jitmem-executor --test stopped
 
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database

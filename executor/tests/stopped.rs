@@ -9,7 +9,7 @@ use jitmem::transport::{self, Stream, Transport};
 use jitmem::{
     Action, Dylib, InFlight, Manager, Mapper, Options, Protection, Result, Segment, WrapperCall,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
@@ -58,6 +58,8 @@ fn goes_on(mapper: impl FnOnce(Arc<dyn Transport>) -> Result<Mapper>) {
 
     let process = Pid::from_child(&executor);
     kill_process(process, Signal::STOP).unwrap();
+    // Until it has stopped it may still answer.
+    waitpid(Some(process), WaitOptions::UNTRACED).unwrap();
     let (finalized, allocations) = channel();
     let (called, answers) = channel();
     for graph in graphs {
