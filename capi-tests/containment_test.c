@@ -111,30 +111,8 @@ static void a_sealed_executor_serves(void **state) {
   assert_int_equal(status_of_executor(executor), 0);
 }
 
-static void choices_that_can_never_be_right(void **state) {
-  (void)state;
-  jitmem_containment chosen = bounds(JITMEM_PROFILE_NONE);
-  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_containment is NULL",
-          jitmem_executor_contain(NULL, NULL, error));
-  chosen.struct_size = 8;
-  REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size is 8",
-          jitmem_executor_contain(&chosen, NULL, error));
-  chosen = bounds(4);
-  REFUSED(JITMEM_INVALID_ARGUMENT, "profile 4", jitmem_executor_contain(&chosen, NULL, error));
-  chosen = bounds(JITMEM_PROFILE_NONE);
-  chosen.audit = 2;
-  REFUSED(JITMEM_INVALID_ARGUMENT, "audit 2", jitmem_executor_contain(&chosen, NULL, error));
-  chosen = bounds(JITMEM_PROFILE_NONE);
-  chosen.readable_count = 1;
-  REFUSED(JITMEM_INVALID_ARGUMENT, "readable is NULL",
-          jitmem_executor_contain(&chosen, NULL, error));
-  chosen.readable_count = 0;
-  OK(jitmem_executor_contain(&chosen, NULL, error));
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(choices_that_can_never_be_right),
       cmocka_unit_test(each_bound_holds),
       cmocka_unit_test(a_sealed_executor_serves),
   };

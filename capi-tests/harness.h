@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include <dirent.h>
+#include <sched.h>
 #include <time.h>
 
 #include <jitmem.h>
@@ -95,6 +96,22 @@ static inline jitmem_stats stats_of(const jitmem_manager *manager) {
   jitmem_stats stats = {.struct_size = sizeof stats};
   OK(jitmem_manager_stats(manager, &stats, error));
   return stats;
+}
+
+// Waits, for a minute at most, until a manager has no more windows than that: an empty one goes
+// when what is being changed in it has been answered. Returns how many it has.
+static inline uint64_t windows_at_most(const jitmem_manager *manager, uint64_t most) {
+  struct timespec now, end;
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  end.tv_sec += 60;
+  uint64_t windows;
+  while ((windows = stats_of(manager).windows) > most) {
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (now.tv_sec > end.tv_sec)
+      break;
+    sched_yield();
+  }
+  return windows;
 }
 
 static inline int set_up(void **state, uint32_t kind) {

@@ -254,6 +254,29 @@ static void serving(void **state) {
           jitmem_executor_serve(0, 0, &options, error));
 }
 
+static void containing(void **state) {
+  (void)state;
+  const jitmem_containment none = {.struct_size = sizeof none};
+  jitmem_containment bounds = none;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_containment is NULL",
+          jitmem_executor_contain(NULL, NULL, error));
+  bounds.struct_size = 8;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size is 8",
+          jitmem_executor_contain(&bounds, NULL, error));
+  bounds = none;
+  bounds.profile = 4;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "profile 4", jitmem_executor_contain(&bounds, NULL, error));
+  bounds = none;
+  bounds.audit = 2;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "audit 2", jitmem_executor_contain(&bounds, NULL, error));
+  bounds = none;
+  bounds.readable_count = 1;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "readable is NULL",
+          jitmem_executor_contain(&bounds, NULL, error));
+  bounds.readable_count = 0;
+  OK(jitmem_executor_contain(&bounds, NULL, error));
+}
+
 static void creating_a_manager(void **state) {
   struct fixture *fixture = *state;
   jitmem_manager *manager = NULL;
@@ -506,6 +529,7 @@ int main(void) {
       EVERYWHERE(epochs),
       cmocka_unit_test(services),
       cmocka_unit_test(serving),
+      cmocka_unit_test(containing),
       EVERYWHERE(creating_a_manager),
       EVERYWHERE(allocating),
       EVERYWHERE(writing),

@@ -312,8 +312,8 @@ static void windows_go_when_they_are_empty(void **state) {
   for (size_t i = 1; i < count; i++)
     deallocate(manager, handles[i]);
   // The one that is in use, and one for what may come.
+  assert_int_equal(windows_at_most(manager, 2), 2);
   jitmem_stats stats = stats_of(manager);
-  assert_int_equal(stats.windows, 2);
   assert_int_equal(stats.reserved, reserved / WINDOWS * 2);
   OK(jitmem_manager_trim(manager, NULL, error));
   assert_int_equal(stats_of(manager).windows, 1);

@@ -313,6 +313,7 @@ impl Flow<Windows> {
         // A chunk that the system does not take back is kept for reuse: nothing is lost.
         let _ = self.reclaim(empty, delivery);
         self.wake(delivery);
+        self.release_unused_windows(delivery);
         if pass.lock().add(bytes, failure) {
             self.go_on_shrinking(pass, delivery);
         }

@@ -152,6 +152,7 @@ impl Flow<Windows> {
             let _ = self.reclaim(empty, delivery);
             self.wake(delivery);
         }
+        self.release_unused_windows(delivery);
         drop(writers);
         none_or_all(bytes, failure)
     }
@@ -172,6 +173,18 @@ impl Flow<Windows> {
         }
         lookup::collect();
         bytes
+    }
+
+    /// Releases the windows, but for a spare one, that others have emptied while something in them was
+    /// being changed here.
+    pub(super) fn release_unused_windows(&self, delivery: &mut Delivery) {
+        let unused = {
+            let memory = &self.space.lock().memory;
+            memory.many && memory.unused
+        };
+        if unused {
+            self.release_spare_windows(delivery);
+        }
     }
 
     /// Releases the windows that are empty now, but for a spare one.
