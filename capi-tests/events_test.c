@@ -142,8 +142,10 @@ static void the_life_of_an_allocation_is_told(void **state) {
     assert_int_equal(seen->segments[i].lifetime, JITMEM_LIFETIME_STANDARD);
   }
   const struct seen *window = &journal.seen[0], *chunk = &journal.seen[1];
-  assert_int_equal(window->event.size, GIB);
-  assert_in_range(chunk->event.address, window->event.address, window->event.address + GIB);
+  // At most 1 GiB: beside the window of the fixture's manager there may be room for less.
+  assert_int_equal(window->event.size, stats_of(manager).reserved);
+  assert_in_range(chunk->event.address, window->event.address,
+                  window->event.address + window->event.size);
   assert_true(chunk->event.protection == RX || chunk->event.protection == R);
   // The code was there when it was told, and when it went.
   assert_int_equal(seen->first, 0xb8);
