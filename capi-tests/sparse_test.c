@@ -9,6 +9,7 @@
 #include "here.h"
 
 #include <inttypes.h>
+#include <malloc.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
@@ -274,7 +275,8 @@ static void killed_while_trimming(int shared) {
       before = footprint();
   }
   struct footprint after = footprint_at_rest(before.threads);
-  assert_true(after.descriptors <= before.descriptors && after.mappings <= before.mappings + 8);
+  assert_in_range(after.descriptors, 0, before.descriptors);
+  assert_in_range(after.mappings, 0, before.mappings + 8);
   munmap(meeting, sizeof *meeting);
 }
 
@@ -289,6 +291,8 @@ static void killed_while_trimming_remote(void **state) {
 }
 
 int main(void) {
+  // Else threads that are started at the same time leave arenas, of two mappings each.
+  mallopt(M_ARENA_MAX, 1);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(code_runs_meanwhile_shared),
       cmocka_unit_test(code_runs_meanwhile_remote),
