@@ -44,7 +44,8 @@ fn setup() -> Setup {
     }
 }
 
-fn introduced(bytes: &[u8]) -> (Executor, Result<Stream>) {
+/// An executor that has sent so much, and our end of its connection.
+fn executor(bytes: &[u8]) -> (Executor, Arc<OwnedFd>) {
     let (here, there) = UnixStream::pair().unwrap();
     let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
     let mut executor = Executor {
@@ -52,21 +53,23 @@ fn introduced(bytes: &[u8]) -> (Executor, Result<Stream>) {
         frames,
     };
     executor.send(bytes);
+    (executor, Arc::new(here.into()))
+}
+
+fn introduction() -> Vec<u8> {
+    let body = setup().encode(SetupLayout::MapAndSymbols);
+    message(Opcode::Setup, 0, 0, &body)
+}
+
+fn introduced(bytes: &[u8]) -> (Executor, Result<Stream>) {
+    let (executor, here) = executor(bytes);
     executor.socket.shutdown(Shutdown::Write).ok();
-    let stream = Stream::connect(Arc::new(here.into()));
-    (executor, stream)
+    (executor, Stream::connect(here))
 }
 
 fn connected() -> (Executor, Stream) {
-    let (here, there) = UnixStream::pair().unwrap();
-    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
-    let mut executor = Executor {
-        socket: there,
-        frames,
-    };
-    let body = setup().encode(SetupLayout::MapAndSymbols);
-    executor.send(&message(Opcode::Setup, 0, 0, &body));
-    (executor, Stream::connect(Arc::new(here.into())).unwrap())
+    let (executor, here) = executor(&introduction());
+    (executor, Stream::connect(here).unwrap())
 }
 
 /// Makes calls whose answers come in with their numbers.
@@ -292,16 +295,8 @@ fn dropping_it_answers_what_waits() {
 }
 
 fn brief(limits: Limits) -> (Executor, Result<Stream>) {
-    let (here, there) = UnixStream::pair().unwrap();
-    let frames = MessageReader::new(Arc::new(there.try_clone().unwrap().into()));
-    let mut executor = Executor {
-        socket: there,
-        frames,
-    };
-    let body = setup().encode(SetupLayout::MapAndSymbols);
-    executor.send(&message(Opcode::Setup, 0, 0, &body));
-    let stream = Stream::connect_within(Arc::new(here.into()), limits);
-    (executor, stream)
+    let (executor, here) = executor(&introduction());
+    (executor, Stream::connect_within(here, limits))
 }
 
 const BRIEF: Duration = Duration::from_millis(20);
