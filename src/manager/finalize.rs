@@ -5,6 +5,7 @@ use super::divide::Freed;
 use super::flow::Flow;
 use super::records::Key;
 use super::reservations::Reservations;
+use super::space::Memory;
 use super::tracking::named;
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
@@ -14,11 +15,24 @@ use crate::mapper::{Action, Deinitialization, Teardown};
 use crate::transport::limits::Asked;
 use std::sync::Arc;
 
-/// Which limit a finalize has.
-fn asked(actions: &[Action]) -> Asked {
-    match actions {
-        [] => Asked::Memory,
-        _ => Asked::Code,
+impl<M: Memory> Flow<M> {
+    /// The completion of a finalize within its limit. What is finalized after that is deallocated: the host
+    /// has been told that it failed.
+    fn finalized_in_time(
+        self: &Arc<Self>,
+        handle: u64,
+        actions: &[Action],
+        done: Completion<u64>,
+        deallocate: fn(&Arc<Self>, &[u64], Completion<()>),
+    ) -> Completion<u64> {
+        let asked = match actions {
+            [] => Asked::Memory,
+            _ => Asked::Code,
+        };
+        self.in_time(asked, done, move |flow, answer, delivery| match answer {
+            Ok(_) => deallocate(&flow, &[handle], Completion::new(|_| ())),
+            Err(_) => flow.tracking.ended(&[handle], delivery),
+        })
     }
 }
 
@@ -77,14 +91,7 @@ impl Flow<Windows> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
-        let done = self.in_time(
-            asked(&actions),
-            done,
-            move |flow, answer, delivery| match answer {
-                Ok(_) => flow.deallocate(&[handle], Completion::new(|_| ())),
-                Err(_) => flow.tracking.ended(&[handle], delivery),
-            },
-        );
+        let done = self.finalized_in_time(handle, &actions, done, Self::deallocate);
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer, delivery| match answer {
             Ok(teardown) => flow.finalized(key, handle, teardown, done, delivery),
@@ -165,14 +172,7 @@ impl Flow<Reservations> {
             Ok(taken) => taken,
             Err(error) => return self.failed(error, done, &mut Delivery::Inline),
         };
-        let done = self.in_time(
-            asked(&actions),
-            done,
-            move |flow, answer, delivery| match answer {
-                Ok(_) => flow.deallocate(&[handle], Completion::new(|_| ())),
-                Err(_) => flow.tracking.ended(&[handle], delivery),
-            },
-        );
+        let done = self.finalized_in_time(handle, &actions, done, Self::deallocate);
         let flow = Arc::clone(self);
         let initialized = Completion::with_delivery(move |answer: Result<()>, delivery| {
             let answer = flow.space.lock().finalized(key, answer);
