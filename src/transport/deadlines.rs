@@ -168,7 +168,7 @@ impl<T: Send + 'static> Early<T> {
         })
     }
 
-    /// The completion for whoever answers. An answer that comes later than the early one goes to `late`.
+    /// The completion for the side that answers. An answer that comes later than the early one goes to `late`.
     fn completion(
         self: Arc<Self>,
         late: impl FnOnce(Result<T>, &mut Delivery) + Send + 'static,
