@@ -93,6 +93,37 @@ static inline void in_child(void (*body)(void *), void *argument) {
   assert_int_equal(WEXITSTATUS(status), CHILD_PASSED);
 }
 
+// A child that runs a function when its parent says so.
+struct waiting_child {
+  pid_t process;
+  int gate;
+};
+
+static inline struct waiting_child start_waiting_child(void (*body)(void *), void *argument) {
+  int gate[2];
+  assert_int_equal(pipe(gate), 0);
+  fflush(NULL);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    char byte;
+    close(gate[1]);
+    MUST(read(gate[0], &byte, 1) == 0);
+    body(argument);
+    _exit(CHILD_PASSED);
+  }
+  close(gate[0]);
+  return (struct waiting_child){child, gate[1]};
+}
+
+// Has it run the function, which must come to its end.
+static inline void have_run(struct waiting_child child) {
+  int status = 0;
+  close(child.gate);
+  assert_int_equal(waitpid(child.process, &status, 0), child.process);
+  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == CHILD_PASSED);
+}
+
 // ---- what a child needs of jitmem ----
 
 static inline jitmem_manager *child_manager(uint32_t kind, jitmem_manager_options options) {

@@ -116,7 +116,7 @@ static void check_session(struct controller *controller, struct executor executo
 }
 
 static void over_a_connection(void (*open_ends)(int[2]), int shared) {
-  int ends[2], gate[2];
+  int ends[2];
   struct controller controller = {.transport = NULL};
   open_ends(ends);
   struct executor executor = start_executor_at(ends, NULL);
@@ -125,22 +125,9 @@ static void over_a_connection(void (*open_ends)(int[2]), int shared) {
   in_child(use_and_leave, &controller);
   in_child(use_and_free, &controller);
   // One outlives the session.
-  assert_int_equal(pipe(gate), 0);
-  pid_t child = fork();
-  assert_true(child >= 0);
-  if (child == 0) {
-    char byte;
-    close(gate[1]);
-    MUST(read(gate[0], &byte, 1) == 0);
-    use_and_free(&controller);
-    _exit(CHILD_PASSED);
-  }
+  struct waiting_child child = start_waiting_child(use_and_free, &controller);
   check_session(&controller, executor);
-  close(gate[0]);
-  close(gate[1]);
-  int status = -1;
-  assert_int_equal(waitpid(child, &status, 0), child);
-  assert_int_equal(status, CHILD_PASSED);
+  have_run(child);
 }
 
 static void children_over_a_unix_socket(void **state) {

@@ -180,17 +180,7 @@ static void beside_deferred_reclamation(void **state) {
   deallocate(manager, place.common.handle);
   in_child(reclaim_in_a_child, manager);
   // The parent reclaims while a child still runs it.
-  int gate[2];
-  assert_int_equal(pipe(gate), 0);
-  pid_t child = fork();
-  assert_true(child >= 0);
-  if (child == 0) {
-    char byte;
-    close(gate[1]);
-    MUST(read(gate[0], &byte, 1) == 0);
-    reclaim_in_a_child(manager);
-    _exit(CHILD_PASSED);
-  }
+  struct waiting_child child = start_waiting_child(reclaim_in_a_child, manager);
   uint64_t epoch = 0;
   OK(jitmem_manager_advance_epoch(manager, &epoch, error));
   OK(jitmem_manager_reclaim(manager, epoch, NULL, error));
@@ -199,11 +189,7 @@ static void beside_deferred_reclamation(void **state) {
     uint64_t handle;
     assert_int_equal(run(link_code(manager, i, &handle)), i);
   }
-  close(gate[0]);
-  close(gate[1]);
-  int status = 0;
-  assert_int_equal(waitpid(child, &status, 0), child);
-  assert_true(WIFEXITED(status) && WEXITSTATUS(status) == CHILD_PASSED);
+  have_run(child);
   jitmem_manager_free(manager);
 }
 
