@@ -16,19 +16,23 @@ from wire import HANGUP, SETUP, message, read_message
 F_GETFL, F_SETFL = 3, 4
 
 
-def fcntl(session, descriptor, command, argument):
-    """Has linked code call fcntl, and gives what that returns."""
+def from_linked_code(session, function, first, second, third=0):
+    """Has linked code call a function of libc, and gives what that returns."""
     code = load(
         session,
         bytes.fromhex("4883ec08")
-        + movabs(RDI, descriptor)
-        + movabs(RSI, command)
-        + movabs(RDX, argument)
-        + movabs(RAX, resolve(session, "fcntl"))
+        + movabs(RDI, first)
+        + movabs(RSI, second)
+        + movabs(RDX, third)
+        + movabs(RAX, resolve(session, function))
         # call rax, with no vector registers; the answer's bytes are in the first register.
         + bytes.fromhex("4989c2 31c0 41ffd2 48ba0400000000000000 4883c408 c3"),
     )
     return struct.unpack("<i", session.call(code))[0]
+
+
+def fcntl(session, descriptor, command, argument):
+    return from_linked_code(session, "fcntl", descriptor, command, argument)
 
 
 def changes(session, descriptor):
@@ -118,6 +122,14 @@ class Own(Case):
             with start(stderr=log) as session:
                 changes(session, 2)
                 self.assertFalse(os.get_blocking(log.fileno()))
+
+    def test_files_can_be_truncated(self):
+        with tempfile.TemporaryFile() as log:
+            log.write(b"before\n")
+            log.flush()
+            with start(stderr=log) as session:
+                self.assertEqual(from_linked_code(session, "ftruncate", 2, 3), 0)
+            self.assertEqual(os.fstat(log.fileno()).st_size, 3)
 
     def test_files_keep_their_position(self):
         with open(os.path.join(self.enterContext(tempfile.TemporaryDirectory()), "log"), "w+b") as log:
