@@ -230,27 +230,41 @@ std::chrono::seconds timeStopped() {
   return std::chrono::seconds(Chosen ? atoi(Chosen) : 11);
 }
 
-TEST_P(Stopped, GoesOnWhenItIsContinued) {
-  constexpr int Count = 300;
-  Session S(GetParam());
-  auto C = must(Calls::Create(S.epc()));
-  ExecutorAddr Note = S.inside("note");
-  std::vector<std::unique_ptr<LinkGraph>> Graphs;
-  std::vector<InFlight> Allocations;
-  for (int I = 0; I != Count; ++I) {
-    Graphs.push_back(graph());
-    Graphs.back()->allocActions().push_back({S.note(1), S.note(-1)});
-    Allocations.push_back(must(S.MM->allocate(nullptr, *Graphs.back())));
+// An executor that is stopped while many finalizes and calls are under way.
+class StoppedExecutor {
+public:
+  static constexpr int Count = 300;
+
+  explicit StoppedExecutor(Setting What)
+      : What(What), S(What), C(must(Calls::Create(S.epc()))), Note(S.inside("note")) {
+    for (int I = 0; I != Count; ++I) {
+      Graphs.push_back(graph());
+      Graphs.back()->allocActions().push_back({S.note(1), S.note(-1)});
+      Allocations.push_back(must(S.MM->allocate(nullptr, *Graphs.back())));
+    }
+    ::kill(S.Child->id(), SIGSTOP);
+    // LLVM's transport writes in the thread that calls, which waits while its pipe is full.
+    Asking = std::thread([this] { ask(); });
   }
-  std::mutex M;
-  std::vector<FinalizedAlloc> Finalized;
-  std::string Failures;
-  Countdown Done(2 * Count);
-  ::kill(S.Child->id(), SIGSTOP);
-  // LLVM's transport writes in the thread that calls, which waits while its pipe is full.
-  std::thread Asking([&] {
+
+  void goOn() {
+    SCOPED_TRACE(nameOf(What));
+    ::kill(S.Child->id(), SIGCONT);
+    Asking.join();
+    EXPECT_TRUE(Done.wait());
+    EXPECT_EQ(Failures, "");
+    EXPECT_EQ(Finalized.size(), size_t(Count));
+    must(S.MM->deallocate(std::move(Finalized)));
+    EXPECT_EQ(S.takeNotes().size(), size_t(3 * Count));
+    C.reset();
+    EXPECT_EQ(S.end(), "exit 0");
+    EXPECT_EQ(S.takeErrors(), "");
+  }
+
+private:
+  void ask() {
     for (InFlight &Alloc : Allocations) {
-      Alloc->finalize([&](Expected<FinalizedAlloc> FA) {
+      Alloc->finalize([this](Expected<FinalizedAlloc> FA) {
         std::lock_guard<std::mutex> Lock(M);
         if (FA)
           Finalized.push_back(std::move(*FA));
@@ -259,26 +273,37 @@ TEST_P(Stopped, GoesOnWhenItIsContinued) {
         Done.arrive();
       });
       const char Ends[] = {2, 0, 0, 0, 'n'};
-      C->start(Note, Ends, [&](Expected<std::vector<char>> Answer) {
+      C->start(Note, Ends, [this](Expected<std::vector<char>> Answer) {
         std::lock_guard<std::mutex> Lock(M);
         if (!Answer)
           Failures += toString(Answer.takeError());
         Done.arrive();
       });
     }
-  });
+  }
+
+  Setting What;
+  Session S;
+  std::unique_ptr<Calls> C;
+  ExecutorAddr Note;
+  std::vector<std::unique_ptr<LinkGraph>> Graphs;
+  std::vector<InFlight> Allocations;
+  std::mutex M;
+  std::vector<FinalizedAlloc> Finalized;
+  std::string Failures;
+  Countdown Done{2 * Count};
+  std::thread Asking;
+};
+
+// All settings at the same time, for the time is long.
+TEST(StoppedExecutors, GoOnWhenTheyAreContinued) {
+  std::vector<std::unique_ptr<StoppedExecutor>> All;
+  for (int I = 0; I <= int(Setting::StockSimple); ++I)
+    All.push_back(std::make_unique<StoppedExecutor>(Setting(I)));
   // It is the time itself that is tried.
   std::this_thread::sleep_for(timeStopped());
-  ::kill(S.Child->id(), SIGCONT);
-  Asking.join();
-  EXPECT_TRUE(Done.wait());
-  EXPECT_EQ(Failures, "");
-  EXPECT_EQ(Finalized.size(), size_t(Count));
-  must(S.MM->deallocate(std::move(Finalized)));
-  EXPECT_EQ(S.takeNotes().size(), size_t(3 * Count));
-  C.reset();
-  EXPECT_EQ(S.end(), "exit 0");
-  EXPECT_EQ(S.takeErrors(), "");
+  for (auto &Executor : All)
+    Executor->goOn();
 }
 
 // Each alone may take two seconds; together they must not take 32.
