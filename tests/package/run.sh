@@ -92,7 +92,7 @@ smaller() {
 }
 
 stripped_libraries() {
-  smaller 2000000 "$prefix/lib/libjitmem.so"
+  smaller 2500000 "$prefix/lib/libjitmem.so"
   smaller 10000000 "$prefix/lib/libjitmem.a"
   [ -z "$(find "$prefix" -name '*.debug')" ] || fail "debug information that was not asked for"
 }
