@@ -55,7 +55,7 @@ static void choices_that_can_never_be_right(void **state) {
     jitmem_serve_options options;
     uint64_t more;
   } grown = {.options = {.struct_size = sizeof grown.options}};
-  const size_t wrong[] = {0, 8, sizeof grown.options - 1, 4097};
+  const size_t wrong[] = {0, 8, offsetof(jitmem_serve_options, unread_bytes) - 1, 4097};
   int ends[2];
   assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   for (size_t i = 0; i < COUNT(wrong); i++) {

@@ -1750,6 +1750,11 @@ typedef struct jitmem_serve_options {
   /// 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
   /// a symbol that the process has not.
   uint32_t c_only;
+  /// Bytes that a controller which does not read may leave, beyond what the stream takes; then threads wait
+  /// with what they have to say. One message may exceed it. 0: 64 MiB.
+  uint64_t unread_bytes;
+  /// Calls of linked code to the controller that wait meanwhile; further ones fail. 0: 1024.
+  uint64_t unread_calls;
 } jitmem_serve_options;
 
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does

@@ -145,6 +145,7 @@ fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
         cxx_runtime: options.cxx_runtime != CxxRuntime::Never,
         exit_when_orphaned: options.exit_when_orphaned,
         time_limit: options.time_limit,
+        unread: options.unread,
         ..server::Options::default()
     };
     let print_debug_list = || {

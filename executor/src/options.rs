@@ -9,6 +9,7 @@ use crate::isolation::user;
 use crate::serve::for_sessions;
 use anyhow::{Context, Result, bail};
 use jitmem::executor::containment::Profile;
+use jitmem::executor::server::Unread;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
@@ -74,6 +75,9 @@ Options
   --exit-when-orphaned N
                      end this process, with exit code 1, when its controller has been gone for N
                      seconds and linked code still runs
+  --unread N         what a controller that does not read may leave here, in bytes (64M); then linked
+                     code and answers wait
+  --unread-calls N   calls to the controller that wait then (1024); further ones fail
   --die-with-parent  have this process killed when its parent has ended, after 2 s to end by
                      itself; code that attacks can prevent it
   --help, --version
@@ -135,6 +139,8 @@ pub(crate) struct Options {
     pub(crate) time_limit: Option<Duration>,
     /// Bytes of stack of programs' threads, if not what fits.
     pub(crate) stack_size: Option<u64>,
+    /// What a controller that does not read may leave.
+    pub(crate) unread: Unread,
     pub(crate) containment: Containment,
     /// Whether the list of debug objects is printed, for LLVM's own tests.
     pub(crate) print_debug_list: bool,
@@ -170,6 +176,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut exit_when_orphaned = None;
     let mut time_limit = None;
     let mut stack_size = None;
+    let mut unread = Unread::default();
     let mut containment = Containment::default();
     let mut print_debug_list = false;
     let mut diagnose = false;
@@ -204,6 +211,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             }
             Arg::Long("stack-size") => {
                 stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
+            }
+            Arg::Long("unread") => {
+                unread.bytes = usize::try_from(bytes("unread", &parser.value()?.string()?)?)?;
+            }
+            Arg::Long("unread-calls") => {
+                unread.calls = count("unread-calls", &parser.value()?.string()?)?;
             }
             Arg::Long("seccomp") => {
                 containment.refused.profile = Some(profile(&parser.value()?.string()?)?);
@@ -259,6 +272,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     cxx_runtime,
                     share_with_children,
                     stack_size,
+                    unread,
                     containment,
                     print_debug_list,
                 }));
@@ -301,6 +315,8 @@ fn refuse_option(word: &str) -> Result<()> {
         "tasks",
         "time-limit",
         "token-file",
+        "unread",
+        "unread-calls",
         "user",
     ];
     let name = word.strip_prefix("--").unwrap_or("");
@@ -513,6 +529,19 @@ mod tests {
             assert!(refused(&words).contains("\"0\" is no number from 1"));
         }
         assert!(refused(&["--exit-when-orphaned=x", "unix=s"]).contains("number of seconds"));
+    }
+
+    #[test]
+    fn what_may_stay_unread_has_a_most() {
+        let unread = |words: &[&str]| served(words).unread;
+        assert_eq!(unread(&["filedescs=0,1"]), Unread::default());
+        let chosen = unread(&["--unread=1M", "--unread-calls", "7", "filedescs=0,1"]);
+        let expected = Unread {
+            bytes: 1 << 20,
+            calls: 7,
+        };
+        assert_eq!(chosen, expected);
+        assert!(refused(&["--unread-calls=0", "filedescs=0,1"]).contains("no number from 1"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::service::{self, jitmem_service};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::{Result, invalid_argument};
-use crate::executor::server::{Options, SetupLayout, serve};
+use crate::executor::server::{Options, SetupLayout, Unread, serve};
 use crate::sys::{duplicate, explain};
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::{offset_of, size_of};
@@ -45,6 +45,11 @@ pub struct jitmem_serve_options {
     /// 1: libstdc++, libgcc_s and libm are never loaded. 0: they are, once the controller looks for
     /// a symbol that the process has not.
     pub c_only: u32,
+    /// Bytes that a controller which does not read may leave, beyond what the stream takes; then threads wait
+    /// with what they have to say. One message may exceed it. 0: 64 MiB.
+    pub unread_bytes: u64,
+    /// Calls of linked code to the controller that wait meanwhile; further ones fail. 0: 1024.
+    pub unread_calls: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_serve_options, c_only) + size_of::<u32>();
@@ -56,6 +61,19 @@ fn layout(llvm_version: u32) -> Result<SetupLayout> {
         _ => Err(invalid_argument(format!(
             "llvm_version {llvm_version} is none of 14 to 22, and not 0 for the default"
         ))),
+    }
+}
+
+/// How much a controller may leave unread: more than memory has is no bound.
+fn unread(bytes: u64, calls: u64) -> Unread {
+    let chosen = |number: u64, default| match number {
+        0 => default,
+        number => usize::try_from(number).unwrap_or(usize::MAX),
+    };
+    let default = Unread::default();
+    Unread {
+        bytes: chosen(bytes, default.bytes),
+        calls: chosen(calls, default.calls),
     }
 }
 
@@ -73,6 +91,7 @@ unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>
     let given = unsafe { input::versioned(options, LEAST, "jitmem_serve_options") }?;
     chosen.layout = layout(given.llvm_version)?;
     chosen.cxx_runtime = !input::flag(given.c_only, "c_only")?;
+    chosen.unread = unread(given.unread_bytes, given.unread_calls);
     // SAFETY: the caller vouches for the array.
     let symbols = unsafe { input::array(given.symbols, given.symbol_count, "symbols") }?;
     for (index, symbol) in symbols.iter().enumerate() {

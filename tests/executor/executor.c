@@ -2,7 +2,8 @@
 //
 // An executor in a few lines of C, for the tests of the library: `executor filedescs=IN,OUT`, as
 // llvm-jitlink starts one. What llvm-jitlink has no argument for comes by the environment:
-// EXECUTOR_LLVM is the controller's version, EXECUTOR_C_ONLY is 1 for no C++.
+// EXECUTOR_LLVM is the controller's version, EXECUTOR_C_ONLY is 1 for no C++, EXECUTOR_UNREAD is
+// how many bytes a controller that does not read may leave.
 
 #include <jitmem.h>
 #include <stdio.h>
@@ -27,7 +28,8 @@ int main(int argc, char **argv) {
                                   .symbols = &symbol,
                                   .symbol_count = 1,
                                   .llvm_version = number("EXECUTOR_LLVM"),
-                                  .c_only = number("EXECUTOR_C_ONLY")};
+                                  .c_only = number("EXECUTOR_C_ONLY"),
+                                  .unread_bytes = number("EXECUTOR_UNREAD")};
   jitmem_error *error = NULL;
   if (jitmem_executor_serve(in, out, &options, &error) == JITMEM_OK)
     return 0;

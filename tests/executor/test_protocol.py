@@ -10,6 +10,7 @@ import threading
 import time
 import unittest
 
+import programs
 from sessions import (
     EXECUTOR, MANAGER, MEMORY, NOTHING, READ, RUN, RW, Case, controller, dispatching, reserve,
     resolve, start, wrapper,
@@ -124,8 +125,18 @@ class Framing(Case):
             self.assertEnds(session, 0)
 
     def test_what_a_controller_does_not_read_is_bounded(self):
+        self.leave_unread(start(), 60 << 20, 100 << 20)
+
+    def test_what_a_controller_does_not_read_is_bounded_as_asked(self):
+        for command, environment in (
+            ([EXECUTOR, "--unread=8M"], {}),
+            ([programs.HOSTS["shared library"]], {"EXECUTOR_UNREAD": str(8 << 20)}),
+        ):
+            self.leave_unread(Session(command, environment=environment), 8 << 20, 30 << 20)
+
+    def leave_unread(self, session, least, most):
         count, size = 2000, 128 << 10
-        with start() as session:
+        with session:
             page = session.symbols[READ] & ~4095
             ranges = sequence([u64(page) + u64(page + 4096)] * (size // 4096))
             asks = Background(
@@ -134,11 +145,11 @@ class Framing(Case):
             peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", self.status(session))[1]) << 10
             # It answers until so much is left.
             limit = time.monotonic() + 60
-            while peak() < 60 << 20:
+            while peak() < least:
                 self.assertLess(time.monotonic(), limit)
             found = {session.receive()[1] for _ in range(count)}
             self.assertEqual(found, set(asks.get()))
-            self.assertLess(peak(), 100 << 20)
+            self.assertLess(peak(), most)
             self.assertEnds(session, 0)
 
     def status(self, session):

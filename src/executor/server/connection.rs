@@ -12,7 +12,7 @@
 //! away.
 
 use super::programs::Programs;
-use super::writer::{MessageWriter, Unwritten};
+use super::writer::{MessageWriter, Unread, Unwritten};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::executor::llvm::{CallClass, PublishedFunction};
@@ -146,10 +146,11 @@ impl ServerConnection {
     /// `functions`: those that are known by their address. Whatever else is called may be a program.
     pub(super) fn new(
         output: StreamWriter,
+        unread: Unread,
         functions: HashMap<u64, PublishedFunction>,
     ) -> Arc<ServerConnection> {
         Arc::new_cyclic(|this| ServerConnection {
-            writer: MessageWriter::new(output),
+            writer: MessageWriter::new(output, unread),
             pending: PendingCalls::new(),
             functions,
             programs: Arc::default(),
@@ -384,7 +385,7 @@ mod tests {
         idle_time: Duration,
     ) -> Arc<ReaderPool<ServerConnection>> {
         let output = StreamWriter::new(output.into()).unwrap();
-        let connection = ServerConnection::new(output, functions);
+        let connection = ServerConnection::new(output, Unread::default(), functions);
         let input = MessageReader::new(Arc::new(input.into()));
         ReaderPool::new(connection, [input], idle_time)
     }

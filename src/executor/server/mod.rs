@@ -13,6 +13,7 @@ mod tests;
 mod writer;
 
 pub use crate::wire::frame::SetupLayout;
+pub use writer::Unread;
 
 use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
 use super::service::{self, Offered, Service};
@@ -54,6 +55,8 @@ pub struct Options<'a> {
     pub time_limit: Option<Duration>,
     /// So long after the controller has gone the process ends, with exit code 1, if linked code still runs.
     pub exit_when_orphaned: Option<Duration>,
+    /// What a controller that does not read may leave.
+    pub unread: Unread,
 }
 
 impl Default for Options<'_> {
@@ -66,6 +69,7 @@ impl Default for Options<'_> {
             functions: Vec::new(),
             time_limit: None,
             exit_when_orphaned: None,
+            unread: Unread::default(),
         }
     }
 }
@@ -169,7 +173,7 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
         class: CallClass::Pooled,
     }));
     let functions = std::mem::take(&mut published.functions);
-    let connection = ServerConnection::new(output, functions);
+    let connection = ServerConnection::new(output, options.unread, functions);
     let limits = Limits {
         program: options.time_limit,
         orphaned: options.exit_when_orphaned,

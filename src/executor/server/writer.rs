@@ -13,29 +13,34 @@ use std::os::fd::BorrowedFd;
 /// Writes messages, each as a whole, for many threads.
 ///
 /// A thread that sends while another one writes leaves its message there, and that one writes it as
-/// well. So a controller that is slow to read holds up one thread only, until [`MOST`] bytes are left:
+/// well. So a controller that is slow to read holds up one thread only, until as much is left as may be:
 /// then threads wait with what they have to say.
 pub(super) struct MessageWriter {
     stream: StreamWriter,
     outgoing: Mutex<Outgoing>,
     /// What is left has become less.
     less: Condvar,
-    most: Most,
+    most: Unread,
 }
 
-#[derive(Clone, Copy)]
-struct Most {
-    /// Bytes that are left for a controller to read, beyond what the stream takes. One message may
-    /// exceed it.
-    unread: usize,
-    /// Calls of linked code that wait for room; further ones fail.
-    calls: usize,
+/// How much a controller may leave unread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unread {
+    /// Bytes that are left for it to read, beyond what the stream takes; then threads wait with what they
+    /// have to say. One message may exceed it. 64 MiB by default.
+    pub bytes: usize,
+    /// Calls of linked code that wait meanwhile; further ones fail. 1,024 by default.
+    pub calls: usize,
 }
 
-const MOST: Most = Most {
-    unread: 64 << 20,
-    calls: 1024,
-};
+impl Default for Unread {
+    fn default() -> Unread {
+        Unread {
+            bytes: 64 << 20,
+            calls: 1024,
+        }
+    }
+}
 
 #[derive(Default)]
 struct Outgoing {
@@ -67,11 +72,7 @@ pub(super) struct Unwritten(Option<Encoded>);
 const TOGETHER: usize = 16 << 10;
 
 impl MessageWriter {
-    pub(super) fn new(stream: StreamWriter) -> MessageWriter {
-        MessageWriter::with_most(stream, MOST)
-    }
-
-    fn with_most(stream: StreamWriter, most: Most) -> MessageWriter {
+    pub(super) fn new(stream: StreamWriter, most: Unread) -> MessageWriter {
         MessageWriter {
             stream,
             outgoing: Mutex::default(),
@@ -95,7 +96,7 @@ impl MessageWriter {
     }
 
     fn with_room<'a>(&self, mut outgoing: Guard<'a>) -> Guard<'a> {
-        while outgoing.left >= self.most.unread && outgoing.failed.is_none() {
+        while outgoing.left >= self.most.bytes && outgoing.failed.is_none() {
             outgoing = self.less.wait(outgoing);
         }
         outgoing
@@ -107,7 +108,7 @@ impl MessageWriter {
     /// `WouldBlock` if too many calls wait for the controller to read; nothing was sent then.
     pub(super) fn send_call(&self, header: Header, body: &[u8]) -> Result<()> {
         let mut outgoing = self.outgoing.lock();
-        if outgoing.left >= self.most.unread {
+        if outgoing.left >= self.most.bytes {
             if outgoing.calls >= self.most.calls {
                 return Err(unread(&outgoing));
             }
@@ -273,8 +274,8 @@ mod tests {
     use std::thread::JoinHandle;
 
     const BODY: [u8; 1000] = [7; 1000];
-    const MOST: Most = Most {
-        unread: 64 << 10,
+    const MOST: Unread = Unread {
+        bytes: 64 << 10,
         calls: 2,
     };
 
@@ -288,7 +289,7 @@ mod tests {
         }
         rustix::io::ioctl_fionbio(&writer, false).unwrap();
         let stream = StreamWriter::new(writer.into()).unwrap();
-        let writer = Arc::new(MessageWriter::with_most(stream, MOST));
+        let writer = Arc::new(MessageWriter::new(stream, MOST));
         (writer, reader, filled)
     }
 
@@ -307,7 +308,7 @@ mod tests {
             })
         };
         let senders = (0..threads).map(start).collect();
-        while writer.outgoing.lock().left < MOST.unread {
+        while writer.outgoing.lock().left < MOST.bytes {
             std::thread::yield_now();
         }
         senders
@@ -320,7 +321,7 @@ mod tests {
         reader.read_exact(&mut vec![0; filled]).unwrap();
         let mut message = [0; HEADER_SIZE + BODY.len()];
         for _ in 0..4 * 500 {
-            assert!(writer.outgoing.lock().left < MOST.unread + cost(&BODY));
+            assert!(writer.outgoing.lock().left < MOST.bytes + cost(&BODY));
             reader.read_exact(&mut message).unwrap();
             assert_eq!(message[..HEADER_SIZE], header().encode());
             assert_eq!(message[HEADER_SIZE..], BODY);
