@@ -25,17 +25,25 @@ static struct packed message(uint64_t opcode, uint64_t sequence, uint64_t tag, c
   return message;
 }
 
-// What an executor sends first: since LLVM 17 with an empty map of values, before without.
-static struct packed introduction(int with_map) {
+// What an executor sends first: since LLVM 17 with an empty map of values, before without. All
+// names stand for one address.
+static struct packed introduction_with(int with_map, const char *const *names, size_t count) {
   struct packed body = {.size = 0};
   pack_text(&body, "x86_64-pc-linux-gnu");
   pack_number(&body, 4096);
   if (with_map)
     pack_number(&body, 0);
-  pack_number(&body, 1);
-  pack_text(&body, "there");
-  pack_number(&body, 0x7000000);
+  pack_number(&body, count);
+  for (size_t i = 0; i < count; i++) {
+    pack_text(&body, names[i]);
+    pack_number(&body, 0x7000000);
+  }
   return message(SETUP, 0, 0, body.bytes, body.size);
+}
+
+static struct packed introduction(int with_map) {
+  static const char *const there[] = {"there"};
+  return introduction_with(with_map, there, 1);
 }
 
 static void send_packed(int socket, struct packed packed) {
@@ -363,6 +371,60 @@ static void an_answer_is_as_large_as_it_may_be(void **state) {
   read_to_the_end(ends[1]);
 }
 
+static void drop_result(void *ctx, const void *bytes, size_t size, const jitmem_error *failure) {
+  (void)ctx, (void)bytes, (void)size, (void)failure;
+}
+
+// A manager says what its executor has answered for nothing, to whatever goes through its
+// transport.
+static void answers_for_nothing_are_counted(void **state) {
+  (void)state;
+#define MEMORY "__llvm_orc_SimpleExecutorMemoryManager_"
+  static const char *const services[] = {MEMORY "Instance", MEMORY "reserve_wrapper",
+                                         MEMORY "finalize_wrapper", MEMORY "deallocate_wrapper"};
+  const jitmem_limits limits = {.struct_size = sizeof limits, .answer = 10};
+  int ends[2];
+  open_pair(ends);
+  send_packed(ends[1], introduction_with(1, services, COUNT(services)));
+  jitmem_transport *transport = NULL;
+  jitmem_mapper *mapper = NULL;
+  jitmem_manager *manager = NULL;
+  OK(jitmem_transport_connect(ends[0], &limits, &transport, error));
+  OK(jitmem_mapper_llvm_simple(transport, NULL, &mapper, error));
+  OK(jitmem_manager_create(mapper, NULL, &manager, error));
+
+  struct caller caller;
+  uint64_t sequence, given_up;
+  start_calls(transport, ends[1], &caller, 1, &sequence);
+  send_packed(ends[1], message(RESULT, sequence, 0, "01234567890", 11));
+  assert_int_equal(pthread_join(caller.thread, NULL), 0);
+  assert_int_equal(caller.status, JITMEM_MAPPER_FAILED);
+  jitmem_error_free(caller.error);
+  assert_int_equal(stats_of(manager).answers_too_large, 1);
+
+  OK(jitmem_transport_start(transport, 0x7000000, NULL, 0, 0, drop_result, NULL, NULL, &given_up,
+                            error));
+  char header[HEADER_SIZE];
+  assert_int_equal(recv(ends[1], header, sizeof header, MSG_WAITALL), sizeof header);
+  memcpy(&sequence, header + 16, sizeof sequence);
+  OK(jitmem_transport_cancel(given_up, error));
+  send_packed(ends[1], message(RESULT, sequence, 0, "late", 4));
+  // An answer to no call ends the connection, with all that waits.
+  start_calls(transport, ends[1], &caller, 1, &sequence);
+  send_packed(ends[1], message(RESULT, sequence + 1, 0, "?", 1));
+  assert_int_equal(pthread_join(caller.thread, NULL), 0);
+  assert_int_equal(caller.status, JITMEM_DISCONNECTED);
+  jitmem_error_free(caller.error);
+  const jitmem_stats stats = stats_of(manager);
+  assert_int_equal(stats.answers_too_large, 1);
+  assert_int_equal(stats.answers_late, 1);
+  assert_int_equal(stats.answers_unexpected, 1);
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+  jitmem_transport_free(transport);
+  read_to_the_end(ends[1]);
+}
+
 // ---- executors ----
 
 static void use_executor(jitmem_transport *transport, int shared) {
@@ -443,6 +505,7 @@ int main(void) {
       cmocka_unit_test(an_answer_that_comes_twice_ends_the_rest),
       cmocka_unit_test(hostile_sizes),
       cmocka_unit_test(an_answer_is_as_large_as_it_may_be),
+      cmocka_unit_test(answers_for_nothing_are_counted),
       cmocka_unit_test(a_child_that_serves),
       cmocka_unit_test(a_child_at_the_end_of_a_tcp_connection),
   };

@@ -1293,6 +1293,13 @@ typedef struct jitmem_stats {
   /// Bytes that were freed and stay as they were, because other processes that were forked may see
   /// them.
   uint64_t frozen;
+  /// Answers of the executor that had more bytes than was asked for, or than jitmem_limits.answer: each failed its
+  /// call. This and the next two: of all that was asked over the transport.
+  uint64_t answers_too_large;
+  /// Answers that came when their call had been given up, or its limit was over.
+  uint64_t answers_late;
+  /// Answers to no call: each ended its connection.
+  uint64_t answers_unexpected;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

@@ -118,6 +118,13 @@ pub struct jitmem_stats {
     /// Bytes that were freed and stay as they were, because other processes that were forked may see
     /// them.
     pub frozen: u64,
+    /// Answers of the executor that had more bytes than was asked for, or than jitmem_limits.answer: each failed its
+    /// call. This and the next two: of all that was asked over the transport.
+    pub answers_too_large: u64,
+    /// Answers that came when their call had been given up, or its limit was over.
+    pub answers_late: u64,
+    /// Answers to no call: each ended its connection.
+    pub answers_unexpected: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -189,6 +196,9 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             records: now.records,
             waiting: now.waiting,
             frozen: now.frozen,
+            answers_too_large: now.dropped_answers.too_large,
+            answers_late: now.dropped_answers.late,
+            answers_unexpected: now.dropped_answers.unexpected,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

@@ -11,11 +11,10 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::sys::{AtForkStatic, heap};
 use crate::transport::limits::Asked;
-use crate::transport::{self, Limits, Stream, Transport};
+use crate::transport::{self, ExecutorState, Limits, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 /// A way to call wrapper functions in an executor. May serve any number of mappers; freeing it while
@@ -92,32 +91,32 @@ static PENDING: Waiting<Pending> = Waiting::new(Kind::Call);
 
 static TASKS: Waiting<Task> = Waiting::new(Kind::Task);
 
-/// What is known of hosts' executors: see [`Transport::unresponsive`].
-static EXECUTORS: AtForkStatic<Vec<(usize, Weak<AtomicBool>)>> = AtForkStatic::new(Vec::new());
+/// What is known of hosts' executors: see [`Transport::executor`].
+static EXECUTORS: AtForkStatic<Vec<(usize, Weak<ExecutorState>)>> = AtForkStatic::new(Vec::new());
 
-fn unresponsive(executor: *const c_void) -> Arc<AtomicBool> {
-    let flag = Arc::default();
+fn state_of(executor: *const c_void) -> Arc<ExecutorState> {
+    let state = Arc::default();
     if executor.is_null() {
-        return flag;
+        return state;
     }
     let mut known = EXECUTORS.lock();
-    known.retain(|(_, flag)| flag.strong_count() > 0);
+    known.retain(|(_, state)| state.strong_count() > 0);
     let same = known.iter().find(|(name, _)| *name == executor as usize);
-    if let Some(flag) = same.and_then(|(_, flag)| flag.upgrade()) {
-        return flag;
+    if let Some(state) = same.and_then(|(_, state)| state.upgrade()) {
+        return state;
     }
     // Without memory for it the transport is waited for alone.
     if known.try_reserve(1).is_ok() {
-        known.push((executor as usize, Arc::downgrade(&flag)));
+        known.push((executor as usize, Arc::downgrade(&state)));
     }
-    flag
+    state
 }
 
 struct Host {
     table: jitmem_transport_callbacks,
     context: Arc<Context>,
     limits: Limits,
-    unresponsive: Arc<AtomicBool>,
+    executor: Arc<ExecutorState>,
 }
 
 // SAFETY: the table is documented to be called from any thread, several at a time.
@@ -155,8 +154,8 @@ impl Transport for Host {
         self.limits
     }
 
-    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
-        Some(Arc::clone(&self.unresponsive))
+    fn executor(&self) -> Option<Arc<ExecutorState>> {
+        Some(Arc::clone(&self.executor))
     }
 
     fn dispatch(&self, task: Task) {
@@ -210,7 +209,7 @@ pub unsafe extern "C" fn jitmem_transport_custom(
                     table,
                     context,
                     limits,
-                    unresponsive: unresponsive(table.executor),
+                    executor: state_of(table.executor),
                 })))
             }
         };

@@ -167,6 +167,9 @@ impl<M: Memory> Flow<M> {
         };
         let (flow, transport) = (Arc::clone(self), self.mapper.transport().cloned());
         limited(done, deadline, transport, move |answer, delivery| {
+            if let (Some(executor), true) = (flow.mapper.executor(), answer.is_ok()) {
+                executor.dropped_late();
+            }
             late(flow, answer, delivery)
         })
     }
@@ -250,10 +253,13 @@ impl<M: Memory> Flow<M> {
     pub(super) fn stats(&self) -> Stats {
         let window_size = self.options.window_size;
         let traffic = self.mapper.traffic();
+        let executor = self.mapper.executor();
+        let dropped_answers = executor.map(|executor| executor.dropped_answers());
         stats::collect(
             &self.space.lock(),
             self.mapper.capabilities(),
             traffic,
+            dropped_answers.unwrap_or_default(),
             window_size,
         )
     }

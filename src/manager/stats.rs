@@ -8,6 +8,7 @@ use crate::mapper::{Capabilities, Kind};
 use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
 use crate::sys;
+use crate::transport::DroppedAnswers;
 
 /// Figures of one moment; sizes in bytes.
 #[derive(Clone, Debug)]
@@ -61,6 +62,8 @@ pub struct Stats {
     pub messages: u64,
     /// Bytes of these messages and of their answers.
     pub message_bytes: u64,
+    /// What the executor has answered for nothing to all that goes through the mapper's transport.
+    pub dropped_answers: DroppedAnswers,
     /// Windows that lie out of reach of the process's images.
     pub windows_out_of_reach: u64,
     /// A window is smaller than asked for, because address space is limited.
@@ -157,6 +160,7 @@ pub(super) fn collect<M: Memory>(
     space: &Space<M>,
     mapper: &Capabilities,
     traffic: (u64, u64),
+    dropped_answers: DroppedAnswers,
     window_size: u64,
 ) -> Stats {
     let sums = space.sums();
@@ -187,6 +191,7 @@ pub(super) fn collect<M: Memory>(
         unmap_failures: unmap_failures(),
         messages: traffic.0,
         message_bytes: traffic.1,
+        dropped_answers,
         windows_out_of_reach: sums.out_of_reach,
         smaller_window: sums.smallest_window < window_size,
         mapper: mapper.kind,

@@ -36,8 +36,8 @@ use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
-use crate::transport::Transport;
 use crate::transport::limits::{Asked, Deadline, Patience};
+use crate::transport::{ExecutorState, Transport};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -294,6 +294,11 @@ pub(crate) trait MapperBase: Send + Sync {
     /// Messages sent to the executor, and the bytes of both directions.
     fn traffic(&self) -> (u64, u64) {
         (0, 0)
+    }
+
+    /// What is known of the executor.
+    fn executor(&self) -> Option<Arc<ExecutorState>> {
+        self.transport().and_then(|transport| transport.executor())
     }
 }
 

@@ -6,7 +6,7 @@ use super::limits::Deadline;
 use super::packet::{self, Packet};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
+use super::{ExecutorState, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
@@ -33,16 +33,18 @@ struct ChannelConnection {
     queue: SendQueue,
     pending: PendingCalls,
     traffic: Traffic,
+    executor: Arc<ExecutorState>,
 }
 
 impl Channel {
     /// Serves a connected socket.
-    pub(crate) fn new(socket: OwnedFd) -> Result<Channel> {
+    pub(crate) fn new(socket: OwnedFd, executor: Arc<ExecutorState>) -> Result<Channel> {
         let connection = Arc::new(ChannelConnection {
             socket: ClosedInChild::new(socket),
             queue: SendQueue::default(),
             pending: PendingCalls::new(),
             traffic: Traffic::default(),
+            executor,
         });
         packet::buffers::<READERS>()
             .and_then(|buffers| reader_pool::start(Arc::clone(&connection), buffers))
@@ -148,8 +150,10 @@ impl reader_pool::Connection for ChannelConnection {
     type Packet = (Answered, Packet);
 
     fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
+        let mut most = 0;
         let received = packet::receive_within(&self.socket, buffer, |header| {
-            self.pending.most(header.sequence)
+            most = self.pending.most(header.sequence);
+            most
         });
         let Some(packet) = received.map_err(|error| unreadable("channel", error))? else {
             return Ok(None);
@@ -166,9 +170,13 @@ impl reader_pool::Connection for ChannelConnection {
             _ => Answered::Nothing,
         };
         if matches!(answered, Answered::Nothing) {
+            self.executor.dropped_unexpected();
             let message = format!("{opcode:?} {sequence}, which answers no call");
             let error = io::Error::new(io::ErrorKind::InvalidData, message);
             return Err(unreadable("channel", error));
+        }
+        if packet.lost.is_some() && packet.header.body_size() > most {
+            self.executor.dropped_too_large();
         }
         Ok(Some((answered, packet)))
     }
@@ -211,7 +219,7 @@ mod tests {
     #[test]
     fn answers_find_their_calls_in_any_order() {
         let (here, there) = socket::packet_pair().unwrap();
-        let channel = Channel::new(here).unwrap();
+        let channel = Channel::new(here, Arc::default()).unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         for number in 0..3u64 {
             let sender = sender.clone();
@@ -236,7 +244,7 @@ mod tests {
     #[test]
     fn an_answer_that_can_not_be_read_is_a_failure_that_says_why() {
         let (here, there) = socket::packet_pair().unwrap();
-        let channel = Channel::new(here).unwrap();
+        let channel = Channel::new(here, Arc::default()).unwrap();
         let body = [7; 100];
         let file = crate::sys::MemFile::holding(c"answer", &body).unwrap();
         let path = format!("/proc/self/fd/{}", socket::number(file.as_fd()));
@@ -261,7 +269,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
         let (here, there) = socket::packet_pair().unwrap();
-        let channel = Channel::new(here).unwrap();
+        let channel = Channel::new(here, Arc::default()).unwrap();
         let call = |size| {
             wait(|done| {
                 channel.call(7, vec![], done);
@@ -274,13 +282,15 @@ mod tests {
         assert_eq!(error.status(), Status::MapperFailed);
         assert!(error.message().contains("may have 65536"), "{error}");
         assert_eq!(call(1).unwrap(), [7]);
+        let dropped = channel.connection.executor.dropped_answers();
+        assert_eq!((dropped.too_large, dropped.unexpected), (1, 0));
     }
 
     #[test]
     fn an_answer_that_came_before_the_end_is_one() {
         for _ in 0..500 {
             let (here, there) = socket::packet_pair().unwrap();
-            let channel = Channel::new(here).unwrap();
+            let channel = Channel::new(here, Arc::default()).unwrap();
             let (sender, receiver) = std::sync::mpsc::channel();
             for _ in 0..2 {
                 let sender = sender.clone();
@@ -301,7 +311,7 @@ mod tests {
     fn an_executor_that_answers_twice_or_hangs_up_ends_every_call_once() {
         for twice in [true, false] {
             let (here, there) = socket::packet_pair().unwrap();
-            let channel = Channel::new(here).unwrap();
+            let channel = Channel::new(here, Arc::default()).unwrap();
             let executor = std::thread::spawn(move || {
                 let first = receive(&there);
                 let second = receive(&there);
@@ -337,6 +347,8 @@ mod tests {
             executor.join().unwrap();
             let later = wait(|done| channel.call(1, vec![], done)).unwrap_err();
             assert_eq!(later.status(), Status::Disconnected);
+            let dropped = channel.connection.executor.dropped_answers();
+            assert_eq!(dropped.unexpected, u64::from(twice));
             // What has not been asked for yet is told why as well.
             assert_eq!(channel.why_ended(), Some(later.clone()));
             assert_eq!(

@@ -284,7 +284,14 @@ impl Call {
         args: Vec<u8>,
         most: u64,
     ) {
-        let done = Arc::clone(&self.0).completion(|_, _| ());
+        let executor = transport.executor();
+        // Of a transport that forgets no calls.
+        let late = |answer: Result<Vec<u8>>, _: &mut Delivery| {
+            if let (Some(executor), Ok(_)) = (executor, answer) {
+                executor.dropped_late();
+            }
+        };
+        let done = Arc::clone(&self.0).completion(late);
         if let Some(number) = transport.start_bounded(function, args, most, done) {
             let transport = Arc::downgrade(transport);
             self.0.when_given_up(Box::new(move || {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How long an executor may take.
 
+use super::ExecutorState;
 use crate::completion::{Completion, wait_until};
 use crate::error::{Error, Result, Status};
 use std::sync::Arc;
@@ -153,18 +154,18 @@ impl Deadline {
 /// How long the ends of what an executor has are waited for.
 pub(crate) struct Patience {
     limit: Option<Duration>,
-    /// The executor has not answered an end in time, and nothing since. So no further end is waited for.
-    lost: Arc<AtomicBool>,
+    /// Where it has not answered an end in time, and nothing since, no further end is waited for.
+    executor: Arc<ExecutorState>,
 }
 
 impl Patience {
-    pub(crate) fn new(limit: Option<Duration>, lost: Arc<AtomicBool>) -> Patience {
-        Patience { limit, lost }
+    pub(crate) fn new(limit: Option<Duration>, executor: Arc<ExecutorState>) -> Patience {
+        Patience { limit, executor }
     }
 
     /// Until when it is waited: for ever if that is none, and not at all if there is no patience left.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        match self.lost.load(Ordering::Acquire) {
+        match self.executor.is_unresponsive() {
             true => Some(Instant::now()),
             false => Instant::now().checked_add(self.limit?),
         }
@@ -173,19 +174,19 @@ impl Patience {
     /// Makes the last request of something, and waits for its answer.
     pub(crate) fn wait(self, request: impl FnOnce(Completion<()>)) {
         let answered = Arc::new(AtomicBool::new(false));
-        let (late, lost) = (Arc::clone(&answered), Arc::clone(&self.lost));
+        let (late, executor) = (Arc::clone(&answered), Arc::clone(&self.executor));
         let in_time = wait_until(self.deadline(), |done: Completion<()>| {
             request(done.map(move |answer: Result<()>| {
                 late.store(true, Ordering::SeqCst);
-                lost.store(false, Ordering::SeqCst);
+                executor.set_unresponsive(false);
                 answer
             }));
         });
         if in_time.is_none() {
-            self.lost.store(true, Ordering::SeqCst);
+            self.executor.set_unresponsive(true);
             // The answer may have come since.
             if answered.load(Ordering::SeqCst) {
-                self.lost.store(false, Ordering::SeqCst);
+                self.executor.set_unresponsive(false);
             }
         }
     }
@@ -197,21 +198,21 @@ mod tests {
 
     #[test]
     fn an_executor_that_answers_no_end_is_waited_for_once_and_again_when_it_answers() {
-        let lost = Arc::new(AtomicBool::new(false));
-        let patience = |limit| Patience::new(limit, Arc::clone(&lost));
+        let executor = Arc::<ExecutorState>::default();
+        let patience = |limit| Patience::new(limit, Arc::clone(&executor));
         let mut kept = None;
         patience(Some(Duration::from_millis(1))).wait(|done| kept = Some(done));
-        assert!(lost.load(Ordering::SeqCst));
+        assert!(executor.is_unresponsive());
         let mut second = None;
         // Were this waited for, it would be for ever.
         patience(None).wait(|done| second = Some(done));
         kept.unwrap().complete(Ok(()));
-        assert!(!lost.load(Ordering::SeqCst));
+        assert!(!executor.is_unresponsive());
         second.unwrap().complete(Ok(()));
         patience(None).wait(|done| {
             std::thread::spawn(move || done.complete(Ok(())));
         });
-        assert!(!lost.load(Ordering::SeqCst));
+        assert!(!executor.is_unresponsive());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 
 pub(crate) mod channel;
 pub(crate) mod deadlines;
+mod executor_state;
 pub(crate) mod limits;
 pub(crate) mod messages;
 pub(crate) mod packet;
@@ -17,6 +18,7 @@ mod stream;
 mod token;
 
 pub use deadlines::Call;
+pub use executor_state::{DroppedAnswers, ExecutorState};
 pub use limits::Limits;
 pub use stream::Stream;
 pub use token::{TOKEN_SIZES, send_token};
@@ -28,7 +30,7 @@ use crate::wire::frame::Header;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How long the other side may take for what it does at once, unless it is stopped or stuck: to read
@@ -78,9 +80,9 @@ pub trait Transport: Send + Sync {
         Limits::default()
     }
 
-    /// Whether the executor has not answered in time when something of it was closed. One place for all
-    /// that goes through this transport; none: each session has its own.
-    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
+    /// What is known of the executor. One place for all that goes through this transport; none: each session
+    /// has its own.
+    fn executor(&self) -> Option<Arc<ExecutorState>> {
         None
     }
 

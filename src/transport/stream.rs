@@ -9,7 +9,7 @@ use super::limits::{Asked, Limits, Patience};
 use super::messages::{Message, MessageReader, broken};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{Transport, disconnected, end_of, reader_pool, too_large, unreadable};
+use super::{ExecutorState, Transport, disconnected, end_of, reader_pool, too_large, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::lock::Mutex;
@@ -18,7 +18,6 @@ use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, Opcode, Setup};
 use crate::wire::sps::{Outcome, from_bytes, said};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
@@ -35,8 +34,8 @@ struct StreamConnection {
     /// What the executor has sent along, until a session takes it.
     channel: Mutex<Option<OwnedFd>>,
     limits: Limits,
-    /// [`Transport::unresponsive`]
-    unresponsive: Arc<AtomicBool>,
+    /// [`Transport::executor`]
+    executor: Arc<ExecutorState>,
 }
 
 impl Stream {
@@ -79,7 +78,7 @@ impl Stream {
             setup,
             channel: Mutex::new(sent_along.pop()),
             limits,
-            unresponsive: Arc::default(),
+            executor: Arc::default(),
         });
         reader_pool::start(Arc::clone(&connection), [input])
             .map_err(|error| explain("start a thread that reads a socket", error))?;
@@ -168,8 +167,8 @@ impl Transport for Stream {
         self.0.limits
     }
 
-    fn unresponsive(&self) -> Option<Arc<AtomicBool>> {
-        Some(Arc::clone(&self.0.unresponsive))
+    fn executor(&self) -> Option<Arc<ExecutorState>> {
+        Some(Arc::clone(&self.0.executor))
     }
 
     fn symbol(&self, name: &str) -> Option<u64> {
@@ -188,11 +187,11 @@ impl Drop for Stream {
             queue,
             pending,
             limits,
-            unresponsive,
+            executor,
             ..
         } = &*self.0;
         if pending.owner().is_current() {
-            let patience = Patience::new(limits.close, Arc::clone(unresponsive));
+            let patience = Patience::new(limits.close, Arc::clone(executor));
             // The ends of sessions are for the executor to read.
             queue.wait_until_sent(patience.deadline());
             self.0.end(disconnected("its connection was freed"));
@@ -260,6 +259,7 @@ impl StreamConnection {
         match header.opcode {
             Opcode::Result => match self.pending.answered(sequence) {
                 Answered::Call(done) if withheld => {
+                    self.executor.dropped_too_large();
                     Ok(Work::Answer(done, Err(too_large(&header, most))))
                 }
                 Answered::Call(done) if header.is_out_of_band() => {
@@ -270,8 +270,14 @@ impl StreamConnection {
                     ))
                 }
                 Answered::Call(done) => Ok(Work::Answer(done, Ok(body))),
-                Answered::Forgotten => Ok(Work::Nothing),
-                Answered::Nothing => Err(broken(FrameError::UnknownSequence(sequence))),
+                Answered::Forgotten => {
+                    self.executor.dropped_late();
+                    Ok(Work::Nothing)
+                }
+                Answered::Nothing => {
+                    self.executor.dropped_unexpected();
+                    Err(broken(FrameError::UnknownSequence(sequence)))
+                }
             },
             Opcode::CallWrapper => match self.queue.kept_answers() {
                 0..MOST_ANSWERS => Ok(Work::Call(sequence)),

@@ -111,7 +111,10 @@ fn by_shared_socket(link: &Link, socket: OwnedFd) -> Result<Found> {
             "the executor is not at the other end of the socket that it sent along",
         ));
     }
-    Ok((DescriptorPassing::SharedSocket, Some(Channel::new(socket)?)))
+    Ok((
+        DescriptorPassing::SharedSocket,
+        Some(link.channel_over(socket)?),
+    ))
 }
 
 fn by_abstract_socket(link: &Link) -> Result<Found> {
@@ -138,7 +141,7 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
             user => stranger = user.ok(),
         }
     };
-    let channel = Channel::new(socket)?;
+    let channel = link.channel_over(socket)?;
     Ok((DescriptorPassing::AbstractSocket, Some(channel)))
 }
 

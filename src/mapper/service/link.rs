@@ -9,7 +9,7 @@ use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
-use crate::transport::{Call, Traffic, Transport, disconnected, dispatched};
+use crate::transport::{Call, ExecutorState, Traffic, Transport, disconnected, dispatched};
 use crate::wire::service::{Attach, Functions, OLDEST_VERSION, Open, Opened, VERSION, most_answer};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
@@ -34,8 +34,8 @@ pub(super) struct Link {
     /// When it must be set up.
     set_up: Option<Deadline>,
     session: SessionLimits,
-    /// See [`Transport::unresponsive`].
-    unresponsive: Arc<AtomicBool>,
+    /// See [`Transport::executor`].
+    executor: Arc<ExecutorState>,
 }
 
 impl Link {
@@ -55,7 +55,7 @@ impl Link {
         });
         let (version, opened) = opened
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
-        let unresponsive = transport.unresponsive().unwrap_or_default();
+        let executor = transport.executor().unwrap_or_default();
         Ok(Link {
             transport,
             opened,
@@ -67,7 +67,7 @@ impl Link {
             lost: Arc::default(),
             set_up,
             session: SessionLimits::begin(limits),
-            unresponsive,
+            executor,
         })
     }
 
@@ -84,6 +84,11 @@ impl Link {
         let passing = found.passing;
         self.attachment = Some(found);
         Ok(passing)
+    }
+
+    /// A channel of this session's.
+    pub(super) fn channel_over(&self, socket: OwnedFd) -> Result<Channel> {
+        Channel::new(socket, Arc::clone(&self.executor))
     }
 
     /// Tries a way to pass descriptors.
@@ -199,6 +204,10 @@ impl Link {
         })
     }
 
+    pub(super) fn executor(&self) -> &Arc<ExecutorState> {
+        &self.executor
+    }
+
     /// Ends the session, once. The executor runs what deallocation actions are left; with a channel
     /// this waits until that is done.
     pub(super) fn close(&self) {
@@ -221,7 +230,7 @@ impl Link {
 
     /// How long the end of something in the executor is waited for.
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.session.limits.close, Arc::clone(&self.unresponsive))
+        Patience::new(self.session.limits.close, Arc::clone(&self.executor))
     }
 
     pub(super) fn session(&self) -> &SessionLimits {

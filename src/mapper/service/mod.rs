@@ -26,8 +26,8 @@ use crate::memory::writer::Writer;
 use crate::memory::writer_view::WriterView;
 use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
-use crate::transport::Transport;
 use crate::transport::limits::{Asked, Deadline, Patience};
+use crate::transport::{ExecutorState, Transport};
 use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use batch::Batches;
@@ -196,6 +196,10 @@ impl MapperBase for ServiceMapper {
 
     fn traffic(&self) -> (u64, u64) {
         self.link.traffic()
+    }
+
+    fn executor(&self) -> Option<Arc<ExecutorState>> {
+        Some(Arc::clone(self.link.executor()))
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::completion::wait;
+use crate::transport::DroppedAnswers;
 use crate::wire::frame::{OUT_OF_BAND, SetupLayout, message};
 use crate::wire::sps::{ExecutorAddr, to_bytes};
 use std::io::Write;
@@ -375,6 +376,12 @@ fn calls_that_were_given_up_take_no_memory_and_their_answers_harm_nothing() {
     // Its text depends on what is found first, the end or the reason.
     let error = wait(|done| stream.call(1, vec![], done)).unwrap_err();
     assert_eq!(error.status(), Status::Disconnected, "{error}");
+    let dropped = DroppedAnswers {
+        late: 2,
+        unexpected: 1,
+        ..DroppedAnswers::default()
+    };
+    assert_eq!(connection.executor.dropped_answers(), dropped);
 }
 
 #[test]
@@ -467,6 +474,11 @@ fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
     });
     assert_eq!(answer.unwrap(), b"yes");
     assert_eq!(executor.call().header, Header::new(Opcode::Result, 5, 0, 0));
+    let dropped = DroppedAnswers {
+        too_large: 3,
+        ..DroppedAnswers::default()
+    };
+    assert_eq!(stream.0.executor.dropped_answers(), dropped);
 }
 
 #[test]
