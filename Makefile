@@ -163,6 +163,12 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
 	  (set -x; build/$$example-$$version/jitmem-$$example); \
 	done; done
+	@for version in 22 19; do \
+	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
+	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
+	  (set -x; build/llvm-c-$$version/jitmem-llvm-c-here; \
+	    build/llvm-c-$$version/jitmem-llvm-c-there $(STAGE)/bin/jitmem-executor); \
+	done
 
 .PHONY: test-package
 test-package: stage ## hosts built against the installed files

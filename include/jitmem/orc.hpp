@@ -76,12 +76,20 @@ struct Options {
   /// How long the executor may take; zeros are the defaults, and struct_size need not be set. What
   /// the EPC does by itself has no limit; connectWithin() limits how long it waits to be connected.
   jitmem_limits Limits = {};
+  /// The C API's choices, for hosts that have them: in place of all above that it has a field for.
+  /// Read while the manager is made.
+  const jitmem_manager_options *Exactly = nullptr;
 };
 
 namespace detail {
 
 struct FreeManager {
-  void operator()(jitmem_manager *M) const { jitmem_manager_free(M); }
+  /// False: the host keeps the manager.
+  bool Owned = true;
+  void operator()(jitmem_manager *M) const {
+    if (Owned)
+      jitmem_manager_free(M);
+  }
 };
 
 struct FreeMapper {
@@ -163,6 +171,14 @@ public:
       return MM;
     llvm::consumeError(MM.takeError());
     return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
+  }
+
+  /// Over a manager that the host has made by the C API and keeps, for instance because several
+  /// layers share it. The manager must outlive this object and what that allocated.
+  static std::unique_ptr<MemoryManager> CreateOver(jitmem_manager *Manager) {
+    std::unique_ptr<MemoryManager> MM(new MemoryManager(Manager, {}));
+    MM->Manager.get_deleter().Owned = false;
+    return MM;
   }
 
   ~MemoryManager() override {
@@ -377,7 +393,8 @@ private:
     }
     detail::OwnedError E;
     jitmem_manager *Manager = nullptr;
-    if (jitmem_manager_create(&Mapper, &Chosen, &Manager, E.out()) != JITMEM_OK)
+    if (jitmem_manager_create(&Mapper, O.Exactly ? O.Exactly : &Chosen, &Manager, E.out()) !=
+        JITMEM_OK)
       return E.take();
     return std::unique_ptr<MemoryManager>(new MemoryManager(Manager, O));
   }
