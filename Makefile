@@ -31,7 +31,7 @@ headline = @printf '\n== %s\n' '$(1)'
 project = cmake -S $(1) -B $(2) -G Ninja --log-level=WARNING -DCMAKE_PREFIX_PATH=$(STAGE) $(3); \
   cmake --build $(2)
 ctest = ctest --test-dir $(1) --no-tests=error
-C_AND_CPP = $(shell find include tests capi-tests examples benches -type f \
+C_AND_CPP = $(shell find include preload tests capi-tests examples benches -type f \
   '(' -name '*.[ch]' -o -name '*.[ch]pp' ')' ! -path include/jitmem.h)
 
 ## Using it
@@ -73,10 +73,16 @@ build: ## build the library
 install: build ## install library, headers, CMake package and jitmem.pc (PREFIX=/usr/local)
 	cmake --install build/jitmem --prefix $(PREFIX)
 
+.PHONY: install-preload
+install-preload: stage ## install libjitmem-llvm-NN.so, for programs that know nothing of jitmem (LLVM=22)
+	@$(call preload,$(LLVM))
+	cmake --install build/preload-$(LLVM) --prefix $(PREFIX)
+LLVM ?= 22
+
 ## Working on it
 
 .PHONY: test
-test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-package test-readme ## everything that must pass
+test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-preload test-package test-readme ## everything that must pass
 	$(call headline,all tests passed)
 
 .PHONY: setup
@@ -169,6 +175,16 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	  (set -x; build/llvm-c-$$version/jitmem-llvm-c-here; \
 	    build/llvm-c-$$version/jitmem-llvm-c-there $(STAGE)/bin/jitmem-executor); \
 	done
+
+.PHONY: test-preload
+test-preload: stage ## LLVM's own programs on jitmem, unchanged
+	$(call headline,preloaded programs)
+	@for version in $(PRELOADS); do $(call preload,$$version); done
+	tests/preload/programs.py $(PRELOADS:%=build/preload-%)
+PRELOADS := 22 19
+# $(call preload,<LLVM>) builds libjitmem-llvm-NN.so.
+preload = $(call project,preload,build/preload-$(1), \
+  -DJITMEM_LLVM_VERSION=$(1) -DLLVM_DIR=$(call llvm,$(1)))
 
 .PHONY: test-package
 test-package: stage ## hosts built against the installed files

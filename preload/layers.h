@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// What the preloaded library asks of the part that is linked against LLVM. Pointers are LLVM's own
+// objects; neither side of this header knows the other's headers.
+#ifndef JITMEM_PRELOAD_LAYERS_H
+#define JITMEM_PRELOAD_LAYERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/// What was done in this process until now.
+struct jitmem_preload_report {
+  uint64_t layers;
+  uint64_t allocations;
+  uint64_t deallocations;
+  uint64_t failures;
+  uint64_t live_bytes;
+  uint64_t committed_bytes;
+  const char *mapper;
+};
+
+/// Makes a builder (`LLJITBuilderState *`) use jitmem, if it links into this process. Returns why
+/// it does not, or NULL; the text stays.
+const char *jitmem_preload_configure(void *builder_state);
+
+/// A layer for an `ExecutionSession *` as LLVMOrcObjectLayerRef; NULL: what `why` says.
+void *jitmem_preload_layer(void *session, const char **why);
+
+/// Has a `JITEventListener *` told of what a layer links. Returns 0 if the layer is none of
+/// JITLink's, to which this does nothing.
+int jitmem_preload_listen(void *layer, void *listener);
+
+void jitmem_preload_figures(struct jitmem_preload_report *report);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif // JITMEM_PRELOAD_LAYERS_H
