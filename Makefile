@@ -229,6 +229,13 @@ check-stopped: setup stage ## an executor that is stopped for a minute goes on w
 	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/orc-22) -R '^orc-deadlines$$'
 	JITMEM_TEST_STOPPED_SECONDS=60 cargo test --locked -p jitmem-executor --test stopped
 
+.PHONY: check-cgroup
+check-cgroup: setup stage ## --memory and --tasks by control groups, in a virtual machine
+	$(call headline,control groups in a virtual machine)
+	@which qemu-system-x86_64 cpio busybox >/dev/null || apt-get install -y --no-install-recommends \
+	  qemu-system-x86 cpio busybox-static
+	tests/cgroup/run.sh $(STAGE) build/cgroup
+
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
 	$(CARGO_DENY) --locked check advisories
