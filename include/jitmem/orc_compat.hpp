@@ -7,13 +7,20 @@
 
 #include <llvm/Config/llvm-config.h>
 
-#if LLVM_VERSION_MAJOR < 19
-#error "jitmem's ORC adapter needs LLVM 19 or later"
+#if LLVM_VERSION_MAJOR < 14
+#error "jitmem's ORC adapter needs LLVM 14 or later"
+#elif LLVM_VERSION_MAJOR > 22
+#pragma message("jitmem's ORC adapter was tested with LLVM 14 to 22, and this is a later one")
 #endif
 
+#include <llvm/ExecutionEngine/JITLink/JITLink.h>
 #include <llvm/ExecutionEngine/Orc/Core.h>
 #include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
+#if LLVM_VERSION_MAJOR >= 16
 #include <llvm/ExecutionEngine/Orc/Shared/MemoryFlags.h>
+#else
+#include <llvm/ExecutionEngine/JITLink/MemoryFlags.h>
+#endif
 #if LLVM_VERSION_MAJOR >= 21 && __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
 #include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
 #endif
@@ -21,6 +28,43 @@
 #include <string>
 
 namespace jitmem::orc::detail {
+
+#if LLVM_VERSION_MAJOR >= 16
+using llvm::orc::AllocGroup;
+using llvm::orc::MemProt;
+#else
+using llvm::jitlink::AllocGroup;
+using llvm::jitlink::MemProt;
+#endif
+
+/// The lifetime of a section or of a group of segments; the accessor has had three names, two of
+/// them in releases between 16 and 19. An argument `0` prefers the newest.
+template <typename T> auto lifetimeOf(const T &Of, int) -> decltype(Of.getMemLifetime()) {
+  return Of.getMemLifetime();
+}
+template <typename T> auto lifetimeOf(const T &Of, long) -> decltype(Of.getMemLifetimePolicy()) {
+  return Of.getMemLifetimePolicy();
+}
+template <typename T> auto lifetimeOf(const T &Of, double) -> decltype(Of.getMemDeallocPolicy()) {
+  return Of.getMemDeallocPolicy();
+}
+
+/// Whether the memory of a section or group is given back once its finalize actions have run.
+template <typename T> bool endsAtFinalize(const T &Of) {
+  auto Lifetime = lifetimeOf(Of, 0);
+  return Lifetime == decltype(Lifetime)::Finalize;
+}
+
+/// Whether a section takes memory: since LLVM 17 one may take none.
+inline bool isAllocated(const llvm::jitlink::Section &Section) {
+  auto Lifetime = lifetimeOf(Section, 0);
+  return Lifetime == decltype(Lifetime)::Standard || endsAtFinalize(Section);
+}
+
+/// The protection and lifetime of a section.
+inline AllocGroup groupOf(const llvm::jitlink::Section &Section) {
+  return {Section.getMemProt(), lifetimeOf(Section, 0)};
+}
 
 /// Whether EPC's executor is this process. EPC classes carry no kind of their own, and LLVM may be
 /// built without RTTI; but the context that a SelfExecutorProcessControl gives its executor for
@@ -57,8 +101,10 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
   if (!Symbol)
     return Missing();
   return Symbol->getAddress();
-#else
+#elif LLVM_VERSION_MAJOR >= 18
   return Symbol.getAddress();
+#else
+  return llvm::orc::ExecutorAddr(Symbol);
 #endif
 }
 

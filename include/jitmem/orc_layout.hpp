@@ -25,7 +25,6 @@ namespace jitmem::orc::detail {
 ///
 /// Does in one pass over the graph what llvm::jitlink::BasicLayout does, without its maps.
 class GraphLayout {
-  using MemProt = llvm::orc::MemProt;
   static_assert(static_cast<uint32_t>(MemProt::Read) == JITMEM_PROT_READ &&
                     static_cast<uint32_t>(MemProt::Write) == JITMEM_PROT_WRITE &&
                     static_cast<uint32_t>(MemProt::Exec) == JITMEM_PROT_EXEC,
@@ -39,7 +38,7 @@ class GraphLayout {
   };
 
   struct Segment {
-    llvm::orc::AllocGroup Group;
+    AllocGroup Group;
     uint64_t Alignment;
     uint64_t ContentSize;
     uint64_t Size;
@@ -49,13 +48,13 @@ public:
   explicit GraphLayout(llvm::jitlink::LinkGraph &G) {
     llvm::SmallVector<llvm::jitlink::Section *, 8> Sections;
     eachOf(G.sections(), G.sections_size(), [&](llvm::jitlink::Section &Section) {
-      if (Section.getMemLifetime() != llvm::orc::MemLifetime::NoAlloc && !Section.empty())
+      if (isAllocated(Section) && Section.blocks_size() != 0)
         Sections.push_back(&Section);
     });
     if (Sections.size() > 1)
       llvm::sort(Sections, [](auto *L, auto *R) { return L->getOrdinal() < R->getOrdinal(); });
     for (auto *Section : Sections) {
-      uint8_t Index = segmentFor({Section->getMemProt(), Section->getMemLifetime()});
+      uint8_t Index = segmentFor(groupOf(*Section));
       size_t Begin = Blocks.size();
       eachOf(Section->blocks(), Section->blocks_size(),
              [&](llvm::jitlink::Block *B) { Blocks.push_back({B, 0, Index, B->isZeroFill()}); });
@@ -78,9 +77,8 @@ public:
     llvm::SmallVector<jitmem_segment, 4> Request;
     for (auto &S : Segments) {
       auto Protection = static_cast<uint32_t>(S.Group.getMemProt());
-      uint32_t Lifetime = S.Group.getMemLifetime() == llvm::orc::MemLifetime::Finalize
-                              ? JITMEM_LIFETIME_FINALIZE
-                              : JITMEM_LIFETIME_STANDARD;
+      uint32_t Lifetime =
+          endsAtFinalize(S.Group) ? JITMEM_LIFETIME_FINALIZE : JITMEM_LIFETIME_STANDARD;
       Request.push_back(
           {S.ContentSize, S.Size - S.ContentSize, S.Alignment, Protection, Lifetime, {}});
     }
@@ -126,7 +124,7 @@ private:
     }
   }
 
-  uint8_t segmentFor(llvm::orc::AllocGroup Group) {
+  uint8_t segmentFor(AllocGroup Group) {
     uint8_t Index = 0;
     for (; Index != Segments.size(); ++Index)
       if (Segments[Index].Group == Group)

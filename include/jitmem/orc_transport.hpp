@@ -202,7 +202,8 @@ inline std::string ownLibrary() {
   if (!dladdr(jitmem_version_string(), &Info) || !Info.dli_fname)
     return "";
   llvm::StringRef Path(Info.dli_fname);
-  if (!Path.substr(Path.rfind('/') + 1).starts_with("libjitmem.so"))
+  auto Name = Path.substr(Path.rfind('/') + 1);
+  if (!Name.consume_front("libjitmem.so"))
     return "";
   // The executor may have another working directory.
   std::unique_ptr<char, void (*)(void *)> Absolute(realpath(Info.dli_fname, nullptr), free);
