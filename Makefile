@@ -153,7 +153,7 @@ test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 
 	cargo test --locked --lib -- --ignored stock
 
 .PHONY: test-examples
-test-examples: stage ## the examples, on LLVM 22 and 19
+test-examples: stage ## the examples, on all LLVM versions that they are for
 	$(call headline,examples)
 	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
 	@$(call project,examples/plain-c,build/plain-c)
@@ -164,11 +164,12 @@ test-examples: stage ## the examples, on LLVM 22 and 19
 	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
 	@$(call project,examples/untrusted,build/untrusted)
 	build/untrusted/jitmem-untrusted
-	@for example in lljit child-cpp; do for version in 22 19; do \
-	  $(call project,examples/$$example,build/$$example-$$version, \
+	@for built in lljit-{22,19,16,15,14} child-cpp-{22,19}; do \
+	  example=$${built%-*} version=$${built##*-}; \
+	  $(call project,examples/$$example,build/$$built, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; build/$$example-$$version/jitmem-$$example); \
-	done; done
+	  (set -x; build/$$built/jitmem-$$example); \
+	done
 	@for version in 22 19; do \
 	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \

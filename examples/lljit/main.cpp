@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 // LLJIT with its memory manager swapped for jitmem's, by one line.
-#include <jitmem/orc.hpp>
+#include <jitmem/orc_lljit.hpp>
 #include <llvm/AsmParser/Parser.h>
-#include <llvm/ExecutionEngine/Orc/LLJIT.h>
 #include <llvm/Support/SourceMgr.h>
 #include <llvm/Support/TargetSelect.h>
 using namespace llvm;
@@ -13,15 +12,20 @@ int main() {
   ExitOnError OrExit("lljit: ");
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
-  // The one line. Pass nullptr for what it makes, and LLVM's own manager does the same work.
-  auto MemMgr = OrExit(jitmem::orc::MemoryManager::CreateInProcess());
-  auto EPC = OrExit(orc::SelfExecutorProcessControl::Create(nullptr, nullptr, std::move(MemMgr)));
-  auto JIT = OrExit(orc::LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
+  orc::LLJITBuilder Builder;
+  // The one line. Without it, LLVM's own manager does the same work.
+  OrExit(jitmem::orc::useInProcess(Builder));
+  auto JIT = OrExit(Builder.create());
   SMDiagnostic Diagnostic;
   auto Context = std::make_unique<LLVMContext>();
   auto Module = parseAssemblyString(Source, Diagnostic, *Context);
   OrExit(JIT->addIRModule({std::move(Module), std::move(Context)}));
-  auto *Add = OrExit(JIT->lookup("add")).toPtr<int(int, int)>();
+  auto Symbol = OrExit(JIT->lookup("add"));
+#if LLVM_VERSION_MAJOR >= 15
+  auto *Add = Symbol.toPtr<int (*)(int, int)>();
+#else
+  auto *Add = reinterpret_cast<int (*)(int, int)>(Symbol.getAddress());
+#endif
   int Sum = Add(40, 2);
   outs() << "40 + 2 = " << Sum << '\n';
   return Sum == 42 ? 0 : 1;

@@ -108,6 +108,43 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
 #endif
 }
 
+/// Whether LLJIT links by JITLink where the host chooses nothing; before, by RuntimeDyld for ELF on
+/// x86-64.
+constexpr bool JITLinkIsTheDefault = LLVM_VERSION_MAJOR >= 17;
+
+/// Destroys a layer that is not used after all. Those of early releases stay registered with their
+/// session, so they are left to that.
+template <typename LayerT> void discard(std::unique_ptr<LayerT> Layer) {
+  if (LLVM_VERSION_MAJOR < 17)
+    (void)Layer.release();
+}
+
+/// Gives an LLJIT's builder the memory manager that Create makes: after LLVM 22 what makes it,
+/// before an EPC that has it. An argument `0` prefers the former.
+template <typename BuilderT, typename CreateT>
+auto giveManager(BuilderT &Builder, CreateT Create, int)
+    -> decltype(Builder.setMemoryManagerCreator(nullptr), llvm::Error(llvm::Error::success())) {
+  Builder.setMemoryManagerCreator(
+      [Create](llvm::orc::ExecutionSession &)
+          -> llvm::Expected<std::unique_ptr<llvm::jitlink::JITLinkMemoryManager>> {
+        return Create();
+      });
+  return llvm::Error::success();
+}
+template <typename BuilderT, typename CreateT,
+          typename EPCT = llvm::orc::SelfExecutorProcessControl>
+auto giveManager(BuilderT &Builder, CreateT Create, long)
+    -> decltype(EPCT::Create(nullptr, nullptr, nullptr), llvm::Error(llvm::Error::success())) {
+  auto MM = Create();
+  if (!MM)
+    return MM.takeError();
+  auto EPC = EPCT::Create(nullptr, nullptr, std::move(*MM));
+  if (!EPC)
+    return EPC.takeError();
+  Builder.setExecutorProcessControl(std::move(*EPC));
+  return llvm::Error::success();
+}
+
 } // namespace jitmem::orc::detail
 
 #endif // JITMEM_ORC_COMPAT_HPP
