@@ -170,7 +170,7 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
 	  (set -x; build/$$built/jitmem-$$example); \
 	done
-	@for version in 22 19; do \
+	@for version in 22 19 16 14; do \
 	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
 	  (set -x; build/llvm-c-$$version/jitmem-llvm-c-here; \
@@ -182,7 +182,10 @@ test-preload: stage ## LLVM's own programs on jitmem, unchanged
 	$(call headline,preloaded programs)
 	@for version in $(PRELOADS); do $(call preload,$$version); done
 	tests/preload/programs.py $(PRELOADS:%=build/preload-%)
-PRELOADS := 22 19
+	tests/preload/postgres.py $(POSTGRES_PRELOAD)
+PRELOADS := 22 19 14
+# The LLVM of Debian's PostgreSQL 15.
+POSTGRES_PRELOAD := build/preload-14/libjitmem-llvm-14.so
 # $(call preload,<LLVM>) builds libjitmem-llvm-NN.so.
 preload = $(call project,preload,build/preload-$(1), \
   -DJITMEM_LLVM_VERSION=$(1) -DLLVM_DIR=$(call llvm,$(1)))
@@ -236,6 +239,12 @@ check-cgroup: setup stage ## --memory and --tasks by control groups, in a virtua
 	@which qemu-system-x86_64 cpio busybox >/dev/null || apt-get install -y --no-install-recommends \
 	  qemu-system-x86 cpio busybox-static
 	tests/cgroup/run.sh $(STAGE) build/cgroup
+
+.PHONY: check-postgres
+check-postgres: setup stage ## 10,000 jitted queries of PostgreSQL, with its own memory and with jitmem's
+	$(call headline,PostgreSQL)
+	@$(call preload,14)
+	tests/preload/postgres.py $(POSTGRES_PRELOAD) --queries 10000
 
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
