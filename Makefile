@@ -82,7 +82,7 @@ LLVM ?= 22
 ## Working on it
 
 .PHONY: test
-test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-preload test-package test-readme ## everything that must pass
+test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-python test-preload test-package test-readme ## everything that must pass
 	$(call headline,all tests passed)
 
 .PHONY: setup
@@ -189,6 +189,11 @@ POSTGRES_PRELOAD := build/preload-14/libjitmem-llvm-14.so
 # $(call preload,<LLVM>) builds libjitmem-llvm-NN.so.
 preload = $(call project,preload,build/preload-$(1), \
   -DJITMEM_LLVM_VERSION=$(1) -DLLVM_DIR=$(call llvm,$(1)))
+
+.PHONY: test-python
+test-python: stage ## the Python package: its wheel, installed into a new environment
+	$(call headline,Python)
+	@python/test.sh $(STAGE) build/python
 
 .PHONY: test-package
 test-package: stage ## hosts built against the installed files

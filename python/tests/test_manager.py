@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+import ctypes
+import threading
+import unittest
+
+import code_samples as samples
+import jitmem
+from jitmem import READ, READ_EXEC, READ_WRITE, Segment, Status
+
+BINARY = (ctypes.c_int, ctypes.c_int, ctypes.c_int)
+
+
+class ManagerTest(unittest.TestCase):
+    def setUp(self):
+        self.manager = jitmem.Manager()
+        self.addCleanup(self.manager.close)
+
+    def assertRefused(self, status, function, *arguments, **keywords):
+        with self.assertRaises(jitmem.Error) as caught:
+            function(*arguments, **keywords)
+        self.assertEqual(caught.exception.status, status, caught.exception)
+        return str(caught.exception)
+
+    def test_linked_code_runs_in_each_kind(self):
+        for kind in jitmem.InProcess:
+            with jitmem.Manager(kind=kind) as manager:
+                with manager.link((READ_EXEC, samples.ADD)) as allocation:
+                    self.assertEqual(allocation.function(*BINARY)(40, 2), 42, kind)
+                self.assertEqual(manager.stats().finalized, 0)
+
+    def test_linked_code_calls_back(self):
+        heard = []
+        callback = ctypes.CFUNCTYPE(*BINARY)(lambda a, b: heard.append((a, b)) or a * b)
+        code = samples.jump_to(ctypes.cast(callback, ctypes.c_void_p).value)
+        with self.manager.link((READ_EXEC, code)) as allocation:
+            self.assertEqual(allocation.function(*BINARY)(6, 7), 42)
+        self.assertEqual(heard, [(6, 7)])
+
+    def test_segments_of_a_graph_are_in_reach_and_zero_fill_is_zero(self):
+        with self.manager.allocate([Segment(READ_EXEC, 16), Segment(READ, 8), Segment(READ_WRITE, 4, 4096)]) as graph:
+            graph.write(0, 0, samples.ADD)
+            graph.write(1, 0, b"constant")
+            graph.write(2, 0, b"data")
+            allocation = graph.finalize()
+        self.assertLess(max(allocation.addresses) - min(allocation.addresses), 1 << 31)
+        self.assertEqual(ctypes.string_at(allocation.addresses[1], 8), b"constant")
+        self.assertEqual(ctypes.string_at(allocation.addresses[2], 4100), b"data" + bytes(4096))
+
+    def test_a_block_that_is_left_abandons(self):
+        with self.assertRaises(ZeroDivisionError), self.manager.allocate([Segment(READ_EXEC, 64)]):
+            self.assertEqual(self.manager.stats().in_flight, 1)
+            raise ZeroDivisionError
+        stats = self.manager.stats()
+        self.assertEqual((stats.in_flight, stats.abandon_calls), (0, 1))
+
+    def test_errors_have_the_librarys_text(self):
+        message = self.assertRefused(
+            Status.INVALID_ARGUMENT, self.manager.allocate, [Segment(READ_EXEC | READ_WRITE, 4)]
+        )
+        self.assertIn("writable and executable", message)
+        allocation = self.manager.link((READ, b"gone"))
+        allocation.deallocate()
+        self.assertRefused(Status.INVALID_HANDLE, allocation.deallocate)
+        with self.manager.allocate([Segment(READ, 4)]) as graph:
+            self.assertRefused(Status.INVALID_ARGUMENT, graph.write, 0, 2, b"far")
+        self.manager.set_quota(4096)
+        self.assertRefused(Status.QUOTA_EXCEEDED, self.manager.allocate, [Segment(READ, 8192)])
+        self.manager.close()
+        self.assertRefused(Status.INVALID_ARGUMENT, self.manager.stats)
+
+    def test_a_batch_is_deallocated_whole_or_not_at_all(self):
+        one, two = (self.manager.link((READ, b"4 bytes or more")) for _ in range(2))
+        self.assertRefused(Status.INVALID_HANDLE, self.manager.deallocate, [one, two, one])
+        self.assertEqual(self.manager.stats().finalized, 2)
+        self.manager.deallocate([one, two])
+        self.assertEqual(self.manager.stats().finalized, 0)
+
+    def test_look_ups_walk_and_layout_tell_what_lies_where(self):
+        segments = [Segment(READ_EXEC, len(samples.ADD))]
+        with self.manager.allocate(segments, tag=7, name="add", dylib=9, dylib_name="main") as graph:
+            graph.write(0, 0, samples.ADD)
+            allocation = graph.finalize()
+        (address,) = allocation.addresses
+        location = jitmem.lookup(address + 1)
+        self.assertEqual((location.allocation, location.tag, location.dylib), (allocation.handle, 7, 9))
+        self.assertEqual((location.address, location.size), (address, len(samples.ADD)))
+        self.assertEqual((location.protection, location.phase), (READ_EXEC, jitmem.Phase.FINALIZED))
+        self.assertEqual(self.manager.lookup(address), location)
+        self.assertEqual(self.manager.walk(), [location])
+        self.assertIsNone(jitmem.lookup(1))
+        items = self.manager.layout()
+        self.assertEqual(items[0].kind, jitmem.LayoutKind.WINDOW)
+        (taken,) = [item for item in items if item.kind == jitmem.LayoutKind.RANGE]
+        self.assertEqual((taken.address, taken.allocation), (address, allocation.handle))
+
+    def test_threads_link_at_the_same_time(self):
+        failures = []
+
+        def link_many():
+            for _ in range(200):
+                with self.manager.link((READ_EXEC, samples.ADD)) as allocation:
+                    if allocation.function(*BINARY)(40, 2) != 42:
+                        failures.append(allocation.handle)
+
+        threads = [threading.Thread(target=link_many) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(failures, [])
+        self.assertEqual(self.manager.stats().deallocate_calls, 800)
+        self.assertGreater(self.manager.trim(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
