@@ -38,6 +38,8 @@ const SECTIONS: &[Section] = &[
             "finalize",
             "deallocate",
             "allocation_request",
+            "sections",
+            "rtdyld",
             "write_scope",
             "epochs",
             "lookup",

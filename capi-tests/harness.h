@@ -132,6 +132,10 @@ static inline int set_up_mprotect(void **state) {
   return set_up(state, JITMEM_IN_PROCESS_MPROTECT);
 }
 
+static inline int set_up_in_place(void **state) {
+  return set_up(state, JITMEM_IN_PROCESS_IN_PLACE);
+}
+
 static inline int tear_down(void **state) {
   struct fixture *fixture = *state;
   // A test may have freed its manager itself.

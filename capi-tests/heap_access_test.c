@@ -271,6 +271,62 @@ static void errors(void **state) {
   }
 }
 
+// A group that is refused memory is as before, but for what finalize was to make of its sections.
+static void section_groups(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  EACH_FAILURE(round) {
+    jitmem_section_group *group = NULL;
+    TRY(round, jitmem_section_group_create(manager, 1, &group, error));
+    ALWAYS(round, jitmem_section_group_free(group));
+  }
+  EACH_FAILURE(round) {
+    jitmem_section_group *group = NULL;
+    void *memory = NULL;
+    OK(jitmem_section_group_create(manager, 1, &group, error));
+    TRY(round, jitmem_section_group_allocate(group, 0, 100, 16, ".text", &memory, error));
+    jitmem_section_group_free(group);
+  }
+  EACH_FAILURE(round) {
+    jitmem_section_group *group = NULL;
+    void *memory = NULL;
+    OK(jitmem_section_group_create(manager, 1, &group, error));
+    OK(jitmem_section_group_allocate(group, 1, 64, 16, ".eh_frame", &memory, error));
+    TRY(round, jitmem_section_group_register_eh_frame(group, memory, 64, error));
+    jitmem_section_group_free(group);
+  }
+  EACH_FAILURE(round) {
+    jitmem_section_group *group = NULL;
+    void *memory = NULL;
+    OK(jitmem_section_group_create(manager, 1, &group, error));
+    OK(jitmem_section_group_allocate(group, 0, 64, 16, ".text", &memory, error));
+    OK(jitmem_section_group_allocate(group, 2, 64, 16, ".data", &memory, error));
+    TRY(round, jitmem_section_group_finalize(group, error));
+    ALWAYS(round, jitmem_section_group_free(group));
+  }
+  goes_on_working(manager);
+}
+
+static void rtdyld_callbacks(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  EACH_FAILURE(round) {
+    void *context = NULL;
+    int failed = 0;
+    char *message = NULL;
+    heap_begin(round.kind, round.skip);
+    context = jitmem_rtdyld_create_context(manager);
+    uint8_t *code = jitmem_rtdyld_allocate_code_section(context, 64, 16, 1, ".text");
+    uint8_t *data = jitmem_rtdyld_allocate_data_section(context, 64, 16, 2, ".data", 0);
+    failed = jitmem_rtdyld_finalize_memory(context, &message);
+    jitmem_rtdyld_destroy(context);
+    jitmem_rtdyld_notify_terminating(manager);
+    round.failed = heap_end();
+    free(message);
+    assert_true(failed || (code != NULL && data != NULL));
+    assert_true(!failed || round.failed > 0);
+  }
+  goes_on_working(manager);
+}
+
 static void what_takes_no_heap(void **state) {
   (void)state;
   EACH_FAILURE(round) {
@@ -296,6 +352,8 @@ int main(void) {
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),
       MODE(write_scopes, shared),
+      MODE(section_groups, in_place),
+      MODE(rtdyld_callbacks, in_place),
       MODES(errors),
       cmocka_unit_test(what_takes_no_heap),
   };

@@ -123,6 +123,7 @@ static inline int of_host(void **state, int (*set_up)(void **)) {
 
 static inline int two_views(void **state) { return of_fixture(state, set_up_two_views, tear_down); }
 static inline int mprotected(void **state) { return of_fixture(state, set_up_mprotect, tear_down); }
+static inline int in_place(void **state) { return of_fixture(state, set_up_in_place, tear_down); }
 static inline int shared(void **state) {
   executor_is_here = 1;
   return of_fixture(state, set_up_shared_here, tear_down_here);
@@ -145,8 +146,8 @@ static inline int subject_tear_down(void **state) {
 
 #define MODE(test, mode) {#test " (" #mode ")", test, mode, subject_tear_down, NULL}
 #define MODES(test)                                                                                \
-  MODE(test, two_views), MODE(test, mprotected), MODE(test, host_shared), MODE(test, host_copied), \
-      MODE(test, shared), MODE(test, remote)
+  MODE(test, two_views), MODE(test, mprotected), MODE(test, in_place), MODE(test, host_shared),    \
+      MODE(test, host_copied), MODE(test, shared), MODE(test, remote)
 
 static inline struct wrapper_result action(const char *args, size_t size) {
   (void)args, (void)size;

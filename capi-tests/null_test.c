@@ -73,6 +73,48 @@ static void mappers(void **state) {
           jitmem_mapper_complete(UINT64_MAX, JITMEM_SYSTEM, "why", 0, 0, error));
 }
 
+static void sections(void **state) {
+  struct fixture *fixture = *state;
+  jitmem_section_group *group = NULL;
+  void *memory = NULL;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_section_group_create(NULL, 0, &group, error));
+  assert_null(group);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "section_group is NULL",
+          jitmem_section_group_create(fixture->manager, 0, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_section_group is NULL",
+          jitmem_section_group_allocate(NULL, 0, 1, 1, NULL, &memory, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "memory is NULL",
+          jitmem_section_group_allocate(NULL, 0, 1, 1, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "section is NULL",
+          jitmem_section_group_register_eh_frame(NULL, NULL, 1, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_section_group is NULL",
+          jitmem_section_group_register_eh_frame(NULL, &memory, 1, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_section_group is NULL",
+          jitmem_section_group_finalize(NULL, error));
+  jitmem_section_group_free(NULL);
+}
+
+// LLVM's callbacks have no error objects: finalize has the words.
+static void rtdyld_callbacks(void **state) {
+  (void)state;
+  void *context = jitmem_rtdyld_create_context(NULL);
+  assert_non_null(context);
+  assert_non_null(jitmem_rtdyld_allocate_code_section(context, 8, 16, 1, NULL));
+  assert_non_null(jitmem_rtdyld_allocate_data_section(context, 8, 16, 1, NULL, 1));
+  assert_int_equal(jitmem_rtdyld_finalize_memory(context, NULL), 1);
+  char *message = NULL;
+  assert_int_equal(jitmem_rtdyld_finalize_memory(context, &message), 1);
+  assert_non_null(strstr(message, "jitmem_manager is NULL"));
+  free(message);
+  jitmem_rtdyld_destroy(context);
+  jitmem_rtdyld_notify_terminating(NULL);
+  assert_null(jitmem_rtdyld_allocate_code_section(NULL, 8, 16, 1, NULL));
+  assert_null(jitmem_rtdyld_allocate_data_section(NULL, 8, 16, 1, NULL, 0));
+  assert_int_equal(jitmem_rtdyld_finalize_memory(NULL, NULL), 1);
+  jitmem_rtdyld_destroy(NULL);
+}
+
 static void never_called(void *ctx, uint64_t function, const void *args, size_t size,
                          jitmem_call call) {
   (void)ctx, (void)function, (void)args, (void)size, (void)call;
@@ -525,6 +567,8 @@ int main(void) {
       cmocka_unit_test(mappers),
       cmocka_unit_test(transports),
       cmocka_unit_test(mappers_of_an_executor),
+      TWO_VIEWS(sections),
+      cmocka_unit_test(rtdyld_callbacks),
       TWO_VIEWS(write_scopes),
       EVERYWHERE(epochs),
       cmocka_unit_test(services),

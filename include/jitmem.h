@@ -154,6 +154,12 @@ typedef struct jitmem_manager jitmem_manager;
 /// fine. All functions on it are thread-safe.
 typedef struct jitmem_mapper jitmem_mapper;
 
+/// The sections of one object, or of all objects of a host: they are finalized together and freed
+/// together. For linkers that ask for one section after the other and know one address of each. The manager's
+/// mapper is JITMEM_IN_PROCESS_IN_PLACE. One thread at a time uses a group; different groups of one
+/// manager may be used at the same time.
+typedef struct jitmem_section_group jitmem_section_group;
+
 /// An executor's service: controllers that know its symbols get memory in this process. Freeing it
 /// ends their sessions. All functions on it are thread-safe.
 typedef struct jitmem_service jitmem_service;
@@ -256,6 +262,11 @@ JITMEM_ENUM(jitmem_in_process_kind) {
   /// Private pages whose protection changes; whole pages and system calls per allocation.
   /// Debuggers can set software breakpoints there.
   JITMEM_IN_PROCESS_MPROTECT = 2,
+  /// Private pages that are written at their own addresses until finalize gives them their
+  /// protection, for linkers that know one address per section: working_memory is the address. Whole
+  /// pages and a system call per segment of code or constants, at finalize and at deallocate. No page
+  /// that was sealed becomes writable again: it is replaced.
+  JITMEM_IN_PROCESS_IN_PLACE = 3,
 };
 
 /// Makes a mapper of this process's own memory.
@@ -264,8 +275,9 @@ JITMEM_ENUM(jitmem_in_process_kind) {
 /// with jitmem_mapper_free. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for an unknown kind or NULL `mapper`; with
-/// JITMEM_IN_PROCESS_TWO_VIEWS, what the system answered to one probe (JITMEM_DENIED,
-/// JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM).
+/// JITMEM_IN_PROCESS_TWO_VIEWS and _IN_PLACE, what the system answered to one probe (JITMEM_DENIED,
+/// JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM); in place does not work where memory that
+/// was written may not become executable (PR_SET_MDWE).
 ///
 /// Requires:
 /// `mapper` and `error` are NULL or places for a pointer.
@@ -966,6 +978,154 @@ jitmem_status jitmem_manager_try_request(const struct jitmem_manager *manager,
                                          uint64_t *allocation,
                                          struct jitmem_error **error);
 
+/// What a section holds.
+JITMEM_ENUM(jitmem_section_kind) {
+  /// Code: read and executed once it is finalized.
+  JITMEM_SECTION_CODE = 0,
+  /// Constants: read once they are finalized.
+  JITMEM_SECTION_CONSTANTS = 1,
+  /// Data: read and written.
+  JITMEM_SECTION_DATA = 2,
+};
+
+/// Makes a group without sections.
+///
+/// `dylib` is the number of the JITDylib, or of what else refers to its own code and data: all of it lies in
+/// one window. With 0 that holds where the manager has one window, as it does by default. On success
+/// `*group` is the new group, to be freed with jitmem_section_group_free. It keeps the manager's memory,
+/// also when the manager is freed. Thread-safe. Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE, JITMEM_UNSUPPORTED with another mapper
+/// than JITMEM_IN_PROCESS_IN_PLACE.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `group` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_section_group_create(const struct jitmem_manager *manager,
+                                          uint64_t dylib,
+                                          struct jitmem_section_group **group,
+                                          struct jitmem_error **error);
+
+/// Gives memory for a section, at the address where it stays.
+///
+/// `kind` is one of jitmem_section_kind; `alignment` is a power of two, or 0 for none, and at most 1 GiB;
+/// `name` is for errors and may be NULL. `*memory` reads zero, and may be written until the group is
+/// finalized, data until the group is freed. A section of 0 bytes has an address of its own. Sections of
+/// one kind share pages until they are finalized.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, an unknown kind, an alignment that is no power of two),
+/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY.
+///
+/// Requires:
+/// `group` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string; `memory` and
+/// `error` are NULL or places for a pointer.
+jitmem_status jitmem_section_group_allocate(const struct jitmem_section_group *group,
+                                            uint32_t kind,
+                                            uint64_t size,
+                                            uint64_t alignment,
+                                            const char *name,
+                                            void **memory,
+                                            struct jitmem_error **error);
+
+/// Has the next finalize register an `.eh_frame` section, which lies in a section of the group, with the
+/// unwinder, so that exceptions pass through the code that it describes. It is deregistered before the group's
+/// memory goes.
+///
+/// `section` has `size` bytes and ends with a zero length inside or behind them, as linkers lay it out.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `group` is NULL or a handle of this library; `section` is NULL, or such a section is there when the group
+/// is finalized and stays as it is until the group is freed; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_section_group_register_eh_frame(const struct jitmem_section_group *group,
+                                                     const void *section,
+                                                     uint64_t size,
+                                                     struct jitmem_error **error);
+
+/// Gives all sections of a group that were allocated since the last time their protection, and registers
+/// their frames. May be called again: what is allocated afterwards lies in other pages.
+///
+/// Errors: JITMEM_INVALID_HANDLE, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_ACTION_FAILED (a section of
+/// frames is none). The sections that were to be finalized are gone then, and what was finalized before
+/// stays.
+///
+/// Requires:
+/// `group` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_section_group_finalize(const struct jitmem_section_group *group,
+                                            struct jitmem_error **error);
+
+/// Deregisters the frames of a group and gives its memory back, finalized or not. Its code must not run any
+/// more. NULL and a group that was freed before: does nothing.
+///
+/// Requires:
+/// `group` is NULL or came from this library, and no other thread uses this handle.
+void jitmem_section_group_free(struct jitmem_section_group *group);
+
+/// LLVMMemoryManagerCreateContextCallback of
+/// LLVMOrcCreateRTDyldObjectLinkingLayerWithMCJITMemoryManagerLikeCallbacks, for which
+/// `manager`, a jitmem_manager, is CreateContextCtx: a section group for each object. For MCJIT the host calls
+/// it, and passes what it gives to LLVMCreateSimpleMCJITMemoryManager as Opaque.
+///
+/// The five functions that follow are the other callbacks. For instance:
+///
+///   LLVMOrcCreateRTDyldObjectLinkingLayerWithMCJITMemoryManagerLikeCallbacks(
+///       session, manager, jitmem_rtdyld_create_context, jitmem_rtdyld_notify_terminating,
+///       jitmem_rtdyld_allocate_code_section, jitmem_rtdyld_allocate_data_section,
+///       jitmem_rtdyld_finalize_memory, jitmem_rtdyld_destroy)
+///
+/// The manager's mapper is JITMEM_IN_PROCESS_IN_PLACE; with another one, finalize fails and says why. LLVM
+/// registers frames itself. NULL if there is no memory for it. Thread-safe.
+///
+/// Requires:
+/// `manager` is NULL or a jitmem_manager.
+void *jitmem_rtdyld_create_context(void *manager);
+
+/// LLVMMemoryManagerNotifyTerminatingCallback: does nothing. The manager stays the host's.
+///
+/// Requires:
+/// Any argument will do.
+void jitmem_rtdyld_notify_terminating(void *_manager);
+
+/// LLVMMemoryManagerAllocateCodeSectionCallback. `opaque` is what jitmem_rtdyld_create_context gave. Where
+/// there is no memory for the section, LLVM would end the process for NULL; so it gets memory that is never
+/// run, and finalize says why. NULL if there is none of that either.
+///
+/// Requires:
+/// `opaque` is NULL or such a pointer; `section_name` is NULL or a NUL-terminated string.
+uint8_t *jitmem_rtdyld_allocate_code_section(void *opaque,
+                                             size_t size,
+                                             unsigned int alignment,
+                                             unsigned int _section_id,
+                                             const char *section_name);
+
+/// LLVMMemoryManagerAllocateDataSectionCallback: constants if `is_read_only`, else data. As
+/// jitmem_rtdyld_allocate_code_section.
+///
+/// Requires:
+/// As jitmem_rtdyld_allocate_code_section.
+uint8_t *jitmem_rtdyld_allocate_data_section(void *opaque,
+                                             size_t size,
+                                             unsigned int alignment,
+                                             unsigned int _section_id,
+                                             const char *section_name,
+                                             int is_read_only);
+
+/// LLVMMemoryManagerFinalizeMemoryCallback: gives the sections that were allocated since the last time their
+/// protection. 0 on success; else 1, and `*message`, if `message` is not NULL, is a string from malloc that
+/// says why, which LLVM frees, or NULL without memory for it. MCJIT asks for no message and goes on: its
+/// host calls jitmem_section_group_finalize with Opaque itself to learn of a failure.
+///
+/// Requires:
+/// `opaque` is NULL or what jitmem_rtdyld_create_context gave; `message` is NULL or a place for a pointer.
+int jitmem_rtdyld_finalize_memory(void *opaque,
+                                  char **message);
+
+/// LLVMMemoryManagerDestroyCallback: gives the sections back. NULL: does nothing.
+///
+/// Requires:
+/// `opaque` is NULL or what jitmem_rtdyld_create_context gave, and nothing uses it any more.
+void jitmem_rtdyld_destroy(void *opaque);
+
 /// Opens a finalized allocation for writing, by jitmem_write_scope_store and _pointer.
 ///
 /// On success `*scope` is the new scope, to be ended with jitmem_write_scope_end. It keeps the manager's
@@ -1211,6 +1371,8 @@ JITMEM_ENUM(jitmem_mapper_kind) {
   JITMEM_MAPPER_LLVM_SHARED = 6,
   /// A process anywhere, through LLVM's own memory manager service.
   JITMEM_MAPPER_LLVM_SIMPLE = 7,
+  /// This process, one view that is written in place until finalize.
+  JITMEM_MAPPER_IN_PLACE = 8,
 };
 
 /// What was fallen back from; bits of jitmem_stats.fallbacks.

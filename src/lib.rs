@@ -181,7 +181,7 @@ pub use group::{AllocGroup, Lifetime, Protection};
 pub use manager::{
     AllocatedSegment, Allocation, AllocationHandle, AllocationPhase, Dylib, Event, EventKind,
     ForkPolicy, GrowthPolicy, InFlight, Label, LayoutItem, LayoutKind, Location, Manager, Observer,
-    Options, Segment, Stats, Usage, UsageBy, WriteScope, lookup,
+    Options, SectionGroup, SectionKind, Segment, Stats, Usage, UsageBy, WriteScope, lookup,
 };
 pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;

@@ -40,6 +40,7 @@ pub(super) enum Kind {
     Call,
     Task,
     StartedCall,
+    SectionGroup,
 }
 
 struct Slot<T> {

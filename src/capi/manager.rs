@@ -75,7 +75,7 @@ pub(super) fn now<T>(answer: Option<Result<T>>) -> Result<T> {
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library.
-unsafe fn run(
+pub(super) unsafe fn run(
     manager: *const jitmem_manager,
     body: impl FnOnce(&Manager) -> Result<()>,
 ) -> Result<()> {

@@ -41,6 +41,11 @@ pub enum jitmem_in_process_kind {
     /// Private pages whose protection changes; whole pages and system calls per allocation.
     /// Debuggers can set software breakpoints there.
     JITMEM_IN_PROCESS_MPROTECT = 2,
+    /// Private pages that are written at their own addresses until finalize gives them their
+    /// protection, for linkers that know one address per section: working_memory is the address. Whole
+    /// pages and a system call per segment of code or constants, at finalize and at deallocate. No page
+    /// that was sealed becomes writable again: it is replaced.
+    JITMEM_IN_PROCESS_IN_PLACE = 3,
 }
 
 fn in_process_kind(kind: u32) -> Result<InProcessKind> {
@@ -48,8 +53,9 @@ fn in_process_kind(kind: u32) -> Result<InProcessKind> {
         0 => Ok(InProcessKind::Auto),
         1 => Ok(InProcessKind::TwoViews),
         2 => Ok(InProcessKind::Mprotect),
+        3 => Ok(InProcessKind::InPlace),
         _ => Err(invalid_argument(format!(
-            "in-process mapper kind {kind} is none of auto 0, two views 1 and mprotect 2"
+            "in-process mapper kind {kind} is none of auto 0, two views 1, mprotect 2 and in place 3"
         ))),
     }
 }
@@ -60,8 +66,9 @@ fn in_process_kind(kind: u32) -> Result<InProcessKind> {
 /// with jitmem_mapper_free. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for an unknown kind or NULL `mapper`; with
-/// JITMEM_IN_PROCESS_TWO_VIEWS, what the system answered to one probe (JITMEM_DENIED,
-/// JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM).
+/// JITMEM_IN_PROCESS_TWO_VIEWS and _IN_PLACE, what the system answered to one probe (JITMEM_DENIED,
+/// JITMEM_OUT_OF_MEMORY, JITMEM_UNSUPPORTED, JITMEM_SYSTEM); in place does not work where memory that
+/// was written may not become executable (PR_SET_MDWE).
 ///
 /// # Safety
 /// `mapper` and `error` are NULL or places for a pointer.

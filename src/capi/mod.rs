@@ -23,6 +23,8 @@ mod manager;
 mod mapper;
 mod options;
 mod request;
+mod rtdyld;
+mod sections;
 mod service;
 mod stats;
 mod status;

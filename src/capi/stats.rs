@@ -30,6 +30,8 @@ pub enum jitmem_mapper_kind {
     JITMEM_MAPPER_LLVM_SHARED = 6,
     /// A process anywhere, through LLVM's own memory manager service.
     JITMEM_MAPPER_LLVM_SIMPLE = 7,
+    /// This process, one view that is written in place until finalize.
+    JITMEM_MAPPER_IN_PLACE = 8,
 }
 
 /// What was fallen back from; bits of jitmem_stats.fallbacks.

@@ -8,9 +8,13 @@ pub mod containment;
 pub mod exports;
 mod fixed_code;
 #[allow(unsafe_code)]
+mod frames;
+#[allow(unsafe_code)]
 pub(crate) mod llvm;
 pub mod program;
 #[allow(unsafe_code)]
 pub mod server;
 #[allow(unsafe_code)]
 pub mod service;
+
+pub use frames::eh_frame_action;

@@ -177,16 +177,16 @@ impl Flow<Windows> {
         layout: &mut RequestLayout,
         delivery: &mut Delivery,
     ) -> Result<Allocated> {
-        for (writer, offset, size) in &layout.dirty {
-            writer.zero((*offset).into(), (*size).into());
-        }
         if layout.copied {
-            if let Err(error) = self.make_buffers(request, key, layout) {
+            if let Err(error) = self.make_writable(request, key, layout) {
                 let mut freed = Freed::default();
                 self.space.lock().take_pieces(key, &mut freed);
                 self.give_back(&[key], &freed, delivery);
                 return self.counted(Err(error));
             }
+        }
+        for (writer, offset, size) in &layout.dirty {
+            writer.zero((*offset).into(), (*size).into());
         }
         Ok(Allocated {
             handle: layout.handle,
@@ -194,9 +194,10 @@ impl Flow<Windows> {
         })
     }
 
-    /// Makes working memory for content that the mapper copies. The allocation's handle is not known
-    /// outside yet, so its record stays as it is while the lock is not held.
-    fn make_buffers(&self, request: &Request, key: Key, layout: &mut RequestLayout) -> Result<()> {
+    /// Makes working memory for content that the mapper copies, and sees to it that what is in place can be
+    /// written. The allocation's handle is not known outside yet, so its record stays as it is while the
+    /// lock is not held.
+    fn make_writable(&self, request: &Request, key: Key, layout: &mut RequestLayout) -> Result<()> {
         let (pieces, states) = {
             let mut space = self.space.lock();
             (
@@ -207,7 +208,12 @@ impl Flow<Windows> {
         let mut buffers = Vec::with_capacity(pieces.len());
         // Each planned segment has its piece.
         let planned = request.planned.iter().zip(pieces.iter().zip(&states));
-        for (planned, (_, state)) in planned.filter(|(_, (piece, _))| piece.copied) {
+        for (planned, (piece, state)) in planned.filter(|(_, (piece, _))| piece.copied) {
+            let place = self.space.lock().memory.place(piece);
+            if place.writer.is_some() {
+                self.mapper.open(place.range)?;
+                continue;
+            }
             let (size, alignment) = (state.content as usize, planned.alignment as usize);
             let buffer = self.buffers.get(size, alignment)?;
             let segment = &mut layout.segments[state.segment as usize];

@@ -168,7 +168,7 @@ impl Core {
     fn at_once(&self) -> Option<&Arc<Flow<Windows>>> {
         let flow = self.windows()?;
         let kind = flow.mapper.capabilities().kind;
-        matches!(kind, Kind::TwoViews | Kind::Mprotect).then_some(flow)
+        matches!(kind, Kind::TwoViews | Kind::Mprotect | Kind::InPlace).then_some(flow)
     }
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.

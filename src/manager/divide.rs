@@ -70,7 +70,7 @@ pub(super) struct Freed {
     pub(super) code: u64,
     /// Their content may never have been written.
     pub(super) unwritten: bool,
-    /// Copied segments, which are the mapper's to change.
+    /// Segments that are copied or in place, which are the mapper's to change.
     pub(super) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
 
@@ -109,11 +109,11 @@ impl Freed {
         } = windows.place(piece);
         match writer {
             _ if frozen => (),
-            Some(writer) => {
+            Some(writer) if !piece.copied => {
                 self.code += range.size();
                 self.traps.push((writer, range));
             }
-            None => self.copied.push((range, group)),
+            _ => self.copied.push((range, group)),
         }
     }
 }
@@ -148,8 +148,8 @@ impl Memory for Windows {
         offset
             .checked_add(bytes.len() as u64)
             .filter(|end| *end <= state.segments[position].content.into())?;
-        if !piece.copied {
-            self.place(piece).writer?.write(offset, bytes);
+        if let Some(writer) = self.place(piece).writer {
+            writer.write(offset, bytes);
             return Some(());
         }
         let copied = pieces[..position].iter().filter(|piece| piece.copied);

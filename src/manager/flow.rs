@@ -68,7 +68,10 @@ impl<M: Memory> Flow<M> {
         // A child has a process's own memory too, and only a host can know what its mapper does there.
         let limited = |asked| mapper.deadline(asked).is_some();
         let limited = limited(Asked::Memory) || limited(Asked::Code);
-        let here = [Kind::TwoViews, Kind::Mprotect, Kind::Custom].contains(&capabilities.kind);
+        let here = matches!(
+            capabilities.kind,
+            Kind::TwoViews | Kind::Mprotect | Kind::InPlace | Kind::Custom
+        );
         let mut space = Space::new(memory, options.quota, random());
         let reader = ManagerReader::new(capabilities.in_this_process, space.records.reader());
         space.memory.read_by(&reader);

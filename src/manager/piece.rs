@@ -19,7 +19,7 @@ pub(super) struct Piece {
     pub(super) requested: u32,
     pub(super) window: u16,
     pub(super) pool: u8,
-    /// The mapper copies its content.
+    /// The mapper copies its content, or seals it in place: it is the mapper's to change.
     pub(super) copied: bool,
 }
 
@@ -68,7 +68,7 @@ pub(super) type Pieces = SmallVec<[Piece; 3]>;
 pub(super) struct Place {
     pub(super) range: AddressRange,
     pub(super) group: AllocGroup,
-    /// How its bytes are written, if they are shared.
+    /// How its bytes are written, if they are shared or written in place until they are sealed.
     pub(super) writer: Option<Writer>,
     /// Children see it, or the parent: its bytes stay.
     pub(super) frozen: bool,
@@ -87,7 +87,7 @@ pub(super) struct RequestLayout {
     pub(super) untouched: SmallVec<[Untouched; 4]>,
     /// By piece, what is kept while content is written.
     pub(super) states: SmallVec<[SegmentState; 4]>,
-    /// Some of its pieces need buffers.
+    /// Some of its pieces need buffers, or are in place.
     pub(super) copied: bool,
     /// Bytes handed out, and those of them that were asked for.
     pub(super) taken: u64,

@@ -311,20 +311,26 @@ impl Pool {
         let segment = &mut layout.segments[planned.index as usize];
         segment.address = origin.address + u64::from(handed.start);
         let mut copied = false;
-        match chunk.working {
-            Working::Shared(writer) => {
-                let writer = writer.part_of(handed.start - chunk.offset, handed.size);
-                segment.working_memory = writer.pointer();
-                if !zeroed {
-                    for dirty in chunk.touched.runs(pages) {
-                        let dirty = chunk.bytes(dirty);
-                        let start = dirty.start.max(content_end);
-                        let size = dirty.end.min(end).saturating_sub(start);
-                        if size > 0 {
-                            layout.dirty.push((writer, start - handed.start, size));
-                        }
+        let written_at = |writer: Writer| {
+            let writer = writer.part_of(handed.start - chunk.offset, handed.size);
+            segment.working_memory = writer.pointer();
+            if !zeroed {
+                for dirty in chunk.touched.runs(pages) {
+                    let dirty = chunk.bytes(dirty);
+                    let start = dirty.start.max(content_end);
+                    let size = dirty.end.min(end).saturating_sub(start);
+                    if size > 0 {
+                        layout.dirty.push((writer, start - handed.start, size));
                     }
                 }
+            }
+        };
+        match chunk.working {
+            Working::Shared(writer) => written_at(writer),
+            Working::InPlace(writer) => {
+                written_at(writer);
+                copied = true;
+                self.nodes.set_flag(handed.id);
             }
             Working::Copied => {
                 copied = true;
@@ -357,7 +363,7 @@ impl Pool {
         let handed = self.ranges.get(id);
         let chunk = self.chunk(handed.region);
         let writer = match chunk.working {
-            Working::Shared(writer) => {
+            Working::Shared(writer) | Working::InPlace(writer) => {
                 Some(writer.part_of(handed.start - chunk.offset, handed.size))
             }
             Working::Copied => None,
@@ -418,7 +424,7 @@ impl Pool {
                     Working::Shared(writer) => {
                         writer.part_of(handed.start - chunk.offset, handed.size)
                     }
-                    Working::Copied => continue,
+                    Working::InPlace(_) | Working::Copied => continue,
                 };
                 let range = addresses(origin, handed.start, handed.size);
                 out.push(Thawed { id, writer, range });

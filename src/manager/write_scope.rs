@@ -105,6 +105,10 @@ fn refused(kind: Kind) -> Error {
              whose protection would have to change under running code; choose two views \
              (JITMEM_IN_PROCESS_TWO_VIEWS, or JITMEM_DEBUG=0), or keep what changes in writable data"
         }
+        Kind::InPlace => {
+            "write code or constants after finalize: memory in place has one view, which is sealed then; \
+             choose two views (JITMEM_IN_PROCESS_TWO_VIEWS), or keep what changes in writable data"
+        }
         Kind::Custom => {
             "write after finalize: the memory is the host's own mapper's; write it there"
         }
@@ -120,7 +124,7 @@ impl WriteScope {
     fn begin(flow: &Arc<Flow<Windows>>, handle: u64) -> Result<WriteScope> {
         flow.check_process()?;
         let kind = flow.mapper.capabilities().kind;
-        if ![Kind::TwoViews, Kind::Mprotect, Kind::Shared].contains(&kind) {
+        if ![Kind::TwoViews, Kind::Mprotect, Kind::InPlace, Kind::Shared].contains(&kind) {
             return Err(refused(kind));
         }
         let thread = std::thread::current().id();
@@ -184,7 +188,9 @@ impl WriteScope {
             ));
         }
         let kind = self.flow.mapper.capabilities().kind;
-        let writer = segment.writer.ok_or_else(|| refused(kind))?;
+        let sealed = kind == Kind::InPlace && !segment.group.protection.writable();
+        let writer = segment.writer.filter(|_| !sealed);
+        let writer = writer.ok_or_else(|| refused(kind))?;
         let offset = address - segment.range.start();
         segment.note(offset, size);
         Ok(writer.part_of(offset as u32, size as u32))

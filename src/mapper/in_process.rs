@@ -2,6 +2,7 @@
 //! The executor is this process.
 
 use super::actions::{join, run_dealloc, run_finalize};
+use super::in_place::InPlace;
 use super::{
     Action, Capabilities, Chunk, Deinitialization, Discards, Kind, MapperBase, MemoryMapper,
     Prepared, Reserved, SegmentContent, Teardown, Working,
@@ -33,6 +34,12 @@ pub enum InProcessKind {
     /// there. It takes whole pages and system calls per allocation, and code pages are writable for
     /// a moment.
     Mprotect,
+    /// Private pages that are written at their own addresses until finalize gives them their protection, for
+    /// linkers that know one address per section. Whole pages and a system call per segment of code or
+    /// constants, at finalize and at deallocate. No page that was sealed becomes writable again: it is
+    /// replaced. Systems that refuse to make written memory executable (`PR_SET_MDWE`, SELinux's
+    /// `execmem`) refuse this mapper.
+    InPlace,
 }
 
 /// Bytes of code from which on it is worth two system calls to know what was written of them.
@@ -43,6 +50,8 @@ pub(crate) struct InProcess {
     capabilities: Capabilities,
     /// What two views are of; `None`: one view, by mprotect.
     two_views: Option<Pages>,
+    /// One view, in place.
+    in_place: Option<InPlace>,
     windows: AtForkMutex<Vec<MappedWindow>>,
 }
 
@@ -56,9 +65,13 @@ impl InProcess {
     /// Probes once if `kind` leaves the choice to us.
     ///
     /// # Errors
-    /// With [`InProcessKind::TwoViews`], why the system refuses two views.
+    /// With [`InProcessKind::TwoViews`] and [`InProcessKind::InPlace`], why the system refuses them.
     pub(crate) fn new(kind: InProcessKind) -> Result<InProcess> {
         let (two_views, fallback) = choose(kind)?;
+        let in_place = match kind {
+            InProcessKind::InPlace => Some(InPlace::new()?),
+            _ => None,
+        };
         let page_size = sys::page_size();
         let (name, kind, granule) = match two_views {
             Some(Pages::Anonymous) => ("in-process, two views", Kind::TwoViews, PACKING_GRANULE),
@@ -67,6 +80,7 @@ impl InProcess {
                 Kind::TwoViews,
                 PACKING_GRANULE,
             ),
+            None if in_place.is_some() => ("in-process, in place", Kind::InPlace, page_size),
             None => ("in-process, mprotect", Kind::Mprotect, page_size),
         };
         let capabilities = Capabilities {
@@ -81,6 +95,7 @@ impl InProcess {
         Ok(InProcess {
             capabilities,
             two_views,
+            in_place,
             windows: AtForkMutex::default(),
         })
     }
@@ -96,6 +111,19 @@ impl InProcess {
             views: BTreeMap::new(),
         });
         Ok(reserved)
+    }
+
+    /// Nothing lies in a range any more.
+    fn forget(&self, range: AddressRange) {
+        if let Some(in_place) = &self.in_place {
+            in_place.forget(range);
+        }
+    }
+
+    /// The window that holds a range.
+    fn reservation_of(&self, range: AddressRange) -> Result<Reservation> {
+        let windows = self.windows.lock();
+        Ok(windows[position(&windows, range)?].reservation.clone())
     }
 
     /// Opens the pages of a copied segment for writing; they are never executable meanwhile.
@@ -157,20 +185,28 @@ impl InProcess {
             .map_err(|error| error.context("fill freed code with traps"))
     }
 
-    fn initialize_here(segments: &[SegmentContent], actions: Vec<Action>) -> Result<Teardown> {
+    fn initialize_here(
+        &self,
+        segments: &[SegmentContent],
+        actions: Vec<Action>,
+    ) -> Result<Teardown> {
         for (index, segment) in segments.iter().enumerate() {
-            if let Err(error) = Self::make_visible(segment) {
-                return Err(Self::undo(&segments[..=index], error));
+            if let Err(error) = self.make_visible(segment) {
+                return Err(self.undo(&segments[..=index], error));
             }
         }
         match run_finalize(actions) {
             Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),
             Ok(dealloc) => Ok(Teardown::Calls(Box::new(dealloc))),
-            Err(error) => Err(Self::undo(segments, error)),
+            Err(error) => Err(self.undo(segments, error)),
         }
     }
 
-    fn make_visible(segment: &SegmentContent) -> Result<()> {
+    fn make_visible(&self, segment: &SegmentContent) -> Result<()> {
+        if self.in_place.is_some() && !segment.group.protection.writable() {
+            let reservation = self.reservation_of(segment.range)?;
+            InPlace::seal(&reservation, segment.range, segment.group.protection)?;
+        }
         if let Some(content) = &segment.content {
             Self::copy_in(segment, content.content())?;
         }
@@ -180,8 +216,24 @@ impl InProcess {
         Ok(())
     }
 
-    /// Makes code that was copied in trap again.
-    fn undo(segments: &[SegmentContent], mut error: Error) -> Error {
+    /// Has what was sealed replaced by new memory.
+    fn make_new(&self, in_place: &InPlace, range: AddressRange, group: AllocGroup) -> Result<()> {
+        match group.protection.writable() {
+            true => Ok(()),
+            false => in_place.make_new(&self.reservation_of(range)?, range),
+        }
+    }
+
+    /// Makes code that was copied in trap again, and new what was sealed.
+    fn undo(&self, segments: &[SegmentContent], mut error: Error) -> Error {
+        if let Some(in_place) = &self.in_place {
+            for segment in segments {
+                if let Err(second) = self.make_new(in_place, segment.range, segment.group) {
+                    error = error.join(second);
+                }
+            }
+            return error;
+        }
         for segment in segments.iter().filter(|segment| segment.content.is_some()) {
             if let Err(second) = Self::make_trap(segment.range, segment.group) {
                 error = error.join(second);
@@ -191,10 +243,19 @@ impl InProcess {
     }
 }
 
+/// Which window holds a range.
+fn position(windows: &[MappedWindow], range: AddressRange) -> Result<usize> {
+    let contains = |window: &MappedWindow| window.reservation.range().contains(range);
+    windows.iter().position(contains).ok_or_else(|| {
+        let message = format!("chunk {range:?} lies in no window of this mapper");
+        Error::new(Status::Internal, message)
+    })
+}
+
 /// What two views are to be of, and why nothing better is.
 fn choose(kind: InProcessKind) -> Result<(Option<Pages>, Option<String>)> {
     match kind {
-        InProcessKind::Mprotect => return Ok((None, None)),
+        InProcessKind::Mprotect | InProcessKind::InPlace => return Ok((None, None)),
         InProcessKind::Auto => {
             if let Some(reason) = sys::debugging() {
                 return Ok((None, Some(reason)));
@@ -254,29 +315,26 @@ impl MemoryMapper for InProcess {
             commit,
         } = chunk;
         let protection = group.protection;
-        let window = |windows: &[MappedWindow]| {
-            let contains = |window: &MappedWindow| window.reservation.range().contains(range);
-            windows.iter().position(contains).ok_or_else(|| {
-                let message = format!("chunk {range:?} lies in no window of this mapper");
-                Error::new(Status::Internal, message)
-            })
-        };
-        let reservation = {
-            let windows = self.windows.lock();
-            windows[window(&windows)?].reservation.clone()
-        };
+        let reservation = self.reservation_of(range)?;
         // Data that the executor may write is private to the process and written in place.
         let pages = self.two_views.filter(|_| !protection.writable());
-        let copied = pages.is_none() && !protection.writable();
+        let sealed_later = self.in_place.is_some() && !protection.writable();
+        let copied = pages.is_none() && !protection.writable() && !sealed_later;
         let view = match pages {
             Some(pages) => View::two(pages, &reservation, range, protection, commit)?,
+            None if sealed_later => View::unsealed(&reservation, range, commit)?,
             None => View::one(&reservation, range, protection, commit)?,
         };
         // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more;
-        // and pages that are written in place are writable.
+        // and pages that are written in place are writable: those that will be sealed until then.
         let writer = (!copied).then(|| unsafe { view.writer() }).flatten();
+        let working = match writer {
+            Some(writer) if sealed_later => Working::InPlace(writer),
+            Some(writer) => Working::Shared(writer),
+            None => Working::Copied,
+        };
         let prepared = Prepared {
-            working: writer.map_or(Working::Copied, Working::Shared),
+            working,
             mappings: view.mappings(),
             // Pages that were to be had at once stay, and a sealed memfd lets none go.
             discards: match commit || pages == Some(Pages::Memfd) {
@@ -285,9 +343,17 @@ impl MemoryMapper for InProcess {
             },
         };
         let mut windows = self.windows.lock();
-        let window = window(&windows)?;
+        let window = position(&windows, range)?;
         windows[window].views.insert(range.start(), view);
         Ok(prepared)
+    }
+
+    fn open(&self, memory: AddressRange) -> Result<()> {
+        let Some(in_place) = &self.in_place else {
+            return Ok(());
+        };
+        let reservation = || self.reservation_of(memory);
+        in_place.open(reservation, memory)
     }
 
     fn initialize(
@@ -296,7 +362,7 @@ impl MemoryMapper for InProcess {
         actions: Vec<Action>,
         done: Completion<Teardown>,
     ) {
-        done.complete(Self::initialize_here(&segments, actions));
+        done.complete(self.initialize_here(&segments, actions));
     }
 
     fn deinitialize(
@@ -311,7 +377,11 @@ impl MemoryMapper for InProcess {
                 result = join(result, run_dealloc(calls));
             }
             for (range, group) in &allocation.copied {
-                result = join(result, Self::make_trap(*range, *group));
+                let freed = match &self.in_place {
+                    Some(in_place) => self.make_new(in_place, *range, *group),
+                    None => Self::make_trap(*range, *group),
+                };
+                result = join(result, freed);
             }
         }
         done.complete_with(result, delivery);
@@ -345,7 +415,9 @@ impl MemoryMapper for InProcess {
         view.unmap().map_err(|(view, error)| {
             window.views.insert(chunk.start(), view);
             error
-        })
+        })?;
+        self.forget(chunk);
+        Ok(())
     }
 
     fn discard(&self, pages: AddressRange) -> Result<()> {
@@ -365,6 +437,7 @@ impl MemoryMapper for InProcess {
             .position(|known| known.reservation.range() == window);
         let released = position.map(|index| windows.swap_remove(index));
         drop(windows);
+        self.forget(window);
         done.complete(match released {
             Some(_) => Ok(()),
             None => Err(invalid_argument(format!(

@@ -12,6 +12,7 @@
 pub(crate) mod actions;
 mod custom;
 mod handle;
+mod in_place;
 mod in_process;
 mod llvm;
 mod service;
@@ -80,6 +81,8 @@ pub enum Kind {
     LlvmShared = 6,
     /// A process anywhere, through LLVM's own memory manager service.
     LlvmSimple = 7,
+    /// This process, one view that is written in place until finalize.
+    InPlace = 8,
 }
 
 /// A reserved window.
@@ -107,6 +110,9 @@ pub struct Chunk {
 pub(crate) enum Working {
     /// Written directly: what is written here is what the executor sees.
     Shared(Writer),
+    /// Written where the executor has it, which `initialize` gives its protection; what is deallocated is
+    /// the mapper's to make new.
+    InPlace(Writer),
     /// Handed to `initialize`, which copies it.
     Copied,
 }
@@ -230,7 +236,7 @@ impl Teardown {
 pub struct Deinitialization {
     /// What `initialize` said is to be done.
     pub(crate) teardown: Teardown,
-    /// Its copied segments, whose code the mapper makes trap.
+    /// Its copied segments, whose code the mapper makes trap, and those in place, which it makes new.
     pub(crate) copied: SmallVec<[(AddressRange, AllocGroup); 4]>,
 }
 
@@ -322,6 +328,12 @@ pub(crate) trait MemoryMapper: MapperBase {
 
     /// Gives a chunk its pages and working memory.
     fn prepare(&self, chunk: Chunk) -> Result<Prepared>;
+
+    /// Makes memory writable that was prepared as [`Working::InPlace`] and is about to be handed out. It is,
+    /// unless the system refused that when it was deallocated.
+    fn open(&self, _memory: AddressRange) -> Result<()> {
+        Ok(())
+    }
 
     /// Makes an allocation's content visible with its final protection and runs its finalize
     /// actions first to last. If the n-th fails, the deallocation twins of those before it run

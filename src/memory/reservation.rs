@@ -159,7 +159,7 @@ impl Reservation {
     }
 
     /// Puts private zeroed pages in the place of a part.
-    pub(super) fn take_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
+    pub(crate) fn take_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
         self.check(part)?;
         // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
         let taken = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };

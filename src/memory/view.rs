@@ -137,11 +137,7 @@ impl View {
                 unsafe { sys::populate(start, size) }
                     .map_err(|error| failed("madvise(MADV_POPULATE_WRITE)", error))?;
             } else if !protection.writable() {
-                // Parts of it will be opened for writing. They join again only if the kernel has
-                // made its record of private pages (anon_vma) for the whole before it is split,
-                // so one page is touched now.
-                // SAFETY: the pages were just mapped for writing, and the writer goes at once.
-                unsafe { Writer::new(start, 1) }.zero(0, 1);
+                touch(start);
             }
             if !protection.writable() {
                 reservation
@@ -154,6 +150,20 @@ impl View {
             Ok(()) => Ok(view),
             Err(error) => Err(view.undo(error)),
         }
+    }
+
+    /// One private view of new zeroed pages at `executor` that are writable, parts of which will get another
+    /// protection.
+    pub(crate) fn unsealed(
+        reservation: &Reservation,
+        executor: AddressRange,
+        commit: bool,
+    ) -> Result<View> {
+        let view = Self::one(reservation, executor, Protection::READ_WRITE, commit)?;
+        if !commit {
+            touch(executor.start());
+        }
+        Ok(view)
     }
 
     /// A view of another process's memfd at `executor`.
@@ -278,6 +288,13 @@ impl View {
         }
         Ok(())
     }
+}
+
+/// Touches the first of new pages, parts of which will get another protection for a time. They join again
+/// only if the kernel has made its record of private pages (anon_vma) for the whole before it is split.
+fn touch(start: u64) {
+    // SAFETY: the caller has just mapped the pages for writing, and the writer goes at once.
+    unsafe { Writer::new(start, 1) }.zero(0, 1);
 }
 
 #[cfg(test)]
