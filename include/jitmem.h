@@ -1129,9 +1129,10 @@ void jitmem_rtdyld_destroy(void *opaque);
 /// Opens a finalized allocation for writing, by jitmem_write_scope_store and _pointer.
 ///
 /// On success `*scope` is the new scope, to be ended with jitmem_write_scope_end. It keeps the manager's
-/// memory, also when the manager is freed. Thread-safe. Never waits.
+/// memory, also when the manager is freed. Thread-safe. Waits only while an executor gives memory of the
+/// allocation's chunk back, for jitmem_limits.memory, or for 10 seconds where that is no limit.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (it is not finalized, or a
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_TIMED_OUT, JITMEM_INVALID_HANDLE (it is not finalized, or a
 /// deallocation waits for scopes that are open), JITMEM_UNSUPPORTED with mappers that do not write
 /// finalized memory in place: remote, LLVM's services, custom.
 ///

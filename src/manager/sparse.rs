@@ -22,6 +22,7 @@ use crate::memory::ranges::RegionId;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::transport::RESPONSE_TIMEOUT;
+use crate::transport::limits::{Asked, Deadline};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -172,23 +173,22 @@ impl Space<Windows> {
 }
 
 impl Flow<Windows> {
-    /// The lock, once an allocation may be written.
+    /// The lock, once an allocation may be written. That is waited for as long as the host lets an executor
+    /// take for memory, or for a while if it says nothing: its answer may need this very thread.
     pub(super) fn lock_to_write(&self, handle: u64) -> Result<MutexGuard<'_, Space<Windows>>> {
         let mut space = self.space.lock();
         let mut deadline = None;
         while space.is_held(handle)? {
-            let deadline = *deadline.get_or_insert_with(|| Instant::now() + RESPONSE_TIMEOUT);
-            if deadline <= Instant::now() {
-                return Err(Error::new(
-                    Status::MapperFailed,
-                    format!(
-                        "write allocation {handle:#x}: the executor is to give memory of its chunk \
-                         back and has not answered for {} s",
-                        RESPONSE_TIMEOUT.as_secs()
-                    ),
-                ));
+            let deadline: &Deadline = deadline.get_or_insert_with(|| {
+                let limit = self.mapper.deadline(Asked::Memory);
+                limit.unwrap_or_else(|| Deadline::from_now(RESPONSE_TIMEOUT, "memory"))
+            });
+            if deadline.is_over() {
+                return Err(deadline.error().context(format!(
+                    "write allocation {handle:#x}, of whose chunk the executor is to give memory back"
+                )));
             }
-            space = self.unheld.wait_until(space, deadline);
+            space = self.unheld.wait_until(space, deadline.at);
         }
         Ok(space)
     }

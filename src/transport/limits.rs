@@ -129,6 +129,12 @@ impl Deadline {
         Some(Deadline { at, limit, name })
     }
 
+    /// [`Deadline::after`] a time that the clock does go on for.
+    pub(crate) fn from_now(limit: Duration, name: &'static str) -> Deadline {
+        let at = Instant::now() + limit;
+        Deadline { at, limit, name }
+    }
+
     /// The earlier one of two.
     pub(crate) fn or(self, other: Option<Deadline>) -> Deadline {
         other.filter(|other| other.at < self.at).unwrap_or(self)

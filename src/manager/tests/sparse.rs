@@ -2,13 +2,15 @@
 //! Chunks of which little is left, over an executor: their memory is given back, whatever fails on the way.
 
 use super::*;
+use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::executor::service::here::functions;
-use crate::transport::Transport;
+use crate::transport::{Limits, Transport};
 use crate::wire::service::{Failure, Reply};
 use crate::wire::sps::to_bytes;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 const PEAK: usize = 600;
 /// One of so many stays.
@@ -149,6 +151,9 @@ fn any_system_call_of_a_trim_may_fail() {
 struct Flawed {
     lost: AtomicU32,
     refused: Option<u32>,
+    /// What does not come yet, while there is a place for it.
+    kept: Mutex<Option<Vec<Task>>>,
+    limits: Limits,
 }
 
 impl Transport for Flawed {
@@ -179,8 +184,59 @@ impl Transport for Flawed {
             true => Err(Error::new(Status::MapperFailed, "no answer")),
             false => answer,
         });
+        if let (Some(kept), true) = (&mut *self.kept.lock(), function == functions().change.0) {
+            return kept.push(Box::new(move || Here.call(function, args, done)));
+        }
         Here.call(function, args, done);
     }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+}
+
+/// The allocations of a manager whose executor is giving memory of their chunks back.
+fn while_shrinking(limits: Limits) -> (Arc<Flawed>, Manager, Plans) {
+    let flawed = Arc::new(Flawed {
+        limits,
+        ..Flawed::default()
+    });
+    let mapper = ServiceMapper::shared(Arc::clone(&flawed) as Arc<dyn Transport>, OPEN, 0).unwrap();
+    let (manager, left) = after_a_peak(&Mapper::new(mapper));
+    *flawed.kept.lock() = Some(Vec::new());
+    manager.trim().unwrap();
+    (flawed, manager, left)
+}
+
+#[test]
+fn writing_waits_for_memory_that_is_given_back_within_the_hosts_limit() {
+    let limit = Duration::from_millis(300);
+    let (flawed, manager, left) = while_shrinking(Limits {
+        memory: Some(limit),
+        ..Limits::default()
+    });
+    let scope = |handle| manager.core.write_scope(handle).map(drop);
+    let held = left.iter().find_map(|(allocated, _)| {
+        let handle = allocated.handle;
+        scope(handle).err().map(|error| (handle, error))
+    });
+    let (handle, error) = held.unwrap();
+    assert_eq!(error.status(), Status::TimedOut);
+    assert!(error.message().contains("within 300 ms"), "{error}");
+    assert!(error.message().contains("\"memory\""), "{error}");
+    // It is answered while another thread waits, or before.
+    std::thread::scope(|threads| {
+        let waits = threads.spawn(|| scope(handle));
+        let kept = flawed.kept.lock().take().unwrap();
+        assert!(!kept.is_empty());
+        kept.into_iter().for_each(|call| call());
+        // Its limit may be over before this thread has run.
+        if let Err(error) = waits.join().unwrap() {
+            assert_eq!(error.status(), Status::TimedOut);
+        }
+    });
+    scope(handle).unwrap();
+    must_go_on(&manager, &left);
 }
 
 #[test]
