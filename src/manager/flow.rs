@@ -5,7 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::Options;
-use super::lookup::{self, Location, ManagerReader};
+use super::lookup::{Location, ManagerReader};
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
 use super::tracking::Tracking;
@@ -293,7 +293,6 @@ impl<M: Memory> Drop for Flow<M> {
         }
         self.tracking.end();
         let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
-        lookup::collect();
         match self.mapper.patience() {
             // When the host has freed a manager, its actions are done and its memory is gone.
             Some(patience) => patience.wait(end),

@@ -7,7 +7,7 @@ use super::flow::Flow;
 use super::records::Key;
 use super::space::{Ending, Space};
 use super::windows::Windows;
-use super::{ForkPolicy, Options};
+use super::{ForkPolicy, Options, lookup};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::Result;
@@ -268,6 +268,8 @@ impl Parts for End {
             ..
         } = *self;
         let windows = space.memory.drain();
+        drop(space);
+        lookup::collect();
         let all = join_all(windows.len(), done, delivery);
         for (window, done) in windows.into_iter().zip(all) {
             mapper.release(window, done);
