@@ -229,6 +229,15 @@ static inline int all_bytes_are(const uint8_t *bytes, uint64_t count, uint8_t by
 
 // ---- the run itself ----
 
+// Skips a test if valgrind runs this program.
+static inline void not_under_valgrind(const char *why) {
+  const char *preloaded = getenv("LD_PRELOAD");
+  if (preloaded != NULL && strstr(preloaded, "vgpreload") != NULL) {
+    print_message("SKIPPED: %s\n", why);
+    skip();
+  }
+}
+
 // Under a sanitizer or valgrind, which add mappings of their own and take their time.
 static inline int instrumented(void) { return getenv("JITMEM_TEST_INSTRUMENTED") != NULL; }
 
