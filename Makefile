@@ -251,6 +251,13 @@ check-postgres: setup stage ## 10,000 jitted queries of PostgreSQL, with its own
 	@$(call preload,14)
 	tests/preload/postgres.py $(POSTGRES_PRELOAD) --queries 10000
 
+.PHONY: check-records
+check-records: setup stage ## a million graphs come and go in another process, and their memory with them
+	$(call headline,a million graphs in another process)
+	@$(call project,capi-tests,build/capi-tests)
+	JITMEM_TEST_GRAPHS=1000000 JITMEM_EXECUTOR=$(STAGE)/bin/jitmem-executor \
+	  build/capi-tests/records_across_test
+
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
 	$(CARGO_DENY) --locked check advisories

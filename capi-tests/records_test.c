@@ -2,34 +2,12 @@
 //
 // What the manager's own records of allocations cost, as the kernel counts it, and that they go.
 
-#include "harness.h"
+#include "records.h"
 
 // Under valgrind and sanitizers, which keep memory of their own, only the statistics are looked at.
 #define MOST_GRAPHS ((size_t)1000 * 1000)
 
 static size_t graphs(void) { return instrumented() ? MOST_GRAPHS / 50 : MOST_GRAPHS; }
-
-// Private memory of this process, all of it touched.
-static uint64_t private_bytes(void) {
-  FILE *file = fopen("/proc/self/status", "r");
-  assert_non_null(file);
-  char line[256];
-  long kib = -1;
-  while (fgets(line, sizeof line, file))
-    if (sscanf(line, "RssAnon: %ld", &kib) == 1)
-      break;
-  fclose(file);
-  assert_true(kib >= 0);
-  return (uint64_t)kib * KIB;
-}
-
-static uint64_t *handles_for(size_t count) {
-  uint64_t *handles = malloc(count * sizeof *handles);
-  assert_non_null(handles);
-  // So that they are not taken for the manager's.
-  memset(handles, 1, count * sizeof *handles);
-  return handles;
-}
 
 static void add_graphs(jitmem_manager *manager, const jitmem_segment *segments, size_t count,
                        uint64_t *handles, size_t graphs) {
@@ -37,19 +15,6 @@ static void add_graphs(jitmem_manager *manager, const jitmem_segment *segments, 
   for (size_t i = 0; i < graphs; i++) {
     OK(jitmem_manager_allocate(manager, segments, count, 7, memory, &handles[i], error));
     OK(jitmem_manager_finalize(manager, handles[i], NULL, 0, error));
-  }
-}
-
-static void shuffle(uint64_t *handles, size_t count) {
-  uint64_t random = 88172645463325252u;
-  for (size_t i = count - 1; i > 0; i--) {
-    random ^= random << 13;
-    random ^= random >> 7;
-    random ^= random << 17;
-    size_t other = random % (i + 1);
-    uint64_t swapped = handles[i];
-    handles[i] = handles[other];
-    handles[other] = swapped;
   }
 }
 
@@ -80,13 +45,13 @@ static void a_million_graphs_come_and_go(void **state) {
   jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){0});
   add_graphs(manager, segments, 3, handles, 1);
   OK(jitmem_manager_deallocate(manager, handles, 1, error));
-  uint64_t before = private_bytes(), records = stats_of(manager).records;
+  uint64_t before = private_bytes(getpid()), records = stats_of(manager).records;
   add_graphs(manager, segments, 3, handles, count);
-  uint64_t live = private_bytes(), live_records = stats_of(manager).records;
+  uint64_t live = private_bytes(getpid()), live_records = stats_of(manager).records;
   shuffle(handles, count);
   for (size_t i = 0; i < count; i++)
     OK(jitmem_manager_deallocate(manager, &handles[i], 1, error));
-  uint64_t after = private_bytes(), records_after = stats_of(manager).records;
+  uint64_t after = private_bytes(getpid()), records_after = stats_of(manager).records;
   print_message(
       "private KiB: %llu before, %llu with all, %llu after; of records %llu, %llu, %llu\n",
       (unsigned long long)(before / KIB), (unsigned long long)(live / KIB),

@@ -906,9 +906,10 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               struct jitmem_error **error);
 
 /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
-/// windows. For hosts that know of memory pressure, or that will be idle; a manager gives back most of
-/// it by itself. If `bytes` is not NULL it is set to how many bytes of memory were given back.
-/// Thread-safe.
+/// windows; and the free pages of this process's heap (malloc_trim). For hosts that know of memory
+/// pressure, or that will be idle; a manager gives back most of it by itself, but for the heap. If
+/// `bytes` is not NULL it is set to how many bytes of memory were given back, those of the heap left
+/// out. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
 /// mapper answers.

@@ -338,11 +338,16 @@ impl Core {
 
     /// See [`Manager::trim`].
     pub(crate) fn trim(&self) -> Result<u64> {
-        match &self.0 {
+        let trimmed = match &self.0 {
             Division::Windows(flow) => flow.trim(),
             // Each reservation goes with its allocation.
             Division::Reservations(flow) => flow.check_process().map(|()| 0),
+        };
+        // What the manager has freed of the heap lies among what others use.
+        if trimmed.is_ok() {
+            sys::heap::trim();
         }
+        trimmed
     }
 
     pub(super) fn reader(&self) -> &Arc<ManagerReader> {

@@ -415,8 +415,9 @@ impl Manager {
     }
 
     /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
-    /// windows. Answers how many bytes of memory that was. For hosts that know of memory pressure, or
-    /// that will be idle; a manager gives back most of it by itself.
+    /// windows; and the free pages of this process's heap. Answers how many bytes of memory that was,
+    /// those of the heap left out. For hosts that know of memory pressure, or that will be idle; a manager
+    /// gives back most of it by itself, but for the heap.
     ///
     /// # Errors
     /// What the mapper answers, if nothing could be given back; `InvalidHandle` in a forked child.

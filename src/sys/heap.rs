@@ -37,6 +37,17 @@ const LEAST: usize = GROUP * GROUPS / 2;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heap;
 
+/// Has the C library give the pages of its heap back to the system that hold nothing: the memory of small values
+/// that were freed stays there otherwise, for as long as anything behind them is in use.
+#[cold]
+pub(crate) fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it takes the heap's own locks, and moves nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 struct Reserve {
     memory: Memory,
     /// A bit for each block, set while it is in use. No lock guards it: a forked child may find it in

@@ -4,6 +4,7 @@
 use crate::error::{Result, invalid_argument, invalid_handle};
 use crate::lock::{Condvar, Mutex};
 use crate::mapper::WrapperCall;
+use crate::sys;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -19,11 +20,17 @@ pub(super) struct Teardowns {
 struct TeardownState {
     last: u64,
     calls: BTreeMap<u64, Vec<WrapperCall>>,
+    /// The most allocations that have had calls since the heap was trimmed.
+    most: usize,
     /// Allocations that are being initialized or deinitialized.
     running: usize,
     /// No more will be.
     closed: bool,
 }
+
+/// The heap is trimmed once half of the allocations with calls are gone, if that is as many. What is left of
+/// them may keep a page of the heap each.
+const MANY: usize = 256;
 
 /// An allocation that is being initialized or deinitialized.
 pub(super) struct Running<'a>(&'a Teardowns);
@@ -51,6 +58,7 @@ impl Teardowns {
         state.last += 1;
         let key = state.last;
         state.calls.insert(key, calls);
+        state.most = state.most.max(state.calls.len());
         key
     }
 
@@ -59,7 +67,13 @@ impl Teardowns {
         if key == 0 {
             return Ok(Vec::new());
         }
-        let calls = self.state.lock().calls.remove(&key);
+        let (calls, many_are_gone) = {
+            let mut state = self.state.lock();
+            (state.calls.remove(&key), state.many_are_gone())
+        };
+        if many_are_gone {
+            sys::heap::trim();
+        }
         calls.ok_or_else(|| invalid_argument(format!("no allocation has the key {key}")))
     }
 
@@ -77,6 +91,18 @@ impl Teardowns {
             state = self.quiet.wait_until(state, deadline);
         }
         state.running == 0
+    }
+}
+
+impl TeardownState {
+    /// Whether much of the heap is free again; says so once.
+    fn many_are_gone(&mut self) -> bool {
+        let left = self.calls.len();
+        let many = self.most - left >= MANY.max(left);
+        if many {
+            self.most = left;
+        }
+        many
     }
 }
 
