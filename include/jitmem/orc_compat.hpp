@@ -25,6 +25,11 @@
 #include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
 #endif
 
+#if LLVM_VERSION_MAJOR > 22
+#include <llvm/ExecutionEngine/Orc/DylibManager.h>
+#endif
+
+#include <cstring>
 #include <string>
 
 namespace jitmem::orc::detail {
@@ -66,6 +71,27 @@ inline AllocGroup groupOf(const llvm::jitlink::Section &Section) {
   return {Section.getMemProt(), lifetimeOf(Section, 0)};
 }
 
+#if LLVM_VERSION_MAJOR > 22
+/// The virtual tables of the EPCs whose executor is this process. Weak: where one is not linked,
+/// there is no such EPC.
+extern const char
+    SelfExecutorProcessControlTable[] __asm__("_ZTVN4llvm3orc26SelfExecutorProcessControlE")
+        __attribute__((weak));
+extern const char InProcessEPCTable[] __asm__("_ZTVN4llvm3orc12InProcessEPCE")
+    __attribute__((weak));
+
+/// Whether EPC's executor is this process. EPC classes carry no kind of their own, and LLVM may be
+/// built without RTTI; so the class is told by its virtual table. Objects refer to what is behind
+/// the offset and the type information (Itanium C++ ABI, 2.5.2).
+inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
+  const char *Table;
+  memcpy(&Table, static_cast<const void *>(&EPC), sizeof(Table));
+  for (const char *Own : {SelfExecutorProcessControlTable, InProcessEPCTable})
+    if (Own && Table == Own + 2 * sizeof(void *))
+      return true;
+  return false;
+}
+#else
 /// Whether EPC's executor is this process. EPC classes carry no kind of their own, and LLVM may be
 /// built without RTTI; but the context that a SelfExecutorProcessControl gives its executor for
 /// calls back is the object itself, and a remote executor's is an object of another process.
@@ -73,11 +99,17 @@ inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
   const auto &Dispatch = EPC.getJITDispatchInfo();
   return Dispatch.JITDispatchContext == llvm::orc::ExecutorAddr::fromPtr(&EPC);
 }
+#endif
 
 /// Loads a library into the executor and looks a symbol up in it.
 inline llvm::Expected<llvm::orc::ExecutorAddr>
 findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, const char *Name) {
-#if LLVM_VERSION_MAJOR >= 21
+#if LLVM_VERSION_MAJOR > 22
+  auto Manager = EPC.createDefaultDylibMgr();
+  if (!Manager)
+    return Manager.takeError();
+  auto &Dylibs = **Manager;
+#elif LLVM_VERSION_MAJOR >= 21
   auto &Dylibs = EPC.getDylibMgr();
 #else
   auto &Dylibs = EPC;
@@ -86,9 +118,16 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
   if (!Library)
     return Library.takeError();
   llvm::orc::SymbolLookupSet Names(EPC.intern(Name));
+#if LLVM_VERSION_MAJOR > 22
+  auto One = Dylibs.lookupSymbols(*Library, Names);
+  if (!One)
+    return One.takeError();
+  auto Found = std::make_unique<std::vector<llvm::orc::tpctypes::LookupResult>>(1, std::move(*One));
+#else
   auto Found = Dylibs.lookupSymbols({{*Library, Names}});
   if (!Found)
     return Found.takeError();
+#endif
   // The executor decides what it answers, so an answer without the symbol is no surprise.
   auto Missing = [&] {
     return llvm::createStringError(llvm::inconvertibleErrorCode(),
