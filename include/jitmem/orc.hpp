@@ -380,7 +380,7 @@ private:
           "create a memory manager: both Options::Fixed and Options::Near are set; choose one");
     Chosen.usage = O.Usage;
     jitmem_observer Observer = {};
-    if (O.Observer) {
+    if (O.Observer && !O.Exactly) {
       using FunctionT = std::function<void(const jitmem_event &)>;
       Observer.struct_size = sizeof(Observer);
       Observer.fn = [](void *Ctx, const jitmem_event *Event) {
