@@ -57,7 +57,7 @@ impl Flow<Windows> {
             if space.scopes.hold(handles) {
                 return Ok(false);
             }
-            space.try_deallocate(handles, self.is_coherent(), &mut out)
+            space.try_deallocate(handles, self.is_shared(), &mut out)
         });
         match self.counted(taken) {
             Ok(true) => {

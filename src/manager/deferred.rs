@@ -152,7 +152,7 @@ struct Reclaim {
 
 impl Parts for Reclaim {
     fn next(&mut self) -> Option<Vec<Deinitialization>> {
-        let few = !self.flow.is_coherent();
+        let few = !self.flow.is_shared();
         let mut space = self.flow.space.lock();
         self.bytes += space.take_deferred(self.epoch, few, &mut self.freed);
         if self.freed.pieces.is_empty() {

@@ -451,12 +451,12 @@ impl Space<Windows> {
     pub(super) fn try_deallocate(
         &mut self,
         handles: &[u64],
-        coherent: bool,
+        shared: bool,
         out: &mut Deallocated,
     ) -> Result<bool> {
         // Nothing is made to trap that is deferred, so only actions are the mapper's.
-        let coherent = coherent || self.memory.deferred.is_chosen();
-        let alone = |has_teardown: bool| coherent && !has_teardown;
+        let shared = shared || self.memory.deferred.is_chosen();
+        let alone = |has_teardown: bool| shared && !has_teardown;
         self.take_out(handles, alone, out)
     }
 

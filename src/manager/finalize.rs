@@ -9,9 +9,9 @@ use super::space::Memory;
 use super::tracking::named;
 use super::windows::Windows;
 use crate::callback_queue::Delivery;
-use crate::completion::Completion;
+use crate::completion::{self, Completion};
 use crate::error::{Error, Result};
-use crate::mapper::{Action, Deinitialization, Teardown};
+use crate::mapper::{Action, Deinitialization, Kind, Teardown};
 use crate::transport::limits::Asked;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ impl Flow<Windows> {
             }
         });
         if answer.is_ok() && !alone {
-            return None;
+            return self.finalize_at_once(handle);
         }
         if let Some(served) = served {
             self.give_back(&[], &served, &mut Delivery::Inline);
@@ -58,6 +58,16 @@ impl Flow<Windows> {
             self.close_idle_writers();
         }
         Some(self.counted(answer))
+    }
+
+    /// Finalizes an allocation without actions where the mapper only makes its code seen, in this thread.
+    #[cold]
+    fn finalize_at_once(self: &Arc<Self>, handle: u64) -> Option<Result<()>> {
+        if self.mapper.capabilities().kind != Kind::TwoViews || !self.is_shared() {
+            return None;
+        }
+        let request = |done| self.finalize_by_mapper(handle, Vec::new(), done);
+        Some(completion::wait(request).map(drop))
     }
 
     /// [`Flow::try_finalize`] for a caller that gets the answer at once.
@@ -84,6 +94,15 @@ impl Flow<Windows> {
                 return done.complete(answer.map(|()| handle));
             }
         }
+        self.finalize_by_mapper(handle, actions, done);
+    }
+
+    fn finalize_by_mapper(
+        self: &Arc<Self>,
+        handle: u64,
+        actions: Vec<Action>,
+        done: Completion<u64>,
+    ) {
         let taken = self
             .check_process()
             .and_then(|()| self.space.lock().take_content(handle));

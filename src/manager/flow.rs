@@ -38,9 +38,10 @@ pub(super) struct Flow<M: Memory> {
     pub(super) buffers: Arc<BufferPool>,
     /// The process that made the manager, if no other may use it.
     owner: Option<OwnerProcess>,
-    /// What is written to working memory is there for the executor at once: the mapper shares it, and
-    /// has not copied for any chunk yet.
-    coherent: AtomicBool,
+    /// The mapper shares working memory, and has not copied for any chunk yet.
+    shared: AtomicBool,
+    /// What is written there is there for the executor at once.
+    coherent: bool,
     /// The host has freed the manager.
     closed: AtomicBool,
     /// The mapper limits how long requests may take.
@@ -77,7 +78,8 @@ impl<M: Memory> Flow<M> {
         space.memory.read_by(&reader);
         Arc::new(Flow {
             owner: (!here).then(OwnerProcess::current),
-            coherent: AtomicBool::new(capabilities.coherent),
+            shared: AtomicBool::new(capabilities.shared),
+            coherent: capabilities.coherent,
             reader,
             unlocked: space.memory.unlocked(),
             unheld: Condvar::new(),
@@ -109,13 +111,19 @@ impl<M: Memory> Flow<M> {
         }
     }
 
+    /// What is written to working memory is written in the executor.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Acquire)
+    }
+
+    /// And the executor runs it without more ado.
     pub(super) fn is_coherent(&self) -> bool {
-        self.coherent.load(Ordering::Acquire)
+        self.coherent && self.is_shared()
     }
 
     /// Notes that a mapper that shares pages copies for a chunk.
     pub(super) fn set_copying(&self) {
-        self.coherent.store(false, Ordering::Release);
+        self.shared.store(false, Ordering::Release);
     }
 
     pub(super) fn is_closed(&self) -> bool {

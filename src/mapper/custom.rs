@@ -115,6 +115,7 @@ impl<M: CustomMapper> Checked<M> {
             kind: Kind::Custom,
             page_size,
             granule,
+            shared: false,
             coherent: false,
             in_this_process: false,
             fallback: None,

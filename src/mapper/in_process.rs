@@ -88,6 +88,7 @@ impl InProcess {
             kind,
             page_size,
             granule,
+            shared: two_views.is_some(),
             coherent: two_views.is_some() && sys::COHERENT_FETCH,
             in_this_process: true,
             fallback,
@@ -194,6 +195,9 @@ impl InProcess {
             if let Err(error) = self.make_visible(segment) {
                 return Err(self.undo(&segments[..=index], error));
             }
+        }
+        if segments.iter().any(|one| one.group.protection.executable()) {
+            sys::synchronize_fetches();
         }
         match run_finalize(actions) {
             Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),

@@ -54,8 +54,11 @@ pub(crate) struct Capabilities {
     /// Different allocations keep this apart: a few bytes where pages are shared, a page where
     /// protection is set per allocation.
     pub(crate) granule: Alignment,
-    /// What is written to shared working memory is there for the executor at once, so that
-    /// `initialize` has nothing to do for an allocation without actions or copied segments.
+    /// Working memory is the executor's own pages, so that `deinitialize` has nothing to do for an
+    /// allocation without actions or copied segments.
+    pub(crate) shared: bool,
+    /// What is written there is there for the executor at once, so that `initialize` has nothing to do
+    /// either.
     pub(crate) coherent: bool,
     /// Executor memory is this process's own, so a forked child must not use it.
     pub(crate) in_this_process: bool,

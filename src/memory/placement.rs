@@ -17,9 +17,6 @@ pub(crate) const REACH: u64 = (2 << 30) - (2 << 20);
 /// A window smaller than this is of no use.
 pub(crate) const SMALLEST_WINDOW: u64 = 64 << 10;
 
-/// What lies above is the kernel's, though a mapping of its may be listed there (vsyscall).
-const USER_END: u64 = 1 << 47;
-
 /// Room left between images and window, so that libraries loaded later still come close.
 const ROOM: u64 = 256 << 20;
 
@@ -61,7 +58,7 @@ pub(super) fn far_place(
         highest,
     );
     let lowest = executor.end().saturating_add(WRITER_DISTANCE);
-    let above = (lowest, (lowest + WRITER_SPAN).min(USER_END - size));
+    let above = (lowest, (lowest + WRITER_SPAN).min(sys::user_end() - size));
     let width = |(low, high): (u64, u64)| high.saturating_sub(low);
     let (low, high) = if width(below) >= width(above) {
         below
@@ -204,12 +201,13 @@ pub(super) fn candidates(
     let highest_end = target.start().saturating_add(REACH);
     let mut found: Vec<(bool, u64, u64)> = Vec::new();
     let mut gap_start = 0;
+    let user_end = sys::user_end();
     let ends = mappings
         .iter()
         .map(|mapping| (mapping.range.start(), mapping.range.end()));
-    for (gap_end, next_start) in ends.chain([(USER_END, USER_END)]) {
+    for (gap_end, next_start) in ends.chain([(user_end, user_end)]) {
         let low = gap_start.max(lowest);
-        let high = gap_end.min(highest_end).min(USER_END);
+        let high = gap_end.min(highest_end).min(user_end);
         gap_start = next_start;
         let (Some(low), high) = (page.round_up(low), page.round_down(high)) else {
             continue;
@@ -435,7 +433,7 @@ mod tests {
             0x50_0000,
             70 * GIB,
             0x5555_0000_0000,
-            USER_END - GIB,
+            sys::user_end() - GIB,
         ] {
             let chunk = AddressRange::new(start, 8 << 20).unwrap();
             let first = far_place(chunk, PAGE, |_| 0).unwrap();
@@ -448,7 +446,7 @@ mod tests {
                     false => place - chunk.end(),
                 };
                 assert!(between >= WRITER_DISTANCE, "{start:#x}: {place:#x}");
-                assert!(place >= LOWEST_WRITER && view.end() <= USER_END);
+                assert!(place >= LOWEST_WRITER && view.end() <= sys::user_end());
             }
         }
     }

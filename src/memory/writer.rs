@@ -28,6 +28,9 @@ impl Word {
     }
 }
 
+/// Instructions that trap are copied in blocks of so many bytes, which stay in the processor's first cache.
+const TRAP_BLOCK: usize = 4096;
+
 /// The right to write into one run of working memory. It does not keep the memory mapped; the one who
 /// makes it sees to that.
 #[derive(Clone, Copy, Debug)]
@@ -119,10 +122,16 @@ impl Writer {
             unsafe { start.write_bytes(*byte, size as usize) }
             return;
         }
-        let traps = sys::TRAP.iter().copied().cycle();
-        for (index, byte) in (0..size as usize).zip(traps) {
-            // SAFETY: `index` is below `size`, so inside the working memory.
-            unsafe { start.add(index).write(byte) }
+        let size = size as usize;
+        let mut filled = sys::TRAP.len().min(size);
+        // SAFETY: the working memory is mapped and ours to write, and has so many bytes.
+        unsafe { start.copy_from_nonoverlapping(sys::TRAP.as_ptr(), filled) }
+        // What is filled is copied behind itself until a block is full, and the block from then on.
+        while filled < size {
+            let block = filled.min(TRAP_BLOCK).min(size - filled);
+            // SAFETY: `block` bytes from the start are filled, and as many behind `filled` are inside.
+            unsafe { start.add(filled).copy_from_nonoverlapping(start, block) }
+            filled += block;
         }
     }
 

@@ -26,7 +26,8 @@ pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     super::valgrind::discard_translations(address, size);
 }
 
-/// Makes new code at an executable address visible to instruction fetch.
+/// Makes new code at an executable address visible to instruction fetch. A core that may have fetched what
+/// was there before sees it once it serializes: [`synchronize_fetches`].
 ///
 /// `address` is the executable view: on processors with virtually tagged instruction caches the
 /// writer's alias would not do.
@@ -39,8 +40,16 @@ pub(crate) fn flush_instruction_cache(address: u64, size: u64) {
     let end = std::ptr::with_exposed_provenance_mut((address + size) as usize);
     // SAFETY: the compiler runtime's function takes any mapped range and changes no memory.
     unsafe { __clear_cache(start, end) }
-    synchronize_cores();
     super::valgrind::discard_translations(address, size);
+}
+
+/// Ends what [`flush_instruction_cache`] began for new code: no core runs what it fetched there before. A
+/// system call where fetches are not coherent, so it is made once for all that a request brings. Code that
+/// is made to trap does without.
+pub(crate) fn synchronize_fetches() {
+    if !COHERENT_FETCH {
+        synchronize_cores();
+    }
 }
 
 /// Has every core that runs this process serialize: it forgets instructions that it has fetched ahead,

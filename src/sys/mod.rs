@@ -47,7 +47,9 @@ pub(crate) use call::{
 };
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use clock::monotonic_time;
-pub(crate) use code::{COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores};
+pub(crate) use code::{
+    COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores, synchronize_fetches,
+};
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
@@ -104,6 +106,25 @@ fn gate(call: &'static str) -> io::Result<()> {
     #[cfg(not(test))]
     let _ = call;
     Ok(())
+}
+
+/// Where the addresses that a process can map end. What lies above is the kernel's, though a mapping of
+/// its may be listed there (vsyscall on x86-64).
+pub(crate) fn user_end() -> u64 {
+    if cfg!(target_arch = "x86_64") {
+        return 1 << 47;
+    }
+    // How many bits addresses have is the kernel's choice. The name of the program is the last thing on the
+    // first stack, which ends a little below them.
+    static USER_END: OnceLock<u64> = OnceLock::new();
+    *USER_END.get_or_init(|| {
+        // SAFETY: getauxval reads what the process was started with.
+        let stack_end = unsafe { libc::getauxval(libc::AT_EXECFN) };
+        match stack_end.checked_next_power_of_two() {
+            Some(end) if end > 1 => end,
+            _ => 1 << 47,
+        }
+    })
 }
 
 /// The system's page size.

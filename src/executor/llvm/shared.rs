@@ -124,6 +124,7 @@ impl SharedMapper {
                 sys::flush_instruction_cache(range.start(), range.size());
             }
         }
+        sys::synchronize_fetches();
         let dealloc = run_finalize(from_wire(pairs))?;
         let mut allocations = self.allocations.lock();
         allocations.order += 1;

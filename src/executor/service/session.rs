@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
-use crate::sys::{OwnerProcess, explain, socket};
+use crate::sys::{self, OwnerProcess, explain, socket};
 use crate::transport::RESPONSE_TIMEOUT;
 use crate::wire::service::{Attach, Content, Functions, Item};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes};
@@ -126,6 +126,7 @@ impl Session {
         content.try_for_each(|content| self.windows.write(content))?;
         code.into_iter()
             .try_for_each(|range| self.windows.flush(range))?;
+        sys::synchronize_fetches();
         let calls = run_finalize(from_wire(actions))?;
         Ok(self.teardowns.add(calls))
     }

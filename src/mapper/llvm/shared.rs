@@ -75,6 +75,7 @@ impl LlvmSharedMapper {
             kind: Kind::LlvmShared,
             page_size,
             granule: page_size,
+            shared: false,
             coherent: false,
             in_this_process: false,
             fallback: None,

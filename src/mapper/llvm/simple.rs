@@ -136,6 +136,7 @@ impl LlvmSimpleMapper {
             kind: Kind::LlvmSimple,
             page_size,
             granule: page_size,
+            shared: false,
             coherent: false,
             in_this_process: false,
             fallback: None,

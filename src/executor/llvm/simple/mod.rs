@@ -130,6 +130,7 @@ unsafe fn fill(segments: &[Segment<'_>]) -> Result<()> {
             sys::flush_instruction_cache(segment.range.start(), segment.range.size());
         }
     }
+    sys::synchronize_fetches();
     Ok(())
 }
 
