@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// RuntimeDyld and MCJIT over jitmem, and beside LLVM's own memory manager. On LLVM 14 and later.
+
+#include <jitmem/rtdyld.hpp>
+
+#include <llvm/ExecutionEngine/ExecutionEngine.h>
+#include <llvm/ExecutionEngine/MCJIT.h>
+#include <llvm/ExecutionEngine/Orc/LLJIT.h>
+#include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
+#include <llvm/ExecutionEngine/SectionMemoryManager.h>
+#include <llvm/IR/IRBuilder.h>
+#include <llvm/IR/Module.h>
+#include <llvm/Support/TargetSelect.h>
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <string>
+
+using namespace llvm;
+using namespace llvm::orc;
+
+namespace {
+
+template <typename T> T must(Expected<T> Value) {
+  if (!Value)
+    report_fatal_error(Value.takeError());
+  return std::move(*Value);
+}
+void must(Error E) {
+  if (E)
+    report_fatal_error(std::move(E));
+}
+
+size_t mappings() {
+  std::ifstream Maps("/proc/self/maps");
+  size_t Count = 0;
+  for (std::string Line; std::getline(Maps, Line);)
+    ++Count;
+  return Count;
+}
+
+// `i32 @Name()` that returns Value.
+std::unique_ptr<Module> functionReturning(LLVMContext &Context, const std::string &Name,
+                                          int Value) {
+  auto M = std::make_unique<Module>(Name, Context);
+  auto *F = Function::Create(FunctionType::get(Type::getInt32Ty(Context), false),
+                             Function::ExternalLinkage, Name, *M);
+  IRBuilder<> B(BasicBlock::Create(Context, "", F));
+  B.CreateRet(B.getInt32(Value));
+  return M;
+}
+
+int callAddress(uint64_t Address) {
+  return reinterpret_cast<int (*)()>(static_cast<uintptr_t>(Address))();
+}
+
+// A manager of each mapper of this process.
+class RTDyld : public ::testing::TestWithParam<uint32_t> {
+protected:
+  RTDyld() {
+    InitializeNativeTarget();
+    InitializeNativeTargetAsmPrinter();
+    EXPECT_EQ(jitmem_mapper_in_process(GetParam(), &Mapper, nullptr), JITMEM_OK);
+    EXPECT_EQ(jitmem_manager_create(Mapper, nullptr, &Manager, nullptr), JITMEM_OK);
+  }
+  ~RTDyld() override {
+    J.reset();
+    EXPECT_EQ(stats().live, 0U);
+    EXPECT_EQ(stats().in_flight, 0U);
+    jitmem_manager_free(Manager);
+    jitmem_mapper_free(Mapper);
+  }
+
+  jitmem_stats stats() {
+    jitmem_stats S = {};
+    S.struct_size = sizeof(S);
+    EXPECT_EQ(jitmem_manager_stats(Manager, &S, nullptr), JITMEM_OK);
+    return S;
+  }
+
+  static std::unique_ptr<LLJIT>
+  session(std::function<std::unique_ptr<RuntimeDyld::MemoryManager>()> Memory) {
+    LLJITBuilder Builder;
+    Builder.setObjectLinkingLayerCreator([=](ExecutionSession &ES, auto &&...) {
+      auto Layer =
+          std::make_unique<RTDyldObjectLinkingLayer>(ES, [=](auto &&...) { return Memory(); });
+      Layer->setProcessAllSections(true);
+      return Expected<std::unique_ptr<ObjectLayer>>(std::move(Layer));
+    });
+    auto J = must(Builder.create());
+    J->getMainJITDylib().addGenerator(must(
+        DynamicLibrarySearchGenerator::GetForCurrentProcess(J->getDataLayout().getGlobalPrefix())));
+    return J;
+  }
+  void start() {
+    J = session([this] { return std::make_unique<jitmem::RTDyldMemoryManager>(Manager); });
+  }
+
+  static uint64_t find(LLJIT &J, const std::string &Name) {
+#if LLVM_VERSION_MAJOR >= 15
+    return must(J.lookup(Name)).getValue();
+#else
+    return must(J.lookup(Name)).getAddress();
+#endif
+  }
+
+  static void add(LLJIT &J, const std::string &Source) {
+    auto Buffer = MemoryBuffer::getFile(JIT_OBJECT_DIR "/" + Source + ".o");
+    ASSERT_TRUE(Buffer) << Source;
+    must(J.addObjectFile(std::move(*Buffer)));
+  }
+
+  static void addFunction(LLJIT &J, const std::string &Name, int Value) {
+    auto Context = std::make_unique<LLVMContext>();
+    auto M = functionReturning(*Context, Name, Value);
+    must(J.addIRModule(ThreadSafeModule(std::move(M), std::move(Context))));
+  }
+
+  // Links objects, calls some, and gives how many mappings they took.
+  static size_t mappingsOfObjects(LLJIT &J, int Count) {
+    addFunction(J, "first", 0);
+    find(J, "first");
+    size_t Before = mappings();
+    for (int I = 0; I != Count; ++I) {
+      std::string Name = "f" + std::to_string(I);
+      addFunction(J, Name, I);
+      uint64_t Address = find(J, Name);
+      if (I % 100 == 0) {
+        EXPECT_EQ(callAddress(Address), I);
+      }
+    }
+    size_t After = mappings();
+    return After > Before ? After - Before : 0;
+  }
+
+  jitmem_mapper *Mapper = nullptr;
+  jitmem_manager *Manager = nullptr;
+  std::unique_ptr<LLJIT> J;
+};
+
+TEST_P(RTDyld, ManyObjectsTakeFewMappings) {
+  start();
+  // The others do what RuntimeDyld does at each object all the same.
+  const int Count = GetParam() == JITMEM_IN_PROCESS_TWO_VIEWS ? 2000 : 300;
+  size_t Ours = mappingsOfObjects(*J, Count);
+  jitmem_stats S = stats();
+  EXPECT_EQ(S.finalized, Count + 1U);
+  EXPECT_EQ(S.windows, 1U);
+  auto Stock = session([] { return std::make_unique<SectionMemoryManager>(); });
+  size_t Theirs = mappingsOfObjects(*Stock, 200);
+  RecordProperty("mappings", std::to_string(Ours) + " of " + std::to_string(Theirs));
+  EXPECT_LE(Ours, 64U);
+  EXPECT_LT(Ours, Theirs);
+}
+
+TEST_P(RTDyld, ExceptionsPassThroughSeveralObjects) {
+  start();
+  for (const char *Source : {"throws.cpp", "passes.cpp", "catches.cpp"})
+    add(*J, Source);
+  auto *Catch = reinterpret_cast<int (*)(int)>(static_cast<uintptr_t>(find(*J, "catchProblem")));
+  EXPECT_EQ(Catch(42), 1042);
+  EXPECT_EQ(callAddress(find(*J, "framesUnwound")), 1);
+}
+
+TEST_P(RTDyld, ARefusedSectionFailsTheLookupWithItsReason) {
+  start();
+  addFunction(*J, "before", 1);
+  EXPECT_EQ(callAddress(find(*J, "before")), 1);
+  ASSERT_EQ(jitmem_manager_set_quota(Manager, stats().live, nullptr), JITMEM_OK);
+  std::string Reported;
+  J->getExecutionSession().setErrorReporter(
+      [&](Error E) { Reported += toString(std::move(E)) + "\n"; });
+  addFunction(*J, "refused", 2);
+  auto Found = J->lookup("refused");
+  ASSERT_FALSE(Found);
+  Reported += toString(Found.takeError());
+  EXPECT_NE(Reported.find("section ."), std::string::npos) << Reported;
+  EXPECT_NE(Reported.find("quota"), std::string::npos) << Reported;
+  // Lifted, the session goes on.
+  ASSERT_EQ(jitmem_manager_set_quota(Manager, 0, nullptr), JITMEM_OK);
+  addFunction(*J, "after", 3);
+  EXPECT_EQ(callAddress(find(*J, "after")), 3);
+}
+
+TEST_P(RTDyld, AnEngineOfMCJITAddsModulesAndFreesThem) {
+  LLVMContext Context;
+  auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
+  auto *Kept = Memory.get();
+  std::string Message;
+  std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
+                                              .setEngineKind(EngineKind::JIT)
+                                              .setErrorStr(&Message)
+                                              .setMCJITMemoryManager(std::move(Memory))
+                                              .create());
+  ASSERT_TRUE(Engine) << Message;
+  EXPECT_EQ(callAddress(Engine->getFunctionAddress("one")), 1);
+  Engine->addModule(functionReturning(Context, "two", 2));
+  EXPECT_EQ(callAddress(Engine->getFunctionAddress("two")), 2);
+  EXPECT_EQ(Kept->error(), "");
+  EXPECT_GT(stats().live, 0U);
+  ASSERT_EQ(jitmem_manager_set_quota(Manager, stats().live, nullptr), JITMEM_OK);
+  Engine->addModule(functionReturning(Context, "three", 3));
+  Engine->getFunctionAddress("three");
+  EXPECT_NE(Kept->error().find("quota"), std::string::npos) << Kept->error();
+}
+
+std::string nameOf(const ::testing::TestParamInfo<uint32_t> &Info) {
+  switch (Info.param) {
+  case JITMEM_IN_PROCESS_TWO_VIEWS:
+    return "TwoViews";
+  case JITMEM_IN_PROCESS_MPROTECT:
+    return "Mprotect";
+  default:
+    return "InPlace";
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Mappers, RTDyld,
+                         ::testing::Values(uint32_t(JITMEM_IN_PROCESS_TWO_VIEWS),
+                                           uint32_t(JITMEM_IN_PROCESS_MPROTECT),
+                                           uint32_t(JITMEM_IN_PROCESS_IN_PLACE)),
+                         nameOf);
+
+} // namespace
