@@ -122,6 +122,7 @@ void likeSystemd() {
                         SYS_rt_sigprocmask,
                         SYS_sched_getaffinity,
                         SYS_set_robust_list,
+                        SYS_sigaltstack,
                         SYS_statx,
                         SYS_tgkill,
                         SYS_uname,
