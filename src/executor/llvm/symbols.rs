@@ -116,6 +116,10 @@ impl Services {
                 PublishedSymbol::Instance(self.memory.1),
             ),
             (
+                "orc_rt_ci_SimpleNativeMemoryMap_Instance",
+                PublishedSymbol::Instance(self.memory.1),
+            ),
+            (
                 "__llvm_orc_SimpleExecutorDylibManager_Instance",
                 PublishedSymbol::Instance(self.dylibs.1),
             ),
@@ -135,6 +139,14 @@ impl Services {
             Pooled "__llvm_orc_SimpleExecutorMemoryManager_deinitialize_wrapper"
                 simple::deinitialize;
             Pooled "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper" simple::release;
+
+            // The names that controllers after LLVM 22 have for functions of the same form.
+            OwnThread "orc_rt_ci_sps_call_main" run::as_main;
+            Inline "orc_rt_ci_sps_SimpleNativeMemoryMap_reserve" simple::reserve;
+            Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_initialize" simple::initialize;
+            Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_deinitializeMultiple"
+                simple::deinitialize;
+            Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_releaseMultiple" simple::release;
 
             Inline "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve" shared::reserve;
             Pooled "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize" shared::initialize;

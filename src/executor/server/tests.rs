@@ -316,6 +316,54 @@ fn actions_that_are_left_run_at_the_end() {
 }
 
 #[test]
+fn controllers_after_llvm_22_find_their_names() {
+    static RAN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    fn note(args: &[u8]) -> Answer {
+        RAN.lock().extend(args);
+        Ok(to_bytes(&Outcome(Ok(()))))
+    }
+    extern "C" fn main(count: i32, _: *const *const i8) -> i32 {
+        40 + count
+    }
+    let ci = |name: &str| format!("orc_rt_ci_sps_{name}");
+    let map = |name: &str| ci(&format!("SimpleNativeMemoryMap_{name}"));
+    let mut controller = over_pipes();
+    let instance = ExecutorAddr(controller.symbol("orc_rt_ci_SimpleNativeMemoryMap_Instance"));
+    let reserve = controller.symbol(&map("reserve"));
+    let base = controller.call(reserve, &to_bytes(&(instance, 4096u64)));
+    let base = from_bytes::<Expected<ExecutorAddr>>(&base)
+        .unwrap()
+        .0
+        .unwrap();
+    // A segment that can be read, of a page that begins with "x", and a pair of actions.
+    let mut request = Vec::new();
+    (instance, 1u64).encode(&mut request);
+    (1u8, base, 4096u64, "x").encode(&mut request);
+    1u64.encode(&mut request);
+    for number in [1u8, 2] {
+        (ExecutorAddr(wrapper_address(note)), vec![number]).encode(&mut request);
+    }
+    let initialize = controller.symbol(&map("initialize"));
+    let key = controller.call(initialize, &request);
+    assert_eq!(
+        from_bytes::<Expected<ExecutorAddr>>(&key).unwrap().0,
+        Ok(base)
+    );
+    assert_eq!(*RAN.lock(), [1]);
+    for name in ["deinitializeMultiple", "releaseMultiple"] {
+        let function = controller.symbol(&map(name));
+        let answer = controller.call(function, &to_bytes(&(instance, vec![base])));
+        assert_eq!(from_bytes::<Outcome>(&answer).unwrap().0, Ok(()), "{name}");
+        assert_eq!(*RAN.lock(), [1, 2], "{name}");
+    }
+    let program = ExecutorAddr((main as *const ()).expose_provenance() as u64);
+    let call_main = controller.symbol(&ci("call_main"));
+    let answer = controller.call(call_main, &to_bytes(&(program, vec!["program", "word"])));
+    assert_eq!(answer, to_bytes(&42i64));
+    controller.finish().unwrap();
+}
+
+#[test]
 fn thread_locals_of_a_program_end_before_its_answer() {
     static ENDED: Mutex<u32> = Mutex::new(0);
     struct Counted;
