@@ -164,6 +164,8 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
 	@$(call project,examples/asmjit,build/asmjit)
 	build/asmjit/jitmem-asmjit
+	@$(call project,examples/interpreter,build/interpreter,-DLLVM_DIR=$(call llvm,22))
+	build/interpreter/jitmem-interpreter $(STAGE)/bin/jitmem-executor
 	@$(call project,examples/untrusted,build/untrusted)
 	build/untrusted/jitmem-untrusted
 	@for built in lljit-{22,19,16,15,14} child-cpp-{22,19}; do \
