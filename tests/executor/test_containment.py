@@ -582,6 +582,13 @@ class Budgets(unittest.TestCase):
                 self.assertEqual((found["memfd"], found["shared"]), ("0", "0"))
                 self.assertTrue(0 < int(found["malloc"]) <= self.MOST, found)
 
+    def test_memfds_without_a_group(self):
+        self.assertEqual(attacks(["memfds"])["memfds"], "3072")
+        limits = ["--rlimit-as=1G", "--rlimit-fsize=16M", "--rlimit-nofile=32"]
+        # LLVM's own memory manager, whose code is in memfds then, works with these.
+        held = int(attacks(["memfds"], "--seccomp=sealed", *limits)["memfds"])
+        self.assertTrue(0 < held <= 1024 + 32 * 16, held)
+
     def test_what_holds_is_said(self):
         for options in (["--memory=1G"], ["--memory=1G", "--seccomp=sealed"]):
             ran = run([programs.PROGRAM, *options, "--diagnose"])

@@ -123,6 +123,27 @@ static void *in_thread(void *unused) {
 }
 
 // Takes memory until there is no more, by each way that there is, but not more than 3 GiB by any.
+// Holds memfds of 16 MiB as far as that goes: as descriptors, and mapped without one.
+static void on_memfds(void) {
+  enum { SIZE = 16 << 20, MOST = 192 };
+  static char full[1 << 20];
+  memset(full, 1, sizeof full);
+  long count = 0;
+  for (int mapped = 1; count < MOST;) {
+    int file = memfd_create("x", 0);
+    if (file < 0)
+      break;
+    for (long size = 0; size < SIZE; size += sizeof full)
+      if (write(file, full, sizeof full) != sizeof full)
+        return;
+    count++;
+    mapped = mapped && mmap(NULL, SIZE, PROT_READ, MAP_SHARED, file, 0) != MAP_FAILED;
+    if (mapped)
+      close(file);
+  }
+  printf("memfds %ld\n", count * (SIZE >> 20));
+}
+
 static void on_memory(void) {
   const long most = 3 << 10;
   static char full[1 << 20];
@@ -212,6 +233,8 @@ int main(int argc, char **argv) {
     on_files(argv[argc - 2]);
   if (!strcmp(what, "memory"))
     on_memory();
+  if (!strcmp(what, "memfds"))
+    on_memfds();
   if (!strcmp(what, "tasks"))
     on_tasks();
   fflush(stdout);
