@@ -156,6 +156,7 @@ test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 
 test-examples: stage ## the examples, on all LLVM versions that they are for
 	$(call headline,examples)
 	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
+	cargo run --quiet --locked --manifest-path examples/dynasm/Cargo.toml --target-dir build/dynasm
 	@$(call project,examples/plain-c,build/plain-c)
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
