@@ -22,6 +22,8 @@ struct TeardownState {
     calls: BTreeMap<u64, Vec<WrapperCall>>,
     /// The most allocations that have had calls since the heap was trimmed.
     most: usize,
+    /// The heap was trimmed since there were no calls.
+    trimmed: bool,
     /// Allocations that are being initialized or deinitialized.
     running: usize,
     /// No more will be.
@@ -98,9 +100,9 @@ impl TeardownState {
     /// Whether much of the heap is free again; says so once.
     fn many_are_gone(&mut self) -> bool {
         let left = self.calls.len();
-        let many = self.most - left >= MANY.max(left);
+        let many = self.most - left >= MANY.max(left) || (left == 0 && self.trimmed);
         if many {
-            self.most = left;
+            (self.most, self.trimmed) = (left, left > 0);
         }
         many
     }
