@@ -157,6 +157,7 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	$(call headline,examples)
 	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
 	cargo run --quiet --locked --manifest-path examples/dynasm/Cargo.toml --target-dir build/dynasm
+	cargo run --quiet --locked --manifest-path examples/cranelift/Cargo.toml --target-dir build/cranelift
 	@$(call project,examples/plain-c,build/plain-c)
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
