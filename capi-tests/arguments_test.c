@@ -101,7 +101,7 @@ static void options_out_of_range(void **state) {
 
 static void in_process_kinds(void **state) {
   (void)state;
-  const uint32_t unknown[] = {3, 4, UINT32_MAX};
+  const uint32_t unknown[] = {4, 5, UINT32_MAX};
   for (size_t i = 0; i < COUNT(unknown); i++) {
     jitmem_mapper *mapper = NULL;
     REFUSED(JITMEM_INVALID_ARGUMENT, "kind", jitmem_mapper_in_process(unknown[i], &mapper, error));

@@ -311,31 +311,26 @@ impl Pool {
         let segment = &mut layout.segments[planned.index as usize];
         segment.address = origin.address + u64::from(handed.start);
         let mut copied = false;
-        let written_at = |writer: Writer| {
-            let writer = writer.part_of(handed.start - chunk.offset, handed.size);
-            segment.working_memory = writer.pointer();
-            if !zeroed {
-                for dirty in chunk.touched.runs(pages) {
-                    let dirty = chunk.bytes(dirty);
-                    let start = dirty.start.max(content_end);
-                    let size = dirty.end.min(end).saturating_sub(start);
-                    if size > 0 {
-                        layout.dirty.push((writer, start - handed.start, size));
+        match chunk.working {
+            Working::Shared(writer) | Working::InPlace(writer) => {
+                let writer = writer.part_of(handed.start - chunk.offset, handed.size);
+                segment.working_memory = writer.pointer();
+                if !zeroed {
+                    for dirty in chunk.touched.runs(pages) {
+                        let dirty = chunk.bytes(dirty);
+                        let start = dirty.start.max(content_end);
+                        let size = dirty.end.min(end).saturating_sub(start);
+                        if size > 0 {
+                            layout.dirty.push((writer, start - handed.start, size));
+                        }
                     }
                 }
             }
-        };
-        match chunk.working {
-            Working::Shared(writer) => written_at(writer),
-            Working::InPlace(writer) => {
-                written_at(writer);
-                copied = true;
-                self.nodes.set_flag(handed.id);
-            }
-            Working::Copied => {
-                copied = true;
-                self.nodes.set_flag(handed.id);
-            }
+            Working::Copied => {}
+        }
+        if !chunk.is_shared() {
+            copied = true;
+            self.nodes.set_flag(handed.id);
         }
         layout.copied |= copied;
         layout.states.push(SegmentState {
