@@ -60,8 +60,10 @@ impl InPlace {
         let replaced = reservation.take_memory(range, Protection::READ_WRITE);
         replaced.map_err(|error| {
             self.sealed.lock().push(range);
-            let what = format_args!("replace {size} freed bytes at {start:#x}");
-            sys::explain_mapping(what, error)
+            sys::explain_mapping(
+                format_args!("replace {size} freed bytes at {start:#x}"),
+                error,
+            )
         })
     }
 
