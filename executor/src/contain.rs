@@ -83,6 +83,12 @@ impl Containment {
         }
         self.limits.iter().try_for_each(Limit::set)?;
         self.refused.prepare();
+        if self.refused.refuses_sockets() || self.isolation.namespaces {
+            // It stays in the network namespace in which it was made.
+            let listens = program::listen_for_controllers();
+            let name = "listener for shared memory";
+            bounds.push(Bound::of(name, listens.map_err(anyhow::Error::from)));
+        }
         Ok(bounds)
     }
 

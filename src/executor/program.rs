@@ -57,6 +57,15 @@ pub fn share_memory_with_children() {
     super::service::share_memory_with_children();
 }
 
+/// Makes a socket at which controllers connect to hand memory over, for when this process can't make or
+/// connect one any more. Called before that, and before there is a session.
+///
+/// # Errors
+/// What the system says. Memory is handed over in other ways then, or content goes in messages.
+pub fn listen_for_controllers() -> Result<()> {
+    super::service::listen()
+}
+
 /// Least bytes of stack that a thread can run linked code on.
 pub const LEAST_STACK: usize = 64 << 10;
 

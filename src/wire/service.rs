@@ -189,7 +189,8 @@ macro_rules! choice {
 
 choice! {
     /// `attach`: makes a channel of the session's own, through which memfds travel. The controller tries
-    /// one way after the other. Answers nothing: no number of the executor's is acted on.
+    /// one way after the other. Answers nothing but to `Listening`: no number of the executor's is acted on. An
+    /// executor refuses a way that it does not know.
     Attach<'a> ['a] {
         /// Connect to the abstract Unix socket of this name, and send the token.
         0 Connect {
@@ -215,6 +216,44 @@ choice! {
             /// What only the two sides know.
             token: Bytes<'a>,
         }
+        /// Tell the name of the executor's own listener; answers a [`ListenerName`].
+        3 Listening {}
+        /// Take the connection to the listener that a token has come through, and send the other one.
+        4 Accept {
+            /// What the controller has sent through it: a [`Token`].
+            expected: Bytes<'a>,
+            /// What only the two sides know, and what was not sent through it.
+            token: Bytes<'a>,
+        }
+    }
+}
+
+/// What a controller sends through its connection to an executor's listener.
+pub type Token = [u8; 16];
+
+message! {
+    /// Which abstract Unix socket an executor listens at. It says no more than the random part of the name, so
+    /// that it leads a controller to no other kind of socket.
+    #[derive(Copy)]
+    ListenerName {
+        /// The upper half of the random part.
+        high: u64,
+        /// The lower half.
+        low: u64,
+    }
+}
+
+impl From<u128> for ListenerName {
+    fn from(random: u128) -> ListenerName {
+        let (high, low) = ((random >> 64) as u64, random as u64);
+        ListenerName { high, low }
+    }
+}
+
+impl ListenerName {
+    /// The whole name.
+    pub fn text(self) -> String {
+        format!("jitmem-executor-{:016x}{:016x}", self.high, self.low)
     }
 }
 

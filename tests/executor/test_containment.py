@@ -229,11 +229,14 @@ class OwnMappers(unittest.TestCase):
 
     def test_over_tcp(self):
         self.check("tcp", "shared", ["--seccomp=no-exec", *ALL], "an abstract socket")
-        # Sealed it may neither connect nor open, and nothing is taken out of it.
-        ran = run([CONTROLLER, "tcp", "shared", programs.PROGRAM, "--seccomp=sealed", *ALL])
-        self.assertNotEqual(ran.code, 0, ran)
-        self.assertIn("memfds can't be handed to the executor", ran.output)
-        self.assertIn("connect to the controller's socket: Operation not permitted", ran.output)
+        # These may not connect, and accept a connection.
+        way = "an abstract socket of the executor's"
+        refused = "an abstract Unix socket: connect to the controller's socket: Operation not permitted"
+        for profile in ("confined", "sealed"):
+            for more in (), ("--isolate",):
+                with self.subTest(profile=profile, more=more):
+                    options = [f"--seccomp={profile}", *more, *ALL]
+                    self.check("tcp", "shared", options, way, refused)
 
     def test_as_another_user(self):
         if os.geteuid() != 0:
@@ -435,6 +438,7 @@ class Machine(unittest.TestCase):
                 self.assertEqual(attempts(22, f"--seccomp={profile}", "--audit", "--mdwe"), free)
 
 
+LISTENER = "listener for shared memory"
 NAMESPACES = {"net": "network", "mnt": "mount", "ipc": "IPC", "uts": "UTS"}
 
 
@@ -525,8 +529,9 @@ class Isolation(unittest.TestCase):
         self.assertEqual((free["has-network"], found["has-network"]), ("ok", "ENETUNREACH"))
         words = [*how.get("through", ()), how.get("program", programs.PROGRAM)]
         ran = run([*words, "--isolate", "--diagnose"])
-        lines = [f"{name} namespace: in force" for name in (*["user"] * has_user, *NAMESPACES.values())]
-        self.assertEqual(ran.output.splitlines(), [*lines, "capabilities: in force"], ran)
+        names = (*["user namespace"] * has_user, LISTENER, *[f"{name} namespace" for name in NAMESPACES.values()])
+        lines = [f"{name}: in force" for name in (*names, "capabilities")]
+        self.assertEqual(ran.output.splitlines(), lines, ran)
 
     def test_namespaces(self):
         self.check_namespaces(os.geteuid() != 0)
@@ -541,6 +546,7 @@ class Isolation(unittest.TestCase):
             ran = run([*through, program, "--isolate", "--diagnose"])
             names = ["user"] * (bool(how) or os.geteuid() != 0) + [*NAMESPACES.values()]
             refused = [f"{name} namespace: not in force: Operation not permitted (os error 1)" for name in names]
+            refused.insert(len(names) - len(NAMESPACES), f"{LISTENER}: in force")
             self.assertEqual(ran.output.splitlines(), [*refused, "capabilities: in force"], ran)
             # And it serves.
             executor = bounded("--isolate", through=through, program=program)

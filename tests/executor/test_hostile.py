@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import subprocess
 import unittest
 
 from wire import CALL, RESULT, SETUP, Background, Ended, message, read_message, sequence, string, u32, u64
@@ -19,6 +20,9 @@ DISCONNECTED, MAPPER_FAILED, UNSUPPORTED = 9, 10, 8
 OPEN, ATTACH, RESERVE, CHANGE, APPLY, CLOSE = range(0x1000, 0x7000, 0x1000)
 SERVICE = {"jitmem_service_open": OPEN, "jitmem_service_instance": 0}
 SO_COOKIE = 57
+# Kinds of attach, and half of a listener's name.
+LISTENING, ACCEPT = 3, 4
+HIGH = 0x0123456789ABCDEF
 
 
 def library():
@@ -125,6 +129,17 @@ def serve(end, answer):
         pass
 
 
+def listener_of(process):
+    """The name at which an executor listens for controllers."""
+    folder = f"/proc/{process}/fd"
+    files = {os.readlink(os.path.join(folder, number)) for number in os.listdir(folder)}
+    with open("/proc/net/unix") as sockets:
+        for *_, inode, name in (line.split() for line in sockets if "@jitmem-executor-" in line):
+            if f"socket:[{inode}]" in files:
+                return "\0" + name[1:]
+    raise AssertionError("it does not listen")
+
+
 class Victim:
     """Two processes' connection, of which the controller knows nothing: a process that holds one end."""
 
@@ -218,6 +233,89 @@ class DescriptorPassing(unittest.TestCase):
             connection.close()
             victim.theirs.close()
             self.assertTrue(victim.is_untouched())
+
+
+    def name_a_listener(self, low, accept):
+        """An executor that can't connect names a listener that is another process's, and says that it has accepted."""
+
+        def answer(tag, body):
+            if tag == OPEN:
+                return opened()
+            return {
+                bytes([LISTENING]): b"\1" + u64(HIGH) + u64(low),
+                bytes([ACCEPT]): b"\1",
+            }.get(body[8:9], b"\0" + u32(UNSUPPORTED) + string("no"))
+
+        ours, theirs = socket.socketpair()
+        theirs.sendall(setup())
+        executor = Background(lambda: serve(theirs, answer))
+        controller = Controller(ours)
+        status = controller.shared()
+        accept()
+        controller.free()
+        executor.get()
+        theirs.close()
+        return status, controller.message
+
+    def test_a_listener_of_another_process_that_is_named_is_not_used(self):
+        low = int.from_bytes(os.urandom(8), "little")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as victim:
+            victim.bind(f"\0jitmem-executor-{HIGH:016x}{low:016x}")
+            victim.listen(1)
+            came = []
+
+            def accept():
+                connection, _ = victim.accept()
+                with connection:
+                    came.append(socket.recv_fds(connection, 100, 10)[:2])
+                    # All that follows goes another way.
+                    self.assertEqual(connection.recv(100), b"")
+
+            for _ in range(TRIES):
+                status, message = self.name_a_listener(low, accept)
+                self.assertEqual(status, UNSUPPORTED)
+                self.assertIn("the executor does not listen at the socket that it named", message)
+            # A number of which the victim knows nothing, each time another one, and no descriptor.
+            self.assertEqual({(len(said), len(along)) for said, along in came}, {(16, 0)})
+            self.assertEqual(len({said for said, _ in came}), TRIES)
+
+    def test_a_listener_whose_queue_is_full_is_not_waited_for(self):
+        low = int.from_bytes(os.urandom(8), "little")
+        name = f"\0jitmem-executor-{HIGH:016x}{low:016x}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as victim:
+            victim.bind(name)
+            victim.listen(0)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as first:
+                first.connect(name)
+                status, message = self.name_a_listener(low, lambda: None)
+                self.assertNotEqual(status, 0)
+                self.assertIn("connect to the executor's socket: Resource temporarily unavailable", message)
+
+    def test_whoever_connects_to_an_executor_first_gets_nothing(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            ours = socket.create_connection(server.getsockname())
+            theirs, _ = server.accept()
+        program = os.path.join(os.environ["EXECUTOR_TEST_PREFIX"], "bin", "jitmem-executor")
+        end = theirs.fileno()
+        words = [program, "--seccomp=sealed", f"filedescs={end},{end}"]
+        process = subprocess.Popen(words, pass_fds=[end])
+        theirs.close()
+        controller = Controller(ours)
+        strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(3)]
+        for stranger, said in zip(strangers, (b"", b"open", os.urandom(16))):
+            stranger.settimeout(60)
+            stranger.connect(listener_of(process.pid))
+            if said:
+                stranger.send(said)
+        self.assertEqual(controller.manager(), 0, controller.message)
+        controller.free()
+        self.assertEqual(process.wait(), 0)
+        for stranger in strangers:
+            try:
+                self.assertEqual(stranger.recv(100), b"")
+            except ConnectionResetError:
+                pass  # what it had said was not read
+            stranger.close()
 
 
 class Replies(unittest.TestCase):

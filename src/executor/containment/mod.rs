@@ -109,10 +109,19 @@ impl Containment {
         self.no_capabilities || (self.profile.is_some() && !self.audit)
     }
 
+    /// Whether linked code can make no sockets that are connected elsewhere.
+    pub fn refuses_sockets(&self) -> bool {
+        !self.audit && matches!(self.profile, Some(Profile::Confined | Profile::Sealed))
+    }
+
     /// What concerns services of this process. Called before there is a session.
     pub fn prepare(&self) {
         if self.fixes_code() {
             program::keep_code_fixed();
+        }
+        if self.refuses_sockets() {
+            // Where there is none, a controller that asks for it is told why.
+            let _ = program::listen_for_controllers();
         }
     }
 

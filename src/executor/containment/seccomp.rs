@@ -26,6 +26,9 @@ enum Test {
     IsNot(u8, &'static [u32]),
     /// The argument is this process.
     IsOwn(u8),
+    /// The argument is the descriptor at which controllers connect. Linked code can put another of its
+    /// descriptors there, but has none that listens.
+    IsListener(u8),
     /// The pointer is null.
     IsNull(u8),
 }

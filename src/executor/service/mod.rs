@@ -9,12 +9,14 @@ mod channel_server;
 mod children;
 mod entry_points;
 mod files;
+mod listener;
 mod session;
 mod teardowns;
 mod windows;
 
 pub(super) use children::share_memory as share_memory_with_children;
 pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
+pub(super) use listener::{descriptor as listeners_descriptor, listen};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
@@ -210,10 +212,14 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
     let mut args = Reader::new(args);
     let session = decoded::<u64>(&mut args).and_then(find);
     let bytes = match function {
-        Function::Attach => reply(session.and_then(|session| {
+        Function::Attach => match session.and_then(|session| {
             let attach: Attach<'_> = decoded(&mut args)?;
-            session.attach(attach)
-        })),
+            Ok((session, attach))
+        }) {
+            Ok((_, Attach::Listening {})) => reply(listener::name()),
+            Ok((session, attach)) => reply(session.attach(attach)),
+            Err(error) => reply::<()>(Err(error)),
+        },
         Function::Reserve => reply(session.and_then(|session| {
             let request: Reserve = decoded(&mut args)?;
             session.windows.reserve(request)

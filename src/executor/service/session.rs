@@ -3,7 +3,7 @@
 
 use super::teardowns::Teardowns;
 use super::windows::Windows;
-use super::{Offered, channel_server, files};
+use super::{Offered, channel_server, files, listener};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
@@ -70,6 +70,12 @@ impl Session {
                     .ok_or_else(|| invalid_argument("this socket was not sent along"))?;
                 self.introduce(ours, token)
             }
+            Attach::Accept { expected, token } => {
+                let expected = expected.0.try_into();
+                let expected = expected.map_err(|_| invalid_argument("a token has 16 bytes"))?;
+                self.introduce(listener::accept(expected)?, token)
+            }
+            Attach::Listening {} => Err(invalid_argument("a name is no way")),
         }
     }
 

@@ -22,6 +22,8 @@ pub(super) enum DescriptorPassing {
     SharedSocket,
     /// Through a channel that began at an abstract Unix socket.
     AbstractSocket,
+    /// Through a channel that began at an abstract Unix socket of the executor's.
+    ExecutorsSocket,
     /// The executor opens them by our process and their number.
     Files,
 }
@@ -34,6 +36,9 @@ impl DescriptorPassing {
                 "shared memory, memfds over a socket that came with the connection"
             }
             DescriptorPassing::AbstractSocket => "shared memory, memfds over an abstract socket",
+            DescriptorPassing::ExecutorsSocket => {
+                "shared memory, memfds over an abstract socket of the executor's"
+            }
             DescriptorPassing::Files => "shared memory, memfds by /proc/PID/fd",
         }
     }
@@ -61,10 +66,14 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
         let attempt = || by_shared_socket(link, socket);
         ("a socket that both share", Box::new(attempt))
     });
-    let others: [(&str, Attempt<'_>); 2] = [
+    let others: [(&str, Attempt<'_>); 3] = [
         (
             "an abstract Unix socket",
             Box::new(|| by_abstract_socket(link)),
+        ),
+        (
+            "an abstract Unix socket of the executor's",
+            Box::new(|| by_executors_socket(link)),
         ),
         ("/proc/PID/fd", Box::new(|| by_files(link))),
     ];
@@ -143,6 +152,35 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
     };
     let channel = link.channel_over(socket)?;
     Ok((DescriptorPassing::AbstractSocket, Some(channel)))
+}
+
+/// An executor that attacks can name the listener of another executor. That one takes what we send for a
+/// stranger's, and does not know the token that must come back.
+fn by_executors_socket(link: &Link) -> Result<Found> {
+    let name = link.listeners_name()?.text();
+    let (expected, token) = (random()?.to_le_bytes(), random()?.to_le_bytes());
+    let socket = socket::connect_to(name.as_bytes())
+        .map_err(|error| explain("connect to the executor's socket", error))?;
+    // A new connection has room for it.
+    socket::send_now(&socket, &[&expected], &[])
+        .map_err(|error| explain("send a token through the executor's socket", error))?;
+    link.attach(Attach::Accept {
+        expected: Bytes(&expected),
+        token: Bytes(&token),
+    })?;
+    if !knows(&socket, &token) {
+        return Err(Error::new(
+            Status::Unsupported,
+            "the executor does not listen at the socket that it named",
+        ));
+    }
+    match socket::peer_user(&socket) {
+        Ok(user) if is_ours(user) => (),
+        Ok(user) => return Err(not_ours(user)),
+        Err(error) => return Err(explain("ask who made a socket", error)),
+    }
+    let channel = link.channel_over(socket)?;
+    Ok((DescriptorPassing::ExecutorsSocket, Some(channel)))
 }
 
 fn by_files(link: &Link) -> Result<Found> {

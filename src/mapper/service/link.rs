@@ -10,7 +10,9 @@ use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
 use crate::transport::{Call, ExecutorState, Traffic, Transport, disconnected, dispatched};
-use crate::wire::service::{Attach, Functions, OLDEST_VERSION, Open, Opened, VERSION, most_answer};
+use crate::wire::service::{
+    Attach, Functions, ListenerName, OLDEST_VERSION, Open, Opened, VERSION, most_answer,
+};
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -94,6 +96,11 @@ impl Link {
     /// Tries a way to pass descriptors.
     pub(super) fn attach(&self, attach: Attach<'_>) -> Result<()> {
         self.ask(self.opened.functions.attach, &attach)
+    }
+
+    /// Asks for the name of the executor's listener.
+    pub(super) fn listeners_name(&self) -> Result<ListenerName> {
+        self.ask(self.opened.functions.attach, &Attach::Listening {})
     }
 
     /// How descriptors are passed, if they are.

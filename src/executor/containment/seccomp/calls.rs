@@ -9,7 +9,7 @@
 //! (iopl); setrlimit.
 
 use super::Conditional;
-use super::Test::{self, Is, IsNot, IsNull, IsOwn};
+use super::Test::{self, Is, IsListener, IsNot, IsNull, IsOwn};
 use libc::*;
 
 /// What stays in the process, or goes through what is open.
@@ -263,6 +263,7 @@ pub(super) const SHARED_MEMORY: &[Conditional] = &[
 
 /// What concerns this process and what it has open.
 pub(super) const TO_OPEN: &[Conditional] = &[
+    (SYS_accept4, &[IsListener(0)]),
     (SYS_clone, &[Is(0, THREAD | ESTRANGING, &[THREAD])]),
     // Those that send no signal.
     (

@@ -5,6 +5,7 @@
 //! Each list becomes blocks that are passed in order: "if it is this call and its tests hold, answer that".
 
 use super::{Conditional, Test};
+use crate::executor::service::listeners_descriptor;
 use crate::sys::seccomp::ARCHITECTURE;
 use libc::{
     BPF_ABS, BPF_ALU, BPF_AND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, c_long, sock_filter,
@@ -137,6 +138,10 @@ impl Test {
             Test::IsOwn(index) => {
                 equal(index, false, getpid().as_raw_nonzero().get().unsigned_abs());
             }
+            // Without a listener no descriptor has this number.
+            Test::IsListener(index) => {
+                equal(index, false, listeners_descriptor().unwrap_or(u32::MAX));
+            }
             Test::IsNull(index) => {
                 equal(index, false, 0);
                 equal(index, true, 0);
@@ -189,6 +194,7 @@ mod tests {
             Test::Is(index, mask, values) => values.contains(&(lower(index) & mask)),
             Test::IsNot(index, values) => !values.contains(&lower(index)),
             Test::IsOwn(index) => lower(index) == std::process::id(),
+            Test::IsListener(index) => lower(index) == listeners_descriptor().unwrap_or(u32::MAX),
             Test::IsNull(index) => arguments[usize::from(index)] == 0,
         }
     }
@@ -199,6 +205,7 @@ mod tests {
         (20, &[Test::Is(0, u32::MAX, &[7])]),
         (21, &[Test::IsNull(5), Test::IsOwn(2)]),
         (22, &[]),
+        (23, &[Test::IsListener(0)]),
     ];
 
     fn small() -> impl Strategy<Value = u64> {
