@@ -54,6 +54,8 @@ const char *nameOf(Setting S) {
     return "linked_shared";
   case Setting::LinkedRemote:
     return "linked_remote";
+  case Setting::SealedShared:
+    return "sealed_shared";
   case Setting::StockShared:
     return "stock_shared";
   case Setting::StockSimple:
@@ -70,6 +72,8 @@ std::vector<std::string> commandOf(Setting S) {
   case Setting::LinkedShared:
   case Setting::LinkedRemote:
     return {BUILT "/executor", Descriptors};
+  case Setting::SealedShared:
+    return {JITMEM_EXECUTOR, "--seccomp=sealed", Descriptors};
   case Setting::StockSimple:
     return {BUILT "/without-files", STOCK_EXECUTOR, Descriptors};
   default:
@@ -81,6 +85,7 @@ uint32_t mapperOf(Setting S) {
   switch (S) {
   case Setting::LoadedShared:
   case Setting::LinkedShared:
+  case Setting::SealedShared:
     return JITMEM_MAPPER_SHARED;
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:

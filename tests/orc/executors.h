@@ -22,6 +22,8 @@ enum class Setting {
   // An executor of our own, with jitmem's service linked in.
   LinkedShared,
   LinkedRemote,
+  // jitmem-executor, which may make no socket and open no file.
+  SealedShared,
   // LLVM's llvm-jitlink-executor as it is.
   StockShared,
   // The same where it can make no files, and so share no memory.

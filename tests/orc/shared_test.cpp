@@ -69,6 +69,16 @@ TEST_P(Shared, ConstantsCanNotBeMadeWritableEither) {
   }
 }
 
+// LLVM's transport brings no socket along.
+TEST(Sealed, PagesAreSharedOverLlvmsTransport) {
+  Session S(Setting::SealedShared);
+  EXPECT_EQ(S.MM->stats().mapper, unsigned{JITMEM_MAPPER_SHARED});
+  EXPECT_NE(StringRef(S.MM->stats().mapper_name).find("socket of the executor's"), StringRef::npos);
+  EXPECT_EQ(S.run(S.inside("plusOne"), 1), 2);
+  EXPECT_EQ(S.end(), "exit 0");
+  EXPECT_EQ(S.takeErrors(), "");
+}
+
 bool worksWithoutMakingFiles(Setting What) {
   onMakingFiles(SECCOMP_RET_KILL_PROCESS);
   Session S(What);
