@@ -3,7 +3,7 @@
 
 use super::divide::{Attempt, Effort, Freed};
 use super::flow::{Flow, manager_freed};
-use super::piece::RequestLayout;
+use super::piece::{Piece, Place, RequestLayout};
 use super::records::Key;
 use super::reservations::{Draft, Reservations};
 use super::windows::{Detached, Growth, Windows};
@@ -13,6 +13,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result};
 use crate::page::AddressRange;
 use crate::transport::limits::Asked;
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
@@ -198,18 +199,18 @@ impl Flow<Windows> {
     /// written. The allocation's handle is not known outside yet, so its record stays as it is while the
     /// lock is not held.
     fn make_writable(&self, request: &Request, key: Key, layout: &mut RequestLayout) -> Result<()> {
-        let (pieces, states) = {
+        let (places, states) = {
             let mut space = self.space.lock();
-            (
-                space.pieces(key),
-                space.records.in_flight(key).segments.clone(),
-            )
+            let pieces = space.pieces(key);
+            let place = |piece: &Piece| piece.copied.then(|| space.memory.place(piece));
+            let places: SmallVec<[Option<Place>; 4]> = pieces.iter().map(place).collect();
+            (places, space.records.in_flight(key).segments.clone())
         };
-        let mut buffers = Vec::with_capacity(pieces.len());
+        let mut buffers = Vec::with_capacity(places.len());
         // Each planned segment has its piece.
-        let planned = request.planned.iter().zip(pieces.iter().zip(&states));
-        for (planned, (piece, state)) in planned.filter(|(_, (piece, _))| piece.copied) {
-            let place = self.space.lock().memory.place(piece);
+        let planned = request.planned.iter().zip(places.into_iter().zip(&states));
+        for (planned, (place, state)) in planned {
+            let Some(place) = place else { continue };
             if place.writer.is_some() {
                 self.mapper.open(place.range)?;
                 continue;

@@ -28,8 +28,8 @@ impl Word {
     }
 }
 
-/// Instructions that trap are copied in blocks of so many bytes, which stay in the processor's first cache.
-const TRAP_BLOCK: usize = 4096;
+/// Patterns are copied in blocks of at most so many bytes, which stay in the processor's first cache.
+const PATTERN_BLOCK: usize = 4096;
 
 /// The right to write into one run of working memory. It does not keep the memory mapped; the one who
 /// makes it sees to that.
@@ -116,19 +116,26 @@ impl Writer {
 
     /// Fills everything with instructions that trap.
     pub(crate) fn fill_with_traps(self) {
+        self.fill(sys::TRAP);
+    }
+
+    /// Fills everything with one pattern after the other, the last as far as there is room.
+    #[inline]
+    fn fill(self, pattern: &[u8]) {
         let Writer { start, size } = self;
-        if let [byte] = sys::TRAP {
+        if let [byte] = pattern {
             // SAFETY: the working memory is mapped and ours to write.
             unsafe { start.write_bytes(*byte, size as usize) }
             return;
         }
+        debug_assert!(PATTERN_BLOCK % pattern.len() == 0);
         let size = size as usize;
-        let mut filled = sys::TRAP.len().min(size);
+        let mut filled = pattern.len().min(size);
         // SAFETY: the working memory is mapped and ours to write, and has so many bytes.
-        unsafe { start.copy_from_nonoverlapping(sys::TRAP.as_ptr(), filled) }
+        unsafe { start.copy_from_nonoverlapping(pattern.as_ptr(), filled) }
         // What is filled is copied behind itself until a block is full, and the block from then on.
         while filled < size {
-            let block = filled.min(TRAP_BLOCK).min(size - filled);
+            let block = filled.min(PATTERN_BLOCK).min(size - filled);
             // SAFETY: `block` bytes from the start are filled, and as many behind `filled` are inside.
             unsafe { start.add(filled).copy_from_nonoverlapping(start, block) }
             filled += block;
@@ -193,5 +200,31 @@ impl WorkingPointer {
     /// The pointer.
     pub(crate) fn get(self) -> *mut u8 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a pattern fills so many bytes with, in front of others that stay.
+    fn filled(pattern: &[u8], size: usize) -> Vec<u8> {
+        const BEHIND: usize = 8;
+        let mut memory: Vec<u8> = vec![0xee; size + BEHIND];
+        let start = memory.as_mut_ptr().expose_provenance() as u64;
+        // SAFETY: the vector has more bytes than that, and is used by nothing else meanwhile.
+        unsafe { Writer::new(start, size as u64) }.fill(pattern);
+        assert_eq!(memory.split_off(size), [0xee; BEHIND]);
+        memory
+    }
+
+    #[test]
+    fn instructions_of_any_size_fill_any_number_of_bytes() {
+        for pattern in [&[0xcc][..], &[0x02, 0x90], &[0x00, 0x00, 0x20, 0xd4]] {
+            for size in [0, 1, 3, 4, 5, 63, 4096, 4099, 3 * PATTERN_BLOCK + 6] {
+                let expected: Vec<u8> = pattern.iter().copied().cycle().take(size).collect();
+                assert!(filled(pattern, size) == expected, "{pattern:x?}, {size}");
+            }
+        }
     }
 }

@@ -114,17 +114,19 @@ pub(crate) fn user_end() -> u64 {
     if cfg!(target_arch = "x86_64") {
         return 1 << 47;
     }
-    // How many bits addresses have is the kernel's choice. The name of the program is the last thing on the
-    // first stack, which ends a little below them.
     static USER_END: OnceLock<u64> = OnceLock::new();
-    *USER_END.get_or_init(|| {
-        // SAFETY: getauxval reads what the process was started with.
-        let stack_end = unsafe { libc::getauxval(libc::AT_EXECFN) };
-        match stack_end.checked_next_power_of_two() {
-            Some(end) if end > 1 => end,
-            _ => 1 << 47,
-        }
-    })
+    *USER_END.get_or_init(end_above_stack)
+}
+
+/// Where addresses end by what the kernel chose: the name of the program is the last thing on the first
+/// stack, which ends a little below them.
+fn end_above_stack() -> u64 {
+    // SAFETY: getauxval reads what the process was started with.
+    let stack_end = unsafe { libc::getauxval(libc::AT_EXECFN) };
+    match stack_end.checked_next_power_of_two() {
+        Some(end) if end > 1 => end,
+        _ => 1 << 47,
+    }
 }
 
 /// The system's page size.
@@ -138,4 +140,14 @@ pub(crate) fn page_size() -> Alignment {
             .and_then(Alignment::new)
             .expect("the page size is a power of two")
     })
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_stack_tells_where_addresses_end() {
+        assert_eq!(end_above_stack(), user_end());
+    }
 }

@@ -291,7 +291,7 @@ class DescriptorPassing(unittest.TestCase):
                 self.assertNotEqual(status, 0)
                 self.assertIn("connect to the executor's socket: Resource temporarily unavailable", message)
 
-    def test_whoever_connects_to_an_executor_first_gets_nothing(self):
+    def test_who_connects_to_an_executor_first_gets_nothing(self):
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
             theirs, _ = server.accept()

@@ -161,6 +161,11 @@ fn by_executors_socket(link: &Link) -> Result<Found> {
     let (expected, token) = (random()?.to_le_bytes(), random()?.to_le_bytes());
     let socket = socket::connect_to(name.as_bytes())
         .map_err(|error| explain("connect to the executor's socket", error))?;
+    match socket::peer_user(&socket) {
+        Ok(user) if is_ours(user) => (),
+        Ok(user) => return Err(not_ours(user)),
+        Err(error) => return Err(explain("ask who made a socket", error)),
+    }
     // A new connection has room for it.
     socket::send_now(&socket, &[&expected], &[])
         .map_err(|error| explain("send a token through the executor's socket", error))?;
@@ -173,11 +178,6 @@ fn by_executors_socket(link: &Link) -> Result<Found> {
             Status::Unsupported,
             "the executor does not listen at the socket that it named",
         ));
-    }
-    match socket::peer_user(&socket) {
-        Ok(user) if is_ours(user) => (),
-        Ok(user) => return Err(not_ours(user)),
-        Err(error) => return Err(explain("ask who made a socket", error)),
     }
     let channel = link.channel_over(socket)?;
     Ok((DescriptorPassing::ExecutorsSocket, Some(channel)))
