@@ -141,7 +141,8 @@ static void no_arguments(void **state) {
 static void linked_code_is_called(void **state) {
   jitmem_manager *manager = ((struct fixture *)*state)->manager;
   // The finalize action is of finalize lifetime: needed once, gone afterwards.
-  jitmem_segment brief = segment(WRAPPER_SIZE, 0, RX), lasting = segment(WRAPPER_SIZE, 0, RX);
+  jitmem_segment brief = segment(COUNTING_WRAPPER_SIZE, 0, RX),
+                 lasting = segment(COUNTING_WRAPPER_SIZE, 0, RX);
   brief.lifetime = JITMEM_LIFETIME_FINALIZE;
   const jitmem_segment segments[] = {brief, lasting, segment(0, 4, RW)};
   struct graph counter = allocate_one(manager, segment(0, 8, RW), 0);

@@ -84,7 +84,7 @@ static void options_out_of_range(void **state) {
       {"close_writers 2", {.close_writers = 2}},
       {"without a placement", {.address = 0x10000}},
       {"window", {.window_size = 1}},
-      {"window", {.window_size = 64 * KIB - 4096}},
+      {"window", {.window_size = 64 * KIB - page_size()}},
       {"window", {.window_size = 2 * GIB}},
       {"window", {.window_size = 2 * GIB - 2 * MIB + 1}},
       {"window", {.window_size = UINT64_MAX}},
@@ -151,7 +151,7 @@ static void count_destroy(void *ctx) { ++*(int *)ctx; }
 static jitmem_mapper_callbacks good_callbacks(int *destroyed) {
   return (jitmem_mapper_callbacks){
       .struct_size = sizeof(jitmem_mapper_callbacks),
-      .page_size = 4096,
+      .page_size = page_size(),
       .granule = 16,
       .content = JITMEM_CONTENT_COPIED,
       .ctx = destroyed,

@@ -28,28 +28,28 @@ static void code_runs(void **state) {
 
 static void code_reaches_constants_and_data(void **state) {
   jitmem_manager *manager = ((struct fixture *)*state)->manager;
-  const jitmem_segment segments[] = {segment(32, 0, RX), segment(4, 0, R), segment(4, 4, RW)};
+  const jitmem_segment segments[] = {segment(48, 0, RX), segment(4, 0, R), segment(4, 4, RW)};
   struct graph graph = allocate(manager, segments, COUNT(segments));
   uint64_t code = graph.memory[0].address;
   uint8_t *working = graph.memory[0].working_memory;
-  memset(working, 0, 32);
+  memset(working, 0, 48);
   const uint64_t targets[] = {graph.memory[1].address, graph.memory[2].address,
                               graph.memory[2].address + 4};
   for (uint64_t i = 0; i < COUNT(targets); i++) {
     assert_true(in_reach(code, targets[i]));
-    emit_load(working + 8 * i, code + 8 * i, targets[i]);
+    emit_load(working + 16 * i, code + 16 * i, targets[i]);
   }
   memcpy(graph.memory[1].working_memory, &(uint32_t){1111}, 4);
   memcpy(graph.memory[2].working_memory, &(uint32_t){2222}, 4);
   finalize(manager, graph.handle);
   assert_int_equal(run(code), 1111);
-  assert_int_equal(run(code + 8), 2222);
-  assert_int_equal(run(code + 16), 0);
+  assert_int_equal(run(code + 16), 2222);
+  assert_int_equal(run(code + 32), 0);
   // Data is the executor's to write, and code sees it.
   memcpy(at(targets[1]), &(uint32_t){3333}, 4);
   memcpy(at(targets[2]), &(uint32_t){4444}, 4);
-  assert_int_equal(run(code + 8), 3333);
-  assert_int_equal(run(code + 16), 4444);
+  assert_int_equal(run(code + 16), 3333);
+  assert_int_equal(run(code + 32), 4444);
   deallocate(manager, graph.handle);
 }
 
@@ -81,7 +81,7 @@ static void freed_code_traps(void **state) {
   finalize(manager, code.handle);
   assert_true(all_bytes_are(at(code.memory[0].address), 900, 0x90));
   deallocate(manager, code.handle);
-  assert_true(all_bytes_are(at(code.memory[0].address), 1000, 0xcc));
+  assert_true(all_traps(at(code.memory[0].address), 1000));
   assert_int_equal(run(neighbour.memory[0].address), 5);
   deallocate(manager, neighbour.handle);
 }
@@ -122,7 +122,7 @@ static void linked_code_can_be_made_writable_here(void **state) {
   emit_return(graph.memory[0].working_memory, 1);
   finalize(fixture->manager, graph.handle);
   assert_int_equal(run(graph.memory[0].address), 1);
-  const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+  const uintptr_t page = page_size();
   void *start = (void *)(graph.memory[0].address & -page);
   assert_int_equal(mprotect(start, page, PROT_READ | PROT_WRITE), 0);
   emit_return(at(graph.memory[0].address), 2);

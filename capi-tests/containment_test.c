@@ -31,8 +31,8 @@ static int opens(const char *path, int flags) {
 }
 
 static int makes_code(void) {
-  void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return mprotect(page, 4096, PROT_READ | PROT_EXEC) == 0;
+  void *page = mmap(NULL, page_size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return mprotect(page, page_size(), PROT_READ | PROT_EXEC) == 0;
 }
 
 static void no_exec(void *unused) {
@@ -102,7 +102,7 @@ static void a_sealed_executor_serves(void **state) {
   jitmem_segment_memory memory;
   uint64_t allocation;
   OK(jitmem_manager_allocate(manager, &segment, 1, 0, &memory, &allocation, error));
-  *(unsigned char *)memory.working_memory = 0xc3;
+  *(unsigned char *)memory.working_memory = 1;
   OK(jitmem_manager_finalize(manager, allocation, NULL, 0, error));
   OK(jitmem_manager_deallocate(manager, &allocation, 1, error));
   jitmem_manager_free(manager);

@@ -50,11 +50,9 @@ static void kill_executor(struct executor executor) {
 static uint64_t link_wrapper(jitmem_manager *manager, int ends) {
   struct graph graph = allocate_one(manager, segment(64, 0, RX), 0xcc);
   if (ends) {
-    // xor eax, eax; lea edx, [rax + 1]; ret: one byte, false.
-    const uint8_t code[] = {0x31, 0xc0, 0x8d, 0x50, 0x01, 0xc3};
-    memcpy(graph.memory[0].working_memory, code, sizeof code);
+    emit_wrapper(graph.memory[0].working_memory);
   } else {
-    memcpy(graph.memory[0].working_memory, "\xeb\xfe", 2); // jmp to itself
+    emit_endless_loop(graph.memory[0].working_memory);
   }
   finalize(manager, graph.handle);
   return graph.memory[0].address;

@@ -47,7 +47,9 @@ static void no_connect(void) { deny(SYS_connect, EPERM); }
 
 static void no_connect_no_open(void) {
   deny(SYS_connect, EPERM);
+#ifdef SYS_open
   deny(SYS_open, EACCES);
+#endif
   deny(SYS_openat, EACCES);
 }
 

@@ -97,7 +97,7 @@ static void threads_run_code_that_others_deallocate(void **state) {
     assert_true(runners[i].outside > 0);
   }
   // Memory is that of a batch, however many generations there were.
-  assert_in_range(most, BATCH * 16, BATCH * 4096);
+  assert_in_range(most, BATCH * 16, BATCH * page_size());
   assert_int_equal(stats_of(manager).chunks, 1);
   jitmem_manager_free(manager);
 }
@@ -126,7 +126,7 @@ static void nothing_is_used_again_before_the_host_says_so(void **state) {
   jitmem_stats stats = stats_of(manager);
   assert_int_equal(stats.finalized, 0);
   assert_int_equal(stats.live, 0);
-  assert_in_range(stats.waiting, COUNT_OF_CODE * RETURN_SIZE, COUNT_OF_CODE * 4096);
+  assert_in_range(stats.waiting, COUNT_OF_CODE * RETURN_SIZE, COUNT_OF_CODE * page_size());
   uint64_t epoch = 0;
   OK(jitmem_manager_advance_epoch(manager, &epoch, error));
   struct counter done = COUNTER;

@@ -7,6 +7,7 @@
 #define EXECUTOR_H
 
 #include "child.h"
+#include "code.h"
 #include "wrapper.h"
 
 #include <netinet/in.h>
@@ -149,15 +150,6 @@ static inline jitmem_status call_int(const jitmem_transport *transport, uint64_t
   memcpy(answer, result.bytes, result.size);
   return status;
 }
-
-// lea eax, [rdi + addend]; ret
-static inline void emit_add(void *out, int32_t addend) {
-  uint8_t code[7] = {0x8d, 0x87, 0, 0, 0, 0, 0xc3};
-  memcpy(code + 2, &addend, sizeof addend);
-  memcpy(out, code, sizeof code);
-}
-
-enum { ADD_SIZE = 7 };
 
 // Has the executor run what a manager links, in a child process.
 static inline void link_and_call_often(jitmem_manager *manager, const jitmem_transport *transport) {

@@ -101,7 +101,7 @@ LIMITED(freed_code_traps_where_no_file_is_shared) {
   // It is told in a message, so it can't be done at once.
   MUST(jitmem_manager_try_deallocate(manager, &graph.handle, 1, &problem) == JITMEM_WOULD_BLOCK);
   MUST_OK(jitmem_manager_deallocate(manager, &graph.handle, 1, error));
-  MUST(all_bytes_are(at(freed), 16, 0xcc));
+  MUST(all_traps(at(freed), 16));
   jitmem_manager_free(manager);
   here_tear_down(&here);
 }

@@ -135,7 +135,7 @@ static void in_a_mappers_prepare(void **state) {
   assert_int_equal(pthread_mutex_init(&host.lock, NULL), 0);
   assert_int_equal(pthread_cond_init(&host.idle, NULL), 0);
   const jitmem_mapper_callbacks callbacks = {.struct_size = sizeof callbacks,
-                                             .page_size = 4096,
+                                             .page_size = page_size(),
                                              .granule = 16,
                                              .content = host.content,
                                              .ctx = &host,

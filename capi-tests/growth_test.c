@@ -204,7 +204,7 @@ static void old_reserve(void *ctx, uint64_t size, uint32_t placement, uint64_t a
                         jitmem_request request) {
   struct old_mapper *mapper = ctx;
   (void)placement, (void)address;
-  mapper->window = aligned_alloc(4096, size);
+  mapper->window = aligned_alloc(page_size(), size);
   assert_non_null(mapper->window);
   jitmem_mapper_complete(request, JITMEM_OK, NULL, (uintptr_t)mapper->window, size, NULL);
 }
@@ -260,7 +260,7 @@ static void old_mapper_walks_its_arrays(void **state) {
   (void)state;
   struct old_mapper here = {0};
   const jitmem_mapper_callbacks table = {.struct_size = sizeof table,
-                                         .page_size = 4096,
+                                         .page_size = page_size(),
                                          .granule = 16,
                                          .content = JITMEM_CONTENT_COPIED,
                                          .ctx = &here,

@@ -18,6 +18,7 @@
 #include <dirent.h>
 #include <sched.h>
 #include <time.h>
+#include <unistd.h>
 
 #include <jitmem.h>
 
@@ -162,6 +163,17 @@ static inline jitmem_manager *manager_with(struct fixture *fixture,
   OK(jitmem_manager_create(fixture->mapper, &options, &manager, error));
   return manager;
 }
+
+// ---- memory ----
+
+// Where no process can have anything.
+#if defined(__x86_64__)
+#define ADDRESSES_END ((uint64_t)1 << 47)
+#else
+#define ADDRESSES_END ((uint64_t)1 << 52)
+#endif
+
+static inline uint64_t page_size(void) { return (uint64_t)sysconf(_SC_PAGESIZE); }
 
 // ---- graphs ----
 

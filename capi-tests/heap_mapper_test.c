@@ -23,7 +23,7 @@ typedef void reserve_function(void *ctx, uint64_t size, uint32_t placement, uint
 
 static jitmem_mapper_callbacks reserving_with(reserve_function *reserve) {
   return (jitmem_mapper_callbacks){.struct_size = sizeof(jitmem_mapper_callbacks),
-                                   .page_size = 4096,
+                                   .page_size = page_size(),
                                    .granule = 16,
                                    .reserve = reserve,
                                    .prepare = host_prepare,

@@ -9,6 +9,7 @@
 #ifndef HOST_H
 #define HOST_H
 
+#include "code.h"
 #include "wrapper.h"
 
 #include <pthread.h>
@@ -162,7 +163,7 @@ static inline uint32_t host_prepare(void *ctx, uint64_t address, uint64_t size, 
   pthread_mutex_lock(&host->lock);
   host->calls[PREPARE]++;
   uint32_t status = host->fails[PREPARE];
-  if (lifetime > JITMEM_LIFETIME_FINALIZE || address % 4096 != 0 || size % 4096 != 0)
+  if (lifetime > JITMEM_LIFETIME_FINALIZE || address % page_size() != 0 || size % page_size() != 0)
     host_complain(host, "a chunk is misaligned or of no lifetime that takes memory");
   if (status == JITMEM_OK && host->content == JITMEM_CONTENT_SHARED && !host->gives_no_memory) {
     size_t i = 0;
@@ -296,7 +297,9 @@ static inline void host_deinitialize(struct job *job) {
       host_complain(host, "segments that were not copied are on their way out");
     for (size_t j = 0; j < retired->segment_count; j++) {
       const jitmem_mapper_segment *segment = &retired->segments[j];
-      memset(host_bytes(host, segment->address), 0xcc, segment->size);
+      uint8_t *bytes = host_bytes(host, segment->address);
+      for (uint64_t k = 0; k < segment->size; k++)
+        bytes[k] = trap[k % sizeof trap];
     }
   }
   host_answer(job, succeeded ? JITMEM_OK : JITMEM_ACTION_FAILED, "an action has failed", 0, 0);

@@ -26,7 +26,7 @@ static inline int host_set_up_as(void **state, uint32_t content, enum timing tim
   assert_int_equal(pthread_cond_init(&host->idle, NULL), 0);
   host->chunks_later = chunks_later;
   const jitmem_mapper_callbacks callbacks = {.struct_size = sizeof callbacks,
-                                             .page_size = 4096,
+                                             .page_size = page_size(),
                                              .granule = 16,
                                              .content = content,
                                              .ctx = host,

@@ -26,7 +26,7 @@ struct kernel {
 static inline void pretend(struct kernel kernel) {
   struct sock_filter code[] = {
       LOAD(arch),
-      EQUAL(AUDIT_ARCH_X86_64, 1, 0),
+      EQUAL(THIS_PROCESSOR, 1, 0),
       ALLOW,
       LOAD(nr),
       JUMP(BPF_JGE, kernel.call, 0, 1),
@@ -59,9 +59,12 @@ static inline void pretend(struct kernel kernel) {
 
 // RHEL 8 has 4.18 with additions, Debian 10 has 4.19, Debian 11 has 5.10.
 static inline void pretend_4_19(void) {
-  // Up to rseq; MADV_KEEPONFORK; PR_GET_SPECULATION_CTRL and its kin.
-  pretend((struct kernel){
-      .call = 335, .advice = 20, .option = 54, .memfd_flags = ~7u & 0xff, .seals = ~15u & 0xff});
+  // Up to rseq, whose number differs; MADV_KEEPONFORK; PR_GET_SPECULATION_CTRL and its kin.
+  pretend((struct kernel){.call = SYS_rseq + 1,
+                          .advice = 20,
+                          .option = 54,
+                          .memfd_flags = ~7u & 0xff,
+                          .seals = ~15u & 0xff});
 }
 
 static inline void pretend_5_10(void) {

@@ -64,6 +64,13 @@ static inline int limits_result(int failed) {
 
 // ---- ways to limit a child ----
 
+// What a filter knows this processor's system calls by.
+#if defined(__x86_64__)
+#define THIS_PROCESSOR AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define THIS_PROCESSOR AUDIT_ARCH_AARCH64
+#endif
+
 static inline void set_limit(int resource, uint64_t value) {
   struct rlimit limit = {.rlim_cur = value, .rlim_max = RLIM_INFINITY};
   MUST(getrlimit(resource, &limit) == 0);
@@ -85,7 +92,7 @@ static inline void install_filter(struct sock_filter *code, unsigned short lengt
 
 static inline void filter(long call, unsigned action) {
   struct sock_filter code[] = {
-      LOAD(arch),     EQUAL(AUDIT_ARCH_X86_64, 0, 3), LOAD(nr), EQUAL(call, 0, 1),
+      LOAD(arch),     EQUAL(THIS_PROCESSOR, 0, 3), LOAD(nr), EQUAL(call, 0, 1),
       ANSWER(action), ANSWER(SECCOMP_RET_ALLOW),
   };
   install_filter(code, COUNT(code));
@@ -102,7 +109,7 @@ static inline void deny_with(long call, unsigned place, unsigned value, int erro
   const unsigned argument = (unsigned)(offsetof(struct seccomp_data, args) + 8 * place);
   struct sock_filter code[] = {
       LOAD(arch),
-      EQUAL(AUDIT_ARCH_X86_64, 0, 5),
+      EQUAL(THIS_PROCESSOR, 0, 5),
       LOAD(nr),
       EQUAL(call, 0, 3),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, argument),

@@ -194,8 +194,8 @@ LIMITED(nothing_may_turn_executable) {
   if (prctl(SET_MDWE, MDWE_REFUSE_EXEC_GAIN, 0, 0, 0) != 0)
     SKIP_CHILD("this kernel has no PR_SET_MDWE (since Linux 6.3): %s", strerror(errno));
   // It is in force.
-  void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  MUST(page != MAP_FAILED && mprotect(page, 4096, PROT_READ | PROT_EXEC) != 0);
+  void *page = mmap(NULL, page_size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  MUST(page != MAP_FAILED && mprotect(page, page_size(), PROT_READ | PROT_EXEC) != 0);
 
   jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_AUTO, (jitmem_manager_options){0});
   MUST(child_stats(manager).mapper == JITMEM_MAPPER_TWO_VIEWS);

@@ -247,13 +247,20 @@ static void a_timers_handler_interrupts_the_manager(void **state) {
 static jitmem_location crashed;
 static jitmem_lookup_answer answered_crash;
 
+// The address of the instruction that a signal has interrupted, in a context.
+#ifdef __x86_64__
+#define INSTRUCTION gregs[REG_RIP]
+#else
+#define INSTRUCTION pc
+#endif
+
 static void on_crash(int signal, siginfo_t *info, void *context) {
   (void)signal, (void)info;
   crashed = (jitmem_location){.struct_size = sizeof crashed};
-  greg_t address = ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP];
-  answered_crash = jitmem_lookup((uint64_t)address, &crashed);
+  uint64_t address = (uint64_t)((ucontext_t *)context)->uc_mcontext.INSTRUCTION;
+  answered_crash = jitmem_lookup(address, &crashed);
   // Behind the instruction that has faulted.
-  ((ucontext_t *)context)->uc_mcontext.gregs[REG_RIP] = address + 8;
+  ((ucontext_t *)context)->uc_mcontext.INSTRUCTION += FAULT_LENGTH;
 }
 
 static void see_name(void *ctx, const jitmem_allocation *allocation) {
@@ -262,9 +269,7 @@ static void see_name(void *ctx, const jitmem_allocation *allocation) {
 
 static void a_crash_handler_names_the_allocation(void **state) {
   struct fixture *fixture = *state;
-  // mov eax, [0]; nop; mov eax, 42; ret
-  static const uint8_t code[] = {0x8b, 0x04, 0x25, 0, 0, 0, 0, 0x90, 0xb8, 42, 0, 0, 0, 0xc3};
-  const jitmem_segment segments[] = {segment(sizeof code, 0, RX)};
+  const jitmem_segment segments[] = {segment(FAULT_SIZE, 0, RX)};
   jitmem_allocation_request request = {.struct_size = sizeof request,
                                        .segments = segments,
                                        .segment_count = COUNT(segments),
@@ -273,11 +278,11 @@ static void a_crash_handler_names_the_allocation(void **state) {
                                        .name = "query 9"};
   struct graph graph = {0};
   OK(jitmem_manager_request(fixture->manager, &request, graph.memory, &graph.handle, error));
-  memcpy(graph.memory[0].working_memory, code, sizeof code);
+  emit_fault(graph.memory[0].working_memory);
   finalize(fixture->manager, graph.handle);
   struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO}, before;
   sigaction(SIGSEGV, &action, &before);
-  uint32_t answer = run(graph.memory[0].address);
+  uint32_t answer = ((uint32_t (*)(void *))(uintptr_t)graph.memory[0].address)(NULL);
   sigaction(SIGSEGV, &before, NULL);
   assert_int_equal(answer, 42);
   assert_int_equal(answered_crash, JITMEM_LOOKUP_FOUND);

@@ -311,17 +311,17 @@ static void windows_that_can_not_be(void **state) {
   const struct {
     uint64_t address, size;
   } lies[] = {
-      {0, size},                             // no address
-      {place, 0},                            // no bytes
-      {place + 1, size},                     // misaligned
-      {place + 2048, size},                  //
-      {place, size - 1},                     // no whole pages
-      {place, size + 4096},                  // larger than asked for
-      {place, UINT64_MAX & ~(uint64_t)4095}, // much larger
-      {UINT64_MAX - 4095, size},             // the end overflows
-      {first.address, size},                 // another window's place
-      {first.address + first.size - 4096, size},
-      {first.address - size + 4096, size},
+      {0, size},                   // no address
+      {place, 0},                  // no bytes
+      {place + 1, size},           // misaligned
+      {place + 2048, size},        //
+      {place, size - 1},           // no whole pages
+      {place, size + page_size()}, // larger than asked for
+      {place, -page_size()},       // much larger
+      {-page_size(), size},        // the end overflows
+      {first.address, size},       // another window's place
+      {first.address + first.size - page_size(), size},
+      {first.address - size + page_size(), size},
   };
   host->lies_about_windows = 1;
   for (size_t i = 0; i < COUNT(lies); i++) {

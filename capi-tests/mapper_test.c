@@ -43,7 +43,7 @@ static void freed_code_traps(void **state) {
   struct graph graph = allocate_one(hosted->manager, segment(500, 12, RX), 2);
   finalize(hosted->manager, graph.handle);
   deallocate(hosted->manager, graph.handle);
-  assert_true(executor_bytes_are(&hosted->host, graph.memory[0].address, 512, 0xcc));
+  assert_true(all_traps(host_bytes(&hosted->host, graph.memory[0].address), 512));
   assert_true(executor_bytes_are(&hosted->host, neighbour.memory[0].address, 64, 1));
 }
 

@@ -10,7 +10,7 @@ static uint64_t address_space(void) {
   FILE *file = fopen("/proc/self/statm", "r");
   MUST(file != NULL && fscanf(file, "%llu", &pages) == 1);
   fclose(file);
-  return pages * 4096;
+  return pages * page_size();
 }
 
 // Makes a manager where the system may refuse; NULL if it did.
@@ -155,7 +155,7 @@ LIMITED_EACH(address_space_for_a_window_and_its_use) {
 LIMITED_EACH(address_space_for_small_chunks_only) {
   jitmem_manager *manager = child_manager(kind, (jitmem_manager_options){.window_size = 64 * MIB});
   const jitmem_segment small = segment(112, 0, RX);
-  const uint64_t taken = kind == JITMEM_IN_PROCESS_TWO_VIEWS ? 112 : 4096;
+  const uint64_t taken = kind == JITMEM_IN_PROCESS_TWO_VIEWS ? 112 : page_size();
   struct graph graph;
   // Until the chunks are full, whose number and size have grown by then.
   jitmem_stats stats;
@@ -280,14 +280,14 @@ LIMITED(a_shortage_at_the_choice_decides_nothing) {
 // Makes mappings until the kernel has no more; alternating protections keep them from merging.
 static void *take_all_mappings(size_t *size) {
   const size_t pages = 1 << 17;
-  *size = pages * 4096;
+  *size = pages * page_size();
   void *start = mmap(NULL, *size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   MUST(start != MAP_FAILED);
   for (size_t i = 1; i < pages; i += 2)
-    if (mprotect((char *)start + i * 4096, 4096, PROT_READ) != 0) {
+    if (mprotect((char *)start + i * page_size(), page_size(), PROT_READ) != 0) {
       MUST(errno == ENOMEM);
       // The last step takes two; one more may be left.
-      mmap(NULL, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+      mmap(NULL, page_size(), PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
       return start;
     }
   SKIP_CHILD("vm.max_map_count is above %zu here", pages);
@@ -397,9 +397,9 @@ LIMITED_EACH(pages_are_taken_before_linux_5_14) {
   MUST_OK(jitmem_manager_allocate(manager, segments, 2, 0, graph.memory, &graph.handle, error));
   for (size_t i = 0; i < COUNT(segments); i++) {
     unsigned char resident[MIB / 4096];
-    const uint64_t first = graph.memory[i].address & ~UINT64_C(4095);
+    const uint64_t first = graph.memory[i].address & -page_size();
     MUST(mincore((void *)first, MIB, resident) == 0);
-    for (size_t page = 0; page < COUNT(resident); page++)
+    for (size_t page = 0; page < MIB / page_size(); page++)
       MUST(resident[page] & 1);
   }
   jitmem_manager_free(manager);

@@ -18,9 +18,9 @@
 static void must_be_older(void) {
   MUST(syscall(SYS_memfd_create, "new", 8u) < 0 && errno == EINVAL);
   MUST(syscall(441, 0, 0, 0, 0, 0, 0) < 0 && errno == ENOSYS);
-  void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  MUST(page != MAP_FAILED && madvise(page, 4096, 23) < 0 && errno == EINVAL);
-  MUST(munmap(page, 4096) == 0);
+  void *page = mmap(NULL, page_size(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  MUST(page != MAP_FAILED && madvise(page, page_size(), 23) < 0 && errno == EINVAL);
+  MUST(munmap(page, page_size()) == 0);
 }
 
 static const jitmem_manager_options choices[] = {

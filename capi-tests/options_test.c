@@ -64,7 +64,7 @@ static void sizes_of_windows(void **state) {
     uint64_t asked, got;
   } sizes[] = {{0, GIB},
                {64 * KIB, 64 * KIB},
-               {8 * MIB + 1, 8 * MIB + 4 * KIB},
+               {8 * MIB + 1, 8 * MIB + page_size()},
                {2 * GIB - 2 * MIB, 2 * GIB - 2 * MIB}};
   for (size_t i = 0; i < COUNT(sizes); i++) {
     // Far from everything: beside the libraries there may be less room.
@@ -135,7 +135,7 @@ static void a_fixed_place_that_can_not_be(void **state) {
             jitmem_manager_create(fixture->mapper, &options, &manager, error));
   }
   // Where no process may map anything, and where the end overflows.
-  const uint64_t nowhere[] = {(uint64_t)1 << 63, (uint64_t)0 - 4096, (uint64_t)1 << 47};
+  const uint64_t nowhere[] = {(uint64_t)1 << 63, (uint64_t)0 - page_size(), ADDRESSES_END};
   for (size_t i = 0; i < COUNT(nowhere); i++) {
     options.address = nowhere[i];
     assert_int_not_equal(jitmem_manager_create(fixture->mapper, &options, &manager, NULL), 0);
@@ -209,7 +209,7 @@ static void near_several_addresses(void **state) {
 static void a_quota_that_changes(void **state) {
   struct fixture *fixture = *state;
   jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){.quota = 64 * KIB});
-  const jitmem_segment half = segment(32 * KIB, 0, RW), page = segment(4 * KIB, 0, RW);
+  const jitmem_segment half = segment(32 * KIB, 0, RW), page = segment(page_size(), 0, RW);
   struct graph graph = {0}, first = allocate_one(manager, half, 1);
   OK(jitmem_manager_set_quota(manager, 256 * KIB, error));
   struct graph others[3] = {allocate_one(manager, half, 2), allocate_one(manager, half, 3),
@@ -332,7 +332,8 @@ static void half_a_request_fits(void *unused) {
   while (count > 0)
     MUST_OK(jitmem_manager_abandon(manager, handles[--count], error));
   // Now the first one alone would fill the window.
-  const jitmem_segment both[] = {segment(0, 8 * MIB - 4 * KIB, RX), segment(0, 4 * KIB, RX)};
+  const jitmem_segment both[] = {segment(0, 8 * MIB - page_size(), RX),
+                                 segment(0, page_size(), RX)};
   MUST_FAIL(JITMEM_WINDOW_FULL, "2 segment(s)", "full",
             jitmem_manager_allocate(manager, both, 2, 0, memory, &handle, error));
   child_graph(manager);
@@ -420,7 +421,7 @@ static size_t resident(uint64_t address, size_t pages) {
   unsigned char there[64] = {0};
   size_t count = 0;
   assert_true(pages <= sizeof there);
-  assert_int_equal(mincore(at(address), pages * 4096, there), 0);
+  assert_int_equal(mincore(at(address), pages * page_size(), there), 0);
   for (size_t i = 0; i < pages; i++)
     count += there[i] & 1;
   return count;
@@ -429,11 +430,11 @@ static size_t resident(uint64_t address, size_t pages) {
 static void check_commit(struct fixture *fixture, uint32_t protection) {
   for (uint32_t commit = 0; commit < 2; commit++) {
     jitmem_manager *manager = manager_with(fixture, (jitmem_manager_options){.commit = commit});
-    jitmem_segment one = segment(64 * 4096, 0, protection);
-    one.alignment = 4096;
+    jitmem_segment one = segment(64 * page_size(), 0, protection);
+    one.alignment = page_size();
     struct graph graph = allocate(manager, &one, 1);
     assert_int_equal(resident(graph.memory[0].address, 64), commit ? 64 : 0);
-    memset(graph.memory[0].working_memory, 1, 64 * 4096);
+    memset(graph.memory[0].working_memory, 1, 64 * page_size());
     finalize(manager, graph.handle);
     assert_int_equal(resident(graph.memory[0].address, 64), 64);
     jitmem_manager_free(manager);

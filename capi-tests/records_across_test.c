@@ -46,13 +46,11 @@ static int set_up_session(void **state, int shared) {
   OK((shared ? jitmem_mapper_shared : jitmem_mapper_remote)(session->transport, NULL,
                                                             &session->mapper, error));
   OK(jitmem_manager_create(session->mapper, NULL, &session->manager, error));
-  // xor eax, eax; mov edx, 1; ret: CWrapperFunctionResult of the one byte 0, which is no error
-  static const uint8_t code[] = {0x31, 0xc0, 0xba, 1, 0, 0, 0, 0xc3};
-  const jitmem_segment one = segment(sizeof code, 0, RX);
+  const jitmem_segment one = segment(WRAPPER_SIZE, 0, RX);
   jitmem_segment_memory memory;
   uint64_t handle;
   OK(jitmem_manager_allocate(session->manager, &one, 1, 7, &memory, &handle, error));
-  memcpy(memory.working_memory, code, sizeof code);
+  emit_wrapper(memory.working_memory);
   OK(jitmem_manager_finalize(session->manager, handle, NULL, 0, error));
   session->succeeds = memory.address;
   return 0;

@@ -46,7 +46,7 @@ static void linked_code_runs_where_it_was_written(void **state) {
   // What comes later lies in other pages, and nothing is left to finalize a second time.
   OK(jitmem_section_group_finalize(group, error));
   uint8_t *later = section(group, JITMEM_SECTION_CODE, RETURN_SIZE);
-  assert_true((uintptr_t)later / 4096 != (uintptr_t)code / 4096);
+  assert_true((uintptr_t)later / page_size() != (uintptr_t)code / page_size());
   emit_return(later, 10);
   OK(jitmem_section_group_finalize(group, error));
   assert_int_equal(run((uintptr_t)later), 10);

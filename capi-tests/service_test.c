@@ -197,7 +197,8 @@ static void graphs_without_actions_need_no_message(void **state) {
     assert_int_equal(run(graph.memory[0].address), i);
     deallocate(manager, graph.handle);
   }
-  assert_int_equal(stats_of(manager).messages, before);
+  // Where only the executor can maintain its caches, it is told of code.
+  assert_in_range(stats_of(manager).messages - before, 0, COHERENT_FETCH ? 0 : 1000);
   deallocate(manager, first.handle);
 }
 

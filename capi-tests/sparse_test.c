@@ -73,11 +73,11 @@ static int32_t kib_of_code(int32_t ignored) {
       continue;
     if (mincore((void *)(uintptr_t)start, end - start, resident) != 0)
       return -1;
-    for (uint64_t page = 0; page < (end - start) / 4096; page++)
+    for (uint64_t page = 0; page < (end - start) / page_size(); page++)
       pages += resident[page] & 1;
   }
   fclose(maps);
-  return pages * 4;
+  return pages * (int32_t)(page_size() / KIB);
 }
 
 struct session {
@@ -160,7 +160,7 @@ static void code_runs_meanwhile(int shared) {
   }
   OK(jitmem_manager_trim(session.manager, NULL, error));
   // Where the session has no channel of its own, a trim does not wait for the executor.
-  const uint64_t most = KEPT * 5 * 4096 + 64 * KIB;
+  const uint64_t most = KEPT * 5 * page_size() + 64 * KIB;
   for (int i = 0; i < 30000 && stats_of(session.manager).committed > most; i++)
     nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
   jitmem_stats stats = stats_of(session.manager);

@@ -10,12 +10,12 @@
 
 // Whether shared memory can be mapped a second time, which valgrind does not know.
 static int can_map_again(void) {
-  void *first = mmap(NULL, 4096, PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void *first = mmap(NULL, page_size(), PROT_READ, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   assert_true(first != MAP_FAILED);
-  void *second = mremap(first, 0, 4096, MREMAP_MAYMOVE);
+  void *second = mremap(first, 0, page_size(), MREMAP_MAYMOVE);
   if (second != MAP_FAILED)
-    assert_int_equal(munmap(second, 4096), 0);
-  assert_int_equal(munmap(first, 4096), 0);
+    assert_int_equal(munmap(second, page_size()), 0);
+  assert_int_equal(munmap(first, page_size()), 0);
   return second != MAP_FAILED;
 }
 
@@ -78,7 +78,7 @@ static void every_step_counts(void **state) {
 
 static void padding_is_what_rounding_costs(void **state) {
   struct fixture *fixture = *state;
-  uint64_t granule = fixture->kind == JITMEM_IN_PROCESS_TWO_VIEWS ? 16 : 4096;
+  uint64_t granule = fixture->kind == JITMEM_IN_PROCESS_TWO_VIEWS ? 16 : page_size();
   struct graph graph = allocate_one(fixture->manager, segment(1, 0, RW), 1);
   jitmem_stats stats = stats_of(fixture->manager);
   assert_int_equal(stats.live, 1);
@@ -178,7 +178,7 @@ static void check_layout(jitmem_manager *manager) {
   assert_int_equal(picture.range_bytes, stats.live + stats.padding);
   // What is neither handed out nor free is the guard in front of code.
   uint64_t guards = stats.chunk_bytes - stats.live - stats.padding - stats.free;
-  assert_true(guards <= stats.chunks * 4096);
+  assert_true(guards <= stats.chunks * page_size());
 }
 
 static void the_layout_agrees_with_the_stats(void **state) {

@@ -48,7 +48,7 @@ static void what_is_finalized_can_not_be_written(void **state) {
     *at(graph.memory[2].address) = 9;
     assert_int_equal(run(graph.memory[0].address), round);
     deallocate(manager, graph.handle);
-    assert_true(all_bytes_are(at(graph.memory[0].address), 256, 0xcc));
+    assert_true(all_traps(at(graph.memory[0].address), 256));
     assert_true(is_closed(graph.memory[0].working_memory));
   }
   jitmem_manager_free(manager);
