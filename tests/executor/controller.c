@@ -88,14 +88,30 @@ static int32_t call(const jitmem_transport *transport, uint64_t function, int32_
   return answer;
 }
 
+// Adds its argument to a number, whose address is in the code.
+#if defined(__x86_64__)
+enum { ADDRESS = 2 };
+static const unsigned char add_to[] = {
+    0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, // mov rax, the number's address
+    0x01, 0x38,                         // add [rax], edi
+    0x8b, 0x00,                         // mov eax, [rax]
+    0xc3,                               // ret
+};
+#elif defined(__aarch64__)
+enum { ADDRESS = 24 };
+static const unsigned char add_to[] = {
+    0xc8, 0x00, 0x00, 0x58, // ldr x8, the number's address
+    0x09, 0x01, 0x40, 0xb9, // ldr w9, [x8]
+    0x20, 0x01, 0x00, 0x0b, // add w0, w9, w0
+    0x00, 0x01, 0x00, 0xb9, // str w0, [x8]
+    0xc0, 0x03, 0x5f, 0xd6, // ret
+    0x1f, 0x20, 0x03, 0xd5, // nop
+    0,    0,    0,    0,    0, 0, 0, 0,
+};
+#endif
+
 // Links code that adds its argument to a number of its own, and calls it twice.
 static int adds_up(const jitmem_transport *transport, jitmem_manager *manager, int large) {
-  static const unsigned char add_to[] = {
-      0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, // mov rax, the number's address
-      0x01, 0x38,                         // add [rax], edi
-      0x8b, 0x00,                         // mov eax, [rax]
-      0xc3,                               // ret
-  };
   const jitmem_segment segments[] = {
       {.content_size = sizeof add_to,
        .alignment = 16,
@@ -111,7 +127,7 @@ static int adds_up(const jitmem_transport *transport, jitmem_manager *manager, i
   SUCCEED(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, &error));
   char *code = memory[0].working_memory;
   memcpy(code, add_to, sizeof add_to);
-  memcpy(code + 2, &memory[1].address, sizeof memory[1].address);
+  memcpy(code + ADDRESS, &memory[1].address, sizeof memory[1].address);
   memset(memory[1].working_memory, 0, 4);
   SUCCEED(jitmem_manager_finalize(manager, allocation, NULL, 0, &error));
   int good = call(transport, memory[0].address, 40) == 40;
