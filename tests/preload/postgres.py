@@ -4,7 +4,8 @@
 
 usage: postgres.py LIBJITMEM-LLVM-14.SO [--queries N] [--pg DIR]
 
-Starts servers of its own on a socket in a temporary folder, as user postgres where root runs it.
+Starts two servers of its own on sockets in a temporary folder, as user postgres where root runs it. One backend of
+each runs the queries in turns with the other.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import pathlib
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,9 +23,13 @@ import time
 CALLS = ("mmap", "munmap", "mprotect")
 #: Cursors whose jitted code is there at the same time.
 OPEN = 10
+#: How often the two backends take turns.
+ROUNDS = 10
 #: Most mappings that a backend has for jitmem's sake where no jitted code is there, however many queries it
-#: has run: five of a window, two of each of the preload's files, and what malloc maps for its records.
+#: has run: five of a window, two of each of the preload's files, and what its records and malloc take.
 OWN_MAPPINGS = 16
+#: Most memory in KiB that a backend has for jitmem's sake, likewise: all of the preload's files, and its records.
+OWN_RESIDENT = 2048
 JIT = "set jit=on; set jit_above_cost=0"
 #: Inlining reads PostgreSQL's bitcode, which takes more calls and time than all that is measured.
 WHOLE = "set jit_optimize_above_cost=0; set jit_inline_above_cost=0"
@@ -109,16 +115,17 @@ class Session:
         self.psql.stdin.close()
         self.psql.wait()
 
-    def resident(self):
-        """Bytes, and mappings."""
-        status = pathlib.Path(f"/proc/{self.pid}/status").read_text()
-        maps = pathlib.Path(f"/proc/{self.pid}/maps").read_text()
-        return 1024 * int(re.search(r"VmRSS:\s+(\d+)", status)[1]), maps.count("\n")
+    def memory(self):
+        """KiB of memory, of it what files and what nothing lies behind, the share of it, and mappings."""
+        proc = pathlib.Path(f"/proc/{self.pid}")
+        kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", (proc / "status").read_text(), re.M))
+        pss = re.search(r"^Pss:\s+(\d+) kB$", (proc / "smaps_rollup").read_text(), re.M)[1]
+        counts = kib["VmRSS"], kib["RssFile"], kib["RssAnon"], pss, (proc / "maps").read_text().count("\n")
+        return dict(zip(("Rss KiB", "of files", "anonymous", "Pss KiB", "mappings"), map(int, counts)))
 
     def processor_seconds(self):
         """What the backend has computed for."""
-        fields = pathlib.Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return int(pathlib.Path(f"/proc/{self.pid}/schedstat").read_text().split()[0]) / 1e9
 
     def system_calls(self, queries):
         """How often the backend changes its mappings for the queries."""
@@ -172,8 +179,8 @@ class Server:
         self.control("-m", "fast", "stop")
 
 
-def measure(server, count):
-    """Queries with a wrong answer, and figures of a server."""
+def wrong_answers(server):
+    """Queries whose answers are others with jitted code."""
     session = Session(server)
     session.run("set jit=off")
     expected = [session.run(query) for query in ANALYTIC]
@@ -184,26 +191,39 @@ def measure(server, count):
     if session.run(*short_queries(100)) != expected_short:
         wrong.append("short queries")
     session.close()
+    return wrong
 
-    session = Session(server)
-    session.run(JIT, "select sum(abalance) from accounts")
-    calls = session.system_calls(short_queries(200))
-    before, begin = session.processor_seconds(), time.perf_counter()
-    session.run(*short_queries(count))
-    elapsed, computed = time.perf_counter() - begin, session.processor_seconds() - before
-    idle, mappings = session.resident()
-    session.run("begin", *(f"declare c{i} cursor for select abalance + {i} from accounts" for i in range(OPEN)))
-    session.run(*(f"fetch 1 from c{i}" for i in range(OPEN)))
-    figures = {
-        **{call + "s": n for call, n in calls.items()},
-        "us per query": round(elapsed / count * 1e6),
-        "us of processor": round(computed / count * 1e6),
-        "resident KiB": idle // 1024,
-        "mappings": mappings,
-        f"with {OPEN} open": session.resident()[1],
-    }
-    session.close()
-    return wrong, figures
+
+def least_and_median(numbers):
+    return f"{min(numbers) * 1e6:.0f} {statistics.median(numbers) * 1e6:.0f}"
+
+
+def measure(servers, count):
+    """Figures of each server: one backend of each, in turns."""
+    sessions = {name: Session(server) for name, server in servers.items()}
+    figures, elapsed, computed = {}, {}, {}
+    for name, session in sessions.items():
+        session.run(JIT, "select sum(abalance) from accounts")
+        figures[name] = {call + "s": n for call, n in session.system_calls(short_queries(200)).items()}
+        elapsed[name], computed[name] = [], []
+    queries = short_queries(count // ROUNDS)
+    for turn in range(ROUNDS):
+        for name in list(sessions)[:: 1 if turn % 2 else -1]:
+            session = sessions[name]
+            before, begin = session.processor_seconds(), time.perf_counter()
+            session.run(*queries)
+            elapsed[name].append((time.perf_counter() - begin) / len(queries))
+            computed[name].append((session.processor_seconds() - before) / len(queries))
+    for name, session in sessions.items():
+        figures[name]["us per query"] = least_and_median(elapsed[name])
+        figures[name]["of processor"] = least_and_median(computed[name])
+        figures[name].update(session.memory())
+        session.run("begin", *(f"declare c{i} cursor for select abalance + {i} from accounts" for i in range(OPEN)))
+        session.run(*(f"fetch 1 from c{i}" for i in range(OPEN)))
+        busy = session.memory()
+        figures[name].update({f"{OPEN} open": busy["mappings"], "their KiB": busy["Rss KiB"] - figures[name]["Rss KiB"]})
+        session.close()
+    return figures
 
 
 def listeners(server):
@@ -222,6 +242,51 @@ def listeners(server):
     return named, dumped
 
 
+def install(preload, folder):
+    """Copies the preload to where the server's user can read it."""
+    part = "jitmem/" + re.sub(r".*-(\d+)\.so", r"llvm-\1.so", os.path.basename(preload))
+    os.mkdir(folder + "/jitmem")
+    for name in (os.path.basename(preload), part):
+        copy = shutil.copy(os.path.join(os.path.dirname(preload), name), os.path.join(folder, name))
+        # What has just been written lies in large folios, which Linux 6.18 maps whole. What has been read lies as
+        # installed files do.
+        with open(copy, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return os.path.join(folder, os.path.basename(preload))
+
+
+def print_table(figures, told):
+    columns = [*figures["stock"], "gdb", "jitdump"]
+    rows = {name: [*map(str, [*found.values(), *told[name]])] for name, found in figures.items()}
+    widths = [max(map(len, column)) for column in zip(columns, *rows.values())]
+    for name, row in {"": columns, **rows}.items():
+        print(f"{name:8}" + "  ".join(f"{text:>{width}}" for text, width in zip(row, widths)))
+
+
+def faults(figures, told, reports):
+    """What is worse than it may be."""
+    failed = []
+    backends = [line for line in reports if "layers=0" not in line]
+    print(max(backends, key=lambda line: int(re.search(r"allocations=(\d+)", line)[1]), default="no report"))
+    ours, theirs = figures["jitmem"], figures["stock"]
+    called, stock_called = (sum(of[call + "s"] for call in CALLS) for of in (ours, theirs))
+    if called * 100 > stock_called:
+        failed.append(f"jitmem: {called} memory-mapping calls, more than 1 % of stock's {stock_called}")
+    if ours["mappings"] > theirs["mappings"] + OWN_MAPPINGS:
+        failed.append("jitmem: mappings that are not those of its window and files")
+    if ours["Rss KiB"] > theirs["Rss KiB"] + OWN_RESIDENT:
+        failed.append("jitmem: memory that is not that of its files and records")
+    if ours[f"{OPEN} open"] > theirs[f"{OPEN} open"]:
+        failed.append("jitmem: more mappings than stock where jitted code is there")
+    if not backends or not all("failures=0" in line and 'note=""' in line for line in backends):
+        failed.append("jitmem: a backend did not use it: " + "\n".join(reports))
+    for number, tool in enumerate(("gdb", "perf")):
+        if not told["stock"][number] or told["jitmem"][number] != told["stock"][number]:
+            failed.append(f"{tool} is told of {told}")
+    return failed
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("preload", type=os.path.realpath)
@@ -231,53 +296,34 @@ def main():
     user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
     failed = []
     with tempfile.TemporaryDirectory(prefix="jitmem-postgres-") as folder:
-        # Where the server's user can read it.
-        name = os.path.basename(options.preload)
-        part = re.sub(r".*-(\d+)\.so", r"llvm-\1.so", name)
-        os.mkdir(folder + "/jitmem")
-        shutil.copy(options.preload, folder)
-        shutil.copy(os.path.dirname(options.preload) + "/jitmem/" + part, folder + "/jitmem")
+        preload = install(options.preload, folder)
+        stock = Server(options.pg, folder + "/stock", user)
+        ours = Server(options.pg, folder + "/preloaded", user, preload)
+        os.chmod(folder, 0o711)
+        os.mkdir(stock.folder)
         if user:
-            shutil.chown(folder, "postgres", "postgres")
-            os.chmod(folder, 0o711)
+            shutil.chown(stock.folder, "postgres", "postgres")
         subprocess.run(
-            [*user, options.pg + "/initdb", "-D", folder + "/data", "-A", "trust", "-N", "--no-instructions"],
+            [*user, stock.tool("initdb"), "-D", stock.folder + "/data", "-A", "trust", "-N", "--no-instructions"],
             check=True, cwd="/", stdout=subprocess.DEVNULL,
         )
-        stock = Server(options.pg, folder, user)
         with stock:
             session = Session(stock)
             session.run("set jit=off", TABLES)
             session.close()
-            figures = {"stock": measure(stock, options.queries)}
-            told = {"stock": listeners(stock)}
-        with Server(options.pg, folder, user, os.path.join(folder, name)) as ours:
-            figures["jitmem"] = measure(ours, options.queries)
-            told["jitmem"] = listeners(ours)
-        columns = list(figures["stock"][1])
-        print(f"{options.queries} queries in one backend; calls of 200 of them\n{'':8}"
-              + "".join(f"{column:>17}" for column in [*columns, "gdb", "jitdump"]))
-        for name, (wrong, found) in figures.items():
-            print(f"{name:8}" + "".join(f"{n:17}" for n in [*found.values(), *told[name]]))
-            failed += [f"{name}: another answer with jit=on: {query}" for query in wrong]
+        subprocess.run(["cp", "-a", stock.folder, ours.folder], check=True)
+        servers = {"stock": stock, "jitmem": ours}
+        with stock, ours:
+            for name, server in servers.items():
+                failed += [f"{name}: another answer with jit=on: {query}" for query in wrong_answers(server)]
+            figures = measure(servers, options.queries)
+            told = {name: listeners(server) for name, server in servers.items()}
+        print(f"{options.queries} queries in one backend of each, by turns; calls of 200 of them; times: least, median")
+        print_table(figures, told)
         reports = pathlib.Path(ours.report).read_text().splitlines()
-        backends = [line for line in reports if "layers=0" not in line]
-        print(max(backends, key=lambda line: int(re.search(r"allocations=(\d+)", line)[1]), default="no report"))
-        ours, theirs = figures["jitmem"][1], figures["stock"][1]
-        called, stock_called = (sum(of[call + "s"] for call in CALLS) for of in (ours, theirs))
-        if called * 100 > stock_called:
-            failed.append(f"jitmem: {called} memory-mapping calls, more than 1 % of stock's {stock_called}")
-        if ours["mappings"] > theirs["mappings"] + OWN_MAPPINGS:
-            failed.append("jitmem: mappings that are not those of its window and files")
-        if ours[f"with {OPEN} open"] > theirs[f"with {OPEN} open"]:
-            failed.append("jitmem: more mappings than stock where jitted code is there")
-        if not backends or not all("failures=0" in line and 'note=""' in line for line in backends):
-            failed.append("jitmem: a backend did not use it: " + "\n".join(reports))
-        for number, tool in enumerate(("gdb", "perf")):
-            if not told["stock"][number] or told["jitmem"][number] != told["stock"][number]:
-                failed.append(f"{tool} is told of {told}")
+        failed += faults(figures, told, reports)
         if failed:
-            print(pathlib.Path(folder, "log").read_text()[-3000:])
+            print(*(pathlib.Path(server.folder, "log").read_text()[-3000:] for server in servers.values()))
     for line in failed:
         print("FAIL", line)
     sys.exit(bool(failed))
