@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Generates the C header.
+//! Generates the C header, and tells build scripts of hosts where the headers are.
 
 use anyhow::{Context, Result, ensure};
 use std::env;
@@ -72,6 +72,7 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=cbindgen.toml");
     println!("cargo:rerun-if-changed=build.rs");
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").context("cargo names the crate")?);
+    println!("cargo:include={}", root.join("include").display()); // their DEP_JITMEM_INCLUDE
     let out = PathBuf::from(env::var("OUT_DIR").context("cargo gives a place to write")?);
     // Into OUT_DIR: a build never changes the source tree. A test compares it with the committed one.
     std::fs::write(out.join("jitmem.h"), header(&root)?).context("write jitmem.h")
