@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void or_exit(LLVMErrorRef error) {
+static inline void or_exit(LLVMErrorRef error) {
   if (!error)
     return;
   char *message = LLVMGetErrorMessage(error);
@@ -19,15 +19,8 @@ static void or_exit(LLVMErrorRef error) {
   exit(1);
 }
 
-/// Adds a module in LLVM's assembly language.
-static void add_module(LLVMOrcLLJITRef jit, const char *source) {
-#if LLVM_VERSION_MAJOR >= 21
-  LLVMContextRef context = LLVMContextCreate();
-  LLVMOrcThreadSafeContextRef safe = LLVMOrcCreateNewThreadSafeContextFromLLVMContext(context);
-#else
-  LLVMOrcThreadSafeContextRef safe = LLVMOrcCreateNewThreadSafeContext();
-  LLVMContextRef context = LLVMOrcThreadSafeContextGetContext(safe);
-#endif
+/// Parses a module in LLVM's assembly language.
+static inline LLVMModuleRef parse(LLVMContextRef context, const char *source) {
   LLVMMemoryBufferRef text =
       LLVMCreateMemoryBufferWithMemoryRangeCopy(source, strlen(source), "example");
   LLVMModuleRef module;
@@ -36,7 +29,19 @@ static void add_module(LLVMOrcLLJITRef jit, const char *source) {
     fprintf(stderr, "llvm-c: %s\n", message);
     exit(1);
   }
-  LLVMOrcThreadSafeModuleRef unit = LLVMOrcCreateNewThreadSafeModule(module, safe);
+  return module;
+}
+
+/// Adds such a module to a JIT.
+static inline void add_module(LLVMOrcLLJITRef jit, const char *source) {
+#if LLVM_VERSION_MAJOR >= 21
+  LLVMContextRef context = LLVMContextCreate();
+  LLVMOrcThreadSafeContextRef safe = LLVMOrcCreateNewThreadSafeContextFromLLVMContext(context);
+#else
+  LLVMOrcThreadSafeContextRef safe = LLVMOrcCreateNewThreadSafeContext();
+  LLVMContextRef context = LLVMOrcThreadSafeContextGetContext(safe);
+#endif
+  LLVMOrcThreadSafeModuleRef unit = LLVMOrcCreateNewThreadSafeModule(parse(context, source), safe);
   LLVMOrcDisposeThreadSafeContext(safe);
   or_exit(LLVMOrcLLJITAddLLVMIRModule(jit, LLVMOrcLLJITGetMainJITDylib(jit), unit));
 }
