@@ -158,8 +158,10 @@ test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 
 test-examples: stage ## the examples, on all LLVM versions that they are for
 	$(call headline,examples)
 	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
-	cargo run --quiet --locked --manifest-path examples/dynasm/Cargo.toml --target-dir build/dynasm
-	cargo run --quiet --locked --manifest-path examples/cranelift/Cargo.toml --target-dir build/cranelift
+	cargo run --quiet --locked --manifest-path examples/dynasm/Cargo.toml --target-dir build/rust
+	cargo run --quiet --locked --manifest-path examples/cranelift/Cargo.toml --target-dir build/rust
+	cargo run --quiet --locked --manifest-path examples/inkwell/Cargo.toml --target-dir build/rust -- \
+	  $(STAGE)/bin/jitmem-executor
 	@$(call project,examples/plain-c,build/plain-c)
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
@@ -181,7 +183,7 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	@for version in 22 19 16 14; do \
 	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; build/llvm-c-$$version/jitmem-llvm-c-here; \
+	  (set -x; for program in here callbacks listener; do build/llvm-c-$$version/jitmem-llvm-c-$$program; done; \
 	    build/llvm-c-$$version/jitmem-llvm-c-there $(STAGE)/bin/jitmem-executor); \
 	done
 
