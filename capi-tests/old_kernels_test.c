@@ -77,7 +77,7 @@ ON_OLD_KERNELS(writing_what_is_finalized) {
   emit_return(graph.memory[0].working_memory, 1);
   MUST_OK(jitmem_manager_finalize(manager, graph.handle, NULL, 0, error));
   MUST(run(graph.memory[0].address) == 1);
-  uint8_t other[8] = {0};
+  uint8_t other[(RETURN_SIZE + 7) / 8 * 8] = {0};
   emit_return(other, 2);
   jitmem_write_scope *scope = NULL;
   MUST_OK(jitmem_write_scope_begin(manager, graph.handle, &scope, error));
