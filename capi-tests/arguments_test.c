@@ -206,7 +206,7 @@ static void callback_tables(void **state) {
   BAD(page_size, (uint64_t)1 << 63, "page_size");
   BAD(granule, 0, "granule 0");
   BAD(granule, 24, "granule 24");
-  BAD(granule, 8192, "granule");
+  BAD(granule, 2 * page_size(), "granule");
   BAD(content, 2, "content 2");
   BAD(prepare_async, never_prepared, "one of prepare_async and reclaim_async");
 #undef BAD

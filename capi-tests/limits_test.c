@@ -272,6 +272,9 @@ LIMITED(the_hot_path_never_enters_the_kernel) {
   // Only what ends this process, and tells why, is left.
   struct sock_filter code[] = {
       LOAD(nr),
+#ifdef __aarch64__
+      EQUAL(SYS_membarrier, 4, 0), // other cores forget what they have fetched
+#endif
       EQUAL(SYS_write, 3, 0),
       EQUAL(SYS_exit_group, 2, 0),
       EQUAL(SYS_rt_sigreturn, 1, 0),

@@ -199,7 +199,7 @@ static void llvms_callbacks_link_an_object(void **state) {
 // LLVM ends the process for NULL, so it hears of it at finalize.
 static void llvm_is_told_at_finalize_that_a_section_was_refused(void **state) {
   struct fixture *fixture = *state;
-  OK(jitmem_manager_set_quota(fixture->manager, 8192, error));
+  OK(jitmem_manager_set_quota(fixture->manager, 2 * page_size(), error));
   void *context = jitmem_rtdyld_create_context(fixture->manager);
   assert_non_null(jitmem_rtdyld_allocate_code_section(context, 100, 16, 1, ".text"));
   uint8_t *refused = jitmem_rtdyld_allocate_data_section(context, 100000, 64, 2, ".bss", 0);

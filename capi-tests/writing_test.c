@@ -19,7 +19,8 @@ enum { CONSTANT = 0, STUB = 16, WATCH_CONSTANT = 32, WATCH_STUB = 96, FIRST_TARG
 
 // The function that returns a constant has 4 bytes that are changed while it runs. On x86-64 they
 // are the constant itself. AArch64 allows that of few instructions, so there it branches to a
-// function that returns a small number (Arm Architecture Reference Manual, B2.2.5).
+// function that returns a small number (Arm Architecture Reference Manual, "Concurrent modification
+// and execution of instructions").
 #if defined(__x86_64__)
 #define CONSTANTS ((uint64_t)1 << 32)
 enum { CHANGED = CONSTANT + 4 };
