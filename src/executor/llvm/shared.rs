@@ -228,7 +228,9 @@ pub(super) fn release(args: &[u8]) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::super::Told;
-    use super::super::testing::{Log, NOTHING, ask, failing, noting, pair, protection_at};
+    use super::super::testing::{
+        Log, NOTHING, ask, failing, noting, pair, protection_at, returning,
+    };
     use super::*;
     use crate::wire::llvm::SharedMemorySegFinalizeRequest;
     use crate::wire::sps::{ActionPair, Expected, Outcome, RemoteAllocGroup};
@@ -302,9 +304,9 @@ mod tests {
         let file = OpenOptions::new().write(true).open(path(&name)).unwrap();
         std::fs::remove_file(path(&name)).unwrap();
         for answer in [42, 43] {
-            file.write_all_at(&[0xb8, answer, 0, 0, 0, 0xc3], 0)
-                .unwrap();
-            let segments = [(RX, base, 6), (RW, base + page, 0x1b88)];
+            let code = returning(answer);
+            file.write_all_at(&code, 0).unwrap();
+            let segments = [(RX, base, code.len() as u64), (RW, base + page, 0x1b88)];
             let actions = vec![pair(noting(&one), noting(&two))];
             assert_eq!(session.initialize(base, &segments, actions), Ok(base));
             assert_eq!(sys::testing::call_void(base), answer.into());

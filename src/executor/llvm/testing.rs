@@ -94,10 +94,23 @@ pub(super) fn protection_at(address: u64) -> String {
     found.expect("something is mapped there")
 }
 
-/// Code that returns 42 (x86-64), and bytes that are nowhere else.
+/// Machine code of a function that returns a number.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn returning(number: u8) -> Vec<u8> {
+    vec![0xb8, number, 0, 0, 0, 0xc3] // mov eax, number; ret
+}
+
+/// Machine code of a function that returns a number.
+#[cfg(target_arch = "aarch64")]
+pub(super) fn returning(number: u8) -> Vec<u8> {
+    let code = [0x5280_0000 | u32::from(number) << 5, 0xd65f_03c0]; // mov w0, number; ret
+    code.map(u32::to_le_bytes).concat()
+}
+
+/// Code that returns 42, and bytes that are nowhere else.
 pub(super) fn unique_code() -> Vec<u8> {
     let unique = crate::sys::random().unwrap().to_le_bytes();
-    [b"\xb8\x2a\0\0\0\xc3".as_slice(), &unique].concat()
+    [returning(42), unique.to_vec()].concat()
 }
 
 /// Whether an address still holds these bytes, which are nowhere else. Other tests may have mapped

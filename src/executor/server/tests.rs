@@ -5,7 +5,7 @@ use super::*;
 use crate::error::{Error, Status};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::testing::call_wrapper;
-use crate::sys::{Answer, WrapperResult, wrapper_address};
+use crate::sys::{Answer, WrapperResult, page_size, wrapper_address};
 use crate::transport::{Stream, Transport};
 use crate::wire::frame::{HEADER_SIZE, Header, Opcode, message};
 use crate::wire::sps::{Encode, Expected, Outcome, from_bytes, to_bytes};
@@ -330,7 +330,8 @@ fn controllers_after_llvm_22_find_their_names() {
     let mut controller = over_pipes();
     let instance = ExecutorAddr(controller.symbol("orc_rt_ci_SimpleNativeMemoryMap_Instance"));
     let reserve = controller.symbol(&map("reserve"));
-    let base = controller.call(reserve, &to_bytes(&(instance, 4096u64)));
+    let page = page_size().bytes();
+    let base = controller.call(reserve, &to_bytes(&(instance, page)));
     let base = from_bytes::<Expected<ExecutorAddr>>(&base)
         .unwrap()
         .0
@@ -338,7 +339,7 @@ fn controllers_after_llvm_22_find_their_names() {
     // A segment that can be read, of a page that begins with "x", and a pair of actions.
     let mut request = Vec::new();
     (instance, 1u64).encode(&mut request);
-    (1u8, base, 4096u64, "x").encode(&mut request);
+    (1u8, base, page, "x").encode(&mut request);
     1u64.encode(&mut request);
     for number in [1u8, 2] {
         (ExecutorAddr(wrapper_address(note)), vec![number]).encode(&mut request);
