@@ -174,7 +174,7 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	build/interpreter/jitmem-interpreter $(STAGE)/bin/jitmem-executor
 	@$(call project,examples/untrusted,build/untrusted)
 	build/untrusted/jitmem-untrusted
-	@for built in lljit-{22,19,16,15,14} child-cpp-{22,19}; do \
+	@for built in lljit-{22,19,16,15,14} child-cpp-{22,19} untrusted-cpp-22; do \
 	  example=$${built%-*} version=$${built##*-}; \
 	  $(call project,examples/$$example,build/$$built, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
