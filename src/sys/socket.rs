@@ -51,22 +51,46 @@ fn packet_socket() -> io::Result<OwnedFd> {
 /// Listens at a name that is in no file system and goes with the socket.
 pub(crate) fn listen_at(name: &[u8]) -> io::Result<OwnedFd> {
     let socket = packet_socket()?;
-    gate("bind")?;
-    rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
-    gate("listen")?;
-    rustix::net::listen(&socket, 16)?;
+    listen(&socket, name)?;
     Ok(socket)
+}
+
+/// [`listen_at`] for those who take no descriptors from there.
+pub(crate) fn listen_refusing(name: &[u8]) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    refuse_descriptors(&socket);
+    listen(&socket, name)?;
+    Ok(socket)
+}
+
+fn listen(socket: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    gate("bind")?;
+    rustix::net::bind(socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    gate("listen")?;
+    Ok(rustix::net::listen(socket, 16)?)
 }
 
 /// Connects to [`listen_at`].
 pub(crate) fn connect_to(name: &[u8]) -> io::Result<OwnedFd> {
     let socket = packet_socket()?;
+    connect(&socket, name)?;
+    Ok(socket)
+}
+
+/// [`connect_to`] for those who take no descriptors from there.
+pub(crate) fn connect_refusing(name: &[u8]) -> io::Result<OwnedFd> {
+    let socket = packet_socket()?;
+    refuse_descriptors(&socket);
+    connect(&socket, name)?;
+    Ok(socket)
+}
+
+fn connect(socket: &OwnedFd, name: &[u8]) -> io::Result<()> {
     gate("connect")?;
     // Where others have filled the listener's queue this fails and does not wait for its turn.
-    rustix::io::ioctl_fionbio(&socket, true)?;
-    rustix::net::connect(&socket, &SocketAddrUnix::new_abstract_name(name)?)?;
-    rustix::io::ioctl_fionbio(&socket, false)?;
-    Ok(socket)
+    rustix::io::ioctl_fionbio(socket, true)?;
+    rustix::net::connect(socket, &SocketAddrUnix::new_abstract_name(name)?)?;
+    Ok(rustix::io::ioctl_fionbio(socket, false)?)
 }
 
 /// The next connection that was made already; none is waited for.
@@ -197,23 +221,71 @@ pub(crate) fn wait_for_room(socket: &OwnedFd) {
     while rustix::event::poll(&mut polled, None) == Err(Errno::INTR) {}
 }
 
-/// What [`receive`] took.
+/// Has the kernel refuse what the other side sends along from now on, at its call; whether the kernel can, which
+/// is since Linux 6.16. Of a listener, those that are accepted refuse it from the beginning.
+///
+/// A descriptor that has come can't be got rid of without its maker: to close a file asks its file system, which may
+/// be a process that never answers, and a socket may linger.
+pub(crate) fn refuse_descriptors(socket: &OwnedFd) -> bool {
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let no: libc::c_int = 0;
+    let size = size_of_val(&no) as libc::socklen_t;
+    // SAFETY: an option with a value of that size, which is only read.
+    let set = unsafe {
+        let value = (&raw const no).cast();
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            value,
+            size,
+        )
+    };
+    set == 0
+}
+
+/// Reads what is left in a socket that was hung up, in a thread of its own, so that no one who closes the socket
+/// closes the descriptors that lie in it: that may take as long as their maker likes.
+pub(crate) fn discard_unread(socket: &OwnedFd) {
+    // What has no descriptor or no thread for that closes them as it comes.
+    if let Ok(own) = socket.try_clone() {
+        let discard =
+            move || while receive_bytes(&own, &mut [0; 4096]).is_ok_and(|read| read.size > 0) {};
+        let _ = super::spawn("jitmem-discard", discard);
+    }
+}
+
+/// Bytes that a stream has received and that were not read.
+pub(crate) fn unread(socket: &OwnedFd) -> io::Result<u64> {
+    Ok(rustix::io::ioctl_fionread(socket)?)
+}
+
+/// Waits for bytes and leaves them there; says how many the next read may take, 0 at the end. For sockets of which
+/// one thread reads.
+///
+/// # Errors
+/// `InvalidData` if descriptors come with the first of them.
+pub(crate) fn await_plain_bytes(socket: &OwnedFd) -> io::Result<usize> {
+    match receive_without(socket, &mut [0; 4096], RecvFlags::PEEK) {
+        Ok(received) if received.brought_descriptors => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "descriptors, of which none is taken",
+        )),
+        // The other side has ended without reading everything.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
+        received => Ok(received?.size),
+    }
+}
+
+/// What was taken.
 pub(crate) struct Received {
     /// Bytes written to the buffer; 0 at the end.
     pub(crate) size: usize,
     /// The packet was longer than the buffer.
     pub(crate) truncated: bool,
-    /// Descriptors came with it that this process had no room for.
-    pub(crate) short_of_descriptors: bool,
+    /// Descriptors came with it that are not among `descriptors`.
+    pub(crate) brought_descriptors: bool,
     pub(crate) descriptors: Vec<OwnedFd>,
-}
-
-/// Whether a descriptor is a Unix socket that keeps packets apart.
-pub(crate) fn is_packet_socket(descriptor: &OwnedFd) -> bool {
-    use rustix::net::sockopt::{socket_domain, socket_type};
-    // What is no socket has neither.
-    socket_domain(descriptor).is_ok_and(|domain| domain == AddressFamily::UNIX)
-        && socket_type(descriptor).is_ok_and(|kind| kind == SocketType::SEQPACKET)
 }
 
 /// Whether a descriptor of the host's is a connected stream socket.
@@ -230,29 +302,12 @@ pub(crate) fn close_on_exec(socket: &OwnedFd) {
     let _ = rustix::io::fcntl_setfd(socket, rustix::io::FdFlags::CLOEXEC);
 }
 
-/// Waits for the next packet.
+/// Waits for the next packet, and takes its descriptors. For those who trust the other side.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
-    receive_with(socket, buffer, RecvFlags::CMSG_CLOEXEC)
-}
-
-/// A packet that has come already.
-pub(crate) fn receive_now(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    receive_with(socket, buffer, flags)
-}
-
-fn receive_with(socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    gate("recvmsg")?;
-    let message = loop {
-        let mut parts = [IoSliceMut::new(buffer)];
-        match rustix::net::recvmsg(socket, &mut parts, &mut ancillary, flags) {
-            Err(Errno::INTR) => continue,
-            message => break message?,
-        }
-    };
-    let descriptors = ancillary
+    let mut received = receive_with(socket, buffer, RecvFlags::CMSG_CLOEXEC, &mut ancillary)?;
+    received.descriptors = ancillary
         .drain()
         .filter_map(|message| match message {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
@@ -260,11 +315,47 @@ fn receive_with(socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> io::Re
         })
         .flatten()
         .collect();
+    Ok(received)
+}
+
+/// Waits for the next packet. No descriptor becomes one of this process.
+pub(crate) fn receive_bytes(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_without(socket, buffer, RecvFlags::empty())
+}
+
+/// A packet that has come already, as [`receive_bytes`] takes it.
+pub(crate) fn receive_now(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    receive_without(socket, buffer, RecvFlags::DONTWAIT)
+}
+
+fn receive_without(socket: &OwnedFd, buffer: &mut [u8], flags: RecvFlags) -> io::Result<Received> {
+    receive_with(
+        socket,
+        buffer,
+        flags,
+        &mut RecvAncillaryBuffer::new(&mut []),
+    )
+}
+
+fn receive_with(
+    socket: &OwnedFd,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+    ancillary: &mut RecvAncillaryBuffer<'_>,
+) -> io::Result<Received> {
+    gate("recvmsg")?;
+    let message = loop {
+        let mut parts = [IoSliceMut::new(buffer)];
+        match rustix::net::recvmsg(socket, &mut parts, ancillary, flags) {
+            Err(Errno::INTR) => continue,
+            message => break message?,
+        }
+    };
     Ok(Received {
         size: message.bytes,
         truncated: message.flags.contains(rustix::net::ReturnFlags::TRUNC),
-        short_of_descriptors: message.flags.contains(rustix::net::ReturnFlags::CTRUNC),
-        descriptors,
+        brought_descriptors: message.flags.contains(rustix::net::ReturnFlags::CTRUNC),
+        descriptors: Vec::new(),
     })
 }
 

@@ -86,23 +86,32 @@ pub(crate) fn read(stream: &OwnedFd, buffer: &mut Vec<u8>, most: usize) -> io::R
     Ok(count)
 }
 
-/// [`read`] for the first bytes of a connection, with the descriptors that are sent along.
-pub(crate) fn receive(stream: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Vec<OwnedFd>> {
-    if !passes_descriptors(stream) {
-        return read(stream, buffer, usize::MAX).map(|_| Vec::new());
-    }
+/// [`read`] of a stream that [`passes_descriptors`], with those that are sent along.
+pub(crate) fn receive(stream: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<(usize, Vec<OwnedFd>)> {
+    /// Room for most messages, and not for more: it is zeroed each time.
+    const MOST: usize = 4096;
     let before = buffer.len();
-    buffer.resize(buffer.capacity(), 0);
-    let received = loop {
-        match socket::receive(stream, &mut buffer[before..]) {
+    buffer.resize(buffer.capacity().min(before + MOST), 0);
+    let received = or_wait(stream, || socket::receive(stream, &mut buffer[before..]));
+    buffer.truncate(before + received.as_ref().map_or(0, |received| received.size));
+    received.map(|received| (received.size, received.descriptors))
+}
+
+/// [`await_plain_bytes`](socket::await_plain_bytes) of a stream that may be one that does not block.
+pub(crate) fn await_plain_bytes(stream: &OwnedFd) -> io::Result<usize> {
+    or_wait(stream, || socket::await_plain_bytes(stream))
+}
+
+/// Calls again once there is something to read, for as long as there is nothing.
+fn or_wait<T>(stream: &OwnedFd, mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 wait(stream.as_fd(), PollFlags::IN)?;
             }
-            received => break received,
+            result => return result,
         }
-    };
-    buffer.truncate(before + received.as_ref().map_or(0, |received| received.size));
-    Ok(received?.descriptors)
+    }
 }
 
 /// Whether a stream is one that descriptors can be sent along with.
@@ -139,26 +148,6 @@ impl StreamWriter {
         )];
         let now = rustix::event::Timespec::default();
         matches!(rustix::event::poll(&mut polled, Some(&now)), Ok(1))
-    }
-
-    /// Whether descriptors can be sent along.
-    pub(crate) fn passes_descriptors(&self) -> bool {
-        passes_descriptors(&self.stream)
-    }
-
-    /// Writes some bytes, and with the first of them a descriptor, if the system allows that now. Only
-    /// for who has found that this [`passes_descriptors`](StreamWriter::passes_descriptors).
-    pub(crate) fn write_with(&self, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<()> {
-        let (first, rest) = bytes.split_at(bytes.len().min(1));
-        loop {
-            match socket::send(&self.stream, &[first], &[descriptor]) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait(self.stream.as_fd(), PollFlags::OUT)?;
-                }
-                Err(_) => return self.write(bytes, &[]),
-                Ok(()) => return self.write(rest, &[]),
-            }
-        }
     }
 
     /// Writes both parts, one behind the other.

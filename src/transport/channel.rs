@@ -3,7 +3,7 @@
 
 use super::deadlines::{self, Timer};
 use super::limits::Deadline;
-use super::packet::{self, Packet};
+use super::packet::{self, MOST_ANSWER, Packet};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
 use super::{ExecutorState, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
@@ -11,7 +11,6 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
-use crate::wire::service::most_answer;
 use crate::wire::sps::said;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,6 +18,9 @@ use std::sync::Arc;
 
 /// Threads that read a channel at once: one handles a packet while the next one reads.
 pub(crate) const READERS: usize = 2;
+
+/// Where a thread looks for descriptors before it reads: no other one may read what that has looked at.
+const CAREFUL_READERS: usize = 1;
 
 /// Calls through a Unix socket of our own. Hangs up when dropped; what is unanswered then is
 /// answered with an error.
@@ -34,19 +36,27 @@ struct ChannelConnection {
     pending: PendingCalls,
     traffic: Traffic,
     executor: Arc<ExecutorState>,
+    /// The kernel lets the executor send no descriptors.
+    refuses_descriptors: bool,
 }
 
 impl Channel {
-    /// Serves a connected socket.
+    /// Serves a connected socket, at which descriptors are refused if the kernel can do that.
     pub(crate) fn new(socket: OwnedFd, executor: Arc<ExecutorState>) -> Result<Channel> {
+        let refuses_descriptors = socket::refuse_descriptors(&socket);
         let connection = Arc::new(ChannelConnection {
             socket: ClosedInChild::new(socket),
             queue: SendQueue::default(),
             pending: PendingCalls::new(),
             traffic: Traffic::default(),
             executor,
+            refuses_descriptors,
         });
-        packet::buffers::<READERS>()
+        let readers = match refuses_descriptors {
+            true => READERS,
+            false => CAREFUL_READERS,
+        };
+        packet::buffers(readers)
             .and_then(|buffers| reader_pool::start(Arc::clone(&connection), buffers))
             .map_err(|error| explain("start a thread that reads a channel", error))?;
         Ok(Channel {
@@ -64,7 +74,7 @@ impl Channel {
         done: Completion<Vec<u8>>,
     ) {
         let connection = &self.connection;
-        let Some(sequence) = connection.pending.add(done, most_answer(args.len())) else {
+        let Some(sequence) = connection.pending.add(done, MOST_ANSWER as u64) else {
             return;
         };
         let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
@@ -150,11 +160,11 @@ impl reader_pool::Connection for ChannelConnection {
     type Packet = (Answered, Packet);
 
     fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
-        let mut most = 0;
-        let received = packet::receive_within(&self.socket, buffer, |header| {
-            most = self.pending.most(header.sequence);
-            most
-        });
+        let received = match self.refuses_descriptors {
+            true => Ok(()),
+            false => socket::await_plain_bytes(&self.socket).map(drop),
+        };
+        let received = received.and_then(|()| packet::receive_answer(&self.socket, buffer));
         let Some(packet) = received.map_err(|error| unreadable("channel", error))? else {
             return Ok(None);
         };
@@ -174,9 +184,6 @@ impl reader_pool::Connection for ChannelConnection {
             let message = format!("{opcode:?} {sequence}, which answers no call");
             let error = io::Error::new(io::ErrorKind::InvalidData, message);
             return Err(unreadable("channel", error));
-        }
-        if packet.lost.is_some() && packet.header.body_size() > most {
-            self.executor.dropped_too_large();
         }
         Ok(Some((answered, packet)))
     }
@@ -198,6 +205,9 @@ impl reader_pool::Connection for ChannelConnection {
     }
 
     fn ended(&self, why: Result<()>) {
+        if !self.refuses_descriptors {
+            socket::discard_unread(&self.socket);
+        }
         self.pending.end(end_of("channel", why));
     }
 }
@@ -242,48 +252,57 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_can_not_be_read_is_a_failure_that_says_why() {
-        let (here, there) = socket::packet_pair().unwrap();
-        let channel = Channel::new(here, Arc::default()).unwrap();
-        let body = [7; 100];
-        let file = crate::sys::MemFile::holding(c"answer", &body).unwrap();
-        let path = format!("/proc/self/fd/{}", socket::number(file.as_fd()));
-        let unreadable = std::fs::File::options().write(true).open(path).unwrap();
-        let call = |file: std::os::fd::BorrowedFd<'_>| {
-            wait(|done| {
+    fn an_executor_can_send_no_descriptors() {
+        // As the kernel refuses them, and before it did that.
+        for refused in [true, false] {
+            let (here, there) = socket::packet_pair().unwrap();
+            let file = std::fs::File::open("/dev/null").unwrap();
+            let along: &[std::os::fd::BorrowedFd<'_>] = &[file.as_fd()];
+            let send = |sequence, descriptors: &[std::os::fd::BorrowedFd<'_>]| {
+                let header = Header::new(Opcode::Result, sequence, 0, 0);
+                packet::send(&there, header, &[], descriptors)
+            };
+            if !refused {
+                // The first number of a call.
+                send(0, along).unwrap();
+            }
+            let channel = Channel::new(here, Arc::default()).unwrap();
+            let answer = wait(|done| {
                 channel.call(7, vec![], done);
-                let header = Header::new(Opcode::Result, receive(&there).header.sequence, 0, 100);
-                socket::send(&there, &[&header.encode()], &[file]).unwrap();
-            })
-        };
-        let error = call(unreadable.as_fd()).unwrap_err();
-        assert_eq!(error.status(), Status::MapperFailed);
-        assert!(
-            error.message().contains("read a message of 100 bytes"),
-            "{error}"
-        );
-        // The channel is as good as before.
-        assert_eq!(call(file.as_fd()).unwrap(), body);
+                let call = receive(&there).header.sequence;
+                if refused {
+                    let error = send(call, along).unwrap_err();
+                    assert_eq!(error.raw_os_error(), Some(libc::EPERM));
+                    send(call, &[]).unwrap();
+                }
+            });
+            match refused {
+                true => assert_eq!(answer.unwrap(), []),
+                false => {
+                    let error = answer.unwrap_err();
+                    assert_eq!(error.status(), Status::Disconnected);
+                    assert!(error.message().contains("with descriptors"), "{error}");
+                }
+            }
+        }
     }
 
     #[test]
-    fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
+    fn an_answer_is_as_large_as_a_packet_at_most() {
         let (here, there) = socket::packet_pair().unwrap();
         let channel = Channel::new(here, Arc::default()).unwrap();
-        let call = |size| {
+        let call = |header: usize, size: usize| {
             wait(|done| {
                 channel.call(7, vec![], done);
-                answer(&there, receive(&there).header.sequence, 0, &vec![7; size]);
+                let sequence = receive(&there).header.sequence;
+                let header = Header::new(Opcode::Result, sequence, 0, header);
+                let _ = socket::send(&there, &[&header.encode(), &vec![7; size]], &[]);
             })
         };
-        let most = most_answer(0) as usize;
-        assert_eq!(call(most).unwrap().len(), most);
-        let error = call(most + 1).unwrap_err();
-        assert_eq!(error.status(), Status::MapperFailed);
-        assert!(error.message().contains("may have 65536"), "{error}");
-        assert_eq!(call(1).unwrap(), [7]);
-        let dropped = channel.connection.executor.dropped_answers();
-        assert_eq!((dropped.too_large, dropped.unexpected), (1, 0));
+        assert_eq!(call(MOST_ANSWER, MOST_ANSWER).unwrap().len(), MOST_ANSWER);
+        let error = call(MOST_ANSWER + 1, MOST_ANSWER + 1).unwrap_err();
+        assert_eq!(error.status(), Status::Disconnected);
+        assert!(error.message().contains("broke the protocol"), "{error}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::error::{Error, Result, Status};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
 use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -273,15 +274,16 @@ impl Call {
     }
 
     pub(crate) fn start(&self, transport: &Arc<dyn Transport>, function: u64, args: Vec<u8>) {
-        self.start_bounded(transport, function, args, u64::MAX);
+        self.start_with(transport, function, args, None, u64::MAX);
     }
 
-    /// [`Transport::start_bounded`]
-    pub(crate) fn start_bounded(
+    /// [`Transport::start_with`], or without a descriptor [`Transport::start_bounded`].
+    pub(crate) fn start_with(
         &self,
         transport: &Arc<dyn Transport>,
         function: u64,
         args: Vec<u8>,
+        descriptor: Option<OwnedFd>,
         most: u64,
     ) {
         let executor = transport.executor();
@@ -292,7 +294,11 @@ impl Call {
             }
         };
         let done = Arc::clone(&self.0).completion(late);
-        if let Some(number) = transport.start_bounded(function, args, most, done) {
+        let number = match descriptor {
+            None => transport.start_bounded(function, args, most, done),
+            Some(descriptor) => transport.start_with(function, args, descriptor, most, done),
+        };
+        if let Some(number) = number {
             let transport = Arc::downgrade(transport);
             self.0.when_given_up(Box::new(move || {
                 if let Some(transport) = transport.upgrade() {

@@ -31,6 +31,9 @@ fn ended_early() -> io::Error {
     io::Error::new(ErrorKind::UnexpectedEof, FrameError::EndOfFile)
 }
 
+/// What is done with descriptors that come along with messages.
+pub(crate) type TakeDescriptor = Box<dyn FnMut(OwnedFd) + Send>;
+
 /// The reading end of a stream.
 pub(crate) struct MessageReader {
     stream: ClosedInChild,
@@ -41,6 +44,10 @@ pub(crate) struct MessageReader {
     unwanted: u64,
     /// Until when bytes are waited for.
     until: Option<Instant>,
+    /// Without it they are closed by the kernel.
+    take_descriptor: Option<TakeDescriptor>,
+    /// How many of the next bytes may come with descriptors, which ends the stream.
+    suspicious: u64,
 }
 
 impl MessageReader {
@@ -55,7 +62,28 @@ impl MessageReader {
             taken: 0,
             unwanted: 0,
             until: None,
+            take_descriptor: None,
+            suspicious: 0,
         }
+    }
+
+    /// Takes descriptors that come along, where the stream passes any.
+    pub(crate) fn take_descriptors(&mut self, take: TakeDescriptor) {
+        if sys::passes_descriptors(&self.stream) {
+            self.take_descriptor = Some(take);
+        }
+    }
+
+    /// Makes descriptors that come along an error, and has none become one of this process.
+    pub(crate) fn refuse_descriptors(&mut self) -> io::Result<()> {
+        if sys::passes_descriptors(&self.stream) {
+            self.suspicious = match sys::socket::refuse_descriptors(&self.stream) {
+                // What came before that.
+                true => sys::socket::unread(&self.stream)?,
+                false => u64::MAX,
+            };
+        }
+        Ok(())
     }
 
     /// How long bytes are waited for; without a limit, until they come.
@@ -77,21 +105,30 @@ impl MessageReader {
 
     fn read(&mut self, into: Into<'_>) -> io::Result<usize> {
         self.wait()?;
-        let (buffer, most) = match into {
-            Into::Buffer => (&mut self.buffer, usize::MAX),
-            Into::Body(body, most) => (body, most),
-        };
-        match sys::read(&self.stream, buffer, most) {
+        match self.read_now(into) {
             // The other side has ended without reading everything.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(0),
             count => count,
         }
     }
 
-    /// Reads on, once, and takes descriptors that are sent along.
-    pub(crate) fn receive(&mut self) -> io::Result<Vec<OwnedFd>> {
-        self.wait()?;
-        sys::receive(&self.stream, &mut self.buffer)
+    fn read_now(&mut self, into: Into<'_>) -> io::Result<usize> {
+        let (buffer, mut most) = match (into, &mut self.take_descriptor) {
+            (Into::Buffer, Some(take)) => {
+                let (count, descriptors) = sys::receive(&self.stream, &mut self.buffer)?;
+                descriptors.into_iter().for_each(take);
+                return Ok(count);
+            }
+            (Into::Buffer, None) => (&mut self.buffer, usize::MAX),
+            // Descriptors come with the first byte of a message.
+            (Into::Body(body, most), _) => (body, most),
+        };
+        if self.suspicious > 0 {
+            most = most.min(sys::await_plain_bytes(&self.stream)?);
+        }
+        let count = sys::read(&self.stream, buffer, most)?;
+        self.suspicious = self.suspicious.saturating_sub(count as u64);
+        Ok(count)
     }
 
     /// Stays awake for a while, unless bytes are there already or come.
@@ -183,7 +220,7 @@ impl MessageReader {
             let missing = missing - count;
             let more = match missing {
                 0 => return Ok(body),
-                1..BUFFER => self.fill()?,
+                1..BUFFER if self.take_descriptor.is_none() => self.fill()?,
                 _ => {
                     let room = missing.min(body.len().max(BUFFER));
                     body.try_reserve(room).map_err(|_| too_large(body.len()))?;

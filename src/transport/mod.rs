@@ -48,10 +48,9 @@ pub trait Transport: Send + Sync {
         None
     }
 
-    /// A socket for one session's own packets, if the executor sent one along when the connection was
-    /// made. Each is given once.
-    fn take_channel(&self) -> Option<OwnedFd> {
-        None
+    /// Whether calls can take descriptors to the executor, which keeps them.
+    fn passes_descriptors(&self) -> bool {
+        false
     }
 
     /// [`Transport::call`] that can be given up, if it answers a number for [`Transport::forget`].
@@ -69,6 +68,18 @@ pub trait Transport: Send + Sync {
         done: Completion<Vec<u8>>,
     ) -> Option<u64> {
         self.start(function, args, done)
+    }
+
+    /// [`Transport::start_bounded`] with a descriptor that goes along, where they [can](Transport::passes_descriptors).
+    fn start_with(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        _descriptor: OwnedFd,
+        most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        self.start_bounded(function, args, most, done)
     }
 
     /// Drops the completion of a call that [`Transport::start`] has made. Its answer may come later, and

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Packets of a channel: EPC's header and a body, and descriptors. A body that is too large for one
-//! packet travels in a memfd.
+//! Packets of a channel: EPC's header and a body, and descriptors of the controller's. A body of the controller's
+//! that is too large for one packet travels in a memfd; an executor's answers fit into packets.
 
-use super::too_large;
+use crate::sys::socket::Received;
 use crate::sys::{MemFile, heap, socket};
 use crate::wire::frame::{HEADER_SIZE, Header};
+use smallvec::SmallVec;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -19,14 +20,30 @@ pub(crate) struct Packet {
     pub(crate) header: Header,
     pub(crate) body: Vec<u8>,
     pub(crate) descriptors: Vec<OwnedFd>,
-    /// The body was in a file that this process could not take or read, and this is why; the rest of
-    /// the connection is as good as before.
+    /// This process could not take or read the body, and this is why; the rest of the connection is as good as
+    /// before.
     pub(crate) lost: Option<String>,
+}
+
+impl Packet {
+    fn copy(&mut self, body: &[u8]) {
+        match heap::copy_of(body, "message") {
+            Ok(copy) => self.body = copy,
+            Err(error) => self.lost = Some(error.to_string()),
+        }
+    }
 }
 
 fn malformed(what: impl std::fmt::Display) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, what.to_string())
 }
+
+fn malformed_size(header: &Header) -> io::Error {
+    malformed(format!("a packet whose header says {} bytes", header.size))
+}
+
+/// Bytes of an answer at most.
+pub(crate) const MOST_ANSWER: usize = MOST_BYTES - HEADER_SIZE;
 
 /// Whether a body of this size can be sent: what is too large for a packet needs a file.
 pub(crate) fn can_carry(size: usize) -> bool {
@@ -63,29 +80,87 @@ pub(crate) fn with_parts(
 }
 
 /// Buffers to receive packets into, made before any thread needs one.
-pub(crate) fn buffers<const COUNT: usize>() -> io::Result<[Vec<u8>; COUNT]> {
-    let mut buffers = [const { Vec::new() }; COUNT];
-    for buffer in &mut buffers {
-        buffer
-            .try_reserve_exact(MOST_BYTES)
-            .map_err(|_| io::Error::from(ErrorKind::OutOfMemory))?;
-    }
-    Ok(buffers)
+pub(crate) fn buffers(count: usize) -> io::Result<SmallVec<[Vec<u8>; 2]>> {
+    let buffer = |_| {
+        let mut buffer = Vec::new();
+        match buffer.try_reserve_exact(MOST_BYTES) {
+            Ok(()) => Ok(buffer),
+            Err(_) => Err(io::Error::from(ErrorKind::OutOfMemory)),
+        }
+    };
+    (0..count).map(buffer).collect()
 }
 
-/// Waits for a packet; `None` at the end. The buffer is for whatever comes next as well.
+/// Waits for a packet of a controller's; `None` at the end. The buffer is for whatever comes next as well.
 pub(crate) fn receive(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
-    receive_within(socket, buffer, |_| MOST_BODY)
+    let Some((received, header, rest)) = received(socket, buffer, socket::receive)? else {
+        return Ok(None);
+    };
+    let size = header.body_size();
+    let mut packet = Packet {
+        header,
+        body: Vec::new(),
+        descriptors: received.descriptors,
+        lost: None,
+    };
+    if size == rest.len() as u64 {
+        packet.copy(rest);
+        return Ok(Some(packet));
+    }
+    if !rest.is_empty() || size > MOST_BODY {
+        return Err(malformed_size(&header));
+    }
+    match packet
+        .descriptors
+        .pop()
+        .map(|file| MemFile::content(file, size))
+    {
+        Some(Ok(body)) => packet.body = body,
+        Some(Err(error)) if error.kind() == ErrorKind::InvalidData => return Err(error),
+        Some(Err(error)) => packet.lost = Some(format!("read a message of {size} bytes: {error}")),
+        None if received.brought_descriptors => {
+            packet.lost = Some(format!(
+                "take a message of {size} bytes: this process has as many descriptors as it may; \
+                 raise RLIMIT_NOFILE (ulimit -n)"
+            ));
+        }
+        None => return Err(malformed("a packet without its body")),
+    }
+    Ok(Some(packet))
 }
 
-/// [`receive`] without a body that has more bytes than `most` says, which is lost then.
-pub(crate) fn receive_within(
+/// Waits for a packet of an executor's, which brings nothing but bytes; `None` at the end.
+///
+/// # Errors
+/// `InvalidData` if it brings descriptors.
+pub(crate) fn receive_answer(socket: &OwnedFd, buffer: &mut Vec<u8>) -> io::Result<Option<Packet>> {
+    let Some((received, header, rest)) = received(socket, buffer, socket::receive_bytes)? else {
+        return Ok(None);
+    };
+    if received.brought_descriptors {
+        return Err(malformed("a packet with descriptors"));
+    }
+    if header.body_size() != rest.len() as u64 {
+        return Err(malformed_size(&header));
+    }
+    let mut packet = Packet {
+        header,
+        body: Vec::new(),
+        descriptors: Vec::new(),
+        lost: None,
+    };
+    packet.copy(rest);
+    Ok(Some(packet))
+}
+
+/// What was received, its header, and the bytes behind that.
+fn received<'a>(
     socket: &OwnedFd,
-    buffer: &mut Vec<u8>,
-    most: impl FnOnce(&Header) -> u64,
-) -> io::Result<Option<Packet>> {
+    buffer: &'a mut Vec<u8>,
+    receive: impl FnOnce(&OwnedFd, &mut [u8]) -> io::Result<Received>,
+) -> io::Result<Option<(Received, Header, &'a [u8])>> {
     buffer.resize(MOST_BYTES, 0);
-    let received = match socket::receive(socket, buffer) {
+    let received = match receive(socket, buffer) {
         // The other side has ended without reading everything.
         Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(None),
         received => received?,
@@ -93,54 +168,12 @@ pub(crate) fn receive_within(
     if received.size == 0 {
         return Ok(None);
     }
-    let mut descriptors = received.descriptors;
     let packet = buffer.get(..received.size).filter(|_| !received.truncated);
     let (header, rest) = packet
         .and_then(|packet| packet.split_first_chunk::<HEADER_SIZE>())
         .ok_or_else(|| malformed(format!("a packet of {} bytes", received.size)))?;
     let header = Header::decode(header).map_err(malformed)?;
-    let size = header.body_size();
-    let most = most(&header);
-    let mut lost = None;
-    let is_there = size == rest.len() as u64;
-    let is_in_file = rest.is_empty() && size <= MOST_BODY && !descriptors.is_empty();
-    let body = if size > most && (is_there || is_in_file) {
-        lost = Some(too_large(&header, most).message().to_owned());
-        Vec::new()
-    } else if is_there {
-        heap::copy_of(rest, "message").unwrap_or_else(|error| {
-            lost = Some(error.to_string());
-            Vec::new()
-        })
-    } else if rest.is_empty() && size <= MOST_BODY {
-        match descriptors.pop().map(|file| MemFile::content(file, size)) {
-            Some(Ok(body)) => body,
-            Some(Err(error)) if error.kind() == ErrorKind::InvalidData => return Err(error),
-            Some(Err(error)) => {
-                lost = Some(format!("read a message of {size} bytes: {error}"));
-                Vec::new()
-            }
-            None if received.short_of_descriptors => {
-                lost = Some(format!(
-                    "take a message of {size} bytes: this process has as many descriptors as it may; \
-                     raise RLIMIT_NOFILE (ulimit -n)"
-                ));
-                Vec::new()
-            }
-            None => return Err(malformed("a packet without its body")),
-        }
-    } else {
-        return Err(malformed(format!(
-            "a packet whose header says {} bytes",
-            header.size
-        )));
-    };
-    Ok(Some(Packet {
-        header,
-        body,
-        descriptors,
-        lost,
-    }))
+    Ok(Some((received, header, rest)))
 }
 
 #[cfg(test)]
@@ -190,5 +223,39 @@ mod tests {
         assert!(refused(&header(9).encode(), &[file.as_fd()], &mut buffer));
         let long = [&header(9).encode()[..], &[0; 8]].concat();
         assert!(refused(&long, &[], &mut buffer));
+    }
+
+    #[test]
+    fn a_body_that_can_not_be_read_is_lost_alone_and_says_why() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let mut buffer = Vec::new();
+        let file = MemFile::holding(c"body", &[7; 100]).unwrap();
+        let path = format!("/proc/self/fd/{}", socket::number(file.as_fd()));
+        let unreadable = std::fs::File::options().write(true).open(path).unwrap();
+        let mut lost = |file: BorrowedFd<'_>| {
+            socket::send(&here, &[&header(100).encode()], &[file]).unwrap();
+            let packet = receive(&there, &mut buffer).unwrap().unwrap();
+            packet.lost.ok_or(packet.body)
+        };
+        let why = lost(unreadable.as_fd()).unwrap();
+        assert!(why.contains("read a message of 100 bytes"), "{why}");
+        assert_eq!(lost(file.as_fd()), Err(vec![7; 100]));
+    }
+
+    #[test]
+    fn an_executors_packets_are_bytes_alone() {
+        let (here, there) = socket::packet_pair().unwrap();
+        let mut buffer = Vec::new();
+        send(&here, header(3), b"abc", &[]).unwrap();
+        let packet = receive_answer(&there, &mut buffer).unwrap().unwrap();
+        assert_eq!((packet.header, &packet.body[..]), (header(3), &b"abc"[..]));
+        let file = MemFile::holding(c"body", &[7; 100]).unwrap();
+        for (size, body) in [(3, &b"abc"[..]), (100, &[])] {
+            socket::send(&here, &[&header(size).encode(), body], &[file.as_fd()]).unwrap();
+            let error = receive_answer(&there, &mut buffer).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData);
+        }
+        drop(here);
+        assert!(receive_answer(&there, &mut buffer).unwrap().is_none());
     }
 }

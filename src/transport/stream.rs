@@ -12,12 +12,12 @@ use super::send_queue::{self, SendQueue, Sender};
 use super::{ExecutorState, Transport, disconnected, end_of, reader_pool, too_large, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::lock::Mutex;
-use crate::sys::{ClosedInChild, explain, socket};
+use crate::sys::{self, ClosedInChild, explain, socket};
 use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, Opcode, Setup};
+use crate::wire::service::TAKES_DESCRIPTORS;
 use crate::wire::sps::{Outcome, from_bytes, said};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
@@ -31,8 +31,6 @@ struct StreamConnection {
     queue: SendQueue,
     pending: PendingCalls,
     setup: Setup,
-    /// What the executor has sent along, until a session takes it.
-    channel: Mutex<Option<OwnedFd>>,
     limits: Limits,
     /// [`Transport::executor`]
     executor: Arc<ExecutorState>,
@@ -59,11 +57,9 @@ impl Stream {
         let mut input = MessageReader::new(Arc::clone(&socket));
         let deadline = limits.deadline(Asked::SetUp);
         input.read_until(deadline.map(|deadline| deadline.at));
-        let first = input
-            .receive()
-            .map_err(disconnected)
-            .and_then(|sent_along| Ok((sent_along, first(&mut input)?)));
-        let (mut sent_along, setup) = first.map_err(|error| match deadline {
+        let unable = |error| explain("look at the executor's socket", error);
+        input.refuse_descriptors().map_err(unable)?;
+        let setup = first(&mut input).map_err(|error| match deadline {
             Some(deadline) if error.status() == Status::Disconnected && deadline.is_over() => {
                 deadline.error()
             }
@@ -76,7 +72,6 @@ impl Stream {
             queue: SendQueue::default(),
             pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
             setup,
-            channel: Mutex::new(sent_along.pop()),
             limits,
             executor: Arc::default(),
         });
@@ -150,12 +145,19 @@ impl Transport for Stream {
         most: u64,
         done: Completion<Vec<u8>>,
     ) -> Option<u64> {
-        let connection = &self.0;
-        let most = most.min(connection.limits.answer);
-        let sequence = connection.pending.add(done, most)?;
-        let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
-        connection.send(Some(sequence), header, &args);
-        Some(sequence)
+        self.0.call(function, &args, &[], most, done)
+    }
+
+    fn start_with(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        descriptor: OwnedFd,
+        most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        self.0
+            .call(function, &args, &[descriptor.as_fd()], most, done)
     }
 
     fn forget(&self, call: u64) {
@@ -176,8 +178,9 @@ impl Transport for Stream {
         symbol.map(|address| address.0)
     }
 
-    fn take_channel(&self) -> Option<OwnedFd> {
-        self.0.channel.lock().take()
+    /// Another executor would have the kernel close them.
+    fn passes_descriptors(&self) -> bool {
+        self.symbol(TAKES_DESCRIPTORS).is_some() && sys::passes_descriptors(&self.0.socket)
     }
 }
 
@@ -232,9 +235,29 @@ impl StreamConnection {
         socket::hang_up(&self.socket);
     }
 
-    fn send(self: &Arc<Self>, call: Option<u64>, header: Header, body: &[u8]) {
+    fn call(
+        self: &Arc<Self>,
+        function: u64,
+        args: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+        most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        let sequence = self.pending.add(done, most.min(self.limits.answer))?;
+        let header = Header::new(Opcode::CallWrapper, sequence, function, args.len());
+        self.send(Some(sequence), header, args, descriptors);
+        Some(sequence)
+    }
+
+    fn send(
+        self: &Arc<Self>,
+        call: Option<u64>,
+        header: Header,
+        body: &[u8],
+        descriptors: &[BorrowedFd<'_>],
+    ) {
         let parts = [&header.encode()[..], body];
-        if let Err(error) = send_queue::send(self, call, parts, &[]) {
+        if let Err(error) = send_queue::send(self, call, parts, descriptors) {
             self.not_sent(call, error);
         }
     }
@@ -324,7 +347,7 @@ impl reader_pool::Connection for StreamConnection {
             // Linked code asks for something of an ORC runtime's; there is none here.
             Work::Call(sequence) => {
                 if let Some(this) = self.this.upgrade() {
-                    this.send(None, Header::new(Opcode::Result, sequence, 0, 0), &[]);
+                    this.send(None, Header::new(Opcode::Result, sequence, 0, 0), &[], &[]);
                 }
             }
         }
@@ -335,6 +358,10 @@ impl reader_pool::Connection for StreamConnection {
     }
 
     fn ended(&self, why: Result<()>) {
+        // Descriptors may have come before they were refused.
+        if sys::passes_descriptors(&self.socket) {
+            socket::discard_unread(&self.socket);
+        }
         self.pending.end(end_of("socket", why));
     }
 }

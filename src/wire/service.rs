@@ -14,6 +14,9 @@ pub const VERSION: u32 = 5;
 /// The oldest version that either side still speaks. It has no [`Step::Replace`] and what follows it.
 pub const OLDEST_VERSION: u32 = 4;
 
+/// An executor publishes this if it takes descriptors that come along with calls; the value has no meaning.
+pub const TAKES_DESCRIPTORS: &str = "jitmem_service_takes_descriptors";
+
 /// Bytes that the answer to a message of so many bytes may have: an outcome for each of its parts, and what
 /// went wrong with some.
 pub const fn most_answer(message: usize) -> u64 {
@@ -208,10 +211,9 @@ choice! {
             /// What it begins with.
             token: Bytes<'a>,
         }
-        /// Serve the other end of the socket that came with the first message of the connection, and send
-        /// the token through it.
+        /// Serve the socket that comes along with this message, and send the token through it.
         2 Shared {
-            /// The kernel's number of the socket that came.
+            /// The kernel's number of the socket.
             cookie: u64,
             /// What only the two sides know.
             token: Bytes<'a>,

@@ -238,6 +238,30 @@ class OwnMappers(unittest.TestCase):
                     options = [f"--seccomp={profile}", *more, *ALL]
                     self.check("tcp", "shared", options, way, refused)
 
+    def test_in_another_network_namespace(self):
+        unshare = [shutil.which("unshare"), *["-r"] * (os.geteuid() != 0), "-n"]
+        if run([*unshare, "true"]).code != 0:
+            self.skipTest("no network namespace can be had")
+        sealed = [*unshare, programs.PROGRAM, "--seccomp=sealed"]
+        # A socket that goes along needs no name.
+        ran = run([CONTROLLER, "unix", "shared", *sealed])
+        self.assertIn("100 good", ran.output, ran)
+        self.assertIn("a socket that came with the connection", ran.output)
+        ran = run([CONTROLLER, "tcp", "shared", *sealed])
+        self.assertNotEqual(ran.code, 0, ran)
+        for why in (
+            "an abstract Unix socket: connect to the controller's socket: Operation not permitted",
+            "an abstract Unix socket of the executor's: connect to the executor's socket: Connection refused",
+            "/proc/PID/fd: ",
+            "in the same network or process namespace",
+        ):
+            self.assertIn(why, ran.output)
+        ran = run([CONTROLLER, "tcp", "remote", *sealed])
+        self.assertIn("100 good", ran.output, ran)
+        # Without a profile the memfds are found.
+        ran = run([CONTROLLER, "tcp", "shared", *unshare, programs.PROGRAM])
+        self.assertIn("/proc/PID/fd", ran.output, ran)
+
     def test_as_another_user(self):
         if os.geteuid() != 0:
             self.skipTest("only root can act as another user")
@@ -394,6 +418,20 @@ class Machine(unittest.TestCase):
         found = attacks(["machine"], "--no-network")
         self.assertEqual((free["socket-inet"], found["socket-inet"]), ("ok", "EPERM"))
         self.assertEqual(found["socket-unix"], "ok")
+
+    def test_the_listener_leads_nowhere_else(self):
+        free = attacks(["listener"])
+        self.assertEqual(free.pop("has-listener"), "EBADF")
+        # So it is the profile that refuses.
+        self.assertNotIn("EPERM", free.values())
+        for profile in ("confined", "sealed"):
+            with self.subTest(profile=profile):
+                found = attacks(["listener"], f"--seccomp={profile}")
+                allowed = {"has-listener", "pair", "move", "replace"}
+                self.assertEqual({name for name, outcome in found.items() if outcome == "ok"}, allowed)
+                # What lies there then is no socket that listens.
+                self.assertEqual(found.pop("accept-at-the-replacement"), "EINVAL")
+                self.assertEqual({found[name] for name in found.keys() - allowed}, {"EPERM"})
 
     def test_capabilities_are_gone(self):
         for profile in PROFILES:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Executors that attack their controller, which is the installed library in this process."""
 
-import array
 import ctypes
 import os
 import re
 import socket
 import struct
 import subprocess
+import sys
 import unittest
 
 from wire import CALL, RESULT, SETUP, Background, Ended, message, read_message, sequence, string, u32, u64
@@ -15,11 +15,13 @@ from wire import CALL, RESULT, SETUP, Background, Ended, message, read_message, 
 TRIES = 1000
 PAGE = 4096
 MIB = 1 << 20
-DISCONNECTED, MAPPER_FAILED, UNSUPPORTED = 9, 10, 8
+DISCONNECTED, MAPPER_FAILED, UNSUPPORTED, TIMED_OUT = 9, 10, 8, 14
 # As the library numbers what its service is asked for: what is called is an address.
 OPEN, ATTACH, RESERVE, CHANGE, APPLY, CLOSE = range(0x1000, 0x7000, 0x1000)
 SERVICE = {"jitmem_service_open": OPEN, "jitmem_service_instance": 0}
-SO_COOKIE = 57
+# Of an executor that is sent a socket.
+TAKES_DESCRIPTORS = {**SERVICE, "jitmem_service_takes_descriptors": 1}
+SO_COOKIE, SO_PASSRIGHTS = 57, 83
 # Kinds of attach, and half of a listener's name.
 LISTENING, ACCEPT = 3, 4
 HIGH = 0x0123456789ABCDEF
@@ -34,16 +36,27 @@ def library():
 
 
 LIBRARY = library()
+
+
+class Limits(ctypes.Structure):
+    """`jitmem_limits`, in milliseconds."""
+
+    _fields_ = [("struct_size", ctypes.c_size_t)] + [
+        (name, ctypes.c_uint64) for name in ("set_up", "memory", "code", "session", "close", "answer")
+    ]
+
+
 TAKE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 
 class Controller:
     """A transport over one end of a connected socket, and what is asked for by it."""
 
-    def __init__(self, end):
+    def __init__(self, end, limits=None):
         self.transport = ctypes.c_void_p()
         self.message = None
-        self.check(LIBRARY.jitmem_transport_socket, end.detach(), ctypes.byref(self.transport))
+        make = LIBRARY.jitmem_transport_connect
+        self.status = self.check(make, end.detach(), limits, ctypes.byref(self.transport))
 
     def check(self, function, *args):
         """Calls a function of the library; its status."""
@@ -88,6 +101,16 @@ class Controller:
         LIBRARY.jitmem_transport_free(self.transport)
 
 
+def refuses_descriptors():
+    """Whether the kernel lets a socket take none."""
+    with socket.socket(socket.AF_UNIX) as end:
+        try:
+            end.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, 0)
+        except OSError:
+            return False
+    return True
+
+
 def peak():
     """Bytes of memory that this process has had at most."""
     with open("/proc/self/status") as status:
@@ -99,10 +122,10 @@ def reset_peak():
         file.write("5")
 
 
-def connected(along=()):
+def connected():
     """A controller, and the end that an executor has which has introduced itself."""
     ours, theirs = socket.socketpair()
-    socket.send_fds(theirs, [setup()], along)
+    theirs.sendall(setup())
     return Controller(ours), theirs
 
 
@@ -119,12 +142,14 @@ def opened():
 
 
 def serve(end, answer):
-    """Answers each call with what `answer` makes of its tag, until the controller hangs up."""
+    """Answers each call with what `answer` makes of its tag, or not, until the controller hangs up."""
     try:
         while True:
             opcode, number, tag, body = read_message(end.fileno())
             assert opcode == CALL
-            end.sendall(message(RESULT, number, 0, answer(tag, body)))
+            answered = answer(tag, body)
+            if answered is not None:
+                end.sendall(message(RESULT, number, 0, answered))
     except (Ended, OSError):
         pass
 
@@ -213,27 +238,33 @@ class DescriptorPassing(unittest.TestCase):
             victim = Victim(kind)
             # What the executor has is a connection to that process, as of a service.
             connection = victim.ours.dup()
-
-            def answer(tag, body):
-                if tag == OPEN:
-                    return opened()
-                # The controller listens nowhere else, and opens nothing.
-                return b"\1" if body[8:9] == b"\2" else b"\0" + u32(UNSUPPORTED) + string("no")
-
             for _ in range(TRIES):
                 ours, theirs = socket.socketpair()
-                socket.send_fds(theirs, [setup()], [connection.fileno()])
-                executor = Background(lambda: serve(theirs, answer))
+                socket.send_fds(theirs, [setup(TAKES_DESCRIPTORS)], [connection.fileno()])
                 controller = Controller(ours)
-                self.assertEqual(controller.shared(), UNSUPPORTED)
-                self.assertIn("not at the other end of the socket", controller.message)
-                controller.free()
-                executor.get()
+                self.assertEqual(controller.status, MAPPER_FAILED)
+                self.assertIn("descriptors, of which none is taken", controller.message)
                 theirs.close()
             connection.close()
             victim.theirs.close()
             self.assertTrue(victim.is_untouched())
 
+    def test_a_socket_through_which_no_token_comes_is_not_used(self):
+        def answer(tag, body):
+            if tag == OPEN:
+                return opened()
+            # It says that it has taken the socket.
+            return b"\1" if body[8:9] == b"\2" else b"\0" + u32(UNSUPPORTED) + string("no")
+
+        ours, theirs = socket.socketpair()
+        theirs.sendall(setup(TAKES_DESCRIPTORS))
+        executor = Background(lambda: serve(theirs, answer))
+        controller = Controller(ours)
+        self.assertEqual(controller.shared(), UNSUPPORTED)
+        self.assertIn("has not answered through the socket that was sent along", controller.message)
+        controller.free()
+        executor.get()
+        theirs.close()
 
     def name_a_listener(self, low, accept):
         """An executor that can't connect names a listener that is another process's, and says that it has accepted."""
@@ -290,6 +321,33 @@ class DescriptorPassing(unittest.TestCase):
                 status, message = self.name_a_listener(low, lambda: None)
                 self.assertNotEqual(status, 0)
                 self.assertIn("connect to the executor's socket: Resource temporarily unavailable", message)
+
+    def test_a_listener_of_an_executor_that_does_not_answer_is_waited_for_as_long_as_set_up_may_take(self):
+        low = int.from_bytes(os.urandom(8), "little")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(f"\0jitmem-executor-{HIGH:016x}{low:016x}")
+            listener.listen(8)
+            for silent in (LISTENING, ACCEPT):
+
+                def answer(tag, body):
+                    if tag == OPEN:
+                        return opened()
+                    return {
+                        bytes([LISTENING]): b"\1" + u64(HIGH) + u64(low),
+                        bytes([ACCEPT]): b"\1",
+                        bytes([silent]): None,
+                    }.get(body[8:9], b"\0" + u32(UNSUPPORTED) + string("no"))
+
+                ours, theirs = socket.socketpair()
+                theirs.sendall(setup())
+                executor = Background(lambda: serve(theirs, answer))
+                limits = Limits(ctypes.sizeof(Limits), set_up=500)
+                controller = Controller(ours, ctypes.byref(limits))
+                self.assertEqual(controller.shared(), TIMED_OUT)
+                self.assertIn("set_up", controller.message)
+                controller.free()
+                executor.get()
+                theirs.close()
 
     def test_who_connects_to_an_executor_first_gets_nothing(self):
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -394,40 +452,70 @@ class Replies(unittest.TestCase):
         self.assertLess(peak() - before, 32 * MIB)
         self.end(controller, executor)
 
-    def test_a_file_in_a_channel_is_read_as_far_as_an_answer_may_go(self):
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        controller, executor = connected([there.fileno()])
-        there.close()
 
-        def answer(tag, body):
-            if tag == OPEN:
-                return opened()
-            if tag == ATTACH:
-                # A session, a kind, a cookie, and the token.
-                here.send(body[8 + 1 + 8 + 8 :])
-            return b"\1"
+class Descriptors(unittest.TestCase):
+    """Descriptors of which the controller must take none: it can't get rid of a file whose file system, a process of
+    the executor's, never answers, or of a socket that lingers."""
 
-        def lie():
-            file = os.memfd_create("answer")
-            os.ftruncate(file, 1 << 30)
-            while data := here.recv(MIB):
-                _, _, number, _ = struct.unpack("<4Q", data[:32])
-                header = message(RESULT, number, size=32 + (1 << 30))
-                along = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [file]))]
-                here.sendmsg([header], along)
-            os.close(file)
+    # The kernel refuses none.
+    OLDER_KERNEL = (sys.executable, "-B", "without.py", "passrights")
 
-        serving, lying = Background(lambda: serve(executor, answer)), Background(lie)
-        reset_peak()
-        before = peak()
-        self.assertEqual(controller.manager(), MAPPER_FAILED)
-        self.assertIn("answered 1073741824 bytes to a call whose answer may have", controller.message)
-        self.assertLess(peak() - before, 16 * MIB)
-        controller.free()
-        serving.get()
-        lying.get()
-        executor.close()
-        here.close()
+    def controller_told(self, where, kind, kernel=()):
+        ours, theirs = socket.socketpair()
+        executor = subprocess.Popen(
+            [sys.executable, "-B", "hostile_files.py", str(theirs.fileno()), where, kind],
+            pass_fds=[theirs.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        theirs.close()
+        sent = []
+        while (line := executor.stdout.readline().strip()) != "ready":
+            self.assertTrue(line, "it has not begun")
+            sent.append(line)
+        # One thread may wait for a socket that lies in one that has ended.
+        left = "1" if kind == "linger" else "0"
+        command = [*kernel, sys.executable, "-B", "controller_alone.py", str(ours.fileno()), left]
+        told = subprocess.run(command, pass_fds=[ours.fileno()], stdout=subprocess.PIPE, text=True, timeout=60)
+        ours.close()
+        sent += executor.stdout.read().split()
+        executor.stdout.close()
+        executor.wait()
+        self.assertEqual(told.returncode, 0)
+        status, message = told.stdout.split(" ", 1)
+        return int(status), message, sent
+
+    def check(self, where, kind, kernels=((), OLDER_KERNEL)):
+        for kernel in kernels:
+            with self.subTest(where=where, kind=kind, kernel=kernel):
+                status, message, sent = self.controller_told(where, kind, kernel)
+                self.assertNotEqual(status, 0, message)
+                if where == "greeting" or kernel:
+                    self.assertEqual(set(sent), {"sent"})
+                elif not refuses_descriptors():
+                    self.skipTest("this kernel is older than Linux 6.16")
+                else:
+                    self.assertEqual(set(sent), {"refused"})
+                if "sent" in sent and where != "token":
+                    self.assertIn("descriptors, of which none is taken", message)
+
+    def test_a_file_whose_file_system_never_answers(self):
+        if not os.path.exists("/dev/fuse"):
+            self.skipTest("there is no /dev/fuse")
+        for where in ("greeting", "answer", "token", "channel"):
+            self.check(where, "fuse")
+
+    def test_a_socket_that_lingers(self):
+        for where in ("greeting", "answer", "token", "channel"):
+            self.check(where, "linger")
+
+    def test_more_descriptors_than_are_read(self):
+        for where in ("greeting", "channel"):
+            self.check(where, "flood")
+
+    def test_memory_and_other_files_in_a_channel(self):
+        for kind in ("memfd", "sealed-memfd", "huge-memfd", "endless-memfd", "pipe", "folder", "proc", "path"):
+            self.check("channel", kind, [self.OLDER_KERNEL])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import struct
 import subprocess
 
 from sessions import EXECUTOR, R, RW, RX, Case
-from wire import CALL, HANGUP, RESULT, Reader, Setup, message, read_message, sequence, string, u8, u32, u64
+from wire import CALL, HANGUP, RESULT, SETUP, Reader, Setup, message, read_message, sequence, string, u8, u32, u64
 
 VERSION = 5
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -54,26 +54,26 @@ class Controller:
             [EXECUTOR, f"filedescs={number},{number}"], pass_fds=(number,), stderr=subprocess.PIPE
         )
         theirs.close()
-        # The channel comes with the first byte.
-        first, along, _, _ = socket.recv_fds(self.socket, 1, 1)
-        header = first + self.socket.recv(31, socket.MSG_WAITALL)
-        size = struct.unpack("<4Q", header)[0]
-        body = self.socket.recv(size - 32, socket.MSG_WAITALL)
+        opcode, _, _, body = read_message(self.socket.fileno())
+        assert opcode == SETUP
         self.symbols = Setup(body, True).symbols
-        self.channel = socket.socket(fileno=along[0])
         opened = self.ask(self.symbols["jitmem_service_open"], u32(VERSION) + u64(0))
         self.session, page, _, *functions = reply(
             opened, lambda: (opened.u64(), opened.u64(), opened.u8(), *[opened.u64() for _ in range(5)])
         )
         assert page == PAGE
         self.attach, self.reserve_at, self.change_at, self.apply_at, self.close_at = functions
-        cookie = self.channel.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
-        attached = self.ask(self.attach, u64(self.session) + u8(2) + cookie + string("token"))
+        # The channel goes along with the call.
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        cookie = theirs.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8)
+        attach = u64(self.session) + u8(2) + cookie + string("token")
+        attached = self.ask(self.attach, attach, [theirs.fileno()])
+        theirs.close()
         reply(attached)
         assert self.channel.recv(64) == b"token"
 
-    def ask(self, function, args):
-        self.socket.sendall(message(CALL, 1, function, args))
+    def ask(self, function, args, files=()):
+        socket.send_fds(self.socket, [message(CALL, 1, function, args)], files)
         opcode, number, _, body = read_message(self.socket.fileno())
         assert (opcode, number) == (RESULT, 1)
         return Reader(body)

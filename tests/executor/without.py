@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Runs a program as on a kernel that lacks something: python3 without.py mdwe|landlock|pidfd|namespaces|chroot PROGRAM ARGUMENT..."""
+"""Runs a program as on a kernel that lacks something: python3 without.py mdwe|landlock|pidfd|namespaces|chroot|passrights PROGRAM ARGUMENT..."""
 
 import ctypes
 import errno
@@ -9,11 +9,15 @@ import sys
 
 # The same numbers on every architecture, but for those of old.
 PIDFD_OPEN, LANDLOCK_CREATE_RULESET = 434, 444
-PRCTL, UNSHARE, CHROOT = {"x86_64": (157, 272, 161), "aarch64": (167, 97, 51)}[os.uname().machine]
+PRCTL, UNSHARE, CHROOT, SETSOCKOPT = {
+    "x86_64": (157, 272, 161, 54),
+    "aarch64": (167, 97, 51, 208),
+}[os.uname().machine]
+SO_PASSRIGHTS = 83
 PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_SET_MDWE = 22, 38, 65
 MODE_FILTER, ERRNO, ALLOW = 2, 0x00050000, 0x7FFF0000
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06
-NUMBER, FIRST_ARGUMENT = 0, 16
+NUMBER, FIRST_ARGUMENT, THIRD_ARGUMENT = 0, 16, 32
 
 
 def lacking(call, error=errno.ENOSYS):
@@ -31,6 +35,14 @@ FILTERS = {
     "landlock": lacking(LANDLOCK_CREATE_RULESET),
     "namespaces": lacking(UNSHARE, errno.EPERM),
     "chroot": lacking(CHROOT, errno.EPERM),
+    "passrights": [
+        (LOAD, 0, 0, NUMBER),
+        (JUMP_IF_EQUAL, 0, 3, SETSOCKOPT),
+        (LOAD, 0, 0, THIRD_ARGUMENT),
+        (JUMP_IF_EQUAL, 0, 1, SO_PASSRIGHTS),
+        (RETURN, 0, 0, ERRNO | errno.ENOPROTOOPT),
+        (RETURN, 0, 0, ALLOW),
+    ],
     "mdwe": [
         (LOAD, 0, 0, NUMBER),
         (JUMP_IF_EQUAL, 0, 3, PRCTL),

@@ -24,7 +24,6 @@ use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, OUT_OF_BAND, Opcode
 use crate::wire::sps::{Outcome, to_bytes};
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -171,12 +170,9 @@ impl ServerConnection {
     }
 
     /// Introduces the executor, before anything else is sent.
-    pub(super) fn send_setup(&self, setup: &[u8], along: Option<BorrowedFd<'_>>) -> Result<()> {
+    pub(super) fn send_setup(&self, setup: &[u8]) -> Result<()> {
         let header = Header::new(Opcode::Setup, 0, 0, setup.len());
-        let sent = match along {
-            Some(descriptor) => self.writer.send_with(header, setup, descriptor),
-            None => self.writer.send(header, setup.into()),
-        };
+        let sent = self.writer.send(header, setup.into());
         self.end_if_lost(sent.clone());
         sent
     }

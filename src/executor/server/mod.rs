@@ -16,19 +16,20 @@ pub use crate::wire::frame::SetupLayout;
 pub use writer::Unread;
 
 use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
-use super::service::{self, Offered, Service};
+use super::service::{self, SentAlong, Service};
 use crate::error::Result;
 use crate::mapper::actions::join;
 use crate::sys::{self, StreamWriter, explain};
 use crate::transport::messages::MessageReader;
 use crate::transport::reader_pool;
 use crate::wire::frame::Setup;
+use crate::wire::service::TAKES_DESCRIPTORS;
 use crate::wire::sps::ExecutorAddr;
 use connection::ServerConnection;
 use dispatch::DispatchContext;
 use programs::{Limits, Watchdog};
 use std::collections::{BTreeMap, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -154,13 +155,6 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     let own_service = options.service.is_none().then(Service::new);
     let output = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
-    // A controller that reads bytes alone never sees the socket, which is closed then. If this process
-    // can't have another descriptor, sessions pass theirs by other means.
-    let offered = match output.passes_descriptors() {
-        true => Offered::new().ok(),
-        false => None,
-    };
-    let (_offered, along) = offered.unzip();
     let services = Services::new(options.cxx_runtime);
     let mut published = Published::default();
     published.add_llvm(&services, options.layout);
@@ -187,6 +181,9 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     for (name, value) in context.symbols() {
         published.add(name, value);
     }
+    if sys::passes_descriptors(&input) {
+        published.add(TAKES_DESCRIPTORS, 1);
+    }
     for (name, value) in &options.symbols {
         published.add(name, *value);
     }
@@ -196,13 +193,12 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
         bootstrap_map: BTreeMap::new(),
         bootstrap_symbols: published.symbols,
     };
-    let sent = connection.send_setup(
-        &setup.encode(options.layout),
-        along.as_ref().map(AsFd::as_fd),
-    );
-    drop((along, setup));
+    let sent = connection.send_setup(&setup.encode(options.layout));
+    drop(setup);
     // The reader's buffer comes to lie where all that was.
-    let input = MessageReader::new(Arc::new(input));
+    let mut input = MessageReader::new(Arc::new(input));
+    let mut sent_along = SentAlong::default();
+    input.take_descriptors(Box::new(move |descriptor| sent_along.keep(descriptor)));
     let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
     connection.programs().wait_for_all();
     // A protocol that was broken comes first; neither keeps the other from being done.

@@ -2,6 +2,7 @@
 //! Sessions with a controller in this process, over pipes and sockets.
 
 use super::*;
+use crate::completion::wait;
 use crate::error::{Error, Status};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::testing::call_wrapper;
@@ -536,16 +537,27 @@ fn what_is_no_answer_but_an_error_is_told_to_controllers_of_ours() {
     executor.join().unwrap().unwrap();
 }
 
+/// A socket that was sent along with a call, and what the executor knows it by.
+fn send_along(stream: &Stream) -> (OwnedFd, u64) {
+    let (here, there) = sys::socket::packet_pair().unwrap();
+    let cookie = sys::socket::cookie(&there).unwrap();
+    assert!(stream.passes_descriptors());
+    // Any call will do.
+    let answer = wait(|done| {
+        stream.start_with(0, vec![], there, 100, done);
+    });
+    assert_eq!(answer.unwrap_err().status(), Status::MapperFailed);
+    (here, cookie)
+}
+
 #[test]
-fn a_socket_comes_along_once_and_ends_with_the_session() {
+fn a_socket_that_was_sent_along_serves_once_and_ends_with_the_session() {
     use crate::executor::service::{Function as ServiceFunction, Service, call as call_service};
     use crate::wire::service::{Attach, Reply};
     use crate::wire::sps::Bytes;
 
     let (stream, executor) = connected();
-    let socket = stream.take_channel().unwrap();
-    assert!(stream.take_channel().is_none());
-    let cookie = sys::socket::cookie(&socket).unwrap();
+    let (socket, cookie) = send_along(&stream);
 
     let service = Service::new();
     let session = crate::executor::service::opened(&service);
@@ -575,10 +587,34 @@ fn a_socket_comes_along_once_and_ends_with_the_session() {
 }
 
 #[test]
-fn what_nobody_took_is_taken_back() {
+fn what_no_session_took_goes_with_the_connection_or_when_it_is_too_much() {
     let (stream, executor) = connected();
-    let socket = stream.take_channel().unwrap();
+    let (first, _) = send_along(&stream);
+    let others: Vec<OwnedFd> = (0..64).map(|_| send_along(&stream).0).collect();
+    assert_eq!(sys::socket::receive(&first, &mut [0]).unwrap().size, 0);
+    let waiting = sys::socket::receive_now(&others[0], &mut [0]).map(drop);
+    assert_eq!(waiting.unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     drop(stream);
     executor.join().unwrap().unwrap();
-    assert_eq!(sys::socket::receive(&socket, &mut [0]).unwrap().size, 0);
+    for socket in others {
+        assert_eq!(sys::socket::receive(&socket, &mut [0]).unwrap().size, 0);
+    }
+}
+
+#[test]
+fn calls_come_whole_whatever_is_sent_along() {
+    let (stream, executor) = connected();
+    fn size(args: &[u8]) -> Answer {
+        Ok(args.len().to_le_bytes().to_vec())
+    }
+    for length in [0, 1, 4000, 4096, 5000, 100_000, 1 << 20] {
+        let (here, there) = sys::socket::packet_pair().unwrap();
+        let answer = wait(|done| {
+            stream.start_with(wrapper_address(size), vec![7; length], there, 100, done);
+        });
+        assert_eq!(answer.unwrap(), length.to_le_bytes());
+        drop(here);
+    }
+    drop(stream);
+    executor.join().unwrap().unwrap();
 }

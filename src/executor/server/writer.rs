@@ -8,7 +8,6 @@ use crate::wire::frame::{HEADER_SIZE, Header};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 /// Writes messages, each as a whole, for many threads.
 ///
@@ -125,23 +124,6 @@ impl MessageWriter {
     pub(super) fn send(&self, header: Header, body: Cow<'_, [u8]>) -> Result<()> {
         match self.leave(header, body) {
             Some((header, body)) => self.finish(self.stream.write(&header, &body)),
-            None => Ok(()),
-        }
-    }
-
-    /// [`send`](Self::send) for a stream that nothing was written to yet. The descriptor comes with the
-    /// first byte, if the system allows that.
-    pub(super) fn send_with(
-        &self,
-        header: Header,
-        body: &[u8],
-        descriptor: BorrowedFd<'_>,
-    ) -> Result<()> {
-        match self.leave(header, body.into()) {
-            Some((header, body)) => {
-                let sent = self.stream.write_with(&header, descriptor);
-                self.finish(sent.and_then(|()| self.stream.write(&body, &[])))
-            }
             None => Ok(()),
         }
     }

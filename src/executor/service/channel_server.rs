@@ -22,7 +22,7 @@ struct ChannelServer {
 /// service ends it: linked code may still run.
 pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     let socket = ClosedInChild::new(socket);
-    let buffers = packet::buffers::<READERS>()?;
+    let buffers = packet::buffers(READERS)?;
     reader_pool::start(Arc::new(ChannelServer { socket, functions }), buffers)
 }
 
@@ -66,6 +66,13 @@ impl reader_pool::Connection for ChannelServer {
         let (tag, body) = match answer {
             Ok(bytes) => (0, bytes),
             Err(message) => (OUT_OF_BAND, message.into_bytes()),
+        };
+        let (tag, body) = match body.len() {
+            ..=packet::MOST_ANSWER => (tag, body),
+            size => (
+                OUT_OF_BAND,
+                format!("an answer of {size} bytes").into_bytes(),
+            ),
         };
         let header = Header::new(Opcode::Result, sequence, tag, body.len());
         if packet::send(&self.socket, header, &body, &[]).is_err() {

@@ -20,12 +20,13 @@ pub(super) use listener::{descriptor as listeners_descriptor, listen};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
+use crate::transport::packet::MOST_ANSWER;
 use crate::wire::service::{
-    Attach, Change, Functions, Item, OLDEST_VERSION, Open, Opened, Reply, Reserve, VERSION,
+    Attach, Change, Failure, Functions, Item, OLDEST_VERSION, Open, Opened, Reply, Reserve, VERSION,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
 use session::Session;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,32 +109,39 @@ fn at_exit() {
     }
 }
 
-/// Ends of pairs of sockets whose other ends were sent to controllers, by the cookies of those.
-static OFFERED: AtForkStatic<BTreeMap<u64, OwnedFd>> = AtForkStatic::new(BTreeMap::new());
+/// Sockets that controllers have sent along with calls, until sessions ask for them by the kernel's numbers.
+static SENT_ALONG: AtForkStatic<BTreeMap<u64, OwnedFd>> = AtForkStatic::new(BTreeMap::new());
 
-/// A socket for a controller at the other end of a Unix socket, and the promise to serve it once a
-/// session asks for that. Dropping it takes the promise back.
-pub(crate) struct Offered {
-    cookie: u64,
-}
+/// What one controller has sent along. Dropping it closes what no session has asked for.
+#[derive(Default)]
+pub(crate) struct SentAlong(VecDeque<u64>);
 
-impl Offered {
-    /// An offer, and what the controller is to get.
-    pub(crate) fn new() -> std::io::Result<(Offered, OwnedFd)> {
-        let (ours, theirs) = sys::socket::packet_pair()?;
-        let cookie = sys::socket::cookie(&theirs)?;
-        OFFERED.lock().insert(cookie, ours);
-        Ok((Offered { cookie }, theirs))
+impl SentAlong {
+    /// So many are kept; then the oldest goes. A session asks at once.
+    const MOST: usize = 64;
+
+    pub(crate) fn keep(&mut self, descriptor: OwnedFd) {
+        // What is no socket has no number, and goes.
+        let Ok(cookie) = sys::socket::cookie(&descriptor) else {
+            return;
+        };
+        SENT_ALONG.lock().insert(cookie, descriptor);
+        self.0.push_back(cookie);
+        if self.0.len() > Self::MOST {
+            self.0.pop_front().and_then(Self::take);
+        }
     }
 
     fn take(cookie: u64) -> Option<OwnedFd> {
-        OFFERED.lock().remove(&cookie)
+        SENT_ALONG.lock().remove(&cookie)
     }
 }
 
-impl Drop for Offered {
+impl Drop for SentAlong {
     fn drop(&mut self) {
-        Offered::take(self.cookie);
+        for cookie in self.0.drain(..) {
+            SentAlong::take(cookie);
+        }
     }
 }
 
@@ -226,14 +234,14 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
         })),
         Function::Change => reply(session.and_then(|session| {
             let change: Change = decoded(&mut args)?;
-            Ok(session.windows.change(change.changes, descriptors))
+            Ok(fitting(session.windows.change(change.changes, descriptors)))
         })),
         Function::Apply => reply(session.and_then(|session| {
             let items: Vec<Item<'_>> = decoded(&mut args)?;
             let answers = items
                 .into_iter()
                 .map(|item| Reply::from(session.apply(item)));
-            Ok(answers.collect::<Vec<Reply<u64>>>())
+            Ok(fitting(answers.collect::<Vec<Reply<u64>>>()))
         })),
         Function::Close => reply(session.and_then(|session| {
             REGISTRY.lock().sessions.remove(&session.id());
@@ -241,6 +249,29 @@ pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -
         })),
     };
     Ok(bytes)
+}
+
+/// Shortens what is said of failures where all of it would not fit into one answer.
+fn fitting<T>(mut replies: Vec<Reply<T>>) -> Vec<Reply<T>> {
+    // Of an outcome, apart from what is said: a flag, a status or value, a size.
+    const REST: usize = 16;
+    let said = |Reply(reply): &Reply<T>| {
+        reply
+            .as_ref()
+            .map_or_else(|failure| failure.message.len(), |_| 0)
+    };
+    let size = REST * replies.len() + replies.iter().map(said).sum::<usize>();
+    if size > MOST_ANSWER {
+        let room = MOST_ANSWER / 2 / replies.len();
+        let failures = replies
+            .iter_mut()
+            .filter_map(|Reply(reply)| reply.as_mut().err());
+        for Failure { message, .. } in failures {
+            let ends = |end: &usize| message.is_char_boundary(*end);
+            message.truncate((0..=room).rev().find(ends).unwrap_or(0));
+        }
+    }
+    replies
 }
 
 fn reply<T: Encode>(result: Result<T>) -> Vec<u8> {
@@ -319,5 +350,29 @@ pub(crate) mod here {
             };
             done.complete(answer.map_err(|message| Error::new(Status::MapperFailed, message)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_fits_into_a_packet_whatever_is_said() {
+        let failure = |said: &str| Reply::<u64>(Err(Error::new(Status::ActionFailed, said).into()));
+        for (count, said) in [(1, 100_000), (64, 4096), (2048 + 64, 4096), (2, 10)] {
+            let mut replies: Vec<_> = (0..count)
+                .map(|_| failure(&"\u{e4}".repeat(said)))
+                .collect();
+            replies.push(Reply(Ok(7)));
+            let fitted = fitting(replies);
+            let size = to_bytes(&fitted).len();
+            assert!(size <= MOST_ANSWER, "{count}: {size}");
+            assert_eq!(fitted.len(), count + 1);
+            assert!(fitted.iter().take(count).all(|reply| reply.0.is_err()));
+            assert_eq!(fitted[count], Reply(Ok(7)));
+        }
+        let short = fitting(vec![failure("short")]);
+        assert_eq!(short, [failure("short")]);
     }
 }

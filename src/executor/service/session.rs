@@ -3,7 +3,7 @@
 
 use super::teardowns::Teardowns;
 use super::windows::Windows;
-use super::{Offered, channel_server, files, listener};
+use super::{SentAlong, channel_server, files, listener};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
@@ -66,9 +66,9 @@ impl Session {
                 token,
             } => files::attach(&numbering, &file, token),
             Attach::Shared { cookie, token } => {
-                let ours = Offered::take(cookie)
+                let socket = SentAlong::take(cookie)
                     .ok_or_else(|| invalid_argument("this socket was not sent along"))?;
-                self.introduce(ours, token)
+                self.introduce(socket, token)
             }
             Attach::Accept { expected, token } => {
                 let expected = expected.0.try_into();

@@ -21,18 +21,12 @@ fn reply(value: impl Encode) -> Vec<u8> {
     to_bytes(&Reply(Ok(value)))
 }
 
-/// Opens a session, and has a socket for it and the executor's end of that.
-struct Opener(Mutex<Option<OwnedFd>>, Arc<OwnedFd>);
+/// Opens a session, and keeps the socket that is sent along.
+#[derive(Default)]
+struct Opener(Mutex<Option<OwnedFd>>);
 
 impl Transport for Opener {
-    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
-        if ExecutorAddr(function) == functions().attach {
-            let (_, Attach::Shared { token, .. }) = from_bytes::<(u64, Attach<'_>)>(&args).unwrap()
-            else {
-                unreachable!("a socket came along")
-            };
-            socket::send(&self.1, &[token.0], &[]).unwrap();
-        }
+    fn call(&self, function: u64, _args: Vec<u8>, done: Completion<Vec<u8>>) {
         let opened = Opened {
             session: 1,
             page_size: sys::page_size().bytes(),
@@ -45,8 +39,26 @@ impl Transport for Opener {
         }));
     }
 
-    fn take_channel(&self) -> Option<OwnedFd> {
-        self.0.lock().take()
+    fn passes_descriptors(&self) -> bool {
+        true
+    }
+
+    fn start_with(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        descriptor: OwnedFd,
+        _most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        let (_, Attach::Shared { token, .. }) = from_bytes::<(u64, Attach<'_>)>(&args).unwrap()
+        else {
+            unreachable!("a socket went along")
+        };
+        socket::send(&descriptor, &[token.0], &[]).unwrap();
+        *self.0.lock() = Some(descriptor);
+        self.call(function, args, done);
+        None
     }
 }
 
@@ -58,10 +70,9 @@ fn call(executor: &OwnedFd) -> Packet {
 fn a_manager_that_was_freed_waits_for_no_executor_that_is_gone() {
     // What is answered first is a matter of chance.
     for _ in 0..16 {
-        let (executor, socket) = socket::packet_pair().unwrap();
-        let executor = Arc::new(executor);
-        let opener = Arc::new(Opener(Mutex::new(Some(socket)), Arc::clone(&executor)));
-        let mapper = Mapper::new(ServiceMapper::shared(opener, SERVICE, 0).unwrap());
+        let opener = Arc::new(Opener::default());
+        let mapper = Mapper::new(ServiceMapper::shared(opener.clone(), SERVICE, 0).unwrap());
+        let executor = opener.0.lock().take().unwrap();
         let MapperInterface::Windows(memory) = mapper.interface() else {
             unreachable!("a service has windows")
         };

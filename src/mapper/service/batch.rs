@@ -28,6 +28,8 @@ const BOUND: Duration = Duration::from_micros(250);
 const ENOUGH: usize = 16;
 /// That many bytes go even while another message is under way.
 const MANY_BYTES: usize = 256 << 10;
+/// And that many items, whose outcomes must fit into one packet: 9 bytes each, and more of what has failed.
+const MANY: usize = 2048;
 /// After a pause of this length there is no stream any more.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Items that go at once before gathering is tried, at first and at most.
@@ -98,7 +100,8 @@ impl Queue {
         self.done.extend(done);
         self.since.get_or_insert(now);
         let free = self.under_way == 0;
-        if self.items.len() >= MANY_BYTES || free && self.done.len() >= ENOUGH {
+        let count = self.done.len();
+        if self.items.len() >= MANY_BYTES || count >= MANY || free && count >= ENOUGH {
             return true;
         }
         if paused && first {

@@ -5,7 +5,7 @@
 //! An executor may attack, so no number of its own (process, descriptor, cookie) is acted on here. The
 //! controller makes what it hands over, and says what the executor is to open or to connect to. Whatever
 //! socket comes of it, a token that went out by the transport must come back through it before anything
-//! else goes there.
+//! else goes there. No descriptor of the executor's is taken, whatever it is: see `socket::refuse_descriptors`.
 
 use super::link::Link;
 use crate::error::{Error, Result, Status};
@@ -18,7 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// How memfds reach the executor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DescriptorPassing {
-    /// Through a channel that the transport brought along.
+    /// Through a channel that went to the executor along with a call.
     SharedSocket,
     /// Through a channel that began at an abstract Unix socket.
     AbstractSocket,
@@ -60,10 +60,10 @@ type Found = (DescriptorPassing, Option<Channel>);
 ///
 /// # Errors
 /// `Unsupported` with what each of them said.
-pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment> {
-    // Most transports bring no socket along, which is no failure.
-    let shared = shared.map(|socket| -> (&str, Attempt<'_>) {
-        let attempt = || by_shared_socket(link, socket);
+pub(super) fn attach(link: &Link) -> Result<Attachment> {
+    // Most transports pass no descriptors, which is no failure.
+    let shared = link.passes_descriptors().then(|| -> (&str, Attempt<'_>) {
+        let attempt = || by_shared_socket(link);
         ("a socket that both share", Box::new(attempt))
     });
     let others: [(&str, Attempt<'_>); 3] = [
@@ -105,31 +105,34 @@ pub(super) fn attach(link: &Link, shared: Option<OwnedFd>) -> Result<Attachment>
     ))
 }
 
-fn by_shared_socket(link: &Link, socket: OwnedFd) -> Result<Found> {
+fn by_shared_socket(link: &Link) -> Result<Found> {
+    let (ours, theirs) =
+        socket::packet_pair().map_err(|error| explain("make a pair of sockets", error))?;
+    socket::refuse_descriptors(&ours);
     let cookie =
-        socket::cookie(&socket).map_err(|error| explain("ask for a socket's cookie", error))?;
+        socket::cookie(&theirs).map_err(|error| explain("ask for a socket's cookie", error))?;
     let token = random()?.to_le_bytes();
-    link.attach(Attach::Shared {
+    let attach = Attach::Shared {
         cookie,
         token: Bytes(&token),
-    })?;
-    // An executor can send along whatever it has, such as a connection to another process.
-    if !socket::is_packet_socket(&socket) || !knows(&socket, &token) {
+    };
+    link.attach_with(attach, theirs)?;
+    if !knows(&ours, &token) {
         return Err(Error::new(
             Status::Unsupported,
-            "the executor is not at the other end of the socket that it sent along",
+            "the executor has not answered through the socket that was sent along",
         ));
     }
     Ok((
         DescriptorPassing::SharedSocket,
-        Some(link.channel_over(socket)?),
+        Some(link.channel_over(ours)?),
     ))
 }
 
 fn by_abstract_socket(link: &Link) -> Result<Found> {
     let name = format!("jitmem-{:032x}", random()?);
     let token = random()?.to_le_bytes();
-    let listener = socket::listen_at(name.as_bytes())
+    let listener = socket::listen_refusing(name.as_bytes())
         .map_err(|error| explain("listen at an abstract Unix socket", error))?;
     link.attach(Attach::Connect {
         name: Bytes(name.as_bytes()),
@@ -159,7 +162,7 @@ fn by_abstract_socket(link: &Link) -> Result<Found> {
 fn by_executors_socket(link: &Link) -> Result<Found> {
     let name = link.listeners_name()?.text();
     let (expected, token) = (random()?.to_le_bytes(), random()?.to_le_bytes());
-    let socket = socket::connect_to(name.as_bytes())
+    let socket = socket::connect_refusing(name.as_bytes())
         .map_err(|error| explain("connect to the executor's socket", error))?;
     match socket::peer_user(&socket) {
         Ok(user) if is_ours(user) => (),
@@ -239,11 +242,12 @@ fn not_ours(user: u32) -> Error {
     )
 }
 
-/// Whether the process that connected has sent the token. The executor has before it answers, so nothing is
-/// waited for that another process may never send.
+/// Whether the process that connected has sent the token, and nothing else. The executor has before it answers, so
+/// nothing is waited for that another process may never send.
 fn knows(socket: &OwnedFd, token: &[u8]) -> bool {
     let mut buffer = [0; 64];
-    socket::receive_now(socket, &mut buffer).is_ok_and(|received| &buffer[..received.size] == token)
+    socket::receive_now(socket, &mut buffer)
+        .is_ok_and(|received| !received.brought_descriptors && &buffer[..received.size] == token)
 }
 
 #[cfg(test)]

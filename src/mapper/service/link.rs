@@ -47,7 +47,7 @@ impl Link {
         let set_up = limits.deadline(Asked::SetUp);
         let open = |version| -> Result<(u32, Opened)> {
             let open = Open { version, instance };
-            let answer = asked(&transport, service, to_bytes(&open), set_up)?;
+            let answer = asked(&transport, service, to_bytes(&open), None, set_up)?;
             Ok((version, decoded(&answer)?))
         };
         // An executor of an older release refuses what it does not speak.
@@ -78,8 +78,7 @@ impl Link {
     /// # Errors
     /// `Unsupported` with what each way said.
     pub(super) fn find_passing(&mut self) -> Result<DescriptorPassing> {
-        let shared = self.transport.take_channel();
-        let mut found = descriptor_passing::attach(self, shared)?;
+        let mut found = descriptor_passing::attach(self)?;
         if let (Some(channel), Some(end)) = (&mut found.channel, self.session.end) {
             channel.end_at(end);
         }
@@ -96,6 +95,16 @@ impl Link {
     /// Tries a way to pass descriptors.
     pub(super) fn attach(&self, attach: Attach<'_>) -> Result<()> {
         self.ask(self.opened.functions.attach, &attach)
+    }
+
+    /// [`attach`](Self::attach) with a socket that goes along; only where the transport passes descriptors.
+    pub(super) fn attach_with(&self, attach: Attach<'_>, socket: OwnedFd) -> Result<()> {
+        self.ask_with(self.opened.functions.attach, &attach, Some(socket))
+    }
+
+    /// Whether the transport takes descriptors to the executor.
+    pub(super) fn passes_descriptors(&self) -> bool {
+        self.transport.passes_descriptors()
     }
 
     /// Asks for the name of the executor's listener.
@@ -193,10 +202,25 @@ impl Link {
         function: ExecutorAddr,
         request: &impl Encode,
     ) -> Result<T> {
+        self.ask_with(function, request, None)
+    }
+
+    fn ask_with<T: for<'a> Decode<'a>>(
+        &self,
+        function: ExecutorAddr,
+        request: &impl Encode,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<T> {
         let mut message = self.message();
         request.encode(&mut message);
         self.traffic.sent(message.len());
-        let bytes = asked(&self.transport, function.0, message, self.set_up)?;
+        let bytes = asked(
+            &self.transport,
+            function.0,
+            message,
+            descriptor,
+            self.set_up,
+        )?;
         self.traffic.received(bytes.len());
         decoded(&bytes)
     }
@@ -287,10 +311,12 @@ fn asked(
     transport: &Arc<dyn Transport>,
     function: u64,
     message: Vec<u8>,
+    descriptor: Option<OwnedFd>,
     deadline: Option<Deadline>,
 ) -> Result<Vec<u8>> {
     let most = most_answer(message.len());
-    wait(|done| Call::new(deadline, done).start_bounded(transport, function, message, most))
+    let call = |done| Call::new(deadline, done);
+    wait(|done| call(done).start_with(transport, function, message, descriptor, most))
 }
 
 impl Drop for Link {

@@ -18,6 +18,7 @@
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, RX = PROT_READ | PROT_EXEC, RW = PROT_READ | PROT_WRITE, RWX = RW | PROT_EXEC };
@@ -98,6 +99,44 @@ static void on_machine(void) {
        datagrams < 0 ? -1 : connect(datagrams, (struct sockaddr *)&there, sizeof there));
   said("change-root", chroot("/"));
   said("become-root", setuid(0));
+}
+
+// The first descriptor that listens, or -1.
+static int listener(void) {
+  for (int number = 3; number < 64; number++) {
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (!getsockopt(number, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) && listens)
+      return number;
+  }
+  return -1;
+}
+
+// What would lead from the one socket that listens, or from one that is there without asking, to
+// another process.
+static void on_listener(void) {
+  const int listening = listener();
+  said("has-listener", listening);
+  int ends[2];
+  said("pair", socketpair(AF_UNIX, SOCK_SEQPACKET, 0, ends));
+  struct sockaddr_un there = {.sun_family = AF_UNIX};
+  socklen_t size = sizeof there;
+  if (listening >= 0)
+    getsockname(listening, (struct sockaddr *)&there, &size);
+  said("connect-to-listener", connect(ends[0], (struct sockaddr *)&there, size));
+  const struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  said("disconnect", connect(ends[0], &nowhere, sizeof nowhere));
+  said("bind", bind(ends[0], (struct sockaddr *)&there, sizeof(sa_family_t)));
+  said("listen", listen(ends[0], 1));
+  said("accept", accept(ends[0], NULL, NULL));
+  said("accept-elsewhere", accept4(ends[0], NULL, NULL, 0));
+  if (listening < 0)
+    return;
+  int moved = dup(listening);
+  said("move", moved);
+  said("accept-where-it-was-moved", accept4(moved, NULL, NULL, 0));
+  said("replace", dup2(ends[0], listening));
+  said("accept-at-the-replacement", accept4(listening, NULL, NULL, 0));
 }
 
 static void on_files(const char *folder) {
@@ -229,6 +268,8 @@ int main(int argc, char **argv) {
   const char *what = argv[argc - 1];
   if (!strcmp(what, "machine"))
     on_machine();
+  if (!strcmp(what, "listener"))
+    on_listener();
   if (!strcmp(what, "files"))
     on_files(argv[argc - 2]);
   if (!strcmp(what, "memory"))
