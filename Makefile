@@ -269,17 +269,11 @@ check-records: setup stage ## a million graphs come and go in another process, a
 	  build/capi-tests/records_across_test
 
 .PHONY: check-aarch64
-check-aarch64: ## the example of untrusted code, compiled for AArch64; not linked, not run
-	$(call headline,untrusted code for AArch64)
-	@which $(AARCH64)-gcc >/dev/null || apt-get install -y --no-install-recommends \
-	  gcc-aarch64-linux-gnu libc6-dev-arm64-cross
-	@mkdir -p build/aarch64
-	@for file in main executor untrusted; do (set -x; $(AARCH64)-gcc -std=c11 -O1 -fno-builtin \
-	  -fno-stack-protector -fno-tree-loop-distribute-patterns -D_GNU_SOURCE -DJITMEM_EXECUTOR='""' -Iinclude \
-	  -Wall -Wextra -Wpedantic -Werror -c examples/untrusted/$$file.c -o build/aarch64/$$file.o) || exit 1; done
-# What is linked by copying it refers to nothing outside.
-	@! $(AARCH64)-objdump -r -j untrusted build/aarch64/untrusted.o | grep R_AARCH64
-AARCH64 := aarch64-linux-gnu
+check-aarch64: ## Rust, C and executor tests in emulated machines of AArch64, with pages of 4 and 16 KiB
+	$(call headline,AArch64 with pages of 4 KiB)
+	tests/aarch64/run.sh build/aarch64 4k
+	$(call headline,AArch64 with pages of 16 KiB)
+	tests/aarch64/run.sh build/aarch64 16k
 
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
