@@ -4,10 +4,9 @@
 use super::space::heap_is_full;
 use crate::completion::Completion;
 use crate::error::{Result, invalid_argument, invalid_handle};
-use crate::sys::heap;
+use crate::sys::{heap, thread_number};
 use smallvec::SmallVec;
 use std::collections::HashMap;
-use std::thread::ThreadId;
 
 /// A deallocation of something that is being written.
 pub(super) struct WaitingDeallocation {
@@ -18,8 +17,8 @@ pub(super) struct WaitingDeallocation {
 /// The write scopes of a manager. It has none most of the time, so that is asked first.
 #[derive(Default)]
 pub(super) struct Scopes {
-    /// By allocation, the threads that began its scopes.
-    open: HashMap<u64, SmallVec<[ThreadId; 2]>>,
+    /// By allocation, the numbers of the threads that began its scopes.
+    open: HashMap<u64, SmallVec<[u64; 2]>>,
     waiting: Vec<WaitingDeallocation>,
 }
 
@@ -34,7 +33,7 @@ impl Scopes {
         if self.open.is_empty() {
             return Ok(());
         }
-        let here = std::thread::current().id();
+        let here = thread_number();
         let own = |handle: &&u64| {
             let threads = self.open.get(handle);
             threads.is_some_and(|threads| threads.contains(&here))
@@ -51,7 +50,7 @@ impl Scopes {
 
     /// Notes a scope of this allocation. None begins once a deallocation waits, so that it waits for
     /// few.
-    pub(super) fn begin(&mut self, handle: u64, thread: ThreadId) -> Result<()> {
+    pub(super) fn begin(&mut self, handle: u64, thread: u64) -> Result<()> {
         let mut waiting = self.waiting.iter();
         if waiting.any(|waiting| waiting.handles.contains(&handle)) {
             return Err(invalid_handle(format!(
@@ -70,7 +69,7 @@ impl Scopes {
     }
 
     /// Forgets a scope. Gives the deallocations that may be done now.
-    pub(super) fn end(&mut self, handle: u64, thread: ThreadId) -> Vec<WaitingDeallocation> {
+    pub(super) fn end(&mut self, handle: u64, thread: u64) -> Vec<WaitingDeallocation> {
         if let Some(threads) = self.open.get_mut(&handle) {
             let own = threads.iter().position(|known| *known == thread);
             own.map(|own| threads.swap_remove(own));

@@ -16,7 +16,6 @@ use crate::transport::limits::Asked;
 use smallvec::SmallVec;
 use std::fmt;
 use std::sync::Arc;
-use std::thread::ThreadId;
 
 /// A segment of an allocation that is being written.
 pub(super) struct OpenSegment {
@@ -78,7 +77,7 @@ pub(super) type OpenSegments = SmallVec<[OpenSegment; 3]>;
 pub struct WriteScope {
     flow: Arc<Flow<Windows>>,
     handle: u64,
-    thread: ThreadId,
+    thread: u64,
     /// The last fork that its segments were looked at after.
     forks: u32,
     segments: OpenSegments,
@@ -127,7 +126,7 @@ impl WriteScope {
         if ![Kind::TwoViews, Kind::Mprotect, Kind::InPlace, Kind::Shared].contains(&kind) {
             return Err(refused(kind));
         }
-        let thread = std::thread::current().id();
+        let thread = sys::thread_number();
         let forks = sys::fork_epoch();
         let writers = flow.open_writers()?;
         let space = &mut *flow.lock_to_write(handle)?;
@@ -323,7 +322,7 @@ impl Flow<Windows> {
         }
     }
 
-    fn end_scope(self: &Arc<Self>, handle: u64, thread: ThreadId) {
+    fn end_scope(self: &Arc<Self>, handle: u64, thread: u64) {
         // A forked child has no part in what its parent writes.
         if self.check_process().is_err() {
             return;

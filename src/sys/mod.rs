@@ -82,7 +82,7 @@ pub(crate) use stream::{
     StreamWriter, WRITTEN_AT_ONCE, await_plain_bytes, check_open, close_handed_over, duplicate,
     look_for_input, passes_descriptors, read, receive,
 };
-pub(crate) use thread::{exit_now, spawn};
+pub(crate) use thread::{exit_now, spawn, thread_number};
 pub(crate) use valgrind::is_translated;
 pub(crate) use witness::ForksInUse;
 

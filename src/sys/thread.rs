@@ -2,10 +2,12 @@
 //! Threads that jitmem starts in a host's process.
 
 use super::gate;
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::io;
 use std::mem::MaybeUninit;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Signals that report what the thread itself did; blocked, they would kill the process.
 const OWN: [libc::c_int; 5] = [
@@ -20,6 +22,18 @@ const OWN: [libc::c_int; 5] = [
 const STACK: usize = 2 << 20;
 /// Bytes of a thread's name with the zero byte behind it.
 const NAME: usize = 16;
+
+/// The number of this thread, which no other has ever. Not std's, whose threads' own blocks come from the heap.
+pub(crate) fn thread_number() -> u64 {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NUMBER: Cell<u64> = const { Cell::new(0) };
+    }
+    if NUMBER.get() == 0 {
+        NUMBER.set(LAST.fetch_add(1, Ordering::Relaxed) + 1);
+    }
+    NUMBER.get()
+}
 
 /// Ends the process at once: no exit handlers run, and no buffers are written.
 pub(crate) fn exit_now(code: i32) -> ! {
