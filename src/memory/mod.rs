@@ -7,6 +7,8 @@
 #[allow(unsafe_code)]
 pub(crate) mod buffer;
 #[allow(unsafe_code)]
+pub(crate) mod byte_strings;
+#[allow(unsafe_code)]
 pub(crate) mod child_copy;
 #[allow(unsafe_code)]
 pub(crate) mod paged;

@@ -35,7 +35,7 @@ impl Session {
             owner: OwnerProcess::current(),
             functions,
             windows: Windows::default(),
-            teardowns: Teardowns::default(),
+            teardowns: Teardowns::new(),
             channel: Mutex::default(),
         }
     }
@@ -134,7 +134,8 @@ impl Session {
             .try_for_each(|range| self.windows.flush(range))?;
         sys::synchronize_fetches();
         let calls = run_finalize(from_wire(actions))?;
-        Ok(self.teardowns.add(calls))
+        let added = self.teardowns.add(&calls);
+        added.or_else(|error| join(Err(error), run_dealloc(&calls)).map(|()| 0))
     }
 
     /// The memory is free afterwards, whatever fails.
@@ -151,7 +152,7 @@ impl Session {
     /// Runs the deallocation actions that are left, last to first.
     pub(super) fn tear_down(&self) -> Result<()> {
         let mut result = Ok(());
-        for calls in self.teardowns.take_all().rev() {
+        while let Some(calls) = self.teardowns.take_last() {
             result = join(result, run_dealloc(&calls));
         }
         result

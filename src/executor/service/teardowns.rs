@@ -2,27 +2,28 @@
 //! The deallocation actions of a session, and which allocations have actions running.
 
 use crate::error::{Result, invalid_argument, invalid_handle};
+use crate::executor::actions::call_from_wire;
 use crate::lock::{Condvar, Mutex};
 use crate::mapper::WrapperCall;
-use crate::sys;
-use std::collections::BTreeMap;
+use crate::memory::byte_strings::ByteStrings;
+use crate::memory::paged::Table;
+use crate::sys::{self, explain};
+use crate::wire::sps::{self, Call, Encode};
 use std::time::Instant;
 
-#[derive(Default)]
 pub(super) struct Teardowns {
     state: Mutex<TeardownState>,
     /// Told when nothing is running.
     quiet: Condvar,
 }
 
-/// Actions by key; keys grow, so the last one is the latest.
-#[derive(Default)]
 struct TeardownState {
-    last: u64,
-    calls: BTreeMap<u64, Vec<WrapperCall>>,
-    /// The most allocations that have had calls since the heap was trimmed.
+    /// The calls of each allocation, encoded.
+    calls: ByteStrings,
+    /// Allocations that have calls, and the most of them since memory was given back.
+    live: usize,
     most: usize,
-    /// The heap was trimmed since there were no calls.
+    /// Memory was given back since there were no calls.
     trimmed: bool,
     /// Allocations that are being initialized or deinitialized.
     running: usize,
@@ -30,14 +31,27 @@ struct TeardownState {
     closed: bool,
 }
 
-/// The heap is trimmed once half of the allocations with calls are gone, if that is as many. What is left of
-/// them may keep a page of the heap each.
+/// Memory is given back once half of the allocations with calls are gone, if that is as many.
 const MANY: usize = 256;
 
 /// An allocation that is being initialized or deinitialized.
 pub(super) struct Running<'a>(&'a Teardowns);
 
 impl Teardowns {
+    pub(super) fn new() -> Teardowns {
+        Teardowns {
+            state: Mutex::new(TeardownState {
+                calls: ByteStrings::new(),
+                live: 0,
+                most: 0,
+                trimmed: false,
+                running: 0,
+                closed: false,
+            }),
+            quiet: Condvar::new(),
+        }
+    }
+
     /// Lets the session's end wait until the answer is dropped.
     ///
     /// # Errors
@@ -52,16 +66,21 @@ impl Teardowns {
     }
 
     /// Remembers the calls of an allocation under a key; 0 if there are none.
-    pub(super) fn add(&self, calls: Vec<WrapperCall>) -> u64 {
+    pub(super) fn add(&self, calls: &[WrapperCall]) -> Result<u64> {
         if calls.is_empty() {
-            return 0;
+            return Ok(0);
         }
+        let calls: Vec<Call<'_>> = calls.iter().map(Call::from).collect();
+        let mut bytes = Vec::new();
+        calls.encode(&mut bytes);
         let mut state = self.state.lock();
-        state.last += 1;
-        let key = state.last;
-        state.calls.insert(key, calls);
-        state.most = state.most.max(state.calls.len());
-        key
+        let added = state.calls.add(&bytes);
+        let key = added.map_err(|error| {
+            explain("remember the deallocation actions of an allocation", error)
+        })?;
+        state.live += 1;
+        state.most = state.most.max(state.live);
+        Ok(key)
     }
 
     /// Takes the calls of an allocation out.
@@ -69,19 +88,40 @@ impl Teardowns {
         if key == 0 {
             return Ok(Vec::new());
         }
-        let (calls, many_are_gone) = {
+        let (bytes, many_are_gone) = {
             let mut state = self.state.lock();
-            (state.calls.remove(&key), state.many_are_gone())
+            let bytes = state.take(key);
+            (bytes, state.many_are_gone())
         };
         if many_are_gone {
-            sys::heap::trim();
+            self.give_back_memory();
         }
-        calls.ok_or_else(|| invalid_argument(format!("no allocation has the key {key}")))
+        bytes
+            .map(|bytes| decoded(&bytes))
+            .ok_or_else(|| invalid_argument(format!("no allocation has the key {key}")))
     }
 
-    /// Takes all of them out, the latest last.
-    pub(super) fn take_all(&self) -> impl DoubleEndedIterator<Item = Vec<WrapperCall>> {
-        std::mem::take(&mut self.state.lock().calls).into_values()
+    /// Takes the calls out of the last allocation that has some.
+    pub(super) fn take_last(&self) -> Option<Vec<WrapperCall>> {
+        let mut state = self.state.lock();
+        let last = state.calls.last()?;
+        let bytes = state.take(last);
+        bytes.map(|bytes| decoded(&bytes))
+    }
+
+    /// Has the pages of calls go that are gone, and those of the heap that the messages took.
+    #[cold]
+    fn give_back_memory(&self) {
+        loop {
+            let state = self.state.lock();
+            let idle = state.calls.take_idle();
+            if idle.is_empty() {
+                break;
+            }
+            state.calls.discard(&idle);
+            state.calls.give_blocks(&idle);
+        }
+        sys::heap::trim();
     }
 
     /// Lets nothing begin any more, and waits until nothing runs; `false` if something still does at
@@ -97,15 +137,25 @@ impl Teardowns {
 }
 
 impl TeardownState {
-    /// Whether much of the heap is free again; says so once.
+    fn take(&mut self, key: u64) -> Option<Vec<u8>> {
+        let bytes = self.calls.take(key)?;
+        self.live -= 1;
+        Some(bytes)
+    }
+
+    /// Whether much memory holds nothing again; says so once.
     fn many_are_gone(&mut self) -> bool {
-        let left = self.calls.len();
-        let many = self.most - left >= MANY.max(left) || (left == 0 && self.trimmed);
+        let many = self.most - self.live >= MANY.max(self.live) || (self.live == 0 && self.trimmed);
         if many {
-            (self.most, self.trimmed) = (left, left > 0);
+            (self.most, self.trimmed) = (self.live, self.live > 0);
         }
         many
     }
+}
+
+fn decoded(bytes: &[u8]) -> Vec<WrapperCall> {
+    let calls = sps::from_bytes::<Vec<Call<'_>>>(bytes).expect("it was encoded here");
+    calls.into_iter().map(call_from_wire).collect()
 }
 
 impl Drop for Running<'_> {
