@@ -341,7 +341,10 @@ impl Core {
         let trimmed = match &self.0 {
             Division::Windows(flow) => flow.trim(),
             // Each reservation goes with its allocation.
-            Division::Reservations(flow) => flow.check_process().map(|()| 0),
+            Division::Reservations(flow) => flow.check_process().map(|()| {
+                flow.trim_records();
+                0
+            }),
         };
         // What the manager has freed of the heap lies among what others use.
         if trimmed.is_ok() {

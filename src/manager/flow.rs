@@ -218,6 +218,12 @@ impl<M: Memory> Flow<M> {
         }
     }
 
+    /// Gives all memory back of what is noted of allocations that are gone.
+    pub(super) fn trim_records(&self) {
+        self.discard_records();
+        self.space.lock().records.trim();
+    }
+
     // ---- looking and writing ----
 
     pub(super) fn write(

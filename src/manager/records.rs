@@ -518,6 +518,12 @@ impl<T: Default> Records<T> {
 
     // ---- memory ----
 
+    /// Gives the memory back of what allocations have for a while only, where none has it.
+    pub(super) fn trim(&mut self) {
+        self.in_flight.trim();
+        self.endings.trim();
+    }
+
     /// See [`Paged::has_idle`].
     #[inline]
     pub(super) fn has_idle(&self) -> bool {

@@ -77,6 +77,7 @@ impl Flow<Windows> {
         let shrunk = self.shrink_chunks_until(deadline, PART_OF_TRIM);
         let released = self.release_windows(0, delivery);
         self.close_idle_writers();
+        self.trim_records();
         if alone {
             self.end_trim();
         }

@@ -215,6 +215,39 @@ impl<T: Default> Slab<T> {
         }
     }
 
+    /// Gives all memory back that holds no value.
+    #[cold]
+    pub(crate) fn trim(&mut self) {
+        let mut held = 0;
+        for number in 0..self.parts.len() {
+            let part = &mut self.parts[number];
+            if part.values.is_none() {
+                continue;
+            }
+            if part.occupied != 0 {
+                held = number + 1;
+                continue;
+            }
+            part.values = None;
+            self.unlink(number as u32);
+            self.spare -= PART;
+            self.empty_parts -= 1;
+        }
+        self.parts.truncate(held);
+        let mut fitting = Vec::new();
+        if fitting.try_reserve_exact(held).is_ok() {
+            fitting.append(&mut self.parts);
+            self.parts = fitting;
+        }
+        self.bare = END;
+        for number in (0..held).rev() {
+            if self.parts[number].values.is_none() {
+                self.parts[number].next = self.bare;
+                self.bare = number as u32;
+            }
+        }
+    }
+
     /// No value has this number or a larger one, until more room is made.
     pub(crate) fn numbers(&self) -> usize {
         self.parts.len() * PART
@@ -266,6 +299,25 @@ mod tests {
             assert_eq!(slab.iter().count(), 0);
             assert!(slab.bytes() < full / 4, "{} of {full}", slab.bytes());
         }
+        let most = slab.bytes();
+        let kept: Vec<u32> = (0..500).map(|value| slab.insert(Box::new(value))).collect();
+        slab.trim();
+        // Some parts in the middle have gone, and come again.
+        kept[64..256]
+            .iter()
+            .for_each(|number| drop(slab.remove(*number)));
+        slab.trim();
+        assert!(slab.bytes() < most, "{} of {most}", slab.bytes());
+        let more: Vec<u32> = (500..900)
+            .map(|value| slab.insert(Box::new(value)))
+            .collect();
+        let live = kept[..64].iter().chain(&kept[256..]).chain(&more);
+        let values = (0..64).chain(256..900);
+        for (number, value) in live.zip(values) {
+            assert_eq!(*slab.remove(*number), value);
+        }
+        slab.trim();
+        assert_eq!(slab.bytes(), 0);
         assert!(slab.make_spare(1000));
         assert!(slab.bytes() > 1000 * size_of::<Box<u32>>() as u64);
     }
