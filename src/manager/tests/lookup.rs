@@ -6,27 +6,6 @@ use crate::manager::AllocationPhase::{Deallocated, Finalized};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-struct Random(TestRng);
-
-impl Random {
-    fn new() -> Random {
-        let seed = random();
-        eprintln!("seed {seed}");
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        Random(TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
-    }
-
-    fn next(&mut self) -> u64 {
-        use proptest::prelude::RngCore;
-        self.0.next_u64()
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
-
 /// What the oracle knows of an allocation.
 struct Known {
     phase: AllocationPhase,
@@ -88,7 +67,7 @@ fn edges(range: AddressRange) -> [(u64, bool); 4] {
 #[test]
 fn what_is_there_is_found_and_what_is_gone_is_not() {
     for kind in all_kinds() {
-        let mut random = Random::new();
+        let mut random = Random::new(seed());
         let growth = match random.below(2) {
             0 => GrowthPolicy::Error,
             _ => GrowthPolicy::AnotherWindow,
@@ -315,7 +294,7 @@ fn what_stays_is_found_while_everything_around_it_changes() {
         }
         manager.deallocate(holes).unwrap();
         while_others_look(&stays, || {
-            let mut random = Random::new();
+            let mut random = Random::new(seed());
             let mut live = Vec::new();
             for step in 0..few(20_000) {
                 let mut segments = small_graph();

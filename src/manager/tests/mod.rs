@@ -18,6 +18,7 @@ mod reservations;
 mod simple;
 mod sparse;
 mod stock;
+mod windows;
 mod writers;
 mod writing;
 
@@ -126,6 +127,35 @@ fn read(address: u64, size: u64) -> Vec<u8> {
     let count = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
     assert_eq!(count, size as isize, "{address:#x} is not readable");
     bytes
+}
+
+/// Random numbers that a seed repeats.
+struct Random(TestRng);
+
+impl Random {
+    fn new(seed: u64) -> Random {
+        eprintln!("JITMEM_TEST_SEED={seed}");
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        Random(TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+    }
+
+    fn next(&mut self) -> u64 {
+        use proptest::prelude::RngCore;
+        self.0.next_u64()
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
+
+/// That of `JITMEM_TEST_SEED`, or another one each time.
+fn seed() -> u64 {
+    let given = std::env::var("JITMEM_TEST_SEED").ok();
+    given
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(random)
 }
 
 #[test]

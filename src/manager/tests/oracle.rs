@@ -30,22 +30,6 @@ impl Shadow {
     }
 }
 
-struct Random(TestRng);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        use proptest::prelude::RngCore;
-        self.0.next_u64() % bound
-    }
-}
-
-fn seed() -> u64 {
-    std::env::var("JITMEM_TEST_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or_else(random)
-}
-
 fn random_segments(random: &mut Random) -> Vec<Segment> {
     let protections = [
         Protection::READ_EXEC,
@@ -79,13 +63,7 @@ fn random_segments(random: &mut Random) -> Vec<Segment> {
 /// Long random sequences; everything that was handed out is checked for overlap, alignment,
 /// distance, and, through both views, for its bytes.
 fn random_sequence(kind: Kind, steps: u32, seed: u64) {
-    eprintln!("JITMEM_TEST_SEED={seed}");
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &{
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        bytes
-    });
-    let mut random = Random(rng);
+    let mut random = Random::new(seed);
     let options = Options {
         window_size: 64 << 20,
         ..Options::default()
