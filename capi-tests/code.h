@@ -18,7 +18,7 @@ static inline void emit_load(void *out, uint64_t address, uint64_t constant);
 // Returns its argument and a number more.
 static inline void emit_add(void *out, int32_t addend);
 
-// Returns 42 after a load from where its first argument points.
+// Returns 42 after a store to where its first argument points.
 static inline void emit_fault(void *out);
 
 // Jumps to where the pointer at `pointer` points.
@@ -79,8 +79,8 @@ static inline void emit_add(void *out, int32_t addend) {
 }
 
 static inline void emit_fault(void *out) {
-  const uint8_t code[FAULT_SIZE] = {0x8b, 0x07, 0xb8, 42,
-                                    0,    0,    0,    0xc3}; // mov eax, [rdi]; mov eax, 42; ret
+  const uint8_t code[FAULT_SIZE] = {0x89, 0x07, 0xb8, 42,
+                                    0,    0,    0,    0xc3}; // mov [rdi], eax; mov eax, 42; ret
   memcpy(out, code, sizeof code);
 }
 
@@ -183,7 +183,7 @@ static inline void emit_add(void *out, int32_t addend) {
 }
 
 static inline void emit_fault(void *out) {
-  const uint32_t code[] = {ldr32(0, 0, 0), movz(0, 42), RET};
+  const uint32_t code[] = {str32(0, 0, 0), movz(0, 42), RET};
   memcpy(out, code, sizeof code);
 }
 

@@ -10,6 +10,8 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#define TRANSLATED "valgrind opens files and makes memory executable for itself"
+
 static jitmem_containment bounds(uint32_t profile) {
   return (jitmem_containment){.struct_size = sizeof(jitmem_containment), .profile = profile};
 }
@@ -76,6 +78,7 @@ static void audited(void *unused) {
 
 static void each_bound_holds(void **state) {
   (void)state;
+  not_under_valgrind(TRANSLATED);
   in_child(no_exec, NULL);
   in_child(confined, NULL);
   in_child(fixed_code, NULL);
@@ -90,6 +93,7 @@ static void seal(void) {
 
 static void a_sealed_executor_serves(void **state) {
   (void)state;
+  not_under_valgrind(TRANSLATED);
   struct executor executor = start_executor(seal);
   jitmem_transport *transport = NULL;
   jitmem_mapper *mapper = NULL;

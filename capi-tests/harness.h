@@ -241,10 +241,14 @@ static inline int all_bytes_are(const uint8_t *bytes, uint64_t count, uint8_t by
 
 // ---- the run itself ----
 
+static inline int under_valgrind(void) {
+  const char *preloaded = getenv("LD_PRELOAD");
+  return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL;
+}
+
 // Skips a test if valgrind runs this program.
 static inline void not_under_valgrind(const char *why) {
-  const char *preloaded = getenv("LD_PRELOAD");
-  if (preloaded != NULL && strstr(preloaded, "vgpreload") != NULL) {
+  if (under_valgrind()) {
     print_message("SKIPPED: %s\n", why);
     skip();
   }

@@ -48,8 +48,10 @@ static void check_lives(uint32_t kind) {
   printf("%d managers: %ld mappings before, %ld after\n", lives, before.mappings, after.mappings);
   assert_int_equal(after.descriptors, before.descriptors);
   assert_int_equal(after.threads, before.threads);
-  // A heap that is looked after by a sanitizer or valgrind grows by mappings.
-  assert_true(after.mappings <= before.mappings + (instrumented() ? 50 : 0));
+  // A heap that is looked after by a sanitizer grows by mappings, and valgrind by some for each
+  // random place.
+  if (!under_valgrind())
+    assert_true(after.mappings <= before.mappings + (instrumented() ? 50 : 0));
 }
 
 static void managers_with_two_views(void **state) {

@@ -155,8 +155,10 @@ static void leave_nothing(void (*life)(int shared, uint64_t *random), int shared
          after.mappings);
   assert_int_equal(after.threads, before.threads);
   assert_int_equal(after.descriptors, before.descriptors);
-  // Stacks of threads and heaps of theirs are kept by the C library, not one for each life.
-  assert_true(after.mappings <= before.mappings + 20);
+  // Stacks of threads and heaps of theirs are kept by the C library, not one for each life;
+  // valgrind has more for each random place.
+  if (!under_valgrind())
+    assert_true(after.mappings <= before.mappings + 20);
 }
 
 static void killed_at_work_shared(void **state) {
