@@ -15,8 +15,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <string>
+#include <sys/mman.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -52,6 +54,46 @@ std::unique_ptr<Module> functionReturning(LLVMContext &Context, const std::strin
   return M;
 }
 
+// `i32 @Name()` that reads `@counter` of another object by a 32-bit distance.
+std::unique_ptr<Module> functionReadingCounter(LLVMContext &Context, const std::string &Name) {
+  auto M = functionReturning(Context, Name, 0);
+  auto *Int = Type::getInt32Ty(Context);
+  auto *Counter =
+      new GlobalVariable(*M, Int, false, GlobalValue::ExternalLinkage, nullptr, "counter");
+  Counter->setDSOLocal(true);
+  auto *Return = M->getFunction(Name)->getEntryBlock().getTerminator();
+  Return->setOperand(0, IRBuilder<>(Return).CreateLoad(Int, Counter));
+  return M;
+}
+
+const uint64_t GiB = uint64_t(1) << 30;
+
+uint64_t distance(uint64_t A, uint64_t B) { return std::max(A, B) - std::min(A, B); }
+
+// Mappings that take all room near an address, so that the system's next one lies out of its reach.
+class Obstacles {
+public:
+  explicit Obstacles(uint64_t Address) {
+    for (uint64_t Size = GiB; Size >= 4096; Size /= 64)
+      do {
+        void *Place =
+            mmap(nullptr, Size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (Place == MAP_FAILED)
+          report_fatal_error("mmap");
+        Taken.emplace_back(Place, Size);
+      } while (distance(reinterpret_cast<uintptr_t>(Taken.back().first), Address) < 3 * GiB);
+  }
+  ~Obstacles() {
+    for (auto &[Place, Size] : Taken)
+      munmap(Place, Size);
+  }
+  Obstacles(const Obstacles &) = delete;
+  Obstacles &operator=(const Obstacles &) = delete;
+
+private:
+  std::vector<std::pair<void *, uint64_t>> Taken;
+};
+
 int callAddress(uint64_t Address) {
   return reinterpret_cast<int (*)()>(static_cast<uintptr_t>(Address))();
 }
@@ -83,6 +125,10 @@ protected:
   static std::unique_ptr<LLJIT>
   session(std::function<std::unique_ptr<RuntimeDyld::MemoryManager>()> Memory) {
     LLJITBuilder Builder;
+    // As compilers do for programs: RuntimeDyld's default are addresses of 64 bits.
+    auto Target = must(JITTargetMachineBuilder::detectHost());
+    Target.setCodeModel(CodeModel::Small).setRelocationModel(Reloc::PIC_);
+    Builder.setJITTargetMachineBuilder(std::move(Target));
     Builder.setObjectLinkingLayerCreator([=](ExecutionSession &ES, auto &&...) {
       auto Layer =
           std::make_unique<RTDyldObjectLinkingLayer>(ES, [=](auto &&...) { return Memory(); });
@@ -112,10 +158,13 @@ protected:
     must(J.addObjectFile(std::move(*Buffer)));
   }
 
-  static void addFunction(LLJIT &J, const std::string &Name, int Value) {
+  static void addModule(LLJIT &J, function_ref<std::unique_ptr<Module>(LLVMContext &)> Make) {
     auto Context = std::make_unique<LLVMContext>();
-    auto M = functionReturning(*Context, Name, Value);
+    auto M = Make(*Context);
     must(J.addIRModule(ThreadSafeModule(std::move(M), std::move(Context))));
+  }
+  static void addFunction(LLJIT &J, const std::string &Name, int Value) {
+    addModule(J, [&](LLVMContext &Context) { return functionReturning(Context, Name, Value); });
   }
 
   // Links objects, calls some, and gives how many mappings they took.
@@ -153,6 +202,27 @@ TEST_P(RTDyld, ManyObjectsTakeFewMappings) {
   RecordProperty("mappings", std::to_string(Ours) + " of " + std::to_string(Theirs));
   EXPECT_LE(Ours, 64U);
   EXPECT_LT(Ours, Theirs);
+}
+
+// RuntimeDyld writes 32 bits of a distance, whether it has more or not.
+TEST_P(RTDyld, ObjectsReachEachOtherWhereOtherMappingsTakeAllRoomNear) {
+  start();
+  addModule(*J, [](LLVMContext &Context) {
+    auto M = std::make_unique<Module>("counter", Context);
+    auto *Int = Type::getInt32Ty(Context);
+    new GlobalVariable(*M, Int, false, GlobalValue::ExternalLinkage, ConstantInt::get(Int, 41),
+                       "counter");
+    return M;
+  });
+  uint64_t Counter = find(*J, "counter");
+  Obstacles Near(Counter);
+  for (int I = 0; I != 4; ++I) {
+    std::string Name = "reader" + std::to_string(I);
+    addModule(*J, [&](LLVMContext &Context) { return functionReadingCounter(Context, Name); });
+    uint64_t Reader = find(*J, Name);
+    ASSERT_LT(distance(Reader, Counter), GiB);
+    EXPECT_EQ(callAddress(Reader), 41);
+  }
 }
 
 TEST_P(RTDyld, ExceptionsPassThroughSeveralObjects) {
