@@ -215,25 +215,31 @@ LISTEN(register_listener, "LLVMOrcRTDyldObjectLinkingLayerRegisterJITEventListen
 LISTEN(register_listener_cpp, "_ZN4llvm3orc24RTDyldObjectLinkingLayer24registerJITEventListener"
                               "ERNS_16JITEventListenerE")
 
-/// Notes the libraries of LLVM that are loaded, and whether the program contains LLVM itself.
+/// Whether a module has LLVM in it, by a message of report_fatal_error.
+static bool contains_llvm(const struct dl_phdr_info *module) {
+  static const char mark[] = {'L', 'L', 'V', 'M', ' ', 'E', 'R', 'R', 'O', 'R', ':', ' '};
+  for (int i = 0; i < module->dlpi_phnum; ++i) {
+    const ElfW(Phdr) *segment = &module->dlpi_phdr[i];
+    const char *begin = (const char *)(module->dlpi_addr + segment->p_vaddr);
+    if (segment->p_type != PT_LOAD || !(segment->p_flags & PF_R))
+      continue;
+    if (mark >= begin && mark < begin + segment->p_filesz)
+      return false; // this library
+    if (memmem(begin, segment->p_filesz, mark, sizeof mark))
+      return true;
+  }
+  return false;
+}
+
+/// Notes the LLVM of the process: a library of its name, else a module that contains it.
 static int find_llvm(struct dl_phdr_info *module, size_t size, void *found) {
   (void)size;
   char *text = found;
   if (strncmp(file_name(module->dlpi_name), "libLLVM", 7) == 0)
     snprintf(text, PATH_MAX, "%s", module->dlpi_name);
-  if (module->dlpi_name[0] || text[0])
-    return 0;
-  // Every program with LLVM has this message of report_fatal_error.
-  static const char mark[] = {'L', 'L', 'V', 'M', ' ', 'E', 'R', 'R', 'O', 'R', ':', ' '};
-  for (int i = 0; i < module->dlpi_phnum; ++i) {
-    const ElfW(Phdr) *segment = &module->dlpi_phdr[i];
-    if (segment->p_type == PT_LOAD && (segment->p_flags & PF_R) &&
-        memmem((const void *)(module->dlpi_addr + segment->p_vaddr), segment->p_filesz, mark,
-               sizeof mark)) {
-      snprintf(text, PATH_MAX, "the program itself, linked statically");
-      break;
-    }
-  }
+  else if (!text[0] && contains_llvm(module))
+    snprintf(text, PATH_MAX, "%s, linked statically",
+             module->dlpi_name[0] ? module->dlpi_name : "the program itself");
   return 0;
 }
 

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """LLVM's own programs run on jitmem by LD_PRELOAD, unchanged, and say so when they end.
 
-usage: programs.py BUILD...    with one folder for each LLVM, in which preload/ was built: build/preload-22
+usage: programs.py PYTHON BUILD...    with a Python that has llvmlite, and one folder for each LLVM, in which preload/ was
+                                      built: build/preload-22
 """
 
 import os
@@ -105,6 +106,13 @@ class Programs(unittest.TestCase):
         self.assertEqual("", complaint)
         self.not_on_jitmem(report)
 
+    def test_llvmlite_whose_llvm_is_inside_is_named_and_left_alone(self):
+        example = pathlib.Path(__file__).parents[2] / "examples/python/llvmlite_engines.py"
+        output, complaint, report = self.run_with(22, PYTHON, str(example))
+        self.assertEqual(("answers by MCJIT and LLJIT of llvmlite: [42, 42]\n", ""), (output, complaint))
+        self.assertRegex(report["llvm"], r"/libllvmlite\.so,$")
+        self.not_on_jitmem(report)
+
     def test_program_without_llvm(self):
         output, complaint, report = self.run_with(22, "/bin/echo", "as ever")
         self.assertEqual(("as ever\n", "", "none"), (output, complaint, report["llvm"]))
@@ -115,9 +123,10 @@ def tool(version, name):
     return f"/usr/lib/llvm-{version}/bin/{name}"
 
 
-if len(sys.argv) < 2:
+if len(sys.argv) < 3:
     sys.exit(__doc__)
-for folder in sys.argv[1:]:
+PYTHON = sys.argv[1]
+for folder in sys.argv[2:]:
     number = int(folder.rsplit("-", 1)[1])
     PRELOADS[number] = os.path.realpath(f"{folder}/libjitmem-llvm-{number}.so")
 unittest.main(argv=sys.argv[:1])
