@@ -191,7 +191,9 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 test-preload: stage ## LLVM's own programs on jitmem, unchanged
 	$(call headline,preloaded programs)
 	@for version in $(PRELOADS); do $(call preload,$$version); done
-	tests/preload/programs.py $(PRELOADS:%=build/preload-%)
+	@[ -x build/llvmlite/bin/python ] || python3 -m venv build/llvmlite
+	@build/llvmlite/bin/pip install --quiet --disable-pip-version-check 'llvmlite==0.50.0'
+	tests/preload/programs.py build/llvmlite/bin/python $(PRELOADS:%=build/preload-%)
 	tests/preload/postgres.py $(POSTGRES_PRELOAD)
 PRELOADS := 22 19 14
 # The LLVM of Debian's PostgreSQL 15.
@@ -260,6 +262,13 @@ check-postgres: setup stage ## 10,000 jitted queries of PostgreSQL, with its own
 	$(call headline,PostgreSQL)
 	@$(call preload,14)
 	tests/preload/postgres.py $(POSTGRES_PRELOAD) --queries 10000
+
+.PHONY: check-mlir
+check-mlir: setup stage ## MLIR's ExecutionEngine, whose sections jitmem has
+	$(call headline,MLIR)
+	@[ -d $(LLVM_ROOT)22/lib/cmake/mlir ] || apt-get install -y --no-install-recommends libmlir-22-dev
+	@$(call project,examples/mlir,build/mlir,-DMLIR_DIR=$(LLVM_ROOT)22/lib/cmake/mlir)
+	build/mlir/jitmem-mlir
 
 .PHONY: check-records
 check-records: setup stage ## a million graphs come and go in another process, and their memory with them
