@@ -452,6 +452,65 @@ class Replies(unittest.TestCase):
         self.assertLess(peak() - before, 32 * MIB)
         self.end(controller, executor)
 
+    def test_half_a_reply_and_then_silence_is_waited_for_as_long_as_a_limit_says(self):
+        for half in (16, 32, 40):
+            ours, theirs = socket.socketpair()
+            theirs.sendall(setup())
+            limits = Limits(ctypes.sizeof(Limits), code=300, close=300)
+            controller = Controller(ours, ctypes.byref(limits))
+
+            def answer():
+                _, number, _, _ = read_message(theirs.fileno())
+                theirs.sendall(message(RESULT, number, 0, bytes(100))[:half])
+
+            answering = Background(answer)
+            self.assertEqual(controller.call(), (TIMED_OUT,))
+            answering.get()
+            controller.free()
+            theirs.close()
+
+    def test_a_session_that_breaks_the_protocol_ends_alone(self):
+        ours, theirs = socket.socketpair()
+        theirs.sendall(setup(TAKES_DESCRIPTORS))
+        controller = Controller(ours)
+        channels = []
+
+        def attach_two():
+            while len(channels) < 2:
+                data, along, *_ = socket.recv_fds(theirs, 1 << 16, 1)
+                _, _, number, tag = struct.unpack("<4Q", data[:32])
+                if tag == ATTACH:
+                    channels.append(socket.socket(fileno=along[0]))
+                    channels[-1].send(data[32 + 8 + 1 + 8 + 8 :])
+                theirs.sendall(message(RESULT, number, 0, opened() if tag == OPEN else b"\1"))
+
+        attaching = Background(attach_two)
+        mappers = [ctypes.c_void_p(), ctypes.c_void_p()]
+        for mapper in mappers:
+            make = LIBRARY.jitmem_mapper_shared
+            self.assertEqual(controller.check(make, controller.transport, None, ctypes.byref(mapper)), 0)
+        attaching.get()
+
+        def answer(channel, other, body):
+            _, _, number, _ = struct.unpack("<4Q", channel.recv(MIB)[:32])
+            channel.send(message(RESULT, number + other, 0, body))
+
+        refused = b"\0" + u32(UNSUPPORTED) + string("no such window")
+        # One answers what the other might have asked, the other one what it was asked.
+        for mapper, channel, other, expected in zip(mappers, channels, (1, 0), (DISCONNECTED, UNSUPPORTED)):
+            answering = Background(lambda: answer(channel, other, refused))
+            manager = ctypes.c_void_p()
+            status = controller.check(LIBRARY.jitmem_manager_create, mapper, None, ctypes.byref(manager))
+            self.assertEqual(status, expected, controller.message)
+            answering.get()
+        self.assertIn("no such window", controller.message)
+        for channel in channels:
+            channel.close()
+        for mapper in mappers:
+            LIBRARY.jitmem_mapper_free(mapper)
+        controller.free()
+        theirs.close()
+
 
 class Descriptors(unittest.TestCase):
     """Descriptors of which the controller must take none: it can't get rid of a file whose file system, a process of

@@ -33,8 +33,8 @@ def reply(reader, value=lambda: None):
     raise Refused(reader.u32(), reader.string())
 
 
-def memfd(size, seals=F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL):
-    file = os.memfd_create("hostile", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+def memfd(size, seals=F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL, flags=0):
+    file = os.memfd_create("hostile", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC | flags)
     os.ftruncate(file, size)
     fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
     return file
@@ -219,13 +219,16 @@ class HostileSteps(Case):
     def test_memfds_that_lie(self):
         where = self.part(32, 4)
         small, open_, null = memfd(2 * PAGE), memfd(4 * PAGE, 0), os.open("/dev/zero", os.O_RDONLY)
+        # Its pages are larger than the chunk.
+        huge, folder = memfd(2 << 20, flags=os.MFD_HUGETLB), os.open("/", os.O_RDONLY)
+        files = (small, open_, null, huge, folder)
         for kind, chunk, protection in ((MAP, where, u8(RX)), (MAP, where, u8(R)), (REPLACE, self.code, b"")):
-            for file in (small, open_, null):
+            for file in files:
                 [outcome] = self.controller.change(step(kind, *chunk, protection), files=[file])
                 self.assertIsNotNone(outcome, (kind, file))
                 self.assertEqual(self.state(), self.before)
             self.refuse(step(kind, *chunk, protection), "the message carried too few")
-        for file in (small, open_, null):
+        for file in files:
             os.close(file)
 
     def test_what_may_be_replaced_is_constant_and_foreign(self):
