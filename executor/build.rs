@@ -4,6 +4,7 @@
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     for name in [
+        "_Unwind_Find_FDE",
         "__jit_debug_descriptor",
         "__jit_debug_register_code",
         "llvm_orc_*",

@@ -1391,6 +1391,19 @@ JITMEM_ENUM(jitmem_fallback) {
   JITMEM_FALLBACK_SECOND_BEST = 8,
 };
 
+/// How frames of linked code become known to the unwinder.
+JITMEM_ENUM(jitmem_frames) {
+  /// By actions of the host's, of which nothing is known.
+  JITMEM_FRAMES_ACTIONS = 0,
+  /// By an index that the executor's unwinder reads; no action registers them.
+  JITMEM_FRAMES_INDEX = 1,
+  /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
+  /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+  JITMEM_FRAMES_UNWINDER_ASKS_NONE = 2,
+  /// By actions that register them, since there was no room for an index of some window.
+  JITMEM_FRAMES_NO_ROOM = 3,
+};
+
 /// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
 /// Set struct_size to sizeof(jitmem_stats) before the call.
 typedef struct jitmem_stats {
@@ -1464,6 +1477,13 @@ typedef struct jitmem_stats {
   uint64_t answers_late;
   /// Answers to no call: each ended its connection.
   uint64_t answers_unexpected;
+  /// One of jitmem_frames.
+  uint64_t frames_found_by;
+  /// Allocations whose frames are found by an index, so that no action registers them. This and the next one: of all
+  /// managers over the mapper.
+  uint64_t frames_indexed;
+  /// Allocations whose frames an action registers.
+  uint64_t frames_registered;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

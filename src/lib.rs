@@ -149,6 +149,8 @@ mod group;
 mod sys;
 
 mod memory;
+
+mod unwind;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod wire;
@@ -183,7 +185,7 @@ pub use manager::{
     ForkPolicy, GrowthPolicy, InFlight, Label, LayoutItem, LayoutKind, Location, Manager, Observer,
     Options, SectionGroup, SectionKind, Segment, Stats, Usage, UsageBy, WriteScope, lookup,
 };
-pub use mapper::{Action, InProcessKind, Mapper, WrapperCall};
+pub use mapper::{Action, FoundBy, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;
 pub use page::{AddressRange, Alignment};
 pub use sys::heap::Heap;

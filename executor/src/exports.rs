@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What linked code and the libraries that it opens find in LLVM's executors by dlsym: the names of
-//! every release at once. build.rs exports them.
+//! every release at once; and what libgcc asks for frames. build.rs exports them.
 
 use jitmem::executor::exports::{
-    llvm_deregister_eh_frames, llvm_register_debug_object, llvm_register_eh_frames,
+    llvm_deregister_eh_frames, llvm_register_debug_object, llvm_register_eh_frames, unwind_find_fde,
 };
 
 #[cfg(target_arch = "x86_64")]
@@ -47,6 +47,7 @@ exports! {
     "llvm_orc_deregisterEHFrameSectionAllocAction" llvm_deregister_eh_frames;
     "llvm_orc_registerJITLoaderGDBWrapper" llvm_register_debug_object;
     "llvm_orc_registerJITLoaderGDBAllocAction" llvm_register_debug_object;
+    "_Unwind_Find_FDE" unwind_find_fde;
 }
 
 // GDB's JIT interface, which the library has without types, so that lldb looks for LLVM's first. Here is

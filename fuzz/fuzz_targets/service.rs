@@ -11,6 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     reread!(bytes =>
         Open,
         Reply<Opened>,
+        Reply<OpenedWithFrames>,
         (u64, Attach<'_>),
         Reply<()>,
         (u64, Reserve),

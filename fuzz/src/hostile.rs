@@ -305,11 +305,14 @@ impl Transport for Hostile {
             close,
         };
         done.complete(Ok(match function {
-            OPEN => fine(Opened {
-                session: 1,
-                page_size: PAGE,
-                coherent: true,
-                functions,
+            OPEN => fine(OpenedWithFrames {
+                opened: Opened {
+                    session: 1,
+                    page_size: PAGE,
+                    coherent: true,
+                    functions,
+                },
+                frames: FrameFunctions::default(),
             }),
             ATTACH => {
                 let Attach::Shared { token, .. } = sent(&args) else {

@@ -7,7 +7,10 @@ use crate::channel::Channel;
 use crate::executor::Executor;
 use crate::input::Input;
 use arguments::encode_steps;
-use jitmem::wire::service::{Attach, Functions, Open, Opened, Reply, ReservedAt, Step, VERSION};
+use jitmem::wire::service::{
+    Attach, Functions, INDEX_VERSION, Open, Opened, OpenedWithFrames, Reply, ReservedAt, Step,
+    VERSION,
+};
 use jitmem::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
 use std::fs::File;
@@ -245,7 +248,12 @@ impl Controller {
         let answer = self
             .executor
             .call(function, &to_bytes(&Open { version, instance }));
-        if let Ok(Reply(Ok(opened))) = from_bytes::<Reply<Opened>>(&answer) {
+        let opened = match version {
+            INDEX_VERSION.. => from_bytes::<Reply<OpenedWithFrames>>(&answer)
+                .map(|Reply(reply)| Reply(reply.map(|reply| reply.opened))),
+            _ => from_bytes::<Reply<Opened>>(&answer),
+        };
+        if let Ok(Reply(Ok(opened))) = opened {
             self.sessions.push(opened.session);
             self.functions = Some(opened.functions);
         }

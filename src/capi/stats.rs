@@ -51,6 +51,22 @@ pub enum jitmem_fallback {
     JITMEM_FALLBACK_SECOND_BEST = 8,
 }
 
+/// How frames of linked code become known to the unwinder.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_frames {
+    /// By actions of the host's, of which nothing is known.
+    JITMEM_FRAMES_ACTIONS = 0,
+    /// By an index that the executor's unwinder reads; no action registers them.
+    JITMEM_FRAMES_INDEX = 1,
+    /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
+    /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+    JITMEM_FRAMES_UNWINDER_ASKS_NONE = 2,
+    /// By actions that register them, since there was no room for an index of some window.
+    JITMEM_FRAMES_NO_ROOM = 3,
+}
+
 /// Figures of one moment. Sizes in bytes, counts since the manager was made unless said otherwise.
 /// Set struct_size to sizeof(jitmem_stats) before the call.
 #[allow(non_camel_case_types)]
@@ -127,6 +143,13 @@ pub struct jitmem_stats {
     pub answers_late: u64,
     /// Answers to no call: each ended its connection.
     pub answers_unexpected: u64,
+    /// One of jitmem_frames.
+    pub frames_found_by: u64,
+    /// Allocations whose frames are found by an index, so that no action registers them. This and the next one: of all
+    /// managers over the mapper.
+    pub frames_indexed: u64,
+    /// Allocations whose frames an action registers.
+    pub frames_registered: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -201,6 +224,9 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             answers_too_large: now.dropped_answers.too_large,
             answers_late: now.dropped_answers.late,
             answers_unexpected: now.dropped_answers.unexpected,
+            frames_found_by: now.frames_found_by as u64,
+            frames_indexed: now.frames_indexed,
+            frames_registered: now.frames_registered,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

@@ -6,6 +6,7 @@ use super::llvm::{deregister_eh_frames, register_debug_object, register_eh_frame
 use crate::sys::serve;
 use std::ffi::c_char;
 
+pub use super::unwinder::{FoundFrames, unwind_find_fde};
 pub use crate::sys::RawWrapperResult;
 
 macro_rules! wrappers {

@@ -276,6 +276,7 @@ impl<M: Memory> Flow<M> {
             &self.space.lock(),
             self.mapper.capabilities(),
             traffic,
+            self.mapper.frames(),
             dropped_answers.unwrap_or_default(),
             window_size,
         )

@@ -4,7 +4,7 @@
 use super::AllocationHandle;
 use super::space::{Memory, Space};
 use crate::group::AllocGroup;
-use crate::mapper::{Capabilities, Kind};
+use crate::mapper::{Capabilities, FoundBy, FrameCounts, Kind};
 use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
 use crate::sys;
@@ -64,6 +64,13 @@ pub struct Stats {
     pub message_bytes: u64,
     /// What the executor has answered for nothing to all that goes through the mapper's transport.
     pub dropped_answers: DroppedAnswers,
+    /// How frames of linked code become known to the unwinder.
+    pub frames_found_by: FoundBy,
+    /// Allocations so far whose frames are found by an index, so that no action registers them. This and the
+    /// next one: of all managers over the mapper.
+    pub frames_indexed: u64,
+    /// Allocations so far whose frames an action registers.
+    pub frames_registered: u64,
     /// Windows that lie out of reach of the process's images.
     pub windows_out_of_reach: u64,
     /// A window is smaller than asked for, because address space is limited.
@@ -160,6 +167,7 @@ pub(super) fn collect<M: Memory>(
     space: &Space<M>,
     mapper: &Capabilities,
     traffic: (u64, u64),
+    frames: FrameCounts,
     dropped_answers: DroppedAnswers,
     window_size: u64,
 ) -> Stats {
@@ -192,6 +200,9 @@ pub(super) fn collect<M: Memory>(
         messages: traffic.0,
         message_bytes: traffic.1,
         dropped_answers,
+        frames_found_by: frames.found_by,
+        frames_indexed: frames.indexed,
+        frames_registered: frames.registered,
         windows_out_of_reach: sums.out_of_reach,
         smaller_window: sums.smallest_window < window_size,
         mapper: mapper.kind,

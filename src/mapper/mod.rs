@@ -26,7 +26,7 @@ pub use in_process::InProcessKind;
 pub(crate) use custom::Checked;
 pub(crate) use in_process::InProcess;
 pub(crate) use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
-pub(crate) use service::ServiceMapper;
+pub(crate) use service::{IndexedFrames, ServiceMapper};
 
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -211,20 +211,45 @@ pub(crate) enum Teardown {
     /// Nothing.
     #[default]
     Nothing,
+    /// The mapper's own name for it.
+    Key(u64),
     /// Deallocation actions in the order of their finalize twins; they run last to first.
     /// Boxed, because every live allocation has a teardown: 16 bytes instead of 24.
     #[allow(clippy::box_collection)]
     Calls(Box<Vec<WrapperCall>>),
-    /// The mapper's own name for it.
-    Key(u64),
+    /// The mapper's own name for it, 0 for none, and what leaves an index besides.
+    Indexed(Box<Indexed>),
+}
+
+/// What is left to do for an allocation with frames in an index.
+#[derive(Debug)]
+pub(crate) struct Indexed {
+    key: u64,
+    frames: IndexedFrames,
 }
 
 impl Teardown {
+    /// [`Teardown::of_key`] for an allocation that may have frames in an index.
+    pub(crate) fn new(key: u64, frames: Option<IndexedFrames>) -> Teardown {
+        match frames {
+            Some(frames) => Teardown::Indexed(Box::new(Indexed { key, frames })),
+            None => Teardown::of_key(key),
+        }
+    }
+
     /// What a mapper's name for an allocation says: 0 is nothing.
     pub(crate) fn of_key(key: u64) -> Teardown {
         match key {
             0 => Teardown::Nothing,
             key => Teardown::Key(key),
+        }
+    }
+
+    fn key(&self) -> u64 {
+        match self {
+            Teardown::Key(key) => *key,
+            Teardown::Indexed(indexed) => indexed.key,
+            Teardown::Nothing | Teardown::Calls(_) => 0,
         }
     }
 
@@ -255,9 +280,14 @@ impl Deinitialization {
 
     /// What [`CustomMapper::initialize`] answered; 0 if it had nothing to remember.
     pub fn key(&self) -> u64 {
+        self.teardown.key()
+    }
+
+    /// What leaves an index.
+    pub(crate) fn into_frames(self) -> Option<IndexedFrames> {
         match self.teardown {
-            Teardown::Key(key) => key,
-            Teardown::Nothing | Teardown::Calls(_) => 0,
+            Teardown::Indexed(indexed) => Some(indexed.frames),
+            _ => None,
         }
     }
 
@@ -277,6 +307,30 @@ pub(crate) enum MapperInterface {
     Windows(Arc<dyn MemoryMapper>),
     /// A reservation for each allocation.
     Reservations(Arc<dyn ReservingMapper>),
+}
+
+/// How frames of linked code become known to the unwinder.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FoundBy {
+    /// By actions of the host's, of which nothing is known.
+    #[default]
+    Actions = 0,
+    /// By an index that the executor's unwinder reads; no action registers them.
+    Index = 1,
+    /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
+    /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+    UnwinderAsksNone = 2,
+    /// By actions that register them, since there was no room for an index of some window.
+    NoRoom = 3,
+}
+
+/// How frames became known, and of how many allocations.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct FrameCounts {
+    pub(crate) found_by: FoundBy,
+    pub(crate) indexed: u64,
+    pub(crate) registered: u64,
 }
 
 /// What every mapper tells of itself.
@@ -303,6 +357,11 @@ pub(crate) trait MapperBase: Send + Sync {
     /// Messages sent to the executor, and the bytes of both directions.
     fn traffic(&self) -> (u64, u64) {
         (0, 0)
+    }
+
+    /// How frames of linked code become known to the unwinder.
+    fn frames(&self) -> FrameCounts {
+        FrameCounts::default()
     }
 
     /// What is known of the executor.

@@ -2,6 +2,7 @@
 //! Reserved address space of this process, and what is mapped in its place.
 
 use super::placement::{Placement, candidates, random_below};
+use super::writer_view::far_from;
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::lock::Mutex;
@@ -62,6 +63,13 @@ impl Reservation {
     /// Reserves `size` bytes anywhere: the process's images may be out of reach.
     pub(crate) fn anywhere(size: u64) -> Result<Reservation> {
         let start = sys::reserve(At::Anywhere, size)
+            .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
+        Ok(Reservation::of(start, size, false))
+    }
+
+    /// Reserves `size` bytes where a window's neighbourhood is not crowded by them, at a random place.
+    pub(crate) fn far_from(window: AddressRange, size: u64) -> Result<Reservation> {
+        let start = far_from(window, |at| sys::reserve(at, size))
             .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
         Ok(Reservation::of(start, size, false))
     }

@@ -269,6 +269,11 @@ impl WriterView {
         unsafe { sys::remove(self.start + offset, size) }
     }
 
+    /// Where it is.
+    pub(crate) fn address(&self) -> u64 {
+        self.start
+    }
+
     /// Its bytes.
     pub(crate) fn size(&self) -> u64 {
         self.size

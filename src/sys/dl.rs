@@ -51,8 +51,14 @@ pub(crate) fn symbol(name: &CStr) -> Option<u64> {
     unsafe { find(libc::RTLD_DEFAULT, name) }
 }
 
+/// Where the definition of a symbol is that comes behind the one in the caller's image.
+pub(crate) fn next_symbol(name: &CStr) -> Option<u64> {
+    // SAFETY: the process's global scope.
+    unsafe { find(libc::RTLD_NEXT, name) }
+}
+
 /// # Safety
-/// `library` is a handle of dlopen's that is open, or RTLD_DEFAULT.
+/// `library` is a handle of dlopen's that is open, RTLD_DEFAULT or RTLD_NEXT.
 unsafe fn find(library: *mut c_void, name: &CStr) -> Option<u64> {
     // SAFETY: as the caller says, and a string.
     let address = unsafe { libc::dlsym(library, name.as_ptr()) };

@@ -53,7 +53,7 @@ pub(crate) use code::{
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
-pub(crate) use dl::{Library, image_of, open_library, symbol, symbol_in};
+pub(crate) use dl::{Library, image_of, next_symbol, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_reach};
 #[cfg(test)]
@@ -71,8 +71,8 @@ pub(crate) use memfile::MemFile;
 pub(crate) use numbering::Numbering;
 pub(crate) use pages::Pages;
 pub(crate) use program::{
-    OwnThread, call_int, call_main, call_on_frames, call_void, fit_heap_to_limit, set_stack_size,
-    spawn_for_programs, start_own_thread,
+    OwnThread, call_int, call_main, call_on_frames, call_unwinder, call_void, fit_heap_to_limit,
+    set_stack_size, spawn_for_programs, start_own_thread,
 };
 pub(crate) use raw::{Memory, discard};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};

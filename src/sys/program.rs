@@ -111,6 +111,23 @@ pub(crate) unsafe fn call_on_frames(function: u64, frames: u64) {
     }
 }
 
+/// Calls `void *f(void *pc)` of the unwinder's, or `f(void *pc, void *more)`. Async-signal-safe if that is.
+///
+/// # Safety
+/// `function` is such a function, and what is at `more` is what it takes.
+pub(crate) unsafe fn call_unwinder(
+    function: u64,
+    pc: *const c_void,
+    more: *mut c_void,
+) -> *const c_void {
+    type Find = unsafe extern "C" fn(*const c_void, *mut c_void) -> *const c_void;
+    // SAFETY: as the caller says; in the C ABI a function leaves an argument alone that it does not know.
+    unsafe {
+        let function: Find = std::mem::transmute(code(function));
+        function(pc, more)
+    }
+}
+
 /// The least that a limit of address space brings that down to.
 const STACK_UNDER_LIMIT: u64 = 256 << 10;
 

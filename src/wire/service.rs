@@ -10,9 +10,13 @@ use super::sps::{
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 5;
-/// The oldest version that either side still speaks. It has no [`Step::Replace`] and what follows it.
+pub const VERSION: u32 = 6;
+/// The oldest version that either side still speaks.
 pub const OLDEST_VERSION: u32 = 4;
+/// The version with [`Step::Replace`], and what stands between that and [`Step::Index`].
+pub const PARTS_VERSION: u32 = 5;
+/// The version with [`OpenedWithFrames`] and [`Step::Index`].
+pub const INDEX_VERSION: u32 = 6;
 
 /// An executor publishes this if it takes descriptors that come along with calls; the value has no meaning.
 pub const TAKES_DESCRIPTORS: &str = "jitmem_service_takes_descriptors";
@@ -136,6 +140,30 @@ message! {
         coherent: bool,
         /// Where the functions of the service are.
         functions: Functions,
+    }
+}
+
+message! {
+    /// What `open` answers to a controller of [`INDEX_VERSION`].
+    OpenedWithFrames {
+        /// What it answers to others.
+        opened: Opened,
+        /// Which calls an index stands for.
+        frames: FrameFunctions,
+    }
+}
+
+message! {
+    /// Functions that need no call for code that is in an index ([`Step::Index`]), if the executor's unwinder asks
+    /// one. Each takes an `.eh_frame` section's range.
+    #[derive(Copy, Default)]
+    FrameFunctions {
+        /// Whether it does.
+        asked: bool,
+        /// Registers it.
+        register: ExecutorAddr,
+        /// Deregisters it.
+        deregister: ExecutorAddr,
     }
 }
 
@@ -395,6 +423,18 @@ choice! {
             /// A bit for each page that stays, the first one's the lowest of the first number.
             pages: Vec<u64>,
         }
+        /// Has the unwinder look in the index that is in the memfd that came with the message.
+        8 Index {
+            /// The whole window.
+            window: AddrRange,
+        }
+        /// The same with a memfd that is to be opened.
+        9 IndexFile {
+            /// The whole window.
+            window: AddrRange,
+            /// The memfd.
+            file: File,
+        }
     }
 }
 
@@ -503,6 +543,13 @@ mod tests {
                 Step::Keep {
                     range: range(1, 2),
                     pages: vec![1, u64::MAX],
+                },
+                Step::Index {
+                    window: range(1, 2),
+                },
+                Step::IndexFile {
+                    window: range(1, 2),
+                    file: file.clone(),
                 },
             ],
         };

@@ -220,6 +220,9 @@ class Stats(ctypes.Structure):
         ("answers_too_large", c_uint64),
         ("answers_late", c_uint64),
         ("answers_unexpected", c_uint64),
+        ("frames_found_by", c_uint64),
+        ("frames_indexed", c_uint64),
+        ("frames_registered", c_uint64),
     ]
 
 

@@ -76,6 +76,9 @@ class Stats:
     answers_too_large: int
     answers_late: int
     answers_unexpected: int
+    frames_found_by: int
+    frames_indexed: int
+    frames_registered: int
 
 
 def new_location() -> _abi.Location:

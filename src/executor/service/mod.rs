@@ -18,11 +18,13 @@ pub(super) use children::share_memory as share_memory_with_children;
 pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
 
+use super::unwinder;
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
 use crate::transport::packet::MOST_ANSWER;
 use crate::wire::service::{
-    Attach, Change, Failure, Functions, Item, OLDEST_VERSION, Open, Opened, Reply, Reserve, VERSION,
+    Attach, Change, Failure, FrameFunctions, Functions, INDEX_VERSION, Item, OLDEST_VERSION, Open,
+    Opened, OpenedWithFrames, Reply, Reserve, VERSION,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
 use session::Session;
@@ -179,6 +181,11 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
                 ),
             ));
         }
+        // Without a lock: it asks the dynamic linker and the unwinder.
+        let frames = match open.version {
+            INDEX_VERSION.. => unwinder::frame_functions(),
+            _ => FrameFunctions::default(),
+        };
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         if open.instance == OWN_INSTANCE {
@@ -193,14 +200,21 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
             )));
         }
         registry.sessions.insert(id, session);
-        Ok(Opened {
+        let opened = Opened {
             session: id,
             page_size: sys::page_size().bytes(),
             coherent: sys::COHERENT_FETCH && !sys::is_translated(),
             functions: functions.clone(),
+        };
+        Ok(match open.version {
+            INDEX_VERSION.. => to_bytes(&Reply::<OpenedWithFrames>(Ok(OpenedWithFrames {
+                opened,
+                frames,
+            }))),
+            _ => to_bytes(&Reply::<Opened>(Ok(opened))),
         })
     };
-    Ok(to_bytes(&Reply::from(body())))
+    Ok(body().unwrap_or_else(|error| to_bytes(&Reply::<Opened>::from(Err(error)))))
 }
 
 /// For tests: the number of a new session.
@@ -211,8 +225,8 @@ pub(crate) fn opened(service: &Service) -> u64 {
         instance: service.instance(),
     };
     let answer = open(&to_bytes(&request), &here::functions()).expect("it always answers");
-    let Reply::<Opened>(reply) = crate::wire::sps::from_bytes(&answer).expect("a reply");
-    reply.expect("the service is there").session
+    let Reply::<OpenedWithFrames>(reply) = crate::wire::sps::from_bytes(&answer).expect("a reply");
+    reply.expect("the service is there").opened.session
 }
 
 /// Answers a call of any other function. Descriptors come only through a channel.

@@ -3,9 +3,10 @@
 
 use super::children::{self, ForChildren};
 use super::files::open;
-use crate::error::{Result, invalid_argument};
+use crate::error::{Error, Result, invalid_argument};
 use crate::executor::fixed_code;
 use crate::executor::llvm::forget_within;
+use crate::executor::unwinder;
 use crate::group::Protection;
 use crate::memory::pages::PageSet;
 use crate::memory::placement::{Placement, REACH};
@@ -15,6 +16,7 @@ use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::sys::{self, AtForkMutex};
+use crate::unwind::index;
 use crate::wire::service::{At, Content, Reply, Reserve, ReservedAt, Step};
 use crate::wire::sps::AddrRange;
 use std::collections::BTreeMap;
@@ -35,11 +37,18 @@ impl Default for Windows {
 }
 
 pub(super) struct SessionWindow {
+    /// Where the unwinder looks for frames of code in it. Goes before the window does.
+    index: Option<SessionIndex>,
     reservation: Reservation,
     /// By their first addresses.
     chunks: BTreeMap<u64, SessionChunk>,
     /// What the controller has given back, but the kernel would not take: until its place is wanted.
     refused: Vec<View>,
+}
+
+struct SessionIndex {
+    _published: unwinder::PublishedIndex,
+    entries: SessionChunk,
 }
 
 pub(super) struct SessionChunk {
@@ -87,6 +96,7 @@ impl Windows {
             in_reach: reservation.in_reach(),
         };
         self.0.lock().push(SessionWindow {
+            index: None,
             reservation,
             chunks: BTreeMap::new(),
             refused: Vec::new(),
@@ -98,9 +108,12 @@ impl Windows {
         let mut descriptors = descriptors.into_iter();
         let mut windows = self.0.lock();
         let steps = steps.into_iter();
-        steps
+        let replies = steps
             .map(|step| Self::step(&mut windows, step, &mut descriptors).into())
-            .collect()
+            .collect();
+        drop(windows);
+        unwinder::collect();
+        replies
     }
 
     fn step(
@@ -151,14 +164,20 @@ impl Windows {
                 Self::replace(windows, range_of(range)?, open(&file, false)?)
             }
             Step::Keep { range, pages } => Self::keep(windows, range_of(range)?, pages),
+            Step::Index { window } => {
+                let file = next(descriptors)?;
+                whole_window(windows, range_of(window)?)?.show_index(file)
+            }
+            Step::IndexFile { window, file } => {
+                let window = whole_window(windows, range_of(window)?)?;
+                window.show_index(open(&file, false)?)
+            }
             Step::Release { range } => {
                 let range = range_of(range)?;
                 let position = windows
                     .iter()
                     .position(|window| window.reservation.range() == range);
-                let position = position.ok_or_else(|| {
-                    invalid_argument(format!("no window is reserved at {range:?}"))
-                })?;
+                let position = position.ok_or_else(|| no_window(range))?;
                 drop(windows.swap_remove(position));
                 Ok(())
             }
@@ -302,6 +321,8 @@ impl Windows {
         for window in &windows {
             forget_within(window.reservation.range());
         }
+        drop(windows);
+        unwinder::collect();
     }
 
     /// Leaves them all as they are, for code still runs in one.
@@ -322,9 +343,42 @@ fn window_of(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut 
     window.ok_or_else(|| invalid_argument(format!("{range:?} lies in no window of this session")))
 }
 
+fn no_window(range: AddressRange) -> Error {
+    invalid_argument(format!("no window is reserved at {range:?}"))
+}
+
+fn whole_window(windows: &mut [SessionWindow], range: AddressRange) -> Result<&mut SessionWindow> {
+    let window = windows
+        .iter_mut()
+        .find(|window| window.reservation.range() == range);
+    window.ok_or_else(|| no_window(range))
+}
+
 impl SessionWindow {
+    /// What other processes write: chunks, and the index.
     pub(super) fn chunks(&mut self) -> impl Iterator<Item = &mut SessionChunk> {
-        self.chunks.values_mut()
+        let index = self.index.iter_mut().map(|index| &mut index.entries);
+        self.chunks.values_mut().chain(index)
+    }
+
+    /// Has the unwinder look in an index of the controller's.
+    fn show_index(&mut self, file: OwnedFd) -> Result<()> {
+        let window = self.reservation.range();
+        if self.index.is_some() {
+            return Err(invalid_argument(format!("{window:?} has an index")));
+        }
+        let size = index::size_for(window, sys::page_size());
+        let place = Reservation::far_from(window, size)?;
+        let view = View::foreign(&place, place.range(), Protection::READ, file)?;
+        self.index = Some(SessionIndex {
+            _published: unwinder::publish(window, place),
+            entries: SessionChunk {
+                view,
+                protection: Protection::READ,
+                children: ForChildren::default(),
+            },
+        });
+        Ok(())
     }
 
     /// The chunk that is exactly there.
@@ -357,7 +411,7 @@ impl SessionWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{Error, Status};
+    use crate::error::Status;
     use crate::sys::fault::Faults;
     use crate::wire::sps::ExecutorAddr;
     use std::os::fd::AsFd;

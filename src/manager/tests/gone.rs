@@ -8,7 +8,7 @@ use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::frame::{Header, Opcode};
-use crate::wire::service::{Attach, Opened, Reply, ReservedAt};
+use crate::wire::service::{Attach, FrameFunctions, Opened, OpenedWithFrames, Reply, ReservedAt};
 use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
@@ -34,7 +34,10 @@ impl Transport for Opener {
             functions: functions(),
         };
         done.complete(Ok(match function {
-            SERVICE => reply(opened),
+            SERVICE => reply(OpenedWithFrames {
+                opened,
+                frames: FrameFunctions::default(),
+            }),
             _ => reply(()),
         }));
     }

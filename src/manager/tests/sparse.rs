@@ -150,6 +150,7 @@ fn any_system_call_of_a_trim_may_fail() {
 #[derive(Default)]
 struct Flawed {
     lost: AtomicU32,
+    /// A version of the service, and those after it.
     refused: Option<u32>,
     /// What does not come yet, while there is a place for it.
     kept: Mutex<Option<Vec<Task>>>,
@@ -161,7 +162,7 @@ impl Transport for Flawed {
         if function == OPEN
             && self
                 .refused
-                .is_some_and(|version| args[..4] == version.to_le_bytes())
+                .is_some_and(|version| u32::from(args[0]) >= version)
         {
             let reply = Reply::<u64>(Err(Failure {
                 status: Status::Unsupported as u32,
@@ -256,7 +257,7 @@ fn what_is_linked_after_a_lost_answer_is_seen() {
 fn executors_of_the_release_before_keep_what_they_have() {
     for shared in [true, false] {
         let old: Arc<dyn Transport> = Arc::new(Flawed {
-            refused: Some(crate::wire::service::VERSION),
+            refused: Some(crate::wire::service::PARTS_VERSION),
             ..Flawed::default()
         });
         let mapper = match shared {

@@ -101,6 +101,14 @@ impl Changes {
         });
     }
 
+    /// Has the unwinder look in an index of a window.
+    pub(super) fn index(&self, window: AddrRange, file: &MemFile, done: Completion<()>) {
+        self.with_file(file, done, |file| match file {
+            Some(file) => Step::IndexFile { window, file },
+            None => Step::Index { window },
+        });
+    }
+
     /// Any change that needs no file.
     pub(super) fn make(&self, step: Step, done: Completion<()>) {
         let (step, file) = (Some(step), None);

@@ -16,6 +16,7 @@ use crate::memory::writer::Writer;
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys::{self, MemFile};
+use crate::unwind::eh_frame::Bytes;
 use crate::wire::service::Step;
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -240,13 +241,27 @@ impl Chunks {
         self.changes.replace(range, &sent, replaced);
     }
 
+    /// The chunk that a range lies in.
+    fn around(&self, part: AddressRange) -> Option<Arc<ExecutorChunk>> {
+        let chunks = self.by_start.lock();
+        let (_, chunk) = chunks.range(..=part.start()).next_back()?;
+        chunk.range.contains(part).then(|| Arc::clone(chunk))
+    }
+
+    /// Reads what an allocation that is not finalized yet has in shared pages.
+    #[allow(unsafe_code)]
+    pub(super) fn read<T>(&self, part: AddressRange, read: impl FnOnce(Bytes) -> T) -> Option<T> {
+        let chunk = self.around(part)?;
+        let written = chunk.written.lock();
+        let view = &written.as_ref().filter(|written| written.open)?.view;
+        let address = view.address() + (part.start() - chunk.range.start());
+        // SAFETY: the view is open and stays while its lock is held. The linker, which alone writes there, has done.
+        Some(read(unsafe { Bytes::new(part, address) }))
+    }
+
     /// Gives back pages that both processes have.
     pub(super) fn discard(&self, pages: AddressRange) -> Result<()> {
-        let before = self.by_start.lock();
-        let chunk = before.range(..=pages.start()).next_back();
-        let chunk = chunk.map(|(_, chunk)| Arc::clone(chunk));
-        drop(before);
-        let chunk = chunk.filter(|chunk| chunk.range.contains(pages));
+        let chunk = self.around(pages);
         let elsewhere = || invalid_argument(format!("{pages:?} lies in no chunk of shared pages"));
         let chunk = chunk.ok_or_else(elsewhere)?;
         let (offset, size) = (pages.start() - chunk.range.start(), pages.size());

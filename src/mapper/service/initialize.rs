@@ -9,6 +9,7 @@
 use super::batch::Submit;
 use super::chunk::Chunks;
 use super::link::Link;
+use super::unwind::{IndexedFrames, Unwinding};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
@@ -25,12 +26,15 @@ pub(super) struct Initialize {
     /// What is written to shared pages is there for the executor at once.
     pub(super) coherent: bool,
     pub(super) link: Arc<Link>,
+    pub(super) chunks: Arc<Chunks>,
+    pub(super) unwinding: Arc<Unwinding>,
     pub(super) batches: Submit,
     pub(super) done: Completion<Teardown>,
 }
 
 impl Initialize {
-    pub(super) fn start(self, chunks: &Chunks) {
+    pub(super) fn start(self) {
+        let chunks = Arc::clone(&self.chunks);
         let segments: SmallVec<[_; 4]> = self.segments.iter().map(|one| one.range).collect();
         let mapped = Completion::with_delivery(move |answer, delivery| {
             self.chunks_mapped(answer, delivery);
@@ -44,23 +48,33 @@ impl Initialize {
         self.coherent && self.actions.is_empty() && self.segments.iter().all(shared)
     }
 
-    fn chunks_mapped(self, answer: Result<()>, delivery: &mut Delivery) {
-        let seen = self.is_seen_already();
-        let done = self.done.map(initialized);
-        match answer.and_then(|()| self.link.check()) {
-            Err(error) => done.complete_with(Err(error), delivery),
-            Ok(()) if seen => done.complete_with(Ok(0), delivery),
-            Ok(()) => {
-                let item = item(&self.segments, &self.actions, self.coherent);
-                self.batches.submit(&item, done);
-            }
+    fn chunks_mapped(mut self, answer: Result<()>, delivery: &mut Delivery) {
+        if let Err(error) = answer.and_then(|()| self.link.check()) {
+            return self.done.complete_with(Err(error), delivery);
         }
+        let (actions, chunks) = (&mut self.actions, &self.chunks);
+        let frames = self.unwinding.enter(actions, &self.segments, chunks);
+        let seen = self.is_seen_already();
+        let done = self.done.map(move |answer| initialized(answer, frames));
+        if seen {
+            return done.complete_with(Ok(0), delivery);
+        }
+        let item = item(&self.segments, &self.actions, self.coherent);
+        self.batches.submit(&item, done);
     }
 }
 
-/// What the key in the executor's answer means.
-fn initialized(answer: Result<u64>) -> Result<Teardown> {
-    answer.map(Teardown::of_key)
+/// What is left to do for an allocation after the executor's answer, which is a key.
+fn initialized(answer: Result<u64>, frames: Option<IndexedFrames>) -> Result<Teardown> {
+    match (answer, frames) {
+        (Ok(key), frames) => Ok(Teardown::new(key, frames)),
+        (Err(error), frames) => {
+            if let Some(frames) = frames {
+                frames.take_out();
+            }
+            Err(error)
+        }
+    }
 }
 
 /// What the executor is told of an allocation: what it does not see already.

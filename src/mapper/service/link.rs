@@ -11,7 +11,8 @@ use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
 use crate::transport::{Call, ExecutorState, Traffic, Transport, disconnected, dispatched};
 use crate::wire::service::{
-    Attach, Functions, ListenerName, OLDEST_VERSION, Open, Opened, VERSION, most_answer,
+    Attach, FrameFunctions, Functions, INDEX_VERSION, ListenerName, OLDEST_VERSION, Open, Opened,
+    OpenedWithFrames, PARTS_VERSION, VERSION, most_answer,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) struct Link {
     transport: Arc<dyn Transport>,
     opened: Opened,
+    frames: FrameFunctions,
     /// Which version of the service's messages the executor takes.
     version: u32,
     /// None where content travels in messages.
@@ -45,22 +47,32 @@ impl Link {
     pub(super) fn open(transport: Arc<dyn Transport>, service: u64, instance: u64) -> Result<Link> {
         let limits = transport.limits();
         let set_up = limits.deadline(Asked::SetUp);
-        let open = |version| -> Result<(u32, Opened)> {
+        let open = |version| -> Result<(u32, OpenedWithFrames)> {
             let open = Open { version, instance };
             let answer = asked(&transport, service, to_bytes(&open), None, set_up)?;
-            Ok((version, decoded(&answer)?))
+            let frames = FrameFunctions::default();
+            let opened = match version {
+                INDEX_VERSION.. => decoded(&answer)?,
+                _ => decoded(&answer).map(|opened| OpenedWithFrames { opened, frames })?,
+            };
+            Ok((version, opened))
         };
         // An executor of an older release refuses what it does not speak.
-        let opened = open(VERSION).or_else(|error| match error.status() {
-            Status::Unsupported => open(OLDEST_VERSION),
-            _ => Err(error),
-        });
-        let (version, opened) = opened
+        let older = |opened: Result<_>, version| {
+            opened.or_else(|error: Error| match error.status() {
+                Status::Unsupported => open(version),
+                _ => Err(error),
+            })
+        };
+        let versions = (OLDEST_VERSION..VERSION).rev();
+        let opened = versions.fold(open(VERSION), older);
+        let (version, OpenedWithFrames { opened, frames }) = opened
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
         let executor = transport.executor().unwrap_or_default();
         Ok(Link {
             transport,
             opened,
+            frames,
             version,
             attachment: None,
             traffic: Arc::default(),
@@ -137,7 +149,12 @@ impl Link {
 
     /// Whether it gives the memory of parts of code back.
     pub(super) fn gives_parts_back(&self) -> bool {
-        self.version > OLDEST_VERSION
+        self.version >= PARTS_VERSION
+    }
+
+    /// The calls that an index stands for.
+    pub(super) fn frame_functions(&self) -> FrameFunctions {
+        self.frames
     }
 
     pub(super) fn functions(&self) -> &Functions {

@@ -9,11 +9,14 @@ mod descriptor_passing;
 mod initialize;
 mod link;
 mod reply;
+mod unwind;
+
+pub(crate) use unwind::IndexedFrames;
 
 use super::custom::check_window;
 use super::{
-    Action, Capabilities, Chunk, Deinitialization, Discards, Kind, MapperBase, MemoryMapper,
-    Prepared, Reserved, SegmentContents, Teardown,
+    Action, Capabilities, Chunk, Deinitialization, Discards, FrameCounts, Kind, MapperBase,
+    MemoryMapper, Prepared, Reserved, SegmentContents, Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
@@ -28,7 +31,7 @@ use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
 use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
-use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
+use crate::wire::service::{At, FrameFunctions, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use batch::Batches;
 use change::Changes;
@@ -37,6 +40,7 @@ use initialize::Initialize;
 use link::Link;
 use reply::decoded;
 use std::sync::Arc;
+use unwind::Unwinding;
 
 /// Bytes of a page on any machine.
 const PAGE_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 20;
@@ -48,7 +52,8 @@ pub(crate) struct ServiceMapper {
     link: Arc<Link>,
     changes: Changes,
     batches: Batches,
-    chunks: Chunks,
+    chunks: Arc<Chunks>,
+    unwinding: Arc<Unwinding>,
     windows: Arc<Mutex<Vec<AddressRange>>>,
 }
 
@@ -144,10 +149,15 @@ impl ServiceMapper {
     fn over(link: Link, capabilities: Capabilities, shares: bool) -> ServiceMapper {
         let link = Arc::new(link);
         let changes = Changes::new(Arc::clone(&link));
+        // What is not shared is in no index of ours.
+        let frames = link.frame_functions();
+        let asked = frames.asked && shares;
+        let frames = FrameFunctions { asked, ..frames };
         ServiceMapper {
             capabilities,
             shares,
-            chunks: Chunks::new(changes.clone()),
+            chunks: Arc::new(Chunks::new(changes.clone())),
+            unwinding: Arc::new(Unwinding::new(frames)),
             changes,
             batches: Batches::new(Arc::clone(&link)),
             link,
@@ -200,6 +210,10 @@ impl MapperBase for ServiceMapper {
         self.link.traffic()
     }
 
+    fn frames(&self) -> FrameCounts {
+        self.unwinding.frames()
+    }
+
     fn executor(&self) -> Option<Arc<ExecutorState>> {
         Some(Arc::clone(self.link.executor()))
     }
@@ -231,6 +245,7 @@ impl MemoryMapper for ServiceMapper {
         let mut message = self.link.message();
         Reserve { size, least, at }.encode(&mut message);
         let (windows, page) = (Arc::clone(&self.windows), self.capabilities.page_size);
+        let make_index = self.unwinding.maker(&self.changes);
         let done = done.map(move |answer: Result<Vec<u8>>| {
             let ReservedAt {
                 range: at,
@@ -243,6 +258,8 @@ impl MemoryMapper for ServiceMapper {
             let mut windows = windows.lock();
             check_window(reserved, size, &windows, page.bytes())?;
             windows.push(range);
+            drop(windows);
+            make_index(range);
             Ok(reserved)
         });
         self.link
@@ -289,10 +306,12 @@ impl MemoryMapper for ServiceMapper {
             actions,
             coherent: self.capabilities.coherent,
             link: Arc::clone(&self.link),
+            chunks: Arc::clone(&self.chunks),
+            unwinding: Arc::clone(&self.unwinding),
             batches: self.batches.handle(),
             done,
         };
-        initialize.start(&self.chunks);
+        initialize.start();
     }
 
     fn deinitialize(
@@ -310,6 +329,15 @@ impl MemoryMapper for ServiceMapper {
         };
         // One message, for the last one must have ended before the one before it begins.
         let items: Vec<Item<'_>> = allocations.iter().rev().filter_map(item).collect();
+        let frames: Vec<IndexedFrames> = allocations
+            .into_iter()
+            .filter_map(Deinitialization::into_frames)
+            .collect();
+        // Actions may throw: frames leave the index after them, and before the memory is free.
+        let done = Completion::with_delivery(move |answer, delivery| {
+            frames.iter().for_each(IndexedFrames::take_out);
+            done.complete_with(answer, delivery);
+        });
         let all = join_all(items.len(), done, delivery).into_iter();
         let all = all.map(|done| done.map(|answer: Result<u64>| answer.map(drop)));
         self.batches.handle().submit_in_order(&items, all.collect());
@@ -334,6 +362,7 @@ impl MemoryMapper for ServiceMapper {
     fn release(&self, window: AddressRange, done: Completion<()>) {
         self.windows.lock().retain(|known| *known != window);
         self.chunks.forget_within(window);
+        self.unwinding.forget(window);
         let range = window.into();
         self.changes.make(Step::Release { range }, done);
     }

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Frames of linked code in an index that the executor reads, in place of actions that register them: so an
+//! allocation that has no other actions needs no message.
+//!
+//! Each window has an index, which the executor is told of before it is told of the window's first chunk. Where
+//! the executor asks for none or has no room for one, and for what an index can't name, the actions stay.
+
+use super::change::Changes;
+use super::chunk::Chunks;
+use crate::completion::Completion;
+use crate::error::Result;
+use crate::group::{Lifetime, Protection};
+use crate::lock::Mutex;
+use crate::mapper::{Action, FoundBy, FrameCounts, SegmentContent, WrapperCall};
+use crate::memory::writer_view::WriterView;
+use crate::page::AddressRange;
+use crate::sys;
+use crate::unwind::eh_frame::{Function, Functions};
+use crate::unwind::index::{self, Entered, IndexWriter};
+use crate::wire::service::FrameFunctions;
+use crate::wire::sps::{AddrRange, from_bytes};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// The indexes of a session.
+pub(super) struct Unwinding {
+    functions: FrameFunctions,
+    indexes: Arc<Mutex<Vec<Arc<WindowIndex>>>>,
+    indexed: AtomicU64,
+    registered: AtomicU64,
+    /// A window has no index though the executor asks for one.
+    short: Arc<AtomicBool>,
+}
+
+struct WindowIndex {
+    window: AddressRange,
+    writer: IndexWriter,
+    /// What it is written through.
+    _view: WriterView,
+    /// The executor looks in it.
+    ready: AtomicBool,
+}
+
+/// What an index has of one allocation, until it is taken out.
+pub(crate) struct IndexedFrames {
+    index: Arc<WindowIndex>,
+    entered: Entered,
+}
+
+impl std::fmt::Debug for IndexedFrames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} functions", self.entered.len())
+    }
+}
+
+impl IndexedFrames {
+    /// They are not found from then on.
+    pub(super) fn take_out(&self) {
+        self.index.writer.take_out(&self.entered);
+    }
+}
+
+impl Unwinding {
+    /// For an executor that has said which calls an index stands for.
+    pub(super) fn new(functions: FrameFunctions) -> Unwinding {
+        Unwinding {
+            functions,
+            indexes: Arc::default(),
+            indexed: AtomicU64::new(0),
+            registered: AtomicU64::new(0),
+            short: Arc::default(),
+        }
+    }
+
+    /// What makes the index of a window that is about to be reserved.
+    pub(super) fn maker(&self, changes: &Changes) -> impl Fn(AddressRange) + Send + use<> {
+        let (asked, changes) = (self.functions.asked, changes.clone());
+        let (indexes, short) = (Arc::clone(&self.indexes), Arc::clone(&self.short));
+        move |window| {
+            // Without it, frames are registered.
+            if asked && make(window, &indexes, &changes, &short).is_err() {
+                short.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets the index of a window that is given back.
+    pub(super) fn forget(&self, window: AddressRange) {
+        self.indexes.lock().retain(|index| index.window != window);
+    }
+
+    /// How frames become known, and of how many allocations.
+    pub(super) fn frames(&self) -> FrameCounts {
+        FrameCounts {
+            found_by: match (self.functions.asked, self.short.load(Ordering::Relaxed)) {
+                (false, _) => FoundBy::UnwinderAsksNone,
+                (true, true) => FoundBy::NoRoom,
+                (true, false) => FoundBy::Index,
+            },
+            indexed: self.indexed.load(Ordering::Relaxed),
+            registered: self.registered.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Enters the frames that one of the actions would register, and removes that. The chunks of the
+    /// segments are mapped.
+    pub(super) fn enter(
+        &self,
+        actions: &mut Vec<Action>,
+        segments: &[SegmentContent],
+        chunks: &Chunks,
+    ) -> Option<IndexedFrames> {
+        let (place, section) = self.registration(actions)?;
+        let frames = self.entered(section, segments, chunks);
+        let count = match frames {
+            Some(_) => &self.indexed,
+            None => &self.registered,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        let frames = frames?;
+        actions.remove(place);
+        Some(frames)
+    }
+
+    /// The action that registers a section, if there is exactly one.
+    fn registration(&self, actions: &[Action]) -> Option<(usize, AddressRange)> {
+        let mut all = actions
+            .iter()
+            .enumerate()
+            .filter_map(|(place, action)| Some((place, self.section(action)?)));
+        let first = all.next()?;
+        all.next().is_none().then_some(first)
+    }
+
+    fn section(&self, action: &Action) -> Option<AddressRange> {
+        if self.functions.register.0 == 0 {
+            return None;
+        }
+        let range = |call: &WrapperCall, function: u64| {
+            let matches = call.function() == function;
+            matches.then(|| from_bytes::<AddrRange>(call.args()).ok()?.range())?
+        };
+        let section = range(&action.finalize, self.functions.register.0)?;
+        let other = range(&action.dealloc, self.functions.deregister.0)?;
+        (section == other).then_some(section)
+    }
+
+    fn entered(
+        &self,
+        section: AddressRange,
+        segments: &[SegmentContent],
+        chunks: &Chunks,
+    ) -> Option<IndexedFrames> {
+        let index = {
+            let indexes = self.indexes.lock();
+            let index = indexes.iter().find(|index| index.window.contains(section));
+            Arc::clone(index.filter(|index| index.ready.load(Ordering::Acquire))?)
+        };
+        let within = |part: AddressRange, kind: fn(Protection) -> bool| {
+            segments.iter().any(|segment| {
+                let lasting = segment.group.lifetime == Lifetime::Standard;
+                lasting && kind(segment.group.protection) && segment.range.contains(part)
+            })
+        };
+        if !within(section, |protection| !protection.writable()) {
+            return None;
+        }
+        let functions = chunks.read(section, |bytes| {
+            let functions = Functions::from(bytes, section.start());
+            let lasting = |function: &Function| within(function.code, Protection::executable);
+            functions
+                .map(|function| function.ok().filter(lasting))
+                .collect::<Option<SmallVec<[Function; 4]>>>()
+        })??;
+        let entered = index.writer.enter(&functions)?;
+        Some(IndexedFrames { index, entered })
+    }
+}
+
+#[allow(unsafe_code)]
+fn make(
+    window: AddressRange,
+    indexes: &Mutex<Vec<Arc<WindowIndex>>>,
+    changes: &Changes,
+    short: &Arc<AtomicBool>,
+) -> Result<()> {
+    let size = index::size_for(window, sys::page_size());
+    let (view, file) = WriterView::new(size, Protection::READ, false)?;
+    // SAFETY: the view is new, so it is zero, and stays as long as the writer.
+    let writer = unsafe { IndexWriter::new(window, view.address()) };
+    let index = Arc::new(WindowIndex {
+        window,
+        writer,
+        _view: view,
+        ready: AtomicBool::new(false),
+    });
+    indexes.lock().push(Arc::clone(&index));
+    let short = Arc::clone(short);
+    let shown = Completion::new(move |answer: Result<()>| {
+        index.ready.store(answer.is_ok(), Ordering::Release);
+        short.fetch_or(answer.is_err(), Ordering::Relaxed);
+    });
+    changes.index(window.into(), &file, shown);
+    Ok(())
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// What walks up the stack through frames of other objects: hop(leaf, value) goes through many of
+// them and calls the leaf.
+
+#include <pthread.h>
+#include <unwind.h>
+
+using Leaf = int (*)(int);
+
+extern "C" int hop(Leaf, int);
+
+static int Unwound = 0;
+
+struct Cleanup {
+  ~Cleanup() { ++Unwound; }
+};
+
+extern "C" int throwValue(int Value) { throw Value; }
+
+extern "C" int catchFromHops(int Value) {
+  try {
+    return hop(throwValue, Value);
+  } catch (int Caught) {
+    return Caught + 1000;
+  }
+}
+
+static int throwAgain(int Value) {
+  Cleanup C;
+  try {
+    return hop(throwValue, Value);
+  } catch (int) {
+    throw;
+  }
+}
+
+// Thrown, caught, thrown again through all frames once more; two cleanups.
+extern "C" int catchThrownAgain(int Value) {
+  Unwound = 0;
+  try {
+    Cleanup C;
+    return hop(throwAgain, Value);
+  } catch (int Caught) {
+    return Caught + 1000 * Unwound;
+  }
+}
+
+__attribute__((noinline)) static int countFrames(int) {
+  int Frames = 0;
+  auto Count = [](_Unwind_Context *, void *Counted) {
+    ++*static_cast<int *>(Counted);
+    return _URC_NO_REASON;
+  };
+  _Unwind_Backtrace(Count, &Frames);
+  return Frames;
+}
+
+// How many frames a backtrace has from inside of all hops, less those that it has without them.
+extern "C" int framesOfHops(int) { return hop(countFrames, 0) - countFrames(0); }
+
+static int waitForCancel(int) {
+  Cleanup C;
+  for (;;)
+    pthread_testcancel();
+}
+
+// The cleanups of a thread that is cancelled behind all hops: two.
+extern "C" int cancelBehindHops(int) {
+  Unwound = 0;
+  auto Run = [](void *) -> void * {
+    Cleanup C;
+    hop(waitForCancel, 0);
+    return nullptr;
+  };
+  pthread_t Thread;
+  void *Result = nullptr;
+  if (pthread_create(&Thread, nullptr, Run, nullptr) != 0)
+    return -1;
+  pthread_cancel(Thread);
+  pthread_join(Thread, &Result);
+  return Result == PTHREAD_CANCELED ? Unwound : -2;
+}
