@@ -2,6 +2,7 @@
 //
 // What the statistics and the layout say, against what was asked for and what the kernel says.
 
+#include "code.h"
 #include "harness.h"
 
 #include <sys/mman.h>
@@ -240,7 +241,8 @@ static void the_hot_path_makes_no_system_calls(void **state) {
     finalize(manager, graph.handle);
     deallocate(manager, graph.handle);
   }
-  assert_int_equal(stats_of(manager).system_calls, before);
+  // Where other cores must be told of code, each finalize does.
+  assert_int_equal(stats_of(manager).system_calls - before, COHERENT_FETCH ? 0 : 1000);
   deallocate(manager, warm.handle);
 }
 

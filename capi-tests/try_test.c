@@ -60,7 +60,8 @@ static void a_whole_life_without_waiting(void **state) {
     OK(jitmem_manager_try_deallocate(manager, &graph.handle, 1, error));
   }
   jitmem_stats stats = stats_of(manager);
-  assert_int_equal(stats.system_calls, before);
+  // Where other cores must be told of code, each finalize does.
+  assert_int_equal(stats.system_calls - before, COHERENT_FETCH ? 0 : 100);
   assert_int_equal(stats.finalize_calls, 100);
   assert_int_equal(stats.deallocate_calls, 100);
   OK(jitmem_manager_abandon(manager, warm.handle, error));
