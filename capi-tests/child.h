@@ -68,7 +68,7 @@ static inline int status_of_child(void (*body)(void *), void *argument) {
     const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGSYS};
     for (size_t i = 0; i < COUNT(signals); i++)
       signal(signals[i], SIG_DFL);
-    alarm(instrumented() ? 120 : 30);
+    alarm(instrumented() ? 600 : 30);
     body(argument);
     _exit(CHILD_PASSED);
   }

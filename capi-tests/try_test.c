@@ -60,8 +60,9 @@ static void a_whole_life_without_waiting(void **state) {
     OK(jitmem_manager_try_deallocate(manager, &graph.handle, 1, error));
   }
   jitmem_stats stats = stats_of(manager);
-  // Where other cores must be told of code, each finalize does.
-  assert_int_equal(stats.system_calls - before, COHERENT_FETCH ? 0 : 100);
+  // Where other cores must be told of code, each finalize does, and the first registers the
+  // process.
+  assert_in_range(stats.system_calls - before, COHERENT_FETCH ? 0 : 100, COHERENT_FETCH ? 0 : 102);
   assert_int_equal(stats.finalize_calls, 100);
   assert_int_equal(stats.deallocate_calls, 100);
   OK(jitmem_manager_abandon(manager, warm.handle, error));
