@@ -323,7 +323,7 @@ mod tests {
             writer.write(page - 1, b"ab");
             assert_eq!(read(chunk.start() + page - 1, 2), b"ab");
             writer.part_of(0, 4).fill_with_traps();
-            assert_eq!(read(chunk.start(), 4), vec![sys::TRAP[0]; 4]);
+            assert_eq!(read(chunk.start(), 4), sys::traps(4));
             let writer = writer.pointer().get() as u64;
             assert!(
                 writer.abs_diff(chunk.start()) >= WRITER_DISTANCE,

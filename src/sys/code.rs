@@ -11,6 +11,12 @@ pub(crate) const TRAP: &[u8] = &[0x00, 0x00, 0x20, 0xd4]; // brk #0
 #[cfg(any(target_arch = "riscv64", target_arch = "riscv32"))]
 pub(crate) const TRAP: &[u8] = &[0x02, 0x90]; // c.ebreak
 
+/// What freed code is, from the beginning of an instruction on.
+#[cfg(test)]
+pub(crate) fn traps(size: usize) -> Vec<u8> {
+    TRAP.iter().copied().cycle().take(size).collect()
+}
+
 /// Whether instruction fetch sees stores made through any alias without maintenance.
 pub(crate) const COHERENT_FETCH: bool = cfg!(any(target_arch = "x86_64", target_arch = "x86"));
 

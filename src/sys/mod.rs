@@ -47,6 +47,8 @@ pub(crate) use call::{
 };
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use clock::monotonic_time;
+#[cfg(test)]
+pub(crate) use code::traps;
 pub(crate) use code::{
     COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores, synchronize_fetches,
 };
