@@ -27,17 +27,16 @@ public:
   ~ThreadPerTask() override { pthread_attr_destroy(&Detached); }
 
   void dispatch(std::unique_ptr<llvm::orc::Task> T) override {
-    {
-      std::lock_guard<std::mutex> Lock(M);
-      if (Ended)
-        return;
-      ++Running;
-    }
+    // To the end: pthread_create reads the attributes when the task has run and the session gone.
+    std::lock_guard<std::mutex> Lock(M);
+    if (Ended)
+      return;
     auto W = std::make_unique<Work>(Work{*this, std::move(T)});
     pthread_t Thread;
     if (int Error = pthread_create(&Thread, &Detached, run, W.get()))
       throw std::system_error(Error, std::generic_category(), "pthread_create");
     W.release();
+    ++Running;
   }
 
   void shutdown() override {
