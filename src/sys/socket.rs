@@ -264,16 +264,32 @@ pub(crate) fn unread(socket: &OwnedFd) -> io::Result<u64> {
 /// one thread reads.
 ///
 /// # Errors
-/// `InvalidData` if descriptors come with the first of them.
+/// `InvalidData` if descriptors come with the first of them, or may come out of band.
 pub(crate) fn await_plain_bytes(socket: &OwnedFd) -> io::Result<usize> {
-    match receive_without(socket, &mut [0; 4096], RecvFlags::PEEK) {
-        Ok(received) if received.brought_descriptors => Err(io::Error::new(
+    let received = match receive_without(socket, &mut [0; 4096], RecvFlags::PEEK) {
+        // The other side has ended without reading everything.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(0),
+        received => received?,
+    };
+    // Out-of-band data are left out, and reading closes what came with them. What is sent after this lies behind the
+    // bytes that were found.
+    match received.brought_descriptors || has_urgent_data(socket)? {
+        true => Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "descriptors, of which none is taken",
         )),
-        // The other side has ended without reading everything.
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(0),
-        received => Ok(received?.size),
+        false => Ok(received.size),
+    }
+}
+
+fn has_urgent_data(socket: &OwnedFd) -> io::Result<bool> {
+    let mut polled = [PollFd::new(socket, PollFlags::PRI)];
+    loop {
+        match rustix::event::poll(&mut polled, Some(&Timespec::default())) {
+            Err(Errno::INTR) => continue,
+            ready => ready?,
+        };
+        return Ok(polled[0].revents().contains(PollFlags::PRI));
     }
 }
 
@@ -387,6 +403,37 @@ mod tests {
             send(&here, &[b"x"], &[]).unwrap_err().raw_os_error(),
             Some(libc::EPIPE)
         );
+    }
+
+    #[test]
+    fn bytes_with_descriptors_are_left_where_they_are() {
+        let pair = || {
+            let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+            (OwnedFd::from(here), OwnedFd::from(there))
+        };
+        let refused = |socket: &OwnedFd| {
+            let error = await_plain_bytes(socket).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        };
+        let (here, there) = pair();
+        let along = [there.as_fd()];
+        send(&there, &[b"abc"], &[]).unwrap();
+        assert_eq!(await_plain_bytes(&here).unwrap(), 3);
+        send(&there, &[b"d"], &along).unwrap();
+        refused(&here);
+        // Out of band, before other bytes and behind them.
+        for before in [&b"abc"[..], b""] {
+            let (here, there) = pair();
+            if !before.is_empty() {
+                send(&there, &[before], &[]).unwrap();
+            }
+            send_with(&there, &[b"d"], &along, SendFlags::OOB).unwrap();
+            send(&there, &[b"e"], &[]).unwrap();
+            refused(&here);
+        }
+        let (here, there) = pair();
+        drop(there);
+        assert_eq!(await_plain_bytes(&here).unwrap(), 0);
     }
 
     #[test]
