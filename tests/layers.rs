@@ -312,3 +312,17 @@ fn an_import_against_the_order_is_found_wherever_it_stands() {
     let below = violations(&layers, below, &names_in(below, "use crate::page::Page;"));
     assert_eq!(below, []);
 }
+
+/// What asks for LLVM's version is in one header of the C++ adapter.
+#[test]
+fn one_header_knows_what_differs_between_llvm_versions() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/include/jitmem");
+    let mut asking = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if fs::read_to_string(&path).unwrap().contains("LLVM_VERSION") {
+            asking.push(path.file_name().unwrap().to_owned());
+        }
+    }
+    assert_eq!(asking, ["orc_compat.hpp"]);
+}

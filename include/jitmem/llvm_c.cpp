@@ -7,10 +7,8 @@
 #include "orc_listener.hpp"
 
 #include <llvm/ExecutionEngine/Orc/LLJIT.h>
-#include <llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h>
-#if LLVM_VERSION_MAJOR >= 15
 #include <llvm/ExecutionEngine/Orc/Shared/SimpleRemoteEPCUtils.h>
-#endif
+#include <llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -44,8 +42,7 @@ LLVMOrcObjectLayerRef jitmem_llvm_object_layer(void *manager, LLVMOrcExecutionSe
 LLVMErrorRef jitmem_llvm_connect(LLVMOrcLLJITBuilderRef builder, int in, int out,
                                  const jitmem_manager_options *options, jitmem_manager **manager) {
   jitmem_manager *Handle = nullptr;
-  SimpleRemoteEPC::Setup Setup;
-  Setup.CreateMemoryManager =
+  auto Create =
       [&](SimpleRemoteEPC &EPC) -> Expected<std::unique_ptr<jitlink::JITLinkMemoryManager>> {
     jitmem::orc::Options Choices;
     Choices.Exactly = options;
@@ -55,19 +52,11 @@ LLVMErrorRef jitmem_llvm_connect(LLVMOrcLLJITBuilderRef builder, int in, int out
     Handle = (*MM)->handle();
     return std::move(*MM);
   };
-#if LLVM_VERSION_MAJOR >= 17
-  auto Dispatcher = std::make_unique<DynamicThreadPoolTaskDispatcher>(std::nullopt);
-#else
-  auto Dispatcher = std::make_unique<DynamicThreadPoolTaskDispatcher>();
-#endif
-  auto EPC = SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(std::move(Dispatcher),
-                                                                 std::move(Setup), in, out);
-  if (!EPC)
-    return wrap(EPC.takeError());
   auto &Builder = *reinterpret_cast<LLJITBuilder *>(builder);
-  Builder.setExecutorProcessControl(std::move(*EPC));
+  if (auto Err = jitmem::orc::detail::connect<SimpleRemoteEPC, FDSimpleRemoteEPCTransport>(
+          Builder, Create, in, out, 0))
+    return wrap(std::move(Err));
   Builder.setPlatformSetUp(setUpInactivePlatform);
-  LLVMOrcLLJITBuilderSetObjectLinkingLayerCreator(builder, jitmem_llvm_object_layer, nullptr);
   if (manager)
     *manager = Handle;
   return LLVMErrorSuccess;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// What differs between LLVM versions, in one place. Hosts include <jitmem/orc.hpp>.
+// What differs between LLVM versions, in one place: no other header asks for the version. Hosts
+// include <jitmem/orc.hpp>.
 
 #ifndef JITMEM_ORC_COMPAT_HPP
 #define JITMEM_ORC_COMPAT_HPP
@@ -16,21 +17,32 @@
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
 #include <llvm/ExecutionEngine/Orc/Core.h>
 #include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
+#include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
 #if LLVM_VERSION_MAJOR >= 16
 #include <llvm/ExecutionEngine/Orc/Shared/MemoryFlags.h>
 #else
 #include <llvm/ExecutionEngine/JITLink/MemoryFlags.h>
 #endif
+#if LLVM_VERSION_MAJOR >= 21
+#include <llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h>
+#else
+#include <llvm/ExecutionEngine/JITLink/EHFrameSupport.h>
+#include <llvm/ExecutionEngine/Orc/EPCEHFrameRegistrar.h>
+#endif
 #if LLVM_VERSION_MAJOR >= 21 && __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
 #include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
 #endif
-
 #if LLVM_VERSION_MAJOR > 22
 #include <llvm/ExecutionEngine/Orc/DylibManager.h>
 #endif
 
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace jitmem::orc::detail {
 
@@ -101,6 +113,19 @@ inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
 }
 #endif
 
+/// The address in what a look-up in a library answers: that itself, a definition, or what may be
+/// one of them; 0: there is none.
+inline llvm::orc::ExecutorAddr addressOf(uint64_t Address) {
+  return llvm::orc::ExecutorAddr(Address);
+}
+inline llvm::orc::ExecutorAddr addressOf(llvm::orc::ExecutorAddr Address) { return Address; }
+template <typename T> auto addressOf(const T &Definition) -> decltype(Definition.getAddress()) {
+  return Definition.getAddress();
+}
+template <typename T> llvm::orc::ExecutorAddr addressOf(const std::optional<T> &Found) {
+  return Found ? addressOf(*Found) : llvm::orc::ExecutorAddr();
+}
+
 /// Loads a library into the executor and looks a symbol up in it.
 inline llvm::Expected<llvm::orc::ExecutorAddr>
 findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, const char *Name) {
@@ -119,32 +144,23 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
     return Library.takeError();
   llvm::orc::SymbolLookupSet Names(EPC.intern(Name));
 #if LLVM_VERSION_MAJOR > 22
-  auto One = Dylibs.lookupSymbols(*Library, Names);
-  if (!One)
-    return One.takeError();
-  auto Found = std::make_unique<std::vector<llvm::orc::tpctypes::LookupResult>>(1, std::move(*One));
+  auto Found = Dylibs.lookupSymbols(*Library, Names);
+  if (!Found)
+    return Found.takeError();
+  const auto &Symbols = *Found;
 #else
   auto Found = Dylibs.lookupSymbols({{*Library, Names}});
   if (!Found)
     return Found.takeError();
+  using LibraryT = std::decay_t<decltype(Found->front())>;
+  const auto &Symbols = Found->size() == 1 ? Found->front() : LibraryT();
 #endif
   // The executor decides what it answers, so an answer without the symbol is no surprise.
-  auto Missing = [&] {
+  auto Address = Symbols.size() == 1 ? addressOf(Symbols.front()) : llvm::orc::ExecutorAddr();
+  if (!Address)
     return llvm::createStringError(llvm::inconvertibleErrorCode(),
                                    "the executor's answer has no address of " + std::string(Name));
-  };
-  if (Found->size() != 1 || Found->front().size() != 1)
-    return Missing();
-  const auto &Symbol = Found->front().front();
-#if LLVM_VERSION_MAJOR >= 21
-  if (!Symbol)
-    return Missing();
-  return Symbol->getAddress();
-#elif LLVM_VERSION_MAJOR >= 18
-  return Symbol.getAddress();
-#else
-  return llvm::orc::ExecutorAddr(Symbol);
-#endif
+  return Address;
 }
 
 /// Whether LLJIT links by JITLink where the host chooses nothing; before, by RuntimeDyld for ELF on
@@ -157,6 +173,71 @@ template <typename LayerT> void discard(std::unique_ptr<LayerT> Layer) {
   if (LLVM_VERSION_MAJOR < 17)
     (void)Layer.release();
 }
+
+/// Has the frames of what a layer links registered with the executor's unwinder.
+inline llvm::Error addFrames(llvm::orc::ObjectLinkingLayer &Layer,
+                             llvm::orc::ExecutionSession &ES) {
+#if LLVM_VERSION_MAJOR >= 21
+  auto Frames = llvm::orc::EHFrameRegistrationPlugin::Create(ES);
+  if (!Frames)
+    return Frames.takeError();
+  Layer.addPlugin(std::move(*Frames));
+#else
+  std::unique_ptr<llvm::jitlink::EHFrameRegistrar> Registrar;
+  if (isThisProcess(ES.getExecutorProcessControl())) {
+    // Without a look-up of names, which fails where libLLVM was loaded with RTLD_LOCAL.
+    Registrar = std::make_unique<llvm::jitlink::InProcessEHFrameRegistrar>();
+  } else {
+    auto Remote = llvm::orc::EPCEHFrameRegistrar::Create(ES);
+    if (!Remote)
+      return Remote.takeError();
+    Registrar = std::move(*Remote);
+  }
+  Layer.addPlugin(std::make_unique<llvm::orc::EHFrameRegistrationPlugin>(ES, std::move(Registrar)));
+#endif
+  return llvm::Error::success();
+}
+
+/// Makes a layer of `Rest`: a memory manager, or nothing that counts, as the triple that creators
+/// were given before LLVM 21; then that of the session's EPC, which has one until LLVM 22.
+template <typename LayerT = llvm::orc::ObjectLinkingLayer, typename... RestT>
+llvm::Expected<std::unique_ptr<LayerT>> makeLayer(llvm::orc::ExecutionSession &ES,
+                                                  RestT &&...Rest) {
+  std::unique_ptr<LayerT> Layer;
+  if constexpr (std::is_constructible_v<LayerT, llvm::orc::ExecutionSession &, RestT...>)
+    Layer = std::make_unique<LayerT>(ES, std::forward<RestT>(Rest)...);
+  else if constexpr (std::is_constructible_v<LayerT, llvm::orc::ExecutionSession &>)
+    Layer = std::make_unique<LayerT>(ES);
+  else
+    return llvm::createStringError(llvm::inconvertibleErrorCode(),
+                                   "make an object layer: this LLVM's EPCs have no memory "
+                                   "manager; pass the one that the layer is to use");
+  if (auto Err = addFrames(*Layer, ES))
+    return Err;
+  return Layer;
+}
+
+/// A plugin that is told which resources go, and which are another key's now.
+class ResourcePlugin : public llvm::orc::ObjectLinkingLayer::Plugin {
+public:
+  virtual llvm::Error remove(llvm::orc::ResourceKey Key) = 0;
+  virtual void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) = 0;
+
+#if LLVM_VERSION_MAJOR >= 16
+  llvm::Error notifyRemovingResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey Key) final {
+    return remove(Key);
+  }
+  void notifyTransferringResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey To,
+                                   llvm::orc::ResourceKey From) final {
+    transfer(To, From);
+  }
+#else
+  llvm::Error notifyRemovingResources(llvm::orc::ResourceKey Key) final { return remove(Key); }
+  void notifyTransferringResources(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) final {
+    transfer(To, From);
+  }
+#endif
+};
 
 /// Gives an LLJIT's builder the memory manager that Create makes: after LLVM 22 what makes it,
 /// before an EPC that has it. An argument `0` prefers the former.
@@ -181,6 +262,49 @@ auto giveManager(BuilderT &Builder, CreateT Create, long)
   if (!EPC)
     return EPC.takeError();
   Builder.setExecutorProcessControl(std::move(*EPC));
+  return llvm::Error::success();
+}
+
+/// Connects an LLJIT's builder to an executor over two descriptors, and has its layers made over
+/// the memory manager that Create makes for that. An argument `0` prefers the form after LLVM 22.
+template <typename EPCT, typename TransportT, typename BuilderT, typename CreateT>
+auto connect(BuilderT &Builder, CreateT Create, int In, int Out, int)
+    -> decltype(Builder.setMemoryManagerCreator(nullptr), llvm::Error(llvm::Error::success())) {
+  auto EPC = EPCT::template Create<TransportT>(
+      std::make_unique<llvm::orc::DynamicThreadPoolTaskDispatcher>(std::nullopt), In, Out);
+  if (!EPC)
+    return EPC.takeError();
+  auto MM = Create(**EPC);
+  if (!MM)
+    return llvm::joinErrors(MM.takeError(), (*EPC)->disconnect());
+  Builder.setExecutorProcessControl(std::move(*EPC));
+  auto Made = std::make_shared<std::decay_t<decltype(*MM)>>(std::move(*MM));
+  if (auto Err = giveManager(
+          Builder,
+          [Made]() -> llvm::Expected<std::decay_t<decltype(*MM)>> { return std::move(*Made); }, 0))
+    return Err;
+  Builder.setObjectLinkingLayerCreator(
+      [](llvm::orc::ExecutionSession &ES, llvm::jitlink::JITLinkMemoryManager &MM) {
+        return makeLayer(ES, MM);
+      });
+  return llvm::Error::success();
+}
+template <typename EPCT, typename TransportT, typename BuilderT, typename CreateT,
+          typename SetupT = typename EPCT::Setup>
+llvm::Error connect(BuilderT &Builder, CreateT Create, int In, int Out, long) {
+  SetupT Setup;
+  Setup.CreateMemoryManager = Create;
+#if LLVM_VERSION_MAJOR >= 17
+  auto Dispatcher = std::make_unique<llvm::orc::DynamicThreadPoolTaskDispatcher>(std::nullopt);
+#else
+  auto Dispatcher = std::make_unique<llvm::orc::DynamicThreadPoolTaskDispatcher>();
+#endif
+  auto EPC = EPCT::template Create<TransportT>(std::move(Dispatcher), std::move(Setup), In, Out);
+  if (!EPC)
+    return EPC.takeError();
+  Builder.setExecutorProcessControl(std::move(*EPC));
+  Builder.setObjectLinkingLayerCreator(
+      [](llvm::orc::ExecutionSession &ES, auto &&...) { return makeLayer(ES); });
   return llvm::Error::success();
 }
 

@@ -79,7 +79,7 @@ private:
 /// Tells a listener of what an ObjectLinkingLayer links and removes. The listener must outlive the
 /// layer, and is called in the threads that link, one at a time. What is no ELF object for 64-bit
 /// little-endian machines is passed over.
-class ListenerPlugin : public llvm::orc::ObjectLinkingLayer::Plugin {
+class ListenerPlugin : public detail::ResourcePlugin {
   using Responsibility = llvm::orc::MaterializationResponsibility;
   using Object = llvm::object::ObjectFile;
   using ELFObject = llvm::object::ELF64LEObjectFile;
@@ -171,21 +171,21 @@ public:
     return llvm::Error::success();
   }
 
-#if LLVM_VERSION_MAJOR >= 16
-  llvm::Error notifyRemovingResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey Key) override {
-    return remove(Key);
+  llvm::Error remove(llvm::orc::ResourceKey Key) override {
+    std::lock_guard<std::mutex> Lock(M);
+    for (auto Freed : Numbers[Key])
+      Listener.notifyFreeingObject(Freed);
+    Numbers.erase(Key);
+    return llvm::Error::success();
   }
-  void notifyTransferringResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey To,
-                                   llvm::orc::ResourceKey From) override {
-    transfer(To, From);
+
+  void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) override {
+    std::lock_guard<std::mutex> Lock(M);
+    auto Moved = std::move(Numbers[From]);
+    Numbers.erase(From);
+    auto &There = Numbers[To];
+    There.insert(There.end(), Moved.begin(), Moved.end());
   }
-#else
-  llvm::Error notifyRemovingResources(llvm::orc::ResourceKey Key) override { return remove(Key); }
-  void notifyTransferringResources(llvm::orc::ResourceKey To,
-                                   llvm::orc::ResourceKey From) override {
-    transfer(To, From);
-  }
-#endif
 
 private:
   /// An object between being taken up and being linked.
@@ -240,22 +240,6 @@ private:
   /// Interned since LLVM 20.
   static llvm::StringRef nameOf(const llvm::orc::SymbolStringPtr &Name) { return *Name; }
   static llvm::StringRef nameOf(llvm::StringRef Name) { return Name; }
-
-  llvm::Error remove(llvm::orc::ResourceKey Key) {
-    std::lock_guard<std::mutex> Lock(M);
-    for (auto Freed : Numbers[Key])
-      Listener.notifyFreeingObject(Freed);
-    Numbers.erase(Key);
-    return llvm::Error::success();
-  }
-
-  void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) {
-    std::lock_guard<std::mutex> Lock(M);
-    auto Moved = std::move(Numbers[From]);
-    Numbers.erase(From);
-    auto &There = Numbers[To];
-    There.insert(There.end(), Moved.begin(), Moved.end());
-  }
 
   llvm::JITEventListener &Listener;
   std::mutex M;

@@ -7,9 +7,9 @@
 
 #include "../jitmem.h"
 
-#include <llvm/Config/llvm-config.h>
 #include <llvm/ExecutionEngine/RTDyldMemoryManager.h>
 #include <llvm/ExecutionEngine/RuntimeDyld.h>
+#include <llvm/Support/Alignment.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -37,6 +37,9 @@ namespace jitmem {
 /// finalizeMemory fails with the reason; MCJIT does not look at that answer, so its hosts look at
 /// error().
 class RTDyldMemoryManager : public llvm::RTDyldMemoryManager {
+  template <typename C, typename First, typename Second, typename... Rest>
+  static Second secondOf(void (C::*)(First, Second, Rest...));
+
 public:
   /// `Dylib` is the number of what refers to its own code and data, all of which lies in one
   /// window: a JITDylib or an engine. With 0 that holds where the manager has one window, as it
@@ -64,11 +67,8 @@ public:
 
   bool needsToReserveAllocationSpace() override { return true; }
 
-#if LLVM_VERSION_MAJOR >= 16
-  using Alignment = llvm::Align;
-#else
-  using Alignment = uint32_t;
-#endif
+  /// What LLVM has for alignments: llvm::Align, or a number before LLVM 16.
+  using Alignment = decltype(secondOf(&llvm::RTDyldMemoryManager::reserveAllocationSpace));
   /// One allocation has all sections of an object.
   void reserveAllocationSpace(uintptr_t CodeSize, Alignment CodeAlign, uintptr_t RODataSize,
                               Alignment RODataAlign, uintptr_t RWDataSize,
@@ -161,9 +161,7 @@ private:
   };
 
   static uint64_t bytes(uint64_t Align) { return Align ? Align : 1; }
-#if LLVM_VERSION_MAJOR >= 16
   static uint64_t bytes(llvm::Align Align) { return Align.value(); }
-#endif
 
   static jitmem_segment segment(uint64_t Size, uint64_t Align, uint32_t Protection) {
     jitmem_segment S = {};

@@ -4,7 +4,10 @@
 // front of LLVM 22's headers. Compiled, never linked.
 
 #include <jitmem/orc_executor.hpp>
+#include <jitmem/orc_listener.hpp>
 #include <jitmem/orc_lljit.hpp>
+#include <llvm/ExecutionEngine/Orc/InProcessEPC.h>
+#include <llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -24,6 +27,7 @@ struct Builder {
     CreateMemoryManager = std::move(Create);
     return *this;
   }
+  Builder &setExecutorProcessControl(std::unique_ptr<ExecutorProcessControl>);
   std::optional<JITTargetMachineBuilder> &getJITTargetMachineBuilder();
   Builder &setJITTargetMachineBuilder(JITTargetMachineBuilder);
   template <typename CreateT> Builder &setObjectLinkingLayerCreator(CreateT Create) {
@@ -31,6 +35,30 @@ struct Builder {
     return *this;
   }
 };
+
+// As ObjectLinkingLayer after LLVM 22, which is made over a memory manager.
+struct Layer : ObjectLinkingLayer {
+  Layer(ExecutionSession &ES, jitlink::JITLinkMemoryManager &MM) : ObjectLinkingLayer(ES, MM) {}
+  Layer(ExecutionSession &ES, std::unique_ptr<jitlink::JITLinkMemoryManager> MM)
+      : ObjectLinkingLayer(ES, std::move(MM)) {}
+};
+
+// As LLJIT's creators are called there; and as C hosts make layers, who are told that it takes a
+// manager.
+Expected<std::unique_ptr<Layer>> layerOver(ExecutionSession &ES,
+                                           jitlink::JITLinkMemoryManager &MM) {
+  return jitmem::orc::detail::makeLayer<Layer>(ES, MM);
+}
+Expected<std::unique_ptr<Layer>> layerOverNothing(ExecutionSession &ES) {
+  return jitmem::orc::detail::makeLayer<Layer>(ES);
+}
+
+Error connect(Builder &B, int In, int Out) {
+  return jitmem::orc::detail::connect<SimpleRemoteEPC, FDSimpleRemoteEPCTransport>(
+      B, [](SimpleRemoteEPC &EPC) { return jitmem::orc::MemoryManager::Create(EPC); }, In, Out, 0);
+}
+
+bool isThisProcess(InProcessEPC &EPC) { return jitmem::orc::detail::isThisProcess(EPC); }
 
 Error useInThisProcess(Builder &B) { return jitmem::orc::useInProcess(B); }
 

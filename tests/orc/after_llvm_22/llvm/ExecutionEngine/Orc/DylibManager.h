@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// The shape that this class has after LLVM 22: a look-up in one library at a time.
+// The shape that this class has after LLVM 22: a look-up in one library at a time, which answers
+// addresses.
 
 #ifndef LLVM_EXECUTIONENGINE_ORC_DYLIBMANAGER_H
 #define LLVM_EXECUTIONENGINE_ORC_DYLIBMANAGER_H
@@ -15,7 +16,8 @@ class DylibManager {
 public:
   virtual ~DylibManager();
   virtual Expected<tpctypes::DylibHandle> loadDylib(const char *Path) = 0;
-  Expected<tpctypes::LookupResult> lookupSymbols(tpctypes::DylibHandle, const SymbolLookupSet &);
+  Expected<std::vector<std::optional<ExecutorAddr>>> lookupSymbols(tpctypes::DylibHandle,
+                                                                   const SymbolLookupSet &);
 };
 
 } // namespace llvm::orc
