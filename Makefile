@@ -82,7 +82,7 @@ LLVM ?= 22
 ## Working on it
 
 .PHONY: test
-test: setup lint test-rust test-c test-orc-22 test-orc-19 test-executor test-examples test-python test-preload test-package test-readme ## everything that must pass
+test: setup lint test-rust test-c test-orc-22 test-orc-19 test-orc-old test-executor test-examples test-python test-preload test-package test-readme ## everything that must pass
 	$(call headline,all tests passed)
 
 .PHONY: setup
@@ -147,6 +147,18 @@ test-orc-22 test-orc-19: test-orc-%: stage
 	@$(call ctest,build/orc-$*)
 # GCC compiles the adapter for LLVM 19, clang for 22: both have warnings of their own.
 CXX_OF_22 := -DCMAKE_CXX_COMPILER=clang++-22
+
+.PHONY: test-orc-old
+test-orc-old: stage ## how the adapter is taken up by LLVM 16, 15 and 14; the rest is make check-orc-NN
+	@for version in $(OLD_LLVMS); do \
+	  printf '\n== C++ tests with LLVM %s, in short\n' $$version; \
+	  cmake -S tests/orc -B build/orc-old-$$version -G Ninja --log-level=WARNING \
+	    -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG=-O0 -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON \
+	    -DCMAKE_PREFIX_PATH=$(STAGE) -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version); \
+	  cmake --build build/orc-old-$$version --target orc-create; \
+	  $(call ctest,build/orc-old-$$version) -R '^orc-create$$'; \
+	done
+OLD_LLVMS := 16 15 14
 
 .PHONY: test-executor
 test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 to 22
@@ -240,6 +252,15 @@ check-valgrind: setup stage ## C and C++ tests under valgrind
 # Linked code is written through one view and run through another, which valgrind does not notice
 # by itself: --smc-check=all.
 VALGRIND := valgrind;--quiet;--smc-check=all;--error-exitcode=1;--leak-check=full;--errors-for-leak-kinds=definite,possible;--suppressions=$(CURDIR)/tests/valgrind.supp
+
+.PHONY: $(OLD_LLVMS:%=check-orc-%)
+check-orc-16: ## all C++ tests on LLVM 16
+check-orc-15: ## all C++ tests on LLVM 15
+check-orc-14: ## all C++ tests on LLVM 14
+$(OLD_LLVMS:%=check-orc-%): check-orc-%: setup stage
+	$(call headline,C++ tests with LLVM $*)
+	@$(call project,tests/orc,build/orc-$*,-DJITMEM_LLVM_VERSION=$* -DLLVM_DIR=$(call llvm,$*))
+	@$(call ctest,build/orc-$*)
 
 .PHONY: check-stopped
 check-stopped: setup stage ## an executor that is stopped for a minute goes on with everything

@@ -92,7 +92,9 @@ TEST_P(Attach, AndDieAfterEachMessage) {
   int Messages = 1;
   while (!HasFailure() && killAfter(Messages))
     ++Messages;
-  EXPECT_GT(Messages, 1) << "nothing was sent";
+  // Where the executor has one service, nothing is asked of it before memory is.
+  bool AsksNothing = LLVM_VERSION_MAJOR < 15 && GetParam() == Setting::StockSimple;
+  EXPECT_EQ(Messages == 1, AsksNothing) << "messages: " << Messages - 1;
 }
 
 class Link : public ::testing::TestWithParam<Setting> {};
@@ -110,7 +112,7 @@ TEST_P(Link, UntilTheExecutorDies) {
         std::string Name = "f" + std::to_string(I);
         Error Err = S.J->addIRModule(functionReturning(Name, I));
         if (!Err)
-          Err = S.J->lookup(Name).takeError();
+          Err = compat::lookup(*S.J, Name).takeError();
         Message = toString(std::move(Err));
         Linked.arrive();
       }

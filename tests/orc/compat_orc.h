@@ -5,6 +5,7 @@
 #ifndef JITMEM_TESTS_ORC_COMPAT_ORC_H
 #define JITMEM_TESTS_ORC_COMPAT_ORC_H
 
+#include <llvm/ExecutionEngine/Orc/EPCDynamicLibrarySearchGenerator.h>
 #include <llvm/ExecutionEngine/Orc/LLJIT.h>
 #include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
 
@@ -15,6 +16,11 @@
 #include <llvm/ExecutionEngine/Orc/EPCEHFrameRegistrar.h>
 #include <llvm/ExecutionEngine/Orc/ExecutorProcessControl.h>
 #endif
+#if LLVM_VERSION_MAJOR >= 16
+#include <llvm/TargetParser/Host.h>
+#else
+#include <llvm/Support/Host.h>
+#endif
 
 namespace compat {
 
@@ -23,6 +29,61 @@ using LinkPlugin = llvm::orc::LinkGraphLinkingLayer::Plugin;
 #else
 using LinkPlugin = llvm::orc::ObjectLinkingLayer::Plugin;
 #endif
+
+// A plugin that keeps nothing of its own for objects.
+class StatelessPlugin : public LinkPlugin {
+  llvm::Error notifyFailed(llvm::orc::MaterializationResponsibility &) override {
+    return llvm::Error::success();
+  }
+#if LLVM_VERSION_MAJOR >= 16
+  llvm::Error notifyRemovingResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey) override {
+    return llvm::Error::success();
+  }
+  void notifyTransferringResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey,
+                                   llvm::orc::ResourceKey) override {}
+#else
+  llvm::Error notifyRemovingResources(llvm::orc::ResourceKey) override {
+    return llvm::Error::success();
+  }
+  void notifyTransferringResources(llvm::orc::ResourceKey, llvm::orc::ResourceKey) override {}
+#endif
+};
+
+// The address of a symbol that is looked up in the main JITDylib, or in another one.
+template <typename... ArgTs>
+llvm::Expected<llvm::orc::ExecutorAddr> lookup(llvm::orc::LLJIT &J, ArgTs &&...Args) {
+#if LLVM_VERSION_MAJOR >= 15
+  return J.lookup(std::forward<ArgTs>(Args)...);
+#else
+  auto Symbol = J.lookup(std::forward<ArgTs>(Args)...);
+  if (!Symbol)
+    return Symbol.takeError();
+  return llvm::orc::ExecutorAddr(Symbol->getAddress());
+#endif
+}
+
+// Lets the code of a JITDylib refer to what the executor has, as the main one's does since LLVM 17
+// without being told.
+inline void linkWithExecutor(llvm::orc::LLJIT &J, llvm::orc::JITDylib &JD) {
+#if LLVM_VERSION_MAJOR >= 19
+  auto *Process = J.getProcessSymbolsJITDylib().get();
+  if (Process && &JD != &J.getMainJITDylib())
+    JD.addToLinkOrder(*Process);
+#else
+  JD.addGenerator(llvm::cantFail(
+      llvm::orc::EPCDynamicLibrarySearchGenerator::GetForTargetProcess(J.getExecutionSession())));
+#endif
+}
+
+// An entry of absoluteSymbols().
+inline auto callableAt(llvm::orc::ExecutorAddr Address) {
+  auto Flags = llvm::JITSymbolFlags::Exported | llvm::JITSymbolFlags::Callable;
+#if LLVM_VERSION_MAJOR >= 19
+  return llvm::orc::ExecutorSymbolDef(Address, Flags);
+#else
+  return llvm::JITEvaluatedSymbol(Address.getValue(), Flags);
+#endif
+}
 
 inline llvm::Error registerEHFrames(llvm::orc::ExecutionSession &ES,
                                     llvm::orc::ObjectLinkingLayer &Layer) {
@@ -50,6 +111,15 @@ void setLinkingLayer(llvm::orc::LLJITBuilder &Builder, CreateFn Create) {
 #else
   Builder.setObjectLinkingLayerCreator(
       [Create](llvm::orc::ExecutionSession &ES, const llvm::Triple &) { return Create(ES); });
+#endif
+}
+
+// Until LLVM 17, LLJIT links ELF objects for x86-64 by RuntimeDyld unless it is told otherwise.
+inline void useJITLink([[maybe_unused]] llvm::orc::LLJITBuilder &Builder) {
+#if LLVM_VERSION_MAJOR < 17
+  setLinkingLayer(Builder, [](llvm::orc::ExecutionSession &ES) {
+    return std::make_unique<llvm::orc::ObjectLinkingLayer>(ES);
+  });
 #endif
 }
 

@@ -5,6 +5,8 @@
 #include "compat_orc.h"
 #include "kit.h"
 
+#include <jitmem/orc_lljit.hpp>
+#include <llvm/ExecutionEngine/SectionMemoryManager.h>
 #include <llvm/Support/TargetSelect.h>
 
 using namespace llvm;
@@ -73,15 +75,36 @@ TEST(Create, SwappedIntoLLJITByOneLine) {
   auto EPC = must(
       SelfExecutorProcessControl::Create(nullptr, nullptr, must(MemoryManager::CreateInProcess())));
   auto &MM = static_cast<MemoryManager &>(EPC->getMemMgr());
-  auto J = must(LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
+  LLJITBuilder Builder;
+  Builder.setExecutorProcessControl(std::move(EPC));
+  compat::useJITLink(Builder);
+  auto J = must(Builder.create());
   auto G = compat::makeGraph("code", J->getExecutionSession().getSymbolStringPool());
   jitlink::Block &B = addContent(*G, addSection(*G, ".text", RX), codeReturning(42), {16});
   G->addDefinedSymbol(B, 0, "entry", B.getSize(), jitlink::Linkage::Strong, jitlink::Scope::Default,
                       true, true);
   auto &Layer = static_cast<ObjectLinkingLayer &>(J->getObjLinkingLayer());
   must(Layer.add(J->getMainJITDylib(), std::move(G)));
-  EXPECT_EQ(call(must(J->lookup("entry"))), 42);
+  EXPECT_EQ(call(must(compat::lookup(*J, "entry"))), 42);
   EXPECT_GT(MM.stats().finalized, 0u);
+}
+
+TEST(Create, ALayerThatLeavesTheManagerUnusedIsRefused) {
+  LLJITBuilder Builder;
+  compat::setLinkingLayer(Builder, [](ExecutionSession &ES) {
+    return std::make_unique<RTDyldObjectLinkingLayer>(
+        ES, [](auto &&...) { return std::make_unique<SectionMemoryManager>(); });
+  });
+  must(jitmem::orc::useInProcess(Builder));
+  EXPECT_TRUE(mentions(messageOf(Builder.create()),
+                       {"RTDyldObjectLinkingLayer", "setObjectLinkingLayerCreator"}));
+}
+
+TEST(Create, ABuilderThatHasAnExecutorIsRefused) {
+  LLJITBuilder Builder;
+  Builder.setExecutorProcessControl(must(SelfExecutorProcessControl::Create()));
+  EXPECT_TRUE(mentions(messageOf(jitmem::orc::useInProcess(Builder)),
+                       {"ExecutorProcessControl", "MemoryManager"}));
 }
 
 TEST(Create, ManagersAreIndependent) {

@@ -60,6 +60,7 @@ TEST_P(Exceptions, ThrownByTheHostThroughALinkedObject) {
 TEST_P(Exceptions, AcrossJITDylibs) {
   start();
   JITDylib &Library = must(J->createJITDylib("Library"));
+  compat::linkWithExecutor(*J, Library);
   add(Library, "throws.cpp");
   add(Library, "passes.cpp");
   add("catches.cpp");
@@ -89,7 +90,7 @@ INSTANTIATE_TEST_SUITE_P(Managers, Statics, sessionKinds(), kindName);
 TEST_P(Statics, OfAModule) {
   start();
   provideHostNote();
-  must(J->addIRModule(bitcodeFile("statics.bc")));
+  must(J->addIRModule(moduleFile("statics.ll")));
   expectStaticsRun();
 }
 
@@ -101,9 +102,9 @@ TEST_P(ThreadLocals, Emulated) {
   must(J->addIRModule(parseIR(R"(
     @Counter = internal thread_local global i32 7
     define i32 @bump() {
-      %old = load i32, ptr @Counter
+      %old = load i32, i32* @Counter
       %new = add i32 %old, 1
-      store i32 %new, ptr @Counter
+      store i32 %new, i32* @Counter
       ret i32 %new
     })")));
   expectCounterPerThread();

@@ -201,7 +201,7 @@ TEST_P(Death, DuringACall) {
   Placed P(*S.MM, must(must(S.MM->allocate(nullptr, *Kept))->finalize()));
   std::string Message;
   std::thread Calling([&] {
-    auto Result = S.epc().runAsIntFunction(WaitForever, 2);
+    auto Result = S.tryRun(WaitForever, 2);
     Message = Result ? "it returned" : toString(Result.takeError());
   });
   EXPECT_GE(S.run(S.inside("waitForNotes"), 2), 2);

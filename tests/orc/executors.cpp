@@ -3,8 +3,10 @@
 #include "executors.h"
 #include "tasks.h"
 
+#if LLVM_VERSION_MAJOR >= 16
 #include <llvm/ExecutionEngine/Orc/MapperJITLinkMemoryManager.h>
 #include <llvm/ExecutionEngine/Orc/MemoryMapper.h>
+#endif
 #include <llvm/ExecutionEngine/Orc/Shared/OrcRTBridge.h>
 #include <llvm/ExecutionEngine/Orc/Shared/SimpleRemoteEPCUtils.h>
 
@@ -30,7 +32,8 @@ const auto IgnoreBrokenPipes = std::signal(SIGPIPE, SIG_IGN);
 constexpr int ChildIn = 20, ChildOut = 21;
 
 Expected<std::unique_ptr<jitlink::JITLinkMemoryManager>>
-createLlvmManager(ExecutorProcessControl &EPC) {
+createLlvmManager([[maybe_unused]] ExecutorProcessControl &EPC) {
+#if LLVM_VERSION_MAJOR >= 16
   SharedMemoryMapper::SymbolAddrs Service;
   if (Error Err = EPC.getBootstrapSymbols(
           {{Service.Instance, rt::ExecutorSharedMemoryMapperServiceInstanceName},
@@ -40,6 +43,9 @@ createLlvmManager(ExecutorProcessControl &EPC) {
            {Service.Release, rt::ExecutorSharedMemoryMapperServiceReleaseWrapperName}}))
     return Err;
   return MapperJITLinkMemoryManager::CreateWithMapper<SharedMemoryMapper>(GiB, EPC, Service);
+#else
+  return createStringError(inconvertibleErrorCode(), "this LLVM has no such manager");
+#endif
 }
 
 } // namespace
@@ -227,6 +233,7 @@ Session::Session(Setting S, Owner O, std::unique_ptr<TaskDispatcher> Tasks, LLJI
         return Layer;
       });
   J = must(Builder.create());
+  compat::linkWithExecutor(*J, J->getMainJITDylib());
   J->getExecutionSession().setErrorReporter([this](Error Err) {
     std::lock_guard<std::mutex> Lock(ErrorsMutex);
     Errors += toString(std::move(Err)) + "\n";
@@ -246,6 +253,21 @@ std::string Session::end() {
 std::string Session::takeErrors() {
   std::lock_guard<std::mutex> Lock(ErrorsMutex);
   return std::exchange(Errors, "");
+}
+
+Expected<int> Session::tryRun(ExecutorAddr Function, int Argument) {
+#if LLVM_VERSION_MAJOR >= 16
+  return epc().runAsIntFunction(Function, Argument);
+#else
+  uint64_t Call[] = {Function.getValue(), uint64_t(uint32_t(Argument))};
+  auto Answer = epc().callWrapper(inside("callFunction"),
+                                  {reinterpret_cast<const char *>(Call), sizeof(Call)});
+  if (const char *Message = Answer.getOutOfBandError())
+    return createStringError(inconvertibleErrorCode(), Message);
+  int Result = 0;
+  memcpy(&Result, Answer.data(), sizeof(Result));
+  return Result;
+#endif
 }
 
 std::string Session::call(ExecutorAddr Function, const std::string &Bytes) {

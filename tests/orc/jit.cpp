@@ -33,10 +33,10 @@ std::unique_ptr<MemoryBuffer> objectFile(const std::string &Source) {
   return must(errorOrToExpected(MemoryBuffer::getFile(JIT_OBJECT_DIR "/" + Source + ".o")));
 }
 
-ThreadSafeModule bitcodeFile(const std::string &Name) {
+ThreadSafeModule moduleFile(const std::string &Name) {
   auto Context = std::make_unique<LLVMContext>();
   SMDiagnostic Diagnostic;
-  auto M = parseIRFile(JIT_OBJECT_DIR "/" + Name, Diagnostic, *Context);
+  auto M = parseIRFile(JIT_SOURCE_DIR "/" + Name, Diagnostic, *Context);
   if (!M)
     throw std::runtime_error(Diagnostic.getMessage().str());
   return ThreadSafeModule(std::move(M), std::move(Context));
@@ -74,9 +74,8 @@ static std::vector<int> Notes;
 void JITTest::provideHostNote() {
   Notes.clear();
   auto HostNote = [](int Id) { Notes.push_back(Id); };
-  must(main().define(absoluteSymbols({{J->mangleAndIntern("hostNote"),
-                                       {ExecutorAddr::fromPtr(+HostNote),
-                                        JITSymbolFlags::Exported | JITSymbolFlags::Callable}}})));
+  must(main().define(absoluteSymbols(
+      {{J->mangleAndIntern("hostNote"), compat::callableAt(ExecutorAddr::fromPtr(+HostNote))}})));
 }
 
 void JITTest::expectStaticsRun() {

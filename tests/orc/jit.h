@@ -11,8 +11,8 @@
 // An object file that the build compiled from objects/<Source>.
 std::unique_ptr<llvm::MemoryBuffer> objectFile(const std::string &Source);
 
-// A module that was built as objects/<Name>, for instance "statics.bc", or that is given as text.
-llvm::orc::ThreadSafeModule bitcodeFile(const std::string &Name);
+// A module that is in objects/<Name>, for instance "statics.ll", or that is given as text.
+llvm::orc::ThreadSafeModule moduleFile(const std::string &Name);
 llvm::orc::ThreadSafeModule parseIR(const std::string &Text);
 
 // `i32 @Name()` that returns Value.
@@ -48,6 +48,7 @@ protected:
   void start() { start(builder()); }
   void start(llvm::orc::LLJITBuilder Builder) {
     J = must(Builder.create());
+    compat::linkWithExecutor(*J, main());
     Layer = static_cast<llvm::orc::ObjectLinkingLayer *>(&J->getObjLinkingLayer());
   }
   llvm::orc::LLJITBuilder builder();
@@ -57,9 +58,9 @@ protected:
     must(J->addObjectFile(JD, objectFile(Source)));
   }
   template <typename FnT> FnT *find(const std::string &Name) {
-    return must(J->lookup(Name)).toPtr<FnT *>();
+    return must(compat::lookup(*J, Name)).toPtr<FnT *>();
   }
-  int callByName(const std::string &Name) { return call(must(J->lookup(Name))); }
+  int callByName(const std::string &Name) { return call(must(compat::lookup(*J, Name))); }
 
   // objects/statics.cpp calls hostNote of the host in its constructors and destructors. The second
   // call initializes the main JITDylib that the object was added to, and checks their order.

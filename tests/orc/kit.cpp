@@ -34,9 +34,7 @@ std::string codeReturning(int32_t Value) {
 }
 
 Section &addSection(LinkGraph &G, const char *Name, AllocGroup AG) {
-  Section &S = G.createSection(Name, AG.getMemProt());
-  S.setMemLifetime(AG.getMemLifetime());
-  return S;
+  return compat::createSection(G, Name, AG);
 }
 
 static ExecutorAddr objectAddress(Section &S, const BlockPlace &Place) {

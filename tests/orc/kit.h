@@ -15,18 +15,22 @@
 #include <sys/types.h>
 #include <vector>
 
-using llvm::orc::AllocGroup;
+using compat::AllocGroup;
+using compat::MemLifetime;
+using compat::MemProt;
 using llvm::orc::ExecutorAddr;
-using llvm::orc::MemLifetime;
-using llvm::orc::MemProt;
 
 // MemProt's operators are not found by argument-dependent lookup.
 LLVM_ENABLE_BITMASK_ENUMS_IN_NAMESPACE();
 
 constexpr MemProt R = MemProt::Read;
-constexpr MemProt RW = MemProt::Read | MemProt::Write;
-constexpr MemProt RX = MemProt::Read | MemProt::Exec;
-constexpr MemProt RWX = RW | MemProt::Exec;
+// Not by LLVM's operator, which is no constant expression in the oldest releases.
+constexpr MemProt with(MemProt A, MemProt B) {
+  return static_cast<MemProt>(static_cast<uint8_t>(A) | static_cast<uint8_t>(B));
+}
+constexpr MemProt RW = with(MemProt::Read, MemProt::Write);
+constexpr MemProt RX = with(MemProt::Read, MemProt::Exec);
+constexpr MemProt RWX = with(RW, MemProt::Exec);
 
 constexpr uint64_t KiB = 1024, MiB = 1024 * KiB, GiB = 1024 * MiB;
 

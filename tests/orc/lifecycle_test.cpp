@@ -218,6 +218,7 @@ TEST_P(Lifecycle, GraphOfFinalizeLifetimeOnly) {
   EXPECT_EQ(J.ids(), (std::vector<int>{1, -1}));
 }
 
+#if LLVM_VERSION_MAJOR >= 19 // earlier, every section takes memory
 TEST_P(Lifecycle, NoAllocSectionsAreLeftAlone) {
   auto G = compat::makeGraph("metadata");
   std::string Note(3 * MiB, 'n');
@@ -233,6 +234,7 @@ TEST_P(Lifecycle, NoAllocSectionsAreLeftAlone) {
     EXPECT_LT(statsOf(*MM).live, 1 * MiB);
   }
 }
+#endif
 
 TEST_P(Lifecycle, DeallocateNothing) {
   must(MM->deallocate(std::vector<JITLinkMemoryManager::FinalizedAlloc>()));

@@ -24,9 +24,9 @@ TEST_P(Link, CompiledIRRuns) {
   must(J->addIRModule(parseIR(R"(
     @Counter = global i32 40
     define i32 @next() {
-      %old = load i32, ptr @Counter
+      %old = load i32, i32* @Counter
       %new = add i32 %old, 1
-      store i32 %new, ptr @Counter
+      store i32 %new, i32* @Counter
       ret i32 %new
     })")));
   EXPECT_EQ(callByName("next"), 41);
@@ -57,7 +57,7 @@ TEST_P(Link, ReferencesBetweenJITDylibs) {
     declare i32 @callback()
     define i32 @twice() {
       %v = call i32 @callback()
-      %w = load i32, ptr @Shared
+      %w = load i32, i32* @Shared
       %s = add i32 %v, %w
       ret i32 %s
     })")));
@@ -68,7 +68,7 @@ TEST_P(Link, ReferencesBetweenJITDylibs) {
       ret i32 100
     }
     define i32 @entry() {
-      store i32 11, ptr @Shared
+      store i32 11, i32* @Shared
       %v = call i32 @twice()
       ret i32 %v
     })")));
@@ -102,7 +102,7 @@ TEST_P(Link, UndefinedSymbolFailsOnlyWhatNeedsIt) {
     })")));
   // ORC reports to the session as well as to the caller.
   J->getExecutionSession().setErrorReporter([](Error Err) { consumeError(std::move(Err)); });
-  EXPECT_NE(messageOf(J->lookup("broken")), "");
+  EXPECT_NE(messageOf(compat::lookup(*J, "broken")), "");
   if (isJitmem(GetParam())) {
     EXPECT_EQ(statsOf(*MM).live, Live);
     EXPECT_EQ(statsOf(*MM).in_flight, 0u);
@@ -112,9 +112,11 @@ TEST_P(Link, UndefinedSymbolFailsOnlyWhatNeedsIt) {
 }
 
 // Fails one step of the next link.
-class FailingPlugin : public compat::LinkPlugin {
+class FailingPlugin : public compat::StatelessPlugin {
 public:
-  enum Step { PrePrune, PostPrune, PostAllocation, PreFixup, PostFixup, Emitted, Steps };
+  enum Step { PrePrune, PostPrune, PostAllocation, PreFixup, PostFixup, Emitted };
+  // Earlier, ORC forgets an allocation whose plugins fail when all is linked.
+  static constexpr int Steps = LLVM_VERSION_MAJOR >= 19 ? Emitted + 1 : Emitted;
 
   std::optional<Step> FailAt;
 
@@ -128,9 +130,6 @@ public:
       Passes->push_back([this, S = S](jitlink::LinkGraph &) { return failAt(S); });
   }
   Error notifyEmitted(MaterializationResponsibility &) override { return failAt(Emitted); }
-  Error notifyFailed(MaterializationResponsibility &) override { return Error::success(); }
-  Error notifyRemovingResources(JITDylib &, ResourceKey) override { return Error::success(); }
-  void notifyTransferringResources(JITDylib &, ResourceKey, ResourceKey) override {}
 
 private:
   Error failAt(Step S) {
@@ -143,8 +142,9 @@ private:
 
 TEST_P(Link, FailureOfAnyStepLeavesNothing) {
   start();
-  auto Plugin = std::make_shared<FailingPlugin>();
-  Layer->addPlugin(Plugin);
+  auto NewPlugin = std::make_unique<FailingPlugin>();
+  FailingPlugin *Plugin = NewPlugin.get();
+  Layer->addPlugin(std::move(NewPlugin));
   must(J->addIRModule(functionReturning("fine", 1)));
   EXPECT_EQ(callByName("fine"), 1);
   uint64_t Live = isJitmem(GetParam()) ? statsOf(*MM).live : 0;
@@ -156,7 +156,7 @@ TEST_P(Link, FailureOfAnyStepLeavesNothing) {
     Plugin->FailAt = FailingPlugin::Step(S);
     std::string Name = "broken" + std::to_string(S);
     must(J->addIRModule(functionReturning(Name, S)));
-    EXPECT_NE(messageOf(J->lookup(Name)), "");
+    EXPECT_NE(messageOf(compat::lookup(*J, Name)), "");
     EXPECT_FALSE(Plugin->FailAt) << "step " << S << " was never reached";
     std::string Refused = "step " + std::to_string(S) + " refused";
     EXPECT_TRUE(mentions(Reported, {Refused.c_str()}));
@@ -212,7 +212,7 @@ TEST_P(Link, RemovingAJITDylibFreesItsMemory) {
   start();
   JITDylib &Library = must(J->createJITDylib("Library"));
   must(J->addIRModule(Library, functionReturning("inLibrary", 3)));
-  EXPECT_EQ(call(must(J->lookup(Library, "inLibrary"))), 3);
+  EXPECT_EQ(call(must(compat::lookup(*J, Library, "inLibrary"))), 3);
   must(J->getExecutionSession().removeJITDylib(Library));
   if (isJitmem(GetParam())) {
     EXPECT_EQ(statsOf(*MM).live, 0u);
@@ -227,7 +227,7 @@ TEST_P(Link, ThousandObjectsThenRemoved) {
     Trackers.push_back(main().createResourceTracker());
     std::string Name = "f" + std::to_string(I);
     must(J->addIRModule(Trackers.back(), functionReturning(Name, I)));
-    Entries.push_back(must(J->lookup(Name)));
+    Entries.push_back(must(compat::lookup(*J, Name)));
   }
   if (isJitmem(GetParam())) {
     EXPECT_EQ(statsOf(*MM).finalized, 1000u);
@@ -257,7 +257,7 @@ TEST_P(Link, ConcurrentLinks) {
   for (int T = 0; T != Threads; ++T)
     Running.emplace_back([&, T] {
       for (int I = T; I < PerThread * Threads; I += Threads) {
-        auto Entry = J->lookup("f" + std::to_string(I));
+        auto Entry = compat::lookup(*J, "f" + std::to_string(I));
         if (!Entry)
           Errors[T] += toString(Entry.takeError());
         else if (call(*Entry) != I)

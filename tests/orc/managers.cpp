@@ -6,7 +6,6 @@
 
 #include <jitmem/orc_executor.hpp>
 #include <llvm/Support/Process.h>
-#include <llvm/TargetParser/Host.h>
 
 #include <chrono>
 #include <thread>

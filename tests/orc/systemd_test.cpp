@@ -21,15 +21,16 @@ int session() {
   likeSystemd();
   auto MM = must(jitmem::orc::MemoryManager::CreateInProcess());
   bool TwoViews = StringRef(MM->stats().mapper_name).contains("two views");
-  auto J = must(LLJITBuilder()
-                    .setExecutorProcessControl(
-                        must(SelfExecutorProcessControl::Create(nullptr, nullptr, std::move(MM))))
-                    .create());
+  LLJITBuilder Builder;
+  Builder.setExecutorProcessControl(
+      must(SelfExecutorProcessControl::Create(nullptr, nullptr, std::move(MM))));
+  compat::useJITLink(Builder);
+  auto J = must(Builder.create());
   int Wrong = 0;
   for (int I = 0; I != 20; ++I) {
     auto Tracker = J->getMainJITDylib().createResourceTracker();
     must(J->addObjectFile(Tracker, objectFile("sections.c")));
-    int Sum = must(J->lookup("checkSections")).toPtr<int()>()();
+    int Sum = must(compat::lookup(*J, "checkSections")).toPtr<int (*)()>()();
     Wrong += Sum != 1 + 2 + 3 + 10 + 20 + 30 + 40 + 5 * 1000;
     must(Tracker->remove());
   }

@@ -143,6 +143,16 @@ int sumOfArguments(int Count, char *Values[]) {
 }
 
 // int32_t(int32_t, int32_t)
+// int32(uint64 address, int32): what the function there returns.
+struct Result callFunction(const char *Args, size_t Size) {
+  uint64_t Call[2];
+  if (Size != sizeof(Call))
+    abort();
+  memcpy(Call, Args, sizeof(Call));
+  int32_t Value = ((int (*)(int))(uintptr_t)Call[0])((int)Call[1]);
+  return resultOf(&Value, sizeof(Value));
+}
+
 struct Result multiply(const char *Args, size_t Size) {
   int32_t Factors[2] = {0, 0};
   if (Size == sizeof(Factors))
