@@ -265,12 +265,18 @@ static void services(void **state) {
   REFUSED(JITMEM_INVALID_ARGUMENT, "visit is NULL",
           jitmem_service_symbols(service, NULL, NULL, error));
   OK(jitmem_service_symbols(service, ignore_symbol, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_service is NULL",
+          jitmem_service_session_symbols(NULL, ignore_symbol, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "visit is NULL",
+          jitmem_service_session_symbols(service, NULL, NULL, error));
+  OK(jitmem_service_session_symbols(service, ignore_symbol, NULL, error));
   jitmem_service_free(service);
   jitmem_service_free(NULL);
   // A controller that says nothing is told so, in more than 8 bytes.
   jitmem_wrapper_result result = jitmem_service_open(NULL, 0);
   assert_true(result.size > 8);
   free((void *)(uintptr_t)result.data);
+  jitmem_service_open_by_session(NULL, (jitmem_wrapper_result){0}, NULL, 0);
 }
 
 static void serving(void **state) {

@@ -156,6 +156,69 @@ static void another_version_is_told_so(void **state) {
   here_tear_down(&here);
 }
 
+// ---- executors of LLVM's ORC runtime ----
+
+// As orc-rt's session has it: arguments are a buffer, and answers come through a function.
+struct session {
+  uint64_t number;
+  int answered;
+  struct wrapper_result answer;
+};
+
+static void take_answer(void *of, jitmem_wrapper_result answer, uint64_t number) {
+  struct session *session = of;
+  session->answered += number == session->number;
+  memcpy(&session->answer, &answer, sizeof answer);
+}
+
+typedef void session_function(void *session, jitmem_wrapper_result args,
+                              jitmem_session_return_fn reply, uint64_t number);
+
+static void call_by_session(void *ctx, uint64_t function, const void *args, size_t size,
+                            jitmem_call call) {
+  (void)ctx;
+  jitmem_wrapper_result buffer = {.size = size};
+  if (size > sizeof buffer.data)
+    buffer.data = (uintptr_t)memcpy(malloc(size), args, size);
+  else if (size != 0)
+    memcpy(&buffer.data, args, size);
+  struct session session = {.number = function ^ size};
+  ((session_function *)(uintptr_t)function)(&session, buffer, take_answer, session.number);
+  if (session.answered != 1 || answer_with(call, session.answer) != JITMEM_OK)
+    abort();
+}
+
+static void a_session_of_orc_rt_reaches_a_service(void **state) {
+  (void)state;
+  for (int shared = 0; shared < 2; shared++) {
+    forget_notes();
+    struct here here;
+    here_set_up(&here, call_by_session);
+    OK(jitmem_service_session_symbols(here.service, here_publish, &here, error));
+    assert_true(here.open == (uintptr_t)jitmem_service_open_by_session);
+    jitmem_mapper *mapper = NULL;
+    jitmem_manager *manager = manager_over(here.transport, shared, &mapper);
+    struct graph graph = with_action(manager, "ab");
+    assert_string_equal(noted, "a");
+    deallocate(manager, graph.handle);
+    assert_string_equal(noted, "ab");
+    with_action(manager, "cd");
+    // What a controller leaves is deallocated with its session.
+    jitmem_manager_free(manager);
+    jitmem_mapper_free(mapper);
+    assert_string_equal(noted, "abcd");
+    // Not arguments, but why there are none.
+    struct session session = {.number = 7};
+    jitmem_wrapper_result lost = {.data = (uintptr_t)strdup("the connection broke")};
+    jitmem_service_open_by_session(&session, lost, take_answer, 7);
+    assert_int_equal(session.answered, 1);
+    assert_int_equal(session.answer.size, 0);
+    assert_string_equal(session.answer.data.pointer, "the connection broke");
+    free(session.answer.data.pointer);
+    here_tear_down(&here);
+  }
+}
+
 // ---- what statistics say ----
 
 static void statistics_name_the_way(void **state) {
@@ -523,6 +586,7 @@ int main(void) {
       cmocka_unit_test(options_come_before_names),
       cmocka_unit_test(executors_without_the_service),
       cmocka_unit_test(another_version_is_told_so),
+      cmocka_unit_test(a_session_of_orc_rt_reaches_a_service),
       cmocka_unit_test(statistics_name_the_way),
       {"graphs_without_actions_need_no_message", graphs_without_actions_need_no_message,
        set_up_shared_here, tear_down_here, NULL},

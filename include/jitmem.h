@@ -1879,6 +1879,24 @@ typedef struct jitmem_wrapper_result {
 struct jitmem_wrapper_result jitmem_service_open(const char *args,
                                                  size_t size);
 
+/// Hands the answer of a wrapper function in orc-rt's form to its session: orc-rt's
+/// orc_rt_WrapperFunctionReturn. The session takes `answer` over.
+typedef void (*jitmem_session_return_fn)(void *session,
+                                         struct jitmem_wrapper_result answer,
+                                         uint64_t call);
+
+/// jitmem_service_open in the form that executors of LLVM's ORC runtime (orc-rt) call, which is
+/// orc_rt_WrapperFunction; not to be called from C. The functions that its answer names have that form
+/// too. All of them answer by `reply` before they return, and take `args` over.
+///
+/// Requires:
+/// `args` is a buffer from malloc as jitmem_wrapper_result has it; `reply` is NULL or may be called with
+/// `session` and `call`.
+void jitmem_service_open_by_session(void *session,
+                                    struct jitmem_wrapper_result args,
+                                    jitmem_session_return_fn reply,
+                                    uint64_t call);
+
 /// Makes a service of its own in this process.
 ///
 /// On success `*service` is the new service, to be freed with jitmem_service_free. Thread-safe.
@@ -1904,6 +1922,18 @@ jitmem_status jitmem_service_symbols(const struct jitmem_service *service,
                                      jitmem_symbol_fn visit,
                                      void *ctx,
                                      struct jitmem_error **error);
+
+/// As jitmem_service_symbols, for executors of LLVM's ORC runtime (orc-rt): the function is
+/// jitmem_service_open_by_session, under jitmem_service_open's name.
+///
+/// Errors: as jitmem_service_symbols.
+///
+/// Requires:
+/// As jitmem_service_symbols has it.
+jitmem_status jitmem_service_session_symbols(const struct jitmem_service *service,
+                                             jitmem_symbol_fn visit,
+                                             void *ctx,
+                                             struct jitmem_error **error);
 
 /// Frees a service and ends its sessions: deallocation actions that are left run, last to first, in
 /// this thread, and the memory goes, so no linked code may run any more. NULL and a service that was

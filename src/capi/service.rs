@@ -6,8 +6,8 @@ use super::handle::{self, Handle};
 use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Result, invalid_argument};
 use crate::executor::service::{self, Service};
-use crate::sys::{RawWrapperResult, serve};
-use std::ffi::{c_char, c_void};
+use crate::sys::{RawWrapperResult, serve, serve_buffer};
+use std::ffi::{CStr, c_char, c_void};
 
 /// An executor's service: controllers that know its symbols get memory in this process. Freeing it
 /// ends their sessions. All functions on it are thread-safe.
@@ -56,6 +56,40 @@ pub unsafe extern "C" fn jitmem_service_open(
 ) -> jitmem_wrapper_result {
     // SAFETY: as the caller says.
     unsafe { serve(args.cast(), size, service::open_session) }.into()
+}
+
+impl From<jitmem_wrapper_result> for RawWrapperResult {
+    fn from(buffer: jitmem_wrapper_result) -> RawWrapperResult {
+        RawWrapperResult::of(buffer.data, buffer.size)
+    }
+}
+
+/// Hands the answer of a wrapper function in orc-rt's form to its session: orc-rt's
+/// orc_rt_WrapperFunctionReturn. The session takes `answer` over.
+#[allow(non_camel_case_types)]
+pub type jitmem_session_return_fn =
+    Option<unsafe extern "C" fn(session: *mut c_void, answer: jitmem_wrapper_result, call: u64)>;
+
+/// jitmem_service_open in the form that executors of LLVM's ORC runtime (orc-rt) call, which is
+/// orc_rt_WrapperFunction; not to be called from C. The functions that its answer names have that form
+/// too. All of them answer by `reply` before they return, and take `args` over.
+///
+/// # Safety
+/// `args` is a buffer from malloc as jitmem_wrapper_result has it; `reply` is NULL or may be called with
+/// `session` and `call`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_open_by_session(
+    session: *mut c_void,
+    args: jitmem_wrapper_result,
+    reply: jitmem_session_return_fn,
+    call: u64,
+) {
+    let Some(reply) = reply else { return };
+    // SAFETY: as the caller says.
+    unsafe {
+        let answer = serve_buffer(args.into(), service::open_by_session);
+        reply(session, answer.into(), call);
+    }
 }
 
 /// Makes a service of its own in this process.
@@ -108,18 +142,50 @@ pub unsafe extern "C" fn jitmem_service_symbols(
     ctx: *mut c_void,
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
-    let body = || {
-        // SAFETY: as the caller says.
-        let symbols = service::symbols(unsafe { get(service) }?);
-        let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
-        for (name, address) in symbols {
-            // SAFETY: the host's function takes a context, a static string and a number.
-            unsafe { visit(ctx, name.as_ptr(), address) };
-        }
-        Ok(())
-    };
+    // SAFETY: as the caller says.
+    let body = || unsafe { show(service, service::symbols, visit, ctx) };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
+}
+
+/// As jitmem_service_symbols, for executors of LLVM's ORC runtime (orc-rt): the function is
+/// jitmem_service_open_by_session, under jitmem_service_open's name.
+///
+/// Errors: as jitmem_service_symbols.
+///
+/// # Safety
+/// As jitmem_service_symbols has it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_service_session_symbols(
+    service: *const jitmem_service,
+    visit: jitmem_symbol_fn,
+    ctx: *mut c_void,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    // SAFETY: as the caller says.
+    let body = || unsafe { show(service, service::session_symbols, visit, ctx) };
+    // SAFETY: as the caller says.
+    unsafe { guard::call(error, body) }
+}
+
+/// Shows what is published for a service.
+///
+/// # Safety
+/// As [`jitmem_service_symbols`] has it.
+unsafe fn show(
+    service: *const jitmem_service,
+    symbols: fn(&Service) -> [(&'static CStr, u64); 2],
+    visit: jitmem_symbol_fn,
+    ctx: *mut c_void,
+) -> Result<()> {
+    // SAFETY: as the caller says.
+    let symbols = symbols(unsafe { get(service) }?);
+    let visit = visit.ok_or_else(|| invalid_argument("visit is NULL"))?;
+    for (name, address) in symbols {
+        // SAFETY: the host's function takes a context, a static string and a number.
+        unsafe { visit(ctx, name.as_ptr(), address) };
+    }
+    Ok(())
 }
 
 /// Frees a service and ends its sessions: deallocation actions that are left run, last to first, in

@@ -2,6 +2,7 @@
 //! Calling executor addresses, and being called: wrapper functions with LLVM's
 //! `CWrapperFunctionResult` ABI.
 
+use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a wrapper function returns: LLVM's `CWrapperFunctionResult`, 16 bytes (in RAX:RDX on x86-64,
@@ -18,6 +19,11 @@ pub struct RawWrapperResult {
 }
 
 impl RawWrapperResult {
+    /// Of both words, as the C API's own type has them.
+    pub(crate) fn of(data: u64, size: usize) -> RawWrapperResult {
+        RawWrapperResult { data, size }
+    }
+
     /// Both words, for the C API's own type.
     pub(crate) fn parts(self) -> (u64, usize) {
         (self.data, self.size)
@@ -201,6 +207,35 @@ pub(crate) unsafe fn serve(
     room.give(answer)
 }
 
+/// Answers a call of a wrapper function of ours whose arguments are a buffer, as in orc-rt's form.
+///
+/// # Safety
+/// `args` is a buffer as wrapper functions answer them, which this function takes over.
+pub(crate) unsafe fn serve_buffer(
+    args: RawWrapperResult,
+    body: impl FnOnce(&[u8]) -> Answer,
+) -> RawWrapperResult {
+    let few = args.data.to_le_bytes();
+    match args.size {
+        // Not arguments, but why there are none.
+        0 if args.data != 0 => args,
+        // SAFETY: these bytes are here.
+        size @ 0..=8 => unsafe { serve(few.as_ptr(), size, body) },
+        size if args.data == 0 => {
+            let message = format!("arguments of {size} bytes at address 0");
+            // SAFETY: there are no bytes.
+            unsafe { serve(std::ptr::null(), 0, |_| Err(message)) }
+        }
+        // SAFETY: more than 8 bytes are a block from malloc, which is this function's.
+        size => unsafe {
+            let block = std::ptr::with_exposed_provenance(args.data as usize);
+            let answer = serve(block, size, body);
+            free_wrapper_buffer(args.data);
+            answer
+        },
+    }
+}
+
 /// A block from malloc, for a result that the caller of a wrapper function frees.
 struct Room(*mut u8);
 
@@ -297,6 +332,24 @@ pub(crate) fn wrapper_address<F: Fn(&[u8]) -> Answer + Copy>(_body: F) -> u64 {
         unsafe { serve(args, size, F::conjure()) }
     }
     let wrapper: WrapperFunction = wrapper::<F>;
+    (wrapper as *const ()).expose_provenance() as u64
+}
+
+/// The address of a wrapper function in orc-rt's form that answers as `_body` does: through a function of the
+/// session that calls it, before it returns.
+pub(crate) fn session_wrapper_address<F: Fn(&[u8]) -> Answer + Copy>(_body: F) -> u64 {
+    type Return = unsafe extern "C" fn(*mut c_void, RawWrapperResult, u64);
+    type Wrapper = unsafe extern "C" fn(*mut c_void, RawWrapperResult, Return, u64);
+    unsafe extern "C" fn wrapper<F: Fn(&[u8]) -> Answer + Copy>(
+        session: *mut c_void,
+        args: RawWrapperResult,
+        reply: Return,
+        call: u64,
+    ) {
+        // SAFETY: sessions keep to the ABI of such functions.
+        unsafe { reply(session, serve_buffer(args, F::conjure()), call) }
+    }
+    let wrapper: Wrapper = wrapper::<F>;
     (wrapper as *const ()).expose_provenance() as u64
 }
 
@@ -443,6 +496,44 @@ mod tests {
         let silent = wrapper_address(|_: &[u8]| Err(String::new()));
         let answer = call_wrapper(silent, &[]);
         assert_eq!(answer, WrapperResult::OutOfBand(String::new()));
+    }
+
+    #[test]
+    fn a_session_is_answered_through_its_function() {
+        type Answered = Vec<(u64, WrapperResult)>;
+        unsafe extern "C" fn reply(session: *mut c_void, answer: RawWrapperResult, call: u64) {
+            // SAFETY: the session below, which nothing else refers to meanwhile; and the answer is this
+            // function's.
+            unsafe { (*session.cast::<Answered>()).push((call, take(answer))) };
+        }
+        type Return = unsafe extern "C" fn(*mut c_void, RawWrapperResult, u64);
+        type Wrapper = unsafe extern "C" fn(*mut c_void, RawWrapperResult, Return, u64);
+        let address = session_wrapper_address(|args: &[u8]| Ok(args.to_vec()));
+        let echo: *const () = std::ptr::with_exposed_provenance(address as usize);
+        // SAFETY: that is its type.
+        let echo = unsafe { std::mem::transmute::<*const (), Wrapper>(echo) };
+        let mut session: Answered = Vec::new();
+        let mut call = |args| {
+            let session: *mut Answered = &mut session;
+            // SAFETY: the session is as `reply` wants it.
+            unsafe { echo(session.cast(), args, reply, args.size as u64) };
+        };
+        let bytes = |size: usize| (0..size).map(|index| index as u8).collect::<Vec<u8>>();
+        for size in [0, 8, 9, 4096] {
+            call(Room::new().unwrap().give(Ok(bytes(size))));
+        }
+        call(Room::new().unwrap().give(Err("not sent".to_owned())));
+        call(RawWrapperResult { data: 0, size: 9 });
+        let out_of_band = |text: &str| WrapperResult::OutOfBand(text.to_owned());
+        let expected = [
+            (0, WrapperResult::Bytes(bytes(0))),
+            (8, WrapperResult::Bytes(bytes(8))),
+            (9, WrapperResult::Bytes(bytes(9))),
+            (4096, WrapperResult::Bytes(bytes(4096))),
+            (0, out_of_band("not sent")),
+            (9, out_of_band("arguments of 9 bytes at address 0")),
+        ];
+        assert_eq!(session, expected);
     }
 
     #[test]

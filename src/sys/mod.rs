@@ -43,7 +43,8 @@ pub(crate) use atfork::{
 #[cfg(test)]
 pub(crate) use call::testing;
 pub(crate) use call::{
-    Answer, WrapperResult, call_wrapper, dispatch_address, serve, wrapper_address,
+    Answer, WrapperResult, call_wrapper, dispatch_address, serve, serve_buffer,
+    session_wrapper_address, wrapper_address,
 };
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use clock::monotonic_time;

@@ -15,7 +15,9 @@ mod teardowns;
 mod windows;
 
 pub(super) use children::share_memory as share_memory_with_children;
-pub(crate) use entry_points::{EntryPoint, entry_points, open as open_session, symbols};
+pub(crate) use entry_points::{
+    EntryPoint, entry_points, open as open_session, open_by_session, session_symbols, symbols,
+};
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
 
 use super::unwinder;
