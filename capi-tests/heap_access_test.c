@@ -217,6 +217,19 @@ static void trims(void **state) {
   }
 }
 
+static void collapses(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  const jitmem_segment large = segment(5 << 20, 0, RX);
+  EACH_FAILURE(round) {
+    jitmem_segment_memory memory;
+    uint64_t handle, bytes = 0;
+    OK(jitmem_manager_allocate(manager, &large, 1, 0, &memory, &handle, error));
+    TRY(round, jitmem_manager_collapse(manager, &bytes, error));
+    OK(jitmem_manager_abandon(manager, handle, error));
+    goes_on_working(manager);
+  }
+}
+
 // ---- looking and writing ----
 
 static void ignore_item(void *ctx, const jitmem_layout_item *item) { (void)ctx, (void)item; }
@@ -344,6 +357,10 @@ int main(void) {
       MODES(epochs),
       MODES(looks),
       MODES(trims),
+      MODE(collapses, two_views),
+      MODE(collapses, mprotected),
+      MODE(collapses, shared),
+      MODE(collapses, remote),
       MODE(labelled_allocations, two_views),
       MODE(labelled_allocations, mprotected),
       MODE(look_ups, two_views),

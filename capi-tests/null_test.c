@@ -566,6 +566,15 @@ static void trimming(void **state) {
   OK(jitmem_manager_trim(manager, NULL, error));
 }
 
+static void huge_pages(void **state) {
+  jitmem_manager *manager = ((struct fixture *)*state)->manager;
+  uint64_t bytes = 7;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_collapse(NULL, &bytes, error));
+  assert_int_equal(bytes, 7);
+  OK(jitmem_manager_collapse(manager, NULL, error));
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(errors),
@@ -591,6 +600,7 @@ int main(void) {
       EVERYWHERE(describing),
       EVERYWHERE(looking_up),
       EVERYWHERE(trimming),
+      EVERYWHERE(huge_pages),
   };
   return at_rest(cmocka_run_group_tests_name("NULL", tests, NULL, NULL));
 }

@@ -617,8 +617,8 @@ typedef struct jitmem_manager_options {
   uint32_t defer_reclamation;
   /// One of jitmem_fork_policy.
   uint32_t fork_policy;
-  /// 0.
-  uint32_t reserved;
+  /// One of jitmem_huge_pages.
+  uint32_t huge_pages;
 } jitmem_manager_options;
 
 /// One segment of a request.
@@ -904,6 +904,22 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
                                               void *ctx,
                                               jitmem_destroy_fn destroy,
                                               struct jitmem_error **error);
+
+/// Has memory that is nearly full put into huge pages, of which at most an eighth was not in use; all of it
+/// counts as committed from then on. Linked code runs on meanwhile. If `bytes` is not NULL it is set to how
+/// many bytes lie in huge pages then, of those that were asked for by this call. What lies in chunks that
+/// are smaller stays as it is. Some 100 µs to 1 ms each: for hosts that have linked much of what they will run
+/// for long. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if the system refuses all of them, why:
+/// EINVAL before Linux 6.1 or without huge pages, EAGAIN or ENOMEM for a shortage of the moment.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or a place for what
+/// they are set to.
+jitmem_status jitmem_manager_collapse(const struct jitmem_manager *manager,
+                                      uint64_t *bytes,
+                                      struct jitmem_error **error);
 
 /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
 /// windows; and the free pages of this process's heap (malloc_trim). For hosts that know of memory
@@ -1484,6 +1500,10 @@ typedef struct jitmem_stats {
   uint64_t frames_indexed;
   /// Allocations whose frames an action registers.
   uint64_t frames_registered;
+  /// Huge pages that the system has granted.
+  uint64_t huge_pages;
+  /// Those that it has refused; the error of jitmem_manager_collapse says why.
+  uint64_t huge_pages_refused;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

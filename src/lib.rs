@@ -182,8 +182,9 @@ pub use error::{Error, Result, Status};
 pub use group::{AllocGroup, Lifetime, Protection};
 pub use manager::{
     AllocatedSegment, Allocation, AllocationHandle, AllocationPhase, Dylib, Event, EventKind,
-    ForkPolicy, GrowthPolicy, InFlight, Label, LayoutItem, LayoutKind, Location, Manager, Observer,
-    Options, SectionGroup, SectionKind, Segment, Stats, Usage, UsageBy, WriteScope, lookup,
+    ForkPolicy, GrowthPolicy, HugePages, InFlight, Label, LayoutItem, LayoutKind, Location,
+    Manager, Observer, Options, SectionGroup, SectionKind, Segment, Stats, Usage, UsageBy,
+    WriteScope, lookup,
 };
 pub use mapper::{Action, FoundBy, InProcessKind, Mapper, WrapperCall};
 pub use memory::placement::Placement;

@@ -55,6 +55,9 @@ struct Options {
   bool DeferReclamation = false;
   /// Use memory again that forked children may still see, once it is deallocated here.
   bool ReuseAfterFork = false;
+  /// Take fresh memory in huge pages where one more is little beside what is in use; see
+  /// jitmem_huge_pages. Without it collapse() makes some.
+  bool HugePages = false;
   /// One of jitmem_in_process_kind, for managers of this process.
   uint32_t Mapper = JITMEM_IN_PROCESS_AUTO;
   /// Allocations are called after their graph and JITDylib, in errors, events and usage.
@@ -285,6 +288,16 @@ public:
     return Bytes;
   }
 
+  /// Has memory that is nearly full put into huge pages, and answers how many bytes that is; see
+  /// jitmem_manager_collapse.
+  llvm::Expected<uint64_t> collapse() {
+    uint64_t Bytes = 0;
+    detail::OwnedError E;
+    if (jitmem_manager_collapse(handle(), &Bytes, E.out()) != JITMEM_OK)
+      return E.take();
+    return Bytes;
+  }
+
   /// Changes Options::Quota; 0: no limit. It may be below what is in use: nothing more is handed
   /// out then until enough is deallocated.
   llvm::Error setQuota(uint64_t Quota) {
@@ -365,6 +378,7 @@ private:
     Chosen.close_writers = O.CloseWriters;
     Chosen.defer_reclamation = O.DeferReclamation;
     Chosen.fork_policy = O.ReuseAfterFork ? JITMEM_FORK_REUSE : JITMEM_FORK_FREEZE;
+    Chosen.huge_pages = O.HugePages ? JITMEM_HUGE_PAGES_WHERE_LARGE : JITMEM_HUGE_PAGES_ON_CALL;
     if (O.Fixed) {
       Chosen.placement = JITMEM_PLACEMENT_FIXED;
       Chosen.address = O.Fixed;

@@ -131,6 +131,36 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
     unsafe { with_done(manager, error, (r#fn, ctx, destroy), check, submit) }
 }
 
+/// Has memory that is nearly full put into huge pages, of which at most an eighth was not in use; all of it
+/// counts as committed from then on. Linked code runs on meanwhile. If `bytes` is not NULL it is set to how
+/// many bytes lie in huge pages then, of those that were asked for by this call. What lies in chunks that
+/// are smaller stays as it is. Some 100 µs to 1 ms each: for hosts that have linked much of what they will run
+/// for long. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if the system refuses all of them, why:
+/// EINVAL before Linux 6.1 or without huge pages, EAGAIN or ENOMEM for a shortage of the moment.
+///
+/// # Safety
+/// `manager` is NULL or a handle of this library; `bytes` and `error` are NULL or a place for what
+/// they are set to.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn jitmem_manager_collapse(
+    manager: *const jitmem_manager,
+    bytes: *mut u64,
+    error: *mut *mut jitmem_error,
+) -> jitmem_status {
+    let body = |manager: &Manager| {
+        let huge = manager.core().collapse()?;
+        if !bytes.is_null() {
+            // SAFETY: as the caller says.
+            unsafe { bytes.write(huge) };
+        }
+        Ok(())
+    };
+    // SAFETY: as the caller says.
+    unsafe { with_manager(manager, error, body) }
+}
+
 /// Gives everything back to the system that holds nothing: empty chunks, pages inside chunks, and
 /// windows; and the free pages of this process's heap (malloc_trim). For hosts that know of memory
 /// pressure, or that will be idle; a manager gives back most of it by itself, but for the heap. If

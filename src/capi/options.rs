@@ -4,7 +4,7 @@
 use super::events::{self, jitmem_observer};
 use super::input;
 use crate::error::{Result, invalid_argument};
-use crate::manager::{ForkPolicy, GrowthPolicy, Options};
+use crate::manager::{ForkPolicy, GrowthPolicy, HugePages, Options};
 use crate::memory::placement::Placement;
 use smallvec::SmallVec;
 use std::mem::{offset_of, size_of};
@@ -72,6 +72,19 @@ pub enum jitmem_fork_policy {
     JITMEM_FORK_REUSE = 1,
 }
 
+/// Whether fresh memory is taken in huge pages, 2 MiB on x86-64, in this process or, with shared pages, in
+/// both.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_huge_pages {
+    /// Only what jitmem_manager_collapse finds.
+    JITMEM_HUGE_PAGES_ON_CALL = 0,
+    /// Where memory of one protection has so much in use in a window, 32 MiB, that one more is little beside
+    /// it. The allocation that begins one waits for it, some 100 µs.
+    JITMEM_HUGE_PAGES_WHERE_LARGE = 1,
+}
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 #[allow(non_camel_case_types)]
@@ -118,8 +131,8 @@ pub struct jitmem_manager_options {
     pub defer_reclamation: u32,
     /// One of jitmem_fork_policy.
     pub fork_policy: u32,
-    /// 0.
-    pub reserved: u32,
+    /// One of jitmem_huge_pages.
+    pub huge_pages: u32,
 }
 
 const OPTIONS_LEAST: usize = offset_of!(jitmem_manager_options, close_writers) + size_of::<u32>();
@@ -187,9 +200,15 @@ pub(super) unsafe fn chosen(options: *const jitmem_manager_options) -> Result<Op
     chosen.defer_reclamation = input::flag(given.defer_reclamation, "defer_reclamation")?;
     chosen.usage = input::flag(given.usage, "usage")?;
     chosen.close_writers = input::flag(given.close_writers, "close_writers")?;
-    if given.reserved != 0 {
-        return Err(invalid_argument("jitmem_manager_options.reserved is not 0"));
-    }
+    chosen.huge_pages = match given.huge_pages {
+        0 => HugePages::OnCall,
+        1 => HugePages::WhereLarge,
+        other => {
+            return Err(invalid_argument(format!(
+                "huge_pages {other} is none of on call 0 and where large 1"
+            )));
+        }
+    };
     chosen.fork = match given.fork_policy {
         0 => ForkPolicy::Freeze,
         1 => ForkPolicy::Reuse,

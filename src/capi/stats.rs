@@ -150,6 +150,10 @@ pub struct jitmem_stats {
     pub frames_indexed: u64,
     /// Allocations whose frames an action registers.
     pub frames_registered: u64,
+    /// Huge pages that the system has granted.
+    pub huge_pages: u64,
+    /// Those that it has refused; the error of jitmem_manager_collapse says why.
+    pub huge_pages_refused: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -227,6 +231,8 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             frames_found_by: now.frames_found_by as u64,
             frames_indexed: now.frames_indexed,
             frames_registered: now.frames_registered,
+            huge_pages: now.huge_pages,
+            huge_pages_refused: now.huge_pages_refused,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

@@ -186,6 +186,9 @@ impl Flow<Windows> {
                 return self.counted(Err(error));
             }
         }
+        if !layout.huge.is_empty() {
+            self.begin_huge_pages(&layout.huge);
+        }
         for (writer, offset, size) in &layout.dirty {
             writer.zero((*offset).into(), (*size).into());
         }

@@ -336,6 +336,15 @@ impl Core {
         either!(self, flow => flow.set_quota(quota))
     }
 
+    /// See [`Manager::collapse`].
+    pub(crate) fn collapse(&self) -> Result<u64> {
+        match &self.0 {
+            Division::Windows(flow) => flow.collapse(),
+            // Their memory is the executor's.
+            Division::Reservations(flow) => flow.check_process().map(|()| 0),
+        }
+    }
+
     /// See [`Manager::trim`].
     pub(crate) fn trim(&self) -> Result<u64> {
         let trimmed = match &self.0 {

@@ -5,6 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::Options;
+use super::huge_pages::HugePageCounts;
 use super::lookup::{Location, ManagerReader};
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
@@ -44,6 +45,7 @@ pub(super) struct Flow<M: Memory> {
     coherent: bool,
     /// The host has freed the manager.
     closed: AtomicBool,
+    pub(super) huge_pages: HugePageCounts,
     /// The mapper limits how long requests may take.
     limited: bool,
     /// Of a manager that closes its writer views.
@@ -91,6 +93,7 @@ impl<M: Memory> Flow<M> {
             options,
             buffers: Arc::default(),
             closed: AtomicBool::new(false),
+            huge_pages: HugePageCounts::default(),
         })
     }
 
@@ -278,6 +281,7 @@ impl<M: Memory> Flow<M> {
             traffic,
             self.mapper.frames(),
             dropped_answers.unwrap_or_default(),
+            &self.huge_pages,
             window_size,
         )
     }

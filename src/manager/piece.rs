@@ -2,6 +2,7 @@
 //! Pieces: what one segment gets in a chunk.
 
 use super::SegmentMemory;
+use super::huge_pages::HugeRanges;
 use super::pool::{CODE_BIT, FINALIZE_BIT};
 use super::records::SegmentState;
 use crate::group::AllocGroup;
@@ -85,6 +86,8 @@ pub(super) struct RequestLayout {
     /// Pages that hold no memory yet. They are noted once all pieces were found: an attempt that fails
     /// leaves them so.
     pub(super) untouched: SmallVec<[Untouched; 4]>,
+    /// Huge pages that hold no memory yet and of which these are the first pages.
+    pub(super) huge: HugeRanges,
     /// By piece, what is kept while content is written.
     pub(super) states: SmallVec<[SegmentState; 4]>,
     /// Some of its pieces need buffers, or are in place.

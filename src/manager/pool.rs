@@ -17,6 +17,7 @@ use crate::sys::{Forked, ForksInUse};
 use std::ops::Range;
 use std::sync::Arc;
 
+mod huge_pages;
 pub(super) mod sparse;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its

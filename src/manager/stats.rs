@@ -2,6 +2,7 @@
 //! What a manager holds and has done.
 
 use super::AllocationHandle;
+use super::huge_pages::HugePageCounts;
 use super::space::{Memory, Space};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, FoundBy, FrameCounts, Kind};
@@ -9,6 +10,7 @@ use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
 use crate::sys;
 use crate::transport::DroppedAnswers;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Figures of one moment; sizes in bytes.
 #[derive(Clone, Debug)]
@@ -71,6 +73,10 @@ pub struct Stats {
     pub frames_indexed: u64,
     /// Allocations so far whose frames an action registers.
     pub frames_registered: u64,
+    /// Huge pages that the system has granted so far.
+    pub huge_pages: u64,
+    /// Those that it has refused; [`Manager::collapse`](super::Manager::collapse) says why.
+    pub huge_pages_refused: u64,
     /// Windows that lie out of reach of the process's images.
     pub windows_out_of_reach: u64,
     /// A window is smaller than asked for, because address space is limited.
@@ -169,6 +175,7 @@ pub(super) fn collect<M: Memory>(
     traffic: (u64, u64),
     frames: FrameCounts,
     dropped_answers: DroppedAnswers,
+    huge_pages: &HugePageCounts,
     window_size: u64,
 ) -> Stats {
     let sums = space.sums();
@@ -203,6 +210,8 @@ pub(super) fn collect<M: Memory>(
         frames_found_by: frames.found_by,
         frames_indexed: frames.indexed,
         frames_registered: frames.registered,
+        huge_pages: huge_pages.granted.load(Relaxed),
+        huge_pages_refused: huge_pages.refused.load(Relaxed),
         windows_out_of_reach: sums.out_of_reach,
         smaller_window: sums.smallest_window < window_size,
         mapper: mapper.kind,

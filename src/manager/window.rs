@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! One window: the runs of pages that are in no chunk, and the pools that have the chunks.
 
+use super::huge_pages::FreshHugePages;
 use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
@@ -19,7 +20,7 @@ use crate::memory::published::Publication;
 use crate::memory::ranges::{Handed, Nodes, RegionId};
 use crate::memory::runs::{From, Runs};
 use crate::page::{AddressRange, Alignment};
-use crate::sys::{Forked, ForksInUse};
+use crate::sys::{self, Forked, ForksInUse};
 use std::sync::Arc;
 
 /// A JITDylib is not begun in a window of which less than this part is free.
@@ -74,7 +75,7 @@ impl Window {
             range: reserved.range,
             origin,
             in_reach: reserved.in_reach,
-            runs: Runs::new(reserved.range.size()),
+            runs: Runs::new(reserved.range.start() - origin, reserved.range.size()),
             pools: Default::default(),
             chunks: 0,
             taken: 0,
@@ -145,12 +146,21 @@ impl Window {
 
     /// Notes that pages of a request are about to be written, and gives the bytes that hold memory
     /// since.
-    pub(super) fn touch(&mut self, untouched: &[Untouched]) -> u64 {
+    pub(super) fn touch(&mut self, untouched: &[Untouched], huge: &mut FreshHugePages) -> u64 {
+        let origin = self.origin;
         let touched = untouched.iter().map(|untouched| {
             let pool = self.pools[usize::from(untouched.pool)].as_mut();
-            pool.expect(PIECES_HAVE_A_POOL).touch(untouched)
+            let pool = pool.expect(PIECES_HAVE_A_POOL);
+            pool.begin_huge_pages(untouched, origin, huge) + pool.touch(untouched)
         });
         touched.sum()
+    }
+
+    /// [`Pool::fill_huge_pages`] of all pools.
+    pub(super) fn fill_huge_pages(&mut self, huge: &mut FreshHugePages) -> u64 {
+        let origin = self.origin;
+        let pools = self.pools.iter_mut().flatten();
+        pools.map(|pool| pool.fill_huge_pages(origin, huge)).sum()
     }
 
     /// Whether it holds no allocation and no JITDylib.
@@ -191,8 +201,8 @@ impl Window {
 
     // ---- chunks ----
 
-    /// Takes a run of pages for a segment that fits no chunk, if the window has one. Gives it with
-    /// the bytes that the segment needs of it, and room to note its pages.
+    /// Takes a run of pages for a segment that fits no chunk, if the window has one, where huge pages fit it
+    /// if there is such a place. Gives it with the bytes that the segment needs of it, and room to note its pages.
     pub(super) fn grow(
         &mut self,
         short: &PlannedSegment,
@@ -214,6 +224,7 @@ impl Window {
             return None;
         }
         let (page, granule) = (self.page, self.granule);
+        let huge = sys::huge_page_size();
         let most = self.largest_chunk();
         // Room to align inside the chunk.
         let slack = u64::from(short.alignment).saturating_sub(granule.bytes());
@@ -226,25 +237,25 @@ impl Window {
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
         let offset = loop {
-            match self.runs.take(size, page, from) {
+            let aligned = (size >= huge.bytes()).then(|| self.runs.take(size, huge, from));
+            match aligned
+                .flatten()
+                .or_else(|| self.runs.take(size, page, from))
+            {
                 Some(offset) => break offset,
                 None if size > need => size = page.round_up(size / 2)?.max(need),
                 None => return None,
             }
         };
         self.chunks += 1;
-        let range = self
-            .range
-            .part(offset, size)
-            .expect("runs lie inside their window");
-        Some((range, need))
+        let range = AddressRange::new(self.origin + offset, size);
+        Some((range.expect("runs lie inside their window"), need))
     }
 
     /// Gives the run of a chunk back.
     pub(super) fn shrink(&mut self, chunk: AddressRange) {
         self.chunks -= 1;
-        self.runs
-            .give(chunk.start() - self.range.start(), chunk.size());
+        self.runs.give(chunk.start() - self.origin, chunk.size());
     }
 
     /// Lets the next chunk of a group be smaller than one that was not to be had.

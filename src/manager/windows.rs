@@ -4,6 +4,7 @@
 use super::allocate::Waiting;
 use super::deferred::Deferred;
 use super::dylibs::Dylibs;
+use super::huge_pages::{self, FreshHugePages, HugeRanges};
 use super::lookup::{ManagerReader, Readers};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
 use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk, Thawed};
@@ -64,6 +65,8 @@ pub(super) struct Windows {
     page: Alignment,
     granule: Alignment,
     commit: bool,
+    /// Bytes of a huge page, if fresh memory shall have them.
+    huge: Option<u64>,
     pub(super) deferred: Deferred,
     pub(super) window_size: u64,
     /// By number; those that were released leave their numbers to others.
@@ -107,6 +110,7 @@ impl Windows {
             page: mapper.page_size,
             granule: mapper.granule,
             commit: options.commit,
+            huge: huge_pages::size(options.huge_pages),
             deferred: Deferred::new(options.defer_reclamation),
             window_size: options.window_size,
             windows: Vec::new(),
@@ -323,9 +327,16 @@ impl Windows {
     }
 
     /// Notes that a request has got its pieces from this window. Gives the number of its JITDylib.
-    pub(super) fn hold(&mut self, request: &Request, window: usize, layout: &RequestLayout) -> u32 {
+    pub(super) fn hold(
+        &mut self,
+        request: &Request,
+        window: usize,
+        layout: &mut RequestLayout,
+    ) -> u32 {
         if !layout.untouched.is_empty() {
-            self.committed += self.window_mut(window).touch(&layout.untouched);
+            let mut fresh = FreshHugePages::new(self.huge);
+            self.committed += self.window_mut(window).touch(&layout.untouched, &mut fresh);
+            layout.huge = fresh.ranges;
         }
         let dylib = request.dylib;
         if dylib == 0 || request.planned.is_empty() {
@@ -411,6 +422,19 @@ impl Windows {
                 request.planned.len(),
             ),
         )
+    }
+
+    // ---- huge pages ----
+
+    /// The huge pages that are nearly full of touched pages, which are all taken to be touched from now on.
+    pub(super) fn fill_huge_pages(&mut self) -> HugeRanges {
+        let mut fresh = FreshHugePages::new(Some(sys::huge_page_size().bytes()));
+        let windows = self.windows.iter_mut().flatten();
+        let bytes: u64 = windows
+            .map(|window| window.fill_huge_pages(&mut fresh))
+            .sum();
+        self.committed += bytes;
+        fresh.ranges
     }
 
     // ---- chunks ----

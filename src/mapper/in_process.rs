@@ -121,6 +121,16 @@ impl InProcess {
         }
     }
 
+    /// Has something done with the view that holds a range.
+    fn with_view(&self, range: AddressRange, act: impl FnOnce(&View) -> Result<()>) -> Result<()> {
+        let windows = self.windows.lock();
+        let view = windows.iter().find_map(|window| {
+            let (_, view) = window.views.range(..=range.start()).next_back()?;
+            view.executor().contains(range).then_some(view)
+        });
+        act(view.ok_or_else(|| invalid_argument(format!("{range:?} lies in no chunk")))?)
+    }
+
     /// The window that holds a range.
     fn reservation_of(&self, range: AddressRange) -> Result<Reservation> {
         let windows = self.windows.lock();
@@ -425,13 +435,11 @@ impl MemoryMapper for InProcess {
     }
 
     fn discard(&self, pages: AddressRange) -> Result<()> {
-        let windows = self.windows.lock();
-        let view = windows.iter().find_map(|window| {
-            let (_, view) = window.views.range(..=pages.start()).next_back()?;
-            view.executor().contains(pages).then_some(view)
-        });
-        view.ok_or_else(|| invalid_argument(format!("{pages:?} lies in no chunk")))?
-            .discard(pages)
+        self.with_view(pages, |view| view.discard(pages))
+    }
+
+    fn collapse(&self, pages: AddressRange) -> Result<()> {
+        self.with_view(pages, |view| view.collapse(pages))
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

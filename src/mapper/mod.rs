@@ -30,7 +30,7 @@ pub(crate) use service::{IndexedFrames, ServiceMapper};
 
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
-use crate::error::Result;
+use crate::error::{Error, Result, Status};
 use crate::group::AllocGroup;
 use crate::memory::buffer::Buffer;
 use crate::memory::pages::PageSet;
@@ -431,6 +431,15 @@ pub(crate) trait MemoryMapper: MapperBase {
         Err(crate::error::invalid_argument(format!(
             "{pages:?} lies in no chunk of which parts can be given back"
         )))
+    }
+
+    /// Has the system put the memory of pages into huge ones, which they are aligned to. What lies there stays;
+    /// so does all of it on failure.
+    fn collapse(&self, _pages: AddressRange) -> Result<()> {
+        Err(Error::new(
+            Status::Unsupported,
+            "make a huge page: a host's own mapper has its pages itself; have it ask for them",
+        ))
     }
 
     /// Gives back the memory of a chunk that was prepared as [`Discards::AllBut`], but for the pages in

@@ -27,6 +27,9 @@ pub(super) const WRITER_DISTANCE: u64 = 64 << 30;
 /// can't be guessed, as many as Linux has by default for its own mappings (vm.mmap_rnd_bits).
 pub(super) const WRITER_SPAN: u64 = 1 << 40;
 
+/// The same for those whose place is a multiple of more than a page: 24 bits with 2 MiB.
+const ALIGNED_WRITER_SPAN: u64 = 1 << 45;
+
 /// Writer views stay above executables that are linked to fixed addresses, and above their heaps.
 const LOWEST_WRITER: u64 = 4 << 30;
 
@@ -48,25 +51,27 @@ pub(super) fn random_below(bound: u64) -> u64 {
 /// A place for the writer view of a chunk. `random` draws a number below its argument.
 pub(super) fn far_place(
     executor: AddressRange,
-    page: Alignment,
+    alignment: Alignment,
     random: impl Fn(u64) -> u64,
 ) -> Option<u64> {
+    let span = match alignment > sys::page_size() {
+        true => ALIGNED_WRITER_SPAN,
+        false => WRITER_SPAN,
+    };
     let size = executor.size();
     let highest = executor.start().saturating_sub(WRITER_DISTANCE + size);
-    let below = (
-        highest.saturating_sub(WRITER_SPAN).max(LOWEST_WRITER),
-        highest,
-    );
+    let below = (highest.saturating_sub(span).max(LOWEST_WRITER), highest);
     let lowest = executor.end().saturating_add(WRITER_DISTANCE);
-    let above = (lowest, (lowest + WRITER_SPAN).min(sys::user_end() - size));
+    let above = (lowest, (lowest + span).min(sys::user_end() - size));
     let width = |(low, high): (u64, u64)| high.saturating_sub(low);
     let (low, high) = if width(below) >= width(above) {
         below
     } else {
         above
     };
-    let places = width((low, high)) / page.bytes();
-    (places > 0).then(|| page.round_down(low) + random(places) * page.bytes())
+    let low = alignment.round_up(low)?;
+    let places = width((low, high)) / alignment.bytes();
+    (places > 0).then(|| low + random(places) * alignment.bytes())
 }
 
 /// Where the host wants a window.

@@ -21,10 +21,10 @@ pub(crate) struct Runs {
 }
 
 impl Runs {
-    /// All `size` bytes free.
-    pub(crate) fn new(size: u64) -> Runs {
+    /// `size` bytes from `start` on, all free.
+    pub(crate) fn new(start: u64, size: u64) -> Runs {
         Runs {
-            free: BTreeMap::from([(0, size)]),
+            free: BTreeMap::from([(start, size)]),
         }
     }
 
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn code_grows_up_and_data_grows_down() {
-        let mut runs = Runs::new(0x10000);
+        let mut runs = Runs::new(0, 0x10000);
         assert_eq!(runs.take(0x1000, PAGE, From::Bottom), Some(0));
         assert_eq!(runs.take(0x1000, PAGE, From::Top), Some(0xf000));
         assert_eq!(runs.take(0x2000, PAGE, From::Bottom), Some(0x1000));
@@ -112,7 +112,7 @@ mod tests {
             steps in proptest::collection::vec((1u64..9, 0u32..6, any::<bool>(), any::<usize>()), 1..MOST_STEPS),
         ) {
             let size = 256 * 4096;
-            let mut runs = Runs::new(size);
+            let mut runs = Runs::new(0, size);
             let mut live: Vec<(u64, u64)> = Vec::new();
             for (pages, shift, top, pick) in steps {
                 let alignment = Alignment::new(4096 << shift).unwrap();

@@ -251,6 +251,22 @@ impl View {
         })
     }
 
+    /// Has the system put the pages of a part into huge ones, in all their mappings.
+    ///
+    /// # Errors
+    /// What the system says; the pages may be as they were then.
+    pub(crate) fn collapse(&self, part: AddressRange) -> Result<()> {
+        let (start, size) = (self.executor.start(), part.size());
+        assert!(self.executor.contains(part), "{part:?} is outside");
+        let collapsed = match &self.written {
+            Written::Elsewhere(writer) => writer.collapse(part.start() - start, size),
+            // SAFETY: pages of this view, whose content stays.
+            Written::InPlace => unsafe { sys::collapse(part.start(), size) },
+            Written::Remotely => Err(std::io::ErrorKind::Unsupported.into()),
+        };
+        collapsed.map_err(|error| explain_mapping("make a huge page", error))
+    }
+
     /// Number of kernel mappings.
     pub(crate) fn mappings(&self) -> u64 {
         match self.written {

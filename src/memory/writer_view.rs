@@ -18,13 +18,16 @@ const MOST_TRIES: usize = 4;
 
 /// Maps a writer view at a random place that is far from the window, so that it does not crowd the
 /// neighbourhood that the window shares with the process's images, and that an address of code does
-/// not tell.
+/// not tell. Where huge pages fit the executor's view, they fit this one.
 pub(super) fn far_from(
     executor: AddressRange,
     map: impl Fn(At) -> io::Result<u64>,
 ) -> io::Result<u64> {
+    let huge = sys::huge_page_size();
+    let fits = huge.divides(executor.start()) && executor.size() >= huge.bytes();
+    let alignment = if fits { huge } else { sys::page_size() };
     for _ in 0..MOST_TRIES {
-        let Some(place) = far_place(executor, sys::page_size(), random_below) else {
+        let Some(place) = far_place(executor, alignment, random_below) else {
             break;
         };
         match map(At::Free(place)) {
@@ -164,39 +167,34 @@ impl WriterView {
         })
     }
 
-    /// New pages of `size` bytes, and the memfd that an executor shall map with `protection`. Unless
-    /// that is writable, no process can ever map it writable again.
+    /// New pages that an executor shall have at some addresses, and the memfd that it maps there with
+    /// `protection`. Unless that is writable, no process can ever map it writable again.
     pub(crate) fn new(
-        size: u64,
+        executor: AddressRange,
         protection: Protection,
         commit: bool,
     ) -> Result<(WriterView, sys::MemFile)> {
-        let anywhere = |map: &dyn Fn(At) -> io::Result<u64>| map(At::Anywhere);
-        Self::of_new(size, protection, anywhere, &|file| match commit {
+        let size = executor.size();
+        Self::of_new(executor, protection, &|file| match commit {
             true => file.commit(size).map_err(|e| failed(size)("fallocate", e)),
             false => Ok(()),
         })
     }
 
     /// A view of new pages that hold the same as those of this one where `keep` says so, and nothing
-    /// elsewhere; and their memfd, as [`WriterView::new`] has it. `executor` is where this process will run
-    /// them, if it does.
+    /// elsewhere; and their memfd, as [`WriterView::new`] has it.
     ///
     /// # Errors
     /// What the system says.
     pub(crate) fn renewed(
         &self,
-        executor: Option<AddressRange>,
+        executor: AddressRange,
         protection: Protection,
         keep: &PageSet,
     ) -> Result<(WriterView, sys::MemFile)> {
         let (page, size) = (sys::page_size().bytes(), self.size);
         let pages = (size / page) as u32;
-        let place = |map: &dyn Fn(At) -> io::Result<u64>| match executor {
-            Some(executor) => far_from(executor, map),
-            None => map(At::Anywhere),
-        };
-        Self::of_new(size, protection, place, &|file| {
+        Self::of_new(executor, protection, &|file| {
             // By write, so that a shortage of memory is an error and no signal.
             keep.runs(0..pages).try_for_each(|run| {
                 let offset = u64::from(run.start) * page;
@@ -208,19 +206,20 @@ impl WriterView {
         })
     }
 
-    /// New pages that `fill` gives their first content, mapped where `place` says.
+    /// New pages that `fill` gives their first content.
     fn of_new(
-        size: u64,
+        executor: AddressRange,
         protection: Protection,
-        place: impl FnOnce(&dyn Fn(At) -> io::Result<u64>) -> io::Result<u64>,
         fill: &dyn Fn(&sys::MemFile) -> Result<()>,
     ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
+        let size = executor.size();
         let failed = failed(size);
         let file =
             sys::MemFile::new(name_of(protection), size).map_err(|e| failed("memfd_create", e))?;
         fill(&file)?;
-        let start = place(&|at| sys::map_file(at, size, Protection::NONE, file.as_fd()))
+        let none = Protection::NONE;
+        let start = far_from(executor, |at| sys::map_file(at, size, none, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
         let view = WriterView::at_file(start, size, file.as_fd())?;
         let sealed = match protection.writable() {
@@ -272,6 +271,17 @@ impl WriterView {
     /// Where it is.
     pub(crate) fn address(&self) -> u64 {
         self.start
+    }
+
+    /// Has the system put the pages of a part into huge ones; `offset` is its place.
+    ///
+    /// # Errors
+    /// What the system says; the pages may be as they were then.
+    pub(crate) fn collapse(&self, offset: u64, size: u64) -> io::Result<()> {
+        let end = offset.checked_add(size);
+        assert!(end.is_some_and(|end| end <= self.size), "outside the view");
+        // SAFETY: mapped by this view alone; content stays.
+        unsafe { sys::collapse(self.start + offset, size) }
     }
 
     /// Its bytes.

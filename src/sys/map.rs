@@ -283,6 +283,30 @@ pub(crate) unsafe fn populate(address: u64, size: u64) -> io::Result<()> {
     }
 }
 
+/// Linux 6.1; libc does not name it.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+/// Has the system put the memory of a range that is aligned to [`huge_page_size`] into one huge page for
+/// each, in every mapping that shows it. What lies there stays; pages that held no memory are zero.
+///
+/// # Errors
+/// Besides a shortage of the moment: `EINVAL` before Linux 6.1, or where the system has no huge pages.
+///
+/// # Safety
+/// The range is the caller's, and mapped for writing.
+///
+/// [`huge_page_size`]: super::huge_page_size
+pub(crate) unsafe fn collapse(address: u64, size: u64) -> io::Result<()> {
+    gate("madvise")?;
+    let (length, page) = (size_of(size)?, super::page_size().bytes() as usize);
+    // Where there is no page at all, it is refused.
+    // SAFETY: this advice changes no content; where nothing can be written it is an error.
+    check(unsafe { libc::madvise(pointer(address), page, libc::MADV_POPULATE_WRITE) })?;
+    gate("madvise")?;
+    // SAFETY: as the caller says; content stays.
+    check(unsafe { libc::madvise(pointer(address), length, MADV_COLLAPSE) })
+}
+
 /// Gives the pages of shared memory back, so that every mapping of them reads zero and they cost nothing
 /// until they are touched. Only through a mapping that may write: a memfd that is sealed against
 /// writers refuses it.

@@ -66,8 +66,8 @@ pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_obj
 pub(crate) use map::deny_new_code;
 use map::map_memory;
 pub(crate) use map::{
-    At, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect, remove,
-    replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
+    At, collapse, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
+    remove, replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
 };
 pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
@@ -143,6 +143,13 @@ pub(crate) fn page_size() -> Alignment {
             .and_then(Alignment::new)
             .expect("the page size is a power of two")
     })
+}
+
+/// Bytes of a huge page: what one table of page entries maps.
+pub(crate) fn huge_page_size() -> Alignment {
+    let page = page_size().bytes();
+    let entries = page / size_of::<u64>() as u64;
+    Alignment::new(page * entries).expect("both are powers of two")
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]

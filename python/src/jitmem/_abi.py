@@ -131,7 +131,7 @@ class ManagerOptions(ctypes.Structure):
         ("usage", c_uint32),
         ("defer_reclamation", c_uint32),
         ("fork_policy", c_uint32),
-        ("reserved", c_uint32),
+        ("huge_pages", c_uint32),
     ]
 
 
@@ -223,6 +223,8 @@ class Stats(ctypes.Structure):
         ("frames_found_by", c_uint64),
         ("frames_indexed", c_uint64),
         ("frames_registered", c_uint64),
+        ("huge_pages", c_uint64),
+        ("huge_pages_refused", c_uint64),
     ]
 
 
@@ -268,6 +270,7 @@ FALLIBLE: Dict[str, List[Any]] = {
     "jitmem_manager_abandon": [c_void_p, c_uint64],
     "jitmem_manager_deallocate": [c_void_p, POINTER(c_uint64), c_size_t],
     "jitmem_manager_trim": [c_void_p, POINTER(c_uint64)],
+    "jitmem_manager_collapse": [c_void_p, POINTER(c_uint64)],
     "jitmem_manager_stats": [c_void_p, POINTER(Stats)],
     "jitmem_manager_walk": [c_void_p, LOCATION_FN, c_void_p],
     "jitmem_manager_layout": [c_void_p, LAYOUT_FN, c_void_p],

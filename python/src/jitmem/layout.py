@@ -79,6 +79,8 @@ class Stats:
     frames_found_by: int
     frames_indexed: int
     frames_registered: int
+    huge_pages: int
+    huge_pages_refused: int
 
 
 def new_location() -> _abi.Location:

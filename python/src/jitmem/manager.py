@@ -205,6 +205,12 @@ class Manager:
         call("jitmem_manager_trim", self.handle, byref(given_back))
         return given_back.value
 
+    def collapse(self) -> int:
+        """Puts memory that is nearly full into huge pages; answers how many bytes that is."""
+        huge = c_uint64()
+        call("jitmem_manager_collapse", self.handle, byref(huge))
+        return huge.value
+
     def stats(self) -> Stats:
         """Figures of this moment."""
         stats = _abi.Stats(struct_size=ctypes.sizeof(_abi.Stats))

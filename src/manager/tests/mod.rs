@@ -9,6 +9,7 @@ mod faults;
 mod forks;
 mod gone;
 mod growth;
+mod huge_pages;
 mod in_place;
 mod limits;
 mod lookup;

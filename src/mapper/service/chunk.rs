@@ -208,9 +208,10 @@ impl Chunks {
             &*chunk.written.lock(),
             Protection::from_bits(chunk.protection.into()),
         ) {
-            (Some(written), Ok(protection)) => {
-                written.view.renewed(None, protection, &keep).map(Some)
-            }
+            (Some(written), Ok(protection)) => written
+                .view
+                .renewed(chunk.range, protection, &keep)
+                .map(Some),
             (_, protection) => protection.map(|_| None),
         };
         match renewed {
@@ -261,14 +262,33 @@ impl Chunks {
 
     /// Gives back pages that both processes have.
     pub(super) fn discard(&self, pages: AddressRange) -> Result<()> {
+        self.with_view(pages, |view, offset, size| {
+            view.discard(offset, size).map_err(|error| {
+                sys::explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
+            })
+        })
+    }
+
+    /// Has the system put pages that both processes have into huge ones.
+    pub(super) fn collapse(&self, pages: AddressRange) -> Result<()> {
+        self.with_view(pages, |view, offset, size| {
+            view.collapse(offset, size)
+                .map_err(|error| sys::explain_mapping("make a huge page", error))
+        })
+    }
+
+    /// Has something done with the view through which pages are written, from an offset on with so many bytes.
+    fn with_view(
+        &self,
+        pages: AddressRange,
+        act: impl FnOnce(&WriterView, u64, u64) -> Result<()>,
+    ) -> Result<()> {
         let chunk = self.around(pages);
         let elsewhere = || invalid_argument(format!("{pages:?} lies in no chunk of shared pages"));
         let chunk = chunk.ok_or_else(elsewhere)?;
         let (offset, size) = (pages.start() - chunk.range.start(), pages.size());
         match &*chunk.written.lock() {
-            Some(written) => written.view.discard(offset, size).map_err(|error| {
-                sys::explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
-            }),
+            Some(written) => act(&written.view, offset, size),
             None => Err(elsewhere()),
         }
     }

@@ -169,11 +169,11 @@ impl ServiceMapper {
 /// New pages to share; `None` where RLIMIT_FSIZE admits no memfd of that size, so that the executor has
 /// pages of its own there and content travels in messages.
 fn shared_pages(
-    size: u64,
+    executor: AddressRange,
     protection: Protection,
     commit: bool,
 ) -> Result<Option<(WriterView, sys::MemFile)>> {
-    match WriterView::new(size, protection, commit) {
+    match WriterView::new(executor, protection, commit) {
         Err(error) if error.os_code() == Some(libc::EFBIG) => Ok(None),
         pages => pages.map(Some),
     }
@@ -274,7 +274,7 @@ impl MemoryMapper for ServiceMapper {
             commit,
         } = chunk;
         let pages = match self.shares {
-            true => shared_pages(range.size(), group.protection, commit)?,
+            true => shared_pages(range, group.protection, commit)?,
             false => None,
         };
         let prepared = match &pages {
@@ -353,6 +353,10 @@ impl MemoryMapper for ServiceMapper {
 
     fn discard(&self, pages: AddressRange) -> Result<()> {
         self.chunks.discard(pages)
+    }
+
+    fn collapse(&self, pages: AddressRange) -> Result<()> {
+        self.chunks.collapse(pages)
     }
 
     fn keep_only(&self, chunk: AddressRange, keep: PageSet, done: Completion<Option<Writer>>) {

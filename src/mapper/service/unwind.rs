@@ -186,7 +186,10 @@ fn make(
     short: &Arc<AtomicBool>,
 ) -> Result<()> {
     let size = index::size_for(window, sys::page_size());
-    let (view, file) = WriterView::new(size, Protection::READ, false)?;
+    // The executor maps it where it likes; here it is as far from the window as what is written there.
+    let place =
+        AddressRange::new(window.start(), size).expect("an index is smaller than its window");
+    let (view, file) = WriterView::new(place, Protection::READ, false)?;
     // SAFETY: the view is new, so it is zero, and stays as long as the writer.
     let writer = unsafe { IndexWriter::new(window, view.address()) };
     let index = Arc::new(WindowIndex {

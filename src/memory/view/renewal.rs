@@ -42,7 +42,7 @@ impl View {
         });
         match (&discarded, &mut self.written) {
             (Err(error), Written::Elsewhere(writer)) if error.os_code() == Some(libc::EPERM) => {
-                let (renewed, file) = writer.renewed(Some(self.executor), protection, keep)?;
+                let (renewed, file) = writer.renewed(self.executor, protection, keep)?;
                 let shown = self.reservation.exchange(self.executor, protection, &file);
                 shown.map_err(|error| failed(renewed.size())("map the executor view", error))?;
                 *writer = renewed;
