@@ -146,6 +146,17 @@ executor_program() {
   [ "$(stat -c %s "$program")" -lt 1200000 ] || fail "$(stat -c %s "$program") bytes are no small program"
 }
 
+# Man pages name all options and all functions, and no others.
+man_pages() {
+  local man=$prefix/share/man
+  "$prefix/bin/jitmem-executor" --help | grep -oE '^ *--[a-z-]+(, --[a-z]+)?' | grep -oE -e '--[a-z-]+' |
+    LC_ALL=C sort -u >"$work/options.txt"
+  grep -oE 'Fl -[a-z-]+' "$man/man1/jitmem-executor.1" | sed 's/Fl -/--/' | LC_ALL=C sort -u |
+    grep -v -x -e --rlimit-as | diff "$work/options.txt" -
+  grep -oE 'Fn jitmem_[a-z_]+' "$man/man3/jitmem.3" | sed 's/Fn //' | LC_ALL=C sort -u |
+    diff "$here/symbols.txt" -
+}
+
 pkg_config_programs() {
   local out=$1
   rm -rf "$out"
@@ -260,6 +271,7 @@ check c-find-package c_find_package
 check c-pkg-config pkg_config_programs "$work/pkg-config" "$prefix"
 check c-without-llvm no_llvm_needed
 check executor-program executor_program
+check man-pages man_pages
 check orc-find-package orc_find_package
 minor=${version%.*}
 check version-none version_request "" accepted
