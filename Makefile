@@ -79,6 +79,48 @@ install-preload: stage ## install libjitmem-llvm-NN.so, for programs that know n
 	cmake --install build/preload-$(LLVM) --prefix $(PREFIX)
 LLVM ?= 22
 
+## Packages
+
+.PHONY: dist
+dist: ## a source tarball with all crates in it, in build/dist
+	@packaging/dist.sh build/dist
+TARBALL := build/dist/jitmem-$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml).tar.xz
+
+.PHONY: deb
+deb: setup dist ## Debian packages, in build/deb
+	$(call headline,Debian packages)
+	@which dh dh_python3 fakeroot lintian >/dev/null || apt-get install -y --no-install-recommends \
+	  debhelper dh-python fakeroot lintian
+	packaging/deb.sh $(TARBALL) build/deb
+
+.PHONY: recipes
+recipes: dist ## recipes for Conan, Meson, Spack and vcpkg, in build/recipes (URL=... of the tarball)
+	packaging/recipes.sh $(TARBALL) $(URL) build/recipes
+URL = file://$(CURDIR)/$(TARBALL)
+
+.PHONY: check-deb
+check-deb: deb ## Debian packages in a fresh system: installed, used, removed
+	$(call headline,Debian packages in a fresh system)
+	@which debootstrap >/dev/null || apt-get install -y --no-install-recommends debootstrap
+	tests/package/deb.sh $(TARBALL) build/deb build/check-deb
+
+.PHONY: check-packages
+check-packages: setup dist ## the recipes for Conan, Meson, Spack and vcpkg (SPACK=..., VCPKG=...)
+	$(call headline,recipes)
+	SPACK=$(SPACK) VCPKG=$(VCPKG) tests/package/recipes.sh $(TARBALL) build/check-packages
+
+.PHONY: check-abi
+check-abi: setup stage ## programs that were built with the last release run with this library
+	$(call headline,ABI)
+	@which abidiff >/dev/null || apt-get install -y --no-install-recommends abigail-tools
+	tests/abi/test_abi.py
+	tests/abi/abi.py compare tests/abi/libjitmem.abi $(STAGE)
+
+.PHONY: abi
+abi: setup stage ## write tests/abi/libjitmem.abi anew, as a release does
+	@which abidw >/dev/null || apt-get install -y --no-install-recommends abigail-tools
+	tests/abi/abi.py dump $(STAGE) tests/abi/libjitmem.abi
+
 ## Working on it
 
 .PHONY: test
@@ -99,6 +141,7 @@ lint: $(CARGO_DENY) ## formatting, warnings, oldest Rust, licences, headers, pac
 	RUSTC=$(OLDEST_RUST)/rustc cargo check --locked --workspace --target-dir build/oldest-rust
 	$(CARGO_DENY) --locked check licenses bans sources
 	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
+	mandoc -Tlint -Wwarning docs/man/*
 	@for version in 22 19; do (set -x; clang-tidy-22 --quiet $(TIDY) -- -std=c++17 -Iinclude \
 	  -isystem $(LLVM_ROOT)$$version/include); done 2>&1 | sed '/warnings generated/d; /^Suppressed/d'
 	cargo publish --workspace --dry-run --locked --allow-dirty --no-verify 2>&1 | \
