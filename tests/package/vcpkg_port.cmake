@@ -6,7 +6,7 @@ file(READ "${PORT_DIR}/vcpkg.json" Manifest)
 string(JSON PORT GET "${Manifest}" name)
 string(JSON VERSION GET "${Manifest}" version)
 set(CURRENT_PACKAGES_DIR "${WORK}/packages")
-file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}" "${WORK}/source")
+file(REMOVE_RECURSE "${CURRENT_PACKAGES_DIR}" "${WORK}/build" "${WORK}/source")
 
 function(run)
   execute_process(COMMAND ${ARGV} COMMAND_ERROR_IS_FATAL ANY)
