@@ -105,6 +105,22 @@ class Abi(unittest.TestCase):
         compatible, said = self.compared("JITMEM_TWO = 2", "JITMEM_TWO = 2, JITMEM_THREE = 3")
         self.assertTrue(compatible, said)
 
+    def test_added_enumeration(self):
+        compatible, said = self.compared("typedef enum", "typedef enum jitmem_more { JITMEM_A } jitmem_more;\ntypedef enum")
+        self.assertTrue(compatible, said)
+        self.assertIn("jitmem_more", said)
+
+    def test_changed_soname(self):
+        new = self.build("new", HEADER)
+        library = new / "lib" / "libjitmem.so"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "lib.c", "-o", library, "-Wl,-soname,libjitmem.so.0.2,--version-script,lib.map"],
+            cwd=new,
+            check=True,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.assertEqual(1, abi.compare(self.old, new))
+
     def test_added_function_is_named(self):
         compatible, said = self.compared("uint32_t jitmem_create", "uint32_t jitmem_more(void);\nuint32_t jitmem_create")
         self.assertTrue(compatible, said)
