@@ -574,6 +574,16 @@ JITMEM_ENUM(jitmem_fork_policy) {
   JITMEM_FORK_REUSE = 1,
 };
 
+/// Whether fresh memory is taken in huge pages, 2 MiB on x86-64, in this process or, with shared pages, in
+/// both.
+JITMEM_ENUM(jitmem_huge_pages) {
+  /// Only what jitmem_manager_collapse finds.
+  JITMEM_HUGE_PAGES_ON_CALL = 0,
+  /// Where memory of one protection has so much in use in a window, 32 MiB, that one more is little beside
+  /// it. The allocation that begins one waits for it, some 100 µs.
+  JITMEM_HUGE_PAGES_WHERE_LARGE = 1,
+};
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 typedef struct jitmem_manager_options {
