@@ -269,8 +269,9 @@ mod tests {
             let channel = Channel::new(here, Arc::default()).unwrap();
             let answer = wait(|done| {
                 channel.call(7, vec![], done);
-                let call = receive(&there).header.sequence;
+                // Where the connection has ended already, there is no message.
                 if refused {
+                    let call = receive(&there).header.sequence;
                     let error = send(call, along).unwrap_err();
                     assert_eq!(error.raw_os_error(), Some(libc::EPERM));
                     send(call, &[]).unwrap();
