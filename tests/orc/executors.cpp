@@ -62,6 +62,8 @@ const char *nameOf(Setting S) {
     return "linked_remote";
   case Setting::SealedShared:
     return "sealed_shared";
+  case Setting::ProgramShared:
+    return "program_shared";
   case Setting::StockShared:
     return "stock_shared";
   case Setting::StockSimple:
@@ -80,6 +82,8 @@ std::vector<std::string> commandOf(Setting S) {
     return {BUILT "/executor", Descriptors};
   case Setting::SealedShared:
     return {JITMEM_EXECUTOR, "--seccomp=sealed", Descriptors};
+  case Setting::ProgramShared:
+    return {JITMEM_EXECUTOR, Descriptors};
   case Setting::StockSimple:
     return {BUILT "/without-files", STOCK_EXECUTOR, Descriptors};
   default:
@@ -92,6 +96,7 @@ uint32_t mapperOf(Setting S) {
   case Setting::LoadedShared:
   case Setting::LinkedShared:
   case Setting::SealedShared:
+  case Setting::ProgramShared:
     return JITMEM_MAPPER_SHARED;
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:

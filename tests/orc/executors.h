@@ -24,6 +24,8 @@ enum class Setting {
   LinkedRemote,
   // jitmem-executor, which may make no socket and open no file.
   SealedShared,
+  // jitmem-executor as it is.
+  ProgramShared,
   // LLVM's llvm-jitlink-executor as it is.
   StockShared,
   // The same where it can make no files, and so share no memory.

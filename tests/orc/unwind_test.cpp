@@ -29,14 +29,20 @@ ThreadSafeModule hopNumber(int N, int Last) {
 
 class Unwinding : public ::testing::Test {
 protected:
+  explicit Unwinding(Setting Of = Setting::SealedShared) : S(Of) {}
+
   static constexpr int Hops = 60;
 
-  void addAll(ResourceTrackerSP Tracker) {
+  void addHops(ResourceTrackerSP Tracker) {
     // From the last one on, so that each is linked by itself.
     for (int N = Hops - 1; N >= 0; --N) {
       must(S.J->addIRModule(Tracker, hopNumber(N, Hops - 1)));
       S.find(N == 0 ? "hop" : "hop" + std::to_string(N));
     }
+  }
+
+  void addAll(ResourceTrackerSP Tracker) {
+    addHops(Tracker);
     must(S.J->addObjectFile(Tracker, objectFile("unwinding.cpp")));
     S.find("catchFromHops");
   }
@@ -48,7 +54,7 @@ protected:
     EXPECT_EQ(S.run(S.find("cancelBehindHops")), 2);
   }
 
-  Session S{Setting::SealedShared};
+  Session S;
 };
 
 TEST_F(Unwinding, ThroughManyGraphsThatTookNoMessage) {
@@ -82,6 +88,25 @@ TEST_F(Unwinding, ThroughManyGraphsThatTookNoMessage) {
   Tracker = nullptr; // it needs the session
   EXPECT_EQ(S.end(), "exit 0");
   EXPECT_EQ(S.takeErrors(), "");
+}
+
+// The profile of the other tests has no children.
+class UnwindingInAChild : public Unwinding {
+protected:
+  UnwindingInAChild() : Unwinding(Setting::ProgramShared) {}
+};
+
+TEST_F(UnwindingInAChild, HasTheFramesOfTheFork) {
+  auto Tracker = S.J->getMainJITDylib().createResourceTracker();
+  addHops(Tracker);
+  S.add("unwinding.cpp");
+  auto EndChild = S.find("endChild");
+  EXPECT_GT(S.run(S.find("startChild"), 5), 0);
+  // The parent has them no more when the child throws.
+  must(Tracker->remove());
+  EXPECT_EQ(S.run(EndChild), 7);
+  Tracker = nullptr;
+  EXPECT_EQ(S.end(), "exit 0");
 }
 
 } // namespace
