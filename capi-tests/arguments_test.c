@@ -79,7 +79,7 @@ static void options_out_of_range(void **state) {
       {"placement 4294967295", {.placement = UINT32_MAX}},
       {"growth 2", {.growth = 2}},
       {"fork_policy 2", {.fork_policy = 2}},
-      {"reserved", {.reserved = 1}},
+      {"huge_pages 2", {.huge_pages = 2}},
       {"commit 2", {.commit = 2}},
       {"close_writers 2", {.close_writers = 2}},
       {"without a placement", {.address = 0x10000}},
