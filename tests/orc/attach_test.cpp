@@ -93,7 +93,7 @@ TEST_P(Attach, AndDieAfterEachMessage) {
   while (!HasFailure() && killAfter(Messages))
     ++Messages;
   // Where the executor has one service, nothing is asked of it before memory is.
-  bool AsksNothing = LLVM_VERSION_MAJOR < 15 && GetParam() == Setting::StockSimple;
+  bool AsksNothing = LLVM_VERSION_MAJOR < 16 && GetParam() == Setting::StockSimple;
   EXPECT_EQ(Messages == 1, AsksNothing) << "messages: " << Messages - 1;
 }
 

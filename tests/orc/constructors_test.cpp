@@ -45,7 +45,7 @@ private:
     SectionRange Range(*Init);
     G.allocActions().push_back({cantFail(Journal::Call::Create<SPSArgList<uint64_t, uint64_t>>(
                                     Run, Range.getStart().getValue(), Range.getSize())),
-                                cantFail(Journal::Call::Create<SPSArgList<>>(RunBack))});
+                                Journal::Call(RunBack, {})});
     return Error::success();
   }
 

@@ -124,7 +124,7 @@ TEST_P(Limits, AreToldByTheDispatcher) {
 
 class Calling : public ::testing::TestWithParam<Setting> {};
 INSTANTIATE_TEST_SUITE_P(Settings, Calling,
-                         ::testing::Values(Setting::LinkedShared, LLVM_VERSION_MAJOR >= 15
+                         ::testing::Values(Setting::LinkedShared, LLVM_VERSION_MAJOR >= 16
                                                                       ? Setting::StockShared
                                                                       : Setting::StockSimple),
                          settingName);

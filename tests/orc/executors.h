@@ -36,7 +36,7 @@ enum class Setting {
 inline std::vector<Setting> allSettings() {
   return {Setting::LoadedShared, Setting::LoadedRemote,
           Setting::LinkedShared, Setting::LinkedRemote,
-#if LLVM_VERSION_MAJOR >= 15 // whose executor is the first that shares memory
+#if LLVM_VERSION_MAJOR >= 16 // whose executor is the first that shares memory
           Setting::StockShared,
 #endif
           Setting::StockSimple};
