@@ -305,6 +305,11 @@ static void take_address(void *ctx, const char *name, uint64_t address) {
   (void)ctx, (void)name, (void)address;
 }
 
+static void take_reply(void *session, jitmem_wrapper_result answer, uint64_t call) {
+  (void)call;
+  memcpy(session, &answer, sizeof answer);
+}
+
 static void services(void **state) {
   (void)state;
   EACH_FAILURE(round) {
@@ -321,6 +326,17 @@ static void services(void **state) {
     ALWAYS(round, result = jitmem_service_open(NULL, 0));
     if (result.size > 8)
       free((void *)(uintptr_t)result.data);
+  }
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_service_session_symbols(service, take_address, NULL, error));
+  }
+  EACH_FAILURE(round) {
+    const jitmem_wrapper_result no_arguments = {.size = 0};
+    jitmem_wrapper_result reply = {.size = 7};
+    ALWAYS(round, jitmem_service_open_by_session(&reply, no_arguments, take_reply, 1));
+    assert_int_not_equal(reply.size, 7);
+    if (reply.size == 0 || reply.size > 8)
+      free((void *)(uintptr_t)reply.data);
   }
   jitmem_service_free(service);
 }

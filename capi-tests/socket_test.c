@@ -118,8 +118,11 @@ static void descriptors_that_are_no_connected_sockets(void **state) {
     assert_true(is_open(wrong[i]));
     close(wrong[i]);
   }
+  // A number that no other thread is given meanwhile.
+  int closed = fcntl(pipes[1], F_DUPFD, 900);
+  close(closed);
   REFUSED(JITMEM_INVALID_ARGUMENT, "no connected stream socket",
-          jitmem_transport_socket(wrong[0], &transport, error));
+          jitmem_transport_socket(closed, &transport, error));
   close(pipes[1]);
   close(packets[1]);
   assert_null(transport);

@@ -95,7 +95,10 @@ impl Windows {
             range: reservation.range().into(),
             in_reach: reservation.in_reach(),
         };
-        self.0.lock().push(SessionWindow {
+        let mut windows = self.0.lock();
+        let room = windows.try_reserve(1);
+        room.map_err(|_| sys::heap::exhausted("reserve a window"))?;
+        windows.push(SessionWindow {
             index: None,
             reservation,
             chunks: BTreeMap::new(),
