@@ -58,8 +58,7 @@ std::unique_ptr<Module> functionReturning(LLVMContext &Context, const std::strin
 std::unique_ptr<Module> functionReadingCounter(LLVMContext &Context, const std::string &Name) {
   auto M = functionReturning(Context, Name, 0);
   auto *Int = Type::getInt32Ty(Context);
-  auto *Counter =
-      new GlobalVariable(*M, Int, false, GlobalValue::ExternalLinkage, nullptr, "counter");
+  auto *Counter = cast<GlobalVariable>(M->getOrInsertGlobal("counter", Int));
   Counter->setDSOLocal(true);
   auto *Return = M->getFunction(Name)->getEntryBlock().getTerminator();
   Return->setOperand(0, IRBuilder<>(Return).CreateLoad(Int, Counter));
@@ -210,8 +209,8 @@ TEST_P(RTDyld, ObjectsReachEachOtherWhereOtherMappingsTakeAllRoomNear) {
   addModule(*J, [](LLVMContext &Context) {
     auto M = std::make_unique<Module>("counter", Context);
     auto *Int = Type::getInt32Ty(Context);
-    new GlobalVariable(*M, Int, false, GlobalValue::ExternalLinkage, ConstantInt::get(Int, 41),
-                       "counter");
+    auto *Counter = cast<GlobalVariable>(M->getOrInsertGlobal("counter", Int));
+    Counter->setInitializer(ConstantInt::get(Int, 41));
     return M;
   });
   uint64_t Counter = find(*J, "counter");
