@@ -138,7 +138,8 @@ def setup(symbols=SERVICE):
 def opened():
     """What the service answers to `open`."""
     functions = b"".join(u64(function) for function in (ATTACH, RESERVE, CHANGE, APPLY, CLOSE))
-    return b"\1" + u64(1) + u64(PAGE) + b"\1" + functions
+    frames = b"\0" + u64(0) + u64(0)
+    return b"\1" + u64(1) + u64(PAGE) + b"\1" + functions + frames
 
 
 def serve(end, answer):
@@ -293,6 +294,7 @@ class DescriptorPassing(unittest.TestCase):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as victim:
             victim.bind(f"\0jitmem-executor-{HIGH:016x}{low:016x}")
             victim.listen(1)
+            victim.settimeout(60)
             came = []
 
             def accept():
