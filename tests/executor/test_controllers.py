@@ -46,7 +46,9 @@ def expected(llvm, program, ran):
     """Whether a run is what should come of the program."""
     answer = (program.output, program.status)
     right = (ran.output, ran.status) == answer and program.complaint in ran.complaint
-    return right and ran.code in program.codes(llvm)
+    # LLVM 19 closes its end while another of its threads reads there, and takes what that is told for a failure.
+    closed = llvm == 19 and "disconnecting" in ran.complaint and "Bad file descriptor" in ran.complaint
+    return right and (ran.code in program.codes(llvm) or closed and ran.code == 1)
 
 
 @functools.cache
