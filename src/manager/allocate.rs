@@ -186,8 +186,8 @@ impl Flow<Windows> {
                 return self.counted(Err(error));
             }
         }
-        if !layout.huge.is_empty() {
-            self.begin_huge_pages(&layout.huge);
+        if let Some(huge) = layout.huge.take() {
+            self.begin_huge_pages(&huge);
         }
         for (writer, offset, size) in &layout.dirty {
             writer.zero((*offset).into(), (*size).into());

@@ -87,7 +87,7 @@ pub(super) struct RequestLayout {
     /// leaves them so.
     pub(super) untouched: SmallVec<[Untouched; 4]>,
     /// Huge pages that hold no memory yet and of which these are the first pages.
-    pub(super) huge: HugeRanges,
+    pub(super) huge: Option<Box<HugeRanges>>,
     /// By piece, what is kept while content is written.
     pub(super) states: SmallVec<[SegmentState; 4]>,
     /// Some of its pieces need buffers, or are in place.

@@ -336,7 +336,9 @@ impl Windows {
         if !layout.untouched.is_empty() {
             let mut fresh = FreshHugePages::new(self.huge);
             self.committed += self.window_mut(window).touch(&layout.untouched, &mut fresh);
-            layout.huge = fresh.ranges;
+            if !fresh.ranges.is_empty() {
+                layout.huge = Some(Box::new(fresh.ranges));
+            }
         }
         let dylib = request.dylib;
         if dylib == 0 || request.planned.is_empty() {

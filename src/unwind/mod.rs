@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How the unwinder finds the frames of linked code: an index from code to frame descriptions, which
-//! whoever links writes and the process that runs the code reads, without a lock and without a message.
+//! the process that links writes and the process that runs the code reads, without a lock and without a message.
 
 #[allow(unsafe_code)]
 pub(crate) mod eh_frame;

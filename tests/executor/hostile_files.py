@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""An executor that sends descriptors to its controller, of files that may block whoever looks at them, maps or closes
+"""An executor that sends descriptors to its controller, of files that may block the process that looks at them, maps or closes
 them: python3 hostile_files.py DESCRIPTOR WHERE FILE
 
 It serves the controller at the other end of the socket DESCRIPTOR and sends them with a message of the kind that WHERE

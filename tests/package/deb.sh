@@ -4,7 +4,7 @@
 # The system is made by debootstrap from where this machine's apt has its packages. Takes root.
 # usage: deb.sh TARBALL DEBS WORK
 #   TARBALL  the sources, for the tests; DEBS  the folder of the packages; WORK  where the system is made
-set -eu -o pipefail
+set -u -o pipefail
 if [ $# -ne 3 ]; then
   sed -n '5,6s/^# //p' "$0" >&2
   exit 2
@@ -16,7 +16,7 @@ fi
 tarball=$(realpath -- "$1") debs=$(realpath -- "$2") work=$(realpath -m -- "$3")
 control=$(realpath -- "$(dirname "$0")/../../packaging/debian/tests/control")
 root=$work/root
-passed=0 failed=0
+. "$(dirname "$0")/check.sh"
 export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 
 # Everything of Debian's that apt knows of: "URI suite component" in each line.
@@ -33,21 +33,6 @@ here() {
 
 install() {
   here apt-get install -q -y --no-install-recommends -o Dpkg::Use-Pty=0 "$@"
-}
-
-# check <name> <command>...
-check() {
-  local name=$1 log=$work/$1.log status=0
-  shift
-  (set -e; "$@") >"$log" 2>&1 || status=$?
-  if [ $status -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "ok    $name"
-  else
-    failed=$((failed + 1))
-    echo "FAIL  $name (exit $status); the end of $log:"
-    tail -n 30 "$log" | sed 's/^/      /'
-  fi
 }
 
 fresh_system() {

@@ -14,28 +14,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 version=$(basename "$tarball" .tar.xz)
 version=${version#jitmem-}
 recipes=$work/recipes
-passed=0 failed=0 skipped=0
+. "$here/check.sh"
+skipped=0
 # The recipes are tested and not the library: it is compiled several times here, as fast as that goes.
 for profile in RELEASE EXECUTOR; do
   export CARGO_PROFILE_${profile}_LTO=off CARGO_PROFILE_${profile}_CODEGEN_UNITS=16 \
     CARGO_PROFILE_${profile}_OPT_LEVEL=0 CARGO_PROFILE_${profile}_DEBUG=false
 done
-
-# check <name> <command>...
-check() {
-  local name=$1 log=$work/$1.log status
-  shift
-  (set -e; "$@") >"$log" 2>&1
-  status=$?
-  if [ $status -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "ok    $name"
-  else
-    failed=$((failed + 1))
-    echo "FAIL  $name (exit $status); the end of $log:"
-    tail -n 30 "$log" | sed 's/^/      /'
-  fi
-}
 
 # check_tool <name> <program> <variable> <command>...
 check_tool() {

@@ -13,25 +13,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 source=$(cd "$here/../.." && pwd)
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$source/Cargo.toml" | head -n 1)
 answer="jitmem $version answers 42"
-passed=0 failed=0
+. "$here/check.sh"
 mkdir -p "$work"
-
-# check <name> <command> [<argument>...]: runs a function of this file in a shell of its own, where
-# the first command that fails ends it.
-check() {
-  local name=$1 log=$work/$1.log status
-  shift
-  (set -e; "$@") >"$log" 2>&1
-  status=$?
-  if [ $status -eq 0 ]; then
-    passed=$((passed + 1))
-    echo "ok    $name"
-  else
-    failed=$((failed + 1))
-    echo "FAIL  $name (exit $status); the end of $log:"
-    tail -n 30 "$log" | sed 's/^/      /'
-  fi
-}
 
 fail() {
   echo "$*"

@@ -18,7 +18,9 @@ impl PoolChunk {
     ) -> u64 {
         let Some(size) = huge.size else { return 0 };
         let aligned = u64::from(self.offset) % size == 0;
-        if !aligned || self.all_committed || !self.is_shared() || self.forks.is_inherited() {
+        // What is held gets other pages.
+        let stays = !self.all_committed && self.held.is_none() && !self.forks.is_inherited();
+        if !aligned || !stays || !self.is_shared() {
             return 0;
         }
         let count = (size / self.page.bytes()) as u32;
