@@ -2,7 +2,7 @@
 //! Huge pages: a table of page entries less for the processor to look up, and one fault instead of hundreds.
 //!
 //! A pool that is large beside a huge page takes its fresh memory in such pages, each when its first byte is
-//! handed out: the system zeroes it in one go, which takes an eighth of the time of as many faults. It never
+//! handed out: the system zeroes it in one go, which takes a seventh of the time of as many faults. It never
 //! commits more than a 16th of what the pool has in use. What has no huge page gets one by
 //! [`Manager::collapse`](super::Manager::collapse), where nearly all of it is in use.
 
