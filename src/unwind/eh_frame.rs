@@ -208,7 +208,8 @@ pub(crate) struct Function {
     pub(crate) description: u64,
 }
 
-/// The functions that a section describes from a record on, in its order.
+/// The functions that a section describes from a record on, in its order. Those without code, as compilers leave
+/// them where nothing can be reached, are left out: no address is in them, and others may begin where they lie.
 pub(crate) struct Functions {
     bytes: Bytes,
     next: u64,
@@ -265,9 +266,14 @@ impl Iterator for Functions {
                 }
                 Ok(Some(record)) => {
                     self.next = record.end;
-                    if !record.is_common() {
-                        return Some(self.describe(record).ok_or(Malformed));
+                    let described = match record.is_common() {
+                        true => continue,
+                        false => self.describe(record).ok_or(Malformed),
+                    };
+                    if described.is_ok_and(|function| function.code.size() == 0) {
+                        continue;
                     }
+                    return Some(described);
                 }
             }
         }
@@ -365,6 +371,19 @@ mod tests {
         // A section may end without a zero.
         let short = bytes_at(START, &bytes[..bytes.len() - 4]);
         assert_eq!(Functions::from(short, START).count(), 2);
+    }
+
+    #[test]
+    fn functions_without_code_are_left_out() {
+        let mut section = Section::new(START);
+        let with = code(START + 0x500, 16);
+        section.describe(code(START + 0x100, 0));
+        section.describe(with);
+        section.describe(code(START + 0x510, 0));
+        let bytes = section.finish();
+        let found = Functions::from(bytes_at(START, &bytes), START);
+        let codes: Vec<AddressRange> = found.map(|function| function.unwrap().code).collect();
+        assert_eq!(codes, [with]);
     }
 
     #[test]

@@ -257,6 +257,8 @@ mod tests {
     use super::super::eh_frame::testing::{Section, bytes_at};
     use super::*;
     use crate::sys::page_size;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     const WINDOW: u64 = 0x7000_0000_0000;
     const SIZE: u64 = 64 * PAGE;
@@ -345,6 +347,52 @@ mod tests {
         for offset in 0..6 * PAGE {
             assert_eq!(world.find(offset), None, "{offset}");
         }
+    }
+
+    #[test]
+    fn a_function_without_code_hides_none_that_begins_where_it_lies() {
+        let mut world = World::new();
+        let before = world.link(&[(0, 16), (16, 0)]);
+        world.link(&[(16, 16)]);
+        assert_eq!(world.find(20), Some((16, 16)));
+        world.writer().take_out(&before);
+        assert_eq!(world.find(20), Some((16, 16)));
+        // At the end of the window.
+        world.link(&[(SIZE - 16, 16), (SIZE, 0)]);
+        assert_eq!(world.find(SIZE - 1), Some((SIZE - 16, 16)));
+    }
+
+    proptest! {
+        /// In an executor the entries are a controller's, and linked code may write where sections lie.
+        #[test]
+        fn whatever_index_and_sections_hold_a_search_ends(
+            entries in vec((0..SIZE / GRANULE + SIZE / PAGE, entry()), 0..200),
+            sections in vec((0..SIZE, any::<u32>()), 0..50),
+            addresses in vec(0..SIZE + PAGE, 20),
+        ) {
+            let mut world = World::new();
+            for start in (0..SIZE / 2).step_by(512) {
+                world.link(&[(start, 100), (start + 100, 12)]);
+            }
+            for (place, entry) in entries {
+                world.entries[place as usize] = AtomicU32::new(entry);
+            }
+            for (place, word) in sections {
+                let bytes = word.to_ne_bytes();
+                let place = place as usize & !3;
+                world.window[place..place + 4].copy_from_slice(&bytes);
+            }
+            for address in addresses {
+                if let Some((start, size)) = world.find(address) {
+                    prop_assert!((start..start + size).contains(&address));
+                }
+            }
+        }
+    }
+
+    /// Anything, and what describes something in the window.
+    fn entry() -> impl Strategy<Value = u32> {
+        prop_oneof![any::<u32>(), 0..4u32, 0..(SIZE / 2) as u32, Just(u32::MAX)]
     }
 
     #[test]

@@ -173,9 +173,23 @@ impl Unwinding {
                 .map(|function| function.ok().filter(lasting))
                 .collect::<Option<SmallVec<[Function; 4]>>>()
         })??;
+        if overlap(&functions, segments) {
+            return None;
+        }
         let entered = index.writer.enter(&functions)?;
         Some(IndexedFrames { index, entered })
     }
+}
+
+/// Whether functions have more code than there is. To enter those costs time by their code's size, which a section
+/// of a few bytes for each may make as large as it likes; the executor's unwinder gets them as they are.
+fn overlap(functions: &[Function], segments: &[SegmentContent]) -> bool {
+    let code = segments
+        .iter()
+        .filter(|segment| segment.group.protection.executable());
+    let there: u64 = code.map(|segment| segment.range.size()).sum();
+    let said: u64 = functions.iter().map(|function| function.code.size()).sum();
+    said > there
 }
 
 #[allow(unsafe_code)]
@@ -206,4 +220,33 @@ fn make(
     });
     changes.index(window.into(), &file, shown);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn functions_that_overlap_are_not_entered() {
+        let segment = |start, protection: Protection| SegmentContent {
+            range: AddressRange::new(start, 4096).unwrap(),
+            group: protection.into(),
+            content: None,
+            zeroed: true,
+        };
+        let segments = [
+            segment(0x10_0000, Protection::READ_EXEC),
+            segment(0x20_0000, Protection::READ),
+        ];
+        let functions = |sizes: &[u64]| -> Vec<Function> {
+            let function = |size: &u64| Function {
+                code: AddressRange::new(0x10_0000, *size).unwrap(),
+                description: 0x20_0000,
+            };
+            sizes.iter().map(function).collect()
+        };
+        assert!(!overlap(&functions(&[4000, 96]), &segments));
+        assert!(overlap(&functions(&[4000, 97]), &segments));
+        assert!(overlap(&functions(&[4096; 1000]), &segments));
+    }
 }
