@@ -2064,7 +2064,7 @@ typedef struct jitmem_containment {
   uint32_t fixed_code;
   /// 1: no sockets but Unix sockets.
   uint32_t no_network;
-  /// 1: no new memfds and shared memory, which RLIMIT_DATA does not count.
+  /// 1: no new memfds, shared memory and mappings that grow down, which RLIMIT_DATA does not count.
   uint32_t no_shared_memory;
   /// 1: all capabilities are dropped without a profile, too.
   uint32_t no_capabilities;

@@ -102,7 +102,7 @@ impl Containment {
             bounds.push(Bound {
                 text: format!(
                     "--memory: by RLIMIT_DATA, for each process, and without memfds and shared memory of its \
-                     own; files in memory, pipes and sockets are not counted: {error:#}"
+                     own; files in memory, page tables, pipes and sockets are not counted: {error:#}"
                 ),
                 is_less: true,
             });

@@ -51,7 +51,7 @@ pub struct jitmem_containment {
     pub fixed_code: u32,
     /// 1: no sockets but Unix sockets.
     pub no_network: u32,
-    /// 1: no new memfds and shared memory, which RLIMIT_DATA does not count.
+    /// 1: no new memfds, shared memory and mappings that grow down, which RLIMIT_DATA does not count.
     pub no_shared_memory: u32,
     /// 1: all capabilities are dropped without a profile, too.
     pub no_capabilities: u32,

@@ -623,7 +623,7 @@ class Budgets(unittest.TestCase):
         for options in ((), ("--seccomp=no-exec",), ("--seccomp=confined",)):
             with self.subTest(options=options):
                 found = attacks(["memory"], f"--memory={self.MOST}M", *options)
-                self.assertEqual((found["memfd"], found["shared"]), ("0", "0"))
+                self.assertEqual([found[way] for way in ("memfd", "shared", "stack")], ["0"] * 3)
                 self.assertTrue(0 < int(found["malloc"]) <= self.MOST, found)
 
     def test_memfds_without_a_group(self):
@@ -632,6 +632,17 @@ class Budgets(unittest.TestCase):
         # LLVM's own memory manager, whose code is in memfds then, works with these.
         held = int(attacks(["memfds"], "--seccomp=sealed", *limits)["memfds"])
         self.assertTrue(0 < held <= 1024 + 32 * 16, held)
+
+    def test_code_that_needs_memfds_is_refused_without_a_group(self):
+        if self.has_group():
+            self.skipTest("a control group bounds memfds")
+        for llvm in (16, 22):
+            ran = jitlink(llvm, "generic", bounded("--seccomp=sealed", "--memory=1G"), programs.objects("threads.o"))
+            self.assertEqual(ran.code, 1, ran)
+            self.assertIn("into a memfd: Operation not permitted", ran.complaint)
+        # The shared mapper's memfds are the controller's.
+        ran = run([CONTROLLER, "unix", "shared", programs.PROGRAM, "--seccomp=sealed", "--memory=1G"])
+        self.assertEqual((ran.code, ran.output.splitlines()[0]), (0, "100 good"), ran)
 
     def test_what_holds_is_said(self):
         for options in (["--memory=1G"], ["--memory=1G", "--seccomp=sealed"]):

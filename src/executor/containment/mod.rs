@@ -57,7 +57,8 @@ pub struct Containment {
     pub no_capabilities: bool,
     /// No sockets but Unix sockets.
     pub no_network: bool,
-    /// No new memfds, System V shared memory and shared anonymous memory, which RLIMIT_DATA does not count.
+    /// No new memfds, System V shared memory, shared anonymous memory and mappings that grow down, which RLIMIT_DATA
+    /// does not count.
     pub no_shared_memory: bool,
     /// What would be refused is logged by the kernel and allowed.
     pub audit: bool,

@@ -161,7 +161,6 @@ static void *in_thread(void *unused) {
   return unused;
 }
 
-// Takes memory until there is no more, by each way that there is, but not more than 3 GiB by any.
 // Holds memfds of 16 MiB as far as that goes: as descriptors, and mapped without one.
 static void on_memfds(void) {
   enum { SIZE = 16 << 20, MOST = 192 };
@@ -183,8 +182,27 @@ static void on_memfds(void) {
   printf("memfds %ld\n", count * (SIZE >> 20));
 }
 
+// What on_memory takes by each way at most, in MiB.
+enum { MOST_MEMORY = 3 << 10 };
+
+// Takes memory that is mapped with these flags until there is no more, and gives it back.
+static void take_mapped(const char *what, int flags) {
+  static char *taken[MOST_MEMORY];
+  long count = 0;
+  for (; count < MOST_MEMORY; count++) {
+    taken[count] = mmap(NULL, 1 << 20, RW, flags | MAP_ANONYMOUS, -1, 0);
+    if (taken[count] == MAP_FAILED)
+      break;
+    memset(taken[count], 1, 1 << 20);
+  }
+  printf("%s %ld\n", what, count);
+  while (count > 0)
+    munmap(taken[--count], 1 << 20);
+}
+
+// Takes memory until there is no more, by each way that there is.
 static void on_memory(void) {
-  const long most = 3 << 10;
+  const long most = MOST_MEMORY;
   static char full[1 << 20];
   memset(full, 1, sizeof full);
   int file = memfd_create("x", 0);
@@ -206,13 +224,9 @@ static void on_memory(void) {
     free(list);
   }
   printf("malloc %ld\n", count);
-  for (count = 0; count < most; count++) {
-    char *memory = mmap(NULL, 1 << 20, RW, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-      break;
-    memset(memory, 1, 1 << 20);
-  }
-  printf("shared %ld\n", count);
+  take_mapped("shared", MAP_SHARED);
+  // The kernel counts it as a stack.
+  take_mapped("stack", MAP_PRIVATE | MAP_GROWSDOWN);
 }
 
 static void on_tasks(void) {

@@ -259,6 +259,11 @@ pub(super) const SHARED_MEMORY: &[Conditional] = &[
             &[(MAP_SHARED | MAP_ANONYMOUS) as u32],
         )],
     ),
+    // The kernel takes such a mapping for a stack.
+    (
+        SYS_mmap,
+        &[Is(3, MAP_GROWSDOWN as u32, &[MAP_GROWSDOWN as u32])],
+    ),
 ];
 
 /// What concerns this process and what it has open.
