@@ -56,19 +56,28 @@ pub(crate) fn serve(
     loop {
         places.take();
         let (socket, peer) = listener.accept(&note)?;
-        let (sessions, places, note) = (Arc::clone(&sessions), Arc::clone(&places), note.clone());
-        let session = move || {
-            match sessions.run(socket) {
-                Ok(status) if status.success() => (),
-                Ok(status) => note(&format!("the session of {peer} has ended: {status}")),
-                Err(error) => note(&format!("refused a connection of {peer}: {error:#}")),
+        let refused = {
+            let (note, peer) = (note.clone(), peer.clone());
+            move |error| note(&format!("refused a connection of {peer}: {error:#}"))
+        };
+        let session = {
+            let (sessions, places) = (Arc::clone(&sessions), Arc::clone(&places));
+            let (note, refused) = (note.clone(), refused.clone());
+            move || {
+                match sessions.run(socket) {
+                    Ok(status) if status.success() => (),
+                    Ok(status) => note(&format!("the session of {peer} has ended: {status}")),
+                    Err(error) => refused(error),
+                }
+                places.give_back();
             }
-            places.give_back();
         };
         let thread = thread::Builder::new().name("jitmem-session".to_owned());
-        thread
-            .spawn(session)
-            .context("start a thread for a session")?;
+        // A session may have taken all that this user may start.
+        if let Err(error) = thread.spawn(session) {
+            refused(anyhow::Error::from(error).context("start a thread for a session"));
+            places.give_back();
+        }
     }
 }
 

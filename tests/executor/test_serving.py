@@ -4,6 +4,7 @@
 import glob
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -58,10 +59,10 @@ class Server(Case):
         os.chmod(path, mode)
         return path
 
-    def listening(self, *options, **environment):
+    def listening(self, *options, command=(EXECUTOR,), **environment):
         """An executor at a port that the system chooses."""
         process = subprocess.Popen(
-            [EXECUTOR, *options, "listen=:0"],
+            [*command, *options, "listen=:0"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=dict(os.environ, **environment),
@@ -188,6 +189,25 @@ class Serve(Server):
         (child,) = "".join(text_of(path) for path in tasks).split()
         self.assertRegex(text_of(f"/proc/{child}/limits"), r"Max open files\s+50\s+50")
         self.assertNotRegex(text_of(f"/proc/{process.pid}/limits"), r"Max open files\s+50\s+50")
+
+    def test_a_session_that_can_not_be_started_ends_no_other(self):
+        if os.geteuid() != 0:
+            self.skipTest("only root can be a user with no other processes")
+        os.chmod(self.folder, 0o755)
+        program = shutil.copy(EXECUTOR, self.folder)
+        through = ["setpriv", "--reuid=54322", "--clear-groups"]
+        process, _ = self.listening("--serve", command=[*through, program])
+
+        def limit_tasks(most):
+            subprocess.run([*through, "prlimit", f"--pid={process.pid}", f"--nproc={most}:"], check=True)
+
+        first = Connection(self.connect())
+        limit_tasks(1)
+        self.assertEqual(self.connect().recv(1), b"")
+        self.assertRegex(process.stderr.readline().decode(), "refused a connection of .*: start a thread for a session")
+        limit_tasks(1000)
+        self.assertTrue(Connection(self.connect()).works())
+        self.assertTrue(first.works())
 
     def test_sessions_at_a_path(self):
         path = os.path.join(self.folder, "socket")
