@@ -2,12 +2,14 @@
 """Executors that attack their controller, which is the installed library in this process."""
 
 import ctypes
+import fcntl
 import os
 import re
 import socket
 import struct
 import subprocess
 import sys
+import termios
 import unittest
 
 from wire import CALL, RESULT, SETUP, Background, Ended, message, read_message, sequence, string, u32, u64
@@ -109,6 +111,11 @@ def refuses_descriptors():
         except OSError:
             return False
     return True
+
+
+def unread(end):
+    """Whether the other end has not read all that was sent."""
+    return any(fcntl.ioctl(end, termios.TIOCOUTQ, bytes(4)))
 
 
 def peak():
@@ -470,6 +477,24 @@ class Replies(unittest.TestCase):
             answering.get()
             controller.free()
             theirs.close()
+
+    def test_a_reply_whose_rest_comes_later_is_a_reply(self):
+        # An executor may be stopped at any byte of it.
+        for half in (16, 32, 40):
+            controller, executor = connected()
+
+            def answer():
+                _, number, _, _ = read_message(executor.fileno())
+                reply = message(RESULT, number, 0, bytes(100))
+                executor.sendall(reply[:half])
+                while unread(executor):
+                    pass
+                executor.sendall(reply[half:])
+
+            answering = Background(answer)
+            self.assertEqual(controller.call(), (0, 100))
+            answering.get()
+            self.end(controller, executor)
 
     def test_a_session_that_breaks_the_protocol_ends_alone(self):
         ours, theirs = socket.socketpair()

@@ -10,12 +10,14 @@ import subprocess
 from sessions import EXECUTOR, R, RW, RX, Case
 from wire import CALL, HANGUP, RESULT, SETUP, Reader, Setup, message, read_message, sequence, string, u8, u32, u64
 
-VERSION = 5
+VERSION = 6
 PAGE = os.sysconf("SC_PAGE_SIZE")
 WINDOW = 64 * PAGE
+# Entries of four bytes: one for each page of 4096 bytes and for each granule of 16.
+INDEX_SIZE = -(-4 * (WINDOW // 4096 + WINDOW // 16) // PAGE) * PAGE
 INVALID_ARGUMENT = 1
 SO_COOKIE = 57
-MAP, MAP_FILE, MAP_OWN, UNMAP, RELEASE, REPLACE, REPLACE_FILE, KEEP = range(8)
+MAP, MAP_FILE, MAP_OWN, UNMAP, RELEASE, REPLACE, REPLACE_FILE, KEEP, INDEX, INDEX_FILE = range(10)
 F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_FUTURE_WRITE = 1, 2, 4, 16
 
 
@@ -61,6 +63,7 @@ class Controller:
         self.session, page, _, *functions = reply(
             opened, lambda: (opened.u64(), opened.u64(), opened.u8(), *[opened.u64() for _ in range(5)])
         )
+        # What stands for registering frames follows.
         assert page == PAGE
         self.attach, self.reserve_at, self.change_at, self.apply_at, self.close_at = functions
         # The channel goes along with the call.
@@ -252,6 +255,36 @@ class HostileSteps(Case):
             self.assertIsNotNone(outcome)
             self.assertEqual(self.state(), self.before)
         os.close(other)
+        # Nor as what the unwinder reads.
+        [outcome] = self.controller.change(step(INDEX_FILE, self.base, self.base + WINDOW, file))
+        self.assertIsNotNone(outcome)
+
+    def test_indexes_of_frames_that_lie(self):
+        window = (self.base, self.base + WINDOW)
+        right = memfd(INDEX_SIZE)
+        for range_, words in (
+            ((self.base, self.base + WINDOW - PAGE), "no window is reserved at"),
+            ((self.base, self.base + WINDOW + PAGE), "no window is reserved at"),
+            (self.code, "no window is reserved at"),
+            ((0, WINDOW), "no window is reserved at"),
+            ((self.base, self.base), "is no range of addresses"),
+        ):
+            self.refuse(step(INDEX, *range_), words, [right])
+        null, folder = os.open("/dev/zero", os.O_RDWR), os.open("/", os.O_RDONLY)
+        small, open_ = memfd(INDEX_SIZE - PAGE), memfd(INDEX_SIZE, 0)
+        for file in (small, open_, null, folder):
+            [outcome] = self.controller.change(step(INDEX, *window), files=[file])
+            self.assertIsNotNone(outcome, file)
+            self.assertEqual(self.state(), self.before)
+        self.refuse(step(INDEX, *window), "the message carried too few")
+        # One that is right comes with a descriptor too many, and then again.
+        descriptors = f"/proc/{self.controller.process.pid}/fd"
+        before = os.listdir(descriptors)
+        self.assertEqual(self.controller.change(step(INDEX, *window), files=[right, small]), [None])
+        self.assertEqual(os.listdir(descriptors), before)
+        self.refuse(step(INDEX, *window), "has an index", [right])
+        for file in (right, small, open_, null, folder):
+            os.close(file)
 
     def test_content_that_does_not_fit_or_belongs_elsewhere(self):
         first, last = self.own
