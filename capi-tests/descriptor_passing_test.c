@@ -32,6 +32,8 @@ static void must_go(struct executor executor, const char *way, const char *reaso
   MUST(stats.mapper == JITMEM_MAPPER_SHARED);
   MUST(strstr(stats.mapper_name, way) != NULL);
   MUST(!(stats.fallbacks & JITMEM_FALLBACK_SECOND_BEST) == (reason == NULL));
+  if (reason == NULL && stats.fallback_reason != NULL)
+    fprintf(stderr, "ERROR: fell back: %s\n", stats.fallback_reason);
   MUST((stats.fallback_reason == NULL) == (reason == NULL));
   if (reason != NULL) {
     MUST(strstr(stats.fallback_reason, reason) != NULL);

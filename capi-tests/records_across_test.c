@@ -6,6 +6,8 @@
 #include "executor.h"
 #include "records.h"
 
+#include <sys/prctl.h>
+
 struct session {
   struct executor executor;
   jitmem_transport *transport;
@@ -121,6 +123,8 @@ static void graphs_leave_nothing(void **state) {
 }
 
 int main(void) {
+  // A huge page that a stack or the heap happens to get would count, here and in executors.
+  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
   const struct CMUnitTest tests[] = {
       {"graphs_leave_nothing (shared)", graphs_leave_nothing, set_up_shared, tear_down_session,
        NULL},
