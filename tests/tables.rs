@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! docs/switching.md, docs/containment.md and SECURITY.md name tests in each line of their tables; they are there.
+//! docs/switching.md, docs/containment.md, docs/second-process-tests.md and SECURITY.md name tests in each line of their
+//! tables; they are there.
 
 use std::fs;
 use std::path::Path;
@@ -76,6 +77,12 @@ fn each_line_about_trust_names_tests_that_exist() {
 fn each_line_about_containment_names_tests_that_exist() {
     let count = check("docs/containment.md", "tested by");
     assert!(count > 15, "{count} lines");
+}
+
+#[test]
+fn each_demand_on_a_second_process_names_tests_that_exist() {
+    let count = check("docs/second-process-tests.md", "tested by");
+    assert!(count > 40, "{count} lines");
 }
 
 #[test]
