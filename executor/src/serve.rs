@@ -6,6 +6,7 @@ use crate::connection::Listener;
 use crate::token::{self, Token};
 use anyhow::{Context, Result};
 use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitStatus, Stdio};
@@ -25,6 +26,7 @@ pub(crate) struct Sessions {
 
 /// Sessions that are being served, and those that may be yet.
 struct Places {
+    most: usize,
     free: Mutex<usize>,
     changed: Condvar,
 }
@@ -34,6 +36,18 @@ impl Places {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let free = self.changed.wait_while(free, |free| *free == 0);
         *free.unwrap_or_else(PoisonError::into_inner) -= 1;
+    }
+
+    /// Waits until a session ends; `false` if none is served but the one that is to begin.
+    fn wait_for_an_end(&self) -> bool {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *free;
+        if before + 1 == self.most {
+            return false;
+        }
+        let wait = self.changed.wait_while(free, |free| *free <= before);
+        drop(wait.unwrap_or_else(PoisonError::into_inner));
+        true
     }
 
     fn give_back(&self) {
@@ -49,13 +63,25 @@ pub(crate) fn serve(
     note: impl Fn(&str) + Clone + Send + 'static,
 ) -> Result<()> {
     let places = Arc::new(Places {
+        most: sessions.most,
         free: Mutex::new(sessions.most),
         changed: Condvar::new(),
     });
     let sessions = Arc::new(sessions);
     loop {
         places.take();
-        let (socket, peer) = listener.accept(&note)?;
+        let (socket, peer) = loop {
+            match listener.accept(&note) {
+                // Sessions, or connections that say nothing, have taken what there is.
+                Err(error) if is_shortage(&error) => {
+                    note(&format!("{error:#}: waiting for a session to end"));
+                    if !places.wait_for_an_end() {
+                        return Err(error);
+                    }
+                }
+                accepted => break accepted?,
+            }
+        };
         let refused = {
             let (note, peer) = (note.clone(), peer.clone());
             move |error| note(&format!("refused a connection of {peer}: {error:#}"))
@@ -79,6 +105,15 @@ pub(crate) fn serve(
             places.give_back();
         }
     }
+}
+
+/// Whether this process or the system has no room for a connection.
+fn is_shortage(error: &anyhow::Error) -> bool {
+    let number = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::raw_os_error);
+    let shortages = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    number.is_some_and(|number| shortages.contains(&number))
 }
 
 impl Sessions {

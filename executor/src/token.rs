@@ -31,7 +31,14 @@ impl Token {
     pub(crate) fn from_file(path: &Path) -> Result<Token> {
         let reading = || format!("--token-file: read {}", path.display());
         let mut file = File::open(path).with_context(reading)?;
-        let mode = file.metadata().with_context(reading)?.mode();
+        let metadata = file.metadata().with_context(reading)?;
+        let (mode, owner) = (metadata.mode(), metadata.uid());
+        let own = rustix::process::geteuid().as_raw();
+        ensure!(
+            owner == own || owner == 0,
+            "--token-file: {} is user {owner}'s, who knows what is in it: want one of user {own}",
+            path.display()
+        );
         ensure!(
             mode & 0o077 == 0,
             "--token-file: {} can be used by other users (mode {:o}): chmod 600",

@@ -119,6 +119,7 @@ class Token(Server):
         for path, words in (
             (self.token(mode=0o644), "can be used by other users"),
             (os.path.join(self.folder, "missing"), "No such file"),
+            *self.token_of_another_user(),
         ):
             ran = subprocess.run([EXECUTOR, "--token-file", path, "listen=:0"], stderr=subprocess.PIPE, timeout=60)
             self.assertEqual(ran.returncode, 1)
@@ -126,6 +127,27 @@ class Token(Server):
         path = self.token(b"short\n")
         ran = subprocess.run([EXECUTOR, "--token-file", path, "listen=:0"], stderr=subprocess.PIPE, timeout=60)
         self.assertIn("a token of 5 bytes", ran.stderr.decode())
+
+    def token_of_another_user(self):
+        if os.geteuid() != 0:
+            return
+        path = os.path.join(self.folder, "another's")
+        with open(path, "wb") as file:
+            file.write(TOKEN)
+        os.chmod(path, 0o600)
+        os.chown(path, 54321, -1)
+        yield path, "is user 54321's, who knows what is in it"
+
+    def test_connections_that_say_nothing_hold_others_up(self):
+        process, _ = self.listening(f"--token-file={self.token()}")
+        silent, connection = self.connect(), self.connect()
+        connection.sendall(SENT)
+        connection.settimeout(0.3)
+        with self.assertRaises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(None)
+        silent.close()
+        self.assertTrue(Connection(connection).works())
 
     def test_dead_machines_are_found_out(self):
         process, _ = self.listening()
@@ -208,6 +230,17 @@ class Serve(Server):
         limit_tasks(1000)
         self.assertTrue(Connection(self.connect()).works())
         self.assertTrue(first.works())
+
+    def test_more_connections_than_descriptors_end_nothing(self):
+        command = ["prlimit", "--nofile=20", EXECUTOR]
+        process, _ = self.listening("--serve", f"--token-file={self.token()}", command=command)
+        silent = [self.connect() for _ in range(30)]
+        self.assertIn(b"Too many open files", process.stderr.readline())
+        connection = self.connect()
+        for other in silent:
+            other.close()
+        connection.sendall(SENT)
+        self.assertTrue(Connection(connection).works())
 
     def test_sessions_at_a_path(self):
         path = os.path.join(self.folder, "socket")
