@@ -26,10 +26,10 @@ CARGO_DENY := build/tools/deny/bin/cargo-deny
 OLDEST_RUST := $(CURDIR)/build/tools/oldest-rust
 
 headline = @printf '\n== %s\n' '$(1)'
-# $(call project,<source>,<build directory>[,<cmake argument>...]) builds a project that finds the
-# jitmem installed in $(STAGE).
+# $(call project,<source>,<build directory>[,<cmake argument>...[,<target>...]]) builds a project, or
+# these targets of it, that finds the jitmem installed in $(STAGE).
 project = cmake -S $(1) -B $(2) -G Ninja --log-level=WARNING -DCMAKE_PREFIX_PATH=$(STAGE) $(3); \
-  cmake --build $(2)
+  cmake --build $(2) $(addprefix --target ,$(4))
 ctest = ctest --test-dir $(1) --no-tests=error --parallel $(CMAKE_BUILD_PARALLEL_LEVEL)
 C_AND_CPP = $(shell find include preload tests capi-tests examples benches -type f \
   '(' -name '*.[ch]' -o -name '*.[ch]pp' ')' ! -path include/jitmem.h)
@@ -308,8 +308,8 @@ $(OLD_LLVMS:%=check-orc-%): check-orc-%: setup stage
 .PHONY: check-stopped
 check-stopped: setup stage ## an executor that is stopped for a minute goes on with everything
 	$(call headline,an executor that is stopped for a minute)
-	@$(call project,capi-tests,build/capi-tests)
-	@$(call project,tests/orc,build/orc-22,-DJITMEM_LLVM_VERSION=22 -DLLVM_DIR=$(call llvm,22))
+	@$(call project,capi-tests,build/capi-tests,,deadlines_test)
+	@$(call project,tests/orc,build/orc-22,-DJITMEM_LLVM_VERSION=22 -DLLVM_DIR=$(call llvm,22),orc-deadlines)
 	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/capi-tests) -R '^capi-deadlines$$'
 	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/orc-22) -R '^orc-deadlines$$'
 	JITMEM_TEST_STOPPED_SECONDS=60 cargo test --locked -p jitmem-executor --test stopped
@@ -337,7 +337,7 @@ check-mlir: setup stage ## MLIR's ExecutionEngine, whose sections jitmem has
 .PHONY: check-records
 check-records: setup stage ## a million graphs come and go in another process, and their memory with them
 	$(call headline,a million graphs in another process)
-	@$(call project,capi-tests,build/capi-tests)
+	@$(call project,capi-tests,build/capi-tests,,records_across_test)
 	JITMEM_TEST_GRAPHS=1000000 JITMEM_EXECUTOR=$(STAGE)/bin/jitmem-executor \
 	  build/capi-tests/records_across_test
 
