@@ -129,7 +129,8 @@ impl Placement {
             .and_then(|apart| REACH.checked_sub(apart));
         most.filter(|most| *most >= least).ok_or_else(|| {
             invalid_argument(format!(
-                "a window near both {lowest:#x} and {highest:#x}: they are {} bytes apart and a                  window of {least} bytes can have {} between them in reach; leave one of them out",
+                "a window near both {lowest:#x} and {highest:#x}: they are {} bytes apart and a window of \
+                 {least} bytes can have {} between them in reach; leave one of them out",
                 highest.abs_diff(lowest),
                 REACH - least
             ))
