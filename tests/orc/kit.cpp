@@ -7,6 +7,15 @@
 #include <fstream>
 #include <sstream>
 
+#if defined(JITMEM_TEST_INSTRUMENTED) && __has_include(<valgrind/valgrind.h>)
+#include <pthread.h>
+#include <valgrind/valgrind.h>
+
+// A child ends in the middle of its parent's work, with all of its memory.
+[[maybe_unused]] static const int ForgetLeaks =
+    pthread_atfork(nullptr, nullptr, [] { VALGRIND_CLO_CHANGE("--leak-check=no"); });
+#endif
+
 using namespace llvm;
 using namespace llvm::jitlink;
 
