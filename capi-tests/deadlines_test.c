@@ -8,9 +8,19 @@
 #include "here.h"
 #include "limits.h"
 
+#include <inttypes.h>
 #include <stdatomic.h>
 
-enum { IN_FLIGHT = 600, SHORT = 300 };
+// What an executor that lives answers within, in milliseconds.
+#define SHORT patience(300)
+#define SESSION patience(1000)
+
+// Words of the error when such a limit has passed.
+static const char *within(uint64_t limit) {
+  static char words[64];
+  snprintf(words, sizeof words, "within %" PRIu64 " ms", limit);
+  return words;
+}
 
 // Seconds for which an executor is stopped: longer than anything in the library ever waited by
 // itself.
@@ -82,7 +92,7 @@ static void a_call_has_a_limit(void **state) {
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   uint64_t ends = link_wrapper(manager, 1), spins = link_wrapper(manager, 0);
   struct packed result = {.size = 0};
-  REFUSED(JITMEM_TIMED_OUT, "within 300 ms",
+  REFUSED(JITMEM_TIMED_OUT, within(SHORT),
           jitmem_transport_call(transport, spins, "", 0, take_packed, &result, error));
   assert_int_equal(result.size, 0);
   // Others are answered, before and after.
@@ -134,7 +144,7 @@ static void a_peer_that_says_nothing(void **state) {
   assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
   const jitmem_limits limits = {.struct_size = sizeof limits, .set_up = SHORT};
   jitmem_transport *transport = NULL;
-  FAILS(JITMEM_TIMED_OUT, "within 300 ms",
+  FAILS(JITMEM_TIMED_OUT, within(SHORT),
         jitmem_transport_connect(ends[0], &limits, &transport, error));
   assert_null(transport);
   close(ends[0]);
@@ -148,8 +158,8 @@ static void an_executor_that_is_stopped_at_the_beginning(void **state) {
       connect_within(executor, (jitmem_limits){.set_up = SHORT, .close = SHORT});
   assert_int_equal(kill(executor.process, SIGSTOP), 0);
   jitmem_mapper *mapper = NULL;
-  FAILS(JITMEM_TIMED_OUT, "within 300 ms", jitmem_mapper_shared(transport, NULL, &mapper, error));
-  FAILS(JITMEM_TIMED_OUT, "within 300 ms", jitmem_mapper_remote(transport, NULL, &mapper, error));
+  FAILS(JITMEM_TIMED_OUT, within(SHORT), jitmem_mapper_shared(transport, NULL, &mapper, error));
+  FAILS(JITMEM_TIMED_OUT, within(SHORT), jitmem_mapper_remote(transport, NULL, &mapper, error));
   assert_int_equal(kill(executor.process, SIGCONT), 0);
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   jitmem_manager_free(manager);
@@ -160,11 +170,11 @@ static void an_executor_that_is_stopped_at_the_beginning(void **state) {
 static void a_session_has_a_limit(void **state) {
   (void)state;
   struct executor executor = start();
-  jitmem_transport *transport = connect_within(executor, (jitmem_limits){.session = 1000});
+  jitmem_transport *transport = connect_within(executor, (jitmem_limits){.session = SESSION});
   jitmem_mapper *mapper = NULL;
   jitmem_manager *manager = manager_over(transport, 1, &mapper);
   uint64_t spins = link_wrapper(manager, 0);
-  FAILS(JITMEM_TIMED_OUT, "within 1000 ms",
+  FAILS(JITMEM_TIMED_OUT, within(SESSION),
         jitmem_transport_call(transport, spins, "", 0, NULL, NULL, error));
   // It has ended, whatever the executor does.
   jitmem_error *problem = NULL;
@@ -205,12 +215,14 @@ static void goes_on_when_continued(struct executor executor, int shared, const c
   uint64_t ends = link_wrapper(manager, 1);
   static struct load load;
   load = (struct load){.finalized = COUNTER, .called = COUNTER};
-  struct graph graphs[IN_FLIGHT];
-  for (int i = 0; i < IN_FLIGHT; i++)
+  enum { MOST_IN_FLIGHT = 600 };
+  const int in_flight = (int)rounds(MOST_IN_FLIGHT);
+  struct graph graphs[MOST_IN_FLIGHT];
+  for (int i = 0; i < in_flight; i++)
     graphs[i] = allocate_three(manager, 1);
   assert_int_equal(kill(executor.process, SIGSTOP), 0);
   const jitmem_action action = {.finalize = {.function = ends}, .dealloc = {.function = ends}};
-  for (int i = 0; i < IN_FLIGHT; i++) {
+  for (int i = 0; i < in_flight; i++) {
     OK(jitmem_manager_finalize_async(manager, graphs[i].handle, &action, 1, on_finalized, &load,
                                      NULL, error));
     OK(jitmem_transport_start(transport, ends, "", 0, 0, on_answer, &load, NULL, NULL, error));
@@ -219,10 +231,10 @@ static void goes_on_when_continued(struct executor executor, int shared, const c
   sleep(seconds_stopped());
   assert_int_equal(load.failed, 0);
   assert_int_equal(kill(executor.process, SIGCONT), 0);
-  assert_int_equal(counted(&load.finalized, IN_FLIGHT), IN_FLIGHT);
-  assert_int_equal(counted(&load.called, IN_FLIGHT), IN_FLIGHT);
+  assert_int_equal(counted(&load.finalized, in_flight), in_flight);
+  assert_int_equal(counted(&load.called, in_flight), in_flight);
   assert_int_equal(load.failed, 0);
-  for (int i = 0; i < IN_FLIGHT; i++)
+  for (int i = 0; i < in_flight; i++)
     deallocate(manager, graphs[i].handle);
   jitmem_manager_free(manager);
   jitmem_mapper_free(mapper);

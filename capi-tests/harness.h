@@ -260,6 +260,11 @@ static inline int instrumented(void) { return getenv("JITMEM_TEST_INSTRUMENTED")
 // How often to do something, less often where everything is slow.
 static inline unsigned rounds(unsigned count) { return instrumented() ? count / 20 : count; }
 
+// Milliseconds in which something happens or not, more of them where everything is slow.
+static inline uint64_t patience(uint64_t milliseconds) {
+  return instrumented() ? milliseconds * 10 : milliseconds;
+}
+
 // Lines of a file of /proc.
 static inline long line_count(const char *path) {
   FILE *file = fopen(path, "r");

@@ -244,7 +244,7 @@ TEST_P(Threads, EightThreadsOf500Graphs) {
     Workers.emplace_back(*MM, Seed);
   std::vector<std::thread> Running;
   for (Worker &W : Workers)
-    Running.emplace_back([&W] { W.run(500); });
+    Running.emplace_back([&W] { W.run(rounds(500)); });
   for (std::thread &T : Running)
     T.join();
   // What one thread allocated, another one frees.
@@ -265,7 +265,7 @@ TEST_P(Threads, StatsAndFreeingWhileOthersAllocate) {
   std::vector<std::thread> Running;
   for (Worker &W : Workers)
     Running.emplace_back([&W] {
-      W.run(200);
+      W.run(rounds(200));
       W.dropAll();
     });
   std::thread Observer([&] {

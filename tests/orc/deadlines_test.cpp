@@ -24,7 +24,7 @@ using jitmem::orc::MemoryError;
 namespace {
 
 // Milliseconds: longer than anything in an executor takes, without which nothing is waited for.
-constexpr uint64_t Short = 300;
+constexpr uint64_t Short = patience(300);
 
 jitmem::orc::Options within(const jitmem_limits &Limits) {
   jitmem::orc::Options O;
@@ -73,7 +73,7 @@ TEST_P(Limits, OfWhatRunsLinkedCode) {
 TEST_P(Limits, OfASession) {
   Session S(GetParam());
   jitmem_limits L = {};
-  L.session = 2000;
+  L.session = patience(2000);
   auto MM = must(createManager(GetParam(), S.epc(), within(L)));
   auto Late = graph(), After = graph();
   Late->allocActions().push_back({S.note(1, 'w'), S.note(-1)});
@@ -235,7 +235,7 @@ std::chrono::seconds timeStopped() {
 // An executor that is stopped while many finalizes and calls are under way.
 class StoppedExecutor {
 public:
-  static constexpr int Count = 300;
+  static constexpr int Count = rounds(300);
 
   explicit StoppedExecutor(Setting What)
       : What(What), S(What), C(must(Calls::Create(S.epc()))), Note(S.inside("note")) {

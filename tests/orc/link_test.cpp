@@ -221,23 +221,24 @@ TEST_P(Link, RemovingAJITDylibFreesItsMemory) {
 
 TEST_P(Link, ThousandObjectsThenRemoved) {
   start();
+  constexpr int N = rounds(1000);
   std::vector<ResourceTrackerSP> Trackers;
   std::vector<ExecutorAddr> Entries;
-  for (int I = 0; I != 1000; ++I) {
+  for (int I = 0; I != N; ++I) {
     Trackers.push_back(main().createResourceTracker());
     std::string Name = "f" + std::to_string(I);
     must(J->addIRModule(Trackers.back(), functionReturning(Name, I)));
     Entries.push_back(must(compat::lookup(*J, Name)));
   }
   if (isJitmem(GetParam())) {
-    EXPECT_EQ(statsOf(*MM).finalized, 1000u);
+    EXPECT_EQ(statsOf(*MM).finalized, uint64_t(N));
     EXPECT_LT(statsOf(*MM).span, MaxSpan);
   }
-  for (int I = 0; I < 1000; I += 2)
+  for (int I = 0; I < N; I += 2)
     must(Trackers[I]->remove());
-  for (int I = 1; I < 1000; I += 2)
+  for (int I = 1; I < N; I += 2)
     ASSERT_EQ(call(Entries[I]), I);
-  for (int I = 1; I < 1000; I += 2)
+  for (int I = 1; I < N; I += 2)
     must(Trackers[I]->remove());
   if (isJitmem(GetParam())) {
     EXPECT_EQ(statsOf(*MM).live, 0u);

@@ -16,7 +16,7 @@ using namespace llvm::orc;
 
 namespace {
 
-constexpr int Versions = 5, Redirects = 300;
+constexpr int Versions = 5, Redirects = rounds(300);
 
 // A function of which there are Versions, the first of which answers 0.
 class Redirectable {
