@@ -43,12 +43,11 @@ impl Bytes {
         self.load(address).map(u32::from_ne_bytes)
     }
 
-    /// Where the number behind a LEB128 number begins.
-    fn behind_leb128(&self, mut address: u64) -> Option<u64> {
-        while self.u8(address)? & 0x80 != 0 {
-            address += 1;
-        }
-        Some(address + 1)
+    /// Where the number behind a LEB128 number of 64 bits begins.
+    fn behind_leb128(&self, address: u64) -> Option<u64> {
+        let mut places = address..address + MOST_LEB128;
+        let last = places.find(|place| self.u8(*place).is_none_or(|byte| byte & 0x80 == 0))?;
+        self.u8(last).map(|_| last + 1)
     }
 }
 
@@ -123,6 +122,13 @@ struct Record {
     end: u64,
 }
 
+/// Bytes of a LEB128 number of 64 bits, at most.
+const MOST_LEB128: u64 = 10;
+
+/// Letters of an augmentation string, of which there are seven that compilers write. A section may name a CIE for each
+/// of its descriptions, so a CIE must be short.
+const MOST_LETTERS: u64 = 8;
+
 /// Bytes of a record's length, and of its identifier.
 const WORD: u64 = 4;
 
@@ -164,10 +170,8 @@ fn encoding_of(bytes: &Bytes, common: u64) -> Option<Encoding> {
     }
     let version = bytes.u8(record.body + WORD)?;
     let augmentation = record.body + WORD + 1;
-    let mut end = augmentation;
-    while bytes.u8(end)? != 0 {
-        end += 1;
-    }
+    let mut letters = augmentation..=augmentation + MOST_LETTERS;
+    let end = letters.find(|letter| bytes.u8(*letter) == Some(0))?;
     // Alignment of code and of data.
     let register = bytes.behind_leb128(bytes.behind_leb128(end + 1)?)?;
     let mut data = match version {
@@ -294,13 +298,19 @@ pub(crate) mod testing {
     impl Section {
         /// That will be at an address, with pointers of four relative bytes.
         pub(crate) fn new(start: u64) -> Section {
+            // Version 1, "zR", alignments 1 and -8, register 16, one byte of data: sdata4 | pcrel.
+            let common = b"\x01zR\0\x01\x78\x10\x01\x1b\x0c\x07\x08\x90\x01\0\0";
+            Section::with_common(start, common)
+        }
+
+        /// With a CIE of the caller's.
+        pub(crate) fn with_common(start: u64, common: &[u8]) -> Section {
             let mut section = Section {
                 bytes: Vec::new(),
                 start,
                 common: start,
             };
-            // Version 1, "zR", alignments 1 and -8, register 16, one byte of data: sdata4 | pcrel.
-            section.record(0, b"\x01zR\0\x01\x78\x10\x01\x1b\x0c\x07\x08\x90\x01\0\0");
+            section.record(0, common);
             section
         }
 
@@ -371,6 +381,31 @@ mod tests {
         // A section may end without a zero.
         let short = bytes_at(START, &bytes[..bytes.len() - 4]);
         assert_eq!(Functions::from(short, START).count(), 2);
+    }
+
+    #[test]
+    fn no_description_costs_more_than_a_short_one() {
+        // Signal frames, whose letter takes no data.
+        let letters = |count| b"S".repeat(count);
+        let code_alignment = |bytes: usize| [&b"\x81".repeat(bytes - 1)[..], b"\x00"].concat();
+        let described = |letters: Vec<u8>, alignment: Vec<u8>| {
+            let parts = [
+                b"\x01zR",
+                &letters[..],
+                b"\0",
+                &alignment[..],
+                b"\x78\x10\x01\x1b\0\0\0",
+            ];
+            let mut section = Section::with_common(START, &parts.concat());
+            section.describe(code(START + 0x100, 16));
+            let bytes = section.finish();
+            let mut found = Functions::from(bytes_at(START, &bytes), START);
+            found.next().is_some_and(|function| function.is_ok())
+        };
+        assert!(described(letters(6), code_alignment(1)));
+        assert!(described(letters(0), code_alignment(10)));
+        assert!(!described(letters(7), code_alignment(1)));
+        assert!(!described(letters(0), code_alignment(11)));
     }
 
     #[test]
