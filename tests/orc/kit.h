@@ -6,6 +6,7 @@
 #ifndef JITMEM_TESTS_ORC_KIT_H
 #define JITMEM_TESTS_ORC_KIT_H
 
+#include "instrumented.h"
 #include "managers.h"
 
 #include <cstring>
@@ -36,20 +37,6 @@ constexpr uint64_t KiB = 1024, MiB = 1024 * KiB, GiB = 1024 * MiB;
 
 // Farther apart than this, two graphs could not refer to each other with 32 bits.
 constexpr uint64_t MaxSpan = 2 * GiB - 2 * MiB;
-
-#ifdef JITMEM_TEST_INSTRUMENTED
-constexpr bool Instrumented = true;
-#else
-constexpr bool Instrumented = false;
-#endif
-
-// How often to do something, less often under a sanitizer or valgrind, where everything is slow.
-constexpr int rounds(int Count) { return Instrumented ? Count / 20 : Count; }
-
-// Milliseconds in which something happens or not, more of them where everything is slow.
-constexpr uint64_t patience(uint64_t Milliseconds) {
-  return Instrumented ? Milliseconds * 10 : Milliseconds;
-}
 
 // Ends the test when a step that it takes for granted fails: GoogleTest reports the exception. Not
 // to be used in callbacks, where an exception would travel through the manager.

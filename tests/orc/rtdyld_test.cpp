@@ -2,6 +2,8 @@
 //
 // RuntimeDyld and MCJIT over jitmem, and beside LLVM's own memory manager. On LLVM 14 and later.
 
+#include "instrumented.h"
+
 #include <jitmem/rtdyld.hpp>
 
 #include <llvm/ExecutionEngine/ExecutionEngine.h>
@@ -191,13 +193,13 @@ protected:
 TEST_P(RTDyld, ManyObjectsTakeFewMappings) {
   start();
   // The others do what RuntimeDyld does at each object all the same.
-  const int Count = GetParam() == JITMEM_IN_PROCESS_TWO_VIEWS ? 2000 : 300;
+  const int Count = rounds(GetParam() == JITMEM_IN_PROCESS_TWO_VIEWS ? 2000 : 300);
   size_t Ours = mappingsOfObjects(*J, Count);
   jitmem_stats S = stats();
   EXPECT_EQ(S.finalized, Count + 1U);
   EXPECT_EQ(S.windows, 1U);
   auto Stock = session([] { return std::make_unique<SectionMemoryManager>(); });
-  size_t Theirs = mappingsOfObjects(*Stock, 200);
+  size_t Theirs = mappingsOfObjects(*Stock, std::min(Count, 200));
   RecordProperty("mappings", std::to_string(Ours) + " of " + std::to_string(Theirs));
   EXPECT_LE(Ours, 64U);
   EXPECT_LT(Ours, Theirs);

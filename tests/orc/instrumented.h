@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// What differs where a sanitizer or valgrind makes everything slow.
+
+#ifndef JITMEM_TESTS_ORC_INSTRUMENTED_H
+#define JITMEM_TESTS_ORC_INSTRUMENTED_H
+
+#include <cstdint>
+
+#ifdef JITMEM_TEST_INSTRUMENTED
+constexpr bool Instrumented = true;
+#else
+constexpr bool Instrumented = false;
+#endif
+
+// How often to do something, less often there.
+constexpr int rounds(int Count) { return Instrumented ? Count / 20 : Count; }
+
+// Milliseconds in which something happens or not, more of them there.
+constexpr uint64_t patience(uint64_t Milliseconds) {
+  return Instrumented ? Milliseconds * 10 : Milliseconds;
+}
+
+#endif // JITMEM_TESTS_ORC_INSTRUMENTED_H
