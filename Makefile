@@ -7,6 +7,7 @@ PREFIX ?= /usr/local
 LLVM_ROOT ?= /usr/lib/llvm-
 llvm = $(LLVM_ROOT)$(1)/lib/cmake/llvm
 BENCH_ARGS ?=
+PEERS_ARGS ?=
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 30
 
@@ -58,11 +59,17 @@ untrusted: setup stage ## code that crashes, loops, takes memory and floods its 
 bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=...)
 	$(call headline,bench)
 	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
+	@$(call project,benches/peers,build/peers,-DCMAKE_BUILD_TYPE=Release)
 	@rm -rf $(RESULTS); mkdir $(RESULTS)
 	build/bench/jitmem-bench --json=$(RESULTS)/bench.json $(BENCH_ARGS) | tee $(RESULTS)/tables.md
 	build/bench/jitmem-bench-features | tee $(RESULTS)/features.md
+	build/peers/jitmem-bench-peers --json=$(RESULTS)/peers.json $(PEERS_ARGS) | tee $(RESULTS)/peers.md
 	benches/charts.py $(RESULTS)
 RESULTS := build/bench/results
+
+.PHONY: bench-full
+bench-full: PEERS_ARGS := --full
+bench-full: bench ## the same with the sizes that the figures of benches/results have
 
 .PHONY: build
 build: ## build the library
@@ -387,7 +394,7 @@ stage: build # Installs into the build tree, for the projects above.
 	  { cat build/install.log; exit 1; }
 
 .PHONY: bench-results
-bench-results: bench ## measure for benches/results and BENCHMARKS.md, on an idle machine
+bench-results: bench-full ## measure for benches/results and BENCHMARKS.md, on an idle machine
 	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem-mprotect >$(RESULTS)/mprotect.md
 	build/bench/jitmem-bench --rounds=2 --only=a,b --managers=$(PEERS),jitmem,jitmem-closing >$(RESULTS)/closing.md
 	build/bench/jitmem-bench-c >$(RESULTS)/c-api.md

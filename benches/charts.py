@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Draws what jitmem-bench measured, and keeps the tables of BENCHMARKS.md.
+"""Draws what the benchmarks measured, and keeps the tables of BENCHMARKS.md.
 
-charts.py RUN        draws the charts of RUN/bench.json into RUN
+charts.py RUN        draws the charts of RUN/bench.json and RUN/peers.json into RUN
 charts.py RUN PAGE   and writes the tables of PAGE, between its marks
 """
 
@@ -55,6 +55,17 @@ LOOKS = {
     STOCK: ("llvm-jitlink-executor", "#999999"),
     OURS: ("jitmem-executor", "#009E73"),
 }
+# Those of jitmem-bench-peers, whose first row is called as the C API's own here.
+PEERS = {
+    "jitmem": ("jitmem, C API", "#004D80"),
+    "asmjit": ("asmjit JitAllocator, one view", "#E69F00"),
+    "asmjit, two views": ("asmjit JitAllocator, two views", "#D55E00"),
+    "cranelift arena": ("cranelift-jit ArenaMemoryProvider", "#CC79A7"),
+    "malloc + mprotect": ("malloc + mprotect", "#F0E442"),
+    "floor": ("the floor", "#999999"),
+    "jitmem, huge pages": ("jitmem, C API, huge pages", "#0072B2"),
+    "a page for each": ("a page for each function", "#56B4E9"),
+}
 IN_PROCESS = ["llvm-in-process", "llvm-mapper", "jitmem"]
 ACROSS = ["llvm-epc", "llvm-shared", "llvm-simple-remote", "jitmem-shared", "jitmem-remote"]
 # What each of ours is measured by: LLVM's of the same kind.
@@ -66,6 +77,14 @@ RIVALS = {
 }
 
 
+class Peer(str):
+    """A row of jitmem-bench-peers."""
+
+
+def look(manager):
+    return (PEERS if isinstance(manager, Peer) else LOOKS)[manager]
+
+
 class NotMeasured(Exception):
     pass
 
@@ -75,6 +94,17 @@ class Run:
         self.json = json.loads(path.read_text())
         self.phases = {(p["workload"], p["phase"]): p for p in self.json["phases"]}
         self.executors = {e["executor"]: e for e in self.json["executors"]}
+        beside = path.with_name("peers.json")
+        self.tables = json.loads(beside.read_text()) if beside.exists() else {}
+
+    def peer(self, table, row, column):
+        """A figure of jitmem-bench-peers."""
+        if table not in self.tables:
+            raise NotMeasured(f"'{table}' beside other managers")
+        cells = dict(zip(self.tables[table]["columns"], self.tables[table]["rows"].get(row, [])))
+        if not isinstance(cells.get(column), (int, float)):
+            raise NotMeasured(f"{table}, {column}, of {row}")
+        return cells[column]
 
     def cell(self, workload, phase, row):
         cells = self.phases.get((workload, phase), {"cells": []})["cells"]
@@ -135,7 +165,7 @@ def bars(axis, title, groups, managers, measure):
             measured = measure(group, manager)
             length, least, most = measured if isinstance(measured, tuple) else (measured,) * 3
             y = g * step + m
-            axis.barh(y, length, 0.86, color=LOOKS[manager][1], edgecolor="#333333", linewidth=0.4)
+            axis.barh(y, length, 0.86, color=look(manager)[1], edgecolor="#333333", linewidth=0.4)
             if most > least:
                 axis.plot([least, most], [y, y], color="black", linewidth=0.8)
             axis.annotate(
@@ -162,7 +192,7 @@ def legend(figure, managers):
     """Below the axes, for which the rest of the figure stays."""
     handles = [
         Patch(facecolor=color, edgecolor="#333333", linewidth=0.4, label=name)
-        for name, color in (LOOKS[m] for m in managers)
+        for name, color in (look(m) for m in managers)
     ]
     rows = math.ceil(len(handles) / 3)
     height = figure.get_figheight()
@@ -371,7 +401,50 @@ def live_graphs(run):
     return figure
 
 
-CHARTS = [in_process, another_process, programs, live_graphs]
+def peers(run):
+    """jitmem's C API beside what a host would have instead."""
+    # The arena's steps take too long to be shown beside others; peers.md has them.
+    named = [Peer(name) for name in PEERS if name != "cranelift arena"]
+    managers, placed = named[:5], [name for name in named if name != "malloc + mprotect"]
+    figure, (time, threads, calls) = chart(
+        run, "Beside other managers: replacing one of 500 small graphs", [1.2, 1, 1.2], 5.6
+    )
+    bars(
+        time,
+        "time per graph, ns",
+        ["median", "p99"],
+        [m for m in managers if m != "malloc + mprotect"],
+        lambda column, manager: run.peer("replacing", manager, column),
+    )
+    bars(
+        threads,
+        "times the graphs of one thread",
+        ["2 threads", "8 threads"],
+        managers,
+        lambda group, manager: run.peer("threads", manager, f"{group[0]} / 1"),
+    )
+    bars(
+        calls,
+        "a call of linked code, ns",
+        ["20,000 functions", "200,000 functions"],
+        placed,
+        lambda column, manager: run.peer("running", manager, column),
+    )
+    legend(figure, named)
+    return figure
+
+
+CHARTS = [in_process, another_process, programs, live_graphs, peers]
+
+# The columns of the page's table of peers: in words, table, column.
+BESIDE = [
+    ("replace a graph, median", "replacing", "median"),
+    ("p99.9", "replacing", "p99.9"),
+    ("2 threads", "threads", "2 / 1"),
+    ("8 threads", "threads", "8 / 1"),
+    ("20,000 calls, ns each", "running", "20,000 functions"),
+    ("200,000 calls, ns each", "running", "200,000 functions"),
+]
 
 # What the first table of the page compares: in words, workload, phase, whose, dispatcher.
 TIMES = [
@@ -472,6 +545,24 @@ def features(folder):
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
+def beside(run):
+    """jitmem and other managers; a dash where one can't do it, which peers.md explains."""
+    lines = [
+        f"| | {' | '.join(words for words, *_ in BESIDE)} |",
+        "|---|" + "--:|" * len(BESIDE),
+    ]
+    for row, (name, _) in PEERS.items():
+        cells = []
+        for _, table, column in BESIDE:
+            try:
+                figure = run.peer(table, row, column)
+                cells.append(duration(figure) if table == "replacing" else short(figure))
+            except NotMeasured:
+                cells.append("–")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
 def rival_of(run, workload, phase, cell):
     """LLVM's row that ours is measured by, and the ratio; nothing for LLVM's own rows."""
     row = cell["manager"]
@@ -533,6 +624,7 @@ def main(folder, page=None):
         fill(Path(page), "reached", reached(run))
         fill(Path(page), "lost", lost(run))
         fill(Path(page), "features", features(Path(folder)))
+        fill(Path(page), "beside", beside(run))
 
 
 if __name__ == "__main__":
