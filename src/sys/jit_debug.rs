@@ -35,6 +35,7 @@ __jit_debug_descriptor:
 );
 
 const REGISTER: u32 = 1;
+const UNREGISTER: u32 = 2;
 
 #[repr(C)]
 struct Entry {
@@ -60,11 +61,11 @@ unsafe extern "C" {
 static LIST: AtForkStatic<()> = AtForkStatic::new(());
 
 /// Puts an object file in memory at the head of the list; with `tell`, a debugger that is there
-/// looks at it now. The entry stays for good.
+/// looks at it now. The entry stays until it is deregistered.
 pub(crate) fn register_debug_object(object: u64, size: u64, tell: bool) {
     let list = LIST.lock();
     let descriptor = &raw mut __jit_debug_descriptor;
-    // SAFETY: the lock keeps others of ours out; entries are never freed.
+    // SAFETY: the lock keeps others of ours out, and what is on the list is not freed.
     unsafe {
         let next = (*descriptor).first;
         let entry = Box::into_raw(Box::new(Entry {
@@ -86,11 +87,45 @@ pub(crate) fn register_debug_object(object: u64, size: u64, tell: bool) {
     drop(list);
 }
 
+/// Takes the entry off the list that an object at `object` was registered with last, and has a
+/// debugger forget it now. Returns whether there was one.
+pub(crate) fn deregister_debug_object(object: u64) -> bool {
+    let list = LIST.lock();
+    let descriptor = &raw mut __jit_debug_descriptor;
+    // SAFETY: the lock keeps others of ours out; entries on the list are boxes, and this one is off
+    // it when it is freed, after the debugger has read it.
+    unsafe {
+        let mut entry = (*descriptor).first;
+        while !entry.is_null() && (*entry).object != object {
+            entry = (*entry).next;
+        }
+        if entry.is_null() {
+            return false;
+        }
+        let Entry { next, previous, .. } = *entry;
+        if previous.is_null() {
+            (*descriptor).first = next;
+        } else {
+            (*previous).next = next;
+        }
+        if !next.is_null() {
+            (*next).previous = previous;
+        }
+        (*descriptor).relevant = entry;
+        (*descriptor).action = UNREGISTER;
+        __jit_debug_register_code();
+        (*descriptor).relevant = std::ptr::null_mut();
+        drop(Box::from_raw(entry));
+    }
+    drop(list);
+    true
+}
+
 /// Where the entry is that was registered first; 0 if there is none.
 pub(crate) fn oldest_debug_entry() -> u64 {
     let _list = LIST.lock();
     let descriptor = &raw const __jit_debug_descriptor;
-    // SAFETY: the lock keeps others of ours out; entries are never freed.
+    // SAFETY: the lock keeps others of ours out, and what is on the list is not freed.
     unsafe {
         let mut entry = (*descriptor).first;
         while !entry.is_null() && !(*entry).next.is_null() {
@@ -119,11 +154,15 @@ mod tests {
     #[test]
     fn entries_go_to_the_head_of_a_list_that_a_debugger_can_follow() {
         register_debug_object(0x1000, 1, true);
+        register_debug_object(0x3000, 3, true);
         register_debug_object(0x2000, 2, true);
+        assert!(deregister_debug_object(0x3000));
+        assert!(!deregister_debug_object(0x3000));
         let [(_, descriptor), _] = debug_symbols();
         let mut memory = reading();
         assert_eq!(memory.load(descriptor), Ok(1u32));
-        assert_eq!(memory.load(descriptor + 4), Ok(REGISTER));
+        let action: u32 = memory.load(descriptor + 4).unwrap();
+        assert!([REGISTER, UNREGISTER].contains(&action), "{action}");
         // Other tests may register objects of their own meanwhile.
         let mut found = Vec::new();
         let mut entry: u64 = memory.load(descriptor + 16).unwrap();
@@ -131,7 +170,7 @@ mod tests {
         while entry != 0 {
             assert_eq!(memory.load(entry + 8), Ok(previous));
             let object: u64 = memory.load(entry + 16).unwrap();
-            if [0x1000, 0x2000].contains(&object) {
+            if [0x1000, 0x2000, 0x3000].contains(&object) {
                 found.push((object, memory.load::<u64>(entry + 24).unwrap()));
             }
             previous = entry;

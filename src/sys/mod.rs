@@ -62,7 +62,9 @@ pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
-pub(crate) use jit_debug::{debug_symbols, oldest_debug_entry, register_debug_object};
+pub(crate) use jit_debug::{
+    debug_symbols, deregister_debug_object, oldest_debug_entry, register_debug_object,
+};
 pub(crate) use map::deny_new_code;
 use map::map_memory;
 pub(crate) use map::{

@@ -5,7 +5,7 @@ use super::symbols::found_by_lookup;
 use super::{InstanceRegistry, Told, expected};
 use crate::lock::Mutex;
 use crate::sys::{self, Answer};
-use crate::wire::sps::{Bytes, ExecutorAddr, SymbolDef};
+use crate::wire::sps::{Bytes, Decode, ExecutorAddr, Malformed, Reader, SymbolDef};
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Once};
@@ -151,14 +151,38 @@ fn definition(address: Option<u64>) -> SymbolDef {
     }
 }
 
-/// `expected<addr> (addr manager, string path, u64 mode)`.
+/// The mode is there in all calls of LLVM's; orc-rt's own controllers leave it out.
+struct OpenRequest<'a> {
+    manager: ExecutorAddr,
+    path: Bytes<'a>,
+    mode: u64,
+}
+
+impl<'a> Decode<'a> for OpenRequest<'a> {
+    const LEAST: usize = ExecutorAddr::LEAST + Bytes::LEAST;
+
+    fn decode(bytes: &mut Reader<'a>) -> Result<OpenRequest<'a>, Malformed> {
+        let (manager, path) = Decode::decode(bytes)?;
+        let mode = if bytes.rest().is_empty() {
+            0
+        } else {
+            Decode::decode(bytes)?
+        };
+        Ok(OpenRequest {
+            manager,
+            path,
+            mode,
+        })
+    }
+}
+
+/// `expected<addr> (addr manager, string path, u64 mode)`, or without the mode.
 pub(super) fn open(args: &[u8]) -> Answer {
-    expected(
-        args,
-        |(manager, path, mode): (ExecutorAddr, Bytes<'_>, u64)| {
-            MANAGERS.get(manager.0)?.open(path.0, mode)
-        },
-    )
+    expected(args, |request: OpenRequest<'_>| {
+        MANAGERS
+            .get(request.manager.0)?
+            .open(request.path.0, request.mode)
+    })
 }
 
 fn lookup<T>(
@@ -198,19 +222,29 @@ pub(super) fn lookup_definitions(args: &[u8]) -> Answer {
 /// LLVM 22: `expected<sequence<optional<definition>>> (addr library, sequence<(string, bool)>)`.
 /// What is required and missing is nothing there, and no error.
 pub(super) fn resolve(args: &[u8]) -> Answer {
-    expected(
-        args,
-        |(library, request): (ExecutorAddr, LookupRequest<'_>)| {
-            let library = LIBRARIES.get(library.0)?;
-            symbols(request)
-                .map(|symbol| {
-                    let found = library.define(&symbol)?;
-                    let nothing = found.is_none() && (symbol.required || symbol.name.0.is_empty());
-                    Ok((!nothing).then(|| definition(found)))
-                })
-                .collect::<Told<Vec<_>>>()
-        },
-    )
+    expected(args, |(library, request)| optional(library, request))
+}
+
+/// After LLVM 22: `expected<sequence<optional<addr>>> (addr manager, addr library,
+/// sequence<(string, bool)>)`; else as [`resolve`].
+pub(super) fn lookup_optional(args: &[u8]) -> Answer {
+    expected(args, |(manager, library, request): (ExecutorAddr, _, _)| {
+        MANAGERS.get(manager.0)?;
+        let found = optional(library, request)?;
+        let addresses = |found: Option<SymbolDef>| found.map(|symbol| symbol.address);
+        Ok(found.into_iter().map(addresses).collect::<Vec<_>>())
+    })
+}
+
+fn optional(library: ExecutorAddr, request: LookupRequest<'_>) -> Told<Vec<Option<SymbolDef>>> {
+    let library = LIBRARIES.get(library.0)?;
+    symbols(request)
+        .map(|symbol| {
+            let found = library.define(&symbol)?;
+            let nothing = found.is_none() && (symbol.required || symbol.name.0.is_empty());
+            Ok((!nothing).then(|| definition(found)))
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -272,8 +306,22 @@ mod tests {
             resolved,
             Ok(vec![Some(found), Some(definition(None)), None])
         );
-        let resolved = looked_up(resolve, &[process], &[(MISSING, true), ("getpid", true)]);
-        assert_eq!(resolved, Ok(vec![None, Some(found)]));
+        let both_missing = [(MISSING, true), (MISSING, false), ("getpid", true)];
+        let resolved = looked_up(resolve, &[process], &both_missing);
+        assert_eq!(
+            resolved,
+            Ok(vec![None, Some(definition(None)), Some(found)])
+        );
+        let addresses = looked_up(lookup_optional, &both, &both_missing);
+        assert_eq!(
+            addresses,
+            Ok(vec![None, Some(ExecutorAddr(0)), Some(getpid())])
+        );
+        assert!(
+            looked_up::<Option<ExecutorAddr>>(lookup_optional, &[process, process], &[])
+                .unwrap_err()
+                .starts_with("no dylib manager")
+        );
         manager.shut_down(number.0);
         let gone = looked_up::<Option<SymbolDef>>(resolve, &[process], &[]);
         assert!(gone.unwrap_err().starts_with("no library"));
@@ -308,6 +356,9 @@ mod tests {
         let (manager, number) = published();
         let libm = opened(number, "libm.so.6").unwrap();
         assert_eq!(opened(number, "libm.so.6"), Ok(libm));
+        let without_mode = open(&to_bytes(&(number, "libm.so.6"))).unwrap();
+        let without_mode = from_bytes::<Expected<_>>(&without_mode).unwrap().0;
+        assert_eq!(without_mode, Ok(libm));
         assert_ne!(opened(number, ""), Ok(libm));
         let found = looked_up::<Option<SymbolDef>>(resolve, &[libm], &[("cos", true)]).unwrap();
         assert!(found[0].is_some());

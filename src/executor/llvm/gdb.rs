@@ -30,10 +30,23 @@ pub(crate) fn register(args: &[u8]) -> Answer {
     })
 }
 
+/// After LLVM 22: `error (addr range)`.
+pub(super) fn deregister(args: &[u8]) -> Answer {
+    outcome(args, |range: AddrRange| {
+        if sys::deregister_debug_object(range.start.0) {
+            return Ok(());
+        }
+        Err(format!(
+            "deregister the debug object at {:#x}: none is registered there",
+            range.start.0
+        ))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::sps::{ExecutorAddr, to_bytes};
+    use crate::wire::sps::{ExecutorAddr, Outcome, from_bytes, to_bytes};
 
     #[test]
     fn both_lengths_of_arguments_are_taken() {
@@ -46,5 +59,11 @@ mod tests {
         assert_eq!(register(&to_bytes(&(range, false))), Ok(vec![0]));
         assert!(register(&to_bytes(&(range, 2u8))).is_err());
         assert!(register(&to_bytes(&0u64)).is_err());
+        for _ in 0..3 {
+            assert_eq!(deregister(&to_bytes(&range)), Ok(vec![0]));
+        }
+        let gone = deregister(&to_bytes(&range)).unwrap();
+        let error = from_bytes::<Outcome>(&gone).unwrap().0.unwrap_err();
+        assert!(error.contains("none is registered there"), "{error}");
     }
 }

@@ -20,6 +20,14 @@ pub(super) fn as_main(args: &[u8]) -> Answer {
     })
 }
 
+/// `void (addr function)`.
+pub(super) fn as_nothing(args: &[u8]) -> Answer {
+    answer(args, |function: ExecutorAddr| {
+        // SAFETY: the controller says that it has linked a function without arguments there.
+        let _ = unsafe { sys::call_void(function.0) };
+    })
+}
+
 /// `int32_t (addr function)`.
 pub(super) fn as_void(args: &[u8]) -> Answer {
     answer(args, |function: ExecutorAddr| {

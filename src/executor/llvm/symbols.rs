@@ -123,6 +123,10 @@ impl Services {
                 "__llvm_orc_SimpleExecutorDylibManager_Instance",
                 PublishedSymbol::Instance(self.dylibs.1),
             ),
+            (
+                "orc_rt_ci_NativeDylibManager_Instance",
+                PublishedSymbol::Instance(self.dylibs.1),
+            ),
         ];
         all.extend(functions! {
             OwnThread "__llvm_orc_bootstrap_run_as_main_wrapper" run::as_main;
@@ -140,13 +144,36 @@ impl Services {
                 simple::deinitialize;
             Pooled "__llvm_orc_SimpleExecutorMemoryManager_release_wrapper" simple::release;
 
-            // The names that controllers after LLVM 22 have for functions of the same form.
+            // What controllers after LLVM 22 ask for.
             OwnThread "orc_rt_ci_sps_call_main" run::as_main;
+            OwnThread "orc_rt_ci_sps_call_void_void" run::as_nothing;
+            OwnThread "orc_rt_ci_sps_call_int32_void" run::as_void;
+            OwnThread "orc_rt_ci_sps_call_int32_int32" run::as_int;
+            Pooled "orc_rt_ci_sps_NativeDylibManager_load" dylib::open;
+            Pooled "orc_rt_ci_sps_NativeDylibManager_lookup" dylib::lookup_optional;
             Inline "orc_rt_ci_sps_SimpleNativeMemoryMap_reserve" simple::reserve;
             Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_initialize" simple::initialize;
             Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_deinitializeMultiple"
                 simple::deinitialize;
             Pooled "orc_rt_ci_sps_SimpleNativeMemoryMap_releaseMultiple" simple::release;
+            Pooled "orc_rt_ci_aa_sps_DWARFEHFrameRegistrar_registerSection" eh_frames::register;
+            Pooled "orc_rt_ci_aa_sps_DWARFEHFrameRegistrar_deregisterSection"
+                eh_frames::deregister;
+            Pooled "orc_rt_ci_aa_sps_GDBJITRegistrar_register" gdb::register;
+            Pooled "orc_rt_ci_aa_sps_GDBJITRegistrar_deregister" gdb::deregister;
+            Inline "orc_rt_ci_sps_mem_write_uint8s" memory::write_uint8s;
+            Inline "orc_rt_ci_sps_mem_write_uint16s" memory::write_uint16s;
+            Inline "orc_rt_ci_sps_mem_write_uint32s" memory::write_uint32s;
+            Inline "orc_rt_ci_sps_mem_write_uint64s" memory::write_uint64s;
+            Inline "orc_rt_ci_sps_mem_write_pointers" memory::write_pointers;
+            Inline "orc_rt_ci_sps_mem_write_buffers" memory::write_buffers;
+            Inline "orc_rt_ci_sps_mem_read_uint8s" memory::read_uint8s;
+            Inline "orc_rt_ci_sps_mem_read_uint16s" memory::read_uint16s;
+            Inline "orc_rt_ci_sps_mem_read_uint32s" memory::read_uint32s;
+            Inline "orc_rt_ci_sps_mem_read_uint64s" memory::read_uint64s;
+            Inline "orc_rt_ci_sps_mem_read_pointers" memory::read_pointers;
+            Inline "orc_rt_ci_sps_mem_read_buffers" memory::read_buffers;
+            Inline "orc_rt_ci_sps_mem_read_strings" memory::read_strings;
 
             Inline "__llvm_orc_ExecutorSharedMemoryMapperService_Reserve" shared::reserve;
             Pooled "__llvm_orc_ExecutorSharedMemoryMapperService_Initialize" shared::initialize;
