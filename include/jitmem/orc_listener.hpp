@@ -18,6 +18,7 @@
 #include <llvm/Object/ELFObjectFile.h>
 #include <llvm/Support/MemoryBuffer.h>
 
+#include <iterator>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -83,16 +84,17 @@ class ListenerPlugin : public detail::ResourcePlugin {
   using Responsibility = llvm::orc::MaterializationResponsibility;
   using Object = llvm::object::ObjectFile;
   using ELFObject = llvm::object::ELF64LEObjectFile;
-  using Number = llvm::JITEventListener::ObjectKey;
+  /// What the listener was told of. Its address is the number: several plugins may tell one.
+  using ToldObject = std::unique_ptr<char>;
 
 public:
   explicit ListenerPlugin(llvm::JITEventListener &Listener) : Listener(Listener) {}
 
   /// Objects that are there when the layer ends were not removed one by one.
   ~ListenerPlugin() override {
-    for (auto &Removed : Numbers)
-      for (auto Freed : Removed.second)
-        Listener.notifyFreeingObject(Freed);
+    for (auto &Removed : Told)
+      for (auto &Freed : Removed.second)
+        Listener.notifyFreeingObject(numberOf(Freed));
   }
 
   void notifyMaterializing(Responsibility &MR, llvm::jitlink::LinkGraph &,
@@ -135,7 +137,7 @@ public:
   }
 
   llvm::Error notifyEmitted(Responsibility &MR) override {
-    Number Told;
+    ToldObject One = std::make_unique<char>();
     {
       std::lock_guard<std::mutex> Lock(M);
       auto Found = Linking.find(&MR);
@@ -149,18 +151,18 @@ public:
       auto Addresses = L.addresses(llvm::cast<ELFObject>(**Input));
       if (!Addresses)
         return Addresses.takeError();
-      Told = ++Last;
       Listener.notifyObjectLoaded(
-          Told, **Input, detail::LinkedObject(L.Content->getBuffer(), std::move(*Addresses)));
+          numberOf(One), **Input,
+          detail::LinkedObject(L.Content->getBuffer(), std::move(*Addresses)));
     }
     // Takes the session's lock, under which notifyTransferringResources waits for this one.
     auto Err = MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) {
       std::lock_guard<std::mutex> Lock(M);
-      Numbers[Key].push_back(Told);
+      Told[Key].push_back(std::move(One));
     });
     if (Err) {
       std::lock_guard<std::mutex> Lock(M);
-      Listener.notifyFreeingObject(Told);
+      Listener.notifyFreeingObject(numberOf(One));
     }
     return Err;
   }
@@ -173,18 +175,18 @@ public:
 
   llvm::Error remove(llvm::orc::ResourceKey Key) override {
     std::lock_guard<std::mutex> Lock(M);
-    for (auto Freed : Numbers[Key])
-      Listener.notifyFreeingObject(Freed);
-    Numbers.erase(Key);
+    for (auto &Freed : Told[Key])
+      Listener.notifyFreeingObject(numberOf(Freed));
+    Told.erase(Key);
     return llvm::Error::success();
   }
 
   void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) override {
     std::lock_guard<std::mutex> Lock(M);
-    auto Moved = std::move(Numbers[From]);
-    Numbers.erase(From);
-    auto &There = Numbers[To];
-    There.insert(There.end(), Moved.begin(), Moved.end());
+    auto Moved = std::move(Told[From]);
+    Told.erase(From);
+    auto &There = Told[To];
+    std::move(Moved.begin(), Moved.end(), std::back_inserter(There));
   }
 
 private:
@@ -233,6 +235,10 @@ private:
     }
   };
 
+  static llvm::JITEventListener::ObjectKey numberOf(const ToldObject &Object) {
+    return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(Object.get()));
+  }
+
   template <typename T> static uint64_t addressOf(const T &Of) {
     return Of.getAddress().getValue();
   }
@@ -244,8 +250,7 @@ private:
   llvm::JITEventListener &Listener;
   std::mutex M;
   llvm::DenseMap<Responsibility *, Linked> Linking;
-  llvm::DenseMap<llvm::orc::ResourceKey, std::vector<Number>> Numbers;
-  Number Last = 0;
+  llvm::DenseMap<llvm::orc::ResourceKey, std::vector<ToldObject>> Told;
 };
 
 } // namespace jitmem::orc

@@ -3,6 +3,7 @@
 // The adapter header in two files of a program without exceptions and RTTI: it compiles without a
 // warning, and nothing of it is defined twice.
 
+#include <jitmem/orc_debug.hpp>
 #include <jitmem/orc_lljit.hpp>
 
 #include <llvm/Support/raw_ostream.h>

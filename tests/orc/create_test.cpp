@@ -1,17 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// How hosts get jitmem's manager.
+// How hosts get jitmem's manager, and have tools told of what is linked.
 
 #include "compat_orc.h"
 #include "kit.h"
 
+#include <jitmem/orc_debug.hpp>
 #include <jitmem/orc_lljit.hpp>
+#include <llvm/AsmParser/Parser.h>
 #include <llvm/ExecutionEngine/SectionMemoryManager.h>
+#include <llvm/Support/SourceMgr.h>
 #include <llvm/Support/TargetSelect.h>
 
 using namespace llvm;
 using namespace llvm::orc;
 using jitmem::orc::MemoryManager;
+
+// GDB's JIT interface, in LLVM's library.
+struct Entry {
+  Entry *Next, *Previous;
+  const char *Object;
+  uint64_t Size;
+};
+extern "C" struct {
+  uint32_t Version, Action;
+  Entry *Relevant, *First;
+} __jit_debug_descriptor;
 
 namespace {
 
@@ -105,6 +119,91 @@ TEST(Create, ABuilderThatHasAnExecutorIsRefused) {
   Builder.setExecutorProcessControl(must(SelfExecutorProcessControl::Create()));
   EXPECT_TRUE(mentions(messageOf(jitmem::orc::useInProcess(Builder)),
                        {"ExecutorProcessControl", "MemoryManager"}));
+}
+
+// How many objects debuggers are told of that have this word in them.
+size_t objectsWith(StringRef Word) {
+  size_t Count = 0;
+  for (Entry *E = __jit_debug_descriptor.First; E; E = E->Next)
+    Count += StringRef(E->Object, E->Size).contains(Word);
+  return Count;
+}
+
+std::string contentOf(const std::string &Path) {
+  return must(errorOrToExpected(MemoryBuffer::getFile(Path)))->getBuffer().str();
+}
+
+// An LLJIT whose layer has a plugin.
+std::unique_ptr<LLJIT> createTold(const jitmem::orc::DebugOptions &Told) {
+  LLJITBuilder Builder;
+  must(jitmem::orc::useInProcess(Builder));
+  auto J = must(Builder.create());
+  static_cast<ObjectLinkingLayer &>(J->getObjLinkingLayer())
+      .addPlugin(must(jitmem::orc::DebugPlugin::Create(J->getExecutionSession(), Told)));
+  return J;
+}
+
+// Links a function that returns 42.
+ExecutorAddr link(LLJIT &J, const std::string &Name) {
+  SMDiagnostic Diagnostic;
+  auto Context = std::make_unique<LLVMContext>();
+  auto Module =
+      parseAssemblyString("define i32 @" + Name + "() { ret i32 42 }", Diagnostic, *Context);
+  must(J.addIRModule({std::move(Module), std::move(Context)}));
+  ExecutorAddr Function = must(compat::lookup(J, Name));
+  EXPECT_EQ(call(Function), 42);
+  return Function;
+}
+
+// Before the other one: a process has one such file.
+TEST(DebugPlugin, AFolderThatIsNotThereIsSaid) {
+  auto EPC = must(SelfExecutorProcessControl::Create());
+  ExecutionSession ES(std::move(EPC));
+  jitmem::orc::DebugOptions Told;
+  Told.PerfMap = false;
+  Told.JITDump = "/nowhere";
+  EXPECT_TRUE(mentions(messageOf(jitmem::orc::DebugPlugin::Create(ES, Told)),
+                       {"open /nowhere/jit-", "No such file"}));
+  must(ES.endSession());
+}
+
+TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  SmallString<64> Folder;
+  must(errorCodeToError(sys::fs::createUniqueDirectory("jitmem", Folder)));
+  jitmem::orc::DebugOptions Told;
+  Told.JITDump = Folder.str().str();
+  // Two layers, whose plugins tell the same listener of LLVM's.
+  auto First = createTold(Told), Second = createTold(Told);
+  ExecutorAddr Place = link(*First, "told_first");
+  link(*Second, "told_second");
+  EXPECT_EQ(objectsWith("told_first"), 1u);
+  EXPECT_EQ(objectsWith("told_second"), 1u);
+  std::string Process = std::to_string(getpid());
+  auto MapPath = "/tmp/perf-" + Process + ".map",
+       DumpPath = Told.JITDump + "/jit-" + Process + ".dump";
+  for (const auto &Content : {contentOf(MapPath), contentOf(DumpPath)}) {
+    EXPECT_TRUE(StringRef(Content).contains("told_first"));
+    EXPECT_TRUE(StringRef(Content).contains("told_second"));
+  }
+  // Removed from the one, and not from the other.
+  must(First->getMainJITDylib().clear());
+  EXPECT_EQ(objectsWith("told_first"), 0u);
+  EXPECT_EQ(objectsWith("told_second"), 1u);
+  // Samples of it are still named: perf asks at the end.
+  EXPECT_TRUE(StringRef(contentOf(MapPath)).contains("told_first"));
+  // Another function at its place takes its line, but not what it was when.
+  EXPECT_EQ(link(*First, "told_third"), Place);
+  EXPECT_FALSE(StringRef(contentOf(MapPath)).contains("told_first"));
+  EXPECT_TRUE(StringRef(contentOf(MapPath)).contains("told_third"));
+  EXPECT_TRUE(StringRef(contentOf(DumpPath)).contains("told_first"));
+  // A session that ends removes what is left.
+  Second.reset();
+  EXPECT_EQ(objectsWith("told_second"), 0u);
+  EXPECT_EQ(objectsWith("told_third"), 1u);
+  must(errorCodeToError(sys::fs::remove_directories(Folder)));
+  must(errorCodeToError(sys::fs::remove(MapPath)));
 }
 
 TEST(Create, ManagersAreIndependent) {

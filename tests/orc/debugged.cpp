@@ -10,12 +10,15 @@
 //             writes the map of an executor, and has it spin
 //   executor-reuse
 //             runs functions of two objects in turn, which take each other's place
+//   plugin    has jitmem's plugin tell all of them, spins, calls linked_outer(5), removes
+//             everything and calls removed()
 //   perf-map  writes /tmp/perf-PID.map as JITs do, and spins
 //   jitdump   has ORC's plugin write a jitdump file, and spins
 
 #include "compat_orc.h"
 
 #include <jitmem/orc.hpp>
+#include <jitmem/orc_debug.hpp>
 #include <llvm/ExecutionEngine/Orc/Debugging/DebuggerSupport.h>
 #include <llvm/ExecutionEngine/Orc/Debugging/PerfSupportPlugin.h>
 #include <llvm/ExecutionEngine/Orc/Shared/SimpleRemoteEPCUtils.h>
@@ -37,6 +40,9 @@ using namespace llvm::orc;
 extern "C" __attribute__((noinline)) void linked(int (*Outer)(int)) {
   asm volatile("" : : "r"(Outer) : "memory");
 }
+
+// The same once everything is removed.
+extern "C" __attribute__((noinline)) void removed() { asm volatile("" : : : "memory"); }
 
 static void writePerfMap(pid_t Process, ExecutorAddr Function) {
   std::string Path = "/tmp/perf-" + std::to_string(Process) + ".map";
@@ -113,6 +119,18 @@ static Error writeJITDump(LLJIT &J) {
   return Error::success();
 }
 
+// Into JITDUMPDIR too, if that is set.
+static Error addPlugin(LLJIT &J) {
+  jitmem::orc::DebugOptions Options; // gdb, lldb, /tmp/perf-PID.map
+  if (const char *Folder = getenv("JITDUMPDIR"))
+    Options.JITDump = Folder;
+  auto Plugin = jitmem::orc::DebugPlugin::Create(J.getExecutionSession(), Options);
+  if (!Plugin)
+    return Plugin.takeError();
+  static_cast<ObjectLinkingLayer &>(J.getObjLinkingLayer()).addPlugin(std::move(*Plugin));
+  return Error::success();
+}
+
 // Says how many answers were wrong, and of how many places.
 static int reuse(LLJIT &J, char *Objects[], ExitOnError &OrExit) {
   const char *Names[] = {"replaced", "replacing"};
@@ -154,6 +172,8 @@ int main(int Argc, char *Argv[]) {
   auto J = OrExit(LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
   if (Work == "jitdump")
     OrExit(writeJITDump(*J));
+  else if (Work == "plugin")
+    OrExit(addPlugin(*J));
   else
     OrExit(enableDebuggerSupport(*J));
   if (Work == "executor-reuse")
@@ -183,6 +203,16 @@ int main(int Argc, char *Argv[]) {
       writePerfMap(Process, Spin);
     unsigned long Sum = Spin.toPtr<unsigned long(unsigned long)>()(500'000'000);
     return printf("%s: %lu\n", Mapper.c_str(), Sum) < 0;
+  }
+  if (Work == "plugin") {
+    if (getenv("JITDUMPDIR")) {
+      unsigned long Sum = Spin.toPtr<unsigned long(unsigned long)>()(500'000'000);
+      printf("%s: %lu\n", Mapper.c_str(), Sum);
+    }
+    printf("outer(5) = %d, %s\n", Outer(5), Mapper.c_str());
+    OrExit(J->getMainJITDylib().clear());
+    removed();
+    return 0;
   }
   return printf("outer(5) = %d, %s\n", Outer(5), Mapper.c_str()) < 0;
 }

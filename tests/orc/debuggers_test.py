@@ -27,7 +27,7 @@ def host(work):
     return [HOST[0], work, *HOST[1:3]]
 
 
-def gdb(*commands, attach=None, **options):
+def gdb(*commands, attach=None, work="call", **options):
     """What gdb prints."""
     command = [tool("gdb"), "-nx", "-batch"]
     if attach:
@@ -35,7 +35,7 @@ def gdb(*commands, attach=None, **options):
     for line in ["set breakpoint pending on", *commands]:
         command += ["-ex", line]
     if not attach:
-        command += ["--args", *host("call")]
+        command += ["--args", *host(work)]
     outcome = subprocess.run(
         command, capture_output=True, text=True, timeout=LIMIT, check=False, **options
     )
@@ -433,6 +433,53 @@ class JITDump(Profile):
     def test_names_come_from_a_jitdump(self):
         with tempfile.TemporaryDirectory() as folder:
             data = self.record("jitdump", folder, "-k", "mono")
+            injected = os.path.join(folder, "injected.data")
+            inject = [tool("perf"), "inject", "--jit", "-i", data, "-o", injected]
+            subprocess.run(inject, capture_output=True, timeout=LIMIT, check=True, cwd=folder)
+            names = self.symbols(injected)
+            self.assertGreater(names.count("spin"), len(names) // 2, names)
+
+
+class Plugin(Profile, DebuggerTest):
+    """jitmem's plugin, which tells all of them."""
+
+    def test_gdb_stops_by_name_and_forgets_what_is_removed(self):
+        output = gdb(
+            "break linked_inner",
+            "break removed",
+            "run",
+            "backtrace",
+            "info functions linked_inner",
+            "delete 1",
+            "continue",
+            "info functions linked_inner",
+            "continue",
+            work="plugin",
+        )
+        self.expect(
+            output,
+            r"^Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$",
+            r"^#1 .*linked_outer \(n=5\) at .*/stepping\.c:6$",
+            r"^6:\s+int linked_inner\(int\);$",
+            r"^Breakpoint 2, removed",
+            r'^All functions matching regular expression "linked_inner":$',
+        )
+        self.assertEqual(len(re.findall(r"int linked_inner\(int\);", output)), 1, output)
+        self.assertIn("outer(5) = 222, in-process, mprotect", output)
+        self.assertIn("exited normally", output)
+
+    def test_perf_names_functions_by_the_map_and_by_the_jitdump(self):
+        with tempfile.TemporaryDirectory() as folder:
+            data = self.record("plugin", folder, "-k", "mono")
+            [dump] = [name for name in os.listdir(folder) if name.startswith("jit-")]
+            process = re.search(r"jit-(\d+)\.dump", dump).group(1)
+            with open(f"/tmp/perf-{process}.map", encoding="utf-8") as lines:
+                named = {line.split()[2]: int(line.split()[1], 16) for line in lines if line.strip()}
+            self.assertGreaterEqual(named.keys(), {"linked_inner", "linked_outer", "spin"})
+            self.assertGreater(named["spin"], 8)
+            names = self.symbols(data)
+            self.assertGreater(names.count("spin"), len(names) // 2, names)
+            os.remove(f"/tmp/perf-{process}.map")
             injected = os.path.join(folder, "injected.data")
             inject = [tool("perf"), "inject", "--jit", "-i", data, "-o", injected]
             subprocess.run(inject, capture_output=True, timeout=LIMIT, check=True, cwd=folder)

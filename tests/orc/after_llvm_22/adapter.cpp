@@ -3,8 +3,8 @@
 // The adapter compiles in the shape that ORC has after LLVM 22: stubs beside this file stand in
 // front of LLVM 22's headers. Compiled, never linked.
 
+#include <jitmem/orc_debug.hpp>
 #include <jitmem/orc_executor.hpp>
-#include <jitmem/orc_listener.hpp>
 #include <jitmem/orc_lljit.hpp>
 #include <llvm/ExecutionEngine/Orc/InProcessEPC.h>
 #include <llvm/ExecutionEngine/Orc/SimpleRemoteEPC.h>

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// One plugin that tells gdb, lldb and perf of what an ObjectLinkingLayer links in this process, and
+// has debuggers forget what is removed. Header only; link jitmem::orc and your LLVM.
+
+#ifndef JITMEM_ORC_DEBUG_HPP
+#define JITMEM_ORC_DEBUG_HPP
+
+#include "orc_error.hpp"
+#include "orc_listener.hpp"
+
+#include <llvm/BinaryFormat/ELF.h>
+#include <llvm/Support/FileSystem.h>
+#include <llvm/Support/Format.h>
+#include <llvm/Support/raw_ostream.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <ctime>
+#include <fcntl.h>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <system_error>
+#include <unistd.h>
+#include <utility>
+
+namespace jitmem::orc {
+
+/// Which tools are told.
+struct DebugOptions {
+  /// gdb and lldb, by GDB's JIT interface: breakpoints by name, lines and variables, as far as the
+  /// objects have debug information.
+  bool Debuggers = true;
+  /// perf, by a line in /tmp/perf-PID.map for each function.
+  bool PerfMap = true;
+  /// perf, by FOLDER/jit-PID.dump, for `perf record -k mono` and `perf inject --jit`: has the code
+  /// of each function and the time, so that functions are told apart that follow each other at one
+  /// address. Empty: none is written. A process has one: of the folder that was named first.
+  std::string JITDump;
+};
+
+namespace detail {
+
+/// A function of an object that has been linked.
+struct LinkedFunction {
+  uint64_t Start, Size;
+  llvm::StringRef Name;
+};
+
+/// A file that this process writes for perf. What can't be written any more, because a disk is full
+/// for instance, is left out. A forked child's code is not what a file of its parent is about.
+class ProfileFile {
+public:
+  ProfileFile() = default;
+  ProfileFile(const ProfileFile &) = delete;
+  ProfileFile &operator=(const ProfileFile &) = delete;
+
+protected:
+  llvm::Error open(const std::string &Path) {
+    int FD = ::open(Path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (FD < 0)
+      return failed("open", Path, "");
+    Out = std::make_unique<llvm::raw_fd_ostream>(FD, /*shouldClose=*/true);
+    Descriptor = FD;
+    return llvm::Error::success();
+  }
+
+  llvm::Error failed(const char *What, const std::string &Path, const char *Remedy) {
+    std::error_code Code(errno, std::generic_category());
+    return llvm::make_error<MemoryError>(JITMEM_SYSTEM, Code.value(),
+                                         std::string(What) + " " + Path +
+                                             " for perf: " + Code.message() + Remedy);
+  }
+
+  void close() { Out.reset(); }
+
+  /// Whether it is open, and this process's.
+  bool writable() const { return Out && getpid() == Owner; }
+
+  /// What was written is in the file when the process is gone without an exit.
+  void flush() {
+    Out->flush();
+    Out->clear_error();
+  }
+
+  pid_t Owner = getpid();
+  int Descriptor = -1;
+  std::unique_ptr<llvm::raw_fd_ostream> Out;
+  std::mutex M;
+};
+
+/// /tmp/perf-PID.map. perf looks addresses up when it reports, and takes the first line that has
+/// them; so a line stays when its function goes, and goes when another is at its addresses.
+class PerfMap : ProfileFile {
+public:
+  /// The process's, which stays until it ends.
+  static llvm::Expected<PerfMap *> get() {
+    static PerfMap &One = *new PerfMap;
+    std::lock_guard<std::mutex> Lock(One.M);
+    if (!One.Out)
+      if (auto Err = One.open("/tmp/perf-" + std::to_string(One.Owner) + ".map"))
+        return std::move(Err);
+    return &One;
+  }
+
+  template <typename FunctionsT> void add(const FunctionsT &Functions) {
+    std::lock_guard<std::mutex> Lock(M);
+    if (!writable())
+      return;
+    for (const LinkedFunction &F : Functions) {
+      empty(F.Start, F.Start + F.Size);
+      uint64_t Offset = Out->tell();
+      *Out << llvm::format_hex_no_prefix(F.Start, 1) << ' ' << llvm::format_hex_no_prefix(F.Size, 1)
+           << ' ' << F.Name << '\n';
+      Lines[F.Start] = {F.Start + F.Size, Offset, Out->tell() - Offset};
+    }
+    flush();
+  }
+
+private:
+  struct Line {
+    uint64_t End, Offset, Size;
+  };
+
+  /// Makes lines empty that have addresses between these; perf passes over them.
+  void empty(uint64_t Start, uint64_t End) {
+    auto It = Lines.lower_bound(Start);
+    if (It != Lines.begin() && std::prev(It)->second.End > Start)
+      --It;
+    while (It != Lines.end() && It->first < End) {
+      std::string Nothing(It->second.Size, '\n');
+      Out->pwrite(Nothing.data(), Nothing.size(), It->second.Offset);
+      It = Lines.erase(It);
+    }
+  }
+
+  /// By the address that each begins with; none reaches into another.
+  std::map<uint64_t, Line> Lines;
+};
+
+/// The format is in tools/perf/Documentation/jitdump-specification.txt of Linux.
+class JITDump : ProfileFile {
+public:
+  /// The process's, which stays until it ends. `Machine` is ELF's.
+  static llvm::Expected<JITDump *> get(const std::string &Folder, uint16_t Machine) {
+    static JITDump &One = *new JITDump;
+    std::lock_guard<std::mutex> Lock(One.M);
+    if (!One.Out)
+      if (auto Err = One.begin(Folder, Machine))
+        return std::move(Err);
+    return &One;
+  }
+
+  template <typename FunctionsT> void add(const FunctionsT &Functions) {
+    std::lock_guard<std::mutex> Lock(M);
+    if (!writable())
+      return;
+    for (const LinkedFunction &F : Functions) {
+      // Identifier (code is loaded), size, time; then what is particular to it.
+      write<uint32_t>(0);
+      write<uint32_t>(16 + 40 + F.Name.size() + 1 + F.Size);
+      write<uint64_t>(now());
+      write<uint32_t>(Owner);
+      write<uint32_t>(syscall(SYS_gettid));
+      write<uint64_t>(F.Start);
+      write<uint64_t>(F.Start);
+      write<uint64_t>(F.Size);
+      write<uint64_t>(Count++);
+      *Out << F.Name << '\0';
+      Out->write(llvm::orc::ExecutorAddr(F.Start).toPtr<const char *>(), F.Size);
+    }
+    flush();
+  }
+
+private:
+  llvm::Error begin(const std::string &Folder, uint16_t Machine) {
+    std::string Path = Folder + "/jit-" + std::to_string(Owner) + ".dump";
+    if (auto Err = open(Path))
+      return Err;
+    // perf notes mappings of executable files, and so hears of this one.
+    size_t Page = sysconf(_SC_PAGESIZE);
+    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED) {
+      auto Err = failed("map", Path, "; name a folder on a file system that is mounted with exec");
+      close();
+      return Err;
+    }
+    write<uint32_t>(0x4a695444); // "JiTD" as a number
+    write<uint32_t>(1);          // version
+    write<uint32_t>(40);         // size of this header
+    write<uint32_t>(Machine);
+    write<uint32_t>(0);
+    write<uint32_t>(Owner);
+    write<uint64_t>(now());
+    write<uint64_t>(0); // flags
+    flush();
+    return llvm::Error::success();
+  }
+
+  template <typename T> void write(T Value) {
+    Out->write(reinterpret_cast<const char *>(&Value), sizeof(Value));
+  }
+
+  /// Nanoseconds of the clock that `perf record -k mono` uses.
+  static uint64_t now() {
+    timespec Time;
+    clock_gettime(CLOCK_MONOTONIC, &Time);
+    return static_cast<uint64_t>(Time.tv_sec) * 1000000000 + static_cast<uint64_t>(Time.tv_nsec);
+  }
+
+  uint64_t Count = 0;
+};
+
+/// Passes on what is linked and removed.
+struct DebugListener : llvm::JITEventListener {
+  /// LLVM's, one for the process, which never ends.
+  llvm::JITEventListener *Debuggers = nullptr;
+  PerfMap *Map = nullptr;
+  JITDump *Dump = nullptr;
+
+  void notifyObjectLoaded(ObjectKey Key, const llvm::object::ObjectFile &Object,
+                          const llvm::RuntimeDyld::LoadedObjectInfo &Info) override {
+    if (Debuggers)
+      Debuggers->notifyObjectLoaded(Key, Object, Info);
+    if (!Map && !Dump)
+      return;
+    auto Linked = Info.getObjectForDebug(Object);
+    if (!Linked.getBinary())
+      return;
+    auto Functions = functionsOf(*Linked.getBinary());
+    if (Map)
+      Map->add(Functions);
+    if (Dump)
+      Dump->add(Functions);
+  }
+
+  void notifyFreeingObject(ObjectKey Key) override {
+    if (Debuggers)
+      Debuggers->notifyFreeingObject(Key);
+  }
+
+private:
+  /// Functions with a size, where they are. Sections that were not linked are at no address.
+  static std::vector<LinkedFunction> functionsOf(const llvm::object::ObjectFile &Object) {
+    std::vector<LinkedFunction> Functions;
+    for (llvm::object::ELFSymbolRef Symbol : Object.symbols()) {
+      if (Symbol.getELFType() != llvm::ELF::STT_FUNC || Symbol.getSize() == 0)
+        continue;
+      auto Section = Symbol.getSection();
+      auto Address = Symbol.getAddress();
+      auto Name = Symbol.getName();
+      if (Section && Address && Name && *Section != Object.section_end() &&
+          (*Section)->getAddress() != 0)
+        Functions.push_back({*Address, Symbol.getSize(), *Name});
+      llvm::consumeError(Section.takeError());
+      llvm::consumeError(Address.takeError());
+      llvm::consumeError(Name.takeError());
+    }
+    return Functions;
+  }
+};
+
+/// Ends after the plugin, which tells it of what is left.
+struct HasDebugListener {
+  DebugListener Tools;
+};
+
+} // namespace detail
+
+/// Tells debuggers and perf of an ObjectLinkingLayer's functions, before they can be called. What
+/// is removed is forgotten by debuggers before its memory is given back; perf needs it to the end.
+/// For ELF objects linked in this process, as ListenerPlugin. Several layers may have one each.
+class DebugPlugin : detail::HasDebugListener, public ListenerPlugin {
+public:
+  /// Opens the files. An error if one can't be opened, or if the session's code runs elsewhere.
+  static llvm::Expected<std::unique_ptr<DebugPlugin>> Create(llvm::orc::ExecutionSession &ES,
+                                                             const DebugOptions &O = {}) {
+    if (!detail::isThisProcess(ES.getExecutorProcessControl()))
+      return llvm::make_error<MemoryError>(
+          JITMEM_UNSUPPORTED, 0,
+          "tell tools of linked code: it runs in another process; use LLVM's plugins for that");
+    std::unique_ptr<DebugPlugin> Plugin(new DebugPlugin);
+    if (O.Debuggers)
+      Plugin->Tools.Debuggers = llvm::JITEventListener::createGDBRegistrationListener();
+    if (O.PerfMap) {
+      auto Map = detail::PerfMap::get();
+      if (!Map)
+        return Map.takeError();
+      Plugin->Tools.Map = *Map;
+    }
+    if (!O.JITDump.empty()) {
+      auto Dump = detail::JITDump::get(O.JITDump, Machine);
+      if (!Dump)
+        return Dump.takeError();
+      Plugin->Tools.Dump = *Dump;
+    }
+    return std::move(Plugin);
+  }
+
+private:
+#if defined(__x86_64__)
+  static constexpr uint16_t Machine = llvm::ELF::EM_X86_64;
+#elif defined(__aarch64__)
+  static constexpr uint16_t Machine = llvm::ELF::EM_AARCH64;
+#elif defined(__riscv)
+  static constexpr uint16_t Machine = llvm::ELF::EM_RISCV;
+#endif
+
+  DebugPlugin() : ListenerPlugin(Tools) {}
+};
+
+} // namespace jitmem::orc
+
+#endif // JITMEM_ORC_DEBUG_HPP
