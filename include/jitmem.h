@@ -584,13 +584,21 @@ JITMEM_ENUM(jitmem_huge_pages) {
   JITMEM_HUGE_PAGES_WHERE_LARGE = 1,
 };
 
+/// Sizes for jitmem_manager_options.window_size that have a name.
+JITMEM_ENUM(jitmem_window_size) {
+  /// 128 MiB, as far as a direct branch of AArch64 reaches: for code that branches to all else in its
+  /// window without stubs.
+  JITMEM_WINDOW_SIZE_BRANCH_REACH = 134217728,
+};
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 typedef struct jitmem_manager_options {
   /// sizeof(jitmem_manager_options).
   size_t struct_size;
   /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB. The
-  /// smallest holds a graph of code, constants and data where 2 MiB of address space are left.
+  /// smallest holds a graph of code, constants and data where 2 MiB of address space are left. One of
+  /// jitmem_window_size may be meant.
   uint64_t window_size;
   /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
   uint64_t address;

@@ -187,6 +187,6 @@ pub use manager::{
     WriteScope, lookup,
 };
 pub use mapper::{Action, FoundBy, InProcessKind, Mapper, WrapperCall};
-pub use memory::placement::Placement;
+pub use memory::placement::{BRANCH_REACH, Placement};
 pub use page::{AddressRange, Alignment};
 pub use sys::heap::Heap;

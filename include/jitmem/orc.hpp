@@ -35,6 +35,7 @@ namespace jitmem::orc {
 /// Choices for a memory manager.
 struct Options {
   /// Bytes of address space per window, at most 2 GiB less 2 MiB; 0: 1 GiB.
+  /// JITMEM_WINDOW_SIZE_BRANCH_REACH if linked code branches directly.
   uint64_t WindowSize = 0;
   /// An address that must be in reach of everything linked; 0: the executor's own images.
   uint64_t Near = 0;

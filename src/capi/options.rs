@@ -85,6 +85,18 @@ pub enum jitmem_huge_pages {
     JITMEM_HUGE_PAGES_WHERE_LARGE = 1,
 }
 
+/// Sizes for jitmem_manager_options.window_size that have a name.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_window_size {
+    /// 128 MiB, as far as a direct branch of AArch64 reaches: for code that branches to all else in its
+    /// window without stubs.
+    JITMEM_WINDOW_SIZE_BRANCH_REACH = 134217728,
+}
+const _: () =
+    assert!(jitmem_window_size::JITMEM_WINDOW_SIZE_BRANCH_REACH as u64 == crate::BRANCH_REACH);
+
 /// Choices for a manager. Set struct_size to sizeof(jitmem_manager_options) and the rest to zero
 /// for the defaults.
 #[allow(non_camel_case_types)]
@@ -94,7 +106,8 @@ pub struct jitmem_manager_options {
     /// sizeof(jitmem_manager_options).
     pub struct_size: usize,
     /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB. The
-    /// smallest holds a graph of code, constants and data where 2 MiB of address space are left.
+    /// smallest holds a graph of code, constants and data where 2 MiB of address space are left. One of
+    /// jitmem_window_size may be meant.
     pub window_size: u64,
     /// For JITMEM_PLACEMENT_NEAR and _FIXED: the address; else 0.
     pub address: u64,

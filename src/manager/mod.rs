@@ -95,7 +95,8 @@ pub enum ForkPolicy {
 /// Choices of a host.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Bytes of address space per window; at most 2 GiB less 2 MiB.
+    /// Bytes of address space per window; at most 2 GiB less 2 MiB. [`BRANCH_REACH`](crate::BRANCH_REACH) if
+    /// linked code branches directly.
     pub window_size: u64,
     /// Where the first window goes.
     pub placement: Placement,

@@ -17,7 +17,7 @@ use crate::error::{Error, Result, Status};
 use crate::group::AllocGroup;
 use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
-use crate::memory::placement::{Placement, REACH};
+use crate::memory::placement::{BRANCH_REACH, Placement, REACH};
 use crate::memory::slab::Slab;
 use crate::page::{AddressRange, Alignment};
 use crate::sys::heap;
@@ -30,6 +30,8 @@ pub(super) struct Reservations {
     page: Alignment,
     /// What everything must be in reach of, besides itself.
     near: Option<(u64, u64)>,
+    /// How far from each other the edges of what belongs together may be.
+    reach: u64,
     /// Only what belongs to one JITDylib must be in reach of itself.
     apart: bool,
     /// First and end addresses of what is live, by JITDylib, each with how many it is one of.
@@ -177,6 +179,10 @@ impl Reservations {
         Ok(Reservations {
             page,
             near,
+            reach: match options.window_size {
+                ..=BRANCH_REACH => options.window_size,
+                _ => REACH,
+            },
             apart: options.growth == GrowthPolicy::AnotherWindow,
             edges: BTreeMap::new(),
             reserved: 0,
@@ -202,23 +208,24 @@ impl Reservations {
         [lowest, highest.or(lowest)]
     }
 
-    /// Fails if something is too far away from a new allocation for 32-bit references.
+    /// Fails if something is too far away from a new allocation.
     fn check_reach(&self, new: AddressRange, belongs: Option<u64>) -> Result<()> {
         let [lowest, highest] = belongs.map_or([None; 2], |belongs| self.bounds(belongs));
+        let wanted = "which it was wanted near";
         let edges = [
-            (self.near.map(|near| near.0), "which it was wanted near"),
-            (self.near.map(|near| near.1), "which it was wanted near"),
-            (lowest, "the lowest address in use"),
-            (highest, "the end of what is in use"),
+            (self.near.map(|near| near.0), wanted, REACH),
+            (self.near.map(|near| near.1), wanted, REACH),
+            (lowest, "the lowest address in use", self.reach),
+            (highest, "the end of what is in use", self.reach),
         ];
         let mut edges = edges
             .into_iter()
-            .filter_map(|(edge, what)| Some((edge?, what)));
-        let far = edges.find(|(edge, _)| {
+            .filter_map(|(edge, what, reach)| Some((edge?, what, reach)));
+        let far = edges.find(|(edge, _, reach)| {
             let (low, high) = (new.start().min(*edge), new.end().max(*edge));
-            high - low > REACH
+            high - low > *reach
         });
-        let Some((far, what)) = far else {
+        let Some((far, what, reach)) = far else {
             return Ok(());
         };
         let of = match belongs {
@@ -229,8 +236,12 @@ impl Reservations {
             Status::WindowFull,
             format!(
                 "allocate {} bytes{of}: the executor's memory manager put them at {new:?}, out of \
-                 reach of 32-bit references from {far:#x}, {what}",
-                new.size()
+                 reach of {} from {far:#x}, {what}",
+                new.size(),
+                match reach {
+                    REACH => "32-bit references".to_owned(),
+                    window => format!("a window of {window} bytes"),
+                }
             ),
         )
         .remedy(

@@ -14,6 +14,10 @@ use crate::sys::{self, Mapping};
 /// and for references to the end of an object.
 pub(crate) const REACH: u64 = (2 << 30) - (2 << 20);
 
+/// The most for [`Options::window_size`](crate::Options::window_size) if code branches directly to all else
+/// in its window: a branch of AArch64 reaches from 128 MiB before it to 4 bytes less behind it.
+pub const BRANCH_REACH: u64 = 128 << 20;
+
 /// A window smaller than this is of no use.
 pub(crate) const SMALLEST_WINDOW: u64 = 64 << 10;
 

@@ -12,7 +12,7 @@
 The library is the wheel's, or what JITMEM_LIBRARY names, or the system's. Its errors are raised as :class:`Error`.
 """
 
-from ._abi import Growth, InProcess, LayoutKind, Lifetime, MapperKind, Phase, Placement, Protection, Status
+from ._abi import Growth, InProcess, LayoutKind, Lifetime, MapperKind, Phase, Placement, Protection, Status, WindowSize
 from ._library import Error, executor_program, version
 from ._version import __version__
 from .executor import End, Executor
@@ -47,6 +47,7 @@ __all__ = [
     "Segment",
     "Stats",
     "Status",
+    "WindowSize",
     "WrapperCall",
     "__version__",
     "executor_program",

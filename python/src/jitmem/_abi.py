@@ -64,6 +64,12 @@ class Placement(IntEnum):
     FIXED = 2
 
 
+class WindowSize(IntEnum):
+    """Sizes of windows that have a name."""
+
+    BRANCH_REACH = 128 << 20
+
+
 class Growth(IntEnum):
     """What happens when the window is full."""
 
@@ -108,6 +114,7 @@ ENUMS = {
     "JITMEM_PROT_": Protection,
     "JITMEM_LIFETIME_": Lifetime,
     "JITMEM_PLACEMENT_": Placement,
+    "JITMEM_WINDOW_SIZE_": WindowSize,
     "JITMEM_GROWTH_": Growth,
     "JITMEM_PHASE_": Phase,
     "JITMEM_MAPPER_": MapperKind,

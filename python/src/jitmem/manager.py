@@ -121,7 +121,7 @@ class Manager:
 
     ``executor`` None: this process, mapped as ``kind`` says. ``remote`` has content sent to the executor, which may
     then be on another machine; else pages are shared with it. The rest is as in ``jitmem_manager_options``; sizes are in bytes,
-    and 0 is the default.
+    and 0 is the default. ``window_size`` may be one of :class:`WindowSize`.
     """
 
     def __init__(

@@ -2,7 +2,7 @@
 //! Windows near several addresses.
 
 use super::*;
-use crate::memory::placement::{Placement, REACH, SMALLEST_WINDOW};
+use crate::memory::placement::{BRANCH_REACH, Placement, REACH, SMALLEST_WINDOW};
 
 fn near(addresses: &[u64]) -> Options {
     Options {
@@ -58,6 +58,40 @@ fn further_windows_reach_them_too() {
         assert!(end - start <= REACH, "{window:?}");
     }
     drop(live);
+}
+
+#[test]
+fn a_full_window_is_in_reach_of_branches_if_the_host_chose_that() {
+    let options = Options {
+        window_size: BRANCH_REACH,
+        ..Options::default()
+    };
+    let graph = [
+        segment(4 << 20, 0, 16, Protection::READ_EXEC),
+        segment(1 << 20, 0, 16, Protection::READ_WRITE),
+    ];
+    for kind in DIVIDING {
+        let manager = manager(kind, options.clone()).unwrap();
+        let mut live = Vec::new();
+        let error = loop {
+            match allocate(&manager, &graph) {
+                Ok(allocated) => live.push(allocated),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.status(), Status::WindowFull, "{kind:?} {error}");
+        assert!(live.len() >= 16, "{kind:?} {}", live.len());
+        let memory = || {
+            let segments = live.iter().map(|allocated| allocated.segments.iter());
+            segments.flat_map(|segments| segments.zip([4 << 20, 1 << 20]))
+        };
+        let first = memory().map(|(segment, _)| segment.address).min().unwrap();
+        let ends = memory().map(|(segment, size): (_, u64)| segment.address + size);
+        assert!(ends.max().unwrap() - first <= BRANCH_REACH, "{kind:?}");
+        let graph = [segment(BRANCH_REACH, 1, 16, Protection::READ_EXEC)];
+        let error = allocate(&manager, &graph).unwrap_err();
+        assert!(error.message().contains("134217728"), "{kind:?} {error}");
+    }
 }
 
 #[test]

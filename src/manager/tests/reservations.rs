@@ -4,6 +4,7 @@
 
 use super::simple::{GENERATIONS, PREFIX, Trouble};
 use super::*;
+use crate::memory::placement::BRANCH_REACH;
 use crate::sys::testing::wrapper_call;
 use crate::transport::Transport;
 use crate::wire::sps::{ActionPair, Bytes, ExecutorAddr, Expected, Outcome, from_bytes, to_bytes};
@@ -339,6 +340,26 @@ fn what_is_live_is_in_reach_of_itself() {
         wait(|done| manager.core.abandon(handle, done)).unwrap();
     }
     assert_eq!(manager.stats().span, 0);
+}
+
+#[test]
+fn what_is_live_is_in_reach_of_branches_if_the_host_chose_that() {
+    const MIDDLE: u64 = 0x7f00_0000_0000;
+    let last = MIDDLE + BRANCH_REACH - 0x1000;
+    let paper = Paper::new(Generation::Initialize, &[MIDDLE, last + 0x1000, last]);
+    let manager = paper.manager(Options {
+        window_size: BRANCH_REACH,
+        ..Options::default()
+    });
+    allocate(&manager, &PAGE).unwrap();
+    let error = allocate(&manager, &PAGE).unwrap_err();
+    assert_eq!(error.status(), Status::WindowFull);
+    assert!(
+        error.message().contains("a window of 134217728 bytes"),
+        "{error}"
+    );
+    allocate(&manager, &PAGE).unwrap();
+    assert_eq!(manager.stats().span, BRANCH_REACH);
 }
 
 #[test]
