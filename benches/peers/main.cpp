@@ -21,6 +21,9 @@ static void usage() {
 }
 
 static std::string text(const json &Cell) {
+  // What JSON makes of a ratio that is no number.
+  if (Cell.is_null())
+    return "–";
   if (Cell.is_string())
     return "– (" + Cell.get<std::string>() + ")";
   double Number = Cell;

@@ -2,14 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Records what real programs ask of a memory manager, for jitmem-bench-peers.
 
-record.py FOLDER [PRELOAD]    writes FOLDER/NAME.txt.gz for each archive of PROGRAMS; and for a session of clang-repl
-                              that runs on PRELOAD, which is libjitmem-llvm-22.so
+record.py FOLDER [PRELOAD...]
+
+It writes FOLDER/NAME.txt.gz for each archive of PROGRAMS; where PRELOAD is libjitmem-llvm-22.so, for a
+session of clang-repl that runs on it; and where it is libjitmem-llvm-14.so, for queries that PostgreSQL
+compiles.
 
 A trace has a line for each step: "+ CODE CONSTANTS DATA" for a graph that comes, its bytes of each
-protection laid out as JITLink does, and "- NUMBER" for one that goes, counted from 0 as they came.
-Members of an archive come in its order and stay; then the program is linked anew, member by member: each
-goes, in an order that is drawn with a fixed seed, and comes again. The session's steps are its own, as gdb sees
-them (record_session.py).
+protection, and "- NUMBER" for one that goes, counted from 0 as they came. Members of an archive come in its
+order and stay; then the program is linked anew, member by member: each goes, in an order that is drawn with
+a fixed seed, and comes again. Sessions' steps are their own, as gdb sees them (record_session.py).
 """
 
 import gzip
@@ -33,6 +35,7 @@ PROGRAMS = {
 }
 READOBJ = "llvm-readobj-22"
 CLANG_REPL = "clang-repl-22"
+POSTGRES = "/usr/lib/postgresql/15/bin"
 
 
 def aligned(offset, alignment):
@@ -81,7 +84,8 @@ def session(inputs):
     yield 'extern "C" int printf(const char *, ...);'
     yield "template <class T> T twice(T value) { return value + value; }"
     for i in range(inputs):
-        yield f"int square{i}(int n) {{ int sum = {i}; for (int j = 0; j < n; ++j) sum += j * n; return sum; }}"
+        body = f"{{ int sum = {i}; for (int j = 0; j < n; ++j) sum += j * n; return sum; }}"
+        yield f"int square{i}(int n) {body}"
         yield f"int value{i} = square{i}({i + 3}) + twice({i}.5);"
         yield f'const char *name{i} = "value number {i}";'
         if i % 3 == 0:
@@ -93,24 +97,70 @@ def session(inputs):
     yield "%quit"
 
 
-def record_session(preload):
+def gdb(trace, *arguments, **options):
+    """gdb with the recorder, which writes to the file."""
+    recorder = Path(__file__).with_name("record_session.py")
+    command = ["gdb", "-nx", "-batch", "-ex", "set startup-with-shell off", *arguments]
+    return subprocess.Popen(
+        [part.format(recorder=recorder) for part in command],
+        env={**os.environ, "RECORD_TO": str(trace), "DEBUGINFOD_URLS": ""},
+        **options,
+    )
+
+
+def record_clang_repl(preload):
     with tempfile.TemporaryDirectory() as folder:
         trace, inputs = Path(folder, "trace"), Path(folder, "inputs")
         inputs.write_text("\n".join(session(60)) + "\n")
-        commands = [
-            "set startup-with-shell off",
-            f"set environment LD_PRELOAD {Path(preload).resolve()}",
-            f"source {Path(__file__).with_name('record_session.py')}",
-        ]
-        gdb = ["gdb", "-batch", *(word for command in commands for word in ("-ex", command))]
-        subprocess.run(
-            [*gdb, "--args", shutil.which(CLANG_REPL)],
-            check=True,
-            stdin=inputs.open(),
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "RECORD_TO": str(trace), "DEBUGINFOD_URLS": ""},
-        )
+        preloaded = f"set environment LD_PRELOAD {Path(preload).resolve()}"
+        program = ["--args", shutil.which(CLANG_REPL)]
+        commands = ["-ex", preloaded, "-ex", "source {recorder}", *program]
+        with inputs.open() as text:
+            if gdb(trace, *commands, stdin=text, stdout=subprocess.DEVNULL).wait():
+                sys.exit("record.py: gdb failed with clang-repl")
         return trace.read_text()
+
+
+def record_postgres(preload):
+    """The queries of tests/preload/postgres.py in one backend, with cursors that stay open meanwhile."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests/preload"))
+    import postgres
+
+    user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    user = user if os.getuid() == 0 else []
+    with tempfile.TemporaryDirectory() as folder:
+        trace, home = Path(folder, "trace"), folder + "/home"
+        server = postgres.Server(POSTGRES, home, user, postgres.install(preload, folder))
+        os.chmod(folder, 0o711)
+        os.mkdir(home)
+        if user:
+            shutil.chown(home, "postgres", "postgres")
+        make = [server.tool("initdb"), "-D", home + "/data", "-A", "trust", "-N"]
+        subprocess.run([*user, *make], check=True, cwd="/", stdout=subprocess.DEVNULL)
+        with server:
+            backend = postgres.Session(server)
+            backend.run("set jit=off", postgres.TABLES, postgres.JIT)
+            # LLVM is loaded with the first query, and jitmem with it.
+            backend.run("select sum(abalance) from accounts")
+            attached = ["-p", str(backend.pid), "-ex", "source {recorder}"]
+            recorder = gdb(trace, *attached, stdout=subprocess.PIPE, text=True)
+            for line in recorder.stdout:
+                if line.startswith("record_session: "):
+                    break
+            backend.run(*postgres.ANALYTIC, *postgres.short_queries(100))
+            cursor = "declare c{0} cursor for select abalance + {0} from accounts"
+            backend.run("begin", *(cursor.format(i) for i in range(postgres.OPEN)))
+            backend.run(*(f"fetch 1 from c{i}" for i in range(postgres.OPEN)))
+            backend.run(*postgres.short_queries(100), *postgres.ANALYTIC)
+            backend.close()
+            recorder.communicate()
+        return trace.read_text()
+
+
+SESSIONS = {
+    "libjitmem-llvm-22.so": ("clang-repl", record_clang_repl),
+    "libjitmem-llvm-14.so": ("postgresql", record_postgres),
+}
 
 
 def write(folder, name, trace):
@@ -118,17 +168,18 @@ def write(folder, name, trace):
     (Path(folder) / f"{name}.txt.gz").write_bytes(gzip.compress(trace.encode(), mtime=0))
 
 
-def main(folder, preload=None):
+def main(folder, *preloads):
     for name, archive in PROGRAMS.items():
         path = LIBRARIES / archive
         if not path.exists():
             sys.exit(f"record.py: {path}: not found; install the package that has it")
         write(folder, name, record(path))
-    if preload:
-        write(folder, "clang-repl", record_session(preload))
+    for preload in preloads:
+        name, of_session = SESSIONS[Path(preload).name]
+        write(folder, name, of_session(preload))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     main(*sys.argv[1:])

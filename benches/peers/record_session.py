@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-"""Records what a program that runs on jitmem's preload library asks of it; run by gdb, for record.py, with
-RECORD_TO=FILE. Calls that are answered later are left out; in process that is the first one at most."""
+"""Records what a program that runs on jitmem's preload library asks of it. gdb runs it for record.py, with
+RECORD_TO=FILE. Calls that are answered later are left out; in process that is the first one at most.
+"""
 
 import os
 import struct
@@ -84,5 +85,6 @@ gdb.execute("set breakpoint pending on")
 gdb.execute("set pagination off")
 Allocate("jitmem_manager_try_allocate")
 Deallocate("jitmem_manager_try_deallocate")
-gdb.execute("run")
+print("record_session: ready", flush=True)
+gdb.execute("continue" if gdb.selected_inferior().pid else "run")
 TRACE.file.close()

@@ -4,6 +4,7 @@
 #include "measures.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -100,7 +101,8 @@ public:
     Before = memory();
   }
 
-  /// Graphs, ns per graph, and the process's memory over live bytes after each fourth of the steps.
+  /// Graphs, ns per graph, and the process's memory over live bytes after each fourth of the steps,
+  /// which is no number where nothing is live.
   std::vector<double> play() {
     std::vector<double> Answer = {double(Graphs.size()), 0};
     double Time = 0;
@@ -110,7 +112,7 @@ public:
       double Start = spent();
       std::for_each(From, To, [this](const Step &S) { take(S); });
       Time += spent() - Start;
-      Answer.push_back((memory() - Before) / double(Live));
+      Answer.push_back(Live ? (memory() - Before) / double(Live) : NAN);
       From = To;
     }
     Answer[1] = Time / double(Graphs.size());
