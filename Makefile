@@ -348,6 +348,11 @@ check-records: setup stage ## a million graphs come and go in another process, a
 	JITMEM_TEST_GRAPHS=1000000 JITMEM_EXECUTOR=$(STAGE)/bin/jitmem-executor \
 	  build/capi-tests/records_across_test
 
+.PHONY: check-image
+check-image: ## what one process has stored, run by a thousand others
+	$(call headline,an image in a thousand processes)
+	JITMEM_TEST_LAYOUTS=1000 cargo test --locked --test image -- --nocapture
+
 .PHONY: check-aarch64
 check-aarch64: ## Rust, C and executor tests in emulated machines of AArch64, with pages of 4 and 16 KiB
 	$(call headline,AArch64 with pages of 4 KiB)

@@ -168,6 +168,8 @@ mod manager;
 
 pub mod executor;
 
+pub mod image;
+
 // Its functions are exported to C; its declarations are public for cbindgen, which reads enumerations
 // that only C uses.
 #[allow(unsafe_code, unreachable_pub, dead_code)]

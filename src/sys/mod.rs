@@ -11,12 +11,14 @@ mod call;
 mod clock;
 mod code;
 mod copies;
+mod cpu;
 mod crash;
 mod debugging;
 mod dl;
 mod explain;
 #[cfg(test)]
 pub(crate) mod fault;
+mod file;
 mod fork;
 pub(crate) mod heap;
 mod jit_debug;
@@ -54,11 +56,13 @@ pub(crate) use code::{
     COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores, synchronize_fetches,
 };
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
+pub(crate) use cpu::cpu_features;
 pub(crate) use crash::{report_crashes, report_limit};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, next_symbol, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_reach};
+pub(crate) use file::{read_own_file, replace_own_file};
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! From a file to an allocation.
+
+use super::format::{ImageSegment, LARGEST_FILE, Place, SlotValue, Tables, decode};
+use super::key::Key;
+use super::recorder::of_file;
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::manager::{InFlight, Label, Manager, Segment};
+use crate::page::AddressRange;
+use crate::sys;
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+
+/// A file that was read and checked whole.
+pub struct Image {
+    pub(super) file: Vec<u8>,
+    pub(super) tables: Tables,
+    /// Where the contents are in the file.
+    pub(super) contents: Vec<Range<usize>>,
+}
+
+/// A symbol of an image that is linked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkedExport {
+    /// Its name.
+    pub symbol: String,
+    /// Its address in the executor.
+    pub address: u64,
+    /// What the host that stored it said of it.
+    pub flags: u64,
+}
+
+/// An image in a manager's memory.
+#[derive(Debug)]
+pub struct Linked {
+    /// All of it: what is left to do is to finalize it.
+    pub graph: InFlight,
+    /// What may be looked up in it.
+    pub exports: Vec<LinkedExport>,
+    /// Sections of unwind information, for finalize actions that register them: in this process
+    /// [`eh_frame_action`](crate::executor::eh_frame_action).
+    pub frames: Vec<AddressRange>,
+}
+
+impl Image {
+    /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
+    /// five system calls, and as much memory as the file has bytes.
+    ///
+    /// # Errors
+    /// `Unsupported` if it was stored for another key, or in another format; `InvalidArgument` if it is none,
+    /// or is torn or damaged; `Denied` if it belongs to another user than this one or root, or others may
+    /// write it; `OutOfMemory`; what the system says of the file.
+    pub fn open(path: impl AsRef<Path>, key: &Key) -> Result<Image> {
+        let path = path.as_ref();
+        let read = || {
+            let file = sys::read_own_file(path, LARGEST_FILE);
+            Image::from_bytes(file.map_err(|error| of_file("read it", error))?, key)
+        };
+        read().map_err(|error| error.context(format!("open image {}", path.display())))
+    }
+
+    pub(super) fn from_bytes(file: Vec<u8>, key: &Key) -> Result<Image> {
+        let (tables, contents) = decode(&file, key)?;
+        Ok(Image {
+            file,
+            tables,
+            contents,
+        })
+    }
+
+    /// Allocates memory for all of the image, fills it in for the addresses that it has got, and gives it to
+    /// be finalized. Waits for the mapper.
+    ///
+    /// `resolve` is called once if the image has imports. It gets the names of all symbols that are outside,
+    /// each once, and answers their addresses in the executor in the same order.
+    ///
+    /// # Errors
+    /// As [`Manager::allocate`]; what `resolve` answers; `InvalidArgument` if that is not one address for
+    /// each symbol, or if two segments are too far from each other for a distance of 4 bytes, where each
+    /// segment has a reservation of its own. Nothing is left allocated then.
+    pub fn link(
+        &mut self,
+        manager: &Manager,
+        label: impl Into<Label>,
+        resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>,
+    ) -> Result<Linked> {
+        let symbols = self.resolve(resolve)?;
+        let segments = self.tables.segments.iter().map(ImageSegment::request);
+        let mut graph = manager.allocate(segments, label)?;
+        self.fill_slots(&graph, &symbols)?;
+        for (index, content) in self.contents.iter().enumerate() {
+            graph.write(index, 0, &self.file[content.clone()])?;
+        }
+        let address =
+            |place: Place| graph.address(place.segment as usize) + u64::from(place.offset);
+        let exports = self.tables.exports.iter().map(|export| LinkedExport {
+            symbol: export.symbol.clone(),
+            address: address(export.place),
+            flags: export.flags,
+        });
+        let frames =
+            self.tables.frames.iter().filter_map(|section| {
+                AddressRange::new(address(section.place), section.size.into())
+            });
+        Ok(Linked {
+            exports: exports.collect(),
+            frames: frames.collect(),
+            graph,
+        })
+    }
+
+    fn resolve(&self, resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>) -> Result<Vec<u64>> {
+        let names: Vec<&str> = self.tables.symbols.iter().map(String::as_str).collect();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let addresses = resolve(&names)?;
+        match addresses.len() == names.len() {
+            true => Ok(addresses),
+            false => Err(invalid_argument(format!(
+                "{} addresses for the {} symbols of an image",
+                addresses.len(),
+                names.len()
+            ))),
+        }
+    }
+
+    /// Computes every slot for the addresses of a graph, into the contents as they were read. Nothing of what
+    /// was there before is used, so an image may be linked again.
+    fn fill_slots(&mut self, graph: &InFlight, symbols: &[u64]) -> Result<()> {
+        for slot in &self.tables.slots {
+            let Place { segment, offset } = slot.place;
+            let address = graph.address(segment as usize) + u64::from(offset);
+            let at = |segment: u32| {
+                graph
+                    .address(segment as usize)
+                    .wrapping_add_signed(slot.addend)
+            };
+            let start = self.contents[segment as usize].start + offset as usize;
+            let bytes = &mut self.file[start..][..slot.value.size() as usize];
+            match slot.value {
+                SlotValue::Import(symbol) => {
+                    let value = symbols[symbol as usize].wrapping_add_signed(slot.addend);
+                    bytes.copy_from_slice(&value.to_le_bytes());
+                }
+                SlotValue::Absolute64(segment) => bytes.copy_from_slice(&at(segment).to_le_bytes()),
+                SlotValue::Relative64(segment) => {
+                    bytes.copy_from_slice(&at(segment).wrapping_sub(address).to_le_bytes());
+                }
+                SlotValue::Relative32(segment) => {
+                    let distance = at(segment).wrapping_sub(address) as i64;
+                    let near = i32::try_from(distance).map_err(|_| too_far(address, distance))?;
+                    bytes.copy_from_slice(&near.to_le_bytes());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cold]
+fn too_far(address: u64, distance: i64) -> Error {
+    let what = format!(
+        "link an image: {distance} bytes from {address:#x} do not fit a distance of 4 bytes"
+    );
+    Error::new(Status::InvalidArgument, what)
+}
+
+impl ImageSegment {
+    fn request(&self) -> Segment {
+        Segment::new(self.protection, self.content.into())
+            .zero_fill(self.zero_fill.into())
+            .aligned(self.alignment)
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image")
+            .field("segments", &self.tables.segments)
+            .field("symbols", &self.tables.symbols.len())
+            .field("exports", &self.tables.exports.len())
+            .finish()
+    }
+}

@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Images: linked code in a file, from which a later process has it without linking.
+//!
+//! A host tells a [`Recorder`] of each graph that it has linked, before the code runs: where its segments
+//! are, what the linker has written there, and which of that depends on addresses. The recorder keeps a copy
+//! and writes all of it to one file. [`Image::open`] reads the file in another process and checks all of it,
+//! and [`Image::link`] puts it into a manager's memory: one allocation with a segment for each protection.
+//!
+//! ```
+//! use jitmem::image::{Export, Graph, GraphSegment, Image, Import, Key, Recorder};
+//! use jitmem::{Dylib, InProcessKind, Manager, Mapper, Options, Protection, Segment};
+//!
+//! # let path = std::env::temp_dir().join(format!("jitmem-image-example-{}", std::process::id()));
+//! let mapper = Mapper::in_process(InProcessKind::Auto)?;
+//! let manager = Manager::new(&mapper, Options::default())?;
+//! let segment = Segment::new(Protection::READ_WRITE, 8);
+//!
+//! // A graph of one pointer, to what another library has.
+//! let mut graph = manager.allocate([segment], Dylib::NONE)?;
+//! let address = graph.address(0);
+//! graph.write(0, 0, &0x7000_0000_0000u64.to_ne_bytes())?;
+//! let mut recorder = Recorder::default();
+//! recorder.record(&Graph {
+//!     name: "pointer",
+//!     segments: &[GraphSegment { address, segment, content: &0x7000_0000_0000u64.to_ne_bytes() }],
+//!     imports: &[Import { slot: address, symbol: "puts", addend: 0 }],
+//!     exports: &[Export { symbol: "pointer", address, flags: 0 }],
+//!     ..Graph::default()
+//! })?;
+//! graph.finalize([])?;
+//! let key = Key::default().with("linker", "example 1");
+//! recorder.store(&path, &key)?;
+//!
+//! // In another process, where the library is elsewhere.
+//! let mut image = Image::open(&path, &key)?;
+//! let linked = image.link(&manager, Dylib::NONE, |symbols| {
+//!     assert_eq!(symbols, ["puts"]);
+//!     Ok(vec![0x6000_0000_0000])
+//! })?;
+//! assert_eq!(linked.exports[0].symbol, "pointer");
+//! linked.graph.finalize([])?;
+//! # std::fs::remove_file(&path).unwrap();
+//! # Ok::<(), jitmem::Error>(())
+//! ```
+//!
+//! # What can be stored
+//!
+//! Whatever depends on an address must be a [`Reference`] or an [`Import`]: a pointer of 8 bytes, or a
+//! distance of 4 or 8 bytes to something that is stored as well. So a linker keeps the global offset table
+//! and the stubs of graphs that are to be stored: a call or a load of what is outside then depends on one
+//! pointer. Offsets of thread-local variables, addresses in 4 bytes and instructions that hold a part of an
+//! address can't be stored; nor can segments that live only until finalize, or actions other than to
+//! register frames, which [`Linked::frames`] names for the host to make them anew.
+//!
+//! # What a file is worth
+//!
+//! Its content is run. [`Image::open`] refuses a file that another user owns or may write, and one in which
+//! anything is torn, changed by accident, inconsistent, or made for something else ([`Key`]). It can't tell
+//! whether one of this user's own programs has put other code there on purpose.
+
+mod format;
+mod key;
+mod load;
+mod plan;
+mod recorder;
+#[cfg(test)]
+mod tests;
+
+pub use key::Key;
+pub use load::{Image, Linked, LinkedExport};
+pub use recorder::{RecordedId, Recorder};
+
+use crate::manager::Segment;
+use crate::page::AddressRange;
+
+/// A segment of a graph where it was linked.
+#[derive(Clone, Copy, Debug)]
+pub struct GraphSegment<'a> {
+    /// Where it is in the executor.
+    pub address: u64,
+    /// What was asked for.
+    pub segment: Segment,
+    /// What the linker has written: as many bytes as the segment has content.
+    pub content: &'a [u8],
+}
+
+/// A pointer of 8 bytes to what is outside of the image.
+#[derive(Clone, Copy, Debug)]
+pub struct Import<'a> {
+    /// Where the pointer is: 8 bytes inside the content of a segment of the same graph.
+    pub slot: u64,
+    /// What it points to.
+    pub symbol: &'a str,
+    /// What is added to the symbol's address.
+    pub addend: i64,
+}
+
+/// How a slot says where its target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReferenceKind {
+    /// 8 bytes: an address.
+    Absolute64,
+    /// 4 bytes: a signed distance from the slot.
+    Relative32,
+    /// 8 bytes: a distance from the slot.
+    Relative64,
+}
+
+/// Bytes that depend on where something of the image is. What refers to its own segment by a distance need
+/// not be told.
+#[derive(Clone, Copy, Debug)]
+pub struct Reference {
+    /// Where the bytes are: inside the content of a segment of the same graph.
+    pub slot: u64,
+    /// An address inside the segment that is meant. The content of the slot says which of it: it may be
+    /// another address of the segment, or one outside of it at some distance.
+    pub target: u64,
+    /// How the content says it.
+    pub kind: ReferenceKind,
+}
+
+/// A symbol that a later process finds.
+#[derive(Clone, Copy, Debug)]
+pub struct Export<'a> {
+    /// Its name.
+    pub symbol: &'a str,
+    /// Its address, inside a segment of the graph.
+    pub address: u64,
+    /// What the host wants to know of it; kept as it is.
+    pub flags: u64,
+}
+
+/// A linked graph: what [`Recorder::record`] copies.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Graph<'a> {
+    /// What errors call it.
+    pub name: &'a str,
+    /// Its segments. Those without memory may be left out.
+    pub segments: &'a [GraphSegment<'a>],
+    /// Pointers to what is outside of the image.
+    pub imports: &'a [Import<'a>],
+    /// What depends on addresses inside of it.
+    pub references: &'a [Reference],
+    /// What later processes look up.
+    pub exports: &'a [Export<'a>],
+    /// Sections of unwind information (`.eh_frame`), inside the content of a segment.
+    pub frames: &'a [AddressRange],
+}

@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! What goes where in an image: segments of one protection become one, and what depends on addresses a slot.
+
+use super::ReferenceKind;
+use super::format::{ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue, Tables};
+use super::key::Key;
+use super::recorder::{RecordedGraph, RecordedSegment, of_graph};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Protection;
+use crate::memory::placement::REACH;
+use crate::page::{AddressRange, Alignment};
+use crate::sys::{self, heap};
+use std::collections::HashMap;
+
+/// A segment of an image while it is filled.
+struct Filling {
+    protection: Protection,
+    alignment: Alignment,
+    content: Vec<u8>,
+    /// Zero bytes behind the content.
+    zero_fill: u64,
+}
+
+impl Filling {
+    fn new(protection: Protection) -> Filling {
+        Filling {
+            protection,
+            alignment: Alignment::ONE,
+            content: Vec::new(),
+            zero_fill: 0,
+        }
+    }
+
+    /// Adds a recorded segment and gives its offset.
+    fn add(&mut self, recorded: &RecordedSegment) -> Result<u32> {
+        let full = || {
+            let what = format!(
+                "segments of protection {:?} have more bytes than a window",
+                self.protection
+            );
+            Error::new(Status::WindowFull, what).remedy("store fewer graphs in one image")
+        };
+        let alignment = recorded.segment.alignment;
+        let filled = self.content.len() as u64 + self.zero_fill;
+        let start = alignment.round_up(filled).ok_or_else(full)?;
+        let end = start.checked_add(recorded.range.size());
+        let end = end.filter(|end| *end <= REACH).ok_or_else(full)?;
+        self.alignment = self.alignment.max(alignment);
+        if recorded.content.is_empty() {
+            self.zero_fill = end - self.content.len() as u64;
+            return Ok(start as u32);
+        }
+        let more = start as usize + recorded.content.len() - self.content.len();
+        let room = self.content.try_reserve(more);
+        room.map_err(|_| heap::exhausted("store an image"))?;
+        self.content.resize(filled as usize, 0);
+        // What is between functions is never run.
+        let executable = self.protection.executable();
+        let gap = if executable { sys::TRAP } else { &[0] };
+        let pattern = gap.iter().cycle().skip(filled as usize % gap.len());
+        self.content.extend(pattern.take((start - filled) as usize));
+        self.content.extend(&recorded.content);
+        self.zero_fill = recorded.segment.zero_fill_size;
+        Ok(start as u32)
+    }
+
+    fn finished(&self) -> ImageSegment {
+        ImageSegment {
+            protection: self.protection,
+            alignment: self.alignment,
+            // Both are at most a window's.
+            content: self.content.len() as u32,
+            zero_fill: self.zero_fill as u32,
+            checksum: crc32fast::hash(&self.content),
+        }
+    }
+}
+
+/// Where a recorded segment has come to be.
+struct Moved {
+    from: AddressRange,
+    content: u64,
+    graph: usize,
+    to: Place,
+}
+
+/// An address where the code was linked, and where in the image that is.
+struct Found<'a> {
+    moved: &'a Moved,
+    place: Place,
+}
+
+impl Found<'_> {
+    /// The address of the image's segment if all of it had been where this part was.
+    fn segment_start(&self) -> u64 {
+        self.moved
+            .from
+            .start()
+            .wrapping_sub(self.moved.to.offset.into())
+    }
+}
+
+struct Layout {
+    segments: Vec<Filling>,
+    /// By address.
+    moved: Vec<Moved>,
+}
+
+/// Segments without zero-fill come first, and those that are nothing else last: what is between two
+/// contents must be in the file.
+fn rank(segment: &RecordedSegment) -> u8 {
+    match (segment.segment.zero_fill_size, segment.content.len()) {
+        (0, _) => 0,
+        (_, 1..) => 1,
+        (_, 0) => 2,
+    }
+}
+
+impl Layout {
+    fn new(graphs: &[RecordedGraph]) -> Result<Layout> {
+        let mut all: Vec<(usize, &RecordedSegment)> = Vec::new();
+        for (index, graph) in graphs.iter().enumerate() {
+            all.extend(graph.segments.iter().map(|segment| (index, segment)));
+        }
+        let protection = |segment: &RecordedSegment| segment.segment.group.protection;
+        all.sort_by_key(|(_, segment)| (protection(segment).bits(), rank(segment)));
+        let mut segments: Vec<Filling> = Vec::new();
+        let mut moved = heap::room_for(all.len(), "store an image")?;
+        for (graph, recorded) in all {
+            let protection = protection(recorded);
+            if segments
+                .last()
+                .is_none_or(|last| last.protection != protection)
+            {
+                segments.push(Filling::new(protection));
+            }
+            let segment = segments.len() - 1;
+            let added = segments[segment].add(recorded);
+            let offset = added.map_err(|error| of_graph(error, &graphs[graph].name))?;
+            moved.push(Moved {
+                from: recorded.range,
+                content: recorded.content.len() as u64,
+                graph,
+                to: Place {
+                    segment: segment as u32,
+                    offset,
+                },
+            });
+        }
+        moved.sort_by_key(|one| one.from);
+        if let Some(both) = moved
+            .windows(2)
+            .find(|two| two[0].from.overlaps(two[1].from))
+        {
+            let [one, other] = [&both[0], &both[1]].map(|moved| &graphs[moved.graph].name);
+            return Err(invalid_argument(format!(
+                "graphs {one:?} and {other:?} overlap at {:#x}; forget what was deallocated",
+                both[1].from.start()
+            )));
+        }
+        Ok(Layout { segments, moved })
+    }
+
+    /// Where an address is now.
+    fn find(&self, address: u64) -> Option<Found<'_>> {
+        let behind = self
+            .moved
+            .partition_point(|one| one.from.start() <= address);
+        let moved = &self.moved[behind.checked_sub(1)?];
+        let distance = address - moved.from.start();
+        let mut place = moved.to;
+        place.offset += u32::try_from(distance)
+            .ok()
+            .filter(|_| distance < moved.from.size())?;
+        Some(Found { moved, place })
+    }
+
+    /// Where `size` bytes of a graph's content are now.
+    fn find_content(&self, graph: usize, address: u64, size: u64, what: &str) -> Result<Found<'_>> {
+        let inside = |found: &Found<'_>| {
+            let offset = address - found.moved.from.start();
+            let end = offset.checked_add(size);
+            found.moved.graph == graph && end.is_some_and(|end| end <= found.moved.content)
+        };
+        self.find(address).filter(inside).ok_or_else(|| {
+            invalid_argument(format!(
+                "{what} of {size} bytes at {address:#x} is outside of the graph's content"
+            ))
+        })
+    }
+
+    /// The bytes of a slot, which are 0 from now on: they say where something was.
+    fn take<const SIZE: usize>(&mut self, place: Place) -> [u8; SIZE] {
+        let start = place.offset as usize;
+        let content = &mut self.segments[place.segment as usize].content[start..start + SIZE];
+        let mut bytes = [0; SIZE];
+        content.swap_with_slice(&mut bytes);
+        bytes
+    }
+
+    /// Fills in a slot whose value is the same wherever the image lies: the distance to `target` of its own
+    /// segment.
+    fn fill(&mut self, place: Place, size: u64, target: i64) -> Result<()> {
+        let distance = target.wrapping_sub(place.offset.into());
+        if size == 4 && i32::try_from(distance).is_err() {
+            let what = format!("a distance of {distance} bytes does not fit 4 bytes");
+            return Err(invalid_argument(what));
+        }
+        let start = place.offset as usize;
+        let content = &mut self.segments[place.segment as usize].content[start..];
+        let size = size as usize;
+        content[..size].copy_from_slice(&distance.to_le_bytes()[..size]);
+        Ok(())
+    }
+}
+
+/// Numbers for names, each once.
+#[derive(Default)]
+struct Symbols<'a> {
+    numbers: HashMap<&'a str, u32>,
+    names: Vec<String>,
+}
+
+impl<'a> Symbols<'a> {
+    fn number(&mut self, name: &'a str) -> u32 {
+        *self.numbers.entry(name).or_insert_with(|| {
+            self.names.push(name.to_owned());
+            self.names.len() as u32 - 1
+        })
+    }
+}
+
+/// Lays an image out: its tables, and the content of each of its segments.
+pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<Vec<u8>>)> {
+    let mut layout = Layout::new(graphs)?;
+    let mut symbols = Symbols::default();
+    let mut slots = Vec::new();
+    let mut exports = Vec::new();
+    let mut frames = Vec::new();
+    for (index, graph) in graphs.iter().enumerate() {
+        let mut graph_slots = || -> Result<()> {
+            for import in &graph.imports {
+                let slot = layout.find_content(index, import.slot, 8, "an import")?;
+                slots.push((
+                    slot.place,
+                    import.slot,
+                    Source::Import {
+                        symbol: symbols.number(&import.symbol),
+                        addend: import.addend,
+                    },
+                ));
+            }
+            for reference in &graph.references {
+                let size = match reference.kind {
+                    ReferenceKind::Relative32 => 4,
+                    ReferenceKind::Absolute64 | ReferenceKind::Relative64 => 8,
+                };
+                let slot = layout.find_content(index, reference.slot, size, "a reference")?;
+                let target = layout.find(reference.target).ok_or_else(|| {
+                    invalid_argument(format!(
+                        "a reference at {:#x} to {:#x}, which is in no recorded graph; record the graph that \
+                         is there, or tell it as an import",
+                        reference.slot, reference.target
+                    ))
+                })?;
+                slots.push((
+                    slot.place,
+                    reference.slot,
+                    Source::Reference {
+                        kind: reference.kind,
+                        segment: target.place.segment,
+                        segment_start: target.segment_start(),
+                    },
+                ));
+            }
+            for export in &graph.exports {
+                let found = layout.find(export.address);
+                let found = found
+                    .filter(|found| found.moved.graph == index)
+                    .ok_or_else(|| {
+                        invalid_argument(format!(
+                            "symbol {:?} at {:#x} is outside of the graph's segments",
+                            export.symbol, export.address
+                        ))
+                    })?;
+                exports.push(ExportedSymbol {
+                    symbol: export.symbol.clone(),
+                    place: found.place,
+                    flags: export.flags,
+                });
+            }
+            for section in &graph.frames {
+                let (start, size) = (section.start(), section.size());
+                if size > 0 {
+                    let found = layout.find_content(index, start, size, "a section of frames")?;
+                    let place = found.place;
+                    frames.push(FrameSection {
+                        place,
+                        size: size as u32,
+                    });
+                }
+            }
+            Ok(())
+        };
+        graph_slots().map_err(|error| of_graph(error, &graph.name))?;
+    }
+    slots.sort_by_key(|(place, ..)| *place);
+    let slots = evaluate(&mut layout, slots)?;
+    let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
+    if segments.iter().map(ImageSegment::size).sum::<u64>() > REACH {
+        let error = Error::new(
+            Status::WindowFull,
+            "all segments have more bytes than a window",
+        );
+        return Err(error.remedy("store fewer graphs in one image"));
+    }
+    let contents = layout.segments.into_iter().map(|segment| segment.content);
+    let contents = contents.collect();
+    let tables = Tables {
+        key: key.clone(),
+        segments,
+        symbols: symbols.names,
+        slots,
+        exports,
+        frames,
+    };
+    Ok((tables, contents))
+}
+
+/// What a slot is filled from.
+#[derive(Clone, Copy)]
+enum Source {
+    Import {
+        symbol: u32,
+        addend: i64,
+    },
+    Reference {
+        kind: ReferenceKind,
+        segment: u32,
+        /// Where the segment would have been.
+        segment_start: u64,
+    },
+}
+
+/// Turns what slots say of the old addresses into addends. Slots that say the distance inside of one segment
+/// are filled for good.
+fn evaluate(layout: &mut Layout, sources: Vec<(Place, u64, Source)>) -> Result<Vec<Slot>> {
+    let mut slots = heap::room_for(sources.len(), "store an image")?;
+    let mut free = Place {
+        segment: 0,
+        offset: 0,
+    };
+    for (place, address, source) in sources {
+        let (value, addend) = match source {
+            Source::Import { symbol, addend } => {
+                layout.take::<8>(place);
+                (SlotValue::Import(symbol), addend)
+            }
+            Source::Reference {
+                kind,
+                segment,
+                segment_start,
+            } => {
+                let (value, means) = match kind {
+                    ReferenceKind::Absolute64 => {
+                        let content = u64::from_le_bytes(layout.take(place));
+                        (SlotValue::Absolute64(segment), content)
+                    }
+                    ReferenceKind::Relative32 => {
+                        let content = i32::from_le_bytes(layout.take(place));
+                        let means = address.wrapping_add_signed(content.into());
+                        (SlotValue::Relative32(segment), means)
+                    }
+                    ReferenceKind::Relative64 => {
+                        let content = u64::from_le_bytes(layout.take(place));
+                        (
+                            SlotValue::Relative64(segment),
+                            address.wrapping_add(content),
+                        )
+                    }
+                };
+                (value, means.wrapping_sub(segment_start) as i64)
+            }
+        };
+        if place < free {
+            return Err(invalid_argument(format!(
+                "two slots overlap at {address:#x}"
+            )));
+        }
+        free = place;
+        free.offset += value.size() as u32;
+        match value {
+            SlotValue::Relative32(segment) | SlotValue::Relative64(segment)
+                if segment == place.segment =>
+            {
+                layout.fill(place, value.size(), addend)?;
+            }
+            _ => slots.push(Slot {
+                place,
+                value,
+                addend,
+            }),
+        }
+    }
+    Ok(slots)
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Collecting graphs while they are linked, and writing them to a file.
+
+use super::format::encode;
+use super::key::Key;
+use super::plan::plan;
+use super::{Export, Graph, Import, Reference};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::group::Lifetime;
+use crate::manager::Segment;
+use crate::page::AddressRange;
+use crate::sys::{self, heap};
+use std::io;
+use std::path::Path;
+
+/// A segment that takes memory.
+#[derive(Debug)]
+pub(super) struct RecordedSegment {
+    pub(super) range: AddressRange,
+    pub(super) segment: Segment,
+    pub(super) content: Vec<u8>,
+}
+
+#[derive(Debug)]
+pub(super) struct RecordedImport {
+    pub(super) slot: u64,
+    pub(super) symbol: String,
+    pub(super) addend: i64,
+}
+
+#[derive(Debug)]
+pub(super) struct RecordedExport {
+    pub(super) symbol: String,
+    pub(super) address: u64,
+    pub(super) flags: u64,
+}
+
+/// A [`Graph`] of the recorder's own.
+#[derive(Debug)]
+pub(super) struct RecordedGraph {
+    pub(super) number: u64,
+    pub(super) name: String,
+    pub(super) segments: Vec<RecordedSegment>,
+    pub(super) imports: Vec<RecordedImport>,
+    pub(super) references: Vec<Reference>,
+    pub(super) exports: Vec<RecordedExport>,
+    pub(super) frames: Vec<AddressRange>,
+}
+
+/// Names a graph to its recorder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RecordedId(u64);
+
+/// Copies of linked graphs, to be stored as one image. It takes as much memory as they have content.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    pub(super) graphs: Vec<RecordedGraph>,
+    recorded: u64,
+}
+
+impl Recorder {
+    /// Copies a graph that is linked: to be called once its content is written, for the addresses that it
+    /// will have, and before it runs, since it would be stored as it is then.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if a segment's content is not as long as the segment says, or its range ends beyond
+    /// the last address; `Unsupported` for a segment that lives only until finalize; `OutOfMemory`. Nothing
+    /// is recorded then.
+    pub fn record(&mut self, graph: &Graph<'_>) -> Result<RecordedId> {
+        let copied = copy(graph, self.recorded + 1);
+        let copied = copied.map_err(|error| of_graph(error, graph.name))?;
+        self.graphs.push(copied);
+        self.recorded += 1;
+        Ok(RecordedId(self.recorded))
+    }
+
+    /// Forgets a graph: its allocation is gone, or about to go. Graphs that refer to it can't be stored from
+    /// then on.
+    ///
+    /// # Errors
+    /// `InvalidHandle` if it was forgotten before.
+    pub fn forget(&mut self, graph: RecordedId) -> Result<()> {
+        // Numbers rise.
+        let found = self.graphs.binary_search_by_key(&graph.0, |one| one.number);
+        let index = found.map_err(|_| {
+            let what = format!("recorded graph {}: it was forgotten before", graph.0);
+            Error::new(Status::InvalidHandle, what)
+        })?;
+        self.graphs.remove(index);
+        Ok(())
+    }
+
+    /// Writes everything that is recorded to a file, in the place of one that is there. A process that
+    /// opens it at any time has all of the old one or all of the new one, also after the system has crashed. Until it is
+    /// whole the file is PATH.new; a process that stores to the same path at that time waits for its turn.
+    /// Only this user may read or write it.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if what was recorded does not fit together: a slot outside of the content of its
+    /// graph, slots or graphs that overlap, a reference to what is not recorded; `WindowFull` for more than a
+    /// window holds; `OutOfMemory`; what the system says of the file.
+    pub fn store(&self, path: impl AsRef<Path>, key: &Key) -> Result<()> {
+        let path = path.as_ref();
+        self.write(path, key)
+            .map_err(|error| error.context(format!("store image {}", path.display())))
+    }
+
+    fn write(&self, path: &Path, key: &Key) -> Result<()> {
+        let (tables, contents) = plan(&self.graphs, key)?;
+        let head = encode(&tables)?;
+        let mut parts: Vec<&[u8]> = vec![&head];
+        parts.extend(contents.iter().map(Vec::as_slice));
+        sys::replace_own_file(path, &parts).map_err(|error| of_file("write it", error))
+    }
+}
+
+/// What the system says of a file.
+pub(super) fn of_file(operation: &str, error: io::Error) -> Error {
+    let status = match error.kind() {
+        io::ErrorKind::PermissionDenied => Status::Denied,
+        io::ErrorKind::OutOfMemory => Status::OutOfMemory,
+        io::ErrorKind::InvalidInput => Status::InvalidArgument,
+        _ => Status::System,
+    };
+    Error::system(status, operation, error)
+}
+
+pub(super) fn of_graph(error: Error, name: &str) -> Error {
+    error.context(format!("graph {name:?}"))
+}
+
+fn copy(graph: &Graph<'_>, number: u64) -> Result<RecordedGraph> {
+    let mut segments = heap::room_for(graph.segments.len(), "record a graph")?;
+    for (index, given) in graph.segments.iter().enumerate() {
+        let Segment {
+            content_size,
+            zero_fill_size,
+            group,
+            ..
+        } = given.segment;
+        if group.lifetime == Lifetime::NoAlloc {
+            continue;
+        }
+        if group.lifetime == Lifetime::Finalize {
+            let what = format!("segment {index} lives only until finalize, so it can't be stored");
+            return Err(Error::new(Status::Unsupported, what));
+        }
+        let size = content_size.checked_add(zero_fill_size);
+        let range = size.and_then(|size| AddressRange::new(given.address, size));
+        let range = range.ok_or_else(|| {
+            let at = given.address;
+            invalid_argument(format!(
+                "segment {index} of {content_size} content and {zero_fill_size} zero-fill bytes at {at:#x}: \
+                 it ends beyond the last address"
+            ))
+        })?;
+        let content = given.content;
+        if content.len() as u64 != content_size {
+            return Err(invalid_argument(format!(
+                "segment {index} of {content_size} content bytes: {} are given",
+                content.len()
+            )));
+        }
+        if range.size() > 0 {
+            segments.push(RecordedSegment {
+                range,
+                segment: given.segment,
+                content: heap::copy_of(content, "record a graph")?,
+            });
+        }
+    }
+    Ok(RecordedGraph {
+        number,
+        name: graph.name.to_owned(),
+        segments,
+        imports: graph.imports.iter().map(RecordedImport::from).collect(),
+        references: graph.references.to_vec(),
+        exports: graph.exports.iter().map(RecordedExport::from).collect(),
+        frames: graph.frames.to_vec(),
+    })
+}
+
+impl From<&Import<'_>> for RecordedImport {
+    fn from(import: &Import<'_>) -> RecordedImport {
+        RecordedImport {
+            slot: import.slot,
+            symbol: import.symbol.to_owned(),
+            addend: import.addend,
+        }
+    }
+}
+
+impl From<&Export<'_>> for RecordedExport {
+    fn from(export: &Export<'_>) -> RecordedExport {
+        RecordedExport {
+            symbol: export.symbol.to_owned(),
+            address: export.address,
+            flags: export.flags,
+        }
+    }
+}

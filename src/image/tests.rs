@@ -1,0 +1,545 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Files that were changed, and what does not fit together.
+
+use super::format::{decode, seal};
+use super::*;
+use crate::error::{Error, Result, Status};
+use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::manager::{Dylib, Manager, Options};
+use crate::mapper::{InProcessKind, Mapper};
+use crate::page::Alignment;
+use proptest::prelude::*;
+use std::fs;
+use std::path::PathBuf;
+
+const CODE: u64 = 0x10_0000;
+const DATA: u64 = 0x20_0000;
+const OTHER: u64 = 0x30_0000;
+
+fn segment(protection: Protection, content: u64, zero_fill: u64) -> Segment {
+    Segment::new(protection, content).zero_fill(zero_fill)
+}
+
+/// Code that refers to data and data that refers to code, of two graphs.
+fn recorder() -> Recorder {
+    let mut recorder = Recorder::default();
+    let mut code = [0x90; 24];
+    // DATA + 8, from CODE + 4.
+    code[4..8].copy_from_slice(&((DATA + 8 - CODE - 4) as u32).to_le_bytes());
+    let mut data = [0; 32];
+    data[8..16].copy_from_slice(&(CODE + 20).to_le_bytes());
+    let segments = [
+        GraphSegment {
+            address: CODE,
+            segment: segment(Protection::READ_EXEC, 24, 0),
+            content: &code,
+        },
+        GraphSegment {
+            address: DATA,
+            segment: segment(Protection::READ_WRITE, 32, 100).aligned(Alignment::of::<u64>()),
+            content: &data,
+        },
+    ];
+    let first = Graph {
+        name: "first",
+        segments: &segments,
+        imports: &[
+            Import {
+                slot: DATA + 16,
+                symbol: "outside",
+                addend: 5,
+            },
+            Import {
+                slot: DATA + 24,
+                symbol: "outside",
+                addend: 0,
+            },
+        ],
+        references: &[
+            Reference {
+                slot: CODE + 4,
+                target: DATA,
+                kind: ReferenceKind::Relative32,
+            },
+            Reference {
+                slot: DATA + 8,
+                target: CODE,
+                kind: ReferenceKind::Absolute64,
+            },
+        ],
+        exports: &[Export {
+            symbol: "first",
+            address: CODE + 2,
+            flags: 7,
+        }],
+        frames: &[AddressRange::new(DATA, 8).unwrap()],
+    };
+    recorder.record(&first).unwrap();
+    let mut code = [0x90; 8];
+    code[..4].copy_from_slice(&((CODE as u32).wrapping_sub(OTHER as u32)).to_le_bytes());
+    let second = Graph {
+        name: "second",
+        segments: &[GraphSegment {
+            address: OTHER,
+            segment: segment(Protection::READ_EXEC, 8, 0),
+            content: &code,
+        }],
+        references: &[Reference {
+            slot: OTHER,
+            target: CODE,
+            kind: ReferenceKind::Relative32,
+        }],
+        exports: &[Export {
+            symbol: "second",
+            address: OTHER,
+            flags: 0,
+        }],
+        ..Graph::default()
+    };
+    recorder.record(&second).unwrap();
+    recorder
+}
+
+/// A folder of a test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let name = format!("jitmem-{test}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("image")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn key() -> Key {
+    Key::default().with("test", "1")
+}
+
+fn stored() -> Vec<u8> {
+    let recorder = recorder();
+    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let mut file = format::encode(&tables).unwrap();
+    contents.iter().for_each(|content| file.extend(content));
+    file
+}
+
+fn open(file: Vec<u8>) -> Result<Image> {
+    Image::from_bytes(file, &key())
+}
+
+fn manager() -> Manager {
+    let mapper = Mapper::in_process(InProcessKind::Auto).unwrap();
+    let options = Options {
+        window_size: 64 << 20,
+        ..Options::default()
+    };
+    Manager::new(&mapper, options).unwrap()
+}
+
+/// The bytes of one segment after the slots were filled in.
+fn content(image: &Image, segment: usize) -> &[u8] {
+    &image.file[image.contents[segment].clone()]
+}
+
+fn number(content: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(content[offset..offset + 8].try_into().unwrap())
+}
+
+fn distance(content: &[u8], offset: usize) -> u64 {
+    let bytes = content[offset..offset + 4].try_into().unwrap();
+    i64::from(i32::from_le_bytes(bytes)) as u64
+}
+
+#[test]
+fn slots_are_filled_for_the_addresses_of_each_manager() {
+    let mut image = open(stored()).unwrap();
+    assert_eq!(image.tables.symbols, ["outside"]);
+    // The call between graphs is inside of one segment and needs no slot.
+    assert_eq!(image.tables.slots.len(), 4);
+    for _ in 0..3 {
+        let manager = manager();
+        let linked = image.link(&manager, Dylib(1), |_| Ok(vec![0x1234_5678_9abc]));
+        let linked = linked.unwrap();
+        // Data comes before code: in the order of protections.
+        let (data, code) = (linked.graph.address(0), linked.graph.address(1));
+        let bytes = content(&image, 0);
+        assert_eq!(number(bytes, 0), 0);
+        assert_eq!(number(bytes, 8), code + 20);
+        assert_eq!(number(bytes, 16), 0x1234_5678_9abc + 5);
+        assert_eq!(number(bytes, 24), 0x1234_5678_9abc);
+        let bytes = content(&image, 1);
+        assert_eq!(
+            code.wrapping_add(4).wrapping_add(distance(bytes, 4)),
+            data + 8
+        );
+        // The second graph's code lies behind the first's, aligned to 16.
+        assert_eq!(distance(bytes, 32), (-32i64) as u64);
+        let exports: Vec<_> = linked
+            .exports
+            .iter()
+            .map(|export| (export.symbol.as_str(), export.address, export.flags))
+            .collect();
+        assert_eq!(exports, [("first", code + 2, 7), ("second", code + 32, 0)]);
+        assert_eq!(linked.frames, [AddressRange::new(data, 8).unwrap()]);
+        linked.graph.finalize([]).unwrap();
+    }
+}
+
+#[test]
+fn what_is_stored_depends_on_no_address() {
+    let file = stored();
+    let (tables, contents) = decode(&file, &key()).unwrap();
+    assert_eq!(tables.segments[0].size(), 132);
+    assert_eq!(tables.segments[1].size(), 40);
+    assert!(file[contents[0].clone()].iter().all(|byte| *byte == 0));
+    let code = &file[contents[1].clone()];
+    assert_eq!(code[4..8], [0; 4]);
+    let gap: Vec<u8> = crate::sys::traps(32)[24..].to_vec();
+    assert_eq!(code[24..32], gap);
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let file = stored();
+    open(file.clone()).unwrap();
+    for index in 0..file.len() {
+        for change in [1, 0x80, 0xff] {
+            let mut changed = file.clone();
+            changed[index] ^= change;
+            open(changed).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_or_goes_on_is_refused() {
+    let file = stored();
+    for size in 0..file.len() {
+        open(file[..size].to_vec()).unwrap_err();
+    }
+    let mut longer = file;
+    longer.push(0);
+    let error = open(longer).unwrap_err();
+    assert!(
+        error.message().contains("1 bytes follow its end"),
+        "{error}"
+    );
+}
+
+/// The size of everything that the checksum of the tables is of, and of what is in front.
+fn head(file: &[u8]) -> usize {
+    let (_, contents) = decode(file, &key()).unwrap();
+    contents[0].start
+}
+
+/// So many changed files, unless a slow machine asks for fewer.
+fn cases() -> u32 {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default().cases,
+        None => 10_000,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    /// An attacker makes the checksum fit.
+    #[test]
+    fn tables_that_lie_are_refused_or_harmless(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut file = stored();
+        let head = head(&file);
+        for (index, byte) in changes {
+            // Mostly the records, whose numbers are small.
+            file[16 + index.index(head - 16)] = byte;
+        }
+        seal(&mut file[..head]);
+        if let Ok((tables, contents)) = decode(&file, &key()) {
+            for (segment, content) in tables.segments.iter().zip(&contents) {
+                prop_assert_eq!(segment.content as usize, content.len());
+                prop_assert!(!(segment.protection.writable() && segment.protection.executable()));
+            }
+            for slot in &tables.slots {
+                let content = &contents[slot.place.segment as usize];
+                let end = slot.place.offset as usize + slot.value.size() as usize;
+                prop_assert!(end <= content.len());
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_no_image(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut file = stored()[..16].to_vec();
+        file.extend(bytes);
+        seal(&mut file);
+        prop_assert!(open(file).is_err());
+    }
+}
+
+/// Linked, but never run.
+#[test]
+fn an_image_whose_tables_lie_links_or_fails() {
+    let manager = manager();
+    let whole = stored();
+    let head = head(&whole);
+    let mut linked = 0;
+    for index in 16..head {
+        for byte in [0, 1, 0x7f, 0xff] {
+            let mut file = whole.clone();
+            file[index] = byte;
+            seal(&mut file[..head]);
+            if let Ok(mut image) = open(file) {
+                let answer =
+                    image.link(&manager, Dylib::NONE, |symbols| Ok(vec![1; symbols.len()]));
+                linked += u32::from(answer.is_ok());
+            }
+        }
+    }
+    // Addends, flags and names may be anything.
+    assert!(linked > 100, "{linked}");
+}
+
+fn refused(graph: &Graph<'_>, named: &str) -> Error {
+    let mut recorder = recorder();
+    let planned = recorder
+        .record(graph)
+        .and_then(|_| plan::plan(&recorder.graphs, &key()).map(drop));
+    let error = planned.unwrap_err();
+    assert!(error.message().starts_with("graph \"bad\": "), "{error}");
+    assert!(error.message().contains(named), "{error}");
+    error
+}
+
+#[test]
+fn what_does_not_fit_together_is_refused_by_name() {
+    let address = 0x40_0000;
+    let data = segment(Protection::READ_WRITE, 8, 8);
+    let segments = [GraphSegment {
+        address,
+        segment: data,
+        content: &[0; 8],
+    }];
+    let bad = Graph {
+        name: "bad",
+        segments: &segments,
+        ..Graph::default()
+    };
+    let import = |slot| Import {
+        slot,
+        symbol: "x",
+        addend: 0,
+    };
+    let outside = "is outside of the graph's content";
+    for slot in [address + 1, address + 8, address - 1, DATA, u64::MAX] {
+        let imports = &[import(slot)];
+        refused(&Graph { imports, ..bad }, outside);
+    }
+    let reference = |target| Reference {
+        slot: address,
+        target,
+        kind: ReferenceKind::Absolute64,
+    };
+    for target in [0, address + 16, OTHER + 8, u64::MAX] {
+        let references = &[reference(target)];
+        refused(&Graph { references, ..bad }, "in no recorded graph");
+    }
+    for address in [address + 16, DATA] {
+        let exports = &[Export {
+            symbol: "x",
+            address,
+            flags: 0,
+        }];
+        refused(&Graph { exports, ..bad }, "symbol \"x\" at");
+    }
+    let frames = &[AddressRange::new(address, 9).unwrap()];
+    refused(&Graph { frames, ..bad }, outside);
+    let lifetime = AllocGroup::new(Protection::READ, Lifetime::Finalize);
+    for (segment, content, status) in [
+        (Segment::new(lifetime, 1), &[0][..], Status::Unsupported),
+        (data, &[0][..], Status::InvalidArgument),
+        (
+            segment(Protection::READ, 1, u64::MAX),
+            &[0][..],
+            Status::InvalidArgument,
+        ),
+        (
+            segment(Protection::READ, 0, 4 << 30),
+            &[][..],
+            Status::WindowFull,
+        ),
+    ] {
+        let segments = &[GraphSegment {
+            address,
+            segment,
+            content,
+        }];
+        assert_eq!(refused(&Graph { segments, ..bad }, "").status(), status);
+    }
+}
+
+#[test]
+fn slots_and_graphs_that_overlap_are_refused() {
+    let mut recorder = recorder();
+    let content = [0; 16];
+    let graph = |address| GraphSegment {
+        address,
+        segment: segment(Protection::READ_WRITE, 16, 0),
+        content: &content,
+    };
+    let imports = [0x40_0000, 0x40_0004].map(|slot| Import {
+        slot,
+        symbol: "x",
+        addend: 0,
+    });
+    let overlapping = Graph {
+        segments: &[graph(0x40_0000)],
+        imports: &imports,
+        ..Graph::default()
+    };
+    let id = recorder.record(&overlapping).unwrap();
+    let plan = |recorder: &Recorder| plan::plan(&recorder.graphs, &key()).map(drop);
+    let error = plan(&recorder).unwrap_err();
+    assert!(
+        error.message().contains("two slots overlap at 0x400004"),
+        "{error}"
+    );
+    recorder.forget(id).unwrap();
+    assert_eq!(
+        recorder.forget(id).unwrap_err().status(),
+        Status::InvalidHandle
+    );
+    plan(&recorder).unwrap();
+    let again = Graph {
+        name: "again",
+        segments: &[graph(DATA + 128)],
+        ..Graph::default()
+    };
+    recorder.record(&again).unwrap();
+    let error = plan(&recorder).unwrap_err();
+    assert!(
+        error.message().contains("\"first\" and \"again\" overlap"),
+        "{error}"
+    );
+}
+
+#[test]
+fn symbols_that_are_not_resolved_leave_nothing_allocated() {
+    let manager = manager();
+    let mut image = open(stored()).unwrap();
+    let missing = || Error::new(Status::System, "no symbol \"outside\"");
+    let error = image.link(&manager, Dylib::NONE, |_| Err(missing()));
+    assert_eq!(error.unwrap_err(), missing());
+    let error = image.link(&manager, Dylib::NONE, |_| Ok(Vec::new()));
+    let error = error.unwrap_err();
+    assert!(
+        error.message().contains("0 addresses for the 1 symbols"),
+        "{error}"
+    );
+    assert_eq!(manager.stats().in_flight, 0);
+}
+
+#[test]
+fn a_file_is_replaced_as_a_whole_and_read_back() {
+    let folder = Folder::new("replaced");
+    let path = folder.path();
+    let recorder = recorder();
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| {
+                for _ in 0..20 {
+                    recorder.store(&path, &key()).unwrap();
+                    Image::open(&path, &key()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read(&path).unwrap(), stored());
+    assert_eq!(
+        fs::read_dir(&folder.0).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+    let error = Image::open(&path, &Key::default()).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupported);
+    assert!(error.message().starts_with("open image /"), "{error}");
+}
+
+#[test]
+fn files_that_others_may_write_and_what_is_no_file_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("others");
+    let path = folder.path();
+    recorder().store(&path, &key()).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let refused = |path: &PathBuf| Image::open(path, &key()).unwrap_err().status();
+    for mode in [0o620, 0o602] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(refused(&path), Status::Denied);
+    }
+    assert_eq!(refused(&folder.0), Status::InvalidArgument);
+    assert_eq!(refused(&folder.0.join("none")), Status::System);
+    rustix::fs::mkfifoat(rustix::fs::CWD, folder.0.join("pipe"), 0o600.into()).unwrap();
+    assert_eq!(refused(&folder.0.join("pipe")), Status::InvalidArgument);
+}
+
+#[test]
+fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
+    let folder = Folder::new("faults");
+    let path = folder.path();
+    recorder().store(&path, &key()).unwrap();
+    let old = stored();
+    let newer = key().with("newer", "1");
+    let mut failed = Vec::new();
+    for skip in 0.. {
+        let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+        let answer = recorder().store(&path, &newer);
+        let call = faults.failed();
+        drop(faults);
+        let Some(call) = call else {
+            answer.unwrap();
+            break;
+        };
+        failed.push(call);
+        assert_eq!(answer.unwrap_err().os_code(), Some(libc::EIO), "{call}");
+        let renamed =
+            failed.iter().filter(|call| **call == "rename").count() > 0 && call == "fsync";
+        if !renamed {
+            assert!(fs::read(&path).unwrap() == old, "{call}");
+        }
+        assert!(fs::read_dir(&folder.0).unwrap().count() <= 2);
+    }
+    let calls = [
+        "open",
+        "flock",
+        "ftruncate",
+        "write",
+        "write",
+        "write",
+        "fsync",
+        "rename",
+        "fsync",
+    ];
+    assert_eq!(failed, calls);
+    Image::open(&path, &newer).unwrap();
+    let calls: Vec<_> = (0..3)
+        .map(|skip| {
+            let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+            Image::open(&path, &newer).unwrap_err();
+            faults.failed().unwrap()
+        })
+        .collect();
+    assert_eq!(calls, ["open", "fstat", "read"]);
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Files by name that hold what is run later: replaced as a whole, read as a whole.
+
+use super::{MemFile, gate};
+use rustix::buffer::spare_capacity;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Who may write a file beside its owner.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
+    io::Error::new(kind, why.into())
+}
+
+/// The content of a file of at most `most` bytes that none but this user or root can have written.
+/// What is no such file is refused before it is read: a pipe would keep its reader waiting.
+pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    gate("open")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    gate("fstat")?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(refused(
+            io::ErrorKind::InvalidInput,
+            "it is no regular file",
+        ));
+    }
+    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
+    if owner != 0 && owner != user {
+        let why = format!("it belongs to user {owner}, not to {user} or root");
+        return Err(refused(io::ErrorKind::PermissionDenied, why));
+    }
+    if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
+        let mode = metadata.mode() & 0o777;
+        let why = format!("its mode {mode:o} lets other users write it");
+        return Err(refused(io::ErrorKind::PermissionDenied, why));
+    }
+    let size = metadata.len();
+    if size > most {
+        let why = format!("it has {size} bytes, and the most is {most}");
+        return Err(refused(io::ErrorKind::InvalidInput, why));
+    }
+    let mut content = Vec::new();
+    // One more than there is, so that the end is found without growing.
+    let room = size as usize + 1;
+    content
+        .try_reserve_exact(room)
+        .map_err(|_| refused(io::ErrorKind::OutOfMemory, "the heap has no room for it"))?;
+    while content.len() < content.capacity() {
+        gate("read")?;
+        match rustix::io::read(&file, spare_capacity(&mut content)) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(content)
+}
+
+/// The name under which a file is written until it is whole.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Opens the unfinished file and has it alone. The one who had it before has renamed it, so that what was
+/// opened may be the finished file by now.
+fn open_alone(path: &Path) -> io::Result<File> {
+    loop {
+        gate("open")?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)?;
+        gate("flock")?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        let opened = file.metadata()?;
+        match fs::symlink_metadata(path) {
+            Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => {
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn write(mut file: File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<()> {
+    gate("ftruncate")?;
+    file.set_len(0)?;
+    for part in parts {
+        gate("write")?;
+        file.write_all(part)?;
+    }
+    gate("fsync")?;
+    file.sync_all()?;
+    gate("rename")?;
+    fs::rename(from, to)?;
+    // The name is on the disk once the directory is.
+    let directory = to.parent().filter(|parent| *parent != Path::new(""));
+    gate("fsync")?;
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Makes `parts`, one behind the other, the content of a file. A process that opens it has the old
+/// content or the new one, also after a crash of the system. Waits while another process does the same.
+pub(crate) fn replace_own_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+    let size: u64 = parts.iter().map(|part| part.len() as u64).sum();
+    // Beyond it the call would not only fail, it would send SIGXFSZ.
+    if MemFile::largest().is_some_and(|most| size > most) {
+        return Err(io::Error::from_raw_os_error(libc::EFBIG));
+    }
+    let unfinished = unfinished(path);
+    let file = open_alone(&unfinished)?;
+    // The lock ends with the file, after the name is gone.
+    let locked = file.try_clone()?;
+    let written = write(file, parts, &unfinished, path);
+    if written.is_err() {
+        // It may have been renamed already.
+        let _ = fs::remove_file(&unfinished);
+    }
+    drop(locked);
+    written
+}
