@@ -442,6 +442,7 @@ BESIDE = [
     ("p99.9", "replacing", "p99.9"),
     ("2 threads", "threads", "2 / 1"),
     ("8 threads", "threads", "8 / 1"),
+    ("memory of 10,000, KiB", "making", "memory, KiB"),
     ("20,000 calls, ns each", "running", "20,000 functions"),
     ("200,000 calls, ns each", "running", "200,000 functions"),
 ]

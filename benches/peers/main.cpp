@@ -16,7 +16,7 @@ using nlohmann::json;
 
 static void usage() {
   fprintf(stderr, "usage: jitmem-bench-peers [--full] [--json=FILE] [--traces=FOLDER] "
-                  "[--only=replacing|threads|live|running|traces|ways]\n");
+                  "[--only=replacing|threads|making|live|running|traces|ways]\n");
   exit(2);
 }
 
@@ -73,9 +73,10 @@ int main(int Count, char **Arguments) {
       usage();
   }
   const std::pair<const char *, std::function<Table()>> All[] = {
-      {"replacing", [&] { return replacing(E); }},   {"threads", [&] { return threads(E); }},
-      {"live", [&] { return liveGraphs(E); }},       {"running", [&] { return running(E); }},
-      {"traces", [&] { return traces(E, Folder); }}, {"ways", [&] { return ways(E); }},
+      {"replacing", [&] { return replacing(E); }}, {"threads", [&] { return threads(E); }},
+      {"making", [&] { return making(E); }},       {"live", [&] { return liveGraphs(E); }},
+      {"running", [&] { return running(E); }},     {"traces", [&] { return traces(E, Folder); }},
+      {"ways", [&] { return ways(E); }},
   };
 
   printf("# jitmem beside other managers of code\n\njitmem %s, through its C API. Small graphs are "

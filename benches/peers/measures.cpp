@@ -5,10 +5,14 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <stdexcept>
+#include <sys/resource.h>
 #include <thread>
 
 namespace peers {
@@ -172,6 +176,27 @@ double passed() { return now(CLOCK_MONOTONIC); }
 
 double spent() { return now(CLOCK_PROCESS_CPUTIME_ID); }
 
+double pageFaults() {
+  rusage Usage;
+  getrusage(RUSAGE_SELF, &Usage);
+  return double(Usage.ru_minflt);
+}
+
+double mappings() {
+  std::ifstream File("/proc/self/maps");
+  return double(std::count(std::istreambuf_iterator<char>(File), {}, '\n'));
+}
+
+double memory() {
+  std::ifstream File("/proc/self/smaps_rollup");
+  std::string Line;
+  unsigned long KB;
+  while (std::getline(File, Line))
+    if (sscanf(Line.c_str(), "Pss: %lu kB", &KB) == 1)
+      return double(KB) * 1024;
+  throw std::runtime_error("/proc/self/smaps_rollup has no Pss");
+}
+
 double quantile(std::vector<double> &Values, double Part) {
   auto Place = Values.begin() + long(double(Values.size() - 1) * Part);
   std::nth_element(Values.begin(), Place, Values.end());
@@ -215,27 +240,55 @@ Table threads(const Extent &E) {
   return T;
 }
 
-Table liveGraphs(const Extent &E) {
-  unsigned Few = 10000, Many = E.of(1000000, 200000);
-  Table T = {"live",
-             "Replacing one of many small graphs: processor time in ns per graph",
-             {std::to_string(Few) + " live", std::to_string(Many) + " live", "ratio"},
-             {}};
+Table making(const Extent &) {
+  constexpr unsigned Graphs = 10000;
+  Table T = {
+      "making",
+      "Making 10,000 small graphs: processor time in ns per graph, page faults per graph, and "
+      "what the process has gained",
+      {"ns", "page faults", "mappings", "memory, KiB"},
+      {}};
   addRows(T, [&](const Kind &K) {
     if (K.MostGraphs)
       throw std::runtime_error("it can't make so many graphs");
-    auto Replace = [&](unsigned Count) {
-      std::unique_ptr<Manager> M = K.Make();
-      Churn C(*M, Count);
-      unsigned Steps = 2 * Few;
-      C.steps(Steps);
-      double Start = spent();
-      C.steps(Steps);
-      return (spent() - Start) / Steps;
-    };
-    double OfFew = Replace(Few), OfMany = Replace(Many);
-    return std::vector<double>{OfFew, OfMany, OfMany / OfFew};
+    std::unique_ptr<Manager> M = K.Make();
+    // Touched beforehand, so that its page faults do not count.
+    std::vector<Graph> Made(Graphs, Graph{SmallGraph});
+    Content Code = traps();
+    double Mapped = mappings(), Memory = memory(), Faults = pageFaults(), Start = spent();
+    for (Graph &G : Made)
+      G = M->add(SmallGraph, Code.data());
+    double Time = spent() - Start;
+    return std::vector<double>{Time / Graphs, (pageFaults() - Faults) / Graphs, mappings() - Mapped,
+                               (memory() - Memory) / 1024};
   });
+  return T;
+}
+
+Table liveGraphs(const Extent &E) {
+  const std::vector<unsigned> Counts =
+      E.Full ? std::vector<unsigned>{10, 100, 1000, 10000, 100000, 1000000}
+             : std::vector<unsigned>{10, 1000, 10000, 100000};
+  Table T = {
+      "live", "Replacing one of so many small graphs: processor time in ns per graph", {}, {}};
+  for (unsigned Count : Counts)
+    T.Columns.push_back(std::to_string(Count));
+  for (const Kind &K : kinds()) {
+    Table::Row Row = {K.Key, {}};
+    for (unsigned Count : Counts)
+      Row.Cells.push_back(alone([&]() -> json {
+        unsigned Steps = bounded(K, 20000);
+        if (K.MostGraphs && Count + 2 * Steps > K.MostGraphs)
+          throw std::runtime_error("it can't make so many graphs");
+        std::unique_ptr<Manager> M = K.Make();
+        Churn C(*M, Count);
+        C.steps(Steps);
+        double Start = spent();
+        C.steps(Steps);
+        return (spent() - Start) / Steps;
+      }));
+    T.Rows.push_back(std::move(Row));
+  }
   return T;
 }
 

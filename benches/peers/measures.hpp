@@ -29,6 +29,7 @@ struct Extent {
 
 Table replacing(const Extent &E);
 Table threads(const Extent &E);
+Table making(const Extent &E);
 Table liveGraphs(const Extent &E);
 Table running(const Extent &E);
 
@@ -43,6 +44,14 @@ double passed();
 
 /// Nanoseconds of processor time of this process.
 double spent();
+
+double pageFaults();
+
+/// The process's mappings.
+double mappings();
+
+/// Bytes of this process's memory; a page in two views counts once.
+double memory();
 
 /// The value below which such a part of the values lies.
 double quantile(std::vector<double> &Values, double Part);

@@ -7,10 +7,8 @@
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <stdexcept>
 #include <zlib.h>
 
@@ -72,17 +70,6 @@ Trace stream(uint32_t Graphs) {
     }
   }
   return T;
-}
-
-/// Bytes of this process's memory; a page in two views counts once.
-double memory() {
-  std::ifstream File("/proc/self/smaps_rollup");
-  std::string Line;
-  unsigned long KB;
-  while (std::getline(File, Line))
-    if (sscanf(Line.c_str(), "Pss: %lu kB", &KB) == 1)
-      return double(KB) * 1024;
-  throw std::runtime_error("/proc/self/smaps_rollup has no Pss");
 }
 
 /// A trace that is played on a manager.
