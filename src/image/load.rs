@@ -45,7 +45,7 @@ pub struct Linked {
 
 impl Image {
     /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
-    /// five system calls, and as much memory as the file has bytes.
+    /// six system calls, and as much memory as the file has bytes.
     ///
     /// # Errors
     /// `Unsupported` if it was stored for another key, or in another format; `InvalidArgument` if it is none,
