@@ -253,6 +253,44 @@ static void large_batches(void **state) {
   jitmem_manager_free(manager);
 }
 
+// Frees thousands at once in a heap that has nothing.
+static jitmem_status without_a_heap(jitmem_manager *manager, const uint64_t *handles, size_t count,
+                                    int async) {
+  struct answer answer = ANSWER;
+  struct failing call = {.kind = ALL_ANYWHERE};
+  if (async) {
+    TRY(call,
+        jitmem_manager_deallocate_async(manager, handles, count, on_done, &answer, NULL, error));
+    answered(&call, &answer);
+  } else {
+    TRY(call, jitmem_manager_deallocate(manager, handles, count, error));
+    answer.status = call.status;
+  }
+  assert_true(call.failed > 0);
+  return answer.status;
+}
+
+static void thousands_without_a_heap(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  enum { FREED = 4000, REFUSED_WHOLE = 10000 };
+  static uint64_t handles[REFUSED_WHOLE];
+  for (int async = 0; async < 2; async++) {
+    for (size_t i = 0; i < REFUSED_WHOLE; i++)
+      handles[i] = finalized(manager, i % 3 == 0).handle;
+    assert_int_equal(without_a_heap(manager, handles, REFUSED_WHOLE, async), JITMEM_OUT_OF_MEMORY);
+    assert_int_equal(stats_of(manager).finalized, REFUSED_WHOLE);
+    // The same in batches for which the reserve has room.
+    for (size_t i = 0; i < REFUSED_WHOLE; i += FREED) {
+      size_t count = REFUSED_WHOLE - i < FREED ? REFUSED_WHOLE - i : FREED;
+      jitmem_status status = without_a_heap(manager, handles + i, count, async);
+      // What an executor could not do all of is gone.
+      assert_true(status == JITMEM_OK || said_by_executor(status));
+      assert_int_equal(stats_of(manager).finalized, REFUSED_WHOLE - i - count);
+    }
+    goes_on_working(manager);
+  }
+}
+
 // A heap that has nothing for a long time: calls are refused, one after the other, and what gives
 // memory back works. Afterwards all is as before.
 static void for_a_long_time(void **state) {
@@ -301,6 +339,10 @@ int main(void) {
       MODE(large_batches, mprotected),
       MODE(large_batches, shared),
       MODE(large_batches, remote),
+      MODE(thousands_without_a_heap, two_views),
+      MODE(thousands_without_a_heap, mprotected),
+      MODE(thousands_without_a_heap, shared),
+      MODE(thousands_without_a_heap, remote),
       MODES(for_a_long_time),
   };
   return at_rest(cmocka_run_group_tests_name("heap-manager", tests, NULL, NULL));

@@ -55,8 +55,9 @@
  *
  *   An exhausted heap. Where malloc gives no memory, a call is refused with JITMEM_OUT_OF_MEMORY, and
  *   nothing is done, or it is done none the less, from a reserve of 256 KiB that the library has. All
- *   that gives memory back works. An error object that there is no memory for is one of a few that
- *   the library has: its status is right, and its message says that the heap is exhausted.
+ *   that gives memory back works, but for batches of more than 4,000 allocations, which may be refused
+ *   as a whole. An error object that there is no memory for is one of a few that the library has: its
+ *   status is right, and its message says that the heap is exhausted.
  *
  *   Handles. A free function does nothing with NULL. A handle that was freed is recognized and
  *   refused, however many others were made since. A handle is a number, not an address.
