@@ -230,7 +230,9 @@ Table threads(const Extent &E) {
   addRows(T, [&](const Kind &K) {
     if (K.MostGraphs)
       throw std::runtime_error("it can't make so many graphs");
-    unsigned Steps = E.of(400000, 50000), Rounds = E.of(9, 3);
+    // A thread takes a fifth of a second in a round at most, however slow the manager is.
+    double Pilot = paceOf(K, 1, 1000).Spent;
+    unsigned Steps = std::min(E.of(400000, 50000), unsigned(2e8 / Pilot)), Rounds = E.of(9, 3);
     Pace One = medianPace(K, 1, Steps, Rounds), Two = medianPace(K, 2, Steps, Rounds),
          Eight = medianPace(K, 8, Steps, Rounds);
     return std::vector<double>{
