@@ -6,12 +6,12 @@
 
 use crate::contain::{Containment, Limit, bytes, limited_by};
 use crate::isolation::user;
-use crate::serve::for_sessions;
 use anyhow::{Context, Result, bail};
 use jitmem::executor::containment::Profile;
 use jitmem::executor::server::Unread;
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
+use std::ops::Range;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -180,7 +180,16 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut containment = Containment::default();
     let mut print_debug_list = false;
     let mut diagnose = false;
-    while let Some(argument) = parser.next()? {
+    // Words that a server's sessions are not started with.
+    let mut servers: Vec<Range<usize>> = Vec::new();
+    let place = |parser: &mut Parser| -> Result<usize> {
+        Ok(words.len() - parser.raw_args()?.as_slice().len())
+    };
+    loop {
+        let start = place(&mut parser)?;
+        let Some(argument) = parser.next()? else {
+            break;
+        };
         match argument {
             Arg::Long("help") | Arg::Short('h') => return Ok(Command::Help),
             Arg::Long("version") | Arg::Short('V') => return Ok(Command::Version),
@@ -194,12 +203,16 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                     other => bail!("--fork-memory: \"{other}\" is neither private nor shared"),
                 };
             }
-            Arg::Long("token-file") => token_file = Some(PathBuf::from(parser.value()?)),
+            Arg::Long("token-file") => {
+                token_file = Some(PathBuf::from(parser.value()?));
+                servers.push(start..place(&mut parser)?);
+            }
             Arg::Long("serve") => {
                 sessions = Some(match parser.optional_value() {
                     Some(most) => count("serve", &most.string()?)?,
                     None => SESSIONS,
                 });
+                servers.push(start..start + 1);
             }
             Arg::Long("exit-when-orphaned") => {
                 let seconds = seconds("exit-when-orphaned", &parser.value()?.string()?)?;
@@ -261,11 +274,11 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 if endpoint.is_connected() && (token_file.is_some() || sessions.is_some()) {
                     bail!("--token-file and --serve are for channels that controllers connect to");
                 }
-                let own = &words[..words.len() - behind.len() - 1];
+                let own = for_sessions(&words[..start], &servers);
                 return Ok(Command::Serve(Options {
                     endpoint,
                     token_file,
-                    serve: sessions.map(|most| (most, for_sessions(own))),
+                    serve: sessions.map(|most| (most, own)),
                     exit_when_orphaned,
                     time_limit,
                     llvm,
@@ -290,6 +303,13 @@ fn profile(name: &str) -> Result<Profile> {
     Profile::named(name).with_context(|| {
         format!("--seccomp: \"{name}\" is no profile; there are no-exec, confined and sealed")
     })
+}
+
+/// The options in front of the channel that are for each session's process: all but the server's own.
+fn for_sessions(words: &[OsString], servers: &[Range<usize>]) -> Vec<OsString> {
+    let words = words.iter().enumerate();
+    let kept = words.filter(|(place, _)| !servers.iter().any(|own| own.contains(place)));
+    kept.map(|(_, word)| word.clone()).collect()
 }
 
 /// An option that comes too late would be missed, where other words behind the channel mean nothing.
@@ -408,6 +428,28 @@ mod tests {
 
     fn refused(words: &[&str]) -> String {
         parsed(words).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn sessions_get_what_is_not_the_servers() {
+        let kept = |words: &[&str]| served(words).serve.unwrap().1;
+        let words = [
+            "--serve=3",
+            "--llvm",
+            "22",
+            "--token-file",
+            "f",
+            "--serve",
+            "--c-only",
+            "listen=:0",
+        ];
+        assert_eq!(kept(&words), ["--llvm", "22", "--c-only"]);
+        assert!(kept(&["--token-file=x", "--serve", "listen=:0"]).is_empty());
+        // What looks like an option may be a value.
+        let words = ["--serve", "--read", "--serve", "--mdwe", "listen=:0"];
+        assert_eq!(kept(&words), ["--read", "--serve", "--mdwe"]);
+        let words = ["--token-file", "--serve", "--serve", "listen=:0"];
+        assert!(kept(&words).is_empty());
     }
 
     #[test]

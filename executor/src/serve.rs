@@ -5,7 +5,7 @@
 use crate::connection::Listener;
 use crate::token::{self, Token};
 use anyhow::{Context, Result};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
@@ -131,42 +131,5 @@ impl Sessions {
             .spawn()
             .context("start a process for the session")?;
         process.wait().context("wait for the session's process")
-    }
-}
-
-/// The options in front of the channel that are for each session's process.
-pub(crate) fn for_sessions(words: &[OsString]) -> Vec<OsString> {
-    let mut kept = Vec::new();
-    let mut words = words.iter();
-    while let Some(word) = words.next() {
-        let is = |name: &str| word == OsStr::new(name);
-        let begins = |prefix: &str| word.to_string_lossy().starts_with(prefix);
-        if is("--token-file") {
-            words.next();
-        } else if !(is("--serve") || begins("--serve=") || begins("--token-file=")) {
-            kept.push(word.clone());
-        }
-    }
-    kept
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sessions_get_what_is_not_the_servers() {
-        let words = [
-            "--serve=3",
-            "--llvm",
-            "22",
-            "--token-file",
-            "f",
-            "--serve",
-            "--c-only",
-        ];
-        let kept = for_sessions(&words.map(OsString::from));
-        assert_eq!(kept, ["--llvm", "22", "--c-only"].map(OsString::from));
-        assert!(for_sessions(&["--token-file=x".into()]).is_empty());
     }
 }
