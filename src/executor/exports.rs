@@ -2,12 +2,13 @@
 //! LLVM's functions that controllers and linked code find by name, for a program to export under
 //! those names. libjitmem.so does not: libLLVM exports the same.
 
-use super::llvm::{deregister_eh_frames, register_debug_object, register_eh_frames};
+use super::llvm::register_debug_object;
 use crate::sys::serve;
+use crate::unwind::registration::{deregister, register};
 use std::ffi::c_char;
 
-pub use super::unwinder::{FoundFrames, unwind_find_fde};
 pub use crate::sys::RawWrapperResult;
+pub use crate::unwind::unwinder::{FoundFrames, unwind_find_fde};
 
 macro_rules! wrappers {
     ($($(#[$doc:meta])* $name:ident: $body:ident;)*) => {$(
@@ -25,9 +26,9 @@ macro_rules! wrappers {
 
 wrappers! {
     /// Makes the unwinder know an `.eh_frame` section.
-    llvm_register_eh_frames: register_eh_frames;
+    llvm_register_eh_frames: register;
     /// Makes it forget one.
-    llvm_deregister_eh_frames: deregister_eh_frames;
+    llvm_deregister_eh_frames: deregister;
     /// Puts an object on GDB's list.
     llvm_register_debug_object: register_debug_object;
 }

@@ -16,7 +16,5 @@ pub mod program;
 pub mod server;
 #[allow(unsafe_code)]
 pub mod service;
-#[allow(unsafe_code)]
-mod unwinder;
 
 pub use frames::eh_frame_action;

@@ -6,6 +6,10 @@
 pub(crate) mod eh_frame;
 #[allow(unsafe_code)]
 pub(crate) mod index;
+#[allow(unsafe_code)]
+pub(crate) mod registration;
+#[allow(unsafe_code)]
+pub(crate) mod unwinder;
 
 #[cfg(test)]
 #[allow(unsafe_code)]

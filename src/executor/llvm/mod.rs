@@ -8,7 +8,6 @@
 //! Where a message begins with a capital letter it is the stock executor's, word for word.
 
 mod dylib;
-mod eh_frames;
 mod gdb;
 mod memory_access;
 mod request;
@@ -20,44 +19,14 @@ mod symbols;
 mod testing;
 
 pub(crate) use dylib::load_cxx_runtime;
-pub(crate) use eh_frames::{
-    deregister as deregister_eh_frames, forget_within, register as register_eh_frames,
-};
 pub(crate) use gdb::register as register_debug_object;
 pub(crate) use symbols::{CallClass, PublishedFunction, PublishedSymbol, Services};
 
 use crate::lock::Mutex;
-use crate::sys::Answer;
-use crate::wire::sps::{Decode, Encode, Expected, Outcome, from_bytes, to_bytes};
+use crate::wire::answer::{Told, answer, expected, outcome};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-/// What a controller is told when something fails.
-type Told<T> = Result<T, String>;
-
-/// Decodes arguments, and encodes what `body` makes of them.
-fn answer<'a, A: Decode<'a>, R: Encode>(args: &'a [u8], body: impl FnOnce(A) -> R) -> Answer {
-    match from_bytes(args) {
-        Ok(args) => Ok(to_bytes(&body(args))),
-        Err(malformed) => Err(format!(
-            "Could not deserialize arguments for wrapper function call: {malformed}"
-        )),
-    }
-}
-
-/// [`answer`] with an `SPSExpected`.
-fn expected<'a, A: Decode<'a>, R: Encode>(
-    args: &'a [u8],
-    body: impl FnOnce(A) -> Told<R>,
-) -> Answer {
-    answer(args, |args| Expected(body(args)))
-}
-
-/// [`answer`] with an `SPSError`.
-fn outcome<'a, A: Decode<'a>>(args: &'a [u8], body: impl FnOnce(A) -> Told<()>) -> Answer {
-    answer(args, |args| Outcome(body(args)))
-}
 
 /// Instances by the number that a controller knows them by. No number is given twice in a process,
 /// so one that is gone, or belongs to another registry, is never taken for another.
@@ -117,14 +86,5 @@ mod tests {
         ONE.remove(one);
         assert!(ONE.get(one).is_err());
         assert!(ONE.add(Arc::new(3)) > one);
-    }
-
-    #[test]
-    fn malformed_arguments_are_an_out_of_band_error() {
-        let refused = answer(&[1, 2], |_: u64| ()).unwrap_err();
-        assert!(
-            refused.starts_with("Could not deserialize arguments for wrapper function call"),
-            "{refused}"
-        );
     }
 }

@@ -2,7 +2,6 @@
 //! The shared-memory mapper service: the controller writes content itself, through shared memory
 //! that it opens by name, so none travels.
 
-use super::forget_within;
 use super::request::{last_to_first, placed, protect, told};
 use super::{InstanceRegistry, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -14,6 +13,7 @@ use crate::mapper::actions::{run_dealloc, run_finalize};
 use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, SharedName, explain};
+use crate::unwind::registration::forget_within;
 use crate::wire::llvm::SharedMemoryFinalizeRequest;
 use crate::wire::sps::ExecutorAddr;
 use std::collections::BTreeMap;

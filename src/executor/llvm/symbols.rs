@@ -7,10 +7,11 @@
 use super::dylib::{self, DylibManager};
 use super::shared::{self, SharedMapper};
 use super::simple::{self, MemoryManager};
-use super::{eh_frames, gdb, memory_access as memory, run};
+use super::{gdb, memory_access as memory, run};
 use crate::error::Result;
 use crate::mapper::actions::join;
 use crate::sys::{self, Answer, wrapper_address};
+use crate::unwind::registration as eh_frames;
 use crate::wire::frame::SetupLayout;
 use std::sync::Arc;
 

@@ -20,10 +20,10 @@ pub(crate) use entry_points::{
 };
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
 
-use super::unwinder;
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
 use crate::transport::packet::MOST_ANSWER;
+use crate::unwind::unwinder;
 use crate::wire::service::{
     Attach, Change, Failure, FrameFunctions, Functions, INDEX_VERSION, Item, OLDEST_VERSION, Open,
     Opened, OpenedWithFrames, Reply, Reserve, VERSION,

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Which regions of which slabs hold something: no system call in here.
 
-use super::super::forget_within;
 use super::super::request::pages_of;
 use super::Rules;
 use crate::error::{Result, invalid_handle as unknown};
@@ -9,6 +8,7 @@ use crate::group::Protection;
 use crate::mapper::WrapperCall;
 use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
+use crate::unwind::registration::forget_within;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 

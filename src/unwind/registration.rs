@@ -5,10 +5,10 @@
 //! none before linked code wants one. An unwinder believes what it is told, and one of them aborts
 //! when it is to forget what it never knew, so frames are looked at and remembered here.
 
-use super::{Told, outcome};
 use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, Memory};
+use crate::wire::answer::{Told, outcome};
 use crate::wire::sps::{AddrRange, ExecutorAddr};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;

@@ -4,13 +4,13 @@
 //!
 //! Everything here may run inside a signal handler, and in a child of a fork.
 
-use super::llvm::{deregister_eh_frames, register_eh_frames};
+use super::eh_frame::Bytes;
+use super::index::IndexReader;
+use super::registration::{deregister, register};
 use crate::memory::published::{Publication, Published};
 use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
 use crate::sys::{self, AtForkStatic};
-use crate::unwind::eh_frame::Bytes;
-use crate::unwind::index::IndexReader;
 use crate::wire::service::FrameFunctions;
 use crate::wire::sps::ExecutorAddr;
 use std::ffi::c_void;
@@ -31,14 +31,14 @@ pub struct FoundFrames {
 }
 
 /// An index that a session has here.
-pub(super) struct SessionIndex {
+pub(crate) struct SessionIndex {
     reader: IndexReader,
     /// What it is read through.
     _place: Reservation,
 }
 
 /// Has the unwinder look in an index until it is dropped.
-pub(super) type PublishedIndex = Publication<SessionIndex>;
+pub(crate) type PublishedIndex = Publication<SessionIndex>;
 
 static INDEXES: Published<SessionIndex> = Published::new();
 
@@ -49,7 +49,7 @@ static FORKS: AtForkStatic<()> = AtForkStatic::with((), |(), forked| {
 });
 
 /// Has the unwinder look in the index of a window that is mapped at a place.
-pub(super) fn publish(window: AddressRange, place: Reservation) -> PublishedIndex {
+pub(crate) fn publish(window: AddressRange, place: Reservation) -> PublishedIndex {
     // SAFETY: a window's addresses are this process's own; what is found in it is there until its
     // allocation is deallocated, which the one who runs its code does not do meanwhile.
     let sections = unsafe { Bytes::new(window, window.start()) };
@@ -60,7 +60,7 @@ pub(super) fn publish(window: AddressRange, place: Reservation) -> PublishedInde
 }
 
 /// Frees what readers needed of indexes that are gone. Called without a lock.
-pub(super) fn collect() {
+pub(crate) fn collect() {
     INDEXES.collect();
 }
 
@@ -88,12 +88,12 @@ fn asked() -> bool {
 }
 
 /// The calls that an index stands for. Called without a lock.
-pub(super) fn frame_functions() -> FrameFunctions {
+pub(crate) fn frame_functions() -> FrameFunctions {
     drop(FORKS.lock());
     FrameFunctions {
         asked: asked(),
-        register: ExecutorAddr(sys::wrapper_address(register_eh_frames)),
-        deregister: ExecutorAddr(sys::wrapper_address(deregister_eh_frames)),
+        register: ExecutorAddr(sys::wrapper_address(register)),
+        deregister: ExecutorAddr(sys::wrapper_address(deregister)),
     }
 }
 
