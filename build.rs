@@ -43,6 +43,7 @@ const SECTIONS: &[Section] = &[
             "write_scope",
             "epochs",
             "lookup",
+            "unwind",
         ],
     ),
     Section(

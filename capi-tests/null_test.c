@@ -95,6 +95,27 @@ static void sections(void **state) {
   jitmem_section_group_free(NULL);
 }
 
+static void frames(void **state) {
+  struct fixture *fixture = *state;
+  uint64_t args[2], function = UNTOUCHED;
+  jitmem_action action;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_manager is NULL",
+          jitmem_manager_eh_frame_action(NULL, 16, 16, args, &action, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "args is NULL",
+          jitmem_manager_eh_frame_action(fixture->manager, 16, 16, NULL, &action, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "action is NULL",
+          jitmem_manager_eh_frame_action(fixture->manager, 16, 16, args, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "register_ is NULL",
+          jitmem_eh_frame_functions(NULL, &function, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "deregister is NULL",
+          jitmem_eh_frame_functions(&function, NULL, error));
+  assert_int_equal(function, UNTOUCHED);
+  void *bases[3] = {0};
+  assert_null(jitmem_find_fde(NULL, bases));
+  assert_null(jitmem_find_fde(&function, NULL));
+  assert_null(jitmem_find_fde(&function, bases));
+}
+
 // LLVM's callbacks have no error objects: finalize has the words.
 static void rtdyld_callbacks(void **state) {
   (void)state;
@@ -583,6 +604,7 @@ int main(void) {
       cmocka_unit_test(transports),
       cmocka_unit_test(mappers_of_an_executor),
       TWO_VIEWS(sections),
+      TWO_VIEWS(frames),
       cmocka_unit_test(rtdyld_callbacks),
       TWO_VIEWS(write_scopes),
       EVERYWHERE(epochs),

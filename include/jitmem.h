@@ -1390,6 +1390,51 @@ jitmem_status jitmem_manager_walk(const struct jitmem_manager *manager,
                                   void *ctx,
                                   struct jitmem_error **error);
 
+/// Makes an action for a finalize of this manager, by which the executor's unwinder finds the frames that an
+/// `.eh_frame` section describes, until the allocation is deallocated: exceptions pass through its code, and
+/// backtraces show it. Where that unwinder asks an index (jitmem_stats.frames_found_by) and content is shared, finalize and
+/// deallocate need no message for it.
+///
+/// The section has `size` bytes at executor address `start` and ends with a zero length inside or behind them, as
+/// linkers lay it out. It is best a read-only part of the allocation that has the code. `args` is a place for
+/// two numbers, which `*action` points to.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED where it is not known what
+/// registers frames in the executor. Thread-safe. Waits for nothing.
+///
+/// Requires:
+/// `manager` is NULL or a handle of this library; `args` is NULL or a place for two numbers; `action` is NULL or a place for an
+/// action; `error` is NULL or a place for a pointer. When the action is run such a section is there, and it stays as it is
+/// until the allocation is deallocated.
+jitmem_status jitmem_manager_eh_frame_action(const struct jitmem_manager *manager,
+                                             uint64_t start,
+                                             uint64_t size,
+                                             uint64_t *args,
+                                             struct jitmem_action *action,
+                                             struct jitmem_error **error);
+
+/// Gives the addresses of the wrapper functions of this process by which its indexes know an `.eh_frame` section and
+/// forget it, for linkers that make actions themselves; each takes the section's range (LLVM's
+/// `SPSExecutorAddrRange`).
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL; JITMEM_UNSUPPORTED where the unwinder of this process asks for no index: the
+/// program is not linked with jitmem/unwind.c, or the unwinder is not that of libgcc_s. Thread-safe.
+///
+/// Requires:
+/// `register_` and `deregister` are NULL or places for numbers; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_eh_frame_functions(uint64_t *register_,
+                                        uint64_t *deregister,
+                                        struct jitmem_error **error);
+
+/// The frame description of the function of linked code that `pc` is in, by the indexes of this process; NULL for all else,
+/// and for NULL. `bases` is libgcc's `struct dwarf_eh_bases`, three pointers, and is written where something is found. It is
+/// what jitmem/unwind.c calls for libgcc's `_Unwind_Find_FDE`. Async-signal-safe and lock-free.
+///
+/// Requires:
+/// `bases` is NULL or a place for three pointers. What has been linked is there while its code is unwound.
+const void *jitmem_find_fde(const void *pc,
+                            void *bases);
+
 /* ==== 7. Statistics: figures of a manager, and what lies where ==== */
 
 /// Which mapper a manager uses.
@@ -1430,10 +1475,11 @@ JITMEM_ENUM(jitmem_fallback) {
 JITMEM_ENUM(jitmem_frames) {
   /// By actions of the host's, of which nothing is known.
   JITMEM_FRAMES_ACTIONS = 0,
-  /// By an index that the executor's unwinder reads; no action registers them.
+  /// By an index that the executor's unwinder reads. Where content is shared no message is needed for them; else an
+  /// action enters them.
   JITMEM_FRAMES_INDEX = 1,
   /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
-  /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+  /// jitmem-executor or one with jitmem/unwind.c, or its unwinder is not libgcc's.
   JITMEM_FRAMES_UNWINDER_ASKS_NONE = 2,
   /// By actions that register them, since there was no room for an index of some window.
   JITMEM_FRAMES_NO_ROOM = 3,

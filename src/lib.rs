@@ -150,13 +150,14 @@ mod sys;
 
 mod memory;
 
-mod unwind;
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod wire;
 #[cfg(not(feature = "internals"))]
 #[allow(unreachable_pub)]
 mod wire;
+
+mod unwind;
 
 mod callback_queue;
 mod completion;

@@ -29,6 +29,7 @@ mod service;
 mod stats;
 mod status;
 mod transport;
+mod unwind;
 mod usage;
 mod version;
 mod write_scope;

@@ -58,10 +58,11 @@ pub enum jitmem_fallback {
 pub enum jitmem_frames {
     /// By actions of the host's, of which nothing is known.
     JITMEM_FRAMES_ACTIONS = 0,
-    /// By an index that the executor's unwinder reads; no action registers them.
+    /// By an index that the executor's unwinder reads. Where content is shared no message is needed for them; else an
+    /// action enters them.
     JITMEM_FRAMES_INDEX = 1,
     /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
-    /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+    /// jitmem-executor or one with jitmem/unwind.c, or its unwinder is not libgcc's.
     JITMEM_FRAMES_UNWINDER_ASKS_NONE = 2,
     /// By actions that register them, since there was no room for an index of some window.
     JITMEM_FRAMES_NO_ROOM = 3,

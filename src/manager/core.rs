@@ -12,7 +12,7 @@ use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
-use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Reserved};
+use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Registration, Reserved};
 use crate::sys;
 use crate::transport::deadlines::limited;
 use crate::transport::limits::Asked;
@@ -86,6 +86,18 @@ impl Core {
                 mapper.reserve(size, least_window, placement, reserved);
             }
         }
+    }
+
+    /// What registers frames in the executor.
+    pub(crate) fn registration(&self) -> Result<Registration> {
+        let known = either!(self, flow => flow.mapper.registration());
+        known.ok_or_else(|| {
+            Error::new(
+                Status::Unsupported,
+                "register eh-frames: it is not known what does so in this manager's executor; pass actions of \
+                 the host's own",
+            )
+        })
     }
 
     pub(super) fn check_process(&self) -> Result<()> {

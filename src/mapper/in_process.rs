@@ -4,8 +4,8 @@
 use super::actions::{join, run_dealloc, run_finalize};
 use super::in_place::InPlace;
 use super::{
-    Action, Capabilities, Chunk, Deinitialization, Discards, Kind, MapperBase, MemoryMapper,
-    Prepared, Reserved, SegmentContent, Teardown, Working,
+    Action, Capabilities, Chunk, Deinitialization, Discards, FoundBy, FrameCounts, Kind,
+    MapperBase, MemoryMapper, Prepared, Registration, Reserved, SegmentContent, Teardown, Working,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -18,6 +18,7 @@ use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, AtForkMutex};
+use crate::unwind::{registration, unwinder};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
 
@@ -199,8 +200,9 @@ impl InProcess {
     fn initialize_here(
         &self,
         segments: &[SegmentContent],
-        actions: Vec<Action>,
+        mut actions: Vec<Action>,
     ) -> Result<Teardown> {
+        Registration::own().once(&mut actions);
         for (index, segment) in segments.iter().enumerate() {
             if let Err(error) = self.make_visible(segment) {
                 return Err(self.undo(&segments[..=index], error));
@@ -313,6 +315,22 @@ fn try_two_views(pages: Pages) -> Result<()> {
 impl MapperBase for InProcess {
     fn capabilities(&self) -> &Capabilities {
         &self.capabilities
+    }
+
+    fn registration(&self) -> Option<Registration> {
+        Some(Registration::own())
+    }
+
+    fn frames(&self) -> FrameCounts {
+        let (indexed, registered) = registration::counts();
+        FrameCounts {
+            found_by: match unwinder::asked() {
+                true => FoundBy::Index,
+                false => FoundBy::UnwinderAsksNone,
+            },
+            indexed,
+            registered,
+        }
     }
 }
 

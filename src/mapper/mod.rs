@@ -37,8 +37,10 @@ use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
+use crate::sys;
 use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
+use crate::unwind::registration;
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -316,10 +318,11 @@ pub enum FoundBy {
     /// By actions of the host's, of which nothing is known.
     #[default]
     Actions = 0,
-    /// By an index that the executor's unwinder reads; no action registers them.
+    /// By an index that the executor's unwinder reads. Where content is shared no message is needed for them; else an
+    /// action enters them.
     Index = 1,
     /// By actions that register them, since the executor's unwinder asks for no index: that is another program than
-    /// jitmem-executor, or its unwinder is not libgcc's; or content travels in messages.
+    /// jitmem-executor or one that exports jitmem's `_Unwind_Find_FDE`, or its unwinder is not libgcc's.
     UnwinderAsksNone = 2,
     /// By actions that register them, since there was no room for an index of some window.
     NoRoom = 3,
@@ -331,6 +334,58 @@ pub(crate) struct FrameCounts {
     pub(crate) found_by: FoundBy,
     pub(crate) indexed: u64,
     pub(crate) registered: u64,
+}
+
+/// Wrapper functions in the executor, each of which takes an `.eh_frame` section's range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Registration {
+    /// Has the unwinder know it.
+    pub(crate) register: u64,
+    /// Has it forget it.
+    pub(crate) deregister: u64,
+}
+
+impl Registration {
+    /// The functions of an executor of LLVM's that publishes them.
+    pub(crate) fn published(transport: &dyn Transport) -> Option<Registration> {
+        let find = |register, deregister| {
+            Some(Registration {
+                register: transport.symbol(register)?,
+                deregister: transport.symbol(deregister)?,
+            })
+        };
+        find(
+            "llvm_orc_registerEHFrameAllocAction",
+            "llvm_orc_deregisterEHFrameAllocAction",
+        )
+        .or_else(|| {
+            find(
+                "__llvm_orc_bootstrap_register_ehframe_section_wrapper",
+                "__llvm_orc_bootstrap_deregister_ehframe_section_wrapper",
+            )
+        })
+    }
+
+    /// Leaves one of several actions that register the same section: LLJIT's platforms add LLVM's plugin to a layer
+    /// that may have one.
+    pub(crate) fn once(self, actions: &mut Vec<Action>) {
+        let mut place = 1;
+        while place < actions.len() {
+            let (before, here) = (&actions[..place], &actions[place]);
+            match here.finalize.function() == self.register && before.contains(here) {
+                true => drop(actions.remove(place)),
+                false => place += 1,
+            }
+        }
+    }
+
+    /// Of this process.
+    pub(crate) fn own() -> Registration {
+        Registration {
+            register: sys::wrapper_address(registration::register_own),
+            deregister: sys::wrapper_address(registration::deregister_own),
+        }
+    }
 }
 
 /// What every mapper tells of itself.
@@ -362,6 +417,11 @@ pub(crate) trait MapperBase: Send + Sync {
     /// How frames of linked code become known to the unwinder.
     fn frames(&self) -> FrameCounts {
         FrameCounts::default()
+    }
+
+    /// What registers frames in the executor, where that is known.
+    fn registration(&self) -> Option<Registration> {
+        Registration::published(&**self.transport()?)
     }
 
     /// What is known of the executor.

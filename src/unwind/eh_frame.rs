@@ -24,6 +24,11 @@ impl Bytes {
         }
     }
 
+    /// The first of their addresses.
+    pub(crate) fn start(&self) -> u64 {
+        self.range.start()
+    }
+
     /// Some bytes, if they are in the range.
     fn load<const N: usize>(&self, address: u64) -> Option<[u8; N]> {
         let wanted = AddressRange::new(address, N as u64)?;

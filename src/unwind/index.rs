@@ -20,6 +20,9 @@ const PAGE: u64 = 4096;
 const GRANULE: u64 = PACKING_GRANULE.bytes();
 const GRANULES_PER_PAGE: u32 = (PAGE / GRANULE) as u32;
 
+/// Bytes of an entry.
+pub(super) const ENTRY: u64 = size_of::<AtomicU32>() as u64;
+
 /// Nothing begins here.
 const NOTHING: u32 = 0;
 /// What was here before has ended.
@@ -33,6 +36,8 @@ const WORD: Alignment = Alignment::new(4).expect("a power of two");
 #[derive(Clone, Copy, Debug)]
 struct Table {
     window: AddressRange,
+    /// What descriptions are named from.
+    sections: u64,
     start: *const AtomicU32,
 }
 
@@ -48,7 +53,7 @@ fn pages(window: AddressRange) -> u64 {
 /// Bytes that the index of a window takes, a multiple of `page`. Windows are below 2 GiB.
 pub(crate) fn size_for(window: AddressRange, page: Alignment) -> u64 {
     let entries = pages(window) + window.size() / GRANULE;
-    page.round_up(entries * size_of::<AtomicU32>() as u64)
+    page.round_up(entries * ENTRY)
         .expect("windows are below 2 GiB")
 }
 
@@ -78,15 +83,15 @@ impl Table {
     }
 
     fn entry_for(&self, description: u64) -> Option<u32> {
-        let offset = description.checked_sub(self.window.start())?;
+        let offset = description.checked_sub(self.sections)?;
         let word = WORD.divides(offset).then_some(offset / WORD.bytes())?;
-        u32::try_from((word + FIRST) << 1).ok()
+        u32::try_from((word + FIRST).checked_mul(2)?).ok()
     }
 
     /// The description that an entry names, and whether others follow.
     fn description(&self, entry: u32) -> (u64, bool) {
         let word = u64::from(entry >> 1) - FIRST;
-        (self.window.start() + word * WORD.bytes(), entry & 1 != 0)
+        (self.sections + word * WORD.bytes(), entry & 1 != 0)
     }
 }
 
@@ -98,14 +103,39 @@ pub(crate) type Entered = SmallVec<[u32; 3]>;
 pub(crate) struct IndexWriter(Table);
 
 impl IndexWriter {
-    /// An index of a window, [`size_for`] which is zero, at an address.
+    /// An index of a window, [`size_for`] which is zero, at an address. Sections lie behind `sections`.
     ///
     /// # Safety
     /// As long as the writer or a copy is used, so many bytes are there to be written, of which each word is
     /// accessed as an atomic only.
-    pub(crate) unsafe fn new(window: AddressRange, address: u64) -> IndexWriter {
+    pub(crate) unsafe fn new(window: AddressRange, sections: u64, address: u64) -> IndexWriter {
         let start = std::ptr::with_exposed_provenance(address as usize);
-        IndexWriter(Table { window, start })
+        IndexWriter(Table {
+            window,
+            sections,
+            start,
+        })
+    }
+
+    /// Whether no function is entered in a granule of theirs.
+    pub(crate) fn is_free(&self, functions: &[Function]) -> bool {
+        functions.iter().all(|function| {
+            let (first, last) = self.granules(function.code);
+            (first..=last).all(|granule| self.first_in(granule).is_none())
+        })
+    }
+
+    /// The description of the first function that begins in a granule.
+    pub(crate) fn first_in(&self, granule: u32) -> Option<u64> {
+        match self.0.granule(granule).load(Relaxed) {
+            NOTHING | GAP => None,
+            entry => Some(self.0.description(entry).0),
+        }
+    }
+
+    /// Where in the index the entry of a granule is, in bytes.
+    pub(crate) fn offset_of(&self, granule: u32) -> u64 {
+        (pages(self.0.window) + u64::from(granule)) * ENTRY
     }
 
     /// Enters functions of an allocation, in the order of their section, which readers find from then on. `None` if
@@ -167,7 +197,7 @@ impl IndexWriter {
     }
 
     /// The first and the last granule of code.
-    fn granules(&self, code: AddressRange) -> (u32, u32) {
+    pub(crate) fn granules(&self, code: AddressRange) -> (u32, u32) {
         let last = code.end().max(code.start() + 1) - 1;
         (self.0.granule_of(code.start()), self.0.granule_of(last))
     }
@@ -207,7 +237,11 @@ impl IndexReader {
     pub(crate) unsafe fn new(window: AddressRange, address: u64, sections: Bytes) -> IndexReader {
         let start = std::ptr::with_exposed_provenance(address as usize);
         IndexReader {
-            table: Table { window, start },
+            table: Table {
+                window,
+                sections: sections.start(),
+                start,
+            },
             code: sections,
         }
     }
@@ -288,7 +322,7 @@ mod tests {
 
         fn writer(&self) -> IndexWriter {
             // SAFETY: the entries are as many, and live as long.
-            unsafe { IndexWriter::new(range(0, SIZE), self.address()) }
+            unsafe { IndexWriter::new(range(0, SIZE), WINDOW, self.address()) }
         }
 
         /// Puts a section into the window, and enters its functions.

@@ -5,6 +5,7 @@
 //! none before linked code wants one. An unwinder believes what it is told, and one of them aborts
 //! when it is to forget what it never knew, so frames are looked at and remembered here.
 
+use super::{regions, unwinder};
 use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::{self, Answer, Memory};
@@ -12,6 +13,7 @@ use crate::wire::answer::{Told, outcome};
 use crate::wire::sps::{AddrRange, ExecutorAddr};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The unwinder's functions.
 struct Unwinder {
@@ -21,7 +23,7 @@ struct Unwinder {
     one_by_one: bool,
 }
 
-fn unwinder() -> Told<&'static Unwinder> {
+fn registrar() -> Told<&'static Unwinder> {
     static FOUND: OnceLock<Unwinder> = OnceLock::new();
     if let Some(found) = FOUND.get() {
         return Ok(found);
@@ -93,6 +95,43 @@ fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
     }
 }
 
+/// Sections that this process has made known so far: by its own indexes, and by the unwinder's registration.
+static INDEXED: AtomicU64 = AtomicU64::new(0);
+static REGISTERED_SO_FAR: AtomicU64 = AtomicU64::new(0);
+
+/// How many sections this process has made known so far: by its own indexes, and by registering them with the
+/// unwinder.
+pub(crate) fn counts() -> (u64, u64) {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    (load(&INDEXED), load(&REGISTERED_SO_FAR))
+}
+
+/// Has an unwinder that asks us find the frames of a section.
+///
+/// # Safety
+/// The section is there, and stays as it is until it is deregistered.
+unsafe fn enter(section: AddrRange) -> bool {
+    let Some(range) = section.range().filter(|_| unwinder::asked()) else {
+        return false;
+    };
+    // SAFETY: as the caller says.
+    let entered = unsafe { regions::enter(range) };
+    if entered {
+        INDEXED.fetch_add(1, Ordering::Relaxed);
+    }
+    entered
+}
+
+/// Undoes [`enter`], if that was done.
+///
+/// # Safety
+/// The section is there.
+unsafe fn take_out(section: AddrRange) -> bool {
+    let range = section.range().filter(|_| unwinder::asked());
+    // SAFETY: as the caller says.
+    range.is_some_and(|range| unsafe { regions::take_out(range) })
+}
+
 /// A section that the unwinder knows.
 struct Known {
     /// How often it is registered at the moment.
@@ -119,6 +158,7 @@ impl Unwinder {
 /// it: whatever is thrown later would run into it. A section that can't be read any more is left, for
 /// the unwinder would read it.
 pub(crate) fn forget_within(memory: AddressRange) {
+    regions::forget_within(memory);
     let known: Vec<(u64, Known)> = {
         let mut registered = REGISTERED.lock();
         let range = registered.range(memory.start()..memory.end());
@@ -133,7 +173,7 @@ pub(crate) fn forget_within(memory: AddressRange) {
             start: ExecutorAddr(start),
             end: known.end,
         };
-        let (Ok(unwinder), Ok(frames)) = (unwinder(), descriptions(section)) else {
+        let (Ok(unwinder), Ok(frames)) = (registrar(), descriptions(section)) else {
             continue;
         };
         if !frames.is_empty() {
@@ -142,65 +182,106 @@ pub(crate) fn forget_within(memory: AddressRange) {
     }
 }
 
-/// `error (addr range)`.
+/// `error (addr range)`, for a controller, which may be wrong.
 pub(crate) fn register(args: &[u8]) -> Answer {
     outcome(args, |section: AddrRange| {
-        let start = section.start.0;
-        let mut frames = descriptions(section)?;
-        if frames.is_empty() {
-            // Unwinders take no notice of it.
-            return Ok(());
+        let frames = descriptions(section)?;
+        // SAFETY: it was looked through, and the controller says that it stays.
+        match frames.is_empty() || unsafe { enter(section) } {
+            true => Ok(()),
+            false => register_with_unwinder(section, frames),
         }
-        let unwinder = unwinder()?;
-        let calls = if unwinder.one_by_one {
-            frames.clone()
-        } else {
-            frames.clear();
-            vec![start]
-        };
-        let end = section.end;
-        let known = Known {
-            count: 0,
-            end,
-            frames,
-        };
-        REGISTERED.lock().entry(start).or_insert(known).count += 1;
-        for frames in calls {
-            // SAFETY: the unwinder's own function, and a section that was looked through.
-            unsafe { sys::call_on_frames(unwinder.register, frames) };
-        }
-        Ok(())
     })
 }
 
-/// `error (addr range)`.
+/// `error (addr range)`, for an action of this process's own, whose maker says that the section is right.
+pub(crate) fn register_own(args: &[u8]) -> Answer {
+    outcome(args, |section: AddrRange| {
+        // SAFETY: as the maker of the action says.
+        if unsafe { enter(section) } {
+            return Ok(());
+        }
+        let frames = descriptions(section)?;
+        match frames.is_empty() {
+            true => Ok(()),
+            false => register_with_unwinder(section, frames),
+        }
+    })
+}
+
+fn register_with_unwinder(section: AddrRange, mut frames: Vec<u64>) -> Told<()> {
+    let start = section.start.0;
+    let unwinder = registrar()?;
+    let calls = if unwinder.one_by_one {
+        frames.clone()
+    } else {
+        frames.clear();
+        vec![start]
+    };
+    let end = section.end;
+    let known = Known {
+        count: 0,
+        end,
+        frames,
+    };
+    REGISTERED.lock().entry(start).or_insert(known).count += 1;
+    REGISTERED_SO_FAR.fetch_add(1, Ordering::Relaxed);
+    for frames in calls {
+        // SAFETY: the unwinder's own function, and a section that was looked through.
+        unsafe { sys::call_on_frames(unwinder.register, frames) };
+    }
+    Ok(())
+}
+
+/// `error (addr range)`, for a controller, which may be wrong.
 pub(crate) fn deregister(args: &[u8]) -> Answer {
     outcome(args, |section: AddrRange| {
-        let start = section.start.0;
-        let frames = {
-            let mut registered = REGISTERED.lock();
-            match registered.get_mut(&start) {
-                Some(known) if known.count > 1 => {
-                    known.count -= 1;
-                    known.frames.clone()
-                }
-                Some(_) => registered
-                    .remove(&start)
-                    .map(|known| known.frames)
-                    .unwrap_or_default(),
-                None if descriptions(section).is_ok_and(|frames| frames.is_empty()) => {
-                    return Ok(());
-                }
-                None => {
-                    return Err(format!(
-                        "deregister eh-frames: no section is registered at {start:#x}"
-                    ));
-                }
-            }
-        };
-        unwinder()?.forget(start, frames);
-        Ok(())
+        // SAFETY: it was looked through.
+        let taken_out = descriptions(section).is_ok() && unsafe { take_out(section) };
+        match taken_out {
+            true => Ok(()),
+            false => deregister_from_unwinder(section),
+        }
     })
+}
+
+/// `error (addr range)`, the twin of [`register_own`].
+pub(crate) fn deregister_own(args: &[u8]) -> Answer {
+    outcome(args, |section: AddrRange| {
+        // SAFETY: as the maker of the action says.
+        let taken_out = unsafe { take_out(section) };
+        match taken_out {
+            true => Ok(()),
+            false => deregister_from_unwinder(section),
+        }
+    })
+}
+
+fn deregister_from_unwinder(section: AddrRange) -> Told<()> {
+    let start = section.start.0;
+    let frames = {
+        let mut registered = REGISTERED.lock();
+        match registered.get_mut(&start) {
+            Some(known) if known.count > 1 => {
+                known.count -= 1;
+                known.frames.clone()
+            }
+            Some(_) => registered
+                .remove(&start)
+                .map(|known| known.frames)
+                .unwrap_or_default(),
+            None if descriptions(section).is_ok_and(|frames| frames.is_empty()) => {
+                return Ok(());
+            }
+            None => {
+                return Err(format!(
+                    "deregister eh-frames: no section is registered at {start:#x}"
+                ));
+            }
+        }
+    };
+    registrar()?.forget(start, frames);
+    Ok(())
 }
 
 #[cfg(test)]

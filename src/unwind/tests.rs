@@ -61,7 +61,13 @@ impl World {
 
     fn writer(&self) -> IndexWriter {
         // SAFETY: the entries are there as long as the world.
-        unsafe { IndexWriter::new(self.range(), address_of(&self.entries)) }
+        unsafe {
+            IndexWriter::new(
+                self.range(),
+                self.range().start(),
+                address_of(&self.entries),
+            )
+        }
     }
 
     fn reader(&self) -> IndexReader {

@@ -6,6 +6,7 @@
 
 use super::eh_frame::Bytes;
 use super::index::IndexReader;
+use super::regions;
 use super::registration::{deregister, register};
 use crate::memory::published::{Publication, Published};
 use crate::memory::reservation::Reservation;
@@ -73,7 +74,7 @@ fn probe() -> *const c_void {
 
 /// Whether the unwinder of this process asks us. It is tried: names alone do not tell which unwinder is used,
 /// nor which definition it is bound to.
-fn asked() -> bool {
+pub(crate) fn asked() -> bool {
     static ASKED: OnceLock<bool> = OnceLock::new();
     *ASKED.get_or_init(|| {
         let Some(enclosing) = sys::symbol(c"_Unwind_FindEnclosingFunction") else {
@@ -110,23 +111,20 @@ fn next() -> Option<u64> {
     (next > 1).then_some(next)
 }
 
-/// What libgcc's unwinder calls `_Unwind_Find_FDE`, for a program to export under that name: the frame description of
-/// the function that `pc` is in. Linked code is looked for in the indexes of this process's sessions, all else by the
-/// next definition. Takes no lock of its own, allocates nothing, and may be called in a signal handler.
+/// The frame description of the function of linked code that `pc` is in, by the indexes of this process; NULL for
+/// all else. Takes no lock, allocates nothing, and may be called in a signal handler.
 ///
 /// # Safety
-/// `bases` can be written. What a session has linked is there while its code is unwound.
-pub unsafe extern "C" fn unwind_find_fde(
-    pc: *const c_void,
-    bases: *mut FoundFrames,
-) -> *const c_void {
+/// `bases` can be written. What has been linked is there while its code is unwound.
+pub(crate) unsafe fn find_fde(pc: *const c_void, bases: *mut FoundFrames) -> *const c_void {
     let found = |func: *const c_void| FoundFrames {
         tbase: ptr::null(),
         dbase: ptr::null(),
         func,
     };
     let address = pc.addr() as u64;
-    if let Some(function) = INDEXES.find(|index| index.reader.find(address)) {
+    let of_sessions = || INDEXES.find(|index| index.reader.find(address));
+    if let Some(function) = regions::find(address).or_else(of_sessions) {
         let pointer = |address: u64| ptr::with_exposed_provenance::<c_void>(address as usize);
         // SAFETY: as the caller says.
         unsafe { bases.write(found(pointer(function.code.start()))) };
@@ -136,6 +134,24 @@ pub unsafe extern "C" fn unwind_find_fde(
         // SAFETY: as the caller says.
         unsafe { bases.write(found(pc)) };
         return pc;
+    }
+    ptr::null()
+}
+
+/// What libgcc's unwinder calls `_Unwind_Find_FDE`, for a program to export under that name: the frame description of
+/// the function that `pc` is in. Linked code is looked for in the indexes of this process, all else by the
+/// next definition. Takes no lock of its own, allocates nothing, and may be called in a signal handler.
+///
+/// # Safety
+/// `bases` can be written. What has been linked is there while its code is unwound.
+pub unsafe extern "C" fn unwind_find_fde(
+    pc: *const c_void,
+    bases: *mut FoundFrames,
+) -> *const c_void {
+    // SAFETY: as the caller says.
+    let found = unsafe { find_fde(pc, bases) };
+    if !found.is_null() {
+        return found;
     }
     match next() {
         // SAFETY: libgcc's own function, which is called as it would have been.

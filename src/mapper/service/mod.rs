@@ -16,7 +16,7 @@ pub(crate) use unwind::IndexedFrames;
 use super::custom::check_window;
 use super::{
     Action, Capabilities, Chunk, Deinitialization, Discards, FrameCounts, Kind, MapperBase,
-    MemoryMapper, Prepared, Reserved, SegmentContents, Teardown,
+    MemoryMapper, Prepared, Registration, Reserved, SegmentContents, Teardown,
 };
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
@@ -31,7 +31,7 @@ use crate::page::{AddressRange, Alignment, PACKING_GRANULE};
 use crate::sys;
 use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
-use crate::wire::service::{At, FrameFunctions, Item, Reserve, ReservedAt, Step};
+use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use batch::Batches;
 use change::Changes;
@@ -149,15 +149,12 @@ impl ServiceMapper {
     fn over(link: Link, capabilities: Capabilities, shares: bool) -> ServiceMapper {
         let link = Arc::new(link);
         let changes = Changes::new(Arc::clone(&link));
-        // What is not shared is in no index of ours.
         let frames = link.frame_functions();
-        let asked = frames.asked && shares;
-        let frames = FrameFunctions { asked, ..frames };
         ServiceMapper {
             capabilities,
             shares,
             chunks: Arc::new(Chunks::new(changes.clone())),
-            unwinding: Arc::new(Unwinding::new(frames)),
+            unwinding: Arc::new(Unwinding::new(frames, shares)),
             changes,
             batches: Batches::new(Arc::clone(&link)),
             link,
@@ -208,6 +205,10 @@ impl MapperBase for ServiceMapper {
 
     fn traffic(&self) -> (u64, u64) {
         self.link.traffic()
+    }
+
+    fn registration(&self) -> Option<Registration> {
+        self.unwinding.registration()
     }
 
     fn frames(&self) -> FrameCounts {

@@ -11,7 +11,7 @@ use crate::completion::Completion;
 use crate::error::Result;
 use crate::group::{Lifetime, Protection};
 use crate::lock::Mutex;
-use crate::mapper::{Action, FoundBy, FrameCounts, SegmentContent, WrapperCall};
+use crate::mapper::{Action, FoundBy, FrameCounts, Registration, SegmentContent, WrapperCall};
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
 use crate::sys;
@@ -26,6 +26,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 /// The indexes of a session.
 pub(super) struct Unwinding {
     functions: FrameFunctions,
+    /// Windows have indexes that this process writes; else the executor has its own, which its actions enter frames
+    /// into.
+    shares: bool,
     indexes: Arc<Mutex<Vec<Arc<WindowIndex>>>>,
     indexed: AtomicU64,
     registered: AtomicU64,
@@ -63,9 +66,10 @@ impl IndexedFrames {
 
 impl Unwinding {
     /// For an executor that has said which calls an index stands for.
-    pub(super) fn new(functions: FrameFunctions) -> Unwinding {
+    pub(super) fn new(functions: FrameFunctions, shares: bool) -> Unwinding {
         Unwinding {
             functions,
+            shares,
             indexes: Arc::default(),
             indexed: AtomicU64::new(0),
             registered: AtomicU64::new(0),
@@ -75,7 +79,7 @@ impl Unwinding {
 
     /// What makes the index of a window that is about to be reserved.
     pub(super) fn maker(&self, changes: &Changes) -> impl Fn(AddressRange) + Send + use<> {
-        let (asked, changes) = (self.functions.asked, changes.clone());
+        let (asked, changes) = (self.functions.asked && self.shares, changes.clone());
         let (indexes, short) = (Arc::clone(&self.indexes), Arc::clone(&self.short));
         move |window| {
             // Without it, frames are registered.
@@ -88,6 +92,19 @@ impl Unwinding {
     /// Forgets the index of a window that is given back.
     pub(super) fn forget(&self, window: AddressRange) {
         self.indexes.lock().retain(|index| index.window != window);
+    }
+
+    /// What the executor has for sections that are in no index.
+    pub(super) fn registration(&self) -> Option<Registration> {
+        let FrameFunctions {
+            register,
+            deregister,
+            ..
+        } = self.functions;
+        (register.0 != 0).then_some(Registration {
+            register: register.0,
+            deregister: deregister.0,
+        })
     }
 
     /// How frames become known, and of how many allocations.
@@ -111,11 +128,13 @@ impl Unwinding {
         segments: &[SegmentContent],
         chunks: &Chunks,
     ) -> Option<IndexedFrames> {
-        let (place, section) = self.registration(actions)?;
+        self.registration()?.once(actions);
+        let (place, section) = self.registering(actions)?;
         let frames = self.entered(section, segments, chunks);
-        let count = match frames {
-            Some(_) => &self.indexed,
-            None => &self.registered,
+        let by_action = self.functions.asked && !self.shares;
+        let count = match frames.is_some() || by_action {
+            true => &self.indexed,
+            false => &self.registered,
         };
         count.fetch_add(1, Ordering::Relaxed);
         let frames = frames?;
@@ -124,7 +143,7 @@ impl Unwinding {
     }
 
     /// The action that registers a section, if there is exactly one.
-    fn registration(&self, actions: &[Action]) -> Option<(usize, AddressRange)> {
+    fn registering(&self, actions: &[Action]) -> Option<(usize, AddressRange)> {
         let mut all = actions
             .iter()
             .enumerate()
@@ -205,7 +224,7 @@ fn make(
         AddressRange::new(window.start(), size).expect("an index is smaller than its window");
     let (view, file) = WriterView::new(place, Protection::READ, false)?;
     // SAFETY: the view is new, so it is zero, and stays as long as the writer.
-    let writer = unsafe { IndexWriter::new(window, view.address()) };
+    let writer = unsafe { IndexWriter::new(window, window.start(), view.address()) };
     let index = Arc::new(WindowIndex {
         window,
         writer,
