@@ -16,6 +16,7 @@
 #include "orc_label.hpp"
 #include "orc_layout.hpp"
 #include "orc_transport.hpp"
+#include "orc_unwind.hpp"
 
 #include <llvm/ADT/STLFunctionalExtras.h>
 #include <llvm/ADT/SmallVector.h>
@@ -120,7 +121,10 @@ public:
     if (jitmem_mapper_in_process(O.Mapper, &NewMapper, E.out()) != JITMEM_OK)
       return E.take();
     std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
-    return create(*Mapper, O);
+    auto MM = create(*Mapper, O);
+    if (MM && detail::ownFrameFunctions())
+      (*MM)->LlvmFrames = detail::llvmFrameFunctions();
+    return MM;
   }
 
   /// Memory of another process on this machine, through shared pages. The executor publishes
@@ -497,7 +501,7 @@ private:
       }
       llvm::SmallVector<jitmem_action, 4> Actions;
       for (auto &Pair : G.allocActions())
-        Actions.push_back({toCall(Pair.Finalize), toCall(Pair.Dealloc), {}});
+        Actions.push_back({MM.toCall(Pair.Finalize), MM.toCall(Pair.Dealloc), {}});
       detail::submit(
           std::make_unique<Finalizing>(Finalizing{Taken, std::move(OnFinalized)}),
           [&](void *Passed, jitmem_error **E) {
@@ -521,15 +525,20 @@ private:
       }
     };
 
-    static jitmem_wrapper_call toCall(const llvm::orc::shared::WrapperFunctionCall &Call) {
-      const auto &Args = Call.getArgData(); // by reference: the action points into it
-      return {Call.getCallee().getValue(), Args.data(), Args.size()};
-    }
-
     MemoryManager &MM;
     LinkGraph &G;
     uint64_t Handle;
   };
+
+  jitmem_wrapper_call toCall(const llvm::orc::shared::WrapperFunctionCall &Call) const {
+    const auto &Args = Call.getArgData(); // by reference: the action points into it
+    auto Callee = Call.getCallee();
+    if (Callee && Callee == LlvmFrames.Register)
+      Callee = detail::ownFrameFunctions()->Register;
+    else if (Callee && Callee == LlvmFrames.Deregister)
+      Callee = detail::ownFrameFunctions()->Deregister;
+    return {Callee.getValue(), Args.data(), Args.size()};
+  }
 
   /// A request for memory under way.
   struct Allocating {
@@ -556,6 +565,8 @@ private:
 
   bool Names;
   TagFunction TagOf;
+  /// Actions of LLVM's plugin that jitmem's own stand for, which enter an index.
+  detail::FrameFunctions LlvmFrames;
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
   /// The connection to the executor, if that is not this process.
   std::shared_ptr<detail::Connection> EPC;

@@ -25,6 +25,7 @@
 #endif
 #if LLVM_VERSION_MAJOR >= 21
 #include <llvm/ExecutionEngine/Orc/EHFrameRegistrationPlugin.h>
+#include <llvm/ExecutionEngine/Orc/TargetProcess/RegisterEHFrames.h>
 #else
 #include <llvm/ExecutionEngine/JITLink/EHFrameSupport.h>
 #include <llvm/ExecutionEngine/Orc/EPCEHFrameRegistrar.h>
@@ -53,6 +54,11 @@ using llvm::orc::MemProt;
 using llvm::jitlink::AllocGroup;
 using llvm::jitlink::MemProt;
 #endif
+
+/// Wrapper functions in the executor that each take an eh-frame section's range.
+struct FrameFunctions {
+  llvm::orc::ExecutorAddr Register, Deregister;
+};
 
 /// The lifetime of a section or of a group of segments; the accessor has had three names, two of
 /// them in releases between 16 and 19. An argument `0` prefers the newest.
@@ -174,9 +180,12 @@ template <typename LayerT> void discard(std::unique_ptr<LayerT> Layer) {
     (void)Layer.release();
 }
 
-/// Has the frames of what a layer links registered with the executor's unwinder.
-inline llvm::Error addFrames(llvm::orc::ObjectLinkingLayer &Layer,
-                             llvm::orc::ExecutionSession &ES) {
+/// Has the executor's unwinder know the frames of what a layer links; see orc_unwind.hpp.
+inline llvm::Error addFrames(llvm::orc::ObjectLinkingLayer &Layer, llvm::orc::ExecutionSession &ES);
+
+/// Has LLVM's plugin register them; before LLVM 21 that is a call for each object.
+inline llvm::Error addLlvmFrames(llvm::orc::ObjectLinkingLayer &Layer,
+                                 llvm::orc::ExecutionSession &ES) {
 #if LLVM_VERSION_MAJOR >= 21
   auto Frames = llvm::orc::EHFrameRegistrationPlugin::Create(ES);
   if (!Frames)
@@ -197,6 +206,17 @@ inline llvm::Error addFrames(llvm::orc::ObjectLinkingLayer &Layer,
 #endif
   return llvm::Error::success();
 }
+
+/// The actions of LLVM's plugin in this process; null before there were any.
+#if LLVM_VERSION_MAJOR >= 21
+inline FrameFunctions llvmFrameFunctions() {
+  using llvm::orc::ExecutorAddr;
+  return {ExecutorAddr::fromPtr(&llvm_orc_registerEHFrameSectionAllocAction),
+          ExecutorAddr::fromPtr(&llvm_orc_deregisterEHFrameSectionAllocAction)};
+}
+#else
+inline FrameFunctions llvmFrameFunctions() { return {}; }
+#endif
 
 /// Makes a layer of `Rest`: a memory manager, or nothing that counts, as the triple that creators
 /// were given before LLVM 21; then that of the session's EPC, which has one until LLVM 22.

@@ -64,6 +64,8 @@ const char *nameOf(Setting S) {
     return "sealed_shared";
   case Setting::ProgramShared:
     return "program_shared";
+  case Setting::ProgramRemote:
+    return "program_remote";
   case Setting::StockShared:
     return "stock_shared";
   case Setting::StockSimple:
@@ -83,6 +85,7 @@ std::vector<std::string> commandOf(Setting S) {
   case Setting::SealedShared:
     return {JITMEM_EXECUTOR, "--seccomp=sealed", Descriptors};
   case Setting::ProgramShared:
+  case Setting::ProgramRemote:
     return {JITMEM_EXECUTOR, Descriptors};
   case Setting::StockSimple:
     return {BUILT "/without-files", STOCK_EXECUTOR, Descriptors};
@@ -100,6 +103,7 @@ uint32_t mapperOf(Setting S) {
     return JITMEM_MAPPER_SHARED;
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:
+  case Setting::ProgramRemote:
     return JITMEM_MAPPER_REMOTE;
   case Setting::StockShared:
     return JITMEM_MAPPER_LLVM_SHARED;
@@ -120,6 +124,7 @@ Expected<std::unique_ptr<MemoryManager>> createManager(Setting S, ExecutorProces
     return MemoryManager::CreateShared(EPC, O);
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:
+  case Setting::ProgramRemote:
     return MemoryManager::CreateRemote(EPC, O);
   default: // the best that the executor has
     return MemoryManager::Create(EPC, O);
@@ -233,7 +238,9 @@ Session::Session(Setting S, Owner O, std::unique_ptr<TaskDispatcher> Tasks, LLJI
                      : O == Owner::Layer
                          ? std::make_unique<ObjectLinkingLayer>(ES, std::move(OwnMM))
                          : std::make_unique<ObjectLinkingLayer>(ES, *OwnMM);
-        if (Error Err = compat::registerEHFrames(ES, *Layer))
+        // As layers that jitmem makes do it.
+        if (Error Err = MM ? jitmem::orc::detail::addFrames(*Layer, ES)
+                           : compat::registerEHFrames(ES, *Layer))
           return Err;
         return Layer;
       });

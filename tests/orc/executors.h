@@ -26,6 +26,7 @@ enum class Setting {
   SealedShared,
   // jitmem-executor as it is.
   ProgramShared,
+  ProgramRemote,
   // LLVM's llvm-jitlink-executor as it is.
   StockShared,
   // The same where it can make no files, and so share no memory.

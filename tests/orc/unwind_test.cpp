@@ -90,6 +90,42 @@ TEST_F(Unwinding, ThroughManyGraphsThatTookNoMessage) {
   EXPECT_EQ(S.takeErrors(), "");
 }
 
+TEST_F(Unwinding, OthersThrowWhileCodeComesAndGoes) {
+  auto Staying = S.J->getMainJITDylib().createResourceTracker();
+  addAll(Staying);
+  auto StopThrowing = S.find("stopThrowing");
+  EXPECT_EQ(S.run(S.find("startThrowing")), 0);
+  for (int Round = 0; Round != 50; ++Round) {
+    auto Passing = S.J->getMainJITDylib().createResourceTracker();
+    for (const char *Source : {"catches.cpp", "passes.cpp", "throws.cpp"})
+      must(S.J->addObjectFile(Passing, objectFile(Source)));
+    EXPECT_EQ(S.run(S.find("catchProblem"), Round), 1000 + Round);
+    must(Passing->remove());
+  }
+  EXPECT_EQ(S.run(StopThrowing), 1);
+  EXPECT_EQ(S.MM->stats().frames_registered, 0u);
+  Staying = nullptr;
+  EXPECT_EQ(S.end(), "exit 0");
+}
+
+// Where content travels in messages, actions go along with it and enter an index there.
+class UnwindingRemotely : public Unwinding {
+protected:
+  UnwindingRemotely() : Unwinding(Setting::ProgramRemote) {}
+};
+
+TEST_F(UnwindingRemotely, AsksAnIndexToo) {
+  auto Tracker = S.J->getMainJITDylib().createResourceTracker();
+  addAll(Tracker);
+  expectUnwinding();
+  jitmem_stats Stats = S.MM->stats();
+  EXPECT_EQ(Stats.frames_found_by, uint64_t(JITMEM_FRAMES_INDEX));
+  EXPECT_EQ(Stats.frames_indexed, Hops + 1u);
+  must(Tracker->remove());
+  Tracker = nullptr;
+  EXPECT_EQ(S.end(), "exit 0");
+}
+
 // The profile of the other tests has no children.
 class UnwindingInAChild : public Unwinding {
 protected:

@@ -84,6 +84,31 @@ extern "C" int cancelBehindHops(int) {
   return Result == PTHREAD_CANCELED ? Unwound : -2;
 }
 
+// Threads that throw through all hops until they are told to stop.
+static pthread_t Throwing[3];
+static int Stop = 0, Right = 0, Wrong = 0;
+
+extern "C" int startThrowing(int) {
+  auto Run = [](void *) -> void * {
+    do
+      __atomic_add_fetch(catchFromHops(5) == 1005 ? &Right : &Wrong, 1, __ATOMIC_RELAXED);
+    while (!__atomic_load_n(&Stop, __ATOMIC_RELAXED));
+    return nullptr;
+  };
+  for (auto &Thread : Throwing)
+    if (pthread_create(&Thread, nullptr, Run, nullptr) != 0)
+      return -1;
+  return 0;
+}
+
+// 1 if each throw was caught where it belongs.
+extern "C" int stopThrowing(int) {
+  __atomic_store_n(&Stop, 1, __ATOMIC_RELAXED);
+  for (auto &Thread : Throwing)
+    pthread_join(Thread, nullptr);
+  return Wrong == 0 && Right > 0;
+}
+
 // What a child of a fork catches, once the parent has told it that it may go on.
 static int Child = 0, Go[2];
 
