@@ -64,6 +64,7 @@ bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_AR
 	build/bench/jitmem-bench --json=$(RESULTS)/bench.json $(BENCH_ARGS) | tee $(RESULTS)/tables.md
 	build/bench/jitmem-bench-features | tee $(RESULTS)/features.md
 	build/peers/jitmem-bench-peers --json=$(RESULTS)/peers.json $(PEERS_ARGS) | tee $(RESULTS)/peers.md
+	build/bench/jitmem-bench-unwind | tee $(RESULTS)/unwind.md
 	benches/charts.py $(RESULTS)
 RESULTS := build/bench/results
 

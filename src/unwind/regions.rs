@@ -111,7 +111,10 @@ impl Region {
 
     fn enter(&self, functions: &[Function], occupancy: &mut Occupancy) -> bool {
         let inside = |function: &Function| self.code.contains(function.code);
-        if !functions.iter().all(inside) || !self.writer.is_free(functions) {
+        // To enter functions that overlap costs time by their code's size, however few bytes describe it.
+        let said: u64 = functions.iter().map(|function| function.code.size()).sum();
+        let possible = functions.iter().all(inside) && said <= REGION;
+        if !possible || !self.writer.is_free(functions) {
             return false;
         }
         let entered = self.writer.enter(functions);
