@@ -212,19 +212,19 @@ impl Sender for StreamConnection {
     }
 
     fn not_sent(&self, call: Option<u64>, error: io::Error) {
-        let error = match error.kind() {
-            // Answers may still lie in the socket; they are read before the end is found there.
+        match error.kind() {
+            // Answers may still lie in the socket, and why the executor has ended. They are read before the end is
+            // found there, with which the call is answered.
             io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                disconnected("its socket is closed")
+                socket::hang_up(&self.socket);
             }
             _ => {
                 // Part of the message may be under way, so nothing can follow it.
                 let error = explain("send a message to the executor", error);
                 self.end(error.clone());
-                error
+                self.pending.fail(call, error);
             }
-        };
-        self.pending.fail(call, error);
+        }
     }
 }
 
