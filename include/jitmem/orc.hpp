@@ -122,8 +122,10 @@ public:
       return E.take();
     std::unique_ptr<jitmem_mapper, detail::FreeMapper> Mapper(NewMapper);
     auto MM = create(*Mapper, O);
-    if (MM && detail::ownFrameFunctions())
+    if (const auto &Own = detail::ownFrameFunctions(); MM && Own) {
       (*MM)->LlvmFrames = detail::llvmFrameFunctions();
+      (*MM)->OwnFrames = *Own;
+    }
     return MM;
   }
 
@@ -534,9 +536,9 @@ private:
     const auto &Args = Call.getArgData(); // by reference: the action points into it
     auto Callee = Call.getCallee();
     if (Callee && Callee == LlvmFrames.Register)
-      Callee = detail::ownFrameFunctions()->Register;
+      Callee = OwnFrames.Register;
     else if (Callee && Callee == LlvmFrames.Deregister)
-      Callee = detail::ownFrameFunctions()->Deregister;
+      Callee = OwnFrames.Deregister;
     return {Callee.getValue(), Args.data(), Args.size()};
   }
 
@@ -565,8 +567,8 @@ private:
 
   bool Names;
   TagFunction TagOf;
-  /// Actions of LLVM's plugin that jitmem's own stand for, which enter an index.
-  detail::FrameFunctions LlvmFrames;
+  /// Actions of LLVM's plugin, and jitmem's own that stand for them, which enter an index.
+  detail::FrameFunctions LlvmFrames, OwnFrames;
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
   /// The connection to the executor, if that is not this process.
   std::shared_ptr<detail::Connection> EPC;
