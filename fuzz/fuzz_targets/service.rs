@@ -14,6 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
         Reply<OpenedWithFrames>,
         (u64, Attach<'_>),
         Reply<()>,
+        Reply<ListenerName>,
         (u64, Reserve),
         Reply<ReservedAt>,
         (u64, Change),

@@ -4,22 +4,76 @@
 use crate::input::Input;
 use crate::packets::{Fate, Packet, receive, send};
 use jitmem::wire::frame::{Header, Opcode};
-use jitmem::wire::service::Attach;
+use jitmem::wire::service::{Attach, ListenerName, Token};
 use jitmem::wire::sps::{Bytes, ExecutorAddr};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The tag of an answer that is an error of the channel itself.
 const OUT_OF_BAND: u64 = 1;
 
 pub(crate) struct Channel(OwnedFd);
 
+/// A connection to the executor's listener.
+pub(crate) struct Introduced {
+    socket: Option<OwnedFd>,
+    /// What the controller has sent first; a token or none.
+    pub(crate) said: Vec<u8>,
+}
+
+impl Introduced {
+    pub(crate) fn connect(name: ListenerName, input: &mut Input<'_>) -> Introduced {
+        let address = SocketAddrUnix::new_abstract_name(name.text().as_bytes());
+        let address = address.expect("a short name");
+        let socket = packet_socket();
+        rustix::net::connect(&socket, &address).expect("an executor listens");
+        // Tokens differ, as random numbers do.
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let token: Token = u128::from(number).to_le_bytes();
+        let said = match input.below(8) {
+            6 => input.bytes().to_vec(),
+            7 => Vec::new(),
+            _ => token.to_vec(),
+        };
+        if !said.is_empty() {
+            let sent = rustix::net::send(&socket, &said, SendFlags::NOSIGNAL);
+            assert_eq!(sent, Ok(said.len()));
+        }
+        let socket = Some(socket);
+        Introduced { socket, said }
+    }
+
+    /// Whether the executor keeps it until a session asks for it.
+    pub(crate) fn is_introduced(&self) -> bool {
+        self.said.len() == size_of::<Token>()
+    }
+
+    /// The channel that it has become.
+    pub(crate) fn take(&mut self) -> Option<Channel> {
+        let socket = self.socket.take()?;
+        expect_token(&socket);
+        Some(Channel(socket))
+    }
+}
+
+fn packet_socket() -> OwnedFd {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None).expect("socket")
+}
+
+/// Takes what an executor sends to show that it is the one.
+fn expect_token(socket: &OwnedFd) {
+    let mut token = [0; 8];
+    let size = rustix::net::recv(socket, &mut token, RecvFlags::empty());
+    assert_eq!(size.map(|(size, _)| &token[..size]), Ok(&b"token"[..]));
+}
+
 impl Channel {
     /// Has the executor `connect`; `None` if it won't.
     pub(crate) fn listen(connect: impl FnOnce(Attach<'_>) -> bool) -> Option<Channel> {
-        let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-        let listener = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
-        let listener = listener.expect("socket");
+        let listener = packet_socket();
         let name = format!("jitmem-fuzz-{}", std::process::id());
         let address = SocketAddrUnix::new_abstract_name(name.as_bytes()).expect("a short name");
         rustix::net::bind(&listener, &address).expect("bind");
@@ -32,9 +86,7 @@ impl Channel {
             return None;
         }
         let socket = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).expect("accept");
-        let mut token = [0; 8];
-        let size = rustix::net::recv(&socket, &mut token, rustix::net::RecvFlags::empty());
-        assert_eq!(size.map(|(size, _)| &token[..size]), Ok(&b"token"[..]));
+        expect_token(&socket);
         Some(Channel(socket))
     }
 

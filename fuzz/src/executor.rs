@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! An executor in this process, and the controller's end of its stream.
 
+use jitmem::executor::program::listen_for_controllers;
 use jitmem::executor::server::{Options, SetupLayout, serve};
 use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode, Setup, message};
 use std::collections::BTreeMap;
@@ -18,21 +19,32 @@ pub struct Executor {
     had: Belongings,
 }
 
-/// Descriptors, threads, and mappings of memfds of jitmem's.
+/// Threads that a process has for all its sessions. Each stays for a second or two when there is nothing to do.
+const OF_THE_PROCESS: [&str; 2] = ["jitmem-watch", "jitmem-limits"];
+
+/// Descriptors, threads of sessions, and mappings of memfds of jitmem's.
 pub(crate) type Belongings = (usize, usize, usize);
 
 fn count(folder: &str) -> usize {
     fs::read_dir(folder).expect(folder).count()
 }
 
+fn count_threads() -> usize {
+    let tasks = fs::read_dir("/proc/self/task").expect("/proc/self/task");
+    let names = tasks.flatten().filter_map(|task| {
+        // One that has gone meanwhile has no name.
+        let name = fs::read_to_string(task.path().join("comm"));
+        name.ok()
+    });
+    names
+        .filter(|name| !OF_THE_PROCESS.contains(&name.trim_end()))
+        .count()
+}
+
 pub(crate) fn belongings() -> Belongings {
     let maps = fs::read_to_string("/proc/self/maps").expect("/proc/self/maps");
     let views = maps.lines().filter(|line| line.contains("/memfd:jitmem"));
-    (
-        count("/proc/self/fd"),
-        count("/proc/self/task"),
-        views.count(),
-    )
+    (count("/proc/self/fd"), count_threads(), views.count())
 }
 
 /// Threads are still on their way out of the kernel when what they did is done.
@@ -49,6 +61,8 @@ impl Executor {
 
     /// One that knows the addresses of further functions.
     pub fn with(layout: SetupLayout, functions: Vec<u64>) -> Executor {
+        // The process keeps it.
+        listen_for_controllers().expect("a listener");
         let had = belongings();
         let (mut stream, theirs) = UnixStream::pair().expect("socketpair");
         let output = theirs.try_clone().expect("dup");

@@ -2,7 +2,7 @@
 //! An executor that answers its controller as it likes.
 
 use crate::input::Input;
-use crate::packets::{Fate, Packet, answer_header, hang_up, pair, receive, send};
+use crate::packets::{Fate, Packet, answer_header, hang_up, receive, send};
 use jitmem::transport::Transport;
 use jitmem::wire::frame::{Header, Opcode};
 use jitmem::wire::service::*;
@@ -10,7 +10,7 @@ use jitmem::wire::sps::{AddrRange, Decode, Encode, ExecutorAddr, from_bytes, to_
 use jitmem::{Completion, Status};
 use rustix::net::SendFlags;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{JoinHandle, spawn};
 
 /// Where the service's functions are.
@@ -28,9 +28,8 @@ const FIRST_WINDOW: u64 = 0x5000_0000_0000;
 
 /// The executor: the controller's transport, and who is at the other end of the channel.
 pub(crate) struct Hostile {
-    /// The controller's end.
-    theirs: Mutex<Option<OwnedFd>>,
-    socket: OwnedFd,
+    /// Comes along with the controller's first message.
+    socket: OnceLock<OwnedFd>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -72,10 +71,8 @@ fn sent<'a, T: Decode<'a>>(bytes: &'a [u8]) -> T {
 impl Hostile {
     /// One that does what the script says, and what is right when that is at its end.
     pub(crate) fn start(script: &[u8]) -> (Arc<Hostile>, JoinHandle<()>) {
-        let (socket, theirs) = pair();
         let hostile = Arc::new(Hostile {
-            theirs: Mutex::new(Some(theirs)),
-            socket,
+            socket: OnceLock::new(),
             state: Mutex::new(State {
                 script: script.to_vec(),
                 held: Vec::new(),
@@ -90,8 +87,9 @@ impl Hostile {
         });
         let serving = Arc::clone(&hostile);
         let thread = spawn(move || {
-            while let Some((header, body, _along)) = receive(&serving.socket) {
-                serving.state().react(&serving.socket, header, body);
+            let socket = serving.socket.wait();
+            while let Some((header, body, _along)) = receive(socket) {
+                serving.state().react(socket, header, body);
                 serving.changed.notify_all();
             }
         });
@@ -126,9 +124,17 @@ impl Hostile {
         drop(self.changed.wait_while(self.state(), busy));
     }
 
+    /// Waits until all requests have come to an end, in whatever thread; one that does not is a hang.
+    pub(crate) fn all_end(&self) {
+        let busy = |state: &mut State| state.ended < state.asked;
+        let state = self.changed.wait_while(self.state(), busy);
+        let State { asked, ended, .. } = *state.unwrap_or_else(PoisonError::into_inner);
+        assert_eq!(asked, ended, "a request has ended twice");
+    }
+
     /// Answers what was held back, the last first.
     pub(crate) fn catch_up(&self) {
-        self.state().catch_up(&self.socket);
+        self.state().catch_up(self.socket.wait());
     }
 
     /// [`Hostile::catch_up`], and nothing is held back until the next [`Hostile::hold`].
@@ -145,7 +151,7 @@ impl Hostile {
     /// Dies.
     pub(crate) fn end(&self) {
         self.state().broken = true;
-        hang_up(&self.socket);
+        hang_up(self.socket.wait());
     }
 }
 
@@ -211,7 +217,7 @@ impl State {
             _ => Packet::plain(header, &answer, Vec::new()),
         };
         send(socket, &packet);
-        self.broken = packet.fate == Fate::Broken;
+        self.broken = packet.fate_as_answer() == Fate::Broken;
         self.last = Some(sequence);
     }
 
@@ -319,7 +325,7 @@ impl Transport for Hostile {
                     panic!("a socket came along")
                 };
                 // Of an executor that shows no token the controller takes no channel.
-                let sent = rustix::net::send(&self.socket, token.0, SendFlags::NOSIGNAL);
+                let sent = rustix::net::send(self.socket.wait(), token.0, SendFlags::NOSIGNAL);
                 assert_eq!(sent, Ok(token.0.len()));
                 fine(())
             }
@@ -327,10 +333,21 @@ impl Transport for Hostile {
         }));
     }
 
-    fn take_channel(&self) -> Option<OwnedFd> {
-        self.theirs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+    fn passes_descriptors(&self) -> bool {
+        true
+    }
+
+    fn start_with(
+        &self,
+        function: u64,
+        args: Vec<u8>,
+        descriptor: OwnedFd,
+        _most: u64,
+        done: Completion<Vec<u8>>,
+    ) -> Option<u64> {
+        let first = self.socket.set(descriptor).is_ok();
+        assert!(first, "a second socket");
+        self.call(function, args, done);
+        None
     }
 }

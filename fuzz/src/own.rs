@@ -3,24 +3,35 @@
 
 mod arguments;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Introduced};
 use crate::executor::Executor;
 use crate::input::Input;
 use arguments::encode_steps;
+use jitmem::executor::exports::{FoundFrames, unwind_find_fde};
 use jitmem::wire::service::{
-    Attach, Functions, INDEX_VERSION, Open, Opened, OpenedWithFrames, Reply, ReservedAt, Step,
-    VERSION,
+    Attach, Functions, INDEX_VERSION, ListenerName, Open, Opened, OpenedWithFrames, Reply,
+    ReservedAt, Step, VERSION,
 };
-use jitmem::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
+use jitmem::wire::sps::{AddrRange, Bytes, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
+use std::ffi::c_void;
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 const PAGE: u64 = 4096;
 
-/// Pages of a memfd of the controller's.
+/// Pages of memfds of the controller's: those for chunks, and that for indexes.
 const FILE_PAGES: u64 = 8;
+const INDEX_PAGES: u64 = 20;
+
+/// The memfd whose size is not sealed, and that for indexes.
+const UNSEALED: usize = 1;
+const INDEX: usize = 2;
+
+/// Bytes of a window that have an entry in its index.
+const GRANULE: u64 = 16;
 
 pub struct Controller {
     executor: Executor,
@@ -30,25 +41,35 @@ pub struct Controller {
     /// What was mapped, and may be gone again.
     chunks: Vec<AddrRange>,
     keys: Vec<u64>,
-    /// One that can't shrink, and one that can.
-    files: [Memfd; 2],
+    /// Windows that have an index, and may be gone again.
+    indexed: Vec<AddrRange>,
+    /// All but [`UNSEALED`] can't shrink.
+    files: [Memfd; 3],
     /// The way of all calls, while there is one.
     channel: Option<Channel>,
+    /// Connections to the executor's listener that no session has asked for.
+    unasked: Vec<Introduced>,
 }
 
-fn file() -> Memfd {
+fn file(pages: u64) -> Memfd {
     let file = MemfdOptions::default().allow_sealing(true);
     let file = file.create("jitmem-fuzz").expect("memfd_create");
-    file.as_file()
-        .set_len(FILE_PAGES * PAGE)
-        .expect("ftruncate");
+    file.as_file().set_len(pages * PAGE).expect("ftruncate");
     file
+}
+
+/// Bytes of the index of a window.
+fn index_size(window: AddrRange) -> u64 {
+    let size = window.end.0 - window.start.0;
+    (size.div_ceil(PAGE) + size / GRANULE) * 4
 }
 
 impl Controller {
     pub fn new(executor: Executor) -> Controller {
-        let files = [file(), file()];
-        files[0].add_seal(FileSeal::SealShrink).expect("seal");
+        let files = [file(FILE_PAGES), file(FILE_PAGES), file(INDEX_PAGES)];
+        for sealed in [&files[0], &files[INDEX]] {
+            sealed.add_seal(FileSeal::SealShrink).expect("seal");
+        }
         let mut controller = Controller {
             executor,
             functions: None,
@@ -56,8 +77,10 @@ impl Controller {
             windows: Vec::new(),
             chunks: Vec::new(),
             keys: Vec::new(),
+            indexed: Vec::new(),
             files,
             channel: None,
+            unasked: Vec::new(),
         };
         // Something to work with.
         controller.step(&mut Input::new(&[]));
@@ -93,6 +116,9 @@ impl Controller {
             let steps = input.some(4, |input| self.one_change(input));
             return self.change(input, &steps);
         }
+        if kind == 2 {
+            return self.attach_at_listener(input, &functions);
+        }
         let mut out = Vec::new();
         match input.byte() {
             0xff => input.number(),
@@ -102,7 +128,7 @@ impl Controller {
         }
         .encode(&mut out);
         let function = match kind {
-            1 | 2 => {
+            1 => {
                 self.attach(input).encode(&mut out);
                 functions.attach
             }
@@ -165,6 +191,80 @@ impl Controller {
         self.channel = Channel::listen(connect);
     }
 
+    /// Attaches through the executor's listener, by the stream: with the token that has come through the
+    /// connection, with another one, or not at all.
+    fn attach_at_listener(&mut self, input: &mut Input<'_>, functions: &Functions) {
+        let asked = to_bytes(&(self.sessions[0], Attach::Listening {}));
+        let answer = self.executor.call(functions.attach.0, &asked);
+        let Ok(Reply(Ok(name))) = from_bytes::<Reply<ListenerName>>(&answer) else {
+            // The session is closed.
+            return;
+        };
+        let mut connection = Introduced::connect(name, input);
+        let asks = match input.below(8) {
+            6 => Some(input.bytes().to_vec()),
+            7 => None,
+            _ => Some(connection.said.to_vec()),
+        };
+        if let Some(expected) = asks {
+            if let Some(channel) = self.accept(&expected, &mut connection, functions) {
+                // The executor has hung up the one before.
+                self.channel = Some(channel);
+                return;
+            }
+        }
+        self.unasked.push(connection);
+    }
+
+    /// Has the first session take a connection; the channel that this is then.
+    fn accept(
+        &mut self,
+        expected: &[u8],
+        connection: &mut Introduced,
+        functions: &Functions,
+    ) -> Option<Channel> {
+        let attach = Attach::Accept {
+            expected: Bytes(expected),
+            token: Bytes(b"token"),
+        };
+        let args = to_bytes(&(self.sessions[0], attach));
+        let answer = self.executor.call(functions.attach.0, &args);
+        let accepted = matches!(from_bytes::<Reply<()>>(&answer), Ok(Reply(Ok(()))));
+        if !accepted {
+            let silent = !connection.is_introduced();
+            assert!(silent || expected != connection.said, "a token was lost");
+            return None;
+        }
+        assert_eq!(expected, connection.said, "another's connection");
+        connection.take()
+    }
+
+    /// Takes the connections back that wait at the executor's listener.
+    fn take_back(&mut self) {
+        let unasked = std::mem::take(&mut self.unasked);
+        self.sessions.clear();
+        self.open(&mut Input::new(&[]));
+        let functions = self.functions.clone().expect("a session was opened");
+        // One that said nothing of use goes when the next one is asked for.
+        let (waiting, silent): (Vec<_>, Vec<_>) =
+            unasked.into_iter().partition(Introduced::is_introduced);
+        drop(silent);
+        for mut connection in waiting {
+            let expected = connection.said.to_vec();
+            self.channel = self.accept(&expected, &mut connection, &functions);
+        }
+        let attach = Attach::Accept {
+            expected: Bytes(&[0; 16]),
+            token: Bytes(&[]),
+        };
+        let args = to_bytes(&(self.sessions[0], attach));
+        let answer = self.executor.call(functions.attach.0, &args);
+        assert!(matches!(
+            from_bytes::<Reply<()>>(&answer),
+            Ok(Reply(Err(_)))
+        ));
+    }
+
     pub fn has_channel(&self) -> bool {
         self.channel.is_some()
     }
@@ -178,21 +278,34 @@ impl Controller {
         encode_steps(steps, &mut out);
         // A message that maps what comes along may come without, and with what can shrink.
         let (mut along, mut fixed) = (Vec::new(), Vec::new());
-        let mapped = steps.iter().filter(|step| matches!(step, Step::Map { .. }));
+        let mapped = steps.iter().filter(|step| takes_descriptor(step));
         let wanted = if self.channel.is_some() {
             mapped.count()
         } else {
             0
         };
+        let kept = kept(steps);
         for _ in 0..wanted {
             let kind = input.below(8);
+            let number = match kind {
+                0..=4 => 0,
+                5 => INDEX,
+                _ => UNSEALED,
+            };
             if kind < 7 {
-                let file = &self.files[usize::from(kind == 6)];
-                along.push(file.as_file().try_clone().expect("dup").into());
-                fixed.push(kind != 6);
+                let file = self.files[number].as_file();
+                along.push(file.try_clone().expect("dup").into());
+                let size = file.metadata().expect("fstat").len();
+                fixed.push((number != UNSEALED).then_some(size));
             }
         }
         let answer = self.ask(input, functions.change, &out, along);
+        for (page, before) in kept {
+            assert!(
+                read(page) == before,
+                "{page:#x} has other content: {steps:?}"
+            );
+        }
         let Ok(Reply(Ok(replies))) = from_bytes::<Reply<Vec<Reply<()>>>>(&answer) else {
             return;
         };
@@ -201,10 +314,22 @@ impl Controller {
         let stays = |step: &Step| !matches!(step, Step::Unmap { .. } | Step::Release { .. });
         let all_stay = steps.iter().all(stays);
         for (step, reply) in steps.iter().zip(replies) {
-            let fixed = match step {
-                Step::Map { .. } => fixed.next() == Some(true),
-                _ => true,
-            };
+            // How long the file stays that this step was given, if the executor takes it from the message.
+            let length = takes_descriptor(step).then(|| fixed.next().flatten().unwrap_or(0));
+            let fixed = length != Some(0);
+            if let (Step::Index { window } | Step::IndexFile { window, .. }, Ok(())) =
+                (step, &reply.0)
+            {
+                self.has_index(*window, length, all_stay);
+            }
+            if let (Step::Replace { range } | Step::ReplaceFile { range, .. }, Ok(())) =
+                (step, &reply.0)
+            {
+                assert!(fixed, "{step:?} maps what may shrink");
+                if all_stay {
+                    look_at(*range);
+                }
+            }
             let (Step::Map { range, protection }
             | Step::MapFile {
                 range, protection, ..
@@ -225,7 +350,33 @@ impl Controller {
         }
     }
 
-    pub fn end(self) {
+    /// The executor has taken the index of a window, which describes no function.
+    fn has_index(&mut self, window: AddrRange, length: Option<u64>, stays: bool) {
+        assert!(self.windows.contains(&window), "{window:?} is no window");
+        let enough = |length| length >= index_size(window);
+        assert!(
+            length.is_none_or(enough),
+            "the index of {window:?} is short"
+        );
+        if !stays {
+            // What is reserved there later has an index of its own.
+            return;
+        }
+        assert!(!self.indexed.contains(&window), "a second index");
+        self.indexed.push(window);
+        for place in [window.start.0, window.end.0 - 1] {
+            let place: *const c_void = std::ptr::without_provenance(place as usize);
+            let mut found = MaybeUninit::<FoundFrames>::uninit();
+            // SAFETY: what is found can be written there; nothing is, for no code is in the window.
+            let description = unsafe { unwind_find_fde(place, found.as_mut_ptr()) };
+            assert!(description.is_null(), "{place:?} is described");
+        }
+    }
+
+    pub fn end(mut self) {
+        if !self.unasked.is_empty() {
+            self.take_back();
+        }
         drop((self.files, self.channel));
         let (answers, result) = self.executor.end();
         assert!(answers.is_empty());
@@ -260,11 +411,38 @@ impl Controller {
     }
 }
 
+/// Whether a change takes the next descriptor of its message.
+fn takes_descriptor(step: &Step) -> bool {
+    let index = matches!(step, Step::Index { .. });
+    index || matches!(step, Step::Map { .. } | Step::Replace { .. })
+}
+
+/// Content of a page; `None` if nothing is there to be read.
+fn read(page: u64) -> Option<Vec<u8>> {
+    let memory = File::open("/proc/self/mem").expect("/proc/self/mem");
+    let mut content = vec![0; PAGE as usize];
+    let read = memory.read_exact_at(&mut content, page);
+    read.ok().map(|()| content)
+}
+
+/// The pages that a message without other changes says are to be kept, and their content, which must be the
+/// same afterwards whatever is answered.
+fn kept(steps: &[Step]) -> Vec<(u64, Option<Vec<u8>>)> {
+    let [Step::Keep { range, pages }] = steps else {
+        return Vec::new();
+    };
+    let bits = pages.iter().enumerate().flat_map(|(index, word)| {
+        let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
+        set.map(move |bit| index as u64 * 64 + bit)
+    });
+    let addresses = bits.map(|page| range.start.0.wrapping_add(page * PAGE));
+    let inside = addresses.filter(|page| (range.start.0..range.end.0).contains(page));
+    inside.map(|page| (page, read(page))).collect()
+}
+
 /// Every page of a chunk is there.
 fn look_at(range: AddrRange) {
-    let memory = File::open("/proc/self/mem").expect("/proc/self/mem");
     for page in (range.start.0..range.end.0).step_by(PAGE as usize) {
-        let there = memory.read_at(&mut [0], page).is_ok();
-        assert!(there, "{page:#x} of {range:x?} is not there");
+        assert!(read(page).is_some(), "{page:#x} of {range:x?} is not there");
     }
 }

@@ -6,8 +6,8 @@ use jitmem::wire::frame::{HEADER_SIZE, Header, Opcode};
 use memfd::{Memfd, MemfdOptions};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -146,13 +146,18 @@ fn write_only(file: &Memfd) -> OwnedFd {
     file.expect("open a memfd").into()
 }
 
-/// A connected pair that keeps packets apart.
-pub(crate) fn pair() -> (OwnedFd, OwnedFd) {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-    rustix::net::socketpair(family, kind, SocketFlags::CLOEXEC, None).expect("socketpair")
+impl Packet {
+    /// What becomes of it as an answer, with which no descriptor may come.
+    pub(crate) fn fate_as_answer(&self) -> Fate {
+        match self.along.is_empty() {
+            true => self.fate,
+            false => Fate::Broken,
+        }
+    }
 }
 
-/// Sends a packet to who may be gone.
+/// Sends a packet to who may be gone. One with descriptors may be refused, by a controller's socket from Linux
+/// 6.16 on (SO_PASSRIGHTS); then the connection ends here.
 pub(crate) fn send(socket: &OwnedFd, packet: &Packet) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SENT))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -162,6 +167,7 @@ pub(crate) fn send(socket: &OwnedFd, packet: &Packet) {
     let sent = again(|| rustix::net::sendmsg(socket, &parts, &mut ancillary, SendFlags::NOSIGNAL));
     match sent {
         Ok(_) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+        Err(Errno::PERM) if !along.is_empty() => hang_up(socket),
         Err(error) => panic!("sendmsg: {error}"),
     }
 }

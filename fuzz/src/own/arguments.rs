@@ -32,7 +32,7 @@ impl Controller {
     }
 
     pub(super) fn attach<'a>(&self, input: &mut Input<'a>) -> Attach<'a> {
-        match input.below(3) {
+        match input.below(5) {
             0 => Attach::Connect {
                 // No socket listens there.
                 name: Bytes(b"jitmem-fuzz-no-listener"),
@@ -45,6 +45,12 @@ impl Controller {
                     namespace: input.number(),
                 },
                 file: self.file(input),
+                token: Bytes(input.bytes()),
+            },
+            // A name is no way, but for those who ask for one.
+            2 => Attach::Listening {},
+            3 => Attach::Accept {
+                expected: Bytes(input.bytes()),
                 token: Bytes(input.bytes()),
             },
             _ => Attach::Shared {
@@ -112,7 +118,7 @@ impl Controller {
     }
 
     pub(super) fn one_change(&self, input: &mut Input<'_>) -> Step {
-        let kind = input.below(8);
+        let kind = input.below(12);
         let range = self.range(input);
         let protection = match input.below(8) {
             0 => input.byte(),
@@ -131,7 +137,30 @@ impl Controller {
                 commit: input.below(2) == 0,
             },
             6 => Step::Unmap { range },
-            _ => Step::Release { range },
+            7 => Step::Release { range },
+            8 => Step::Replace { range },
+            9 => Step::ReplaceFile {
+                range,
+                file: self.file(input),
+            },
+            11 => self.index(input),
+            _ => Step::Keep {
+                range,
+                pages: input.some(3, Input::number),
+            },
+        }
+    }
+
+    /// An index for a window, or for what is none.
+    fn index(&self, input: &mut Input<'_>) -> Step {
+        let window = match input.below(4) {
+            3 => self.range(input),
+            _ => input.one_of(&self.windows).unwrap_or(self.windows[0]),
+        };
+        let file = self.file(input);
+        match input.below(2) {
+            0 => Step::Index { window },
+            _ => Step::IndexFile { window, file },
         }
     }
 
