@@ -33,6 +33,31 @@ static void look_ups(void **state) {
   goes_on_working(subject->manager);
 }
 
+// This program's unwinder asks no index, which is no question of memory.
+static void frames(void **state) {
+  struct subject *subject = *state;
+  struct graphs graphs = finalized(subject->manager, 1);
+  const uint64_t address = graphs.memory[1].address;
+  uint64_t args[2], enter = 0, leave = 0;
+  jitmem_action action;
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_manager_eh_frame_action(subject->manager, address, 16, args, &action, error));
+  }
+  EACH_FAILURE(round) {
+    jitmem_status status;
+    ALWAYS(round, status = jitmem_eh_frame_functions(&enter, &leave, NULL));
+    assert_true(status == JITMEM_UNSUPPORTED ||
+                (status == JITMEM_OUT_OF_MEMORY && round.failed > 0));
+  }
+  EACH_FAILURE(round) {
+    const void *found, *bases[3];
+    ALWAYS(round, found = jitmem_find_fde(&graphs, bases));
+    assert_null(found);
+  }
+  OK(jitmem_manager_deallocate(subject->manager, &graphs.handle, 1, error));
+  goes_on_working(subject->manager);
+}
+
 static void count_location(void *ctx, const jitmem_location *location) {
   (void)location;
   ++*(unsigned *)ctx;
@@ -365,6 +390,9 @@ int main(void) {
       MODE(labelled_allocations, mprotected),
       MODE(look_ups, two_views),
       MODE(look_ups, remote),
+      MODE(frames, two_views),
+      MODE(frames, shared),
+      MODE(frames, remote),
       MODE(walks_over_many_segments, two_views),
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),
