@@ -186,6 +186,16 @@ fn the_executor_gets_an_empty_answer_to_its_own_calls() {
     assert_eq!(answers.recv().unwrap().1.unwrap(), b"");
 }
 
+/// Why the executor has ended may still lie in the socket.
+#[test]
+fn a_call_that_can_not_be_sent_is_told_what_is_read_at_the_end() {
+    let (executor, stream) = connected();
+    executor.socket.shutdown(Shutdown::Read).unwrap();
+    let (_, answer) = calls(&stream, 1).recv().unwrap();
+    let error = answer.unwrap_err().to_string();
+    assert!(error.contains("the end of its socket"), "{error}");
+}
+
 #[test]
 fn every_call_is_answered_once_however_the_connection_ends() {
     type End = fn(&mut Executor, &Message);
