@@ -8,6 +8,8 @@ LLVM_ROOT ?= /usr/lib/llvm-
 llvm = $(LLVM_ROOT)$(1)/lib/cmake/llvm
 BENCH_ARGS ?=
 PEERS_ARGS ?=
+# Not empty: as little as shows that everything works.
+BENCH_SMALL ?=
 DEMO_ARGS ?=
 FUZZ_SECONDS ?= 30
 
@@ -56,20 +58,17 @@ untrusted: setup stage ## code that crashes, loops, takes memory and floods its 
 	build/untrusted/jitmem-untrusted
 
 .PHONY: bench
-bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=...)
+bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=..., BENCH_SMALL=1)
 	$(call headline,bench)
 	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
-	@$(call project,benches/peers,build/peers,-DCMAKE_BUILD_TYPE=Release)
-	@rm -rf $(RESULTS); mkdir $(RESULTS)
-	build/bench/jitmem-bench --json=$(RESULTS)/bench.json $(BENCH_ARGS) | tee $(RESULTS)/tables.md
-	build/bench/jitmem-bench-features | tee $(RESULTS)/features.md
-	build/peers/jitmem-bench-peers --json=$(RESULTS)/peers.json $(PEERS_ARGS) | tee $(RESULTS)/peers.md
-	build/bench/jitmem-bench-unwind | tee $(RESULTS)/unwind.md
-	benches/charts.py $(RESULTS)
+	@($(call project,benches/peers,build/peers,-DCMAKE_BUILD_TYPE=Release)) || \
+	  { echo "bench: benches/peers can't be built; the rest is measured" >&2; rm -f build/peers/jitmem-bench-peers; }
+	benches/measure.py build $(RESULTS) $(MEASURE) $(if $(BENCH_SMALL),--small) \
+	  --bench-args='$(BENCH_ARGS)' --peers-args='$(PEERS_ARGS)'
 RESULTS := build/bench/results
 
 .PHONY: bench-full
-bench-full: PEERS_ARGS := --full
+bench-full: MEASURE := --full
 bench-full: bench ## the same with the sizes that the figures of benches/results have
 
 .PHONY: build
@@ -400,14 +399,8 @@ stage: build # Installs into the build tree, for the projects above.
 	  { cat build/install.log; exit 1; }
 
 .PHONY: bench-results
-bench-results: bench-full ## measure for benches/results and BENCHMARKS.md, on an idle machine
-	build/bench/jitmem-bench --quick --only=a,b --managers=$(PEERS),jitmem-mprotect >$(RESULTS)/mprotect.md
-	build/bench/jitmem-bench --rounds=2 --only=a,b --managers=$(PEERS),jitmem,jitmem-closing >$(RESULTS)/closing.md
-	build/bench/jitmem-bench-c >$(RESULTS)/c-api.md
-	cargo bench --locked --bench ranges >$(RESULTS)/ranges.md
-	benches/charts.py $(RESULTS) BENCHMARKS.md
-	cp $(RESULTS)/* benches/results/
-PEERS := llvm-in-process,llvm-mapper,floor
+bench-results: MEASURE := --full --publish
+bench-results: bench ## measure for benches/results and BENCHMARKS.md, on an idle machine
 
 .PHONY: clean
 clean: ## remove what was built

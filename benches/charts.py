@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Draws what the benchmarks measured, and keeps the tables of BENCHMARKS.md.
 
-charts.py RUN        draws the charts of RUN/bench.json and RUN/peers.json into RUN
-charts.py RUN PAGE   and writes the tables of PAGE, between its marks
+charts.py RUN                draws the charts of RUN/bench.json and RUN/peers.json into RUN
+charts.py RUN PAGE [README]  and writes the tables of PAGE, between its marks, and the rows of it that
+                             README has
+
+What was not measured is not drawn, its table stays as it was, and the status is 1 if there is a PAGE.
 """
 
 import json
@@ -91,7 +94,8 @@ class NotMeasured(Exception):
 
 class Run:
     def __init__(self, path):
-        self.json = json.loads(path.read_text())
+        nothing = {"phases": [], "executors": [], "targets": []}
+        self.json = json.loads(path.read_text()) if path.exists() else nothing
         self.phases = {(p["workload"], p["phase"]): p for p in self.json["phases"]}
         self.executors = {e["executor"]: e for e in self.json["executors"]}
         beside = path.with_name("peers.json")
@@ -157,14 +161,18 @@ def times(ratio):
 def bars(axis, title, groups, managers, measure):
     """One group of horizontal bars for each name in groups, one bar in it for each manager.
 
-    measure(group, manager) answers the length, or length, least and most."""
+    measure(group, manager) answers the length, or length, least and most, or None if there is none."""
     step = len(managers) + 1
-    longest = 0
+    longest, drawn = 0, False
     for g, group in enumerate(groups):
         for m, manager in enumerate(managers):
             measured = measure(group, manager)
-            length, least, most = measured if isinstance(measured, tuple) else (measured,) * 3
             y = g * step + m
+            if measured is None:
+                axis.annotate("–", (0, y), (4, 0), textcoords="offset points", va="center", size=9)
+                continue
+            length, least, most = measured if isinstance(measured, tuple) else (measured,) * 3
+            drawn = True
             axis.barh(y, length, 0.86, color=look(manager)[1], edgecolor="#333333", linewidth=0.4)
             if most > least:
                 axis.plot([least, most], [y, y], color="black", linewidth=0.8)
@@ -172,6 +180,8 @@ def bars(axis, title, groups, managers, measure):
                 short(length), (most, y), (4, 0), textcoords="offset points", va="center", size=9
             )
             longest = max(longest, most)
+    if not drawn:
+        raise NotMeasured(title)
     axis.set_title(title)
     axis.set_xlim(0, longest * 1.22)
     axis.set_yticks([g * step + (len(managers) - 1) / 2 for g in range(len(groups))], groups)
@@ -406,6 +416,14 @@ def peers(run):
     # The arena's steps take too long to be shown beside others; peers.md has them.
     named = [Peer(name) for name in PEERS if name != "cranelift arena"]
     managers, placed = named[:5], [name for name in named if name != "malloc + mprotect"]
+
+    def cell(table, row, column):
+        """Nothing where one can't do it; peers.md says why."""
+        try:
+            return run.peer(table, row, column)
+        except NotMeasured:
+            return None
+
     figure, (time, threads, calls) = chart(
         run, "Beside other managers: replacing one of 500 small graphs", [1.2, 1, 1.2], 5.6
     )
@@ -414,21 +432,21 @@ def peers(run):
         "time per graph, ns",
         ["median", "p99"],
         [m for m in managers if m != "malloc + mprotect"],
-        lambda column, manager: run.peer("replacing", manager, column),
+        lambda column, manager: cell("replacing", manager, column),
     )
     bars(
         threads,
         "times the graphs of one thread",
         ["2 threads", "8 threads"],
         managers,
-        lambda group, manager: run.peer("threads", manager, f"{group[0]} / 1"),
+        lambda group, manager: cell("threads", manager, f"{group[0]} / 1"),
     )
     bars(
         calls,
         "a call of linked code, ns",
         ["20,000 functions", "200,000 functions"],
         placed,
-        lambda column, manager: run.peer("running", manager, column),
+        lambda column, manager: cell("running", manager, column),
     )
     legend(figure, named)
     return figure
@@ -436,12 +454,13 @@ def peers(run):
 
 CHARTS = [in_process, another_process, programs, live_graphs, peers]
 
-# The columns of the page's table of peers: in words, table, column.
+# The columns of the page's table of peers: in words, table, column, and of which it is a multiple.
 BESIDE = [
     ("replace a graph, median", "replacing", "median"),
     ("p99.9", "replacing", "p99.9"),
     ("2 threads", "threads", "2 / 1"),
     ("8 threads", "threads", "8 / 1"),
+    ("replacing one of 1,000,000 / 10,000", "live", "1000000", "10000"),
     ("memory of 10,000, KiB", "making", "memory, KiB"),
     ("20,000 calls, ns each", "running", "20,000 functions"),
     ("200,000 calls, ns each", "running", "200,000 functions"),
@@ -512,27 +531,53 @@ def quotient(ratio):
 def reached(run):
     """How many targets were met, and the comparisons that a user asks for."""
     targets = [row for table in run.json["targets"] for row in table["rows"]]
-    missed = [row["what"] for row in targets if not row["reached"]]
+    if not targets:
+        raise NotMeasured("a target")
+    met = [row for row in targets if row["reached"]]
+    other = []
+    for verdict, words in ((False, "missed"), (None, "did not measure")):
+        named = "; ".join(row["what"] for row in targets if row["reached"] is verdict)
+        if named:
+            other.append(f"{words} {named}")
     lines = [
-        f"This run met {len(targets) - len(missed)} of {len(targets)} targets that the project "
-        f"has set itself{': it missed ' + '; '.join(missed) if missed else ''}.",
-        "",
-        "| | LLVM | jitmem | jitmem / LLVM |",
-        "|---|--:|--:|--:|",
+        f"This run met {len(met)} of {len(targets)} targets that the project has set itself"
+        f"{': it ' + ', and '.join(other) if other else ''}."
     ]
-    for words, workload, phase, manager, suffix in TIMES:
-        rival, ratio = run.rival(workload, phase, manager, suffix)
-        theirs = run.figure(workload, phase, rival, "median_ns")
-        ours = run.figure(workload, phase, manager + suffix, "median_ns")
-        lines.append(f"| {words} | {duration(theirs)} | {duration(ours)} | {quotient(ratio)} |")
-    for words, workload, phase, name in COUNTS:
-        theirs, ours = (run.figure(workload, phase, row, name) for row in ("llvm-mapper", "jitmem"))
-        lines.append(f"| {words} | {theirs:,} | {ours:,} | {quotient(ours / theirs)} |")
-    for words, *phases in KEPT:
-        theirs = min(per_byte(run, phases[0], rival) for rival in RIVALS["jitmem"])
-        ours = per_byte(run, phases[1], "jitmem")
-        lines.append(f"| {words} | {theirs:.2f} | {ours:.2f} | {quotient(ours / theirs)} |")
+    lines += ["", "| | LLVM | jitmem | jitmem / LLVM |", "|---|--:|--:|--:|"]
+    for words, *compared in TIMES:
+        lines.append(row_of(words, lambda: time_row(run, *compared)))
+    for words, *compared in COUNTS:
+        lines.append(row_of(words, lambda: count_row(run, *compared)))
+    for words, *compared in KEPT:
+        lines.append(row_of(words, lambda: kept_row(run, *compared)))
     return lines
+
+
+def row_of(words, cells):
+    """A row, with dashes where a part of the run failed."""
+    try:
+        return f"| {words} | {' | '.join(cells())} |"
+    except NotMeasured as what:
+        MISSING.append(f"row '{words}': {what} was not measured")
+        return f"| {words} | – | – | – |"
+
+
+def time_row(run, workload, phase, manager, suffix):
+    rival, ratio = run.rival(workload, phase, manager, suffix)
+    theirs = run.figure(workload, phase, rival, "median_ns")
+    ours = run.figure(workload, phase, manager + suffix, "median_ns")
+    return duration(theirs), duration(ours), quotient(ratio)
+
+
+def count_row(run, workload, phase, name):
+    theirs, ours = (run.figure(workload, phase, row, name) for row in ("llvm-mapper", "jitmem"))
+    return f"{theirs:,}", f"{ours:,}", quotient(ours / theirs)
+
+
+def kept_row(run, *phases):
+    theirs = min(per_byte(run, phases[0], rival) for rival in RIVALS["jitmem"])
+    ours = per_byte(run, phases[1], "jitmem")
+    return f"{theirs:.2f}", f"{ours:.2f}", quotient(ours / theirs)
 
 
 def per_byte(run, phase, row):
@@ -540,23 +585,30 @@ def per_byte(run, phase, row):
     return run.figure("f", phase, row, "memory_kb") / run.figure("f", phase, row, "content_kb")
 
 
-def features(folder):
-    """The table of jitmem-bench-features, as it is."""
-    text = (folder / "features.md").read_text()
+def table_of(folder, name):
+    """A table that a program has printed, as it is."""
+    path = folder / name
+    if not path.exists():
+        raise NotMeasured(name)
+    text = path.read_text()
     return [line for line in text.splitlines() if line.startswith("|")]
 
 
 def beside(run):
     """jitmem and other managers; a dash where one can't do it, which peers.md explains."""
+    if not run.tables:
+        raise NotMeasured("what other managers take")
     lines = [
         f"| | {' | '.join(words for words, *_ in BESIDE)} |",
         "|---|" + "--:|" * len(BESIDE),
     ]
     for row, (name, _) in PEERS.items():
         cells = []
-        for _, table, column in BESIDE:
+        for _, table, column, *under in BESIDE:
             try:
                 figure = run.peer(table, row, column)
+                for other in under:
+                    figure /= run.peer(table, row, other)
                 cells.append(duration(figure) if table == "replacing" else short(figure))
             except NotMeasured:
                 cells.append("–")
@@ -568,9 +620,15 @@ def rival_of(run, workload, phase, cell):
     """LLVM's row that ours is measured by, and the ratio; nothing for LLVM's own rows."""
     row = cell["manager"]
     manager, _, dispatcher = row.partition(", ")
-    if row.endswith(f" on {OURS}"):
-        rival = row.replace(f" on {OURS}", f" on {STOCK}")
-        return rival, cell["ratios"][rival]
+    manager, _, executor = manager.partition(" on ")
+    if executor == OURS:
+        rivals = [row.replace(f" on {OURS}", f" on {STOCK}"), *RIVALS.get(manager, [])]
+        if workload.startswith("oop-"):
+            rivals = [row.replace(manager, rival) for rival in rivals[1:]]
+        measured = [rival for rival in rivals if rival in cell["ratios"]]
+        return (measured[0], cell["ratios"][measured[0]]) if measured else (None, 0)
+    if executor:
+        return None, 0
     if manager in RIVALS and cell["ratios"]:
         return run.rival(workload, phase, manager, dispatcher and f", {dispatcher}")
     return None, 0
@@ -589,6 +647,8 @@ def lost(run):
             times = (ratio, run.figure(workload, phase, rival, "median_ns"), cell["median_ns"])
             key = (workload, phase, who)
             worst[key] = max(worst.get(key, times), times)
+    if not run.phases:
+        raise NotMeasured("what jitmem takes beside LLVM's managers")
     lines = ["| | | LLVM | jitmem | jitmem / LLVM |", "|---|---|--:|--:|--:|"]
     for (workload, phase, who), (ratio, theirs, ours) in worst.items():
         lines.append(
@@ -611,25 +671,52 @@ def fill(page, mark, lines):
     page.write_text(text)
 
 
-def main(folder, page=None):
-    run = Run(Path(folder) / "bench.json")
+def rows(readme, page):
+    """Has readme's rows be those of page: each that begins like one of them."""
+    of_page = {line.split("|")[1]: line for line in page.read_text().splitlines() if "|" in line}
+    head, table, rest = re.split(
+        rf"(<!-- rows: {page.name} -->\n(?:\|.*\n)+)", readme.read_text(), maxsplit=1
+    )
+    lines = table.splitlines()
+    for number, line in enumerate(lines[3:], 3):
+        words = line.split("|")[1]
+        if words not in of_page:
+            sys.exit(f"charts: {page} has no row '{words.strip()}', which {readme} shows")
+        lines[number] = of_page[words]
+    readme.write_text(head + "\n".join(lines) + "\n" + rest)
+
+
+TABLES = {
+    "reached": lambda run, _: reached(run),
+    "lost": lambda run, _: lost(run),
+    "features": lambda _, folder: table_of(folder, "features.md"),
+    "unwind": lambda _, folder: table_of(folder, "unwind.md"),
+    "beside": lambda run, _: beside(run),
+}
+# What was not drawn or written, and why.
+MISSING = []
+
+
+def main(folder, page=None, readme=None):
+    folder = Path(folder)
+    run = Run(folder / "bench.json")
     for draw in CHARTS:
-        path = Path(folder) / f"{draw.__name__}.svg"
+        path = folder / f"{draw.__name__}.svg"
         try:
             save(draw(run), path)
         except NotMeasured as what:
-            if page:
-                raise
-            print(f"charts: {path.name} is not drawn: {what} was not measured")
-    if page:
-        fill(Path(page), "reached", reached(run))
-        fill(Path(page), "lost", lost(run))
-        fill(Path(page), "features", features(Path(folder)))
-        fill(Path(page), "beside", beside(run))
+            MISSING.append(f"{path.name} is not drawn: {what} was not measured")
+    for mark, lines in TABLES.items() if page else ():
+        try:
+            fill(Path(page), mark, lines(run, folder))
+        except NotMeasured as what:
+            MISSING.append(f"table '{mark}' of {page} stays as it was: {what} was not measured")
+    if readme:
+        rows(Path(readme), Path(page))
+    for what in MISSING:
+        print(f"charts: {what}")
+    return 1 if page and MISSING else 0
 
 
 if __name__ == "__main__":
-    try:
-        main(*sys.argv[1:])
-    except NotMeasured as what:
-        sys.exit(f"charts: {what} was not measured")
+    sys.exit(main(*sys.argv[1:]))
