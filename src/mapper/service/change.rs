@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Changes of what lies where in the executor's windows, strictly one message after the other, so
-//! that addresses which were given back can be taken again without waiting.
+//! Changes of what lies where in the executor's windows, and reservations of windows, strictly one
+//! message after the other, so that addresses which were given back can be taken again without waiting.
 
 use super::descriptor_passing::{DescriptorPassing, file_of};
 use super::link::Link;
-use super::reply::decoded_list;
+use super::reply::{decoded, decoded_list};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
+use crate::page::AddressRange;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
-use crate::wire::service::{Change, File, Step};
+use crate::wire::service::{Change, File, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -30,16 +31,84 @@ struct Inner {
 struct Queue {
     waiting: VecDeque<Waiting>,
     /// Of which it is not known that the executor has done them; they go in front of what comes next.
-    again: VecDeque<Waiting>,
+    again: Vec<Again>,
+    /// The reservation that is the next to go was preceded by those.
+    tried_again: bool,
     under_way: bool,
 }
 
-struct Waiting {
+enum Waiting {
+    Change(OneChange),
+    Reserve(Reserve, Completion<ReservedAt>),
+}
+
+struct OneChange {
     /// None: completes when all before it have been answered.
     step: Option<Step>,
     /// Goes along with the message; or stays open here until the executor has opened it.
     file: Option<OwnedFd>,
     done: Completion<()>,
+}
+
+/// What gives address space back, and had no answer.
+struct Again {
+    gives_back: GivesBack,
+    /// Has been completed if nothing waits for the executor.
+    done: Option<Completion<()>>,
+}
+
+#[derive(Clone, Copy)]
+enum GivesBack {
+    Chunk(AddrRange),
+    Window(AddrRange),
+}
+
+impl GivesBack {
+    fn step(self) -> Step {
+        match self {
+            GivesBack::Chunk(range) => Step::Unmap { range },
+            GivesBack::Window(range) => Step::Release { range },
+        }
+    }
+
+    fn overlaps(self, other: AddressRange) -> bool {
+        let (GivesBack::Chunk(range) | GivesBack::Window(range)) = self;
+        range.range().is_some_and(|range| range.overlaps(other))
+    }
+}
+
+/// What goes next.
+enum Next {
+    Nothing,
+    Changes(Vec<Again>, Vec<OneChange>),
+    Reserve(Reserve, Completion<ReservedAt>),
+}
+
+impl Queue {
+    fn take_next(&mut self) -> Next {
+        let reserves = |waiting: &Waiting| matches!(waiting, Waiting::Reserve(..));
+        self.under_way = !self.waiting.is_empty();
+        let mut changes = Vec::new();
+        // What is done again has no descriptors, and does not go by itself.
+        while changes.len() < MOST_DESCRIPTORS && !self.waiting.front().is_none_or(reserves) {
+            if let Some(Waiting::Change(change)) = self.waiting.pop_front() {
+                changes.push(change);
+            }
+        }
+        match self.waiting.front() {
+            _ if !changes.is_empty() => {}
+            None => return Next::Nothing,
+            Some(_) if !self.again.is_empty() && !self.tried_again => self.tried_again = true,
+            Some(_) => {
+                self.tried_again = false;
+                match self.waiting.pop_front() {
+                    Some(Waiting::Reserve(request, done)) => return Next::Reserve(request, done),
+                    _ => unreachable!("changes come first"),
+                }
+            }
+        }
+        Next::Changes(std::mem::take(&mut self.again), changes)
+    }
 }
 
 impl Changes {
@@ -86,7 +155,7 @@ impl Changes {
         match clone.and_then(|clone| Ok((step(&clone)?, clone))) {
             Ok((step, clone)) => {
                 let (step, file) = (Some(step), Some(clone));
-                self.push(Waiting { step, file, done }, &mut Delivery::Inline);
+                self.push_change(OneChange { step, file, done }, &mut Delivery::Inline);
             }
             Err(error) => done.complete(Err(error)),
         }
@@ -112,13 +181,22 @@ impl Changes {
     /// Any change that needs no file.
     pub(super) fn make(&self, step: Step, done: Completion<()>) {
         let (step, file) = (Some(step), None);
-        self.push(Waiting { step, file, done }, &mut Delivery::Inline);
+        self.push_change(OneChange { step, file, done }, &mut Delivery::Inline);
+    }
+
+    /// Reserves a window, in its turn among the changes.
+    pub(super) fn reserve(&self, request: Reserve, done: Completion<ReservedAt>) {
+        self.push(Waiting::Reserve(request, done), &mut Delivery::Inline);
     }
 
     /// Completes once all that was asked for before has been answered.
     pub(super) fn when_done(&self, done: Completion<()>, delivery: &mut Delivery) {
         let (step, file) = (None, None);
-        self.push(Waiting { step, file, done }, delivery);
+        self.push_change(OneChange { step, file, done }, delivery);
+    }
+
+    fn push_change(&self, change: OneChange, delivery: &mut Delivery) {
+        self.push(Waiting::Change(change), delivery);
     }
 
     fn push(&self, waiting: Waiting, delivery: &mut Delivery) {
@@ -134,7 +212,7 @@ impl Changes {
 /// What an answer is about.
 enum Asked {
     Nothing,
-    Unmap(AddrRange),
+    GivesBack(GivesBack),
     Replace,
     Other,
 }
@@ -143,7 +221,8 @@ impl Asked {
     fn of(step: Option<&Step>) -> Asked {
         match step {
             None => Asked::Nothing,
-            Some(Step::Unmap { range }) => Asked::Unmap(*range),
+            Some(Step::Unmap { range }) => Asked::GivesBack(GivesBack::Chunk(*range)),
+            Some(Step::Release { range }) => Asked::GivesBack(GivesBack::Window(*range)),
             Some(Step::Replace { .. } | Step::ReplaceFile { .. }) => Asked::Replace,
             Some(_) => Asked::Other,
         }
@@ -171,57 +250,101 @@ pub(super) fn is_unknown(error: &Error) -> bool {
 }
 
 impl Inner {
-    /// Has the chunks unmapped again with the next message that a message without an answer was to unmap: else
-    /// they would lie in the way of others. One that is gone by then is refused, which does no harm.
-    fn keep_lost_unmaps(
+    /// Has a chunk unmapped again with the next message that a message without an answer was to unmap, and
+    /// a window released: else they would lie in the way of others. What is gone by then is refused, which
+    /// does no harm.
+    fn keep_lost(
         &self,
-        done: Vec<(Asked, Completion<()>)>,
-        lost: bool,
+        done: Vec<(Asked, Option<Completion<()>>)>,
     ) -> Vec<(Asked, Option<Completion<()>>)> {
-        let keep = |(asked, done): (Asked, Completion<()>)| match asked {
-            Asked::Unmap(range) if lost => {
-                let (step, file) = (Some(Step::Unmap { range }), None);
-                let again = &mut self.queue.lock().again;
-                again.push_back(Waiting { step, file, done });
-                (asked, None)
-            }
-            _ => (asked, Some(done)),
+        let keep = |(asked, done): (Asked, Option<Completion<()>>)| {
+            let Asked::GivesBack(gives_back) = asked else {
+                return (asked, done);
+            };
+            // Nothing is written where a chunk may still be; who releases a window need not wait.
+            let (kept, done) = match gives_back {
+                GivesBack::Chunk(_) => (done, None),
+                GivesBack::Window(_) => (None, done),
+            };
+            let again = Again {
+                gives_back,
+                done: kept,
+            };
+            self.queue.lock().again.push(again);
+            (asked, done)
         };
         done.into_iter().map(keep).collect()
     }
 
-    /// Sends what waits. What completes without being sent gets `delivery`.
-    fn send(self: &Arc<Self>, delivery: &mut Delivery) {
-        let waiting: Vec<Waiting> = {
-            let mut queue = self.queue.lock();
-            let count = queue.waiting.len().min(MOST_DESCRIPTORS);
-            queue.under_way = count > 0;
-            let queue = &mut *queue;
-            // What is done again has no descriptors, and does not go by itself.
-            let again = match queue.under_way {
-                true => std::mem::take(&mut queue.again),
-                false => VecDeque::new(),
-            };
-            let waiting = queue.waiting.drain(..count);
-            again.into_iter().chain(waiting).collect()
+    /// Forgets what was to be given back once more where a new window lies: it has been.
+    fn forget_given_back(&self, window: AddressRange, delivery: &mut Delivery) {
+        let forgotten: Vec<Again> = {
+            let again = &mut self.queue.lock().again;
+            let (forgotten, kept) = std::mem::take(again)
+                .into_iter()
+                .partition(|again| again.gives_back.overlaps(window));
+            *again = kept;
+            forgotten
         };
+        for done in forgotten.into_iter().filter_map(|again| again.done) {
+            done.complete_with(Ok(()), delivery);
+        }
+    }
+
+    /// Sends what is next. What completes without being sent gets `delivery`.
+    fn send(self: &Arc<Self>, delivery: &mut Delivery) {
+        let next = self.queue.lock().take_next();
+        match next {
+            Next::Nothing => {}
+            Next::Changes(again, waiting) => self.send_changes(again, waiting, delivery),
+            Next::Reserve(request, done) => self.send_reserve(&request, done),
+        }
+    }
+
+    fn send_reserve(self: &Arc<Self>, request: &Reserve, done: Completion<ReservedAt>) {
+        let mut message = self.link.message();
+        request.encode(&mut message);
+        let inner = Arc::clone(self);
+        let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
+            let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
+            if let Some(window) = reserved.as_ref().ok().and_then(|at| at.range.range()) {
+                inner.forget_given_back(window, delivery);
+            }
+            inner.send(delivery);
+            done.complete_with(reserved, delivery);
+        });
+        let reserve = self.link.functions().reserve;
+        self.link.call(reserve, message, &[], answered);
+    }
+
+    fn send_changes(
+        self: &Arc<Self>,
+        again: Vec<Again>,
+        waiting: Vec<OneChange>,
+        delivery: &mut Delivery,
+    ) {
         let (mut changes, mut files, mut done) = (Vec::new(), Vec::new(), Vec::new());
-        for Waiting {
+        for Again {
+            gives_back,
+            done: one,
+        } in again
+        {
+            done.push((Asked::GivesBack(gives_back), one));
+            changes.push(gives_back.step());
+        }
+        for OneChange {
             step,
             file,
             done: one,
         } in waiting
         {
-            done.push((Asked::of(step.as_ref()), one));
+            done.push((Asked::of(step.as_ref()), Some(one)));
             changes.extend(step);
             files.extend(file);
         }
-        if done.is_empty() {
-            return;
-        }
         if changes.is_empty() {
             self.send(delivery);
-            for (_, done) in done {
+            for done in done.into_iter().filter_map(|(_, done)| done) {
                 done.complete_with(Ok(()), delivery);
             }
             return;
@@ -234,7 +357,10 @@ impl Inner {
             drop(open);
             let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
             let lost = is_lost(&answers);
-            let done = inner.keep_lost_unmaps(done, lost);
+            let done = match lost {
+                true => inner.keep_lost(done),
+                false => done,
+            };
             inner.send(delivery);
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
@@ -243,7 +369,7 @@ impl Inner {
                 let answer = match asked {
                     Asked::Nothing => None,
                     Asked::Replace if lost => answers.next().map(unknown),
-                    Asked::Unmap(_) | Asked::Replace | Asked::Other => answers.next(),
+                    Asked::GivesBack(_) | Asked::Replace | Asked::Other => answers.next(),
                 };
                 if let Some(done) = done {
                     done.complete_with(answer.unwrap_or(Ok(())), delivery);
@@ -346,5 +472,64 @@ mod tests {
             assert_eq!(answers.try_iter().count(), most);
         }
         *transport.0.lock() = None;
+    }
+
+    /// What becomes of a call whose answer does not arrive.
+    enum Lost {
+        NotDone,
+        Done,
+    }
+
+    /// An executor in this process of which some answers are lost.
+    #[derive(Default)]
+    struct Losing(Mutex<VecDeque<Option<Lost>>>);
+
+    impl Transport for Losing {
+        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+            let lost = self.0.lock().pop_front().flatten();
+            let error = || Err(Error::new(Status::OutOfMemory, "no answer"));
+            match lost {
+                None => Here.call(function, args, done),
+                Some(Lost::NotDone) => done.complete(error()),
+                Some(Lost::Done) => Here.call(function, args, done.map(move |_| error())),
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_whose_release_was_lost_is_released_before_another_is_reserved() {
+        let (service, transport) = (Service::new(), Arc::new(Losing::default()));
+        let link = Link::open(transport.clone(), OPEN, service.instance()).unwrap();
+        let page = sys::page_size().bytes();
+        let (size, least) = (16 * page, 16 * page);
+        let changes = Changes::new(Arc::new(link));
+        let reserve = |at| {
+            let request = Reserve { size, least, at };
+            crate::completion::wait(|done| changes.reserve(request, done)).map(|at| at.range)
+        };
+        let make = |step| crate::completion::wait(|done| changes.make(step, done));
+        let range = reserve(At::Default {}).unwrap();
+        let address = range.start.0;
+        // By turns: not done, done, and lost when it goes again, too.
+        let mut fates = vec![
+            vec![Some(Lost::NotDone)],
+            vec![Some(Lost::Done)],
+            vec![Some(Lost::NotDone), Some(Lost::Done)],
+            vec![Some(Lost::Done), Some(Lost::NotDone)],
+        ];
+        while let Some(fate) = fates.pop() {
+            transport.0.lock().extend(fate);
+            make(Step::Release { range }).unwrap_err();
+            assert_eq!(reserve(At::Fixed { address }).unwrap(), range);
+            // What was lost is not done to the new window.
+            let (protection, commit) = (1, false);
+            make(Step::MapOwn {
+                range,
+                protection,
+                commit,
+            })
+            .unwrap();
+            make(Step::Unmap { range }).unwrap();
+        }
     }
 }

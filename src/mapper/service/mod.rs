@@ -32,13 +32,12 @@ use crate::sys;
 use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
 use crate::wire::service::{At, Item, Reserve, ReservedAt, Step};
-use crate::wire::sps::{AddrRange, Encode};
+use crate::wire::sps::AddrRange;
 use batch::Batches;
 use change::Changes;
 use chunk::Chunks;
 use initialize::Initialize;
 use link::Link;
-use reply::decoded;
 use std::sync::Arc;
 use unwind::Unwinding;
 
@@ -243,15 +242,13 @@ impl MemoryMapper for ServiceMapper {
             Placement::NearAll { lowest, highest } => At::Near { lowest, highest },
             Placement::Fixed(address) => At::Fixed { address },
         };
-        let mut message = self.link.message();
-        Reserve { size, least, at }.encode(&mut message);
         let (windows, page) = (Arc::clone(&self.windows), self.capabilities.page_size);
         let make_index = self.unwinding.maker(&self.changes);
-        let done = done.map(move |answer: Result<Vec<u8>>| {
+        let done = done.map(move |answer: Result<ReservedAt>| {
             let ReservedAt {
                 range: at,
                 in_reach,
-            } = decoded(&answer?)?;
+            } = answer?;
             let range = at
                 .range()
                 .ok_or_else(|| invalid_argument(format!("the executor reserved {at:x?}")))?;
@@ -263,8 +260,7 @@ impl MemoryMapper for ServiceMapper {
             make_index(range);
             Ok(reserved)
         });
-        self.link
-            .call(self.link.functions().reserve, message, &[], done);
+        self.changes.reserve(Reserve { size, least, at }, done);
     }
 
     #[allow(unsafe_code)]
