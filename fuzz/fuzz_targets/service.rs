@@ -10,8 +10,10 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     reread!(bytes =>
         Open,
+        OpenWithWish,
         Reply<Opened>,
         Reply<OpenedWithFrames>,
+        Reply<OpenedWithData>,
         (u64, Attach<'_>),
         Reply<()>,
         Reply<ListenerName>,

@@ -249,7 +249,7 @@ impl State {
             RUN => {
                 let items: Vec<Item<'_>> = sent(body);
                 let keys = items.iter().map(|item| match item {
-                    Item::Initialize { actions, .. } => Reply(Ok(actions.len() as u64)),
+                    Item::Initialize { actions, .. } | Item::InitializeData { actions, .. } => Reply(Ok(actions.len() as u64)),
                     Item::Deinitialize { .. } => Reply(Ok(0)),
                 });
                 fine(keys.collect::<Vec<_>>())
@@ -311,14 +311,17 @@ impl Transport for Hostile {
             close,
         };
         done.complete(Ok(match function {
-            OPEN => fine(OpenedWithFrames {
-                opened: Opened {
-                    session: 1,
-                    page_size: PAGE,
-                    coherent: true,
-                    functions,
+            OPEN => fine(OpenedWithData {
+                opened: OpenedWithFrames {
+                    opened: Opened {
+                        session: 1,
+                        page_size: PAGE,
+                        coherent: true,
+                        functions,
+                    },
+                    frames: FrameFunctions::default(),
                 },
-                frames: FrameFunctions::default(),
+                private_data: false,
             }),
             ATTACH => {
                 let Attach::Shared { token, .. } = sent(&args) else {

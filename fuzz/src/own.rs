@@ -9,8 +9,8 @@ use crate::input::Input;
 use arguments::encode_steps;
 use jitmem::executor::exports::{FoundFrames, unwind_find_fde};
 use jitmem::wire::service::{
-    Attach, Functions, INDEX_VERSION, ListenerName, Open, Opened, OpenedWithFrames, Reply,
-    ReservedAt, Step, VERSION,
+    Attach, Functions, INDEX_VERSION, ListenerName, Open, OpenWithWish, Opened, OpenedWithData,
+    OpenedWithFrames, PRIVATE_VERSION, Reply, ReservedAt, Step, VERSION,
 };
 use jitmem::wire::sps::{AddrRange, Bytes, Encode, ExecutorAddr, from_bytes, to_bytes};
 use memfd::{FileSeal, Memfd, MemfdOptions};
@@ -334,6 +334,10 @@ impl Controller {
             | Step::MapFile {
                 range, protection, ..
             }
+            | Step::MapPrivate { range, protection }
+            | Step::MapPrivateFile {
+                range, protection, ..
+            }
             | Step::MapOwn {
                 range, protection, ..
             }) = step
@@ -396,10 +400,14 @@ impl Controller {
             _ => self.executor.symbol("jitmem_service_instance"),
         };
         let function = self.executor.symbol("jitmem_service_open");
-        let answer = self
-            .executor
-            .call(function, &to_bytes(&Open { version, instance }));
+        let open = OpenWithWish {
+            open: Open { version, instance },
+            private_data: input.below(2) == 0,
+        };
+        let answer = self.executor.call(function, &to_bytes(&open));
         let opened = match version {
+            PRIVATE_VERSION.. => from_bytes::<Reply<OpenedWithData>>(&answer)
+                .map(|Reply(reply)| Reply(reply.map(|reply| reply.opened.opened))),
             INDEX_VERSION.. => from_bytes::<Reply<OpenedWithFrames>>(&answer)
                 .map(|Reply(reply)| Reply(reply.map(|reply| reply.opened))),
             _ => from_bytes::<Reply<Opened>>(&answer),
@@ -414,7 +422,8 @@ impl Controller {
 /// Whether a change takes the next descriptor of its message.
 fn takes_descriptor(step: &Step) -> bool {
     let index = matches!(step, Step::Index { .. });
-    index || matches!(step, Step::Map { .. } | Step::Replace { .. })
+    let chunk = matches!(step, Step::Map { .. } | Step::MapPrivate { .. });
+    index || chunk || matches!(step, Step::Replace { .. })
 }
 
 /// Content of a page; `None` if nothing is there to be read.

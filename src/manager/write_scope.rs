@@ -119,6 +119,18 @@ fn refused(kind: Kind) -> Error {
     Error::new(Status::Unsupported, why)
 }
 
+#[cold]
+fn private_data(address: u64, size: u64) -> Error {
+    Error::new(
+        Status::Unsupported,
+        format!(
+            "write {size} bytes at {address:#x}: data is the executor's own once it is finalized, and is \
+             as it was then in another process that takes its place; have a function in the executor \
+             write it"
+        ),
+    )
+}
+
 impl WriteScope {
     fn begin(flow: &Arc<Flow<Windows>>, handle: u64) -> Result<WriteScope> {
         flow.check_process()?;
@@ -187,7 +199,11 @@ impl WriteScope {
             ));
         }
         let kind = self.flow.mapper.capabilities().kind;
-        let sealed = kind == Kind::InPlace && !segment.group.protection.writable();
+        let writable = segment.group.protection.writable();
+        if writable && self.flow.mapper.capabilities().private_data {
+            return Err(private_data(address, size));
+        }
+        let sealed = kind == Kind::InPlace && !writable;
         let writer = segment.writer.filter(|_| !sealed);
         let writer = writer.ok_or_else(|| refused(kind))?;
         let offset = address - segment.range.start();

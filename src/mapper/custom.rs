@@ -117,6 +117,7 @@ impl<M: CustomMapper> Checked<M> {
             granule,
             shared: false,
             coherent: false,
+            private_data: false,
             in_this_process: false,
             fallback: None,
         };

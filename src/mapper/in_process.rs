@@ -91,6 +91,7 @@ impl InProcess {
             granule,
             shared: two_views.is_some(),
             coherent: two_views.is_some() && sys::COHERENT_FETCH,
+            private_data: false,
             in_this_process: true,
             fallback,
         };

@@ -62,6 +62,8 @@ pub(crate) struct Capabilities {
     /// What is written there is there for the executor at once, so that `initialize` has nothing to do
     /// either.
     pub(crate) coherent: bool,
+    /// Data is the executor's own once it is finalized: what is written here later is not seen there.
+    pub(crate) private_data: bool,
     /// Executor memory is this process's own, so a forked child must not use it.
     pub(crate) in_this_process: bool,
     /// Why a better mapper was not taken, if one was tried.
@@ -201,6 +203,10 @@ pub struct SegmentContent {
 }
 
 impl SegmentContent {
+    pub(crate) fn is_writable(&self) -> bool {
+        self.group.protection.writable()
+    }
+
     /// The content, if the mapper copies.
     pub fn content(&self) -> Option<&[u8]> {
         self.content.as_ref().map(|buffer| buffer.content())

@@ -200,6 +200,20 @@ impl Reservation {
         taken.inspect_err(|_| self.restore(part))
     }
 
+    /// [`Reservation::take_file`] for pages that this process copies when it writes them.
+    pub(super) fn take_private_file(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        file: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        let (start, size) = (part.start(), part.size());
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let taken = unsafe { sys::replace_by_private_file(start, size, protection, file) };
+        taken.inspect_err(|_| self.restore(part))
+    }
+
     /// [`Reservation::take_file`] for code that perf shall name. perf is told of mmap and not of mremap: first
     /// it is told of anonymous memory in its place, for which it reads /tmp/perf-PID.map. Where that may not
     /// be executable, perf names the file.

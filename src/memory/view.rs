@@ -10,6 +10,7 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
 use std::os::fd::OwnedFd;
 
+mod private;
 mod renewal;
 
 /// Pages inside a [`Reservation`] with their final protection, and the way to write them.
@@ -41,6 +42,9 @@ enum Written {
     InPlace,
     /// By another process, whose memfd it is.
     Remotely,
+    /// By another process as well, but what is written in place is this process's own. Here is where the
+    /// memfd is seen as it is.
+    Privately(Reservation),
 }
 
 impl View {
@@ -197,7 +201,7 @@ impl View {
 
     /// Whether another process writes it.
     pub(crate) fn is_foreign(&self) -> bool {
-        matches!(self.written, Written::Remotely)
+        matches!(self.written, Written::Remotely | Written::Privately(_))
     }
 
     /// Whether forked children have pages of their own by themselves.
@@ -220,7 +224,7 @@ impl View {
                 // SAFETY: mapped, and the caller says that it is writable.
                 Some(unsafe { Writer::new(start, size) })
             }
-            Written::Remotely => None,
+            Written::Remotely | Written::Privately(_) => None,
         }
     }
 
@@ -228,7 +232,7 @@ impl View {
     pub(crate) fn set_open(&self, open: bool) -> Result<()> {
         match &self.written {
             Written::Elsewhere(view) => view.set_open(open),
-            Written::InPlace | Written::Remotely => Ok(()),
+            Written::InPlace | Written::Remotely | Written::Privately(_) => Ok(()),
         }
     }
 
@@ -244,7 +248,9 @@ impl View {
             Written::Elsewhere(writer) => writer.discard(part.start() - start, size),
             // SAFETY: private pages of this view, which the caller says are used no more.
             Written::InPlace => unsafe { sys::discard(part) },
-            Written::Remotely => Err(std::io::ErrorKind::Unsupported.into()),
+            Written::Remotely | Written::Privately(_) => {
+                Err(std::io::ErrorKind::Unsupported.into())
+            }
         };
         discarded.map_err(|error| {
             explain_mapping(format_args!("give back {size} bytes of a chunk"), error)
@@ -262,7 +268,9 @@ impl View {
             Written::Elsewhere(writer) => writer.collapse(part.start() - start, size),
             // SAFETY: pages of this view, whose content stays.
             Written::InPlace => unsafe { sys::collapse(part.start(), size) },
-            Written::Remotely => Err(std::io::ErrorKind::Unsupported.into()),
+            Written::Remotely | Written::Privately(_) => {
+                Err(std::io::ErrorKind::Unsupported.into())
+            }
         };
         collapsed.map_err(|error| explain_mapping("make a huge page", error))
     }
@@ -270,7 +278,7 @@ impl View {
     /// Number of kernel mappings.
     pub(crate) fn mappings(&self) -> u64 {
         match self.written {
-            Written::Elsewhere(_) => 2,
+            Written::Elsewhere(_) | Written::Privately(_) => 2,
             Written::InPlace | Written::Remotely => 1,
         }
     }

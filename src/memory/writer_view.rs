@@ -181,6 +181,25 @@ impl WriterView {
         })
     }
 
+    /// [`WriterView::new`] for data of which the executor has a copy of its own: no other process can ever map
+    /// it writable but so.
+    pub(crate) fn new_private(
+        executor: AddressRange,
+        commit: bool,
+    ) -> Result<(WriterView, sys::MemFile)> {
+        // The seals are those of constants; the name is that of data.
+        let size = executor.size();
+        Self::sealed(
+            executor,
+            name_of(Protection::READ_WRITE),
+            true,
+            &|file| match commit {
+                true => file.commit(size).map_err(|e| failed(size)("fallocate", e)),
+                false => Ok(()),
+            },
+        )
+    }
+
     /// A view of new pages that hold the same as those of this one where `keep` says so, and nothing
     /// elsewhere; and their memfd, as [`WriterView::new`] has it.
     ///
@@ -212,19 +231,29 @@ impl WriterView {
         protection: Protection,
         fill: &dyn Fn(&sys::MemFile) -> Result<()>,
     ) -> Result<(WriterView, sys::MemFile)> {
+        let closed = !protection.writable();
+        Self::sealed(executor, name_of(protection), closed, fill)
+    }
+
+    /// New pages of a memfd with that name, which others can or can't write.
+    fn sealed(
+        executor: AddressRange,
+        name: &CStr,
+        closed: bool,
+        fill: &dyn Fn(&sys::MemFile) -> Result<()>,
+    ) -> Result<(WriterView, sys::MemFile)> {
         use std::os::fd::AsFd;
         let size = executor.size();
         let failed = failed(size);
-        let file =
-            sys::MemFile::new(name_of(protection), size).map_err(|e| failed("memfd_create", e))?;
+        let file = sys::MemFile::new(name, size).map_err(|e| failed("memfd_create", e))?;
         fill(&file)?;
         let none = Protection::NONE;
         let start = far_from(executor, |at| sys::map_file(at, size, none, file.as_fd()))
             .map_err(|e| failed("map the writer view", e))?;
         let view = WriterView::at_file(start, size, file.as_fd())?;
-        let sealed = match protection.writable() {
-            true => file.fix_size(),
-            false => file.close_to_writers(),
+        let sealed = match closed {
+            true => file.close_to_writers(),
+            false => file.fix_size(),
         };
         sealed.map_err(|e| failed("seal the memfd", e))?;
         Ok((view, file))

@@ -83,6 +83,14 @@ impl Content {
             offset,
         }
     }
+
+    /// A file from its beginning on; what is written there is this process's own.
+    fn private_file(file: BorrowedFd<'_>, protection: Protection) -> Content {
+        Content {
+            flags: libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            ..Content::file(file, 0, protection)
+        }
+    }
 }
 
 /// # Safety
@@ -214,6 +222,20 @@ pub(crate) unsafe fn replace_by_file(
 ) -> io::Result<()> {
     // SAFETY: as the caller says.
     unsafe { replace(address, size, Content::file(file, 0, protection)) }
+}
+
+/// Maps the first `size` bytes of `file`, private, in place of what is there.
+///
+/// # Safety
+/// The range is the caller's, and nothing of Rust's lies there.
+pub(crate) unsafe fn replace_by_private_file(
+    address: u64,
+    size: u64,
+    protection: Protection,
+    file: BorrowedFd<'_>,
+) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { replace(address, size, Content::private_file(file, protection)) }
 }
 
 /// Turns a mapped range back into reserved address space and frees its pages.

@@ -73,7 +73,8 @@ pub(crate) use map::deny_new_code;
 use map::map_memory;
 pub(crate) use map::{
     At, collapse, decommit, dont_dump, dont_fork, map_again, map_file, map_part, populate, protect,
-    remove, replace_by_file, replace_by_memory, replace_by_shared_memory, reserve, unmap,
+    remove, replace_by_file, replace_by_memory, replace_by_private_file, replace_by_shared_memory,
+    reserve, unmap,
 };
 pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;

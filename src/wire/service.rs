@@ -10,13 +10,16 @@ use super::sps::{
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 /// The oldest version that either side still speaks.
 pub const OLDEST_VERSION: u32 = 4;
 /// The version with [`Step::Replace`], and what stands between that and [`Step::Index`].
 pub const PARTS_VERSION: u32 = 5;
 /// The version with [`OpenedWithFrames`] and [`Step::Index`].
 pub const INDEX_VERSION: u32 = 6;
+
+/// The version with [`OpenWithWish`], [`OpenedWithData`], [`Step::MapPrivate`] and [`Item::InitializeData`].
+pub const PRIVATE_VERSION: u32 = 7;
 
 /// An executor publishes this if it takes descriptors that come along with calls; the value has no meaning.
 pub const TAKES_DESCRIPTORS: &str = "jitmem_service_takes_descriptors";
@@ -130,6 +133,16 @@ message! {
 }
 
 message! {
+    /// What a controller of [`PRIVATE_VERSION`] opens a session with.
+    OpenWithWish {
+        /// What others open one with.
+        open: Open,
+        /// The controller wants the session's data to be private. The executor may choose so by itself.
+        private_data: bool,
+    }
+}
+
+message! {
     /// What `open` answers.
     Opened {
         /// The session's name in all that follows.
@@ -150,6 +163,18 @@ message! {
         opened: Opened,
         /// Which calls an index stands for.
         frames: FrameFunctions,
+    }
+}
+
+message! {
+    /// What `open` answers to a controller of [`PRIVATE_VERSION`].
+    OpenedWithData {
+        /// What it answers to others.
+        opened: OpenedWithFrames,
+        /// Whether data is private: what linked code writes is seen by no other process, and the memfds hold
+        /// what was finalized. Then writable chunks are memfds ([`Step::MapPrivate`]), none has pages of the
+        /// executor's own, and what is finalized with data goes by [`Item::InitializeData`].
+        private_data: bool,
     }
 }
 
@@ -435,6 +460,22 @@ choice! {
             /// The memfd.
             file: File,
         }
+        /// Pages of the memfd that came with the message, copied when they are written there.
+        10 MapPrivate {
+            /// Where.
+            range: AddrRange,
+            /// Bits of the final protection.
+            protection: u8,
+        }
+        /// The same with a memfd that is to be opened.
+        11 MapPrivateFile {
+            /// Where.
+            range: AddrRange,
+            /// Bits of the final protection.
+            protection: u8,
+            /// The memfd.
+            file: File,
+        }
     }
 }
 
@@ -470,6 +511,15 @@ choice! {
             key: u64,
             /// Code in pages of the executor's own, to be filled with traps.
             traps: Vec<AddrRange>,
+        }
+        /// [`Item::Initialize`] in a session with private data.
+        2 InitializeData {
+            /// What shall be in private pages as it is in their memfds.
+            data: Vec<AddrRange>,
+            /// Code in shared pages, for which instruction caches must be flushed.
+            code: Vec<AddrRange>,
+            /// First to last.
+            actions: Vec<ActionPair<'a>>,
         }
     }
 }
@@ -508,6 +558,11 @@ mod tests {
             Item::Deinitialize {
                 key: 3,
                 traps: vec![range(4, 5)],
+            },
+            Item::InitializeData {
+                data: vec![range(1, 9)],
+                code: vec![],
+                actions: vec![],
             },
         ];
         assert_eq!(from_bytes(&to_bytes(&items)), Ok(items));
@@ -549,6 +604,15 @@ mod tests {
                 },
                 Step::IndexFile {
                     window: range(1, 2),
+                    file: file.clone(),
+                },
+                Step::MapPrivate {
+                    range: range(1, 2),
+                    protection: 3,
+                },
+                Step::MapPrivateFile {
+                    range: range(1, 2),
+                    protection: 3,
                     file: file.clone(),
                 },
             ],

@@ -118,7 +118,7 @@ impl Controller {
     }
 
     pub(super) fn one_change(&self, input: &mut Input<'_>) -> Step {
-        let kind = input.below(12);
+        let kind = input.below(14);
         let range = self.range(input);
         let protection = match input.below(8) {
             0 => input.byte(),
@@ -144,6 +144,12 @@ impl Controller {
                 file: self.file(input),
             },
             11 => self.index(input),
+            12 => Step::MapPrivate { range, protection },
+            13 => Step::MapPrivateFile {
+                range,
+                protection,
+                file: self.file(input),
+            },
             _ => Step::Keep {
                 range,
                 pages: input.some(3, Input::number),
@@ -177,6 +183,12 @@ impl Controller {
             }
             .encode(out);
             return self.ranges(input, out);
+        }
+        if input.below(4) == 0 {
+            out.push(2);
+            self.ranges(input, out);
+            self.ranges(input, out);
+            return encode_pairs(input, out, |input| self.action(input, functions));
         }
         out.push(0);
         let content = input.some(3, |input| {

@@ -26,7 +26,7 @@ use crate::transport::packet::MOST_ANSWER;
 use crate::unwind::unwinder;
 use crate::wire::service::{
     Attach, Change, Failure, FrameFunctions, Functions, INDEX_VERSION, Item, OLDEST_VERSION, Open,
-    Opened, OpenedWithFrames, Reply, Reserve, VERSION,
+    Opened, OpenedWithData, OpenedWithFrames, PRIVATE_VERSION, Reply, Reserve, VERSION,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, Malformed, Reader, to_bytes};
 use session::Session;
@@ -162,7 +162,8 @@ pub(crate) enum Function {
 /// Answers a call of `open`; `functions` are the addresses of the others in this process.
 pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
     let body = || {
-        let open: Open = decoded(&mut Reader::new(args))?;
+        let args = &mut Reader::new(args);
+        let open: Open = decoded(args)?;
         if !(OLDEST_VERSION..=VERSION).contains(&open.version) {
             return Err(Error::new(
                 Status::Unsupported,
@@ -173,6 +174,10 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
                 ),
             ));
         }
+        let private_data = match open.version {
+            PRIVATE_VERSION.. => decoded(args)?,
+            _ => false,
+        };
         if let Some(reason) = sys::debugging() {
             // Pages of both kinds that this service has are shared mappings.
             return Err(Error::new(
@@ -193,7 +198,12 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
         if open.instance == OWN_INSTANCE {
             sys::at_exit_once(at_exit);
         }
-        let session = Arc::new(Session::new(id, open.instance, functions.clone()));
+        let session = Arc::new(Session::new(
+            id,
+            open.instance,
+            functions.clone(),
+            private_data,
+        ));
         let mut registry = REGISTRY.lock();
         if open.instance != OWN_INSTANCE && !registry.services.contains(&open.instance) {
             return Err(invalid_handle(format!(
@@ -208,11 +218,13 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
             coherent: sys::COHERENT_FETCH && !sys::is_translated(),
             functions: functions.clone(),
         };
+        let with_frames = |opened| OpenedWithFrames { opened, frames };
         Ok(match open.version {
-            INDEX_VERSION.. => to_bytes(&Reply::<OpenedWithFrames>(Ok(OpenedWithFrames {
-                opened,
-                frames,
+            PRIVATE_VERSION.. => to_bytes(&Reply::<OpenedWithData>(Ok(OpenedWithData {
+                opened: with_frames(opened),
+                private_data,
             }))),
+            INDEX_VERSION => to_bytes(&Reply::<OpenedWithFrames>(Ok(with_frames(opened)))),
             _ => to_bytes(&Reply::<Opened>(Ok(opened))),
         })
     };
@@ -223,7 +235,7 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
 #[cfg(test)]
 pub(crate) fn opened(service: &Service) -> u64 {
     let request = Open {
-        version: VERSION,
+        version: INDEX_VERSION,
         instance: service.instance(),
     };
     let answer = open(&to_bytes(&request), &here::functions()).expect("it always answers");

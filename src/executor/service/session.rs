@@ -28,13 +28,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(id: u64, instance: u64, functions: Functions) -> Session {
+    pub(super) fn new(id: u64, instance: u64, functions: Functions, private_data: bool) -> Session {
         Session {
             id,
             instance,
             owner: OwnerProcess::current(),
             functions,
-            windows: Windows::default(),
+            windows: Windows::new(private_data),
             teardowns: Teardowns::new(),
             channel: Mutex::default(),
         }
@@ -118,6 +118,15 @@ impl Session {
                     let _ = self.windows.trap(content.range);
                 }
             }),
+            Item::InitializeData {
+                data,
+                code,
+                actions,
+            } => {
+                let mut data = data.into_iter();
+                data.try_for_each(|range| self.windows.take_data(range))?;
+                self.initialize(&[], code, &actions)
+            }
             Item::Deinitialize { key, traps } => self.deinitialize(key, traps).map(|()| 0),
         }
     }
@@ -184,7 +193,7 @@ mod tests {
 
     #[test]
     fn code_whose_actions_fail_can_not_run() {
-        let session = Session::new(1, 0, functions());
+        let session = Session::new(1, 0, functions(), false);
         let size = sys::page_size().bytes();
         let (least, at) = (size, At::Default {});
         let reserved = session.windows.reserve(Reserve { size, least, at });

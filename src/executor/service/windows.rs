@@ -3,7 +3,7 @@
 
 use super::children::{self, ForChildren};
 use super::files::open;
-use crate::error::{Error, Result, invalid_argument};
+use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::fixed_code;
 use crate::group::Protection;
 use crate::memory::pages::PageSet;
@@ -22,18 +22,10 @@ use crate::wire::sps::AddrRange;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-pub(super) struct Windows(AtForkMutex<Vec<SessionWindow>>);
-
-impl Default for Windows {
-    fn default() -> Windows {
-        children::prepare();
-        let windows = AtForkMutex::prepared(
-            Vec::new(),
-            |windows| children::copy(windows),
-            children::forked,
-        );
-        Windows(windows)
-    }
+pub(super) struct Windows {
+    windows: AtForkMutex<Vec<SessionWindow>>,
+    /// No page that linked code writes is another process's too.
+    private_data: bool,
 }
 
 pub(super) struct SessionWindow {
@@ -74,6 +66,19 @@ fn fitting_window(size: u64, least: u64, limit: Option<u64>) -> u64 {
 }
 
 impl Windows {
+    pub(super) fn new(private_data: bool) -> Windows {
+        children::prepare();
+        let windows = AtForkMutex::prepared(
+            Vec::new(),
+            |windows| children::copy(windows),
+            children::forked,
+        );
+        Windows {
+            windows,
+            private_data,
+        }
+    }
+
     pub(super) fn reserve(&self, request: Reserve) -> Result<ReservedAt> {
         let page = sys::page_size();
         let Reserve { size, least, at } = request;
@@ -95,7 +100,7 @@ impl Windows {
             range: reservation.range().into(),
             in_reach: reservation.in_reach(),
         };
-        let mut windows = self.0.lock();
+        let mut windows = self.windows.lock();
         let room = windows.try_reserve(1);
         room.map_err(|_| sys::heap::exhausted("reserve a window"))?;
         windows.push(SessionWindow {
@@ -109,10 +114,10 @@ impl Windows {
 
     pub(super) fn change(&self, steps: Vec<Step>, descriptors: Vec<OwnedFd>) -> Vec<Reply<()>> {
         let mut descriptors = descriptors.into_iter();
-        let mut windows = self.0.lock();
+        let mut windows = self.windows.lock();
         let steps = steps.into_iter();
         let replies = steps
-            .map(|step| Self::step(&mut windows, step, &mut descriptors).into())
+            .map(|step| self.step(&mut windows, step, &mut descriptors).into())
             .collect();
         drop(windows);
         unwinder::collect();
@@ -120,6 +125,7 @@ impl Windows {
     }
 
     fn step(
+        &self,
         windows: &mut Vec<SessionWindow>,
         step: Step,
         descriptors: &mut impl Iterator<Item = OwnedFd>,
@@ -127,6 +133,7 @@ impl Windows {
         match step {
             Step::Map { range, protection } => {
                 let file = next(descriptors)?;
+                self.check_shared(range, protection)?;
                 Self::map(windows, range, protection, |window, range, protection| {
                     View::foreign(window, range, protection, file)
                 })
@@ -135,15 +142,32 @@ impl Windows {
                 range,
                 protection,
                 file,
-            } => Self::map(windows, range, protection, |window, range, protection| {
+            } => Self::map(windows, range, protection, |window, place, protection| {
+                self.check_shared(range, protection.bits() as u8)?;
                 let file = open(&file, protection.writable())?;
-                View::foreign(window, range, protection, file)
+                View::foreign(window, place, protection, file)
+            }),
+            Step::MapPrivate { range, protection } => {
+                let file = next(descriptors)?;
+                Self::map(windows, range, protection, |window, range, protection| {
+                    View::private(window, range, protection, file)
+                })
+            }
+            Step::MapPrivateFile {
+                range,
+                protection,
+                file,
+            } => Self::map(windows, range, protection, |window, range, protection| {
+                View::private(window, range, protection, open(&file, false)?)
             }),
             Step::MapOwn {
                 range,
                 protection,
                 commit,
             } => Self::map(windows, range, protection, |window, range, protection| {
+                if self.private_data {
+                    return Err(not_private("pages of the executor's own", range));
+                }
                 if protection.writable() {
                     return View::one(window, range, protection, commit);
                 }
@@ -219,6 +243,14 @@ impl Windows {
         Ok(())
     }
 
+    fn check_shared(&self, range: AddrRange, protection: u8) -> Result<()> {
+        let writable = Protection::from_bits(protection.into())?.writable();
+        match self.private_data && writable {
+            true => Err(not_private("writable shared pages", range_of(range)?)),
+            false => Ok(()),
+        }
+    }
+
     fn unmap(windows: &mut [SessionWindow], range: AddressRange) -> Result<()> {
         let window = window_of(windows, range)?;
         window.whole(range)?;
@@ -277,6 +309,20 @@ impl Windows {
         })
     }
 
+    /// Has private pages show what their memfd holds.
+    pub(super) fn take_data(&self, range: AddrRange) -> Result<()> {
+        let range = range_of(range)?;
+        let mut windows = self.windows.lock();
+        let chunk = window_of(&mut windows, range)?.overlapping(range);
+        let chunk = chunk.filter(|view| view.executor().contains(range));
+        match chunk.is_some_and(|view| view.take_content(range)) {
+            true => Ok(()),
+            false => Err(invalid_argument(format!(
+                "{range:?} lies in no chunk of private data"
+            ))),
+        }
+    }
+
     /// Makes code in pages of the executor's own trap.
     pub(super) fn trap(&self, range: AddrRange) -> Result<()> {
         self.writing(range_of(range)?, |writer| {
@@ -286,7 +332,7 @@ impl Windows {
     }
 
     fn writing(&self, range: AddressRange, write: impl FnOnce(Writer) -> Result<()>) -> Result<()> {
-        let mut windows = self.0.lock();
+        let mut windows = self.windows.lock();
         let window = window_of(&mut windows, range)?;
         let chunk = window
             .overlapping(range)
@@ -313,14 +359,14 @@ impl Windows {
     /// Makes code in shared pages seen by the processor.
     pub(super) fn flush(&self, range: AddrRange) -> Result<()> {
         let range = range_of(range)?;
-        window_of(&mut self.0.lock(), range)?;
+        window_of(&mut self.windows.lock(), range)?;
         sys::flush_instruction_cache(range.start(), range.size());
         Ok(())
     }
 
     /// Gives them all back with what is in them.
     pub(super) fn release_all(&self) {
-        let windows = std::mem::take(&mut *self.0.lock());
+        let windows = std::mem::take(&mut *self.windows.lock());
         for window in &windows {
             forget_within(window.reservation.range());
         }
@@ -330,8 +376,18 @@ impl Windows {
 
     /// Leaves them all as they are, for code still runs in one.
     pub(super) fn leave_all(&self) {
-        std::mem::forget(std::mem::take(&mut *self.0.lock()));
+        std::mem::forget(std::mem::take(&mut *self.windows.lock()));
     }
+}
+
+fn not_private(what: &str, range: AddressRange) -> Error {
+    Error::new(
+        Status::Unsupported,
+        format!(
+            "map {what} at {range:?}: data is private in this session, so its memfds hold all that it \
+             has; the controller must be able to make memfds of that size and to hand them over"
+        ),
+    )
 }
 
 fn next(descriptors: &mut impl Iterator<Item = OwnedFd>) -> Result<OwnedFd> {
@@ -414,7 +470,6 @@ impl SessionWindow {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Status;
     use crate::sys::fault::Faults;
     use crate::wire::sps::ExecutorAddr;
     use std::os::fd::AsFd;
@@ -436,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_place_that_was_given_back_can_be_taken_though_the_kernel_refused_it() {
-        let windows = Windows::default();
+        let windows = Windows::new(false);
         let page = sys::page_size().bytes();
         let (size, least, at) = (64 * page, 64 * page, At::Default {});
         let window = windows.reserve(Reserve { size, least, at }).unwrap().range;
@@ -470,7 +525,7 @@ mod tests {
 
     /// Windows of which there is one, of a page.
     fn with_a_page() -> (Windows, AddrRange) {
-        let windows = Windows::default();
+        let windows = Windows::new(false);
         let size = sys::page_size().bytes();
         let (least, at) = (size, At::Default {});
         let reserved = windows.reserve(Reserve { size, least, at });

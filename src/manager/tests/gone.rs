@@ -8,7 +8,9 @@ use crate::sys::socket;
 use crate::transport::packet::{self, Packet};
 use crate::transport::{RESPONSE_TIMEOUT, Transport};
 use crate::wire::frame::{Header, Opcode};
-use crate::wire::service::{Attach, FrameFunctions, Opened, OpenedWithFrames, Reply, ReservedAt};
+use crate::wire::service::{
+    Attach, FrameFunctions, Opened, OpenedWithData, OpenedWithFrames, Reply, ReservedAt,
+};
 use crate::wire::sps::{AddrRange, Encode, ExecutorAddr, from_bytes, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::channel;
@@ -34,9 +36,12 @@ impl Transport for Opener {
             functions: functions(),
         };
         done.complete(Ok(match function {
-            SERVICE => reply(OpenedWithFrames {
-                opened,
-                frames: FrameFunctions::default(),
+            SERVICE => reply(OpenedWithData {
+                opened: OpenedWithFrames {
+                    opened,
+                    frames: FrameFunctions::default(),
+                },
+                private_data: false,
             }),
             _ => reply(()),
         }));

@@ -15,6 +15,7 @@ mod limits;
 mod lookup;
 mod oracle;
 mod placement;
+mod private_data;
 mod reservations;
 mod simple;
 mod sparse;
@@ -48,6 +49,8 @@ enum Kind {
     InProcess(InProcessKind),
     /// Over the executor service, which is in this process too.
     Shared,
+    /// The same where data is the executor's own.
+    Private,
     Remote,
     /// Over LLVM's memory manager service, which divides nothing.
     Simple(Generation),
@@ -56,7 +59,14 @@ enum Kind {
 const TWO_VIEWS: Kind = Kind::InProcess(InProcessKind::TwoViews);
 const MPROTECT: Kind = Kind::InProcess(InProcessKind::Mprotect);
 const IN_PLACE: Kind = Kind::InProcess(InProcessKind::InPlace);
-const DIVIDING: [Kind; 5] = [TWO_VIEWS, MPROTECT, IN_PLACE, Kind::Shared, Kind::Remote];
+const DIVIDING: [Kind; 6] = [
+    TWO_VIEWS,
+    MPROTECT,
+    IN_PLACE,
+    Kind::Shared,
+    Kind::Private,
+    Kind::Remote,
+];
 const RESERVING: [Kind; 2] = [Kind::Simple(GENERATIONS[0]), Kind::Simple(GENERATIONS[1])];
 
 fn all_kinds() -> impl Iterator<Item = Kind> {
@@ -67,6 +77,7 @@ fn mapper(kind: Kind) -> Result<Mapper> {
     Ok(match kind {
         Kind::InProcess(kind) => Mapper::new(InProcess::new(kind)?),
         Kind::Shared => Mapper::new(ServiceMapper::shared(Arc::new(Here), OPEN, 0)?),
+        Kind::Private => Mapper::new(ServiceMapper::shared_with(Arc::new(Here), OPEN, 0, true)?),
         Kind::Remote => Mapper::new(ServiceMapper::remote(Arc::new(Here), OPEN, 0)?),
         Kind::Simple(generation) => {
             let executor = Arc::new(SimpleExecutor::new(generation));

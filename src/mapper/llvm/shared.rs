@@ -77,6 +77,7 @@ impl LlvmSharedMapper {
             granule: page_size,
             shared: false,
             coherent: false,
+            private_data: false,
             in_this_process: false,
             fallback: None,
         };

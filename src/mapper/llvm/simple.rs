@@ -138,6 +138,7 @@ impl LlvmSimpleMapper {
             granule: page_size,
             shared: false,
             coherent: false,
+            private_data: false,
             in_this_process: false,
             fallback: None,
         };

@@ -137,6 +137,24 @@ impl Changes {
         });
     }
 
+    /// Maps a memfd of ours that is copied there when it is written.
+    pub(super) fn map_private(
+        &self,
+        range: AddrRange,
+        protection: u8,
+        file: &MemFile,
+        done: Completion<()>,
+    ) {
+        self.with_file(file, done, |file| match file {
+            Some(file) => Step::MapPrivateFile {
+                range,
+                protection,
+                file,
+            },
+            None => Step::MapPrivate { range, protection },
+        });
+    }
+
     /// A change with a file: one that the executor opens, or that goes along.
     fn with_file(
         &self,
@@ -425,7 +443,7 @@ mod tests {
     #[test]
     fn answers_find_what_was_asked_for() {
         let (service, transport) = (Service::new(), Arc::new(Late::default()));
-        let link = Link::open(transport.clone(), OPEN, service.instance()).unwrap();
+        let link = Link::open(transport.clone(), OPEN, service.instance(), false).unwrap();
         let page = sys::page_size().bytes();
         let (size, least, at) = (16 * page, 16 * page, At::Default {});
         let request = Reserve { size, least, at };
@@ -499,7 +517,7 @@ mod tests {
     #[test]
     fn a_window_whose_release_was_lost_is_released_before_another_is_reserved() {
         let (service, transport) = (Service::new(), Arc::new(Losing::default()));
-        let link = Link::open(transport.clone(), OPEN, service.instance()).unwrap();
+        let link = Link::open(transport.clone(), OPEN, service.instance(), false).unwrap();
         let page = sys::page_size().bytes();
         let (size, least) = (16 * page, 16 * page);
         let changes = Changes::new(Arc::new(link));

@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The chunks that were made and not taken back.
 pub(super) struct Chunks {
     changes: Changes,
+    private_data: bool,
     by_start: Mutex<BTreeMap<u64, Arc<ExecutorChunk>>>,
     /// Those that the executor has not mapped yet.
     unsettled: Arc<AtomicUsize>,
@@ -61,9 +62,10 @@ enum Progress {
 }
 
 impl Chunks {
-    pub(super) fn new(changes: Changes) -> Chunks {
+    pub(super) fn new(changes: Changes, private_data: bool) -> Chunks {
         Chunks {
             changes,
+            private_data,
             by_start: Mutex::default(),
             unsettled: Arc::default(),
         }
@@ -113,6 +115,9 @@ impl Chunks {
         };
         match file {
             Some(file) if chunk.was_mapped() => self.changes.replace(range, &file, done),
+            Some(file) if self.private_data && chunk.is_writable() => {
+                self.changes.map_private(range, protection, &file, done);
+            }
             Some(file) => self.changes.map(range, protection, &file, done),
             None => {
                 let step = Step::MapOwn {
@@ -309,6 +314,11 @@ impl Written {
 }
 
 impl ExecutorChunk {
+    fn is_writable(&self) -> bool {
+        let protection = Protection::from_bits(self.protection.into());
+        protection.is_ok_and(Protection::writable)
+    }
+
     fn was_mapped(&self) -> bool {
         self.was_mapped.load(Ordering::Acquire)
     }

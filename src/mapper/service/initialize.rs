@@ -15,7 +15,7 @@ use crate::completion::Completion;
 use crate::error::Result;
 use crate::mapper::{Action, SegmentContent, Teardown};
 use crate::wire::service::{Content, Item};
-use crate::wire::sps::{ActionPair, Bytes};
+use crate::wire::sps::{ActionPair, AddrRange, Bytes};
 use smallvec::SmallVec;
 use std::sync::Arc;
 
@@ -25,6 +25,8 @@ pub(super) struct Initialize {
     pub(super) actions: Vec<Action>,
     /// What is written to shared pages is there for the executor at once.
     pub(super) coherent: bool,
+    /// Data that is written there is not: the executor takes it when it is told.
+    pub(super) private_data: bool,
     pub(super) link: Arc<Link>,
     pub(super) chunks: Arc<Chunks>,
     pub(super) unwinding: Arc<Unwinding>,
@@ -44,7 +46,8 @@ impl Initialize {
 
     /// Whether there is nothing that the executor must be told.
     fn is_seen_already(&self) -> bool {
-        let shared = |segment: &SegmentContent| segment.content.is_none();
+        let private = |segment: &SegmentContent| self.private_data && segment.is_writable();
+        let shared = |segment: &SegmentContent| segment.content.is_none() && !private(segment);
         self.coherent && self.actions.is_empty() && self.segments.iter().all(shared)
     }
 
@@ -59,7 +62,11 @@ impl Initialize {
         if seen {
             return done.complete_with(Ok(0), delivery);
         }
-        let item = item(&self.segments, &self.actions, self.coherent);
+        let (segments, actions) = (&self.segments, &self.actions);
+        let item = match self.private_data {
+            true => item_with_data(segments, actions, self.coherent),
+            false => item(segments, actions, self.coherent),
+        };
         self.batches.submit(&item, done);
     }
 }
@@ -87,13 +94,31 @@ fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: boo
             bytes,
         })
     });
-    // The executor sees to the instruction cache for pages of its own where it writes them.
+    Item::Initialize {
+        content: content.collect(),
+        code: code_to_flush(segments, coherent),
+        actions: actions.iter().map(ActionPair::from).collect(),
+    }
+}
+
+/// The same where data is private.
+fn item_with_data<'a>(
+    segments: &'a [SegmentContent],
+    actions: &'a [Action],
+    coherent: bool,
+) -> Item<'a> {
+    let data = segments.iter().filter(|segment| segment.is_writable());
+    Item::InitializeData {
+        data: data.map(|segment| segment.range.into()).collect(),
+        code: code_to_flush(segments, coherent),
+        actions: actions.iter().map(ActionPair::from).collect(),
+    }
+}
+
+/// The executor sees to the instruction cache for pages of its own where it writes them.
+fn code_to_flush(segments: &[SegmentContent], coherent: bool) -> Vec<AddrRange> {
     let code = segments.iter().filter(|segment| {
         !coherent && segment.content.is_none() && segment.group.protection.executable()
     });
-    Item::Initialize {
-        content: content.collect(),
-        code: code.map(|segment| segment.range.into()).collect(),
-        actions: actions.iter().map(ActionPair::from).collect(),
-    }
+    code.map(|segment| segment.range.into()).collect()
 }

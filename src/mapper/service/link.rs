@@ -11,8 +11,9 @@ use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
 use crate::transport::{Call, ExecutorState, Traffic, Transport, disconnected, dispatched};
 use crate::wire::service::{
-    Attach, FrameFunctions, Functions, INDEX_VERSION, ListenerName, OLDEST_VERSION, Open, Opened,
-    OpenedWithFrames, PARTS_VERSION, VERSION, most_answer,
+    Attach, FrameFunctions, Functions, INDEX_VERSION, ListenerName, OLDEST_VERSION, Open,
+    OpenWithWish, Opened, OpenedWithData, OpenedWithFrames, PARTS_VERSION, PRIVATE_VERSION,
+    VERSION, most_answer,
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
@@ -24,6 +25,7 @@ pub(super) struct Link {
     transport: Arc<dyn Transport>,
     opened: Opened,
     frames: FrameFunctions,
+    private_data: bool,
     /// Which version of the service's messages the executor takes.
     version: u32,
     /// None where content travels in messages.
@@ -43,17 +45,35 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Opens a session of the service whose `open` is at `service` in the executor.
-    pub(super) fn open(transport: Arc<dyn Transport>, service: u64, instance: u64) -> Result<Link> {
+    /// Opens a session of the service whose `open` is at `service` in the executor; `private` asks for private
+    /// data, which an older release does not know.
+    pub(super) fn open(
+        transport: Arc<dyn Transport>,
+        service: u64,
+        instance: u64,
+        private: bool,
+    ) -> Result<Link> {
         let limits = transport.limits();
         let set_up = limits.deadline(Asked::SetUp);
-        let open = |version| -> Result<(u32, OpenedWithFrames)> {
+        let open = |version| -> Result<(u32, OpenedWithData)> {
             let open = Open { version, instance };
-            let answer = asked(&transport, service, to_bytes(&open), None, set_up)?;
+            let open = match version {
+                PRIVATE_VERSION.. => to_bytes(&OpenWithWish {
+                    open,
+                    private_data: private,
+                }),
+                _ => to_bytes(&open),
+            };
+            let answer = asked(&transport, service, open, None, set_up)?;
             let frames = FrameFunctions::default();
+            let shared = |opened| OpenedWithData {
+                opened,
+                private_data: false,
+            };
             let opened = match version {
-                INDEX_VERSION.. => decoded(&answer)?,
-                _ => decoded(&answer).map(|opened| OpenedWithFrames { opened, frames })?,
+                PRIVATE_VERSION.. => decoded(&answer)?,
+                INDEX_VERSION => decoded(&answer).map(shared)?,
+                _ => decoded(&answer).map(|opened| shared(OpenedWithFrames { opened, frames }))?,
             };
             Ok((version, opened))
         };
@@ -66,13 +86,18 @@ impl Link {
         };
         let versions = (OLDEST_VERSION..VERSION).rev();
         let opened = versions.fold(open(VERSION), older);
-        let (version, OpenedWithFrames { opened, frames }) = opened
+        let (version, opened) = opened
             .map_err(|error| error.context("open a session with jitmem's executor service"))?;
+        let OpenedWithData {
+            opened: OpenedWithFrames { opened, frames },
+            private_data,
+        } = opened;
         let executor = transport.executor().unwrap_or_default();
         Ok(Link {
             transport,
             opened,
             frames,
+            private_data,
             version,
             attachment: None,
             traffic: Arc::default(),
@@ -150,6 +175,11 @@ impl Link {
     /// Whether it gives the memory of parts of code back.
     pub(super) fn gives_parts_back(&self) -> bool {
         self.version >= PARTS_VERSION
+    }
+
+    /// Whether data is private.
+    pub(super) fn has_private_data(&self) -> bool {
+        self.private_data
     }
 
     /// The calls that an index stands for.
@@ -352,7 +382,7 @@ mod tests {
     #[test]
     fn a_session_ends_with_its_link() {
         let service = Service::new();
-        let link = Link::open(Arc::new(Here), OPEN, service.instance()).unwrap();
+        let link = Link::open(Arc::new(Here), OPEN, service.instance(), false).unwrap();
         let function = link.functions().apply.0;
         let mut message = link.message();
         0u64.encode(&mut message); // items

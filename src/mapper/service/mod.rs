@@ -68,7 +68,29 @@ impl ServiceMapper {
         service: u64,
         instance: u64,
     ) -> Result<ServiceMapper> {
-        let mut link = Link::open(transport, service, instance)?;
+        Self::shared_with(transport, service, instance, false)
+    }
+
+    /// [`ServiceMapper::shared`]; `private` asks for data that is the executor's own once it is finalized, which
+    /// an executor may choose by itself.
+    ///
+    /// # Errors
+    /// As [`ServiceMapper::shared`]; `Unsupported` if the executor has no private data.
+    pub(crate) fn shared_with(
+        transport: Arc<dyn Transport>,
+        service: u64,
+        instance: u64,
+        private: bool,
+    ) -> Result<ServiceMapper> {
+        let mut link = Link::open(transport, service, instance, private)?;
+        let private_data = link.has_private_data();
+        if private && !private_data {
+            return Err(Error::new(
+                Status::Unsupported,
+                "open a session with private data: the executor's jitmem is an older release; use the \
+                 same on both sides",
+            ));
+        }
         let passing = link.find_passing()?;
         let page_size = sys::page_size();
         if link.page_size() != page_size.bytes() {
@@ -90,7 +112,9 @@ impl ServiceMapper {
             page_size,
             granule: PACKING_GRANULE,
             shared: true,
-            coherent: link.is_coherent(),
+            // With private data the mapper looks at each allocation.
+            coherent: link.is_coherent() && !private_data,
+            private_data,
             in_this_process: false,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
         };
@@ -106,7 +130,14 @@ impl ServiceMapper {
         service: u64,
         instance: u64,
     ) -> Result<ServiceMapper> {
-        let link = Link::open(transport, service, instance)?;
+        let link = Link::open(transport, service, instance, false)?;
+        if link.has_private_data() {
+            return Err(Error::new(
+                Status::Unsupported,
+                "send content in messages: data is private in this executor, so it takes content from \
+                 memfds alone; choose a mapper with shared pages",
+            ));
+        }
         let page_size = Alignment::new(link.page_size())
             .filter(|page| PAGE_SIZES.contains(&page.bytes()))
             .ok_or_else(|| {
@@ -125,6 +156,7 @@ impl ServiceMapper {
             granule: PACKING_GRANULE,
             shared: false,
             coherent: false,
+            private_data: false,
             in_this_process: false,
             fallback: None,
         };
@@ -149,10 +181,11 @@ impl ServiceMapper {
         let link = Arc::new(link);
         let changes = Changes::new(Arc::clone(&link));
         let frames = link.frame_functions();
+        let private_data = capabilities.private_data;
         ServiceMapper {
             capabilities,
             shares,
-            chunks: Arc::new(Chunks::new(changes.clone())),
+            chunks: Arc::new(Chunks::new(changes.clone(), private_data)),
             unwinding: Arc::new(Unwinding::new(frames, shares)),
             changes,
             batches: Batches::new(Arc::clone(&link)),
@@ -270,18 +303,25 @@ impl MemoryMapper for ServiceMapper {
             group,
             commit,
         } = chunk;
+        let private = self.capabilities.private_data && group.protection.writable();
         let pages = match self.shares {
+            true if private => Some(WriterView::new_private(range, commit)?),
+            true if self.capabilities.private_data => {
+                Some(WriterView::new(range, group.protection, commit)?)
+            }
             true => shared_pages(range, group.protection, commit)?,
             false => None,
         };
         let prepared = match &pages {
+            // Private pages have a mapping beside them that shows the memfd.
             // SAFETY: the view stays until `reclaim` or `release`, or until `keep_only` answers with
             // another one, when the manager writes there no more.
-            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2),
+            Some((view, _)) => Prepared::written(unsafe { view.writer() }, 2 + u64::from(private)),
             None => Prepared::elsewhere(if group.protection.writable() { 1 } else { 2 }),
         };
         let discards = match &pages {
-            _ if commit => Discards::Nothing,
+            // The executor's copies would stay.
+            _ if commit || private => Discards::Nothing,
             Some(_) if group.protection.writable() => Discards::Pages,
             // The seal that keeps writers out of code keeps its pages there too.
             _ if self.link.gives_parts_back() => Discards::AllBut,
@@ -301,7 +341,8 @@ impl MemoryMapper for ServiceMapper {
         let initialize = Initialize {
             segments,
             actions,
-            coherent: self.capabilities.coherent,
+            coherent: self.link.is_coherent() && self.shares,
+            private_data: self.capabilities.private_data,
             link: Arc::clone(&self.link),
             chunks: Arc::clone(&self.chunks),
             unwinding: Arc::clone(&self.unwinding),
