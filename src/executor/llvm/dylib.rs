@@ -2,7 +2,7 @@
 //! Libraries of the executor, and the symbols in them.
 
 use super::symbols::found_by_lookup;
-use super::{InstanceRegistry, Told, expected};
+use super::{InstanceRegistry, Told, answer, expected};
 use crate::lock::Mutex;
 use crate::sys::{self, Answer};
 use crate::wire::sps::{Bytes, Decode, ExecutorAddr, Malformed, Reader, SymbolDef};
@@ -234,6 +234,24 @@ pub(super) fn lookup_optional(args: &[u8]) -> Answer {
         let addresses = |found: Option<SymbolDef>| found.map(|symbol| symbol.address);
         Ok(found.into_iter().map(addresses).collect::<Vec<_>>())
     })
+}
+
+/// After LLVM 22: `sequence<optional<addr>> (sequence<(string, bool)>)`, of names that the session itself
+/// has published. What is required and missing is nothing there, as in [`resolve`].
+pub(crate) fn lookup_published(args: &[u8], find: impl Fn(&[u8]) -> Option<u64>) -> Answer {
+    answer(args, |request: LookupRequest<'_>| {
+        symbols(request)
+            .map(|symbol| match find(symbol.name.0) {
+                None if symbol.required => None,
+                found => Some(ExecutorAddr(found.unwrap_or(0))),
+            })
+            .collect::<Vec<_>>()
+    })
+}
+
+/// What [`lookup_published`] answers to who calls it by its address, past the session.
+pub(super) fn without_session(_: &[u8]) -> Answer {
+    Err("look up what a session has published: call this over the session's connection".to_owned())
 }
 
 fn optional(library: ExecutorAddr, request: LookupRequest<'_>) -> Told<Vec<Option<SymbolDef>>> {

@@ -18,9 +18,9 @@ mod symbols;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use dylib::load_cxx_runtime;
+pub(crate) use dylib::{load_cxx_runtime, lookup_published};
 pub(crate) use gdb::register as register_debug_object;
-pub(crate) use symbols::{CallClass, PublishedFunction, PublishedSymbol, Services};
+pub(crate) use symbols::{CallClass, FunctionBody, PublishedFunction, PublishedSymbol, Services};
 
 use crate::lock::Mutex;
 use crate::wire::answer::{Told, answer, expected, outcome};

@@ -20,10 +20,21 @@ use std::sync::Arc;
 pub(crate) struct PublishedFunction {
     /// Its address, for calls from anywhere.
     pub(crate) address: u64,
-    /// The same, for calls from the server itself, if it is one of ours.
-    pub(crate) answer: Option<fn(&[u8]) -> Answer>,
+    /// The same, for calls from the server itself.
+    pub(crate) body: FunctionBody,
     /// Which thread may run it.
     pub(crate) class: CallClass,
+}
+
+/// How the server calls a function.
+#[derive(Clone, Copy)]
+pub(crate) enum FunctionBody {
+    /// It is one of ours.
+    Ours(fn(&[u8]) -> Answer),
+    /// Its address is all that is known.
+    AtAddress,
+    /// The session answers: [`dylib::lookup_published`] among what it has published.
+    LookUpPublished,
 }
 
 /// The thread that runs a function: by how long it may take, and by what it may leave behind.
@@ -52,7 +63,7 @@ fn function<F: Fn(&[u8]) -> Answer + Copy>(
 ) -> PublishedSymbol {
     PublishedSymbol::Function(PublishedFunction {
         address: wrapper_address(body),
-        answer: Some(answer),
+        body: FunctionBody::Ours(answer),
         class,
     })
 }
@@ -206,6 +217,14 @@ impl Services {
             Inline "__llvm_orc_bootstrap_mem_read_buffers_wrapper" memory::read_buffers;
             Inline "__llvm_orc_bootstrap_mem_read_strings_wrapper" memory::read_strings;
         });
+        all.push((
+            "orc_rt_ci_sps_Session_lookupInstanceSymbols",
+            PublishedSymbol::Function(PublishedFunction {
+                address: wrapper_address(dylib::without_session),
+                body: FunctionBody::LookUpPublished,
+                class: CallClass::Inline,
+            }),
+        ));
         // The one name whose answer changed: addresses first, definitions since LLVM 17.
         all.extend(match layout {
             SetupLayout::Symbols => functions! {

@@ -15,17 +15,17 @@ use super::programs::Programs;
 use super::writer::{MessageWriter, Unread, Unwritten};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::executor::llvm::{CallClass, PublishedFunction};
+use crate::executor::llvm::{CallClass, FunctionBody, PublishedFunction, lookup_published};
 use crate::sys::{self, Answer, OwnThread, OwnerProcess, StreamWriter, WrapperResult};
 use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::transport::reader_pool;
 use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, OUT_OF_BAND, Opcode};
-use crate::wire::sps::{Outcome, to_bytes};
-use std::collections::HashMap;
+use crate::wire::sps::{ExecutorAddr, Outcome, to_bytes};
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 /// How long the reader stays awake when calls have come one right after the other's answer. About as
@@ -89,6 +89,8 @@ pub(super) struct ServerConnection {
     /// Calls of linked code to the controller.
     pending: PendingCalls,
     functions: HashMap<u64, PublishedFunction>,
+    /// What is published beside functions of ours. Known before the controller is told.
+    instances: OnceLock<BTreeMap<String, ExecutorAddr>>,
     programs: Arc<Programs>,
     /// For programs, which use the connection from threads of their own.
     this: Weak<ServerConnection>,
@@ -152,6 +154,7 @@ impl ServerConnection {
             writer: MessageWriter::new(output, unread),
             pending: PendingCalls::new(),
             functions,
+            instances: OnceLock::new(),
             programs: Arc::default(),
             this: Weak::clone(this),
         })
@@ -167,6 +170,22 @@ impl ServerConnection {
         let header = Header::new(Opcode::Hangup, 0, 0, body.len());
         // A controller that is gone needs to be told nothing.
         let _ = self.writer.send(header, body.into());
+    }
+
+    /// Whether that is the address of a function that is known.
+    pub(super) fn has_function(&self, address: u64) -> bool {
+        self.functions.contains_key(&address)
+    }
+
+    /// What the controller may look up by name later; set once, before [`Self::send_setup`].
+    pub(super) fn keep_instances(&self, instances: BTreeMap<String, ExecutorAddr>) {
+        // There are none yet.
+        let _ = self.instances.set(instances);
+    }
+
+    fn find_instance(&self, name: &[u8]) -> Option<u64> {
+        let name = std::str::from_utf8(name).ok()?;
+        self.instances.get()?.get(name).map(|address| address.0)
     }
 
     /// Introduces the executor, before anything else is sent.
@@ -246,14 +265,19 @@ impl ServerConnection {
     fn answer(&self, call: &Call) -> Answer {
         let known = self.functions.get(&call.tag);
         let body = || -> Answer {
-            match known.and_then(|function| function.answer) {
-                Some(answer) => answer(&call.args),
+            match known.map(|function| function.body) {
+                Some(FunctionBody::Ours(answer)) => answer(&call.args),
+                Some(FunctionBody::LookUpPublished) => {
+                    lookup_published(&call.args, |name| self.find_instance(name))
+                }
                 None if call.tag == 0 => Err("no function is at address 0".to_owned()),
-                // SAFETY: the controller says that a wrapper function is there; see `super::serve`.
-                None => match unsafe { sys::call_wrapper(call.tag, &call.args) } {
-                    WrapperResult::Bytes(bytes) => Ok(bytes),
-                    WrapperResult::OutOfBand(message) => Err(message),
-                },
+                Some(FunctionBody::AtAddress) | None => {
+                    // SAFETY: the controller says that a wrapper function is there; see `super::serve`.
+                    match unsafe { sys::call_wrapper(call.tag, &call.args) } {
+                        WrapperResult::Bytes(bytes) => Ok(bytes),
+                        WrapperResult::OutOfBand(message) => Err(message),
+                    }
+                }
             }
         };
         let failed = |_| Err(format!("the function at {:#x} panicked", call.tag));
@@ -398,7 +422,7 @@ mod tests {
         let functions = (1..).zip(CLASSES).map(|(address, class)| {
             let function = PublishedFunction {
                 address,
-                answer: Some(note),
+                body: FunctionBody::Ours(note),
                 class,
             };
             (address, function)
@@ -444,7 +468,7 @@ mod tests {
         const COUNT: u64 = 20;
         let function = PublishedFunction {
             address: TAG,
-            answer: Some(wait_until_open),
+            body: FunctionBody::Ours(wait_until_open),
             class: CallClass::Pooled,
         };
         let (their_input, mut output) = std::io::pipe().unwrap();

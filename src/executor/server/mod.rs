@@ -15,7 +15,7 @@ mod writer;
 pub use crate::wire::frame::SetupLayout;
 pub use writer::Unread;
 
-use super::llvm::{CallClass, PublishedFunction, PublishedSymbol, Services};
+use super::llvm::{CallClass, FunctionBody, PublishedFunction, PublishedSymbol, Services};
 use super::service::{self, SentAlong, Service};
 use crate::error::Result;
 use crate::mapper::actions::join;
@@ -127,7 +127,7 @@ impl Published {
         }
         let function = |function: service::EntryPoint| PublishedFunction {
             address: function.address,
-            answer: Some(function.answer),
+            body: FunctionBody::Ours(function.answer),
             class: CallClass::Pooled,
         };
         self.add_functions(service::entry_points().map(function));
@@ -163,7 +163,7 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     }
     published.add_functions(options.functions.iter().map(|address| PublishedFunction {
         address: *address,
-        answer: None,
+        body: FunctionBody::AtAddress,
         class: CallClass::Pooled,
     }));
     let functions = std::mem::take(&mut published.functions);
@@ -193,8 +193,12 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
         bootstrap_map: BTreeMap::new(),
         bootstrap_symbols: published.symbols,
     };
-    let sent = connection.send_setup(&setup.encode(options.layout));
-    drop(setup);
+    let encoded = setup.encode(options.layout);
+    let mut instances = setup.bootstrap_symbols;
+    instances.retain(|_, value| !connection.has_function(value.0));
+    connection.keep_instances(instances);
+    let sent = connection.send_setup(&encoded);
+    drop(encoded);
     // The reader's buffer comes to lie where all that was.
     let mut input = MessageReader::new(Arc::new(input));
     let mut sent_along = SentAlong::default();

@@ -2,7 +2,7 @@
 //! What controllers after LLVM 22 ask for.
 
 use super::*;
-use crate::sys::page_size;
+use crate::sys::{WrapperResult, page_size};
 use crate::wire::sps::Bytes;
 
 #[test]
@@ -153,4 +153,50 @@ fn controllers_after_llvm_22_register_frames_and_debug_objects() {
     assert_eq!(call("GDBJITRegistrar_deregister", &range), Ok(()));
     assert!(call("GDBJITRegistrar_deregister", &range).is_err());
     controller.finish().unwrap();
+}
+
+#[test]
+fn controllers_after_llvm_22_look_up_what_a_session_has_published() {
+    const LOOKUP: &str = "orc_rt_ci_sps_Session_lookupInstanceSymbols";
+    const MAP: &str = "orc_rt_ci_SimpleNativeMemoryMap_Instance";
+    let options = |value| Options {
+        symbols: vec![("mine".to_owned(), value)],
+        ..Options::default()
+    };
+    // Each session has its own.
+    let mut controllers = [1u64, 2].map(|value| over_socket(options(value)));
+    for (controller, mine) in controllers.iter_mut().zip([1u64, 2]) {
+        let function = controller.symbol(LOOKUP);
+        let map = ExecutorAddr(controller.symbol(MAP));
+        let mut look_up = |names: Vec<(&str, bool)>| {
+            let answer = controller.call(function, &to_bytes(&names));
+            from_bytes::<Vec<Option<ExecutorAddr>>>(&answer).unwrap()
+        };
+        let mine = Some(ExecutorAddr(mine));
+        let missing = Some(ExecutorAddr(0));
+        let names = vec![
+            ("mine", true),
+            ("yours", true),
+            (MAP, false),
+            ("yours", false),
+            // A function is the process's, and a name that is none is nobody's.
+            (LOOKUP, true),
+            ("", true),
+        ];
+        let found = [mine, None, Some(map), missing, None, None];
+        assert_eq!(look_up(names), found);
+        assert_eq!(look_up(vec![]), []);
+        assert_eq!(controller.call(function, &[1]), []); // malformed
+        let past_the_session = crate::sys::testing::call_wrapper(function, &[]);
+        let WrapperResult::OutOfBand(refused) = past_the_session else {
+            panic!("{past_the_session:?}");
+        };
+        assert!(
+            refused.contains("over the session's connection"),
+            "{refused}"
+        );
+    }
+    for controller in controllers {
+        controller.finish().unwrap();
+    }
 }
