@@ -60,6 +60,17 @@ public:
   ProfileFile(const ProfileFile &) = delete;
   ProfileFile &operator=(const ProfileFile &) = delete;
 
+  /// The process's file of a kind, which stays until it ends. Who asks first begins it.
+  template <typename FileT, typename... ArgsT>
+  static llvm::Expected<FileT *> get(const ArgsT &...Args) {
+    static FileT &One = *new FileT;
+    std::lock_guard<std::mutex> Lock(One.M);
+    if (!One.Out)
+      if (auto Err = One.begin(Args...))
+        return std::move(Err);
+    return &One;
+  }
+
 protected:
   llvm::Error open(const std::string &Path) {
     int FD = ::open(Path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
@@ -96,17 +107,9 @@ protected:
 
 /// /tmp/perf-PID.map. perf looks addresses up when it reports, and takes the first line that has
 /// them; so a line stays when its function goes, and goes when another is at its addresses.
-class PerfMap : ProfileFile {
+class PerfMap : public ProfileFile {
 public:
-  /// The process's, which stays until it ends.
-  static llvm::Expected<PerfMap *> get() {
-    static PerfMap &One = *new PerfMap;
-    std::lock_guard<std::mutex> Lock(One.M);
-    if (!One.Out)
-      if (auto Err = One.open("/tmp/perf-" + std::to_string(One.Owner) + ".map"))
-        return std::move(Err);
-    return &One;
-  }
+  llvm::Error begin() { return open("/tmp/perf-" + std::to_string(Owner) + ".map"); }
 
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
     std::lock_guard<std::mutex> Lock(M);
@@ -144,16 +147,30 @@ private:
 };
 
 /// The format is in tools/perf/Documentation/jitdump-specification.txt of Linux.
-class JITDump : ProfileFile {
+class JITDump : public ProfileFile {
 public:
-  /// The process's, which stays until it ends. `Machine` is ELF's.
-  static llvm::Expected<JITDump *> get(const std::string &Folder, uint16_t Machine) {
-    static JITDump &One = *new JITDump;
-    std::lock_guard<std::mutex> Lock(One.M);
-    if (!One.Out)
-      if (auto Err = One.begin(Folder, Machine))
-        return std::move(Err);
-    return &One;
+  /// `Machine` is ELF's.
+  llvm::Error begin(const std::string &Folder, uint16_t Machine) {
+    std::string Path = Folder + "/jit-" + std::to_string(Owner) + ".dump";
+    if (auto Err = open(Path))
+      return Err;
+    // perf notes mappings of executable files, and so hears of this one.
+    size_t Page = sysconf(_SC_PAGESIZE);
+    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED) {
+      auto Err = failed("map", Path, "; name a folder on a file system that is mounted with exec");
+      close();
+      return Err;
+    }
+    write<uint32_t>(0x4a695444); // "JiTD" as a number
+    write<uint32_t>(1);          // version
+    write<uint32_t>(40);         // size of this header
+    write<uint32_t>(Machine);
+    write<uint32_t>(0);
+    write<uint32_t>(Owner);
+    write<uint64_t>(now());
+    write<uint64_t>(0); // flags
+    flush();
+    return llvm::Error::success();
   }
 
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
@@ -178,29 +195,6 @@ public:
   }
 
 private:
-  llvm::Error begin(const std::string &Folder, uint16_t Machine) {
-    std::string Path = Folder + "/jit-" + std::to_string(Owner) + ".dump";
-    if (auto Err = open(Path))
-      return Err;
-    // perf notes mappings of executable files, and so hears of this one.
-    size_t Page = sysconf(_SC_PAGESIZE);
-    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED) {
-      auto Err = failed("map", Path, "; name a folder on a file system that is mounted with exec");
-      close();
-      return Err;
-    }
-    write<uint32_t>(0x4a695444); // "JiTD" as a number
-    write<uint32_t>(1);          // version
-    write<uint32_t>(40);         // size of this header
-    write<uint32_t>(Machine);
-    write<uint32_t>(0);
-    write<uint32_t>(Owner);
-    write<uint64_t>(now());
-    write<uint64_t>(0); // flags
-    flush();
-    return llvm::Error::success();
-  }
-
   template <typename T> void write(T Value) {
     Out->write(reinterpret_cast<const char *>(&Value), sizeof(Value));
   }
@@ -287,13 +281,13 @@ public:
     if (O.Debuggers)
       Plugin->Tools.Debuggers = llvm::JITEventListener::createGDBRegistrationListener();
     if (O.PerfMap) {
-      auto Map = detail::PerfMap::get();
+      auto Map = detail::ProfileFile::get<detail::PerfMap>();
       if (!Map)
         return Map.takeError();
       Plugin->Tools.Map = *Map;
     }
     if (!O.JITDump.empty()) {
-      auto Dump = detail::JITDump::get(O.JITDump, Machine);
+      auto Dump = detail::ProfileFile::get<detail::JITDump>(O.JITDump, Machine);
       if (!Dump)
         return Dump.takeError();
       Plugin->Tools.Dump = *Dump;
