@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! How a request becomes an allocation.
 
+use super::arenas::Others;
 use super::divide::{Attempt, Effort, Freed};
 use super::flow::{Flow, manager_freed};
 use super::piece::{Piece, Place, RequestLayout};
@@ -41,6 +42,8 @@ pub(super) struct Tried {
     /// Empty chunks were given up for it. Once only: what is reclaimed may be what was made for the
     /// first half of a request whose second half has no room.
     pub(super) reclaimed: bool,
+    /// Other arenas were asked for room.
+    pub(super) others: bool,
 }
 
 /// A request that can be answered only once a change outside the lock is done.
@@ -75,7 +78,9 @@ impl Flow<Windows> {
         };
         let mut layout = RequestLayout::default();
         let effort = Effort::after(tried);
-        let attempt = self.space.lock().try_allocate(request, effort, &mut layout);
+        let attempt = self
+            .lock_to_allocate()
+            .try_allocate(request, effort, &mut layout);
         match attempt {
             Attempt::Done(key) => {
                 Served::Answer(self.make_ready(request, key, &mut layout, delivery))
@@ -103,6 +108,9 @@ impl Flow<Windows> {
                 Attempt::Wait => return Served::Wait,
                 Attempt::Full(_) | Attempt::Refused(_) if self.thaw(delivery) => Ok(()),
                 Attempt::Full(error) => return Served::AnotherWindow(error),
+                Attempt::Refused(error) if self.may_ask_others(tried, &error) => {
+                    return Served::AnotherWindow(error);
+                }
                 Attempt::Refused(error) => Err(error),
                 Attempt::Grow(growth) if later => return Served::Grow(growth),
                 Attempt::Grow(growth) => {
@@ -137,7 +145,7 @@ impl Flow<Windows> {
     pub(super) fn allocate_or_wait(
         self: Arc<Self>,
         request: Request,
-        tried: Tried,
+        mut tried: Tried,
         done: Completion<Allocated>,
         delivery: &mut Delivery,
     ) {
@@ -150,6 +158,23 @@ impl Flow<Windows> {
                 Served::Answer(answer) => return done.complete_with(answer, delivery),
                 Served::Grow(growth) => return self.grow_for(request, tried, growth, done),
                 Served::Reclaim(empty) => return self.reclaim_for(request, tried, empty, done),
+                Served::AnotherWindow(ref error) if self.may_ask_others(tried, error) => {
+                    tried.others = true;
+                    let Some(arenas) = self.arenas() else {
+                        continue;
+                    };
+                    match arenas.ask_others(&request, delivery) {
+                        Others::Answer(answer) => return done.complete_with(answer, delivery),
+                        Others::Change(other) => {
+                            let memory = &mut other.space.lock().memory;
+                            if memory.changes > 0 {
+                                return memory.waiting.push(Waiting { request, done });
+                            }
+                        }
+                        Others::Asked => {}
+                    }
+                    continue;
+                }
                 Served::AnotherWindow(error) if tried.windows == MOST_NEW_WINDOWS => {
                     return self.failed(error, done, delivery);
                 }
@@ -171,7 +196,7 @@ impl Flow<Windows> {
 
     /// Makes a fresh allocation ready for its requester.
     #[inline]
-    fn make_ready(
+    pub(super) fn make_ready(
         self: &Arc<Self>,
         request: &Request,
         key: Key,

@@ -132,6 +132,7 @@ impl Flow<Windows> {
                         windows: MOST_NEW_WINDOWS,
                         last_resort: true,
                         reclaimed: false,
+                        others: true,
                     };
                     match flow.serve(&request, tried, delivery) {
                         Served::Answer(Ok(allocated)) => {
@@ -410,7 +411,8 @@ impl Flow<Windows> {
         if waiting.is_empty() {
             return;
         }
-        let flow = Arc::clone(self);
+        // What waits is the first arena's, whichever it waits for.
+        let flow = Arc::clone(self.first.as_ref().unwrap_or(self));
         for Waiting { request, done } in waiting {
             Arc::clone(&flow).allocate_or_wait(request, Tried::default(), done, delivery);
         }

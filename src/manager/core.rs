@@ -2,6 +2,7 @@
 //! Either kind of manager, as its hosts' interfaces have it: handles are numbers, answers go to
 //! completions.
 
+use super::arenas::Arenas;
 use super::flow::{Flow, child_without_handlers};
 use super::label::Label;
 use super::lookup::{self, Location, ManagerReader, lookup_in};
@@ -25,15 +26,27 @@ pub(crate) struct Core(Division);
 /// What is handed out in parts. It follows from the mapper.
 #[derive(Clone)]
 enum Division {
-    Windows(Arc<Flow<Windows>>),
+    Windows(Arc<Arenas>),
     Reservations(Arc<Flow<Reservations>>),
 }
 
-/// What both kinds do alike.
+/// What both kinds do alike, by the first arena or by the one that has an allocation.
 macro_rules! either {
     ($core:expr, $flow:ident => $does:expr) => {
         match &$core.0 {
-            Division::Windows($flow) => $does,
+            Division::Windows(arenas) => {
+                let $flow = &arenas.first;
+                $does
+            }
+            Division::Reservations($flow) => $does,
+        }
+    };
+    ($core:expr, $handle:expr, $flow:ident => $does:expr) => {
+        match &$core.0 {
+            Division::Windows(arenas) => {
+                let $flow = arenas.of($handle);
+                $does
+            }
             Division::Reservations($flow) => $does,
         }
     };
@@ -76,7 +89,7 @@ impl Core {
                     let reserved = flow.in_reach(answer?)?;
                     flow.tracking.first_window(reserved.range);
                     flow.space.lock().memory.add(reserved);
-                    let core = Core(Division::Windows(flow));
+                    let core = Core(Division::Windows(Arenas::new(flow)));
                     Ok(Manager { core })
                 });
                 let reserved = match mapper.deadline(Asked::SetUp) {
@@ -140,7 +153,7 @@ impl Core {
     /// Allocates what was requested.
     pub(crate) fn allocate(&self, request: Request, done: Completion<Allocated>) {
         if !self.tracking().wants(&request) {
-            return either!(self, flow => flow.allocate(request, done));
+            return self.allocate_unnoted(request, done);
         }
         let done = match self.begin(&request) {
             Ok(pending) => Completion::with_delivery(move |answer, delivery| {
@@ -148,7 +161,14 @@ impl Core {
             }),
             Err(error) => return done.complete(Err(error)),
         };
-        either!(self, flow => flow.allocate(request, done));
+        self.allocate_unnoted(request, done);
+    }
+
+    fn allocate_unnoted(&self, request: Request, done: Completion<Allocated>) {
+        match &self.0 {
+            Division::Windows(arenas) => arenas.allocate(request, done),
+            Division::Reservations(flow) => flow.allocate(request, done),
+        }
     }
 
     /// [`Core::allocate`] for a caller that waits for the answer.
@@ -163,31 +183,35 @@ impl Core {
 
     fn allocate_untold(&self, request: Request) -> Result<Allocated> {
         match &self.0 {
-            Division::Windows(flow) if flow.is_inside_mapper() => {
-                flow.allocate_inside_mapper(&request)
+            Division::Windows(arenas) if arenas.first.is_inside_mapper() => {
+                arenas.first.allocate_inside_mapper(&request)
             }
             _ => {
-                let answer = self.at_once().and_then(|flow| flow.try_allocate(&request));
-                answer.unwrap_or_else(|| {
-                    wait(|done| either!(self, flow => flow.allocate(request, done)))
-                })
+                let answer = self
+                    .at_once()
+                    .and_then(|arenas| arenas.try_allocate(&request));
+                answer.unwrap_or_else(|| wait(|done| self.allocate_unnoted(request, done)))
             }
         }
     }
 
     /// The flow of a manager whose mapper does all that it is asked for at once, so that a caller that
     /// waits can most often be answered without a completion.
-    fn at_once(&self) -> Option<&Arc<Flow<Windows>>> {
-        let flow = self.windows()?;
-        let kind = flow.mapper.capabilities().kind;
-        matches!(kind, Kind::TwoViews | Kind::Mprotect | Kind::InPlace).then_some(flow)
+    fn at_once(&self) -> Option<&Arc<Arenas>> {
+        let Division::Windows(arenas) = &self.0 else {
+            return None;
+        };
+        let kind = arenas.first.mapper.capabilities().kind;
+        matches!(kind, Kind::TwoViews | Kind::Mprotect | Kind::InPlace).then_some(arenas)
     }
 
     /// [`Core::allocate`] if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_allocate(&self, request: &Request) -> Option<Result<Allocated>> {
         match &self.0 {
-            Division::Windows(flow) if !flow.tracking.wants(request) => flow.try_allocate(request),
-            Division::Windows(flow) => self.try_allocate_tracked(flow, request),
+            Division::Windows(arenas) if !arenas.first.tracking.wants(request) => {
+                arenas.try_allocate(request)
+            }
+            Division::Windows(arenas) => self.try_allocate_tracked(arenas, request),
             Division::Reservations(_) => None,
         }
     }
@@ -195,12 +219,12 @@ impl Core {
     #[cold]
     fn try_allocate_tracked(
         &self,
-        flow: &Arc<Flow<Windows>>,
+        arenas: &Arc<Arenas>,
         request: &Request,
     ) -> Option<Result<Allocated>> {
         match self.begin(request) {
             Ok(pending) => {
-                let answer = flow.try_allocate(request)?;
+                let answer = arenas.try_allocate(request)?;
                 Some(pending.answered(answer, &mut Delivery::Inline))
             }
             Err(error) => Some(Err(error)),
@@ -215,7 +239,7 @@ impl Core {
     /// memory is free again.
     pub(crate) fn finalize(&self, handle: u64, actions: Vec<Action>, done: Completion<u64>) {
         if !self.tracking().is_active() {
-            return either!(self, flow => flow.finalize(handle, actions, done));
+            return either!(self, handle, flow => flow.finalize(handle, actions, done));
         }
         let tracking = Arc::clone(self.tracking());
         let allocation = tracking.find(handle);
@@ -224,7 +248,7 @@ impl Core {
             drop(tracking);
             done.complete_with(named(allocation.as_ref(), answer), delivery);
         });
-        either!(self, flow => flow.finalize(handle, actions, told));
+        either!(self, handle, flow => flow.finalize(handle, actions, told));
     }
 
     /// [`Core::finalize`] for a caller that waits for the answer.
@@ -232,18 +256,19 @@ impl Core {
         if self.tracking().is_active() {
             return self.finalize_and_tell(handle, actions);
         }
-        if let Some(flow) = self.at_once().filter(|_| actions.is_empty()) {
-            if let Some(answer) = flow.try_finalize(handle) {
+        if let Some(arenas) = self.at_once().filter(|_| actions.is_empty()) {
+            if let Some(answer) = arenas.of(handle).try_finalize(handle) {
                 return answer.map(|()| handle);
             }
         }
-        wait(|done| either!(self, flow => flow.finalize(handle, actions, done)))
+        wait(|done| either!(self, handle, flow => flow.finalize(handle, actions, done)))
     }
 
     #[cold]
     fn finalize_and_tell(&self, handle: u64, actions: Vec<Action>) -> Result<u64> {
         let allocation = self.tracking().find(handle);
-        let answer = wait(|done| either!(self, flow => flow.finalize(handle, actions, done)));
+        let answer =
+            wait(|done| either!(self, handle, flow => flow.finalize(handle, actions, done)));
         let tracking = self.tracking();
         tracking.finalize_answered(handle, &answer, &mut Delivery::Inline);
         named(allocation.as_ref(), answer)
@@ -252,7 +277,7 @@ impl Core {
     /// [`Core::finalize`] without actions if that takes no waiting, else `None` and nothing is done.
     pub(crate) fn try_finalize(&self, handle: u64) -> Option<Result<()>> {
         match &self.0 {
-            Division::Windows(flow) => flow.try_finalize_and_tell(handle),
+            Division::Windows(arenas) => arenas.of(handle).try_finalize_and_tell(handle),
             Division::Reservations(_) => None,
         }
     }
@@ -260,24 +285,27 @@ impl Core {
     /// Gives up an allocation that was not finalized.
     pub(crate) fn abandon(&self, handle: u64, done: Completion<()>) {
         let done = self.naming(&[handle], done);
-        either!(self, flow => flow.abandon(handle, done));
+        either!(self, handle, flow => flow.abandon(handle, done));
     }
 
     /// Runs the deallocation actions of finalized allocations, last to first, and frees them.
     /// Nothing is done if any handle is wrong.
     pub(crate) fn deallocate(&self, handles: &[u64], done: Completion<()>) {
         let done = self.naming(handles, done);
-        either!(self, flow => flow.deallocate(handles, done));
+        match &self.0 {
+            Division::Windows(arenas) => arenas.deallocate(handles, done),
+            Division::Reservations(flow) => flow.deallocate(handles, done),
+        }
     }
 
     /// [`Core::deallocate`] for a caller that waits for the answer.
     pub(crate) fn deallocate_and_wait(&self, handles: &[u64]) -> Result<()> {
-        if let Some(answer) = self.at_once().and_then(|flow| flow.try_deallocate(handles)) {
+        let alone = self.at_once().and_then(|arenas| arenas.of_all(handles));
+        if let Some(answer) = alone.and_then(|flow| flow.try_deallocate(handles)) {
             return answer;
         }
-        if let Some(flow) = self.windows() {
-            flow.check_process()?;
-            flow.space.lock().scopes.check_own(handles)?;
+        if let Division::Windows(arenas) = &self.0 {
+            arenas.check_own_scopes(handles)?;
         }
         wait(|done| self.deallocate(handles, done))
     }
@@ -297,10 +325,18 @@ impl Core {
         }
     }
 
-    /// The flow of a manager that divides windows.
+    /// The flow of the arena that has an allocation, of a manager that divides windows.
+    pub(super) fn windows_of(&self, handle: u64) -> Option<&Arc<Flow<Windows>>> {
+        match &self.0 {
+            Division::Windows(arenas) => Some(arenas.of(handle)),
+            Division::Reservations(_) => None,
+        }
+    }
+
+    /// The flow of a manager that divides windows: its first arena's.
     pub(super) fn windows(&self) -> Option<&Arc<Flow<Windows>>> {
         match &self.0 {
-            Division::Windows(flow) => Some(flow),
+            Division::Windows(arenas) => Some(&arenas.first),
             Division::Reservations(_) => None,
         }
     }
@@ -308,7 +344,7 @@ impl Core {
     /// [`Core::deallocate`] if that takes no waiting and no action, else `None` and nothing is done.
     pub(crate) fn try_deallocate(&self, handles: &[u64]) -> Option<Result<()>> {
         match &self.0 {
-            Division::Windows(flow) => flow.try_deallocate(handles),
+            Division::Windows(arenas) => arenas.of_all(handles)?.try_deallocate(handles),
             Division::Reservations(_) => None,
         }
     }
@@ -340,18 +376,21 @@ impl Core {
         offset: u64,
         bytes: &[u8],
     ) -> Result<()> {
-        let answer = either!(self, flow => flow.write(handle, segment, offset, bytes));
+        let answer = either!(self, handle, flow => flow.write(handle, segment, offset, bytes));
         self.named(handle, answer)
     }
 
     pub(crate) fn set_quota(&self, quota: Option<u64>) -> Result<()> {
-        either!(self, flow => flow.set_quota(quota))
+        match &self.0 {
+            Division::Windows(arenas) => arenas.set_quota(quota),
+            Division::Reservations(flow) => flow.set_quota(quota),
+        }
     }
 
     /// See [`Manager::collapse`].
     pub(crate) fn collapse(&self) -> Result<u64> {
         match &self.0 {
-            Division::Windows(flow) => flow.collapse(),
+            Division::Windows(arenas) => arenas.collapse(),
             // Their memory is the executor's.
             Division::Reservations(flow) => flow.check_process().map(|()| 0),
         }
@@ -360,7 +399,7 @@ impl Core {
     /// See [`Manager::trim`].
     pub(crate) fn trim(&self) -> Result<u64> {
         let trimmed = match &self.0 {
-            Division::Windows(flow) => flow.trim(),
+            Division::Windows(arenas) => arenas.trim(),
             // Each reservation goes with its allocation.
             Division::Reservations(flow) => flow.check_process().map(|()| {
                 flow.trim_records();
@@ -386,7 +425,7 @@ impl Core {
     /// See [`Manager::lookup`].
     pub(crate) fn lookup(&self, address: u64) -> Option<Location> {
         match &self.0 {
-            Division::Windows(flow) => lookup_in(Some(&flow.reader), address),
+            Division::Windows(arenas) => lookup_in(Some(&arenas.first.reader), address),
             Division::Reservations(flow) => flow.unlocked.find(&flow.reader, address),
         }
     }
@@ -394,18 +433,30 @@ impl Core {
     /// See [`Manager::walk`].
     #[cold]
     pub(crate) fn walk(&self, visit: &mut dyn FnMut(&Location)) -> Result<()> {
-        either!(self, flow => flow.walk(visit))
+        match &self.0 {
+            Division::Windows(arenas) => arenas.walk(visit),
+            Division::Reservations(flow) => flow.walk(visit),
+        }
     }
 
     pub(super) fn stats(&self) -> Stats {
-        either!(self, flow => flow.stats())
+        match &self.0 {
+            Division::Windows(arenas) => arenas.stats(),
+            Division::Reservations(flow) => flow.stats(),
+        }
     }
 
     pub(crate) fn layout(&self) -> Result<Vec<LayoutItem>> {
-        either!(self, flow => flow.layout())
+        match &self.0 {
+            Division::Windows(arenas) => arenas.layout(),
+            Division::Reservations(flow) => flow.layout(),
+        }
     }
 
     pub(super) fn close(&self) {
-        either!(self, flow => flow.close());
+        match &self.0 {
+            Division::Windows(arenas) => arenas.close(),
+            Division::Reservations(flow) => flow.close(),
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::space::{Ending, Keys, Memory, Space};
 use super::stats::Sums;
 use super::windows::{Detached, Growth, MOST_WINDOWS, Windows};
 use super::write_scope::{OpenSegment, OpenSegments};
-use super::{LayoutItem, LayoutKind, SegmentMemory};
+use super::{ForkPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Result};
 use crate::group::AllocGroup;
 use crate::mapper::{Deinitialization, MemoryMapper, SegmentContent, SegmentContents, Teardown};
@@ -209,7 +209,6 @@ impl Memory for Windows {
     fn sums(&self) -> Sums {
         let mut sums = Sums::NONE;
         for window in self.iter() {
-            sums.windows += 1;
             window.add_to(&mut sums);
         }
         debug_assert_eq!(sums.committed, self.committed);
@@ -232,8 +231,24 @@ impl Memory for Windows {
         }
     }
 
-    fn end(space: &mut Space<Self>, mapper: Arc<dyn MemoryMapper>) -> Ending {
-        End::of(space, mapper)
+    fn take(space: &mut Space<Self>, mapper: &(dyn MemoryMapper + 'static)) -> Option<Space<Self>> {
+        // Nothing is allocated there any more, and nothing is left of it in children.
+        let options = Options {
+            fork: ForkPolicy::Reuse,
+            ..Options::default()
+        };
+        let gone = Space::new(Windows::new(mapper.capabilities(), &options), None, 0);
+        Some(std::mem::replace(space, gone))
+    }
+
+    fn end(
+        space: &mut Space<Self>,
+        others: Vec<Space<Self>>,
+        mapper: Arc<dyn MemoryMapper>,
+    ) -> Ending {
+        let mut spaces = others;
+        spaces.extend(Self::take(space, &*mapper));
+        End::of(spaces, mapper)
     }
 }
 
@@ -250,7 +265,8 @@ impl Space<Windows> {
     ) -> Attempt {
         if self.usage.quota.is_some() {
             let wanted = self.memory.wanted(request);
-            if let Err(error) = self.usage.check_quota(wanted) {
+            let others = self.memory.common.taken_by_others();
+            if let Err(error) = self.usage.check_quota(wanted, others) {
                 return Attempt::Refused(error);
             }
         }
@@ -271,21 +287,30 @@ impl Space<Windows> {
         if let Some(number) = self.memory.likely_window(request) {
             let window = self.memory.window_mut(number);
             if let Ok(pieces) = window.take_all(&request.planned, false, layout) {
-                return self.hand_out(request, number, &pieces, layout);
+                if let Some(key) = self.hand_out(request, number, &pieces, layout) {
+                    return Attempt::Done(key);
+                }
             }
         }
         self.try_each_window(request, effort, layout)
     }
 
+    /// Makes an allocation of pieces; `None`, and they are free again, if its JITDylib turns out to be in
+    /// another window.
+    #[inline(always)]
     fn hand_out(
         &mut self,
         request: &Request,
         window: usize,
         pieces: &Pieces,
         layout: &mut RequestLayout,
-    ) -> Attempt {
-        let dylib = self.memory.hold(request, window, layout);
+    ) -> Option<Key> {
+        let Some(dylib) = self.memory.hold(request, window, layout) else {
+            self.memory.take_back(pieces);
+            return None;
+        };
         self.usage.taken += layout.taken;
+        self.memory.note_taken(self.usage.taken);
         let for_finalize = pieces.iter().any(Piece::is_for_finalize);
         let states = &mut layout.states;
         let set = |state: &mut InFlightState| std::mem::swap(&mut state.segments, states);
@@ -296,7 +321,7 @@ impl Space<Windows> {
         }
         self.memory.chain(pieces, key.number());
         layout.handle = handle;
-        Attempt::Done(key)
+        Some(key)
     }
 
     /// Goes through the windows, fast and then thoroughly, and says what would help.
@@ -314,7 +339,10 @@ impl Space<Windows> {
                 match window.take_all(&request.planned, thorough, layout) {
                     Ok(pieces) => {
                         self.memory.served_by(number, request);
-                        return self.hand_out(request, number, &pieces, layout);
+                        return match self.hand_out(request, number, &pieces, layout) {
+                            Some(key) => Attempt::Done(key),
+                            None => self.try_each_window(request, effort, layout),
+                        };
                     }
                     Err(short) => match self.memory.grow(number, &short) {
                         Ok(Some(growth)) => return Attempt::Grow(growth),
@@ -565,5 +593,6 @@ impl Space<Windows> {
         self.memory.freed += sizes;
         self.usage.taken -= sizes;
         self.usage.live -= requested;
+        self.memory.note_taken(self.usage.taken);
     }
 }

@@ -5,6 +5,7 @@
 //! it holds an `Arc` of its own; the path that calls neither does without.
 
 use super::Options;
+use super::arenas::{Arenas, MOST_ARENAS};
 use super::huge_pages::HugePageCounts;
 use super::lookup::{Location, ManagerReader};
 use super::space::{Memory, Space};
@@ -14,15 +15,15 @@ use super::writers::WriterAccess;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
-use crate::lock::Condvar;
+use crate::lock::{Condvar, Mutex};
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
 use crate::memory::placement::random;
 use crate::sys::{self, AtForkMutex, OwnerProcess, heap};
 use crate::transport::deadlines::limited;
 use crate::transport::limits::Asked;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 pub(super) struct Flow<M: Memory> {
     pub(super) mapper: Arc<M::Mapper>,
@@ -50,6 +51,12 @@ pub(super) struct Flow<M: Memory> {
     limited: bool,
     /// Of a manager that closes its writer views.
     pub(super) writer_access: Option<WriterAccess>,
+    /// The first arena, if this is another one.
+    pub(super) first: Option<Arc<Flow<M>>>,
+    /// All arenas, for the first one of a manager that divides windows.
+    pub(super) arenas: OnceLock<Weak<Arenas>>,
+    /// What arenas had that are gone, for the first one.
+    left: Mutex<Vec<Space<M>>>,
 }
 
 pub(super) fn manager_freed() -> Error {
@@ -67,6 +74,36 @@ pub(super) fn child_without_handlers() -> Error {
 
 impl<M: Memory> Flow<M> {
     pub(super) fn new(mapper: Arc<M::Mapper>, memory: M, options: Options) -> Arc<Self> {
+        let mut space = Space::new(memory, options.quota, random());
+        let here = mapper.capabilities().in_this_process;
+        let reader = ManagerReader::new(here, space.records.reader());
+        space.memory.read_by(&reader);
+        let tracking = Tracking::new(&options);
+        Arc::new(Flow::of(mapper, space, reader, tracking, options, None))
+    }
+
+    /// Another arena of a manager, with memory of its own.
+    pub(super) fn of_arena(first: &Arc<Self>, memory: M, arena: usize) -> Arc<Self> {
+        let records = first.space.lock().records.of_arena(arena);
+        let mut space = Space::of(memory, records, None);
+        let reader = first.reader.of_arena(space.records.reader());
+        space.memory.read_by(&reader);
+        let (mapper, tracking) = (Arc::clone(&first.mapper), Arc::clone(&first.tracking));
+        // So that there is room for what it has when it goes.
+        first.left.lock().reserve(MOST_ARENAS);
+        let options = first.options.clone();
+        let first = Some(Arc::clone(first));
+        Arc::new(Flow::of(mapper, space, reader, tracking, options, first))
+    }
+
+    fn of(
+        mapper: Arc<M::Mapper>,
+        space: Space<M>,
+        reader: Arc<ManagerReader>,
+        tracking: Arc<Tracking>,
+        options: Options,
+        first: Option<Arc<Flow<M>>>,
+    ) -> Self {
         let capabilities = mapper.capabilities();
         // A child has a process's own memory too, and only a host can know what its mapper does there.
         let limited = |asked| mapper.deadline(asked).is_some();
@@ -75,10 +112,7 @@ impl<M: Memory> Flow<M> {
             capabilities.kind,
             Kind::TwoViews | Kind::Mprotect | Kind::InPlace | Kind::Custom
         );
-        let mut space = Space::new(memory, options.quota, random());
-        let reader = ManagerReader::new(capabilities.in_this_process, space.records.reader());
-        space.memory.read_by(&reader);
-        Arc::new(Flow {
+        Flow {
             owner: (!here).then(OwnerProcess::current),
             shared: AtomicBool::new(capabilities.shared),
             coherent: capabilities.coherent,
@@ -86,7 +120,7 @@ impl<M: Memory> Flow<M> {
             unlocked: space.memory.unlocked(),
             unheld: Condvar::new(),
             space: AtForkMutex::new(space, |space, forked| space.memory.forked(forked)),
-            tracking: Tracking::new(&options),
+            tracking,
             limited,
             mapper,
             writer_access: options.close_writers.then(WriterAccess::new),
@@ -94,7 +128,10 @@ impl<M: Memory> Flow<M> {
             buffers: Arc::default(),
             closed: AtomicBool::new(false),
             huge_pages: HugePageCounts::default(),
-        })
+            first,
+            arenas: OnceLock::new(),
+            left: Mutex::default(),
+        }
     }
 
     /// Answers what waits; nothing new comes.
@@ -288,6 +325,15 @@ impl<M: Memory> Flow<M> {
 
     pub(super) fn layout(&self) -> Result<Vec<LayoutItem>> {
         let mut items = Vec::new();
+        self.add_layout(&mut items)?;
+        let named = self.tracking.name_ranges(&mut items);
+        named.map_err(|_| heap::exhausted("layout"))?;
+        stats::sort_layout(&mut items);
+        Ok(items)
+    }
+
+    /// Adds windows, chunks and ranges, in no order and without names.
+    pub(super) fn add_layout(&self, items: &mut Vec<LayoutItem>) -> Result<()> {
         let mut room = Ok(());
         self.space.lock().visit(&mut |item| {
             if room.is_ok() {
@@ -297,10 +343,7 @@ impl<M: Memory> Flow<M> {
                 items.push(item);
             }
         });
-        room.and_then(|()| self.tracking.name_ranges(&mut items))
-            .map_err(|_| heap::exhausted("layout"))?;
-        stats::sort_layout(&mut items);
-        Ok(items)
+        room.map_err(|_| heap::exhausted("layout"))
     }
 }
 
@@ -310,8 +353,14 @@ impl<M: Memory> Drop for Flow<M> {
         if self.check_process().is_err() {
             return;
         }
+        if let Some(first) = &self.first {
+            // What is left ends with what all others have left, last to first.
+            let space = M::take(&mut self.space.lock(), &self.mapper);
+            return first.left.lock().extend(space);
+        }
         self.tracking.end();
-        let end = M::end(&mut self.space.lock(), Arc::clone(&self.mapper));
+        let others = std::mem::take(&mut *self.left.lock());
+        let end = M::end(&mut self.space.lock(), others, Arc::clone(&self.mapper));
         match self.mapper.patience() {
             // When the host has freed a manager, its actions are done and its memory is gone.
             Some(patience) => patience.wait(end),

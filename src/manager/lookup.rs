@@ -150,11 +150,23 @@ pub fn lookup(address: u64) -> Option<Location> {
 
 /// [`lookup`] in the windows of one manager, or of all of this process's memory.
 pub(super) fn lookup_in(manager: Option<&Arc<ManagerReader>>, address: u64) -> Option<Location> {
-    WINDOWS.find(|window| {
+    let wanted = |window: &WindowIndex| {
         let of = &window.readers.manager;
-        let wanted = manager.map_or(of.here, |manager| Arc::ptr_eq(manager, of));
-        wanted.then(|| window.find(address))?
-    })
+        manager.map_or(of.here, |manager| manager.number == of.number)
+    };
+    // Each arena that has a share of a window has an index of it, so that all are asked what is quick first.
+    let mut uncertain = None;
+    let near = WINDOWS.find(|window| {
+        let offset = window.offset(address).filter(|_| wanted(window))?;
+        window.find_near(offset, &mut uncertain)
+    });
+    let found = near.or_else(|| {
+        WINDOWS.find(|window| {
+            let offset = window.offset(address).filter(|_| wanted(window))?;
+            window.find(offset, &mut uncertain)
+        })
+    });
+    found.or(uncertain)
 }
 
 /// What look-ups have of a manager of either kind.
@@ -175,6 +187,16 @@ impl ManagerReader {
             number: LAST.fetch_add(1, Relaxed) + 1,
             here,
             host_handle: AtomicUsize::new(0),
+            records,
+        })
+    }
+
+    /// What they have of another arena of the manager, of which this is the first.
+    pub(super) fn of_arena(&self, records: RecordsReader) -> Arc<ManagerReader> {
+        Arc::new(ManagerReader {
+            number: self.number,
+            here: self.here,
+            host_handle: AtomicUsize::new(self.host_handle.load(Relaxed)),
             records,
         })
     }
@@ -270,34 +292,43 @@ impl WindowIndex {
         }))
     }
 
-    fn find(&self, address: u64) -> Option<Location> {
+    /// An address that lies in the window.
+    fn offset(&self, address: u64) -> Option<u32> {
         let inside = address.checked_sub(self.range.start())?;
         if inside >= self.range.size() {
             return None;
         }
-        let offset = u32::try_from(address - self.origin).ok()?;
+        u32::try_from(address - self.origin).ok()
+    }
+
+    /// The allocation at an offset, if a node near it leads there for certain.
+    fn find_near(&self, offset: u32, uncertain: &mut Option<Location>) -> Option<Location> {
         let nodes = &self.readers.nodes;
-        let is_certain = |location: &Location| location.allocation != 0;
         let mut near = self.pages.near(offset).take(NEAR);
-        let near = near.find_map(|near| nodes.search(near, offset));
-        let mut uncertain = near.and_then(|(id, _)| self.look(id, offset));
-        if uncertain.as_ref().is_some_and(is_certain) {
-            if let Some((id, MANY_STEPS..)) = near {
-                self.pages.note(offset, id.index());
-            }
-            return uncertain;
+        let (id, steps) = near.find_map(|near| nodes.search(near, offset))?;
+        let location = self.look(id, offset)?;
+        if location.allocation == 0 {
+            uncertain.get_or_insert(location);
+            return None;
         }
-        let found = nodes.search_all(offset, |id| {
+        if steps >= MANY_STEPS {
+            self.pages.note(offset, id.index());
+        }
+        Some(location)
+    }
+
+    /// The same, among all nodes.
+    fn find(&self, offset: u32, uncertain: &mut Option<Location>) -> Option<Location> {
+        self.readers.nodes.search_all(offset, |id| {
             let location = self.look(id, offset)?;
-            if is_certain(&location) {
+            if location.allocation != 0 {
                 // So that the next one is quick.
                 self.pages.note(offset, id.index());
                 return Some(location);
             }
             uncertain.get_or_insert(location);
             None
-        });
-        found.or(uncertain)
+        })
     }
 
     /// What lies at an offset, if a node says so.

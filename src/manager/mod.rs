@@ -7,6 +7,7 @@
 //! one allocation at that moment.
 
 mod allocate;
+mod arenas;
 mod chunks;
 mod core;
 mod deallocate;

@@ -4,10 +4,10 @@
 
 use super::divide::{Deallocated, Freed};
 use super::flow::Flow;
+use super::lookup;
 use super::records::Key;
 use super::space::{Ending, Space};
 use super::windows::Windows;
-use super::{ForkPolicy, Options, lookup};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, join_all};
 use crate::error::Result;
@@ -190,32 +190,47 @@ impl Space<Windows> {
 /// actions; then the windows go: none may while an action still runs in it. Nothing can be told of
 /// failures any more; the mapper counts what it could not unmap.
 pub(super) struct End {
-    space: Space<Windows>,
+    /// Of all arenas.
+    spaces: Vec<Space<Windows>>,
     mapper: Arc<dyn MemoryMapper>,
-    /// What is still finalized, by number, the last one last; `None` without memory for that.
-    sorted: Option<Vec<(u64, u64)>>,
+    /// What is still finalized, the last one last; `None` without memory for that.
+    sorted: Option<Vec<Finalized>>,
     done: Completion<()>,
 }
 
+/// An allocation that is still finalized.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Finalized {
+    /// When it was; 0 where there is nothing to do in the end.
+    order: u64,
+    space: usize,
+    number: u64,
+}
+
+fn finalized(spaces: &[Space<Windows>]) -> impl Iterator<Item = Finalized> {
+    spaces.iter().enumerate().flat_map(|(number, space)| {
+        let all = space.records.finalized();
+        all.map(move |(order, slot)| Finalized {
+            order,
+            space: number,
+            number: slot,
+        })
+    })
+}
+
 impl End {
-    pub(super) fn of(space: &mut Space<Windows>, mapper: Arc<dyn MemoryMapper>) -> Ending {
-        // Nothing is allocated there any more, and nothing is left of it in children.
-        let options = Options {
-            fork: ForkPolicy::Reuse,
-            ..Options::default()
-        };
-        let gone = Space::new(Windows::new(mapper.capabilities(), &options), None, 0);
-        let space = std::mem::replace(space, gone);
+    pub(super) fn of(spaces: Vec<Space<Windows>>, mapper: Arc<dyn MemoryMapper>) -> Ending {
         Box::new(move |done| {
             let mut sorted = Vec::new();
-            let room = sorted.try_reserve_exact(space.usage.finalized as usize);
+            let count: u64 = spaces.iter().map(|space| space.usage.finalized).sum();
+            let room = sorted.try_reserve_exact(count as usize);
             let sorted = room.is_ok().then(|| {
-                sorted.extend(space.records.finalized());
+                sorted.extend(finalized(&spaces));
                 sorted.sort_unstable();
                 sorted
             });
             let end = End {
-                space,
+                spaces,
                 mapper: Arc::clone(&mapper),
                 sorted,
                 done,
@@ -225,13 +240,13 @@ impl End {
     }
 
     /// The allocations that are next, the last one last.
-    fn next_ones(&mut self) -> SmallVec<[(u64, u64); PART]> {
+    fn next_ones(&mut self) -> SmallVec<[Finalized; PART]> {
         if let Some(sorted) = &mut self.sorted {
             let rest = sorted.len().saturating_sub(PART);
             return sorted.drain(rest..).collect();
         }
-        let mut latest: SmallVec<[(u64, u64); PART]> = SmallVec::new();
-        for one in self.space.records.finalized() {
+        let mut latest: SmallVec<[Finalized; PART]> = SmallVec::new();
+        for one in finalized(&self.spaces) {
             if latest.len() == PART {
                 match latest[0] < one {
                     true => drop(latest.remove(0)),
@@ -251,25 +266,29 @@ impl Parts for End {
         if ones.is_empty() {
             return None;
         }
-        let each = ones.iter().map(|(_, number)| Key::of(*number as u32));
-        for key in each.clone() {
-            self.space.records.start_deallocating(key);
-        }
-        Some(deinitializations(&mut self.space, each, false))
+        let spaces = &mut self.spaces;
+        let each = ones.iter().filter_map(|one| {
+            let (space, key) = (&mut spaces[one.space], Key::of(one.number as u32));
+            space.records.start_deallocating(key);
+            space.deinitialization(key, false)
+        });
+        Some(each.collect())
     }
 
     fn answered(&mut self, _: Result<()>, _: &mut Delivery) {}
 
     fn end(self: Box<Self>, delivery: &mut Delivery) {
         let End {
-            mut space,
+            mut spaces,
             mapper,
             done,
             ..
         } = *self;
-        let windows = space.memory.drain();
-        drop(space);
+        // The first arena has all windows, the others parts of them.
+        let windows = spaces.last_mut().map(|first| first.memory.drain());
+        drop(spaces);
         lookup::collect();
+        let windows = windows.unwrap_or_default();
         let all = join_all(windows.len(), done, delivery);
         for (window, done) in windows.into_iter().zip(all) {
             mapper.release(window, done);

@@ -10,7 +10,7 @@ use crate::memory::words::Words;
 use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, fence};
 
 /// Working memory of the segments that the mapper copies, in their order; most allocations have none.
 pub(super) type Buffers = Box<[Buffer]>;
@@ -243,21 +243,47 @@ pub(super) struct Records<T> {
     in_flight: Slab<InFlightState>,
     endings: Slab<Ending<T>>,
     cookie: u64,
-    last_order: u64,
+    /// Of all arenas.
+    last_order: Arc<AtomicU64>,
+}
+
+/// In a handle without its cookie, these bits are the arena. A slot's index ends below.
+const ARENA_SHIFT: u32 = 28;
+const ARENA_BITS: u64 = 7;
+
+/// The arena that a handle is of, if it is the manager's that has this cookie.
+#[inline]
+pub(super) fn arena_of(handle: u64, cookie: u64) -> usize {
+    ((handle ^ cookie) >> ARENA_SHIFT & ARENA_BITS) as usize
 }
 
 impl<T: Default> Records<T> {
     pub(super) fn new(random: u64) -> Self {
         // Bit 32 of a handle is set, and bit 63 is not. With these bits clear in the cookie, no handle
         // is 0 and none is all ones, which LLVM takes for "none".
-        let cookie = random & !(1 << 32) & !(1 << 63);
+        Records::with(random & !(1 << 32) & !(1 << 63), Arc::default())
+    }
+
+    /// Those of another arena of the manager that has these, which are the first one's.
+    pub(super) fn of_arena(&self, arena: usize) -> Self {
+        debug_assert!(arena as u64 <= ARENA_BITS);
+        let cookie = self.cookie ^ (arena as u64) << ARENA_SHIFT;
+        Records::with(cookie, Arc::clone(&self.last_order))
+    }
+
+    /// What handles are mixed with.
+    pub(super) fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
+    fn with(cookie: u64, last_order: Arc<AtomicU64>) -> Self {
         Records {
             slots: Arc::new(Paged::new()),
             tags: Arc::new(Words::new()),
             in_flight: Slab::new(),
             endings: Slab::new(),
             cookie,
-            last_order: 0,
+            last_order,
         }
     }
 
@@ -427,10 +453,11 @@ impl<T: Default> Records<T> {
         if self.slot(key).phase() == Phase::InFlight {
             self.forget_writing(key);
         }
-        self.last_order += 1;
-        let order = self.last_order;
         let ending = match teardown {
-            Some(teardown) => self.endings.insert(Ending { order, teardown }),
+            Some(teardown) => {
+                let order = self.last_order.fetch_add(1, Relaxed) + 1;
+                self.endings.insert(Ending { order, teardown })
+            }
             None => NONE,
         };
         let slot = self.slot(key);

@@ -425,7 +425,11 @@ impl Memory for Reservations {
 
     /// All reservations go at once; those that nothing was finalized in first, which is last on the
     /// executor's side.
-    fn end(space: &mut Space<Self>, mapper: Arc<dyn ReservingMapper>) -> Ending {
+    fn end(
+        space: &mut Space<Self>,
+        _others: Vec<Space<Self>>,
+        mapper: Arc<dyn ReservingMapper>,
+    ) -> Ending {
         let left = space.memory.own.iter().map(|own| (own.order, own.range));
         let mut left: Vec<(u64, AddressRange)> = left.collect();
         left.sort_by_key(|(order, _)| *order);
@@ -440,7 +444,7 @@ impl Memory for Reservations {
 impl Space<Reservations> {
     /// Counts a reservation that is about to be made.
     pub(super) fn set_aside(&mut self, size: u64) -> Result<()> {
-        self.usage.check_quota(size)?;
+        self.usage.check_quota(size, 0)?;
         self.usage.taken += size;
         self.memory.reserved += size;
         Ok(())

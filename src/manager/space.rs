@@ -91,8 +91,13 @@ pub(super) trait Memory: Sized + Send + 'static {
     /// Calls `visit` with every window, every chunk and every handed-out range.
     fn visit(&self, records: &Records<Self::Teardown>, visit: &mut dyn FnMut(LayoutItem));
 
-    /// Takes everything out that is left when the manager goes.
-    fn end(space: &mut Space<Self>, mapper: Arc<Self::Mapper>) -> Ending;
+    /// Takes everything out that an arena besides the first has, when the manager goes.
+    fn take(_space: &mut Space<Self>, _mapper: &Self::Mapper) -> Option<Space<Self>> {
+        None
+    }
+
+    /// Takes everything out that is left when the manager goes; `others` is what other arenas had.
+    fn end(space: &mut Space<Self>, others: Vec<Space<Self>>, mapper: Arc<Self::Mapper>) -> Ending;
 }
 
 /// Counters of the statistics.
@@ -120,14 +125,14 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// Fails if `wanted` bytes more than there are in use may not be handed out.
-    pub(super) fn check_quota(&self, wanted: u64) -> Result<()> {
+    /// Fails if `wanted` bytes more than there are in use may not be handed out. `others` have so many.
+    pub(super) fn check_quota(&self, wanted: u64, others: u64) -> Result<()> {
+        let taken = self.taken + others;
         match self.quota {
-            Some(quota) if self.taken.saturating_add(wanted) > quota => {
+            Some(quota) if taken.saturating_add(wanted) > quota => {
                 let message = format!(
-                    "allocate {wanted} bytes: {} of a quota of {quota} bytes are in use; deallocate \
-                     something or raise the quota (jitmem_manager_set_quota, Manager::set_quota)",
-                    self.taken
+                    "allocate {wanted} bytes: {taken} of a quota of {quota} bytes are in use; deallocate \
+                     something or raise the quota (jitmem_manager_set_quota, Manager::set_quota)"
                 );
                 Err(self.name_waiting(Error::new(Status::QuotaExceeded, message)))
             }
@@ -175,9 +180,13 @@ pub(super) fn no_pages(error: io::Error) -> Error {
 
 impl<M: Memory> Space<M> {
     pub(super) fn new(memory: M, quota: Option<u64>, random: u64) -> Self {
+        Space::of(memory, Records::new(random), quota)
+    }
+
+    pub(super) fn of(memory: M, records: Records<M::Teardown>, quota: Option<u64>) -> Self {
         Space {
             memory,
-            records: Records::new(random),
+            records,
             usage: Usage {
                 quota,
                 ..Usage::default()

@@ -91,6 +91,38 @@ pub struct Stats {
     pub fallback: Option<String>,
 }
 
+/// From where to where nothing is in use.
+pub(super) const NO_SPAN: (u64, u64) = (u64::MAX, 0);
+
+impl Stats {
+    /// Adds what another arena of the same manager has; `span` stays.
+    pub(super) fn add(&mut self, other: &Stats) {
+        let sums = [
+            (&mut self.committed, other.committed),
+            (&mut self.chunk_bytes, other.chunk_bytes),
+            (&mut self.live, other.live),
+            (&mut self.padding, other.padding),
+            (&mut self.free, other.free),
+            (&mut self.records, other.records),
+            (&mut self.frozen, other.frozen),
+            (&mut self.mappings, other.mappings),
+            (&mut self.chunks, other.chunks),
+            (&mut self.in_flight, other.in_flight),
+            (&mut self.finalized, other.finalized),
+            (&mut self.allocate_calls, other.allocate_calls),
+            (&mut self.finalize_calls, other.finalize_calls),
+            (&mut self.abandon_calls, other.abandon_calls),
+            (&mut self.deallocate_calls, other.deallocate_calls),
+            (&mut self.failures, other.failures),
+            (&mut self.huge_pages, other.huge_pages),
+            (&mut self.huge_pages_refused, other.huge_pages_refused),
+        ];
+        for (sum, more) in sums {
+            *sum += more;
+        }
+    }
+}
+
 /// What a [`LayoutItem`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]

@@ -160,7 +160,11 @@ impl Flow<Windows> {
 
     /// Has the mapper release windows in which nothing lies, but for `keep` of them. Gives the bytes
     /// of memory that were there.
-    fn release_windows(&self, keep: usize, delivery: &mut Delivery) -> u64 {
+    fn release_windows(self: &Arc<Self>, keep: usize, delivery: &mut Delivery) -> u64 {
+        if let Some(first) = &self.first {
+            self.leave_windows(first, keep, delivery);
+            return 0;
+        }
         let (windows, bytes) = {
             let memory = &mut self.space.lock().memory;
             let before = memory.committed;
@@ -176,9 +180,33 @@ impl Flow<Windows> {
         bytes
     }
 
+    /// Leaves the windows in which an arena besides the first has nothing, so that this can release them.
+    fn leave_windows(self: &Arc<Self>, first: &Arc<Self>, keep: usize, delivery: &mut Delivery) {
+        let mut empty = Vec::new();
+        let shares = {
+            let memory = &mut self.space.lock().memory;
+            memory.unused = false;
+            let shares = match memory.many {
+                true => memory.empty_shares(keep),
+                false => Vec::new(),
+            };
+            for share in &shares {
+                (0..POOLS).for_each(|pool| memory.detach(*share, pool, Keep::None, &mut empty));
+            }
+            shares
+        };
+        // A chunk that the system does not take back keeps its window.
+        let _ = self.reclaim(empty, delivery);
+        let left = self.space.lock().memory.leave_bare(&shares);
+        lookup::collect();
+        if left {
+            first.release_spare_windows(delivery);
+        }
+    }
+
     /// Releases the windows, but for a spare one, that others have emptied while something in them was
     /// being changed here.
-    pub(super) fn release_unused_windows(&self, delivery: &mut Delivery) {
+    pub(super) fn release_unused_windows(self: &Arc<Self>, delivery: &mut Delivery) {
         let unused = {
             let memory = &self.space.lock().memory;
             memory.many && memory.unused
@@ -189,7 +217,7 @@ impl Flow<Windows> {
     }
 
     /// Releases the windows that are empty now, but for a spare one.
-    pub(super) fn release_spare_windows(&self, delivery: &mut Delivery) {
+    pub(super) fn release_spare_windows(self: &Arc<Self>, delivery: &mut Delivery) {
         self.release_windows(EMPTY_WINDOWS, delivery);
     }
 }

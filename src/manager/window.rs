@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! One window: the runs of pages that are in no chunk, and the pools that have the chunks.
+//! One window, as one arena has it: the pools that have its chunks. The runs of pages that are in no chunk are
+//! every arena's.
 
+use super::arenas::SharedWindow;
 use super::huge_pages::FreshHugePages;
 use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
@@ -14,11 +16,11 @@ use super::stats::Sums;
 use super::{LayoutItem, LayoutKind};
 use crate::error::Result;
 use crate::group::AllocGroup;
-use crate::mapper::{Chunk, Prepared, Reserved};
+use crate::mapper::{Chunk, Prepared};
 use crate::memory::pages::PageSet;
 use crate::memory::published::Publication;
 use crate::memory::ranges::{Handed, Nodes, RegionId};
-use crate::memory::runs::{From, Runs};
+use crate::memory::runs::From;
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, Forked, ForksInUse};
 use std::sync::Arc;
@@ -40,10 +42,12 @@ pub(super) struct Window {
     /// What offsets count from: aligned to [`LARGEST_ALIGNMENT`], so that an aligned offset is an
     /// aligned address. At most that much below the window, so offsets fit 32 bits.
     origin: u64,
-    in_reach: bool,
-    runs: Runs,
+    shared: Arc<SharedWindow>,
+    /// Of another arena than the first, which counts what all have.
+    is_share: bool,
     pools: [Option<Box<Pool>>; POOLS],
     chunks: usize,
+    chunk_bytes: u64,
     /// Bytes handed out.
     taken: u64,
     /// JITDylibs that have it as their home.
@@ -59,25 +63,32 @@ pub(super) struct Window {
 const PIECES_HAVE_A_POOL: &str = "pieces have a pool";
 
 impl Window {
+    /// What offsets count from in a window.
+    pub(super) fn origin_of(range: AddressRange) -> u64 {
+        range.start() & !(LARGEST_ALIGNMENT - 1)
+    }
+
+    /// `is_share`: for another arena than the first.
     pub(super) fn new(
         number: u16,
-        reserved: Reserved,
+        shared: Arc<SharedWindow>,
+        is_share: bool,
         readers: &Readers,
-        page: Alignment,
-        granule: Alignment,
+        (page, granule): (Alignment, Alignment),
         epoch: u32,
     ) -> Window {
-        let origin = reserved.range.start() & !(LARGEST_ALIGNMENT - 1);
+        let (range, origin) = (shared.range, Window::origin_of(shared.range));
         Window {
             number,
             nodes: Arc::clone(&readers.nodes),
-            index: WindowIndex::publish(readers, number, reserved.range, origin),
-            range: reserved.range,
+            index: WindowIndex::publish(readers, number, range, origin),
+            range,
             origin,
-            in_reach: reserved.in_reach,
-            runs: Runs::new(reserved.range.start() - origin, reserved.range.size()),
+            shared,
+            is_share,
             pools: Default::default(),
             chunks: 0,
+            chunk_bytes: 0,
             taken: 0,
             homes: 0,
             changes: 0,
@@ -220,9 +231,12 @@ impl Window {
     }
 
     fn take_run(&mut self, short: &PlannedSegment) -> Option<(AddressRange, u64)> {
-        if self.crowded() {
+        let shared = Arc::clone(&self.shared);
+        let free = &mut *shared.free();
+        if free.chunks >= MOST_CHUNKS {
             return None;
         }
+        let runs = &mut free.runs;
         let (page, granule) = (self.page, self.granule);
         let huge = sys::huge_page_size();
         let most = self.largest_chunk();
@@ -231,23 +245,23 @@ impl Window {
         let need = u64::from(short.size.max(1)) + slack + guard(short.group, granule);
         let need = page.round_up(need)?;
         // Where little is left, other groups of the same request need some of it too.
-        let fair = page.round_up(self.runs.largest() / 2)?;
+        let fair = page.round_up(runs.largest() / 2)?;
         let next_size = self.pool(short.group).next_size(most);
         let mut size = page.round_up(next_size.min(fair).max(need))?;
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
         let offset = loop {
-            let aligned = (size >= huge.bytes()).then(|| self.runs.take(size, huge, from));
-            match aligned
-                .flatten()
-                .or_else(|| self.runs.take(size, page, from))
-            {
+            let aligned = (size >= huge.bytes()).then(|| runs.take(size, huge, from));
+            match aligned.flatten().or_else(|| runs.take(size, page, from)) {
                 Some(offset) => break offset,
                 None if size > need => size = page.round_up(size / 2)?.max(need),
                 None => return None,
             }
         };
+        free.chunks += 1;
+        free.chunk_bytes += size;
         self.chunks += 1;
+        self.chunk_bytes += size;
         let range = AddressRange::new(self.origin + offset, size);
         Some((range.expect("runs lie inside their window"), need))
     }
@@ -255,7 +269,11 @@ impl Window {
     /// Gives the run of a chunk back.
     pub(super) fn shrink(&mut self, chunk: AddressRange) {
         self.chunks -= 1;
-        self.runs.give(chunk.start() - self.origin, chunk.size());
+        self.chunk_bytes -= chunk.size();
+        let mut free = self.shared.free();
+        free.chunks -= 1;
+        free.chunk_bytes -= chunk.size();
+        free.runs.give(chunk.start() - self.origin, chunk.size());
     }
 
     /// Lets the next chunk of a group be smaller than one that was not to be had.
@@ -365,12 +383,18 @@ impl Window {
 
     /// Whether no further chunk may be made.
     pub(super) fn crowded(&self) -> bool {
-        self.chunks >= MOST_CHUNKS
+        self.shared.free().chunks >= MOST_CHUNKS
     }
 
-    /// Bytes that are not handed out.
+    /// Whether this arena has no chunk of it.
+    pub(super) fn is_bare(&self) -> bool {
+        self.chunks == 0
+    }
+
+    /// Bytes that are not handed out, and in no other arena's chunk.
     pub(super) fn room(&self) -> u64 {
-        self.range.size() - self.taken
+        let of_others = self.shared.free().chunk_bytes - self.chunk_bytes;
+        self.range.size() - self.taken - of_others
     }
 
     /// Whether the rest of a JITDylib fits too, by all likelihood.
@@ -386,29 +410,36 @@ impl Window {
 
     /// The largest run of pages that is in no chunk.
     pub(super) fn largest_run(&self) -> u64 {
-        self.runs.largest()
+        self.shared.free().runs.largest()
     }
 
-    pub(super) fn add_to(&self, sums: &mut Sums) {
-        sums.reserved += self.range.size();
-        sums.smallest_window = sums.smallest_window.min(self.range.size());
-        sums.out_of_reach += u64::from(!self.in_reach);
-        sums.mappings += self.runs.count() as u64;
+    /// Adds its sums, and gives from where to where it is in use.
+    pub(super) fn add_to(&self, sums: &mut Sums) -> (u64, u64) {
+        if !self.is_share {
+            sums.windows += 1;
+            sums.reserved += self.range.size();
+            sums.smallest_window = sums.smallest_window.min(self.range.size());
+            sums.out_of_reach += u64::from(!self.shared.in_reach);
+            sums.mappings += self.shared.free().runs.count() as u64;
+        }
         let mut live = (u64::MAX, 0);
         for pool in self.pools.iter().flatten() {
             pool.add_to(sums, &mut live);
         }
         sums.span = sums.span.max(u64::saturating_sub(live.1, live.0));
+        live
     }
 
-    /// Shows the window and its chunks.
+    /// Shows the window, if it is not a share, and its chunks.
     pub(super) fn visit(&self, visit: &mut dyn FnMut(LayoutItem)) {
-        visit(LayoutItem {
-            kind: LayoutKind::Window,
-            range: self.range,
-            group: None,
-            allocation: None,
-        });
+        if !self.is_share {
+            visit(LayoutItem {
+                kind: LayoutKind::Window,
+                range: self.range,
+                group: None,
+                allocation: None,
+            });
+        }
         for pool in self.pools.iter().flatten() {
             for chunk in pool.chunks() {
                 visit(LayoutItem {

@@ -2,34 +2,36 @@
 //! All windows of a manager: which may serve a request, what chunks they can have, and why they are full.
 
 use super::allocate::Waiting;
+use super::arenas::{SharedWindow, SharedWindows};
 use super::deferred::Deferred;
 use super::dylibs::Dylibs;
 use super::huge_pages::{self, FreshHugePages, HugeRanges};
 use super::lookup::{ManagerReader, Readers};
-use super::piece::{Piece, Pieces, Place, RequestLayout};
-use super::pool::{Keep, MOST_CHUNKS, POOLS, PoolChunk, Thawed};
+use super::piece::{Piece, Pieces, Place};
+use super::pool::{Keep, POOLS, PoolChunk, Thawed};
 use super::request::{PlannedSegment, Request};
 use super::space::no_pages;
-use super::stats::Sums;
+use super::stats::{NO_SPAN, Sums};
 use super::window::Window;
 use super::{ForkPolicy, GrowthPolicy, Options};
-use crate::error::{Error, Result, Status, invalid_handle};
+use crate::error::{Result, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::{Capabilities, Chunk, Kind, Prepared, Reserved};
 use crate::memory::pages::PageSet;
-use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges};
+use crate::memory::ranges::{Nodes, RangeId};
 use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, Forked, ForksInUse};
-use smallvec::SmallVec;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+mod choose;
+mod idle;
+
+pub(super) use idle::IdleSearch;
 
 const WINDOWS_IN_USE_STAY: &str = "a window stays while anything lies in it";
 /// No manager opens more windows than this.
 pub(super) const MOST_WINDOWS: usize = 4096;
-
-/// About so many ranges are taken at a time to be given back.
-const MOST_IDLE: usize = 128;
 
 /// The window that holds a JITDylib's code.
 struct Home {
@@ -84,12 +86,17 @@ pub(super) struct Windows {
     /// A window may have become empty since they were last looked for.
     pub(super) unused: bool,
     homes: HashMap<u64, Home>,
+    /// Whose these are; the first is 0, and opens and releases windows.
+    pub(super) arena: usize,
+    pub(super) common: Arc<SharedWindows>,
+    /// There are other arenas, with which homes are shared.
+    pub(super) is_one_of_many: bool,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
     /// Requests that can be answered only once a change is done.
     pub(super) waiting: Vec<Waiting>,
     /// Children see pages that this process can write.
-    shared: bool,
+    seen_by_children: bool,
     /// What they see stays as it is here.
     freezes: bool,
     /// The last fork that froze anything.
@@ -121,12 +128,30 @@ impl Windows {
             trimming: false,
             unused: false,
             homes: HashMap::new(),
+            arena: 0,
+            common: Arc::default(),
+            is_one_of_many: false,
             changes: 0,
             waiting: Vec::new(),
-            shared: mapper.kind == Kind::TwoViews,
+            seen_by_children: mapper.kind == Kind::TwoViews,
             freezes: options.fork == ForkPolicy::Freeze,
             epoch: sys::fork_epoch(),
             inherited: false,
+        }
+    }
+
+    /// Those of another arena, which is in none of the windows yet.
+    pub(super) fn of_arena(
+        arena: usize,
+        shared: Arc<SharedWindows>,
+        mapper: &Capabilities,
+        options: &Options,
+    ) -> Windows {
+        Windows {
+            arena,
+            common: shared,
+            is_one_of_many: true,
+            ..Windows::new(mapper, options)
         }
     }
 
@@ -148,12 +173,43 @@ impl Windows {
                 self.windows.len() - 1
             }
         };
+        let origin = Window::origin_of(reserved.range);
+        let window = Arc::new(SharedWindow::new(reserved, origin));
+        self.common.add(self.current, &window);
+        self.windows[self.current] = Some(self.share(self.current, window));
+    }
+
+    /// This arena's share of a window.
+    fn share(&self, number: usize, window: Arc<SharedWindow>) -> Window {
         let Some(readers) = &self.readers else {
             unreachable!("a manager's flow is made before its windows")
         };
-        let (number, page, granule) = (self.current as u16, self.page, self.granule);
-        let window = Window::new(number, reserved, readers, page, granule, self.epoch);
-        self.windows[self.current] = Some(window);
+        let (is_share, units) = (self.arena != 0, (self.page, self.granule));
+        Window::new(number as u16, window, is_share, readers, units, self.epoch)
+    }
+
+    /// Whether this arena has a share of a window.
+    pub(super) fn has(&self, number: usize) -> bool {
+        self.windows.get(number).is_some_and(Option::is_some)
+    }
+
+    /// Makes sure that this arena has a share of a window; `false` if there is no such window.
+    pub(super) fn enter(&mut self, number: usize) -> bool {
+        if self.has(number) {
+            return true;
+        }
+        // The first arena has all of them.
+        let Some(window) = (self.arena != 0)
+            .then(|| self.common.enter(number))
+            .flatten()
+        else {
+            return false;
+        };
+        if self.windows.len() <= number {
+            self.windows.resize_with(number + 1, || None);
+        }
+        self.windows[number] = Some(self.share(number, window));
+        true
     }
 
     #[inline]
@@ -186,6 +242,15 @@ impl Windows {
         self.windows.iter().flatten()
     }
 
+    /// From where to where each window is in use, by number.
+    pub(super) fn spans(&self) -> Vec<(u64, u64)> {
+        let span = |window: &Option<Window>| match window {
+            Some(window) => window.add_to(&mut Sums::NONE.clone()),
+            None => NO_SPAN,
+        };
+        self.windows.iter().map(span).collect()
+    }
+
     /// The numbers of all windows.
     pub(super) fn numbers(&self) -> impl Iterator<Item = usize> {
         (0..self.windows.len()).filter(|number| self.windows[*number].is_some())
@@ -200,23 +265,6 @@ impl Windows {
     /// Where a piece is.
     pub(super) fn place(&self, piece: &Piece) -> Place {
         self.window(piece.window.into()).place(piece)
-    }
-
-    // ---- choosing a window ----
-
-    /// The window that most likely holds a request, in constant time.
-    pub(super) fn likely_window(&self, request: &Request) -> Option<usize> {
-        if let Some(home) = self.home(request.dylib) {
-            return Some(home);
-        }
-        let current = self.windows[self.current].as_ref()?;
-        let suits = !self.begins_dylib(request) || current.has_room_for_more();
-        suits.then_some(self.current)
-    }
-
-    /// Whether more of its JITDylib may follow, for which there is no window yet.
-    fn begins_dylib(&self, request: &Request) -> bool {
-        self.many && request.dylib != 0 && !request.planned.is_empty()
     }
 
     /// Makes sure that the ranges of a request can be noted, and the chunks that are being made.
@@ -253,65 +301,20 @@ impl Windows {
         self.nodes.chain(pieces.iter().map(|piece| piece.id), owner);
     }
 
-    /// The windows that may hold a request, best first.
-    pub(super) fn windows_for(&self, request: &Request, last_resort: bool) -> SmallVec<[usize; 4]> {
-        if let Some(home) = self.home(request.dylib) {
-            return SmallVec::from_slice(&[home]);
-        }
-        let mut windows: SmallVec<[usize; 4]> = self.numbers().collect();
-        // What is in use is filled first, so that others become empty.
-        windows.sort_by_key(|number| {
-            let room = self.window(*number).room();
-            (*number != self.current, std::cmp::Reverse(room))
-        });
-        if self.begins_dylib(request) && !last_resort && self.iter().count() < MOST_WINDOWS {
-            // The rest of the JITDylib must fit the same window.
-            windows.retain(|number| self.window(*number).has_room_for_more());
-        }
-        windows
-    }
-
-    /// This window has served what was not bound to any.
-    pub(super) fn served_by(&mut self, number: usize, request: &Request) {
-        if self.home(request.dylib).is_none() {
-            self.current = number;
+    /// Takes pieces back that no allocation has got.
+    #[cold]
+    pub(super) fn take_back(&mut self, pieces: &Pieces) {
+        for piece in pieces {
+            let _ = self.free(piece);
         }
     }
 
-    /// The smallest window that serves a request by itself.
-    pub(super) fn least_window(&self, request: &Request) -> u64 {
-        let pages = |planned: &PlannedSegment| {
-            let size = u64::from(planned.size.max(1)) + u64::from(planned.alignment);
-            // A page for what code keeps off.
-            self.page
-                .round_up(size + self.page.bytes())
-                .unwrap_or(u64::MAX)
-        };
-        request
-            .planned
-            .iter()
-            .map(pages)
-            .fold(0, u64::saturating_add)
-    }
-
-    /// The window that holds a JITDylib already.
-    pub(super) fn home(&self, dylib: u64) -> Option<usize> {
-        if !self.many || dylib == 0 {
-            return None;
+    /// Notes how much this arena has handed out, for the first one, which checks quotas.
+    #[inline]
+    pub(super) fn note_taken(&self, bytes: u64) {
+        if self.arena != 0 {
+            self.common.set_taken(self.arena, bytes);
         }
-        self.homes.get(&dylib).map(|home| home.window)
-    }
-
-    /// Bytes that a request takes, rounding included.
-    pub(super) fn wanted(&self, request: &Request) -> u64 {
-        let rounded = |size: u32| {
-            self.granule
-                .round_up(size.max(1).into())
-                .unwrap_or(u64::MAX)
-        };
-        request.planned.iter().fold(0, |sum: u64, planned| {
-            sum.saturating_add(rounded(planned.size))
-        })
     }
 
     /// Takes a piece back. Gives its bytes, rounding included, to be added to `freed`, and whether its
@@ -324,106 +327,6 @@ impl Windows {
             self.unused = true;
         }
         freed
-    }
-
-    /// Notes that a request has got its pieces from this window. Gives the number of its JITDylib.
-    pub(super) fn hold(
-        &mut self,
-        request: &Request,
-        window: usize,
-        layout: &mut RequestLayout,
-    ) -> u32 {
-        if !layout.untouched.is_empty() {
-            let mut fresh = FreshHugePages::new(self.huge);
-            self.committed += self.window_mut(window).touch(&layout.untouched, &mut fresh);
-            if !fresh.ranges.is_empty() {
-                layout.huge = Some(Box::new(fresh.ranges));
-            }
-        }
-        let dylib = request.dylib;
-        if dylib == 0 || request.planned.is_empty() {
-            return 0;
-        }
-        if self.many {
-            let home = self.homes.entry(dylib).or_insert(Home {
-                window,
-                allocations: 0,
-            });
-            home.allocations += 1;
-            if home.allocations == 1 {
-                self.window_mut(window).homes += 1;
-            }
-        }
-        self.dylibs.enter(dylib)
-    }
-
-    /// An allocation of a JITDylib, by its number, is gone.
-    pub(super) fn leave_home(&mut self, number: u32) {
-        if number == 0 {
-            return;
-        }
-        let dylib = self.dylibs.leave(number);
-        if let Some(home) = self.homes.get_mut(&dylib) {
-            home.allocations -= 1;
-            if home.allocations == 0 {
-                let number = home.window;
-                self.homes.remove(&dylib);
-                let window = self.window_mut(number);
-                window.homes -= 1;
-                let unused = window.is_empty();
-                self.unused |= unused;
-            }
-        }
-    }
-
-    pub(super) fn full(
-        &self,
-        request: &Request,
-        windows: &[usize],
-        bound: bool,
-        taken: u64,
-    ) -> Error {
-        let windows: Vec<&Window> = windows.iter().map(|number| self.window(*number)).collect();
-        let largest = windows
-            .iter()
-            .map(|window| window.largest_run())
-            .max()
-            .unwrap_or(0);
-        let size: u64 = windows.iter().map(|window| window.range.size()).sum();
-        let why = if bound {
-            format!(
-                "the window that holds JITDylib {:#x} is full and a JITDylib never straddles two",
-                request.dylib
-            )
-        } else {
-            format!(
-                "{} window(s) of {size} bytes in all are full",
-                windows.len()
-            )
-        };
-        let remedy = if size < self.window_size * windows.len() as u64 {
-            "deallocate something, or make the manager earlier: its windows are smaller than asked \
-             for, for want of address space in reach or under RLIMIT_AS"
-        } else if bound || self.many {
-            "deallocate something or choose larger windows (below 2 GiB)"
-        } else {
-            "deallocate something, choose a larger window (below 2 GiB), or let the manager open \
-             another window"
-        };
-        let crowded = if windows.iter().any(|window| window.crowded()) {
-            format!(" and {MOST_CHUNKS} chunks, the most for one window, are in use")
-        } else {
-            String::new()
-        };
-        Error::new(
-            Status::WindowFull,
-            format!(
-                "allocate {} bytes in {} segment(s): {why} ({taken} bytes handed out, largest free \
-                 run {largest} bytes){crowded}; {remedy}",
-                self.wanted(request),
-                request.planned.len(),
-            ),
-        )
     }
 
     // ---- huge pages ----
@@ -537,7 +440,7 @@ impl Windows {
             let windows = self.windows.iter_mut().flatten();
             windows.for_each(|window| window.changes = 0);
         }
-        if self.shared && (self.freezes || forked.in_child) {
+        if self.seen_by_children && (self.freezes || forked.in_child) {
             self.epoch = forked.epoch;
             self.inherited |= forked.in_child;
             let windows = self.windows.iter_mut().flatten();
@@ -564,7 +467,9 @@ impl Windows {
     /// Bytes that were freed and stay as they are.
     pub(super) fn has_frozen(&self) -> bool {
         let mut sums = Sums::NONE;
-        self.iter().for_each(|window| window.add_to(&mut sums));
+        for window in self.iter() {
+            window.add_to(&mut sums);
+        }
         self.epoch > 0 && sums.frozen > 0
     }
 
@@ -596,106 +501,5 @@ impl Windows {
         window.changes = window.changes.saturating_sub(1);
         let unused = window.is_empty();
         self.unused |= unused;
-    }
-
-    // ---- giving back ----
-
-    /// Free ranges whose pages may hold memory, of the pool and size where `at` stands and of those
-    /// behind it; each has at least `least` pages. There may be more until the answer is none.
-    pub(super) fn take_idle(&mut self, at: &mut IdleSearch, least: u32) -> Option<Vec<Idle>> {
-        let (window, pool) = (at.pool / POOLS, at.pool % POOLS);
-        let mut found = Vec::new();
-        match self.windows.get_mut(window)? {
-            Some(divided) => {
-                let idle = divided.take_idle(pool, &mut at.below, least, MOST_IDLE);
-                found.extend(idle.map(|(handed, pages)| Idle {
-                    window,
-                    pool,
-                    handed,
-                    pages,
-                }));
-            }
-            None => at.below = None,
-        }
-        if at.below.is_none() {
-            *at = IdleSearch::from_pool(at.pool + 1);
-        }
-        found.iter().for_each(|_| self.begin_change(window));
-        Some(found)
-    }
-
-    /// Frees an idle range again, whose pages hold memory no more after a success. Gives their bytes.
-    pub(super) fn discarded(
-        &mut self,
-        idle: &Idle,
-        success: bool,
-        empty: &mut Vec<Detached>,
-    ) -> u64 {
-        self.end_change(idle.window);
-        let window = self.window_mut(idle.window);
-        let (bytes, empty_now) = window.discarded(idle.pool, &idle.handed, success);
-        self.committed -= bytes;
-        if empty_now {
-            self.detach(idle.window, idle.pool, Keep::Spare, empty);
-        }
-        bytes
-    }
-
-    fn is_unused(&self, number: usize) -> bool {
-        let window = self.windows[number].as_ref();
-        window.is_some_and(|window| window.is_empty() && window.changes == 0)
-    }
-
-    /// Takes windows out in which nothing lies, but for `keep` of them and the last one.
-    pub(super) fn take_empty(&mut self, keep: usize) -> Vec<AddressRange> {
-        self.unused = false;
-        if !self.many {
-            return Vec::new();
-        }
-        let unused = self.numbers().filter(|number| self.is_unused(*number));
-        let mut unused: Vec<usize> = unused.collect();
-        let kept = keep.max(usize::from(unused.len() == self.iter().count()));
-        // The one that serves is the first to stay.
-        unused.sort_by_key(|number| *number != self.current);
-        let mut released = Vec::new();
-        for number in unused.into_iter().skip(kept) {
-            if let Some(window) = self.windows[number].take() {
-                self.committed -= window.committed();
-                released.push(window.range);
-            }
-        }
-        if self.windows[self.current].is_none() {
-            let most_room = self
-                .numbers()
-                .max_by_key(|number| self.window(*number).room());
-            self.current = most_room.expect("one window stays");
-        }
-        released
-    }
-}
-
-/// A free range whose pages are being given back.
-pub(super) struct Idle {
-    window: usize,
-    pool: usize,
-    handed: Handed,
-    pub(super) pages: AddressRange,
-}
-
-/// How far a search for idle ranges has come: the pools of all windows, one after the other, in each from
-/// the largest range down.
-pub(super) struct IdleSearch {
-    pool: usize,
-    below: Option<usize>,
-}
-
-impl IdleSearch {
-    pub(super) fn new() -> IdleSearch {
-        IdleSearch::from_pool(0)
-    }
-
-    fn from_pool(pool: usize) -> IdleSearch {
-        let below = Ranges::LARGEST;
-        IdleSearch { pool, below }
     }
 }

@@ -2,7 +2,7 @@
 //! Writing what is finalized, while linked code may run.
 
 use super::core::Core;
-use super::flow::Flow;
+use super::flow::{Flow, manager_freed};
 use super::piece::Place;
 use super::windows::Windows;
 use crate::completion::{Completion, wait};
@@ -89,7 +89,7 @@ pub struct WriteScope {
 impl Core {
     /// Opens a finalized allocation for writing.
     pub(crate) fn write_scope(&self, handle: u64) -> Result<WriteScope> {
-        match self.windows() {
+        match self.windows_of(handle) {
             Some(flow) => flow.counted(WriteScope::begin(flow, handle)),
             None => Err(refused(Kind::LlvmSimple)),
         }
@@ -346,7 +346,11 @@ impl Flow<Windows> {
         let waiting = self.space.lock().scopes.end(handle, thread);
         self.end_keeping_writers();
         for waiting in waiting {
-            self.deallocate(&waiting.handles, waiting.done);
+            // It may be about other arenas' allocations too.
+            match self.arenas() {
+                Some(arenas) => arenas.deallocate(&waiting.handles, waiting.done),
+                None => waiting.done.complete(Err(manager_freed())),
+            }
         }
     }
 

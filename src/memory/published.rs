@@ -139,7 +139,7 @@ impl<T: Send + Sync + 'static> Published<T> {
 
     /// What `look` answers for the first value for which it answers anything. Takes no lock, allocates
     /// nothing and waits for nothing.
-    pub(crate) fn find<R>(&'static self, look: impl Fn(&T) -> Option<R>) -> Option<R> {
+    pub(crate) fn find<R>(&'static self, mut look: impl FnMut(&T) -> Option<R>) -> Option<R> {
         let counter = &self.readers[self.phase.load(Relaxed) & 1];
         let reading = Reading {
             counter,
@@ -152,7 +152,7 @@ impl<T: Send + Sync + 'static> Published<T> {
             let value = place.value.load(SeqCst);
             // SAFETY: a value that was in its place after this reader was counted is freed only once its
             // counter was seen to be 0.
-            found = unsafe { value.as_ref() }.and_then(&look);
+            found = unsafe { value.as_ref() }.and_then(&mut look);
             found.is_some()
         });
         drop(reading);

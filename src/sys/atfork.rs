@@ -275,6 +275,12 @@ impl<T: Send + 'static> AtForkMutex<T> {
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.mutex.lock()
     }
+
+    /// Takes the lock if no thread has it.
+    #[inline]
+    pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+        self.0.mutex.try_lock()
+    }
 }
 
 impl<T: Send + Default + 'static> Default for AtForkMutex<T> {

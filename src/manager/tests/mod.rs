@@ -2,6 +2,7 @@
 //! Tests of the manager over this process's own memory.
 
 mod actions;
+mod arenas;
 mod deferred;
 mod delivery;
 mod events;

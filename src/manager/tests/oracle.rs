@@ -61,8 +61,8 @@ fn random_segments(random: &mut Random) -> Vec<Segment> {
 }
 
 /// Long random sequences; everything that was handed out is checked for overlap, alignment,
-/// distance, and, through both views, for its bytes.
-fn random_sequence(kind: Kind, steps: u32, seed: u64) {
+/// distance, and, through both views, for its bytes. Steps are done in so many arenas.
+fn random_sequence(kind: Kind, steps: u32, arenas: u64, seed: u64) {
     let mut random = Random::new(seed);
     let options = Options {
         window_size: 64 << 20,
@@ -79,6 +79,9 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
             let index = random.below(live.len() as u64) as usize;
             *live.keys().nth(index).unwrap()
         };
+        if arenas > 1 {
+            manager.core.choose_arena(random.below(arenas) as usize);
+        }
         match random.below(10) {
             0..5 => {
                 let segments = random_segments(&mut random);
@@ -193,7 +196,7 @@ fn random_sequence(kind: Kind, steps: u32, seed: u64) {
     );
     // Hysteresis keeps a little of each group.
     assert!(
-        stats.committed <= 3 * MOST_SPARE,
+        stats.committed <= 3 * MOST_SPARE * arenas,
         "{} bytes in chunks",
         stats.committed
     );
@@ -204,6 +207,11 @@ fn random_sequences_match_the_oracle() {
     for kind in all_kinds() {
         // Where nothing is divided there is less that could go wrong.
         let steps = if DIVIDING.contains(&kind) { 4000 } else { 1000 };
-        random_sequence(kind, steps, seed());
+        random_sequence(kind, steps, 1, seed());
     }
+}
+
+#[test]
+fn random_sequences_in_several_arenas_match_the_oracle() {
+    random_sequence(TWO_VIEWS, 3000, 4, seed());
 }
