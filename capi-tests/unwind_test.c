@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Frames of linked code, by sections written by hand. It is built twice: with jitmem/unwind.c, by
-// which libgcc asks an index of jitmem's, and without, so that they are registered.
+// Frames of linked code, by sections written by hand. It is built with jitmem/unwind.c, by which
+// libgcc_s, or a libgcc in the program, asks an index of jitmem's, and without, so that they are
+// registered.
 
 #include "executor.h"
 
