@@ -137,12 +137,14 @@ class Run:
         ratio, name = max(rivals)
         return name, ratio
 
-    def conditions(self):
+    def machine(self):
         machine = self.json["machine"]
+        return f"{machine['system']}, {machine['processors']} processors ({machine['processor']})"
+
+    def conditions(self):
         return (
-            f"LLVM {self.json['llvm']}, {machine['system']}, {machine['processors']} processors "
-            f"({machine['processor']}). Bars: median round; thin lines: fastest to slowest round; "
-            "ratios: median of each round's ratio."
+            f"LLVM {self.json['llvm']}, {self.machine()}. Bars: median round; thin lines: "
+            "fastest to slowest round; ratios: median of each round's ratio."
         )
 
 
@@ -502,6 +504,8 @@ TIMES = [
     ),
     ("redirect a symbol of LLVM's manager for that", "h", "redirect a symbol", "jitmem", ""),
     ("change 8 bytes of code", "h", "change 8 bytes of code", "jitmem", ""),
+    ("a graph of a clang-repl session", "t", "clang-repl", "jitmem", ""),
+    ("a graph of PostgreSQL's queries", "t", "postgresql", "jitmem", ""),
 ]
 COUNTS = [
     ("memory of 10,000 small graphs, KiB", "a", "allocate + finalize", "memory_kb"),
@@ -686,11 +690,19 @@ def rows(readme, page):
     readme.write_text(head + "\n".join(lines) + "\n" + rest)
 
 
+def machine(run):
+    if "machine" not in run.json:
+        raise NotMeasured("the machine")
+    return [f"LLVM {run.json['llvm']}, {run.machine()}."]
+
+
 TABLES = {
+    "machine": lambda run, _: machine(run),
     "reached": lambda run, _: reached(run),
     "lost": lambda run, _: lost(run),
     "features": lambda _, folder: table_of(folder, "features.md"),
     "unwind": lambda _, folder: table_of(folder, "unwind.md"),
+    "throws": lambda _, folder: table_of(folder, "throws.md"),
     "beside": lambda run, _: beside(run),
 }
 # What was not drawn or written, and why.

@@ -66,6 +66,7 @@ def parts(build, results, given):
             [bench / "jitmem-bench-unwind", *(["--most", "10000"] if given.small else [])],
             5,
         ),
+        Part("throws.md", [bench / "jitmem-bench-throws", *(["2000"] if given.small else [])], 1),
         Part(
             "mprotect.md",
             [*some, *(rounds or ["--quick"]), f"--managers={PEERS},jitmem-mprotect"],

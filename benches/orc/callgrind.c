@@ -49,8 +49,10 @@ static int run_quietly(char **arguments) {
   return status;
 }
 
-bool count_instructions(const char *function, const char *const *arguments, uint64_t *instructions,
-                        const char **why) {
+/// Runs this program with the option of callgrind's that says what counts, and reads the totals of
+/// its first `dumps` dumps, or of its end if that is 0.
+static bool count(const char *option, int dumps, const char *const *arguments,
+                  uint64_t *instructions, const char **why) {
   char self[4096];
   ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
   if (length < 0) {
@@ -60,7 +62,7 @@ bool count_instructions(const char *function, const char *const *arguments, uint
   self[length] = 0;
 
   const char *directory = getenv("TMPDIR");
-  char path[4096], output[4200], toggle[256];
+  char path[4096], output[4200];
   snprintf(path, sizeof path, "%s/jitmem-bench-c.XXXXXX", directory ? directory : "/tmp");
   int file = mkstemp(path);
   if (file < 0) {
@@ -69,21 +71,42 @@ bool count_instructions(const char *function, const char *const *arguments, uint
   }
   close(file);
   snprintf(output, sizeof output, "--callgrind-out-file=%s", path);
-  snprintf(toggle, sizeof toggle, "--toggle-collect=%s", function);
 
-  char *command[MOST_ARGUMENTS] = {"valgrind", "--tool=callgrind", output, toggle, self};
-  for (int i = 5; *arguments && i != MOST_ARGUMENTS - 1; ++i)
-    command[i] = (char *)*arguments++;
+  char *command[MOST_ARGUMENTS] = {"valgrind", "--tool=callgrind", output, (char *)option};
+  int last = 4;
+  command[last++] = self;
+  while (*arguments && last != MOST_ARGUMENTS - 1)
+    command[last++] = (char *)*arguments++;
   int status = run_quietly(command);
   if (status < 0)
     *why = errno == ENOENT ? "valgrind is not installed" : strerror(errno);
   else if (status)
     *why = "the program failed under valgrind";
-  else {
-    *instructions = read_total(path);
-    if (!*instructions)
-      *why = "callgrind counted nothing";
+  bool counted = status == 0;
+  for (int dump = 0; dump <= dumps; ++dump) {
+    // The file itself has what was counted after the last dump.
+    snprintf(output, sizeof output, dump ? "%s.%d" : "%s", path, dump);
+    if (dump || !dumps) {
+      uint64_t *total = &instructions[dump ? dump - 1 : 0];
+      *total = read_total(output);
+      if (counted && !*total) {
+        *why = "callgrind counted nothing";
+        counted = false;
+      }
+    }
+    unlink(output);
   }
-  unlink(path);
-  return status == 0 && *instructions;
+  return counted;
+}
+
+bool count_instructions(const char *function, const char *const *arguments, uint64_t *instructions,
+                        const char **why) {
+  char toggle[256];
+  snprintf(toggle, sizeof toggle, "--toggle-collect=%s", function);
+  return count(toggle, 0, arguments, instructions, why);
+}
+
+bool count_parts(int parts, const char *const *arguments, uint64_t *instructions,
+                 const char **why) {
+  return count("--collect-atstart=no", parts, arguments, instructions, why);
 }

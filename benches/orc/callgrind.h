@@ -12,4 +12,8 @@
 bool count_instructions(const char *function, const char *const *arguments, uint64_t *instructions,
                         const char **why);
 
+/// The same for parts of one run: the program has callgrind collect each of them and dump it then,
+/// by the requests of valgrind/callgrind.h.
+bool count_parts(int parts, const char *const *arguments, uint64_t *instructions, const char **why);
+
 #endif

@@ -30,7 +30,7 @@ namespace bench {
 
 namespace {
 
-constexpr unsigned MaxPhases = 8;
+constexpr unsigned MaxPhases = 12;
 
 struct ChildPhase {
   char Name[64];

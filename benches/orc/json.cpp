@@ -16,9 +16,11 @@ namespace bench {
 /// or the same manager on another executor.
 static bool isMeasureOf(const Contender &A, const Contender &B) {
   bool IsPeer = B.Manager.Kind == Role::Reference || B.Manager.Kind == Role::Floor;
-  if (A.NamesExecutor && A.On.Name != B.On.Name)
+  if (A.Tasks != B.Tasks || A.row() == B.row())
+    return false;
+  if (A.NamesExecutor && !B.Manager.InProcess && A.On.Name != B.On.Name)
     return A.Manager.Name == B.Manager.Name;
-  return IsPeer && A.Tasks == B.Tasks && A.row() != B.row();
+  return IsPeer;
 }
 
 /// What the cell of A costs of each that it is compared with, by their rows.

@@ -31,7 +31,7 @@ static cl::opt<unsigned> Rounds("rounds", cl::value_desc("number"),
                                 cl::desc("timed rounds of each workload"), cl::cat(Category));
 static cl::list<std::string>
     Only("only", cl::CommaSeparated, cl::value_desc("key,..."),
-         cl::desc("measure these workloads: a to h, oop-a, oop-b, oop-c, executor; oop is "
+         cl::desc("measure these workloads: a to h, t, oop-a, oop-b, oop-c, executor; oop is "
                   "all three that are out of process"),
          cl::cat(Category));
 static cl::list<std::string>
@@ -144,8 +144,8 @@ static Error addLink(Plan &P, StringRef Key, const Settings &S,
 
 static Error chosenWorkloads(Workloads &Chosen) {
   Settings S{Quick, Rounds};
-  static constexpr std::array<StringLiteral, 13> Keys = {
-      "a", "b", "c", "d", "e", "f", "g", "h", "oop-a", "oop-b", "oop-c", "oop", "executor"};
+  static constexpr std::array<StringLiteral, 14> Keys = {
+      "a", "b", "c", "d", "e", "f", "g", "h", "t", "oop-a", "oop-b", "oop-c", "oop", "executor"};
   for (const std::string &Key : Only)
     if (!is_contained(Keys, Key))
       return createStringError("--only: no workload is called '%s', only %s", Key.c_str(),
@@ -181,6 +181,12 @@ static Error chosenWorkloads(Workloads &Chosen) {
     P.OneProcess.push_back(forks(S));
   if (isWanted("h"))
     P.OneProcess.push_back(redirects(S));
+  if (isWanted("t")) {
+    Expected<Workload> W = traces(S);
+    if (!W)
+      return W.takeError();
+    P.OneProcess.push_back(std::move(*W));
+  }
   for (Workloads *Part : {&P.OneProcess, &P.Across, &P.Executors})
     std::move(Part->begin(), Part->end(), std::back_inserter(Chosen));
   return Error::success();

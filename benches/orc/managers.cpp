@@ -227,7 +227,7 @@ std::string rowName(StringRef Manager, StringRef Executor) {
 
 std::string Contender::row() const {
   if (NamesExecutor)
-    return rowName(Manager.Name, On.Name);
+    return rowName(rowName(Manager.Name, On.Name), Tasks);
   return rowName(Manager.Name, Tasks);
 }
 
@@ -241,11 +241,16 @@ std::vector<Contender> inOneProcess(const std::vector<ManagerSpec> &Managers) {
 
 std::vector<Contender> acrossProcesses(const std::vector<ManagerSpec> &Managers,
                                        ArrayRef<Dispatch> Dispatches, const Program &On) {
+  const Program Ours = {JitmemExecutor.str(), JITMEM_BENCH_JITMEM_EXECUTOR};
   std::vector<Contender> Contenders;
-  for (Dispatch Tasks : Dispatches)
+  for (Dispatch Tasks : Dispatches) {
     for (const ManagerSpec &M : Managers)
       if (!M.InProcess || M.Name == LLVMInProcess || M.Name == Jitmem)
         Contenders.push_back({M, Tasks, On});
+    for (const ManagerSpec &M : Managers)
+      if (M.Name == LLVMShared || M.Name == JitmemShared)
+        Contenders.push_back({M, Tasks, Ours, /*NamesExecutor=*/true});
+  }
   return Contenders;
 }
 

@@ -59,8 +59,8 @@ struct Contender {
 std::vector<ManagerSpec> allManagers();
 /// Those of this process, in place: with one thread, nothing but the managers differs.
 std::vector<Contender> inOneProcess(const std::vector<ManagerSpec> &Managers);
-/// Those of other processes and, beside them, one of LLVM's and jitmem of this process, each under
-/// every one of Dispatches.
+/// Those of other processes and, beside them, one of LLVM's and jitmem of this process, and the two
+/// with shared memory on jitmem-executor; each under every one of Dispatches.
 std::vector<Contender> acrossProcesses(const std::vector<ManagerSpec> &Managers,
                                        llvm::ArrayRef<Dispatch> Dispatches, const Program &On);
 /// Those of other processes, each on every one of Programs.

@@ -72,11 +72,12 @@ void printHeader(raw_ostream &OS, const RunInfo &Info) {
         "each of which has an answer; bytes are those of both directions. Memory and mappings are "
         "both processes' together, threads' stacks included:\n\n";
   for (const Contender &C : Info.Across)
-    if (!C.Manager.InProcess && C.Tasks == Info.Across.front().Tasks)
+    if (!C.Manager.InProcess && !C.NamesExecutor && C.Tasks == Info.Across.front().Tasks)
       OS << "- `" << C.Manager.Name << "`: " << C.Manager.Summary << '\n';
   OS << "\nWhere executors are compared, that is "
      << join(map_range(Info.Executors, [](const Contender &C) { return C.Manager.Name; }), " and ")
-     << ", under in-place. Both are started by posix_spawn, with two pipes.\n";
+     << ", under in-place. Both are started by posix_spawn, with two pipes. Rows that name "
+     << JitmemExecutor << " elsewhere have that one.\n";
   OS << "\nDispatchers:\n\n";
   for (Dispatch D : AllDispatches)
     OS << "- " << nameOf(D) << ": " << summaryOf(D) << '\n';

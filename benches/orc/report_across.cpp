@@ -37,10 +37,17 @@ static std::string bytesText(double Bytes) {
   return Bytes < 10 ? countText(Bytes) : formatv("{0:F0}", Bytes).str();
 }
 
+/// LLVM's with shared memory, under the same conditions.
+static std::string sharedOfLLVM(Contender Row) {
+  Row.Manager.Name = LLVMShared.str();
+  Row.NamesExecutor &= !Row.Manager.InProcess;
+  return Row.row();
+}
+
 static void printCell(raw_ostream &OS, const Contender &Row, const Phase &P, const Cell &C) {
   OS << timeText(C.median()) << " | " << timeText(C.fastest()) << " to " << timeText(C.slowest())
      << " | " << ratioText(&C, P.find(rowName(LLVMInProcess, Row.Tasks))) << " | "
-     << ratioText(&C, P.find(rowName(LLVMShared, Row.Tasks))) << " | "
+     << ratioText(&C, P.find(sharedOfLLVM(Row))) << " | "
      << both(Row, C, &Sample::ProcessorNs, &Sample::ExecutorProcessorNs, timeText) << " | "
      << sent(Row, C, &Sample::Messages, &Sample::OwnMessages, countText) << " | "
      << sent(Row, C, &Sample::Bytes, &Sample::OwnBytes, bytesText) << " | "
@@ -58,7 +65,8 @@ void printAcross(raw_ostream &OS, const RunInfo &Info, const Phase &P, const Res
         "processor | messages | bytes | page faults | system calls | memory KB | mappings |\n"
      << "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n";
   for (const Contender &Row : Info.Across) {
-    OS << "| " << nameOf(Row.Tasks) << " | " << Row.Manager.Name << " | ";
+    OS << "| " << nameOf(Row.Tasks) << " | "
+       << (Row.NamesExecutor ? rowName(Row.Manager.Name, Row.On.Name) : Row.Manager.Name) << " | ";
     const Cell *C = P.find(Row.row());
     if (const Failure *F = R.failure(*P.Of, Row.row()))
       OS << firstLine(F->Message) << " | – | – | – | – | – | – | – | – | – | – |\n";

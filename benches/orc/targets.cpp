@@ -130,24 +130,24 @@ TargetTable targetsInOneProcess(const RunInfo &Info, const Results &R) {
     T.Rows.push_back({What.str(), Must.str(), std::move(O)});
   };
 
-  Row("(a) allocate + finalize", "5 times faster, within 1.25 of the floor",
-      faster(OfLLVM("a", AllocatePhase), 5, OfFloor("a", AllocatePhase), 1.25));
+  Row("(a) allocate + finalize", "5 times faster, within 1.1 of the floor",
+      faster(OfLLVM("a", AllocatePhase), 5, OfFloor("a", AllocatePhase), 1.1));
   for (StringRef Name : {DeallocateOldestPhase, DeallocateRandomPhase})
     Row("(a) " + Name, "15 times faster", faster(OfLLVM("a", Name), 15, std::nullopt, 0));
-  Row("(a) churn at 500 live", "4.5 times faster than the mapper, within 1.3 of the floor",
-      faster(F.ofMapper("a", ChurnPhase), 4.5, OfFloor("a", ChurnPhase), 1.3));
-  Row("(b) tiny objects, " + SumPhase, "0.79 of it, within 1.06 of the floor",
-      fraction(OfLLVM("b", SumPhase), 0.79, OfFloor("b", SumPhase), 1.06));
-  Row("(c) four libraries, " + SumPhase, "0.95 of it",
-      fraction(OfLLVM("c", SumPhase), 0.95, std::nullopt, 0));
+  Row("(a) churn at 500 live", "4.5 times faster than the mapper, within 1.1 of the floor",
+      faster(F.ofMapper("a", ChurnPhase), 4.5, OfFloor("a", ChurnPhase), 1.1));
+  Row("(b) tiny objects, " + SumPhase, "0.4 of it, within 1.06 of the floor",
+      fraction(OfLLVM("b", SumPhase), 0.4, OfFloor("b", SumPhase), 1.06));
+  Row("(c) four libraries, " + SumPhase, "0.95 of it, within 1.1 of the floor",
+      fraction(OfLLVM("c", SumPhase), 0.95, OfFloor("c", SumPhase), 1.1));
   Row("memory for (b), KB", "600", held(F.subject("b", LinkPhase), &Footprint::MappedKB, 600));
   Row("mappings for (b)", "16", held(F.subject("b", LinkPhase), &Footprint::Mappings, 16));
   Row("(e) live small graphs", "100,000 with at most 64 mappings",
       capacityOutcome(F.subject("e", CapacityPhase)));
   Row("(d) 10,000 functions, per call", "1.5 times faster",
       faster(OfLLVM("d", callPhase(10000)), 1.5, std::nullopt, 0));
-  Row("(d) 20,000 functions, per call", "3 times faster",
-      faster(OfLLVM("d", callPhase(20000)), 3, std::nullopt, 0));
+  Row("(d) 20,000 functions, per call", "5 times faster",
+      faster(OfLLVM("d", callPhase(20000)), 5, std::nullopt, 0));
   Row("system calls per graph on the hot path", "0", systemCalls(F));
   return T;
 }

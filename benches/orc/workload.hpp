@@ -97,6 +97,8 @@ Workload memory();
 Workload forks(const Settings &S);
 /// (h) Linked code that is redirected, and changed.
 Workload redirects(const Settings &S);
+/// (t) Recorded programs' graphs.
+llvm::Expected<Workload> traces(const Settings &S);
 /// (oop-a) As (a), but fewer graphs, and never memory that was given back: LLVM's executor of
 /// version 22 makes none of that writable again, which crashes it under SimpleRemoteMemoryMapper.
 Workload segmentsAcross();

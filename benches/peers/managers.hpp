@@ -3,6 +3,8 @@
 // What a host would have instead of jitmem, behind one interface.
 #pragma once
 
+#include "trace.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -10,13 +12,6 @@
 #include <vector>
 
 namespace peers {
-
-/// Bytes of code, of constants, and of data that linked code writes.
-struct Plan {
-  uint32_t Code, Constants, Data;
-
-  uint64_t bytes() const { return uint64_t(Code) + Constants + Data; }
-};
 
 /// The graphs of workload (a).
 constexpr Plan SmallGraph = {256, 64, 64};

@@ -5,72 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <filesystem>
 #include <memory>
-#include <random>
-#include <stdexcept>
-#include <zlib.h>
 
 namespace peers {
 
 using nlohmann::json;
 
 namespace {
-
-/// A graph comes, or one that has come goes.
-struct Step {
-  bool Adds;
-  Plan Size;
-  /// Which of the graphs that have come.
-  uint32_t Number;
-};
-
-struct Trace {
-  std::string Name;
-  std::vector<Step> Steps;
-};
-
-/// The format is that of record.py.
-Trace read(const std::filesystem::path &File) {
-  std::unique_ptr<gzFile_s, int (*)(gzFile)> Lines(gzopen(File.c_str(), "rb"), gzclose);
-  if (!Lines)
-    throw std::runtime_error("open " + File.string() + ": it can't be read");
-  Trace T = {File.stem().stem().string(), {}};
-  char Line[80];
-  uint32_t Count = 0;
-  while (gzgets(Lines.get(), Line, sizeof Line)) {
-    Step S = {};
-    if (sscanf(Line, "+ %u %u %u", &S.Size.Code, &S.Size.Constants, &S.Size.Data) == 3) {
-      S.Adds = true;
-      S.Number = Count++;
-    } else if (sscanf(Line, "- %u", &S.Number) != 1 || S.Number >= Count) {
-      throw std::runtime_error(File.string() + ": no step of a trace: " + Line);
-    }
-    T.Steps.push_back(S);
-  }
-  return T;
-}
-
-/// Small queries: code has a median of 4 KB, and 100 are live at a time.
-Trace stream(uint32_t Graphs) {
-  constexpr uint32_t Live = 100;
-  Trace T = {"stream", {}};
-  std::mt19937 Random(4);
-  std::lognormal_distribution<double> Code(8.3, 1);
-  std::vector<uint32_t> Numbers;
-  for (uint32_t I = 0; I != Graphs; ++I) {
-    uint32_t Bytes = uint32_t(std::min(Code(Random), 1e6)) + 16;
-    T.Steps.push_back({true, {Bytes, Bytes / 6, Bytes / 12}, I});
-    Numbers.push_back(I);
-    if (Numbers.size() > Live) {
-      std::swap(Numbers[Random() % Numbers.size()], Numbers.back());
-      T.Steps.push_back({false, {}, Numbers.back()});
-      Numbers.pop_back();
-    }
-  }
-  return T;
-}
 
 /// A trace that is played on a manager.
 class Player {
@@ -135,15 +76,7 @@ Table traces(const Extent &E, const std::string &Folder) {
       "after each fourth of the steps",
       {"graphs", "ns", "1/4", "1/2", "3/4", "end"},
       {}};
-  std::vector<std::filesystem::path> Files;
-  for (const auto &Entry : std::filesystem::directory_iterator(Folder))
-    if (Entry.path().extension() == ".gz")
-      Files.push_back(Entry.path());
-  std::sort(Files.begin(), Files.end());
-  std::vector<Trace> All;
-  std::transform(Files.begin(), Files.end(), std::back_inserter(All), read);
-  All.push_back(stream(E.of(100000, 10000)));
-  for (const Trace &Played : All)
+  for (const Trace &Played : allTraces(Folder, E.of(100000, 10000)))
     for (const Kind &K : kinds()) {
       json Cells = alone([&] {
         std::unique_ptr<Manager> M = K.Make();
