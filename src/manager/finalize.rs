@@ -157,21 +157,27 @@ impl Flow<Windows> {
     /// Frees the segments of finalize lifetime, which have served, and answers: the allocation is
     /// finalized, so a mapper that fails to clean up after them is counted and no more.
     fn free_served(
-        self: &Arc<Self>,
+        self: Arc<Self>,
         handle: u64,
         mut served: Freed,
         done: Completion<u64>,
         delivery: &mut Delivery,
     ) {
-        let flow = Arc::clone(self);
         let copied = std::mem::take(&mut served.copied);
         let deinitialize = Deinitialization::new(Teardown::Nothing, copied);
-        let deinitialize = deinitialize.into_iter().collect();
-        self.deinitialize(deinitialize, delivery, move |answer, delivery| {
-            flow.give_back(&[], &served, delivery);
-            let _ = flow.counted(answer);
-            flow.answer_last(Ok(handle), done, delivery);
-        });
+        let mapper = Arc::clone(&self.mapper);
+        let deinitialized = move |answer, delivery: &mut Delivery| {
+            self.give_back(&[], &served, delivery);
+            let _ = self.counted(answer);
+            self.answer_last(Ok(handle), done, delivery);
+        };
+        match deinitialize {
+            Some(one) => {
+                let done = Completion::with_delivery(deinitialized);
+                mapper.deinitialize(vec![one], done, delivery);
+            }
+            None => deinitialized(Ok(()), delivery),
+        }
     }
 }
 
