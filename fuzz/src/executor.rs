@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::thread::{JoinHandle, spawn, yield_now};
+use std::time::{Duration, Instant};
 
 pub struct Executor {
     stream: UnixStream,
@@ -25,31 +26,50 @@ const OF_THE_PROCESS: [&str; 2] = ["jitmem-watch", "jitmem-limits"];
 /// Descriptors, threads of sessions, and mappings of memfds of jitmem's.
 pub(crate) type Belongings = (usize, usize, usize);
 
-fn count(folder: &str) -> usize {
-    fs::read_dir(folder).expect(folder).count()
+/// After so long what is there is told: before libFuzzer ends the process, which shows where it waits and not for what.
+const TOLD_AFTER: Duration = Duration::from_secs(2);
+
+/// What the descriptors of this process lead to, with the one that looks.
+fn descriptors() -> Vec<String> {
+    let entries = fs::read_dir("/proc/self/fd").expect("/proc/self/fd");
+    let target = |path| fs::read_link(path).map(|target| target.display().to_string());
+    let targets = entries.flatten().map(|entry| target(entry.path()));
+    targets.map(Result::unwrap_or_default).collect()
 }
 
-fn count_threads() -> usize {
+/// The names of the threads that belong to sessions or to the program.
+fn threads() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").expect("/proc/self/task");
     let names = tasks.flatten().filter_map(|task| {
         // One that has gone meanwhile has no name.
         let name = fs::read_to_string(task.path().join("comm"));
         name.ok()
     });
+    let names = names.map(|name| name.trim_end().to_owned());
     names
-        .filter(|name| !OF_THE_PROCESS.contains(&name.trim_end()))
-        .count()
+        .filter(|name| !OF_THE_PROCESS.contains(&name.as_str()))
+        .collect()
+}
+
+fn views() -> Vec<String> {
+    let maps = fs::read_to_string("/proc/self/maps").expect("/proc/self/maps");
+    let views = maps.lines().filter(|line| line.contains("/memfd:jitmem"));
+    views.map(str::to_owned).collect()
 }
 
 pub(crate) fn belongings() -> Belongings {
-    let maps = fs::read_to_string("/proc/self/maps").expect("/proc/self/maps");
-    let views = maps.lines().filter(|line| line.contains("/memfd:jitmem"));
-    (count("/proc/self/fd"), count_threads(), views.count())
+    (descriptors().len(), threads().len(), views().len())
 }
 
 /// Threads are still on their way out of the kernel when what they did is done.
 pub(crate) fn wait_for(had: Belongings) {
+    let mut told_at = Some(Instant::now() + TOLD_AFTER);
     while belongings() != had {
+        if told_at.is_some_and(|at| at < Instant::now()) {
+            told_at = None;
+            let (descriptors, threads, views) = (descriptors(), threads(), views());
+            eprintln!("{had:?} before, and now {descriptors:?}, {threads:?}, {views:?}");
+        }
         yield_now();
     }
 }
