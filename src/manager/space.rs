@@ -157,6 +157,8 @@ pub(super) struct Space<M: Memory> {
     pub(super) records: Records<M::Teardown>,
     pub(super) usage: Usage,
     pub(super) scopes: Scopes,
+    /// The thread that has allocated last, by a number of its own.
+    pub(super) allocator: usize,
 }
 
 /// So many segments are located before the lock is given to others.
@@ -192,6 +194,7 @@ impl<M: Memory> Space<M> {
                 ..Usage::default()
             },
             scopes: Scopes::default(),
+            allocator: 0,
         }
     }
 

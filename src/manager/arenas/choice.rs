@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Which arena a thread allocates in, in every manager that has it.
 //!
-//! A thread stays where it is until it has found the lock taken many times, close together. Each time that it
-//! goes on it becomes more patient, so that threads which meet wherever they go do not make arenas for
-//! nothing.
+//! A thread stays where it is until it has met another one that allocates there many times, close together; who
+//! only frees does not count. Then it draws one of all arenas, because two that went to the next one together
+//! would meet there again. Each time it becomes more patient, so that threads which meet wherever they are do
+//! not make arenas for nothing.
 
 use super::MOST_ARENAS;
 use std::cell::Cell;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// A thread goes on after so many meetings,
+/// A thread draws another arena after so many meetings,
 const MEETINGS: u32 = 16;
 /// twice as many each time, up to so many times.
 const MOST_DOUBLED: u32 = 8;
@@ -56,14 +57,19 @@ pub(super) fn is_good(allocations: u64) -> bool {
     stays
 }
 
-/// Has this thread go on to the next arena; to the one that it has chosen before, if the manager does not have
-/// that yet.
+/// Has this thread draw an arena, by a random number; it keeps the one that it has drawn before, if the manager
+/// does not have that yet.
 #[cold]
-pub(super) fn choose_next(is_there: impl Fn(usize) -> bool) {
-    let chosen = chosen();
-    if is_there(chosen) {
-        CHOSEN.set((chosen + 1) % most());
+pub(super) fn draw(random: u64, is_there: impl Fn(usize) -> bool) {
+    if is_there(chosen()) {
+        CHOSEN.set((random % most() as u64) as usize);
     }
+}
+
+/// A number that no other thread has which is there.
+#[inline]
+pub(super) fn this_thread() -> usize {
+    CHOSEN.with(|chosen| std::ptr::from_ref(chosen).addr())
 }
 
 /// So many arenas are of use.
@@ -123,15 +129,22 @@ mod tests {
     }
 
     #[test]
-    fn the_next_arena_is_the_one_that_a_manager_does_not_have() {
+    fn an_arena_that_a_manager_does_not_have_is_not_drawn_again() {
         fresh(|| {
             choose(most() - 1);
-            choose_next(|_| false);
+            draw(0, |_| false);
             assert_eq!(chosen(), most() - 1);
-            choose_next(|_| true);
-            assert_eq!(chosen(), 0);
-            choose_next(|_| true);
-            assert_eq!(chosen(), 1 % most());
+            for random in 0..20 {
+                draw(random, |_| true);
+                assert_eq!(chosen(), random as usize % most());
+            }
         });
+    }
+
+    #[test]
+    fn threads_are_told_apart() {
+        let here = this_thread();
+        assert_eq!(this_thread(), here);
+        assert_ne!(fresh(this_thread), here);
     }
 }

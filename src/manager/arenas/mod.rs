@@ -3,8 +3,8 @@
 //! own.
 //!
 //! An arena is a whole [`Flow`], with a lock, records and chunks of its own. The first one is there from the
-//! beginning, and is all that a manager has whose threads do not meet. A thread that has found the lock of its
-//! arena taken many times goes to the next one, which is made if it is not there. All arenas take their chunks
+//! beginning, and is all that a manager has whose threads do not meet. A thread that has met others in its
+//! arena many times draws another one, which is made if it is not there. All arenas take their chunks
 //! from the same windows. Whatever needs waiting, another window or a quota is the first one's.
 
 mod batch;
@@ -27,6 +27,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::MutexGuard;
 use crate::mapper::Kind;
+use crate::memory::placement::random;
 use crate::sys::heap;
 use std::sync::{Arc, OnceLock};
 
@@ -204,22 +205,27 @@ impl Flow<Windows> {
     /// The lock, for an allocation.
     #[inline]
     pub(super) fn lock_to_allocate(&self) -> MutexGuard<'_, Space<Windows>> {
-        match self.space.try_lock() {
+        let mut guard = match self.space.try_lock() {
             Some(guard) => guard,
             None => self.lock_taken(),
-        }
+        };
+        guard.allocator = choice::this_thread();
+        guard
     }
 
-    /// The lock, which another thread has. A thread that meets others too often chooses another arena.
+    /// The lock, which another thread has. A thread that meets others too often draws another arena.
     #[cold]
     fn lock_taken(&self) -> MutexGuard<'_, Space<Windows>> {
         let guard = self.space.lock();
-        if choice::is_good(guard.usage.counters.allocate) {
+        // The other one may only have freed what it has here of before.
+        let alone = guard.allocator == choice::this_thread();
+        if alone || choice::is_good(guard.usage.counters.allocate) {
             return guard;
         }
         drop(guard);
         if let Some(arenas) = self.arenas().filter(|arenas| arenas.several) {
-            choice::choose_next(|number| number == 0 || arenas.other(number).is_some());
+            let is_there = |number| number == 0 || arenas.other(number).is_some();
+            choice::draw(random(), is_there);
             arenas.make(choice::chosen());
         }
         self.space.lock()
