@@ -5,8 +5,9 @@
 usage: order.py LIBJITMEM-LLVM-14.SO [--pg DIR]
 
 A page fault in a file maps 64 KiB around it, so functions that are called take the less memory the closer they lie.
-Callgrind says which are called, in a library that is built with -DLinkerTakesOrder=OFF: it knows one section of code. Only
-memory depends on the list: what it lacks or has too many is linked all the same.
+Constants follow them, since those that are used lie all over their section. Callgrind says which functions are called, in a library
+that is built with -DLinkerTakesOrder=OFF: it knows one section of code. Only memory depends on the list: what it lacks or has too
+many is linked all the same.
 """
 
 import argparse
@@ -36,6 +37,7 @@ SECTIONS {{
     *libc_nonshared.a:*(.text)
 {}
   }}
+  .rodata.near : {{ *(.rodata .rodata.*) }}
 }}
 INSERT BEFORE .text;
 """
