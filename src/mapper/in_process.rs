@@ -182,20 +182,24 @@ impl InProcess {
         if written.as_ref().is_some_and(Vec::is_empty) {
             return Ok(());
         }
-        let fill = |writer: Writer| {
-            for part in written.iter().flatten() {
+        let written = written.unwrap_or_else(|| vec![range]);
+        let parts = || {
+            written.iter().map(|part| {
                 let start = part.start().max(range.start());
-                let size = part.end().min(range.end()) - start;
+                (start, part.end().min(range.end()) - start)
+            })
+        };
+        let fill = |writer: Writer| {
+            for (start, size) in parts() {
                 // Windows are below 2 GiB, so both fit.
                 let part = writer.part_of((start - range.start()) as u32, size as u32);
                 part.fill_with_traps();
             }
-            if written.is_none() {
-                writer.fill_with_traps();
-            }
         };
         Self::rewrite(range, group, fill)
-            .map_err(|error| error.context("fill freed code with traps"))
+            .map_err(|error| error.context("fill freed code with traps"))?;
+        parts().for_each(|(start, size)| sys::flush_instruction_cache(start, size));
+        Ok(())
     }
 
     fn initialize_here(
