@@ -21,7 +21,8 @@ static const uint64_t seeds[] = {88172645463325252u, 1, 0x9e3779b97f4a7c15u};
 
 // The ratios show with fewer plans too.
 static size_t seed_count(void) { return instrumented() ? 1 : COUNT(seeds); }
-static unsigned peak_count(void) { return instrumented() ? PEAK / 4 : PEAK; }
+static unsigned peak_count(void) { return instrumented() ? PEAK / 16 : PEAK; }
+static unsigned left_count(void) { return instrumented() ? LIVE / 4 : LIVE; }
 
 static struct workload *workload_of(struct fixture *fixture, uint64_t seed) {
   struct workload *workload = calloc(1, sizeof *workload);
@@ -154,7 +155,7 @@ static void after_a_peak(void **state) {
     struct workload *workload = workload_of(fixture, seeds[i]);
     workload->manager = manager_with(fixture, options);
     uint64_t before = charged();
-    peak(workload, LIVE);
+    peak(workload, left_count());
     double by_itself = committed_over_live(workload);
     uint64_t committed = stats_of(workload->manager).committed, bytes = 0;
     OK(jitmem_manager_trim(workload->manager, &bytes, error));
@@ -190,7 +191,7 @@ static void after_a_peak_across(void **state) {
     struct workload *workload = workload_of(fixture, seeds[i]);
     jitmem_manager *manager = workload->manager =
         manager_with(fixture, (jitmem_manager_options){.growth = JITMEM_GROWTH_ANOTHER_WINDOW});
-    peak(workload, LIVE);
+    peak(workload, left_count());
     double by_itself = ratio_by_itself(workload, 2.0);
     OK(jitmem_manager_trim(manager, NULL, error));
     double trimmed = committed_over_live(workload);
@@ -200,9 +201,9 @@ static void after_a_peak_across(void **state) {
     free(workload);
   }
   struct workload *workload = workload_of(fixture, seeds[0]);
-  uint64_t committed = peak(workload, LIVE);
+  uint64_t committed = peak(workload, left_count());
   OK(jitmem_manager_trim(workload->manager, NULL, error));
-  for (unsigned i = LIVE; i < peak_count() / 2; i++)
+  for (unsigned i = left_count(); i < peak_count() / 2; i++)
     workload->handles[i] = compile(workload);
   assert_true(stats_of(workload->manager).committed <= committed);
   for (unsigned i = 0; i < peak_count() / 2; i++)

@@ -24,9 +24,12 @@ disk=$work/disk
 libraries=usr/lib/aarch64-linux-gnu
 export RUSTC=$work/rustc CARGO_BUILD_TARGET=$target CARGO_TARGET_DIR=$work/target
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
-# The emulated library shall be built soon. Unoptimized tests would take minutes to fill pages.
-export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
-fast=(--config 'profile.dev.package.jitmem.opt-level=1')
+# Library, executor and tests are built soon, and share what they depend on: one profile. Unoptimized tests would
+# take minutes to fill pages.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_DEBUG=0
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+checked=(--config 'profile.release.package.jitmem.debug-assertions=true'
+  --config 'profile.release.package.jitmem.overflow-checks=true')
 
 wanted() {
   local pattern
@@ -39,6 +42,12 @@ wanted() {
 }
 patterns=("$@")
 
+# Whether a pattern may mean a test of Rust: to build them takes longest.
+wanted_of_rust() {
+  [ ${#patterns[@]} -gt 0 ] || return 0
+  [[ " ${patterns[*]} " =~ \ (rust|[*?[]) ]]
+}
+
 # install FILE NAME: strips a program, and puts it among the tests if it is wanted.
 install_test() {
   ! wanted "$2" || aarch64-linux-gnu-strip -g -o "$disk/tests/$2" "$1"
@@ -47,16 +56,18 @@ install_test() {
 rm -rf "$disk"
 mkdir -p "$disk"/{bin,dev,etc,proc,root,sys,tmp,tests,"$libraries"}
 cd "$source"
-cargo rustc --quiet --locked --lib --release --features c-library --crate-type staticlib
-cargo build --quiet --locked --package jitmem-executor --profile executor
-cargo test --quiet --locked --workspace --lib --bins --no-run "${fast[@]}" --message-format=json |
-  python3 -c '
+cargo rustc --quiet --locked --release "${checked[@]}" --lib --features c-library --crate-type staticlib
+cargo build --quiet --locked --release "${checked[@]}" --package jitmem-executor
+if wanted_of_rust; then
+  cargo test --quiet --locked --release "${checked[@]}" --workspace --lib --bins --no-run --message-format=json |
+    python3 -c '
 import json, sys
 for line in sys.stdin:
     message = json.loads(line)
     if message.get("executable") and message["profile"]["test"]:
         print(message["target"]["name"], message["executable"])
 ' | while read -r name program; do install_test "$program" "rust-$name"; done
+fi
 
 # compile NAME SOURCE... [FLAG...]
 compile() {
@@ -80,7 +91,7 @@ for test in capi-tests/*_test.c; do
 done
 
 compile controller tests/executor/controller.c
-install -m 755 "$work/programs/controller" "$out/executor/jitmem-executor" "$disk/bin/"
+install -m 755 "$work/programs/controller" "$out/release/jitmem-executor" "$disk/bin/"
 install -m 755 "$work/programs/libjitmem.so" "$disk/$libraries/"
 ! wanted executor || install -m 755 "$here/executor.sh" "$disk/tests/executor"
 plain=(-O1 -fno-builtin -fno-stack-protector -fno-tree-loop-distribute-patterns)
