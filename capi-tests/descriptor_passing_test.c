@@ -20,6 +20,13 @@ static void end_executor(struct executor executor, jitmem_transport *transport) 
   MUST(status_of_executor(executor) == 0);
 }
 
+// Says why something was fallen back from, if that should not be.
+static void must_be_for(const char *reason, jitmem_stats stats) {
+  if (reason == NULL && stats.fallback_reason != NULL)
+    fprintf(stderr, "ERROR: fell back: %s\n", stats.fallback_reason);
+  MUST((stats.fallback_reason == NULL) == (reason == NULL));
+}
+
 // Linked code runs in the executor, which got it in this way and for these reasons.
 static void must_go(struct executor executor, const char *way, const char *reason,
                     const char *other_reason) {
@@ -32,9 +39,7 @@ static void must_go(struct executor executor, const char *way, const char *reaso
   MUST(stats.mapper == JITMEM_MAPPER_SHARED);
   MUST(strstr(stats.mapper_name, way) != NULL);
   MUST(!(stats.fallbacks & JITMEM_FALLBACK_SECOND_BEST) == (reason == NULL));
-  if (reason == NULL && stats.fallback_reason != NULL)
-    fprintf(stderr, "ERROR: fell back: %s\n", stats.fallback_reason);
-  MUST((stats.fallback_reason == NULL) == (reason == NULL));
+  must_be_for(reason, stats);
   if (reason != NULL) {
     MUST(strstr(stats.fallback_reason, reason) != NULL);
     MUST(strstr(stats.fallback_reason, other_reason) != NULL);
@@ -77,7 +82,7 @@ LIMITED(a_second_session) {
     MUST_OK(jitmem_manager_create(mappers[i], NULL, &manager, error));
     jitmem_stats stats = child_stats(manager);
     MUST(strstr(stats.mapper_name, "came with the connection") != NULL);
-    MUST(stats.fallback_reason == NULL);
+    must_be_for(NULL, stats);
     jitmem_manager_free(manager);
   }
   for (size_t i = 0; i < COUNT(mappers); i++)

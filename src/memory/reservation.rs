@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Reserved address space of this process, and what is mapped in its place.
 
-use super::placement::{Placement, candidates, random_below};
+use super::placement::{Placement, REACH, candidates, random_below};
 use super::writer_view::far_from;
 use crate::error::{Error, Result, Status};
 use crate::group::Protection;
 use crate::lock::Mutex;
 use crate::page::AddressRange;
-use crate::sys::{self, At, explain_mapping};
+use crate::sys::{self, At, Mapping, explain_mapping};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -105,8 +105,17 @@ impl Reservation {
     }
 
     fn near(size: u64, placement: Placement) -> Result<Reservation> {
-        // Without /proc the kernel's own choice is the best there is.
-        let mappings = sys::mappings().unwrap_or_default();
+        let known = sys::mappings();
+        let unknown = known.is_err();
+        // Without /proc it is known only that something lies at the target. Below it is tried first: above the
+        // libraries there may be no room beside the stack.
+        let mappings = known.unwrap_or_else(|_| {
+            vec![Mapping {
+                range: placement.target(&[], size),
+                image: true,
+                reserved: false,
+            }]
+        });
         let target = placement.target(&mappings, size);
         for start in candidates(&mappings, target, size, sys::page_size(), random_below) {
             match sys::reserve(At::Free(start), size) {
@@ -117,6 +126,16 @@ impl Reservation {
                     return Err(explain_mapping(format_args!("reserve {size} bytes"), error));
                 }
             }
+        }
+        if unknown {
+            // The kernel knows where there is room, and looks near the libraries first.
+            let start = sys::reserve(At::Anywhere, size)
+                .map_err(|error| explain_mapping(format_args!("reserve {size} bytes"), error))?;
+            if (start + size).max(target.end()) - start.min(target.start()) <= REACH {
+                return Ok(Reservation::of(start, size, true));
+            }
+            // SAFETY: it was just reserved, for this call alone.
+            unsafe { unmap(start, size) };
         }
         let what = match placement {
             Placement::Near(address) => format!("within 2 GiB of {address:#x}"),
@@ -297,6 +316,7 @@ pub(super) fn range(start: u64, size: u64) -> AddressRange {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fault::Faults;
 
     #[test]
     fn libc_tells_nothing_of_a_window_in_its_reach() {
@@ -308,6 +328,33 @@ mod tests {
             .collect();
         // Of some 50,000 places, the same one may come twice.
         assert!(places.len() >= 7, "{places:x?}");
+    }
+
+    #[test]
+    fn without_proc_a_window_is_in_reach_of_libc() {
+        let (libc, page) = (sys::libc_address(), sys::page_size().bytes());
+        // Windows of other tests may lie where the first ones are tried.
+        let windows: Vec<Reservation> = (0..8)
+            .map(|_| {
+                let refused = Faults::one(0, libc::EACCES);
+                let window = Reservation::new(16 * page, Placement::Default).unwrap();
+                assert_eq!(refused.failed(), Some("open(/proc/self/maps)"));
+                window
+            })
+            .collect();
+        for window in windows {
+            assert!(window.in_reach());
+            assert!(window.range().start().abs_diff(libc) < REACH, "{window:?}");
+        }
+        // Where nothing is in the way, below.
+        let alone = Placement::Default.target(&[], 1 << 30);
+        let known = [Mapping {
+            range: alone,
+            image: true,
+            reserved: false,
+        }];
+        let first = candidates(&known, alone, 1 << 30, sys::page_size(), |_| 0)[0];
+        assert!(first < libc, "{first:#x}");
     }
 
     #[test]
