@@ -8,7 +8,6 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <unwind.h>
 
 #ifdef WITH_INDEX
@@ -75,14 +74,12 @@ struct hop {
 
 enum { SECTION_ROOM = 96 };
 
-// The hop, with so many bytes of code.
-static struct hop link_hop_of(const jitmem_manager *manager, size_t size) {
-  const jitmem_segment segments[] = {segment(size, 0, RX), segment(SECTION_ROOM, 0, R)};
+static struct hop link_hop(const jitmem_manager *manager) {
+  const jitmem_segment segments[] = {segment(sizeof hop_code, 0, RX), segment(SECTION_ROOM, 0, R)};
   jitmem_segment_memory memory[2];
   struct hop hop;
   OK(jitmem_manager_allocate(manager, segments, 2, 1, memory, &hop.handle, error));
   hop.code = memory[0].address;
-  memset(memory[0].working_memory, 0xcc, size);
   memcpy(memory[0].working_memory, hop_code, sizeof hop_code);
   struct section section = section_for(memory[1].address, hop.code);
   memset(memory[1].working_memory, 0, SECTION_ROOM);
@@ -93,10 +90,6 @@ static struct hop link_hop_of(const jitmem_manager *manager, size_t size) {
                                     error));
   OK(jitmem_manager_finalize(manager, hop.handle, &action, 1, error));
   return hop;
-}
-
-static struct hop link_hop(const jitmem_manager *manager) {
-  return link_hop_of(manager, sizeof hop_code);
 }
 
 // ---- walking ----
@@ -323,53 +316,6 @@ static void another_process_needs_no_message(void **state) {
   assert_int_equal(status_of_executor(executor), 0);
 }
 
-// KiB of this process's view of the indexes that an executor reads.
-static long index_memory(void) {
-  FILE *file = fopen("/proc/self/smaps", "re");
-  assert_non_null(file);
-  char line[512];
-  long sum = 0, part;
-  bool here = false;
-  while (fgets(line, sizeof line, file)) {
-    if (strchr(line, '-') && strchr(line, ':') && strchr(line, '/'))
-      here = strstr(line, "memfd:jitmem-index") != NULL;
-    else if (here && sscanf(line, "Rss: %ld kB", &part) == 1)
-      sum += part;
-  }
-  fclose(file);
-  return sum;
-}
-
-static void pages_of_an_index_that_name_nothing_go_back(void **state) {
-  (void)state;
-  struct executor executor = start_program(getenv("JITMEM_EXECUTOR"));
-  jitmem_transport *transport = NULL;
-  jitmem_mapper *mapper = NULL;
-  jitmem_manager *manager = NULL;
-  OK(jitmem_transport_socket(executor.socket, &transport, error));
-  OK(jitmem_mapper_shared(transport, NULL, &mapper, error));
-  OK(jitmem_manager_create(mapper, NULL, &manager, error));
-  // A page of an index is for 16 KiB of code.
-  enum { CODE = 4096, HOPS = 400 };
-  struct hop hops[HOPS], staying = link_hop_of(manager, CODE);
-  for (int round = 0; round < 3; round++) {
-    for (int i = 0; i < HOPS; i++)
-      hops[i] = link_hop_of(manager, CODE);
-    long full = index_memory();
-    assert_true(full >= HOPS * CODE / 16384 * 4);
-    for (int i = 0; i < HOPS; i++)
-      deallocate(manager, hops[i].handle);
-    // Some are kept for code that comes back at once.
-    assert_true(index_memory() <= full / 2);
-    assert_int_equal(stats_of(manager).frames_indexed, (round + 1) * HOPS + 1);
-  }
-  deallocate(manager, staying.handle);
-  jitmem_manager_free(manager);
-  jitmem_mapper_free(mapper);
-  jitmem_transport_free(transport);
-  assert_int_equal(status_of_executor(executor), 0);
-}
-
 int main(void) {
   const struct CMUnitTest tests[] = {
       EACH(frames_are_found_until_their_code_goes),
@@ -380,7 +326,6 @@ int main(void) {
       EACH(a_forked_child_has_the_frames_of_the_fork),
       cmocka_unit_test(functions_of_this_process),
       cmocka_unit_test(another_process_needs_no_message),
-      cmocka_unit_test(pages_of_an_index_that_name_nothing_go_back),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

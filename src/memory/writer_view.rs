@@ -181,12 +181,6 @@ impl WriterView {
         })
     }
 
-    /// Pages of numbers that an executor reads, some of which are given back one at a time: into a file that is sealed
-    /// against writers the kernel makes no holes, so this one is only sealed in its size.
-    pub(crate) fn of_numbers(executor: AddressRange) -> Result<(WriterView, sys::MemFile)> {
-        Self::sealed(executor, c"jitmem-index", false, &|_| Ok(()))
-    }
-
     /// [`WriterView::new`] for data of which the executor has a copy of its own: no other process can ever map
     /// it writable but so.
     pub(crate) fn new_private(

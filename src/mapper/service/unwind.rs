@@ -17,7 +17,6 @@ use crate::page::AddressRange;
 use crate::sys;
 use crate::unwind::eh_frame::{Function, Functions};
 use crate::unwind::index::{self, Entered, IndexWriter};
-use crate::unwind::occupancy::Occupancy;
 use crate::wire::service::FrameFunctions;
 use crate::wire::sps::{AddrRange, from_bytes};
 use smallvec::SmallVec;
@@ -41,9 +40,7 @@ struct WindowIndex {
     window: AddressRange,
     writer: IndexWriter,
     /// What it is written through.
-    view: WriterView,
-    /// Held by whoever changes entries.
-    occupancy: Mutex<Occupancy>,
+    _view: WriterView,
     /// The executor looks in it.
     ready: AtomicBool,
 }
@@ -63,26 +60,7 @@ impl std::fmt::Debug for IndexedFrames {
 impl IndexedFrames {
     /// They are not found from then on.
     pub(super) fn take_out(&self) {
-        self.index.take_out(&self.entered);
-    }
-}
-
-impl WindowIndex {
-    fn enter(&self, functions: &[Function]) -> Option<Entered> {
-        let mut occupancy = self.occupancy.lock();
-        let entered = self.writer.enter(functions)?;
-        occupancy.add(entered.iter().map(|one| self.writer.offset_of(*one)));
-        Some(entered)
-    }
-
-    fn take_out(&self, entered: &Entered) {
-        let mut occupancy = self.occupancy.lock();
-        self.writer.take_out(entered);
-        let offsets = entered.iter().map(|one| self.writer.offset_of(*one));
-        for idle in occupancy.remove(offsets) {
-            // On failure they stay as they are, which is right as well.
-            let _ = self.view.discard(idle.start(), idle.size());
-        }
+        self.index.writer.take_out(&self.entered);
     }
 }
 
@@ -217,7 +195,7 @@ impl Unwinding {
         if overlap(&functions, segments) {
             return None;
         }
-        let entered = index.enter(&functions)?;
+        let entered = index.writer.enter(&functions)?;
         Some(IndexedFrames { index, entered })
     }
 }
@@ -244,16 +222,13 @@ fn make(
     // The executor maps it where it likes; here it is as far from the window as what is written there.
     let place =
         AddressRange::new(window.start(), size).expect("an index is smaller than its window");
-    let (view, file) = WriterView::of_numbers(place)?;
-    let occupancy = Occupancy::new(size)
-        .map_err(|error| sys::explain_mapping("make room for an index of frames", error))?;
+    let (view, file) = WriterView::new(place, Protection::READ, false)?;
     // SAFETY: the view is new, so it is zero, and stays as long as the writer.
     let writer = unsafe { IndexWriter::new(window, window.start(), view.address()) };
     let index = Arc::new(WindowIndex {
         window,
         writer,
-        view,
-        occupancy: Mutex::new(occupancy),
+        _view: view,
         ready: AtomicBool::new(false),
     });
     indexes.lock().push(Arc::clone(&index));
