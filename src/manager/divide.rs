@@ -311,7 +311,7 @@ impl Space<Windows> {
         };
         self.usage.taken += layout.taken;
         self.memory.note_taken(self.usage.taken);
-        let for_finalize = pieces.iter().any(Piece::is_for_finalize);
+        let for_finalize = pieces.iter().any(Piece::is_for_finalize) && !self.memory.keeps_served;
         let states = &mut layout.states;
         let set = |state: &mut InFlightState| std::mem::swap(&mut state.segments, states);
         let first = Windows::first(pieces);

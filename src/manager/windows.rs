@@ -103,6 +103,8 @@ pub(super) struct Windows {
     epoch: u32,
     /// The parent made it, and this process is a child.
     pub(super) inherited: bool,
+    /// Segments of finalize lifetime stay until deallocate.
+    pub(super) keeps_served: bool,
 }
 
 impl Windows {
@@ -137,6 +139,7 @@ impl Windows {
             freezes: options.fork == ForkPolicy::Freeze,
             epoch: sys::fork_epoch(),
             inherited: false,
+            keeps_served: mapper.keeps_served,
         }
     }
 

@@ -118,6 +118,7 @@ impl<M: CustomMapper> Checked<M> {
             shared: false,
             coherent: false,
             private_data: false,
+            keeps_served: false,
             in_this_process: false,
             fallback: None,
         };

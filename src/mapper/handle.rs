@@ -2,10 +2,11 @@
 //! What hosts choose from.
 
 use super::{
-    Capabilities, Checked, CustomMapper, InProcess, InProcessKind, Kind, LlvmSharedMapper,
-    LlvmSimpleMapper, MapperInterface, MemoryMapper, ReservingMapper, ServiceMapper,
+    Candidate, Capabilities, Checked, CustomMapper, GroupExecutor, GroupMapper, GroupObserver,
+    InProcess, InProcessKind, Kind, LlvmSharedMapper, LlvmSimpleMapper, MapperInterface,
+    MemoryMapper, ReservingMapper, ServiceMapper,
 };
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result, Status, invalid_argument};
 use crate::transport::Transport;
 use std::fmt;
 use std::sync::Arc;
@@ -27,6 +28,53 @@ pub struct ExecutorService {
     pub instance: Option<u64>,
     /// Why a better mapper was not taken, for the statistics.
     pub instead_of: Option<String>,
+}
+
+/// An executor that a group is to have.
+#[derive(Clone)]
+pub struct NewExecutor {
+    /// The way to it, which calls into it go as well; a [`Stream`](crate::transport::Stream), for instance.
+    pub transport: Arc<dyn Transport>,
+    /// Its service. [`ExecutorService::instead_of`] has no part here.
+    pub service: ExecutorService,
+    /// What errors and events call it; `None`: its number.
+    pub name: Option<String>,
+}
+
+impl fmt::Debug for NewExecutor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewExecutor")
+            .field("service", &self.service)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NewExecutor {
+    fn candidate(self) -> Result<Candidate> {
+        let service = addresses(&*self.transport, &self.service)?;
+        Ok(Candidate {
+            transport: self.transport,
+            service,
+            name: self.name,
+        })
+    }
+}
+
+/// Where a service is.
+fn addresses(transport: &dyn Transport, service: &ExecutorService) -> Result<(u64, u64)> {
+    let find = |given: Option<u64>, name| given.or_else(|| transport.symbol(name));
+    let open = find(service.open, "jitmem_service_open").ok_or_else(|| {
+        Error::new(
+            Status::Unsupported,
+            "the executor published no jitmem_service_open and none was given: link jitmem's \
+             service into the executor or load libjitmem.so there",
+        )
+    })?;
+    Ok((
+        open,
+        find(service.instance, "jitmem_service_instance").unwrap_or(0),
+    ))
 }
 
 impl Mapper {
@@ -82,20 +130,81 @@ impl Mapper {
         Mapper::over(transport, service, ServiceMapper::remote)
     }
 
+    /// Memory of several executors on this machine, which are linked for once: code and constants are one set of
+    /// sealed pages that all map at the same addresses, writable data is private to each, and actions run in each,
+    /// first to last and in all or none. Calls into one go through its own transport.
+    ///
+    /// Executors must have their programs and libraries at the same addresses, since linked code refers to them by
+    /// address: they are forked from one process, or started without address-space randomization. jitmem checks that
+    /// of its own service; of other libraries the host must know it.
+    ///
+    /// An executor that ends, breaks the protocol or does not answer within a limit leaves the group, and the others
+    /// go on; `observer` is told, with no lock held and in any thread, which it must not keep. What is asked for when
+    /// the last one has gone fails with [`Status::Disconnected`] or with the reason. A finalize action that fails in
+    /// one executor is undone in the others, and the error names the executor.
+    ///
+    /// What is written by [`Manager::write_scope`](crate::Manager::write_scope) is seen by all; writable data can't be
+    /// written so. Segments of finalize lifetime stay until deallocate. Waits as [`Mapper::shared`] does.
+    ///
+    /// # Errors
+    /// As [`Mapper::add_executor`]; `InvalidArgument` for no executors.
+    pub fn group(
+        executors: impl IntoIterator<Item = NewExecutor>,
+        observer: Option<GroupObserver>,
+    ) -> Result<Mapper> {
+        let candidates = executors.into_iter().map(NewExecutor::candidate);
+        let candidates = candidates.collect::<Result<Vec<Candidate>>>()?;
+        GroupMapper::new(candidates, observer).map(Mapper::new)
+    }
+
+    fn as_group(&self) -> Result<&GroupMapper> {
+        let group = match &self.0 {
+            MapperInterface::Windows(mapper) => mapper.group(),
+            MapperInterface::Reservations(_) => None,
+        };
+        group.ok_or_else(|| {
+            let name = self.name();
+            invalid_argument(format!(
+                "this mapper is no group of executors but {name}; make one by Mapper::group or \
+                 jitmem_mapper_group"
+            ))
+        })
+    }
+
+    /// Has an executor join a group, and waits until it has all that the others have: windows, chunks, and what the
+    /// finalize actions of live allocations do. Nothing is linked, and the others go on meanwhile. Gives its number.
+    ///
+    /// # Errors
+    /// `Unsupported` if it has no service, if memfds can't be handed to it through a socket, or if its program lies at
+    /// other addresses; that a window of the group is not free there; what a finalize action says there. The session
+    /// with it is ended then, and the error names it.
+    pub fn add_executor(&self, executor: NewExecutor) -> Result<u64> {
+        self.as_group()?.add(executor.candidate()?)
+    }
+
+    /// Removes an executor from a group: its deallocation actions run and it gives the group's memory back. Waits for
+    /// that. Calls into it must have returned.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a number that no executor of the group has, and for the last one.
+    pub fn remove_executor(&self, number: u64) -> Result<()> {
+        self.as_group()?.remove(number)
+    }
+
+    /// The executors that a group has now.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if this is no group.
+    pub fn executors(&self) -> Result<Vec<GroupExecutor>> {
+        Ok(self.as_group()?.executors())
+    }
+
     fn over(
         transport: Arc<dyn Transport>,
         service: ExecutorService,
         make: impl FnOnce(Arc<dyn Transport>, u64, u64) -> Result<ServiceMapper>,
     ) -> Result<Mapper> {
-        let find = |given: Option<u64>, name| given.or_else(|| transport.symbol(name));
-        let open = find(service.open, "jitmem_service_open").ok_or_else(|| {
-            Error::new(
-                Status::Unsupported,
-                "the executor published no jitmem_service_open and none was given: link jitmem's \
-                 service into the executor or load libjitmem.so there",
-            )
-        })?;
-        let instance = find(service.instance, "jitmem_service_instance").unwrap_or(0);
+        let (open, instance) = addresses(&*transport, &service)?;
         let mapper = make(transport, open, instance)?;
         Ok(match service.instead_of {
             Some(reason) => Mapper::new(mapper.instead_of(reason)),

@@ -92,6 +92,7 @@ impl InProcess {
             shared: two_views.is_some(),
             coherent: two_views.is_some() && sys::COHERENT_FETCH,
             private_data: false,
+            keeps_served: false,
             in_this_process: true,
             fallback,
         };

@@ -20,13 +20,14 @@ mod service;
 pub use crate::sys::WrapperCall;
 pub use actions::Action;
 pub use custom::{CustomMapper, Granularity};
-pub use handle::{ExecutorService, Mapper};
+pub use handle::{ExecutorService, Mapper, NewExecutor};
 pub use in_process::InProcessKind;
 
 pub(crate) use custom::Checked;
 pub(crate) use in_process::InProcess;
 pub(crate) use llvm::{LlvmSharedMapper, LlvmSimpleMapper};
-pub(crate) use service::{IndexedFrames, ServiceMapper};
+pub(crate) use service::{Candidate, GroupMapper, IndexedFrames, ServiceMapper};
+pub use service::{GroupChange, GroupEvent, GroupExecutor, GroupObserver};
 
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
@@ -64,6 +65,9 @@ pub(crate) struct Capabilities {
     pub(crate) coherent: bool,
     /// Data is the executor's own once it is finalized: what is written here later is not seen there.
     pub(crate) private_data: bool,
+    /// Segments of finalize lifetime stay until deallocate: an executor that comes later runs the finalize actions
+    /// too.
+    pub(crate) keeps_served: bool,
     /// Executor memory is this process's own, so a forked child must not use it.
     pub(crate) in_this_process: bool,
     /// Why a better mapper was not taken, if one was tried.
@@ -537,6 +541,11 @@ pub(crate) trait MemoryMapper: MapperBase {
     /// Gives a window back, with every chunk that is left in it. The manager uses none of their writers
     /// any more.
     fn release(&self, window: AddressRange, done: Completion<()>);
+
+    /// The mapper of a group of executors, if it is one.
+    fn group(&self) -> Option<&GroupMapper> {
+        None
+    }
 }
 
 /// A mapper whose addresses can't be used again: each allocation has a reservation of its own, which

@@ -9,6 +9,7 @@ use super::send_queue::{self, SendQueue, Sender};
 use super::{ExecutorState, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
+use crate::lock::Mutex;
 use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
 use crate::wire::sps::said;
@@ -38,7 +39,12 @@ struct ChannelConnection {
     executor: Arc<ExecutorState>,
     /// The kernel lets the executor send no descriptors.
     refuses_descriptors: bool,
+    /// What is called when it has ended.
+    told: Mutex<Option<Told>>,
 }
+
+/// Is told why a channel has ended.
+type Told = Box<dyn FnOnce(Error) + Send>;
 
 impl Channel {
     /// Serves a connected socket, at which descriptors are refused if the kernel can do that.
@@ -51,6 +57,7 @@ impl Channel {
             traffic: Traffic::default(),
             executor,
             refuses_descriptors,
+            told: Mutex::default(),
         });
         let readers = match refuses_descriptors {
             true => READERS,
@@ -108,6 +115,19 @@ impl Channel {
         self.connection.pending.why_ended()
     }
 
+    /// Has `then` called once it has ended, in the thread that finds that; at once if it has.
+    pub(crate) fn when_ended(&self, then: Told) {
+        *self.connection.told.lock() = Some(then);
+        if self.has_ended() {
+            self.connection.tell();
+        }
+    }
+
+    /// Ends it: what waits and what comes is answered with `error`.
+    pub(crate) fn cut(&self, error: Error) {
+        self.connection.end(error);
+    }
+
     pub(crate) fn traffic(&self) -> &Traffic {
         &self.connection.traffic
     }
@@ -118,6 +138,15 @@ impl ChannelConnection {
     fn end(&self, error: Error) {
         self.pending.end(error);
         socket::hang_up(&self.socket);
+        self.tell();
+    }
+
+    /// Tells of its end, once.
+    fn tell(&self) {
+        let told = self.told.lock().take();
+        if let (Some(told), Some(why)) = (told, self.pending.why_ended()) {
+            told(why);
+        }
     }
 }
 
@@ -209,6 +238,7 @@ impl reader_pool::Connection for ChannelConnection {
             socket::discard_unread(&self.socket);
         }
         self.pending.end(end_of("channel", why));
+        self.tell();
     }
 }
 

@@ -78,6 +78,7 @@ impl LlvmSharedMapper {
             shared: false,
             coherent: false,
             private_data: false,
+            keeps_served: false,
             in_this_process: false,
             fallback: None,
         };

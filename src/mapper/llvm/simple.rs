@@ -139,6 +139,7 @@ impl LlvmSimpleMapper {
             shared: false,
             coherent: false,
             private_data: false,
+            keeps_served: false,
             in_this_process: false,
             fallback: None,
         };

@@ -11,7 +11,6 @@
 //! host waits for each answer, and gathering is not tried again for twice as many items as before.
 
 use super::link::Link;
-use super::reply::decoded_list;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::Result;
@@ -92,7 +91,7 @@ impl Queue {
 
     /// Adds items that belong into one message, in their order, and says whether they go at once,
     /// with what is there.
-    fn add(&mut self, items: Vec<u8>, done: Vec<Completion<u64>>) -> bool {
+    fn add(&mut self, items: &[u8], done: Vec<Completion<u64>>) -> bool {
         let now = Instant::now();
         let paused = self.last.replace(now).is_none_or(|last| now - last > PAUSE);
         let first = self.done.is_empty();
@@ -168,7 +167,7 @@ impl Submit {
     pub(super) fn submit(&self, item: &Item<'_>, done: Completion<u64>) {
         let mut encoded = Vec::with_capacity(256);
         item.encode(&mut encoded);
-        self.submit_encoded(encoded, vec![done]);
+        self.submit_encoded(&encoded, vec![done]);
     }
 
     /// Has items done one after the other: the next one begins when the one before it has ended.
@@ -176,11 +175,12 @@ impl Submit {
         let mut encoded = Vec::new();
         items.iter().for_each(|item| item.encode(&mut encoded));
         if !done.is_empty() {
-            self.submit_encoded(encoded, done);
+            self.submit_encoded(&encoded, done);
         }
     }
 
-    fn submit_encoded(&self, items: Vec<u8>, done: Vec<Completion<u64>>) {
+    /// The same with items that are encoded.
+    pub(super) fn submit_encoded(&self, items: &[u8], done: Vec<Completion<u64>>) {
         let batch = {
             let mut queue = self.0.queue.lock();
             let mut go = queue.add(items, done);
@@ -232,7 +232,7 @@ impl Inner {
             self.send(next);
         }
         let count = done.len();
-        let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
+        let answers = answer.and_then(|bytes| self.link.replies(&bytes, count));
         let answers = answers.unwrap_or_else(|error| vec![Err(error); count]);
         for (done, answer) in done.into_iter().zip(answers) {
             done.complete_with(answer, delivery);
@@ -309,7 +309,7 @@ mod tests {
     fn a_host_that_waits_for_each_answer_hardly_ever_waits_for_others() {
         let mut queue = Queue::new();
         let held = (0..1000).filter(|_| {
-            let go = queue.add(vec![1], vec![ignored()]);
+            let go = queue.add(&[1], vec![ignored()]);
             let batch = queue.take(); // by the flusher, if it was held
             assert_eq!(batch.done.len(), 1);
             queue.under_way -= 1;
@@ -323,7 +323,7 @@ mod tests {
         let mut queue = Queue::new();
         let mut messages = 0;
         for _ in 0..1000 {
-            if queue.add(vec![1], vec![ignored()]) {
+            if queue.add(&[1], vec![ignored()]) {
                 assert!(queue.take().done.len() <= ENOUGH);
                 queue.under_way -= 1; // answered before the next one comes
                 messages += 1;
@@ -338,16 +338,16 @@ mod tests {
         queue.gathering = true;
         queue.before_try = 0;
         queue.last = Instant::now().checked_sub(2 * PAUSE);
-        assert!(queue.add(vec![1], vec![ignored()]));
+        assert!(queue.add(&[1], vec![ignored()]));
     }
 
     #[test]
     fn what_comes_meanwhile_waits_but_not_if_it_is_much() {
         let mut queue = Queue::new();
-        assert!(queue.add(vec![1], vec![ignored()]));
+        assert!(queue.add(&[1], vec![ignored()]));
         assert_eq!(queue.take().done.len(), 1);
-        assert!(!queue.add(vec![1], vec![ignored()]));
-        assert!(queue.add(vec![1; MANY_BYTES], vec![ignored()]));
+        assert!(!queue.add(&[1], vec![ignored()]));
+        assert!(queue.add(&[1; MANY_BYTES], vec![ignored()]));
         let batch = queue.take();
         assert_eq!((batch.done.len(), queue.under_way), (2, 2));
     }

@@ -4,7 +4,7 @@
 
 use super::descriptor_passing::{DescriptorPassing, file_of};
 use super::link::Link;
-use super::reply::{decoded, decoded_list};
+use super::reply::decoded;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
@@ -117,6 +117,18 @@ impl Changes {
             link,
             queue: Mutex::default(),
         }))
+    }
+
+    /// Changes that wait until they are [let go](Changes::let_go), so that asking for one calls nothing.
+    pub(super) fn held(link: Arc<Link>) -> Changes {
+        let changes = Changes::new(link);
+        changes.0.queue.lock().under_way = true;
+        changes
+    }
+
+    /// Sends what has waited, once.
+    pub(super) fn let_go(&self) {
+        self.0.send(&mut Delivery::Inline);
     }
 
     /// Maps a memfd of ours.
@@ -373,7 +385,7 @@ impl Inner {
         let (inner, open) = (Arc::clone(self), Arc::clone(&files));
         let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
             drop(open);
-            let answers = answer.and_then(|bytes| decoded_list(&bytes, count));
+            let answers = answer.and_then(|bytes| inner.link.replies(&bytes, count));
             let lost = is_lost(&answers);
             let done = match lost {
                 true => inner.keep_lost(done),

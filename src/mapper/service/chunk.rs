@@ -47,9 +47,9 @@ struct ExecutorChunk {
 }
 
 /// Where content is written.
-struct Written {
-    view: WriterView,
-    open: bool,
+pub(super) struct Written {
+    pub(super) view: WriterView,
+    pub(super) open: bool,
 }
 
 /// How far the executor is with a chunk. The file is its memory, if that is shared.
@@ -64,10 +64,19 @@ enum Progress {
 impl Chunks {
     pub(super) fn new(changes: Changes, private_data: bool) -> Chunks {
         Chunks {
-            changes,
             private_data,
+            ..Chunks::counted(changes, Arc::default())
+        }
+    }
+
+    /// The same without private data, and with the count of those that executors have not mapped yet, which is a
+    /// group's.
+    pub(super) fn counted(changes: Changes, unsettled: Arc<AtomicUsize>) -> Chunks {
+        Chunks {
+            changes,
+            private_data: false,
             by_start: Mutex::default(),
-            unsettled: Arc::default(),
+            unsettled,
         }
     }
 
@@ -78,19 +87,29 @@ impl Chunks {
 
     /// Has the executor map a new chunk: these pages, or pages of its own.
     pub(super) fn add(&self, chunk: Chunk, pages: Option<(WriterView, MemFile)>) {
+        let (view, file) = pages.unzip();
+        self.add_written(chunk, view, file.map(Arc::new));
+    }
+
+    /// The same with pages that are written through `view`, if here at all.
+    pub(super) fn add_written(
+        &self,
+        chunk: Chunk,
+        view: Option<WriterView>,
+        file: Option<Arc<MemFile>>,
+    ) {
         let Chunk {
             range,
             group,
             commit,
         } = chunk;
-        let (view, file) = pages.unzip();
         let chunk = Arc::new(ExecutorChunk {
             range,
             protection: group.protection.bits() as u8,
             commit,
             written: Mutex::new(view.map(|view| Written { view, open: true })),
             unsettled: Arc::clone(&self.unsettled),
-            progress: Mutex::new(Progress::UnderWay(file.map(Arc::new), Vec::new())),
+            progress: Mutex::new(Progress::UnderWay(file, Vec::new())),
             was_mapped: AtomicBool::new(false),
         });
         self.unsettled.fetch_add(1, Ordering::AcqRel);
@@ -255,14 +274,10 @@ impl Chunks {
     }
 
     /// Reads what an allocation that is not finalized yet has in shared pages.
-    #[allow(unsafe_code)]
     pub(super) fn read<T>(&self, part: AddressRange, read: impl FnOnce(Bytes) -> T) -> Option<T> {
         let chunk = self.around(part)?;
         let written = chunk.written.lock();
-        let view = &written.as_ref().filter(|written| written.open)?.view;
-        let address = view.address() + (part.start() - chunk.range.start());
-        // SAFETY: the view is open and stays while its lock is held. The linker, which alone writes there, has done.
-        Some(read(unsafe { Bytes::new(part, address) }))
+        written.as_ref()?.read(chunk.range, part, read)
     }
 
     /// Gives back pages that both processes have.
@@ -306,7 +321,23 @@ impl Chunks {
 }
 
 impl Written {
-    fn set_open(&mut self, open: bool) -> Result<()> {
+    /// Reads a part of a chunk that is not finalized yet, if the view is open.
+    #[allow(unsafe_code)]
+    pub(super) fn read<T>(
+        &self,
+        chunk: AddressRange,
+        part: AddressRange,
+        read: impl FnOnce(Bytes) -> T,
+    ) -> Option<T> {
+        if !self.open || !chunk.contains(part) {
+            return None;
+        }
+        let address = self.view.address() + (part.start() - chunk.start());
+        // SAFETY: the view is open and stays while it is borrowed. The linker, which alone writes there, has done.
+        Some(read(unsafe { Bytes::new(part, address) }))
+    }
+
+    pub(super) fn set_open(&mut self, open: bool) -> Result<()> {
         self.view.set_open(open)?;
         self.open = open;
         Ok(())

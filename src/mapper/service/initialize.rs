@@ -56,7 +56,10 @@ impl Initialize {
             return self.done.complete_with(Err(error), delivery);
         }
         let (actions, chunks) = (&mut self.actions, &self.chunks);
-        let frames = self.unwinding.enter(actions, &self.segments, chunks);
+        let read = |section, see: &mut dyn FnMut(_)| {
+            let _ = chunks.read(section, see);
+        };
+        let frames = self.unwinding.enter(actions, &self.segments, &read);
         let seen = self.is_seen_already();
         let done = self.done.map(move |answer| initialized(answer, frames));
         if seen {
@@ -85,7 +88,11 @@ fn initialized(answer: Result<u64>, frames: Option<IndexedFrames>) -> Result<Tea
 }
 
 /// What the executor is told of an allocation: what it does not see already.
-fn item<'a>(segments: &'a [SegmentContent], actions: &'a [Action], coherent: bool) -> Item<'a> {
+pub(super) fn item<'a>(
+    segments: &'a [SegmentContent],
+    actions: &'a [Action],
+    coherent: bool,
+) -> Item<'a> {
     let content = segments.iter().filter_map(|segment| {
         let bytes = Bytes(segment.content()?);
         Some(Content {

@@ -2,7 +2,7 @@
 //! A session with an executor's service, and how its messages and memfds go.
 
 use super::descriptor_passing::{self, Attachment, DescriptorPassing};
-use super::reply::decoded;
+use super::reply::{decoded, decoded_list, parsed};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::sys::OwnerProcess;
@@ -17,12 +17,14 @@ use crate::wire::service::{
 };
 use crate::wire::sps::{Decode, Encode, ExecutorAddr, to_bytes};
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// An open session.
 pub(super) struct Link {
     transport: Arc<dyn Transport>,
+    /// Where callbacks of hosts run that follow from answers.
+    dispatcher: Arc<dyn Transport>,
     opened: Opened,
     frames: FrameFunctions,
     private_data: bool,
@@ -37,6 +39,8 @@ pub(super) struct Link {
     owner: OwnerProcess,
     /// The transport has said that the executor is gone.
     lost: Arc<AtomicBool>,
+    /// It has answered what is no reply, or refused a whole message.
+    broken: OnceLock<Error>,
     /// When it must be set up.
     set_up: Option<Deadline>,
     session: SessionLimits,
@@ -94,6 +98,7 @@ impl Link {
         } = opened;
         let executor = transport.executor().unwrap_or_default();
         Ok(Link {
+            dispatcher: Arc::clone(&transport),
             transport,
             opened,
             frames,
@@ -104,10 +109,16 @@ impl Link {
             closed: AtomicBool::new(false),
             owner: OwnerProcess::current(),
             lost: Arc::default(),
+            broken: OnceLock::new(),
             set_up,
             session: SessionLimits::begin(limits),
             executor,
         })
+    }
+
+    /// Has callbacks of hosts run where another transport's host wants them.
+    pub(super) fn dispatch_by(&mut self, dispatcher: Arc<dyn Transport>) {
+        self.dispatcher = dispatcher;
     }
 
     /// Finds a way to pass descriptors.
@@ -208,7 +219,7 @@ impl Link {
         if let Err(error) = self.session.check() {
             return done.complete(Err(error));
         }
-        let done = dispatched(&self.transport, done);
+        let done = dispatched(&self.dispatcher, done);
         self.send(function, message, descriptors, done);
     }
 
@@ -240,6 +251,46 @@ impl Link {
                 self.transport
                     .start_bounded(function.0, message, most, done);
             }
+        }
+    }
+
+    /// What a reply says.
+    pub(super) fn reply<T: for<'a> Decode<'a>>(&self, bytes: &[u8]) -> Result<T> {
+        let reply = parsed(bytes).inspect_err(|error| {
+            let _ = self.broken.set(error.clone());
+        });
+        reply.and_then(|reply| reply)
+    }
+
+    /// The outcomes of the parts of a message.
+    pub(super) fn replies<T: for<'a> Decode<'a>>(
+        &self,
+        bytes: &[u8],
+        count: usize,
+    ) -> Result<Vec<Result<T>>> {
+        decoded_list(bytes, count).inspect_err(|error| {
+            // The first one counts.
+            let _ = self.broken.set(error.clone());
+        })
+    }
+
+    /// Why the session is of no use though there is a connection: the executor has answered what is no reply, or
+    /// refused a whole message.
+    pub(super) fn why_broken(&self) -> Option<&Error> {
+        self.broken.get()
+    }
+
+    /// Has `then` called once the channel has ended, in a thread that must not be kept; at once if it has.
+    pub(super) fn when_ended(&self, then: impl FnOnce(Error) + Send + 'static) {
+        if let Some(channel) = self.channel() {
+            channel.when_ended(Box::new(then));
+        }
+    }
+
+    /// Ends the channel: what waits and what comes is answered with `error`.
+    pub(super) fn cut(&self, error: Error) {
+        if let Some(channel) = self.channel() {
+            channel.cut(error);
         }
     }
 

@@ -6,11 +6,14 @@ mod batch;
 mod change;
 mod chunk;
 mod descriptor_passing;
+mod group;
 mod initialize;
 mod link;
 mod reply;
 mod unwind;
 
+pub(crate) use group::{Candidate, GroupMapper};
+pub use group::{GroupChange, GroupEvent, GroupExecutor, GroupObserver};
 pub(crate) use unwind::IndexedFrames;
 
 use super::custom::check_window;
@@ -115,6 +118,7 @@ impl ServiceMapper {
             // With private data the mapper looks at each allocation.
             coherent: link.is_coherent() && !private_data,
             private_data,
+            keeps_served: false,
             in_this_process: false,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
         };
@@ -157,6 +161,7 @@ impl ServiceMapper {
             shared: false,
             coherent: false,
             private_data: false,
+            keeps_served: false,
             in_this_process: false,
             fallback: None,
         };

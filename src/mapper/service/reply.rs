@@ -7,8 +7,13 @@ use crate::wire::sps::{Decode, Malformed, Reader, from_bytes};
 
 /// The value in the bytes of a reply.
 pub(super) fn decoded<T: for<'a> Decode<'a>>(bytes: &[u8]) -> Result<T> {
+    parsed(bytes).and_then(|reply| reply)
+}
+
+/// What a reply says, apart from whether the bytes are one.
+pub(super) fn parsed<T: for<'a> Decode<'a>>(bytes: &[u8]) -> Result<Result<T>> {
     match from_bytes::<Reply<T>>(bytes) {
-        Ok(Reply(reply)) => reply.map_err(Error::from),
+        Ok(Reply(reply)) => Ok(reply.map_err(Error::from)),
         Err(malformed) => Err(Error::new(
             Status::MapperFailed,
             format!(

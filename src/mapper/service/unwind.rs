@@ -6,7 +6,6 @@
 //! the executor asks for none or has no room for one, and for what an index can't name, the actions stay.
 
 use super::change::Changes;
-use super::chunk::Chunks;
 use crate::completion::Completion;
 use crate::error::Result;
 use crate::group::{Lifetime, Protection};
@@ -14,8 +13,8 @@ use crate::lock::Mutex;
 use crate::mapper::{Action, FoundBy, FrameCounts, Registration, SegmentContent, WrapperCall};
 use crate::memory::writer_view::WriterView;
 use crate::page::AddressRange;
-use crate::sys;
-use crate::unwind::eh_frame::{Function, Functions};
+use crate::sys::{self, MemFile};
+use crate::unwind::eh_frame::{Bytes, Function, Functions};
 use crate::unwind::index::{self, Entered, IndexWriter};
 use crate::wire::service::FrameFunctions;
 use crate::wire::sps::{AddrRange, from_bytes};
@@ -36,7 +35,7 @@ pub(super) struct Unwinding {
     short: Arc<AtomicBool>,
 }
 
-struct WindowIndex {
+pub(super) struct WindowIndex {
     window: AddressRange,
     writer: IndexWriter,
     /// What it is written through.
@@ -83,10 +82,36 @@ impl Unwinding {
         let (indexes, short) = (Arc::clone(&self.indexes), Arc::clone(&self.short));
         move |window| {
             // Without it, frames are registered.
-            if asked && make(window, &indexes, &changes, &short).is_err() {
-                short.store(true, Ordering::Relaxed);
+            let made = asked.then(|| make(window));
+            match made {
+                Some(Ok((index, file))) => {
+                    indexes.lock().push(Arc::clone(&index));
+                    let shown = index.when_shown(&short);
+                    changes.index(window.into(), &file, shown);
+                }
+                Some(Err(_)) => short.store(true, Ordering::Relaxed),
+                None => {}
             }
         }
+    }
+
+    /// An index for a window that several executors may have.
+    pub(super) fn make_for_several(
+        &self,
+        window: AddressRange,
+    ) -> Option<(Arc<WindowIndex>, MemFile)> {
+        if !self.functions.asked {
+            return None;
+        }
+        let made = make(window).ok();
+        self.short.fetch_or(made.is_none(), Ordering::Relaxed);
+        made
+    }
+
+    /// Has the index of a window, and gives what is called once all executors have been told of it.
+    pub(super) fn add(&self, index: Arc<WindowIndex>) -> Completion<()> {
+        self.indexes.lock().push(Arc::clone(&index));
+        index.when_shown(&self.short)
     }
 
     /// Forgets the index of a window that is given back.
@@ -126,11 +151,11 @@ impl Unwinding {
         &self,
         actions: &mut Vec<Action>,
         segments: &[SegmentContent],
-        chunks: &Chunks,
+        read: Read<'_>,
     ) -> Option<IndexedFrames> {
         self.registration()?.once(actions);
         let (place, section) = self.registering(actions)?;
-        let frames = self.entered(section, segments, chunks);
+        let frames = self.entered(section, segments, read);
         let by_action = self.functions.asked && !self.shares;
         let count = match frames.is_some() || by_action {
             true => &self.indexed,
@@ -169,7 +194,7 @@ impl Unwinding {
         &self,
         section: AddressRange,
         segments: &[SegmentContent],
-        chunks: &Chunks,
+        read: Read<'_>,
     ) -> Option<IndexedFrames> {
         let index = {
             let indexes = self.indexes.lock();
@@ -185,13 +210,15 @@ impl Unwinding {
         if !within(section, |protection| !protection.writable()) {
             return None;
         }
-        let functions = chunks.read(section, |bytes| {
+        let mut found: Option<SmallVec<[Function; 4]>> = None;
+        read(section, &mut |bytes| {
             let functions = Functions::from(bytes, section.start());
             let lasting = |function: &Function| within(function.code, Protection::executable);
-            functions
+            found = functions
                 .map(|function| function.ok().filter(lasting))
-                .collect::<Option<SmallVec<[Function; 4]>>>()
-        })??;
+                .collect();
+        });
+        let functions = found?;
         if overlap(&functions, segments) {
             return None;
         }
@@ -211,13 +238,22 @@ fn overlap(functions: &[Function], segments: &[SegmentContent]) -> bool {
     said > there
 }
 
+/// Shows what is written to a section, if it is in shared pages.
+pub(super) type Read<'a> = &'a dyn Fn(AddressRange, &mut dyn FnMut(Bytes));
+
+impl WindowIndex {
+    /// What is called with the executor's answer.
+    fn when_shown(self: Arc<Self>, short: &Arc<AtomicBool>) -> Completion<()> {
+        let short = Arc::clone(short);
+        Completion::new(move |answer: Result<()>| {
+            self.ready.store(answer.is_ok(), Ordering::Release);
+            short.fetch_or(answer.is_err(), Ordering::Relaxed);
+        })
+    }
+}
+
 #[allow(unsafe_code)]
-fn make(
-    window: AddressRange,
-    indexes: &Mutex<Vec<Arc<WindowIndex>>>,
-    changes: &Changes,
-    short: &Arc<AtomicBool>,
-) -> Result<()> {
+fn make(window: AddressRange) -> Result<(Arc<WindowIndex>, MemFile)> {
     let size = index::size_for(window, sys::page_size());
     // The executor maps it where it likes; here it is as far from the window as what is written there.
     let place =
@@ -231,14 +267,7 @@ fn make(
         _view: view,
         ready: AtomicBool::new(false),
     });
-    indexes.lock().push(Arc::clone(&index));
-    let short = Arc::clone(short);
-    let shown = Completion::new(move |answer: Result<()>| {
-        index.ready.store(answer.is_ok(), Ordering::Release);
-        short.fetch_or(answer.is_err(), Ordering::Relaxed);
-    });
-    changes.index(window.into(), &file, shown);
-    Ok(())
+    Ok((index, file))
 }
 
 #[cfg(test)]

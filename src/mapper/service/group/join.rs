@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! How an executor joins a group: it gets the windows, the chunks and then what the live allocations need, in the
+//! order in which they were finalized. The others go on meanwhile. Nothing is linked.
+
+use super::member::{Common, Member};
+use super::reserve::{exactly, wrong_place};
+use super::{GroupChange, GroupWindow, Inner, Layout};
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status};
+use crate::page::AddressRange;
+use crate::transport::Transport;
+use crate::transport::limits::Asked;
+use crate::wire::service::Step;
+use std::sync::Arc;
+use std::sync::mpsc;
+
+/// Bytes of items that go in one message, unless one alone has more.
+const MOST_BYTES: usize = 256 << 10;
+/// And that many items, whose outcomes must fit into one packet.
+const MOST_ITEMS: usize = 1024;
+
+/// An executor that may join a group.
+pub(crate) struct Candidate {
+    pub(crate) transport: Arc<dyn Transport>,
+    /// Executor address of the service's `open`, and its number.
+    pub(crate) service: (u64, u64),
+    /// What errors call it; `None`: its number.
+    pub(crate) name: Option<String>,
+}
+
+impl Candidate {
+    pub(super) fn open(self, number: u64, common: &Common) -> Result<Arc<Member>> {
+        let name = self.name.unwrap_or_else(|| number.to_string());
+        let called = (number, name.clone());
+        Member::open(self.transport, self.service, called, common)
+            .map_err(|error| error.context(format_args!("executor {name} of the group")))
+    }
+}
+
+impl Inner {
+    /// Makes a member of an executor, or fails and ends its session.
+    pub(super) fn join(self: &Arc<Self>, member: Arc<Member>) -> Result<u64> {
+        let joined = self.agrees(&member).and_then(|()| self.bring_in(&member));
+        match joined {
+            Ok(()) => Ok(member.number),
+            Err(error) => {
+                // What it was put out for comes before what followed from that.
+                let why = member
+                    .why_out()
+                    .filter(|_| error.status() == Status::Disconnected);
+                let why = why.unwrap_or(error);
+                self.leave(&member, GroupChange::PutOut, why.clone(), true);
+                Err(member.named(why))
+            }
+        }
+    }
+
+    /// Linked code has the addresses of the first executor.
+    fn agrees(&self, member: &Member) -> Result<()> {
+        let (ours, its) = (&self.layout, Layout::of(member));
+        if *ours == its {
+            return Ok(());
+        }
+        let (there, here) = (its.functions.apply.0, ours.functions.apply.0);
+        Err(Error::new(
+            Status::Unsupported,
+            match there == here {
+                true => format!(
+                    "it differs from the group's first one: it has pages of {} bytes instead of {}, or finds frames \
+                     otherwise; start the same program in the same way",
+                    its.page_size, ours.page_size
+                ),
+                false => format!(
+                    "its service is at {there:#x} and the group's at {here:#x}, so linked code would call what is not \
+                     there; fork executors from one process, or start them without address-space randomization"
+                ),
+            },
+        ))
+    }
+
+    fn bring_in(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
+        let late = self.putting_out(member);
+        let timer = member.in_time(Asked::SetUp, Completion::new(|_: Result<()>| ()), late);
+        self.bring_windows(member)?;
+        let (group, left) = (Arc::downgrade(self), Arc::downgrade(member));
+        member.link.when_ended(move |why| {
+            if let (Some(group), Some(member)) = (group.upgrade(), left.upgrade()) {
+                group.put_out(&member, GroupChange::Died, why);
+            }
+        });
+        member.changes.let_go();
+        self.await_chunks(member)?;
+        timer.complete(Ok(()));
+        loop {
+            let untold = {
+                let mut state = self.state.lock();
+                let untold = state.allocations.untold(member.number);
+                if untold.is_empty() {
+                    let Some(place) = state
+                        .joining
+                        .iter()
+                        .position(|one| one.number == member.number)
+                    else {
+                        let gone = Error::new(Status::Disconnected, "it has left the group");
+                        return Err(member.why_out().unwrap_or(gone));
+                    };
+                    let joined = state.joining.remove(place);
+                    state.members.push(joined);
+                    let event = self.event(&state, member, GroupChange::Joined, None);
+                    drop(state);
+                    self.tell(event);
+                    break;
+                }
+                untold
+            };
+            // Chunks that were made meanwhile.
+            self.await_chunks(member)?;
+            let mut rest = &untold[..];
+            while !rest.is_empty() {
+                let mut bytes = 0;
+                let fits = rest.iter().take(MOST_ITEMS).take_while(|(_, item)| {
+                    bytes += item.len();
+                    bytes <= MOST_BYTES
+                });
+                let (now, later) = rest.split_at(fits.count().max(1));
+                self.tell_live(member, now)?;
+                rest = later;
+            }
+        }
+        // Calls of the host's may come as soon as this has returned.
+        self.await_chunks(member)
+    }
+
+    /// Reserves what the others have, and has the member told of all windows and chunks from then on.
+    fn bring_windows(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
+        let mut reserved: Vec<AddressRange> = Vec::new();
+        loop {
+            let missing: Vec<GroupWindow> = {
+                let mut state = self.state.lock();
+                let windows = state.windows.iter();
+                let missing: Vec<GroupWindow> = windows
+                    .filter(|window| !reserved.contains(&window.range))
+                    .cloned()
+                    .collect();
+                if missing.is_empty() {
+                    // Its changes are held, so these calls only note what is to be told.
+                    let is_there = |range: &AddressRange| {
+                        state.windows.iter().any(|window| window.range == *range)
+                    };
+                    for range in reserved.iter().filter(|range| !is_there(range)) {
+                        let range = (*range).into();
+                        let done = Completion::new(|_| ());
+                        member.changes.make(Step::Release { range }, done);
+                    }
+                    for window in &state.windows {
+                        if let Some(index) = &window.index {
+                            let shown = self.showing(member);
+                            member.changes.index(window.range.into(), index, shown);
+                        }
+                    }
+                    for chunk in state.chunks.values() {
+                        let file = chunk.file.clone();
+                        member.chunks.add_written(chunk.chunk, None, file);
+                    }
+                    state.allocations.begin_joining(member.number);
+                    state.joining.push(Arc::clone(member));
+                    return Ok(());
+                }
+                missing
+            };
+            for window in missing {
+                let answer = wait(|done| member.reserve(&exactly(window.range), done));
+                let answer = answer.map_err(|error| {
+                    let start = window.range.start();
+                    error.context(format_args!("reserve the group's window at {start:#x}"))
+                })?;
+                if answer.range != window.range.into() {
+                    return Err(wrong_place(window.range, &answer));
+                }
+                reserved.push(window.range);
+            }
+        }
+    }
+
+    /// An executor that joins and can't look in an index would not find the frames that the others find.
+    fn showing(self: &Arc<Self>, member: &Arc<Member>) -> Completion<()> {
+        let (group, member) = (Arc::clone(self), Arc::clone(member));
+        Completion::new(move |answer: Result<()>| {
+            if let Err(error) = answer {
+                group.put_out(&member, GroupChange::PutOut, error);
+            }
+        })
+    }
+
+    /// Waits until a member has mapped all chunks that there are.
+    fn await_chunks(&self, member: &Member) -> Result<()> {
+        let chunks: Vec<AddressRange> = {
+            let state = self.state.lock();
+            let chunks = state.chunks.values().map(|chunk| chunk.chunk.range);
+            chunks.collect()
+        };
+        wait(|done| member.chunks.when_mapped(&chunks, done))
+    }
+
+    /// Has a member do what others have done for live allocations, in one message.
+    fn tell_live(self: &Arc<Self>, member: &Arc<Member>, live: &[(u64, Arc<[u8]>)]) -> Result<()> {
+        let bytes: Vec<u8> = live.iter().flat_map(|(_, item)| &**item).copied().collect();
+        let (sender, answers) = mpsc::channel();
+        let done = live.iter().map(|(number, _)| {
+            let (number, sender) = (*number, sender.clone());
+            let done = Completion::new(move |answer: Result<u64>| {
+                let _ = sender.send((number, answer));
+            });
+            member.in_time(Asked::Code, done, self.putting_out(member))
+        });
+        member.apply(&bytes, done.collect());
+        drop(sender);
+        let mut result = Ok(());
+        let mut gone = Vec::new();
+        for (number, answer) in answers {
+            match answer {
+                Ok(key) => {
+                    let waiting = self
+                        .state
+                        .lock()
+                        .allocations
+                        .told(member.number, number, key);
+                    gone.extend(waiting.map(|waiting| (key, waiting)));
+                }
+                Err(error) => {
+                    result = result.and(Err(error.context("run the actions of what is linked")));
+                }
+            }
+        }
+        // The last one first.
+        for (key, waiting) in gone.into_iter().rev() {
+            match key {
+                0 => waiting.complete(Ok(())),
+                key => member.deinitialize(&[key], vec![self.of_member(member, waiting)]),
+            }
+        }
+        result
+    }
+
+    /// What is done with a member that does not answer in time.
+    pub(super) fn putting_out(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+    ) -> impl FnOnce(Error) + Send + 'static + use<> {
+        let (group, member) = (Arc::downgrade(self), Arc::downgrade(member));
+        move |error| {
+            if let (Some(group), Some(member)) = (group.upgrade(), member.upgrade()) {
+                group.put_out(&member, GroupChange::PutOut, error);
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! One executor of a group: its session, and what is asked of it.
+
+use super::super::batch::Batches;
+use super::super::change::Changes;
+use super::super::chunk::Chunks;
+use super::super::link::Link;
+use crate::callback_queue::Delivery;
+use crate::completion::Completion;
+use crate::error::{Error, Result, Status};
+use crate::lock::Mutex;
+use crate::transport::Transport;
+use crate::transport::deadlines;
+use crate::transport::limits::Asked;
+use crate::wire::service::{Item, Reserve, ReservedAt};
+use crate::wire::sps::Encode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// What the members of a group share.
+pub(super) struct Common {
+    /// Chunks that executors have not mapped yet.
+    pub(super) unsettled: Arc<AtomicUsize>,
+    /// Where callbacks of hosts run: the first executor's transport, whichever executor has answered.
+    pub(super) dispatcher: Arc<dyn Transport>,
+}
+
+/// An executor of a group.
+pub(super) struct Member {
+    /// Given once in a group.
+    pub(super) number: u64,
+    /// What errors and events call it.
+    pub(super) name: String,
+    pub(super) link: Arc<Link>,
+    pub(super) changes: Changes,
+    pub(super) chunks: Chunks,
+    pub(super) batches: Batches,
+    /// Why it belongs to the group no more.
+    left: OnceLock<Error>,
+}
+
+impl Member {
+    /// Opens a session with an executor that may become a member. Its changes are held.
+    ///
+    /// # Errors
+    /// `Unsupported` if memfds can't be handed over through a channel; what the transport says.
+    pub(super) fn open(
+        transport: Arc<dyn Transport>,
+        (service, instance): (u64, u64),
+        (number, name): (u64, String),
+        shared: &Common,
+    ) -> Result<Arc<Member>> {
+        let mut link = Link::open(transport, service, instance, false)?;
+        link.dispatch_by(Arc::clone(&shared.dispatcher));
+        if link.has_private_data() {
+            return Err(Error::new(
+                Status::Unsupported,
+                "the executor has chosen private data by itself, which a group does not serve yet; start it without",
+            ));
+        }
+        let passing = link.find_passing()?;
+        if !link.has_channel() {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "a group needs a channel to each executor, and this one has {}: {}",
+                    passing.mapper_name(),
+                    link.failed_passing().join("; ")
+                ),
+            ));
+        }
+        let link = Arc::new(link);
+        let changes = Changes::held(Arc::clone(&link));
+        Ok(Arc::new(Member {
+            number,
+            name,
+            chunks: Chunks::counted(changes.clone(), Arc::clone(&shared.unsettled)),
+            changes,
+            batches: Batches::new(Arc::clone(&link)),
+            link,
+            left: OnceLock::new(),
+        }))
+    }
+
+    /// Says which executor an error is of.
+    pub(super) fn named(&self, error: Error) -> Error {
+        error.context(format!("executor {} of the group", self.name))
+    }
+
+    /// It belongs to the group no more; the first reason counts.
+    pub(super) fn leave(&self, why: Error) {
+        let _ = self.left.set(why);
+    }
+
+    pub(super) fn has_left(&self) -> bool {
+        self.left.get().is_some()
+    }
+
+    /// Why nothing that it answers counts any more: it has left, or is about to be put out.
+    pub(super) fn why_out(&self) -> Option<Error> {
+        if let Some(why) = self.left.get() {
+            return Some(why.clone());
+        }
+        if let Some(why) = self.link.why_broken() {
+            return Some(why.clone());
+        }
+        self.link.check().err()
+    }
+
+    /// Reserves a window.
+    pub(super) fn reserve(&self, request: &Reserve, done: Completion<ReservedAt>) {
+        let mut message = self.link.message();
+        request.encode(&mut message);
+        let link = Arc::clone(&self.link);
+        let done = done.map(move |answer: Result<Vec<u8>>| link.reply(&answer?));
+        self.link
+            .call(self.link.functions().reserve, message, &[], done);
+    }
+
+    /// Has items done that are encoded, one after the other.
+    pub(super) fn apply(&self, items: &[u8], done: Vec<Completion<u64>>) {
+        self.batches.handle().submit_encoded(items, done);
+    }
+
+    /// Runs the deallocation actions of what it has answered these keys for, in this order.
+    pub(super) fn deinitialize(&self, keys: &[u64], done: Vec<Completion<()>>) {
+        let item = |key: &u64| Item::Deinitialize {
+            key: *key,
+            traps: Vec::new(),
+        };
+        let items: Vec<Item<'_>> = keys.iter().map(item).collect();
+        let done = done
+            .into_iter()
+            .map(|done| done.map(|answer: Result<u64>| answer.map(drop)));
+        self.batches
+            .handle()
+            .submit_in_order(&items, done.collect());
+    }
+
+    /// `done`, at which `late` is called if it is not answered within the limit of what is asked.
+    pub(super) fn in_time<T: 'static>(
+        self: &Arc<Self>,
+        asked: Asked,
+        done: Completion<T>,
+        late: impl FnOnce(Error) + Send + 'static,
+    ) -> Completion<T> {
+        let Some(deadline) = self.link.session().deadline(asked) else {
+            return done;
+        };
+        let timer = deadlines::at(deadline, late);
+        Completion::with_delivery(move |answer, delivery| {
+            drop(timer);
+            done.complete_with(answer, delivery);
+        })
+    }
+}
+
+/// What several executors have answered.
+pub(super) type Answers<T> = Vec<(Arc<Member>, Result<T>)>;
+
+/// What has come of a question to several executors.
+struct Gathered<T, F> {
+    members: Vec<Arc<Member>>,
+    answers: Mutex<Vec<Option<Result<T>>>>,
+    done: Mutex<Option<F>>,
+    left: AtomicUsize,
+}
+
+/// Asks several executors at once; `done` gets what all of them have answered, in their order.
+pub(super) fn gather<T: Send + 'static>(
+    members: Vec<Arc<Member>>,
+    delivery: &mut Delivery,
+    ask: impl Fn(&Arc<Member>, Completion<T>),
+    done: impl FnOnce(Answers<T>, &mut Delivery) + Send + 'static,
+) {
+    if members.is_empty() {
+        return done(Vec::new(), delivery);
+    }
+    let answers: Vec<Option<Result<T>>> = members.iter().map(|_| None).collect();
+    let state = Arc::new(Gathered {
+        members,
+        left: AtomicUsize::new(answers.len()),
+        answers: Mutex::new(answers),
+        done: Mutex::new(Some(done)),
+    });
+    for (place, member) in state.members.iter().enumerate() {
+        let state = Arc::clone(&state);
+        let answered = Completion::with_delivery(move |answer, delivery| {
+            state.answers.lock()[place] = Some(answer);
+            if state.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+                return;
+            }
+            let answers = std::mem::take(&mut *state.answers.lock());
+            let done = state.done.lock().take();
+            let answers = state
+                .members
+                .iter()
+                .cloned()
+                .zip(answers.into_iter().flatten());
+            if let Some(done) = done {
+                done(answers.collect(), delivery);
+            }
+        });
+        ask(member, answered);
+    }
+}
