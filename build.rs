@@ -26,6 +26,11 @@ const SECTIONS: &[Section] = &[
         "where memory comes from: this process, another one, another machine",
         &["mapper"],
     ),
+    Section(
+        "Groups",
+        "one set of linked code in several executors",
+        &["group"],
+    ),
     Section("Events", "what a manager tells its host of", &["events"]),
     Section(
         "Manager",

@@ -255,6 +255,42 @@ static void mappers_of_llvm(void **state) {
   here_tear_down(&here);
 }
 
+static void ignore_executor(void *ctx, const jitmem_group_executor *executor) {
+  (void)ctx;
+  (void)executor;
+}
+
+static void ignore_change(void *ctx, const jitmem_group_event *event) {
+  (void)ctx;
+  (void)event;
+}
+
+// Both sides are in this process: what the executor's has no memory for is its failure. Several of
+// this process are possible before they have a window.
+static void groups(void **state) {
+  (void)state;
+  const jitmem_group_observer observer = {.struct_size = sizeof observer, .fn = ignore_change};
+  EACH_FAILURE(round) {
+    struct here here;
+    here_set_up(&here, here_call);
+    const jitmem_new_executor one = {.transport = here.transport, .name = "here"};
+    jitmem_mapper *mapper = NULL;
+    uint64_t number = 0;
+    heap_begin(round.kind, round.skip);
+    jitmem_status status = jitmem_mapper_group(&one, 1, &observer, &mapper, NULL);
+    if (status == JITMEM_OK)
+      status = jitmem_mapper_add_executor(mapper, &one, &number, NULL);
+    if (status == JITMEM_OK)
+      status = jitmem_mapper_executors(mapper, ignore_executor, NULL, NULL);
+    if (status == JITMEM_OK)
+      status = jitmem_mapper_remove_executor(mapper, number, NULL);
+    round.failed = heap_end();
+    assert_true(status == JITMEM_OK || round.failed > 0);
+    jitmem_mapper_free(mapper);
+    here_tear_down(&here);
+  }
+}
+
 static void *serve(void *fd) {
   jitmem_executor_serve(*(int *)fd, *(int *)fd, NULL, NULL);
   close(*(int *)fd);
@@ -363,6 +399,7 @@ int main(void) {
       cmocka_unit_test(answers_of_custom_mappers),
       cmocka_unit_test(mappers_over_a_transport),
       cmocka_unit_test(mappers_of_llvm),
+      cmocka_unit_test(groups),
       cmocka_unit_test(transports),
       cmocka_unit_test(answers_of_transports),
       cmocka_unit_test(calls_that_are_given_up),

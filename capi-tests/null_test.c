@@ -230,6 +230,42 @@ static void mappers_of_an_executor(void **state) {
   here_tear_down(&here);
 }
 
+static void ignore_executor(void *ctx, const jitmem_group_executor *executor) {
+  (void)ctx;
+  (void)executor;
+}
+
+static void groups(void **state) {
+  const jitmem_mapper *plain = ((struct fixture *)*state)->mapper;
+  struct here here;
+  here_set_up(&here, here_call);
+  jitmem_mapper *mapper = NULL;
+  const jitmem_new_executor none = {0}, one = {.transport = here.transport};
+  const jitmem_group_observer small = {.struct_size = 8};
+  REFUSED(JITMEM_INVALID_ARGUMENT, "executors is NULL",
+          jitmem_mapper_group(NULL, 1, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "no executors",
+          jitmem_mapper_group(NULL, 0, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_transport is NULL",
+          jitmem_mapper_group(&none, 1, NULL, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "struct_size",
+          jitmem_mapper_group(&one, 1, &small, &mapper, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "mapper is NULL",
+          jitmem_mapper_group(&one, 1, NULL, NULL, error));
+  assert_null(mapper);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_mapper is NULL",
+          jitmem_mapper_add_executor(NULL, &one, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "executor is NULL",
+          jitmem_mapper_add_executor(plain, NULL, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_mapper is NULL",
+          jitmem_mapper_remove_executor(NULL, 1, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "jitmem_mapper is NULL",
+          jitmem_mapper_executors(NULL, ignore_executor, NULL, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "see is NULL",
+          jitmem_mapper_executors(plain, NULL, NULL, error));
+  here_tear_down(&here);
+}
+
 static void write_scopes(void **state) {
   struct fixture *fixture = *state;
   struct graph graph = allocate_three(fixture->manager, 1);
@@ -603,6 +639,7 @@ int main(void) {
       cmocka_unit_test(mappers),
       cmocka_unit_test(transports),
       cmocka_unit_test(mappers_of_an_executor),
+      TWO_VIEWS(groups),
       TWO_VIEWS(sections),
       TWO_VIEWS(frames),
       cmocka_unit_test(rtdyld_callbacks),

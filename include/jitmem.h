@@ -39,12 +39,13 @@
  *   2.  Handles         what the library hands out
  *   3.  Errors          what a call came to, and why
  *   4.  Mappers         where memory comes from: this process, another one, another machine
- *   5.  Events          what a manager tells its host of
- *   6.  Manager         allocate, finalize, deallocate: memory for link graphs
- *   7.  Statistics      figures of a manager, and what lies where
- *   8.  Transports      ways to call functions in an executor
- *   9.  Executor        the other side: to be the process that runs linked code
- *   10. Custom mappers  memory that the host itself provides
+ *   5.  Groups          one set of linked code in several executors
+ *   6.  Events          what a manager tells its host of
+ *   7.  Manager         allocate, finalize, deallocate: memory for link graphs
+ *   8.  Statistics      figures of a manager, and what lies where
+ *   9.  Transports      ways to call functions in an executor
+ *   10. Executor        the other side: to be the process that runs linked code
+ *   11. Custom mappers  memory that the host itself provides
  *
  * What holds for all functions
  *
@@ -387,7 +388,161 @@ jitmem_status jitmem_mapper_llvm_simple(const struct jitmem_transport *transport
 /// `mapper` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_mapper_free(struct jitmem_mapper *mapper);
 
-/* ==== 5. Events: what a manager tells its host of ==== */
+/* ==== 5. Groups: one set of linked code in several executors ==== */
+
+/// An executor that a group is to have. Set what is not chosen to zero.
+typedef struct jitmem_new_executor {
+  /// The way to it, which the host calls into it by as well.
+  const struct jitmem_transport *transport;
+  /// What errors and events call it; copied; NULL: its number.
+  const char *name;
+  /// As jitmem_executor_options.service.
+  uint64_t service;
+  /// As jitmem_executor_options.instance.
+  uint64_t instance;
+  /// 0.
+  uint64_t reserved[2];
+} jitmem_new_executor;
+
+/// What has happened to a group.
+JITMEM_ENUM(jitmem_group_change) {
+  /// An executor has joined: it has all that the others have, and what is finalized from then on.
+  JITMEM_GROUP_JOINED = 1,
+  /// The host has removed an executor.
+  JITMEM_GROUP_REMOVED = 2,
+  /// An executor has ended, or its connection has, for instance because it broke the protocol of that.
+  JITMEM_GROUP_DIED = 3,
+  /// An executor was put out: its answer was none, it refused a whole message, or it did not answer within a
+  /// limit.
+  JITMEM_GROUP_PUT_OUT = 4,
+};
+
+/// Something that has happened to a group.
+typedef struct jitmem_group_event {
+  /// sizeof(jitmem_group_event) in this library.
+  size_t struct_size;
+  /// One of jitmem_group_change.
+  uint32_t change;
+  /// How many executors the group has now.
+  uint32_t executors;
+  /// The number of the executor.
+  uint64_t executor;
+  /// What the host calls it; its number if the host has said nothing.
+  const char *name;
+  /// Why it has left; NULL if it has joined or the host has removed it.
+  const char *reason;
+} jitmem_group_event;
+
+/// Learns of an event of a group, which is valid during the call.
+typedef void (*jitmem_group_event_fn)(void *ctx, const struct jitmem_group_event *event);
+
+/// Who is told of a group's events. Set struct_size to sizeof(jitmem_group_observer).
+///
+/// `fn` runs in any thread and in several at a time, without a lock of the library's. The thread may be one
+/// that reads answers, so it must not wait for an executor. After the last event `destroy` runs.
+typedef struct jitmem_group_observer {
+  /// sizeof(jitmem_group_observer).
+  size_t struct_size;
+  /// Called with ctx for each event.
+  jitmem_group_event_fn fn;
+  /// The host's own.
+  void *ctx;
+  /// Frees ctx after the last event, or if the group can't be made; may be NULL. It does not run where
+  /// struct_size is wrong.
+  jitmem_destroy_fn destroy;
+} jitmem_group_observer;
+
+/// What is known of an executor of a group.
+typedef struct jitmem_group_executor {
+  /// sizeof(jitmem_group_executor) in this library.
+  size_t struct_size;
+  /// Its number, given once in a group.
+  uint64_t number;
+  /// What the host calls it; its number if the host has said nothing.
+  const char *name;
+  /// Messages that were sent to it.
+  uint64_t messages;
+  /// Bytes of messages in both directions.
+  uint64_t bytes;
+} jitmem_group_executor;
+
+/// Sees an executor of a group; what it sees is valid during the call.
+typedef void (*jitmem_group_executor_fn)(void *ctx, const struct jitmem_group_executor *executor);
+
+/// Makes a mapper over several executors on this machine, which are linked for once: code and constants are
+/// one set of sealed pages that all map at the same addresses; writable data is private to each; actions run in
+/// each, first to last, in all or in none. Calls into one go through its own transport.
+///
+/// Linked code refers to what an executor has by address, so all must have their programs and libraries at the
+/// same addresses: fork them from one process, or start them without address-space randomization. The library
+/// checks that of its own service; of other libraries the host must know it. Executors are numbered from 1.
+///
+/// An executor that ends, breaks the protocol, or does not answer within a limit of its transport leaves the
+/// group, and the others go on; what is asked for when the last one has gone fails as with one executor. A
+/// finalize action that fails in one executor is undone in the others, and the error names the executor. Memory
+/// that was deallocated is used again when all executors have forgotten it. Segments of finalize lifetime stay
+/// until deallocate, for executors that join later. jitmem_write_scope writes code and constants of all; writable
+/// data can't be written so.
+///
+/// `observer` may be NULL. Waits for the executors, so it must not be called where their answers come from. On
+/// success `*mapper` is the new mapper, to be freed with jitmem_mapper_free. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, no executor or a wrong struct_size; JITMEM_INVALID_HANDLE; what
+/// jitmem_mapper_add_executor says of an executor, which the message names.
+///
+/// Requires:
+/// `executors` is NULL or points to `count` structs with strings and handles of this library; `observer` is NULL
+/// or a struct of the size that it says, whose functions may be called from any thread; `mapper` and `error` are
+/// NULL or places for a pointer.
+jitmem_status jitmem_mapper_group(const struct jitmem_new_executor *executors,
+                                  size_t count,
+                                  const struct jitmem_group_observer *observer,
+                                  struct jitmem_mapper **mapper,
+                                  struct jitmem_error **error);
+
+/// Has an executor join a group while that is used, and waits until it has all that the others have: windows,
+/// chunks, and what the finalize actions of live allocations do, in the order in which they were finalized.
+/// Nothing is linked. `*number` (may be NULL) is its number in the group. Thread-safe; must not be called where
+/// answers come from.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, and for a mapper that is no group; JITMEM_INVALID_HANDLE;
+/// JITMEM_UNSUPPORTED if the executor has no service, if memfds can't be handed to it through a socket, or if its
+/// program lies at other addresses than the group's; JITMEM_DISCONNECTED, JITMEM_TIMED_OUT; that a window of the
+/// group is not free there; what a finalize action says there. The session with it is ended then.
+///
+/// Requires:
+/// `mapper` is NULL or a handle of this library; `executor` is NULL or a struct with a string and a handle of
+/// this library; `number` and `error` are NULL or places for a number and a pointer.
+jitmem_status jitmem_mapper_add_executor(const struct jitmem_mapper *mapper,
+                                         const struct jitmem_new_executor *executor,
+                                         uint64_t *number,
+                                         struct jitmem_error **error);
+
+/// Removes an executor from a group: its deallocation actions run and it gives the group's memory back. Waits for
+/// that, and must not be called where answers come from. Calls into it must have returned. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for a mapper that is no group, a number that none of its executors has, and
+/// for the last one; JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `mapper` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_mapper_remove_executor(const struct jitmem_mapper *mapper,
+                                            uint64_t number,
+                                            struct jitmem_error **error);
+
+/// Calls `see` in this thread for each executor that a group has now, without a lock. Thread-safe.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, and for a mapper that is no group; JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `mapper` is NULL or a handle of this library; `see` may be called with `ctx`; `error` is NULL or a place for a
+/// pointer.
+jitmem_status jitmem_mapper_executors(const struct jitmem_mapper *mapper,
+                                      jitmem_group_executor_fn see,
+                                      void *ctx,
+                                      struct jitmem_error **error);
+
+/* ==== 6. Events: what a manager tells its host of ==== */
 
 /// Memory of one segment of a jitmem_allocation.
 typedef struct jitmem_allocation_segment {
@@ -525,7 +680,7 @@ jitmem_status jitmem_manager_describe(const struct jitmem_manager *manager,
                                       void *ctx,
                                       struct jitmem_error **error);
 
-/* ==== 6. Manager: allocate, finalize, deallocate: memory for link graphs ==== */
+/* ==== 7. Manager: allocate, finalize, deallocate: memory for link graphs ==== */
 
 /// Bits of a segment's protection. Writable and executable together is refused.
 JITMEM_ENUM(jitmem_protection) {
@@ -1435,7 +1590,7 @@ jitmem_status jitmem_eh_frame_functions(uint64_t *register_,
 const void *jitmem_find_fde(const void *pc,
                             void *bases);
 
-/* ==== 7. Statistics: figures of a manager, and what lies where ==== */
+/* ==== 8. Statistics: figures of a manager, and what lies where ==== */
 
 /// Which mapper a manager uses.
 JITMEM_ENUM(jitmem_mapper_kind) {
@@ -1697,7 +1852,7 @@ jitmem_status jitmem_manager_all_usage(const struct jitmem_manager *manager,
                                        void *ctx,
                                        struct jitmem_error **error);
 
-/* ==== 8. Transports: ways to call functions in an executor ==== */
+/* ==== 9. Transports: ways to call functions in an executor ==== */
 
 /// How long what is asked of an executor may take, in milliseconds; 0: the default;
 /// UINT64_MAX: as long as the executor takes. Set struct_size to sizeof(jitmem_limits) and the rest to zero
@@ -1943,7 +2098,7 @@ jitmem_status jitmem_transport_start(const struct jitmem_transport *transport,
 jitmem_status jitmem_transport_cancel(uint64_t call,
                                       struct jitmem_error **error);
 
-/* ==== 9. Executor: the other side: to be the process that runs linked code ==== */
+/* ==== 10. Executor: the other side: to be the process that runs linked code ==== */
 
 /// What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
 /// byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
@@ -2150,7 +2305,7 @@ jitmem_status jitmem_executor_contain(const struct jitmem_containment *bounds,
                                       uint32_t *not_in_force,
                                       struct jitmem_error **error);
 
-/* ==== 10. Custom mappers: memory that the host itself provides ==== */
+/* ==== 11. Custom mappers: memory that the host itself provides ==== */
 
 /// How content gets into the executor.
 JITMEM_ENUM(jitmem_content) {

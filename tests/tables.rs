@@ -86,6 +86,12 @@ fn each_demand_on_a_second_process_names_tests_that_exist() {
 }
 
 #[test]
+fn each_line_about_groups_names_tests_that_exist() {
+    let count = check("docs/many.md", "tested by");
+    assert!(count > 7, "{count} lines");
+}
+
+#[test]
 fn names_are_whole_words() {
     assert!(names("fn a_b() {", "a_b"));
     assert!(!names("fn a_b_c() {", "a_b"));

@@ -13,6 +13,7 @@ mod epochs;
 mod events;
 mod executor;
 mod finalize;
+mod group;
 mod guard;
 mod handle;
 mod host_mapper;
