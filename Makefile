@@ -321,6 +321,11 @@ check-stopped: setup stage ## an executor that is stopped for a minute goes on w
 	JITMEM_TEST_STOPPED_SECONDS=60 $(call ctest,build/orc-22) -R '^orc-deadlines$$'
 	JITMEM_TEST_STOPPED_SECONDS=60 cargo test --locked -p jitmem-executor --test stopped
 
+.PHONY: check-supervise
+check-supervise: setup ## an executor whose linked code is killed a thousand times goes on, with 2,000 graphs
+	$(call headline,an executor whose linked code is killed a thousand times)
+	JITMEM_TEST_RESTARTS=1000 cargo test --locked --release -p jitmem-executor --test supervised -- --nocapture
+
 .PHONY: check-cgroup
 check-cgroup: setup stage ## --memory and --tasks by control groups, in a virtual machine
 	$(call headline,control groups in a virtual machine)

@@ -19,7 +19,8 @@ use anyhow::{Context, Result};
 use connection::Listener;
 use contain::{Bound, Containment};
 use jitmem::executor::program;
-use jitmem::executor::server::{self, SetupLayout};
+use jitmem::executor::server::{self, SetupLayout, Supervision};
+use jitmem::{Error, Status};
 use options::{Command, CxxRuntime, Options};
 use serve::Sessions;
 use standard_streams::Missing;
@@ -134,7 +135,10 @@ fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
     let (input, output) = connection::connect(&options.endpoint, token.as_ref(), note)?;
     standard_streams::separate(&taken)?;
     let cxx_ahead = match options.cxx_runtime {
-        CxxRuntime::WhenNeeded => options.containment.refuses_files(),
+        // Each process that takes another one's place has it at the same addresses.
+        CxxRuntime::WhenNeeded => {
+            options.supervise.is_some() || options.containment.refuses_files()
+        }
         choice => choice == CxxRuntime::Ahead,
     };
     if cxx_ahead {
@@ -156,6 +160,22 @@ fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
         }
     };
     print_debug_list();
+    if let Some(restarts) = options.supervise {
+        let containment = std::mem::take(&mut options.containment);
+        let name = name.to_owned();
+        let prepare = move || {
+            let closed = containment.close();
+            let closed = closed.map_err(|error| Error::new(Status::Denied, format!("{error:#}")));
+            closed.map(|bounds| note_bounds(&name, &bounds))
+        };
+        let supervision = Supervision {
+            restarts,
+            prepare: Box::new(prepare),
+        };
+        // SAFETY: to do what the controller asks for is what this program is for; it has no threads of its own that
+        // hold a lock.
+        return Ok(unsafe { server::serve_supervised(input, output, &session, supervision) }?);
+    }
     note_bounds(name, &options.containment.close()?);
     // SAFETY: to do what the controller asks for is what this program is for.
     let served = unsafe { server::serve(input, output, &session) };

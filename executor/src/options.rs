@@ -8,7 +8,7 @@ use crate::contain::{Containment, Limit, bytes, limited_by};
 use crate::isolation::user;
 use anyhow::{Context, Result, bail};
 use jitmem::executor::containment::Profile;
-use jitmem::executor::server::Unread;
+use jitmem::executor::server::{Restarts, Unread};
 use lexopt::{Arg, Parser, ValueExt};
 use std::ffi::OsString;
 use std::ops::Range;
@@ -70,6 +70,10 @@ Options
                      encrypted
   --serve[=N]        go on to serve one controller after another, each session in a process of its
                      own, at most N of them at a time (64); options above and below are for each
+  --supervise[=N/S]  run linked code in a child of this process; when that crashes, exits or is at its
+                     time limit, another one takes its place, with all that is linked at the same
+                     addresses and data as it was finalized; at most N times within S seconds
+                     (10/60). For controllers with jitmem
   --time-limit N     end this process when a program has run for N seconds; the controller is told
                      why, and the exit code is 124
   --exit-when-orphaned N
@@ -135,6 +139,8 @@ pub(crate) struct Options {
     pub(crate) serve: Option<(usize, Vec<OsString>)>,
     /// How long linked code may run on when its controller is gone.
     pub(crate) exit_when_orphaned: Option<Duration>,
+    /// How often a child that has ended is replaced, if linked code runs in one.
+    pub(crate) supervise: Option<Restarts>,
     /// How long a program may run.
     pub(crate) time_limit: Option<Duration>,
     /// Bytes of stack of programs' threads, if not what fits.
@@ -176,6 +182,7 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
     let mut exit_when_orphaned = None;
     let mut time_limit = None;
     let mut stack_size = None;
+    let mut supervise = None;
     let mut unread = Unread::default();
     let mut containment = Containment::default();
     let mut print_debug_list = false;
@@ -221,6 +228,12 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
             Arg::Long("time-limit") => {
                 let seconds = count("time-limit", &parser.value()?.string()?)?;
                 time_limit = Some(Duration::from_secs(seconds as u64));
+            }
+            Arg::Long("supervise") => {
+                supervise = Some(match parser.optional_value() {
+                    Some(text) => restarts(&text.string()?)?,
+                    None => Restarts::default(),
+                });
             }
             Arg::Long("stack-size") => {
                 stack_size = Some(bytes("stack-size", &parser.value()?.string()?)?);
@@ -274,12 +287,16 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
                 if endpoint.is_connected() && (token_file.is_some() || sessions.is_some()) {
                     bail!("--token-file and --serve are for channels that controllers connect to");
                 }
+                if supervise.is_some() {
+                    refuse_with_supervise(&containment, share_with_children)?;
+                }
                 let own = for_sessions(&words[..start], &servers);
                 return Ok(Command::Serve(Options {
                     endpoint,
                     token_file,
                     serve: sessions.map(|most| (most, own)),
                     exit_when_orphaned,
+                    supervise,
                     time_limit,
                     llvm,
                     cxx_runtime,
@@ -297,6 +314,29 @@ pub(crate) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Com
         return Ok(Command::Diagnose(containment));
     }
     bail!("insufficient arguments")
+}
+
+/// How many within how many seconds.
+fn restarts(text: &str) -> Result<Restarts> {
+    let (most, within) = text.split_once('/').unwrap_or((text, "60"));
+    Ok(Restarts {
+        most: count("supervise", most)?,
+        within: Duration::from_secs(count("supervise", within)? as u64),
+    })
+}
+
+/// What can't be had in a process that goes on when linked code has ended another one.
+fn refuse_with_supervise(containment: &Containment, share_with_children: bool) -> Result<()> {
+    if containment.isolation.is_chosen() {
+        bail!(
+            "--supervise is not for --user, --root and --isolate: the process that supervises keeps its own; \
+             start the whole program so"
+        );
+    }
+    if share_with_children {
+        bail!("--supervise has private data, and --fork-memory=shared shares it");
+    }
+    Ok(())
 }
 
 fn profile(name: &str) -> Result<Profile> {
@@ -328,6 +368,7 @@ fn refuse_option(word: &str) -> Result<()> {
         "no-network",
         "preload-cxx",
         "read",
+        "supervise",
         "root",
         "seccomp",
         "serve",

@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_void};
 use std::io::Write;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// The signals that a program's own mistakes raise.
 const CRASHES: [(c_int, &str); 7] = [
@@ -22,6 +23,57 @@ const LIMITS: [(c_int, &str); 2] = [(libc::SIGXCPU, "SIGXCPU"), (libc::SIGXFSZ, 
 
 /// What the message begins with. Set before the handler is installed, so that it never waits.
 static PROGRAM: OnceLock<String> = OnceLock::new();
+
+/// Where a process that shares this page finds what has ended another one: signal and address.
+static SHARED: AtomicPtr<[AtomicU64; 2]> = AtomicPtr::new(std::ptr::null_mut());
+
+/// What ended a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Crash {
+    /// The signal that the kernel raised.
+    pub(crate) signal: c_int,
+    /// The address that was accessed, for SIGSEGV and SIGBUS.
+    pub(crate) address: Option<u64>,
+}
+
+/// Has this process learn of crashes of the children that it forks from now on, by [`take_crash`], where
+/// they are reported. Once.
+pub(crate) fn share_crashes() -> std::io::Result<()> {
+    let size = super::page_size().bytes() as usize;
+    let (read_write, shared) = (
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+    );
+    // SAFETY: a new mapping, which stays for good.
+    let page = unsafe { libc::mmap(std::ptr::null_mut(), size, read_write, shared, -1, 0) };
+    if page == libc::MAP_FAILED {
+        return Err(std::io::Error::last_os_error());
+    }
+    SHARED.store(page.cast(), Ordering::Release);
+    Ok(())
+}
+
+/// What the last child's crash was, once.
+pub(crate) fn take_crash() -> Option<Crash> {
+    // SAFETY: null, or the page that stays for good; zero is a value of atomics.
+    let [signal, address] = unsafe { SHARED.load(Ordering::Acquire).as_ref() }?;
+    // The address is kept one higher, so that 0 is none.
+    let address = address.swap(0, Ordering::AcqRel);
+    match signal.swap(0, Ordering::AcqRel) as c_int {
+        0 => None,
+        signal => Some(Crash {
+            signal,
+            address: address.checked_sub(1),
+        }),
+    }
+}
+
+/// The name of a signal of a crash or of a limit.
+pub(crate) fn signal_name(signal: c_int) -> Option<&'static str> {
+    let mut all = CRASHES.iter().chain(&LIMITS);
+    all.find(|(known, _)| *known == signal)
+        .map(|(_, name)| *name)
+}
 
 /// Characters of that which are kept.
 const LONGEST_NAME: usize = 100;
@@ -63,17 +115,21 @@ fn report_all(program: &str, signals: impl IntoIterator<Item = c_int>) {
 extern "C" fn report(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel passes a filled siginfo.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr()) };
-    let name = CRASHES
-        .iter()
-        .chain(&LIMITS)
-        .find(|(known, _)| *known == signal)
-        .map_or("?", |(_, name)| name);
+    let name = signal_name(signal).unwrap_or("?");
+    let at = (matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0).then(|| address.addr());
+    // SAFETY: null, or the page that stays for good.
+    if let Some([shared, place]) = unsafe { SHARED.load(Ordering::Acquire).as_ref() } {
+        place.store(
+            at.map_or(0, |at| (at as u64).wrapping_add(1)),
+            Ordering::Release,
+        );
+        shared.store(signal as u64, Ordering::Release);
+    }
     // Neither heap nor locks: this thread may hold any of them.
     let mut line = [0u8; 4 * LONGEST_NAME + 100];
     let mut rest = &mut line[..];
     let program = PROGRAM.get().map_or("", String::as_str);
-    let written = if matches!(signal, libc::SIGSEGV | libc::SIGBUS) && code > 0 {
-        let address = address.addr();
+    let written = if let Some(address) = at {
         writeln!(
             rest,
             "{program}: killed by signal {signal} ({name}) at address {address:#x}"

@@ -8,6 +8,7 @@
 
 mod atfork;
 mod call;
+mod child;
 mod clock;
 mod code;
 mod copies;
@@ -49,6 +50,7 @@ pub(crate) use call::{
     session_wrapper_address, wrapper_address,
 };
 pub use call::{RawWrapperResult, WrapperCall};
+pub(crate) use child::{ChildProcess, prepare_for_children};
 pub(crate) use clock::monotonic_time;
 #[cfg(test)]
 pub(crate) use code::traps;
@@ -57,7 +59,7 @@ pub(crate) use code::{
 };
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use cpu::cpu_features;
-pub(crate) use crash::{report_crashes, report_limit};
+pub(crate) use crash::{report_crashes, report_limit, share_crashes, signal_name, take_crash};
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, next_symbol, open_library, symbol, symbol_in};
 use explain::limit;

@@ -381,6 +381,12 @@ pub(crate) fn hang_up(socket: &OwnedFd) {
     let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
 }
 
+/// Ends one direction of a connection: the other side reads what was sent and then the end.
+pub(crate) fn end_of_writing(socket: &OwnedFd) {
+    // As above.
+    let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

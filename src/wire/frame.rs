@@ -199,7 +199,6 @@ impl Setup {
     }
 
     /// The body in a layout that is known. Bytes behind it are ignored.
-    #[cfg(any(test, feature = "internals"))]
     pub fn decode(body: &[u8], layout: SetupLayout) -> Result<Setup, Malformed> {
         Setup::take(&mut Reader::new(body), layout)
     }

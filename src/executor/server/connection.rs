@@ -12,6 +12,7 @@
 //! away.
 
 use super::programs::Programs;
+use super::supervisor::Supervisor;
 use super::writer::{MessageWriter, Unread, Unwritten};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
@@ -92,6 +93,8 @@ pub(super) struct ServerConnection {
     /// What is published beside functions of ours. Known before the controller is told.
     instances: OnceLock<BTreeMap<String, ExecutorAddr>>,
     programs: Arc<Programs>,
+    /// Has what is no function of ours done by a child.
+    supervisor: Option<Arc<Supervisor>>,
     /// For programs, which use the connection from threads of their own.
     this: Weak<ServerConnection>,
 }
@@ -149,6 +152,7 @@ impl ServerConnection {
         output: StreamWriter,
         unread: Unread,
         functions: HashMap<u64, PublishedFunction>,
+        supervisor: Option<Arc<Supervisor>>,
     ) -> Arc<ServerConnection> {
         Arc::new_cyclic(|this| ServerConnection {
             writer: MessageWriter::new(output, unread),
@@ -156,6 +160,7 @@ impl ServerConnection {
             functions,
             instances: OnceLock::new(),
             programs: Arc::default(),
+            supervisor,
             this: Weak::clone(this),
         })
     }
@@ -301,6 +306,17 @@ impl ServerConnection {
     /// Starts a program, which answers by itself.
     fn start_program(&self, call: Call) -> Option<Unwritten> {
         let sequence = call.sequence;
+        if let Some(supervisor) = &self.supervisor {
+            let connection = Weak::clone(&self.this);
+            let done = Completion::new(move |answer: Result<Vec<u8>>| {
+                if let Some(connection) = connection.upgrade() {
+                    let answer = answer.map_err(|error| error.message().to_owned());
+                    connection.send_result(sequence, answer);
+                }
+            });
+            supervisor.call(call.tag, call.args, done);
+            return None;
+        }
         let number = self.programs.started(sequence);
         let program = Program {
             connection: self.this.upgrade(),
@@ -405,7 +421,7 @@ mod tests {
         idle_time: Duration,
     ) -> Arc<ReaderPool<ServerConnection>> {
         let output = StreamWriter::new(output.into()).unwrap();
-        let connection = ServerConnection::new(output, Unread::default(), functions);
+        let connection = ServerConnection::new(output, Unread::default(), functions, None);
         let input = MessageReader::new(Arc::new(input.into()));
         ReaderPool::new(connection, [input], idle_time)
     }

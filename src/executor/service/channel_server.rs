@@ -20,7 +20,7 @@ struct ChannelServer {
 
 /// Serves calls from `socket` in threads of our own until its end. The session stays then, until its
 /// service ends it: linked code may still run.
-pub(super) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
+pub(in crate::executor) fn serve(socket: Arc<OwnedFd>, functions: Functions) -> io::Result<()> {
     let socket = ClosedInChild::new(socket);
     let buffers = packet::buffers(READERS)?;
     reader_pool::start(Arc::new(ChannelServer { socket, functions }), buffers)

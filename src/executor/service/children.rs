@@ -8,6 +8,7 @@ use crate::sys::{self, Forked};
 use std::ffi::OsStr;
 use std::io;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the environment says of memory in forked children: "shared" leaves it so.
 const VARIABLE: &str = "JITMEM_FORK_MEMORY";
@@ -21,6 +22,18 @@ pub(in crate::executor) fn share_memory() {
 
 fn shared() -> bool {
     *SHARED.get_or_init(|| std::env::var_os(VARIABLE).as_deref() == Some(OsStr::new("shared")))
+}
+
+/// This process forks children that go on with all that it has.
+static FORKS_SUCCESSORS: AtomicBool = AtomicBool::new(false);
+
+/// Says whether children that are forked from now on go on with what this process has, as they find it.
+pub(in crate::executor) fn set_forks_successors(does: bool) {
+    FORKS_SUCCESSORS.store(does, Ordering::Relaxed);
+}
+
+fn forks_successors() -> bool {
+    FORKS_SUCCESSORS.load(Ordering::Relaxed)
 }
 
 /// The copies of one chunk, and whether the last one was made.
@@ -37,7 +50,7 @@ pub(super) fn prepare() {
 
 /// Before a fork.
 pub(super) fn copy(windows: &mut [SessionWindow]) {
-    if shared() {
+    if shared() || forks_successors() {
         return;
     }
     for chunk in windows.iter_mut().flat_map(SessionWindow::chunks) {
@@ -54,7 +67,7 @@ pub(super) fn copy(windows: &mut [SessionWindow]) {
 /// After a fork. A child leaves all that is the parent's as it is, but puts the copies in their places. Data
 /// that it would share ends it; code that it shares it can run.
 pub(super) fn forked(windows: &mut Vec<SessionWindow>, forked: Forked) {
-    if !forked.in_child {
+    if !forked.in_child || forks_successors() {
         return;
     }
     for chunk in windows.iter_mut().flat_map(SessionWindow::chunks) {

@@ -71,7 +71,7 @@ pub(crate) fn entry_points() -> [EntryPoint; 6] {
 }
 
 /// What the answer to `open` names.
-fn functions() -> Functions {
+pub(crate) fn functions() -> Functions {
     let [_, attach, reserve, change, apply, close] =
         entry_points().map(|function| ExecutorAddr(function.address));
     Functions {

@@ -11,14 +11,19 @@ mod entry_points;
 mod files;
 mod listener;
 mod session;
+mod supervised;
 mod teardowns;
 mod windows;
 
+pub(super) use channel_server::serve as serve_channel;
+pub(super) use children::set_forks_successors;
 pub(super) use children::share_memory as share_memory_with_children;
+pub(super) use entry_points::functions;
 pub(crate) use entry_points::{
     EntryPoint, entry_points, open as open_session, open_by_session, session_symbols, symbols,
 };
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
+pub(super) use supervised::{Supervise, leave_to, succeed};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
@@ -79,9 +84,9 @@ impl Default for Service {
     }
 }
 
-impl Drop for Service {
+impl Service {
     /// Ends the sessions, the last one first; no more are opened.
-    fn drop(&mut self) {
+    pub(super) fn close(&self) {
         let mine: Vec<u64> = {
             let mut registry = REGISTRY.lock();
             registry.services.remove(&self.instance);
@@ -97,6 +102,12 @@ impl Drop for Service {
                 let _ = session.close();
             }
         }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -161,6 +172,13 @@ pub(crate) enum Function {
 
 /// Answers a call of `open`; `functions` are the addresses of the others in this process.
 pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
+    match supervised::supervisor() {
+        Some(supervisor) => Ok(supervisor.open(args, &|| open_here(args, functions))),
+        None => Ok(open_here(args, functions)),
+    }
+}
+
+fn open_here(args: &[u8], functions: &Functions) -> Vec<u8> {
     let body = || {
         let args = &mut Reader::new(args);
         let open: Open = decoded(args)?;
@@ -174,10 +192,22 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
                 ),
             ));
         }
-        let private_data = match open.version {
+        let asked = match open.version {
             PRIVATE_VERSION.. => decoded(args)?,
             _ => false,
         };
+        let private_data = asked || supervised::is_supervised();
+        if private_data && open.version < PRIVATE_VERSION {
+            return Err(Error::new(
+                Status::Unsupported,
+                format!(
+                    "open a session: this executor is supervised, so its data is private, which the \
+                     controller's version {} of the service does not know; use the same release on both \
+                     sides",
+                    open.version
+                ),
+            ));
+        }
         if let Some(reason) = sys::debugging() {
             // Pages of both kinds that this service has are shared mappings.
             return Err(Error::new(
@@ -228,7 +258,7 @@ pub(crate) fn open(args: &[u8], functions: &Functions) -> Answer {
             _ => to_bytes(&Reply::<Opened>(Ok(opened))),
         })
     };
-    Ok(body().unwrap_or_else(|error| to_bytes(&Reply::<Opened>::from(Err(error)))))
+    body().unwrap_or_else(|error| to_bytes(&Reply::<Opened>::from(Err(error))))
 }
 
 /// For tests: the number of a new session.
@@ -245,6 +275,14 @@ pub(crate) fn opened(service: &Service) -> u64 {
 
 /// Answers a call of any other function. Descriptors come only through a channel.
 pub(crate) fn call(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -> Answer {
+    match supervised::supervisor() {
+        Some(supervisor) => Ok(supervisor.call(function, args, descriptors)),
+        None => call_here(function, args, descriptors),
+    }
+}
+
+/// The same in this process, whether or not it is supervised.
+pub(super) fn call_here(function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -> Answer {
     let mut args = Reader::new(args);
     let session = decoded::<u64>(&mut args).and_then(find);
     let bytes = match function {

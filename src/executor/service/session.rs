@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
-use crate::sys::{self, OwnerProcess, explain, socket};
+use crate::sys::{self, OwnerCell, explain, socket};
 use crate::transport::RESPONSE_TIMEOUT;
 use crate::wire::service::{Attach, Content, Functions, Item};
 use crate::wire::sps::{ActionPair, AddrRange, Bytes};
@@ -19,8 +19,8 @@ use std::time::Instant;
 pub(super) struct Session {
     id: u64,
     instance: u64,
-    /// The process that opened it.
-    owner: OwnerProcess,
+    /// The process that opened it, or goes on with it.
+    owner: OwnerCell,
     functions: Functions,
     pub(super) windows: Windows,
     teardowns: Teardowns,
@@ -29,10 +29,12 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(id: u64, instance: u64, functions: Functions, private_data: bool) -> Session {
+        let owner = OwnerCell::new();
+        owner.claim();
         Session {
             id,
             instance,
-            owner: OwnerProcess::current(),
+            owner,
             functions,
             windows: Windows::new(private_data),
             teardowns: Teardowns::new(),
@@ -48,6 +50,11 @@ impl Session {
     /// those there.
     pub(super) fn is_of(&self, instance: u64) -> bool {
         self.instance == instance && self.owner.is_current()
+    }
+
+    /// Makes it this process's, which was forked from the one before.
+    pub(super) fn claim(&self) {
+        self.owner.claim();
     }
 
     // ---- the channel ----

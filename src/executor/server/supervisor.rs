@@ -1,0 +1,698 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Serving a controller from a process in which no linked code runs. That runs in a child, which is forked from
+//! this one; when it ends another one takes its place.
+//!
+//! This process maps all that the controller has mapped. It never writes into it, so a child that is forked from it has
+//! code, constants and data at the same addresses as they were finalized. What maps is done in both processes; all
+//! else that the controller calls is handed on to the child, and what linked code calls to the controller.
+//!
+//! | thread | does |
+//! |---|---|
+//! | those of the controller's connection | hand calls on; answer what maps |
+//! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
+//! | one that replays | has the new child run the finalize actions of all that is live |
+
+use super::connection::ServerConnection;
+use super::replay::{Replay, ReplayedItem};
+use super::writer::{MessageWriter, Unread};
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status};
+use crate::executor::service::{self, Function, Supervise};
+use crate::lock::{Condvar, Mutex};
+use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, socket};
+use crate::transport::channel::Channel;
+use crate::transport::messages::{Message, MessageReader};
+use crate::transport::pending::PendingCalls;
+use crate::wire::frame::{FIRST_OWN_CALL, Header, OUT_OF_BAND, Opcode, Setup, SetupLayout};
+use crate::wire::service::{
+    At, Change, Failure, Functions, Item, Reply, Reserve, ReservedAt, Step,
+};
+use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
+use std::collections::VecDeque;
+use std::ffi::c_int;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant};
+
+/// How often a child that has ended is replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restarts {
+    /// So many times at most.
+    pub most: usize,
+    /// In so much time.
+    pub within: Duration,
+}
+
+impl Default for Restarts {
+    /// 10 within a minute.
+    fn default() -> Restarts {
+        Restarts {
+            most: 10,
+            within: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How often another place is looked for where a child has something at the one that was found.
+const MOST_PLACES: usize = 16;
+
+/// What a child does: serves what is at these sockets, the second one being for what maps; gives its exit code.
+pub(super) type RunChild = Box<dyn Fn(OwnedFd, OwnedFd) -> c_int + Send + Sync>;
+
+/// One child.
+struct Child {
+    process: ChildProcess,
+    /// Its connection, as a controller's would be.
+    socket: ClosedInChild,
+    writer: MessageWriter,
+    pending: PendingCalls,
+    /// For calls of the service.
+    channel: Channel,
+    /// Why it has ended.
+    why: Mutex<Option<String>>,
+    ended: Condvar,
+}
+
+impl Child {
+    /// Calls a function of the service and waits.
+    fn ask(&self, function: u64, message: &[u8], descriptors: &[OwnedFd]) -> Result<Vec<u8>> {
+        wait(|done| self.channel.call_with(function, message, descriptors, done))
+    }
+
+    /// Waits for its end, which must be certain.
+    fn why(&self) -> String {
+        let mut why = self.why.lock();
+        loop {
+            match &*why {
+                Some(why) => return why.clone(),
+                None => why = self.ended.wait(why),
+            }
+        }
+    }
+
+    /// Hands a call on.
+    fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
+        if let Some(sequence) = self.pending.add(done, u64::MAX) {
+            let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
+            // Of a child that is gone, the thread that reads learns why.
+            let _ = self.writer.send(header, args.into());
+        }
+    }
+}
+
+/// A call that waits for a child that is ready.
+type Held = (u64, Vec<u8>, Completion<Vec<u8>>);
+
+#[derive(Default)]
+struct State {
+    child: Option<Arc<Child>>,
+    /// The child takes calls: what is live has been initialized there, or an action that does so calls the
+    /// controller, which may need it for that.
+    ready: bool,
+    held: Vec<Held>,
+    /// When children were replaced, as far as that counts.
+    replaced: VecDeque<Instant>,
+    restarts: u64,
+    /// What no other child would have.
+    lasting: Option<String>,
+    /// The controller has gone.
+    closing: bool,
+    /// How the last child has ended.
+    code: Option<c_int>,
+}
+
+pub(super) struct Supervisor {
+    restarts: Restarts,
+    unread: Unread,
+    layout: SetupLayout,
+    functions: Functions,
+    run: RunChild,
+    connection: OnceLock<Weak<ServerConnection>>,
+    /// The first child's introduction.
+    setup: OnceLock<Setup>,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held while something is mapped in both processes, and while a child is forked.
+    mapping: Mutex<()>,
+    replay: Replay,
+}
+
+impl Supervisor {
+    /// Starts the first child. Gives what it reads from too.
+    pub(super) fn start(
+        restarts: Restarts,
+        unread: Unread,
+        layout: SetupLayout,
+        run: RunChild,
+    ) -> Result<(Arc<Supervisor>, MessageReader, Setup)> {
+        sys::prepare_for_children();
+        sys::share_crashes().map_err(|error| explain("map a page", error))?;
+        let supervisor = Arc::new(Supervisor {
+            restarts,
+            unread,
+            layout,
+            functions: service::functions(),
+            run,
+            connection: OnceLock::new(),
+            setup: OnceLock::new(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            mapping: Mutex::default(),
+            replay: Replay::default(),
+        });
+        service::set_forks_successors(true);
+        let leaves = service::leave_to(Arc::clone(&supervisor) as Arc<dyn Supervise>);
+        if !leaves {
+            return Err(Error::new(
+                Status::Unsupported,
+                "supervise a second session: a process supervises one for its whole life",
+            ));
+        }
+        let (child, mut input) = supervisor.fork()?;
+        let setup = supervisor.introduced(&mut input)?;
+        let _ = supervisor.setup.set(setup.clone());
+        drop(child);
+        supervisor.state.lock().ready = true;
+        Ok((supervisor, input, setup))
+    }
+
+    /// Serves the child, and those that take its place, from now on.
+    pub(super) fn serve(
+        self: &Arc<Self>,
+        connection: &Arc<ServerConnection>,
+        input: MessageReader,
+    ) -> Result<()> {
+        let _ = self.connection.set(Arc::downgrade(connection));
+        let supervisor = Arc::clone(self);
+        sys::spawn("jitmem-child", move || supervisor.read(input))
+            .map_err(|error| explain("start a thread that reads what the child says", error))
+    }
+
+    /// The controller has gone: ends the child and waits for that. Gives its exit code.
+    pub(super) fn finish(&self) -> c_int {
+        let mut state = self.state.lock();
+        state.closing = true;
+        if let Some(child) = &state.child {
+            socket::end_of_writing(&child.socket);
+        }
+        loop {
+            if let Some(code) = state.code {
+                return code;
+            }
+            state = self.changed.wait(state);
+        }
+    }
+
+    // ---- the child ----
+
+    /// Forks a child, which is the one there is from then on.
+    fn fork(&self) -> Result<(Arc<Child>, MessageReader)> {
+        let failed = |error| explain("make sockets for a child", error);
+        let (here, there) = UnixStream::pair().map_err(failed)?;
+        let (channel, its_channel) = socket::packet_pair().map_err(failed)?;
+        let (here, there) = (Arc::new(OwnedFd::from(here)), OwnedFd::from(there));
+        let output = here.try_clone().map_err(failed)?;
+        // All ends of this process are dead ones in the child.
+        let socket = ClosedInChild::new(Arc::clone(&here));
+        let mut input = MessageReader::new(here);
+        input.refuse_descriptors().map_err(failed)?;
+        let writer = StreamWriter::new(output).map_err(failed)?;
+        let channel = Channel::new(channel, Arc::default())?;
+        let mapping = self.mapping.lock();
+        let run = || {
+            service::succeed();
+            service::set_forks_successors(false);
+            (self.run)(there, its_channel)
+        };
+        // SAFETY: the child serves anew, by objects of its own; what it goes on with lies behind locks that forks see
+        // to. It leaves those of this connection alone.
+        let process = unsafe { ChildProcess::start(run) };
+        let process = process.map_err(|error| explain("fork a child for linked code", error))?;
+        let child = Arc::new(Child {
+            process,
+            socket,
+            writer: MessageWriter::new(writer, self.unread),
+            pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
+            channel,
+            why: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        // What is mapped from here on is mapped there too.
+        self.state.lock().child = Some(Arc::clone(&child));
+        drop(mapping);
+        Ok((child, input))
+    }
+
+    /// What the child says first.
+    fn introduced(&self, input: &mut MessageReader) -> Result<Setup> {
+        let wrong = |why: String| Error::new(Status::Internal, format!("start a child: {why}"));
+        match input.next() {
+            Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Setup => {
+                Setup::decode(&body, self.layout).map_err(|error| wrong(error.to_string()))
+            }
+            Ok(_) => Err(wrong("it has ended before it served".to_owned())),
+            Err(error) => Err(wrong(error.to_string())),
+        }
+    }
+
+    /// Reads what children say, one after the other.
+    fn read(self: &Arc<Self>, mut input: MessageReader) {
+        let mut child = self.state.lock().child.clone();
+        while let Some(current) = child.take() {
+            let said = self.read_one(&current, &mut input);
+            // One that has no connection any more goes on with nothing; at the end it has actions to run, and output
+            // to write.
+            if !self.state.lock().closing {
+                current.process.kill();
+            }
+            let status = current.process.wait();
+            let why = why_ended(said, &status);
+            let next = self.child_ended(&current, &why, status);
+            if let Some((next, reader)) = next {
+                input = reader;
+                child = Some(next);
+            }
+        }
+    }
+
+    /// Hands on what a child says until it ends. Gives what it has said of that.
+    fn read_one(self: &Arc<Self>, child: &Arc<Child>, input: &mut MessageReader) -> Option<String> {
+        loop {
+            let Ok(Some(Message { header, body, .. })) = input.next() else {
+                return None;
+            };
+            let Header {
+                opcode,
+                sequence,
+                tag,
+                ..
+            } = header;
+            match opcode {
+                Opcode::Result => {
+                    let done = child.pending.take(sequence)?;
+                    done.complete(match tag {
+                        OUT_OF_BAND => Err(Error::new(Status::MapperFailed, said(&body))),
+                        _ => Ok(body),
+                    });
+                }
+                Opcode::CallWrapper => {
+                    self.release();
+                    self.call_controller(child, sequence, tag, &body);
+                }
+                Opcode::Hangup => match from_bytes::<Outcome>(&body) {
+                    Ok(Outcome(Err(why))) => return Some(why),
+                    _ => return None,
+                },
+                Opcode::Setup => match (Setup::decode(&body, self.layout), self.setup.get()) {
+                    (Ok(setup), Some(first)) if setup == *first => {}
+                    _ => return Some("it has not what the first one has had".to_owned()),
+                },
+            }
+        }
+    }
+
+    /// Linked code calls the controller.
+    fn call_controller(&self, child: &Arc<Child>, sequence: u64, tag: u64, args: &[u8]) {
+        let Some(connection) = self.connection.get().and_then(Weak::upgrade) else {
+            return;
+        };
+        let child = Arc::clone(child);
+        let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            // There is no way to say an error, as from any controller.
+            let body = answer.unwrap_or_default();
+            let header = Header::new(Opcode::Result, sequence, 0, body.len());
+            let _ = child.writer.send(header, body.into());
+        });
+        connection.call(tag, args, done);
+    }
+
+    /// Answers what waited for a child, and starts another one, if there shall be one.
+    fn child_ended(
+        self: &Arc<Self>,
+        child: &Child,
+        why: &str,
+        status: io::Result<ExitStatus>,
+    ) -> Option<(Arc<Child>, MessageReader)> {
+        {
+            let mut state = self.state.lock();
+            (state.child, state.ready) = (None, false);
+            if state.closing {
+                drop(state);
+                self.no_more(child, why);
+                let mut state = self.state.lock();
+                state.code = Some(status.ok().and_then(|status| status.code()).unwrap_or(1));
+                self.changed.notify_all();
+                return None;
+            }
+        }
+        self.no_more(child, why);
+        self.replay.child_is_gone();
+        match self.replacement() {
+            Ok(next) => {
+                say(&format!("{why}; another one takes its place"));
+                Some(next)
+            }
+            Err(error) => self.end(&format!("{why}; {}", error.message())),
+        }
+    }
+
+    /// Nothing more comes of a child.
+    fn no_more(&self, child: &Child, why: &str) {
+        *child.why.lock() = Some(why.to_owned());
+        child.ended.notify_all();
+        let error = Error::new(Status::ActionFailed, why);
+        child.pending.end(error);
+    }
+
+    fn replacement(self: &Arc<Self>) -> Result<(Arc<Child>, MessageReader)> {
+        let refused = |why: String| Err(Error::new(Status::Disconnected, why));
+        {
+            let mut state = self.state.lock();
+            if let Some(lasting) = &state.lasting {
+                return refused(format!(
+                    "no other one takes its place: {lasting} would not be there"
+                ));
+            }
+            let now = Instant::now();
+            let Restarts { most, within } = self.restarts;
+            let old = |at: &Instant| now.duration_since(*at) > within;
+            while state.replaced.front().is_some_and(old) {
+                state.replaced.pop_front();
+            }
+            if state.replaced.len() >= most {
+                return refused(format!(
+                    "no other one takes its place: {most} have ended within {} s",
+                    within.as_secs()
+                ));
+            }
+            state.replaced.push_back(now);
+            state.restarts += 1;
+        }
+        let (child, input) = self.fork()?;
+        if self.state.lock().closing {
+            // The controller has gone since.
+            socket::end_of_writing(&child.socket);
+        }
+        let (supervisor, replayed) = (Arc::clone(self), Arc::clone(&child));
+        let spawned = sys::spawn("jitmem-replay", move || supervisor.replay(&replayed));
+        spawned.map_err(|error| explain("start a thread that replays actions", error))?;
+        Ok((child, input))
+    }
+
+    /// Has a new child run the finalize actions of all that is live.
+    fn replay(&self, child: &Arc<Child>) {
+        while let Some((session, keys, items)) = self.replay.next() {
+            let mut message = to_bytes(&session);
+            message.extend(items);
+            let answer = child.ask(self.functions.apply.0, &message, &[]);
+            let answers = answer.and_then(|bytes| answers(&bytes, keys.len()));
+            let replayed = answers.and_then(|answers| {
+                let keys = keys.iter().copied().zip(answers);
+                let done = keys.map(|(key, answer)| Ok((key, answer.map_err(Error::from)?)));
+                done.collect::<Result<Vec<(u64, u64)>>>()
+            });
+            match replayed {
+                Ok(done) => self.replay.done(&done),
+                // That it has ended while it did is for the thread that reads.
+                Err(_) if child.channel.has_ended() => return child.process.kill(),
+                Err(error) => {
+                    let _: Option<()> = self.end(&format!(
+                        "a finalize action has failed in the child that took the place of one that ended: {}",
+                        error.message()
+                    ));
+                    return;
+                }
+            }
+        }
+        let mut state = self.state.lock();
+        let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
+        if state.child.as_ref().is_some_and(same) {
+            self.set_ready(&mut state);
+        }
+    }
+
+    /// Lets calls through that wait for the actions of what is live: one of those waits for the controller, and
+    /// the controller may need the child to answer.
+    fn release(&self) {
+        let mut state = self.state.lock();
+        if !state.ready && state.child.is_some() {
+            self.set_ready(&mut state);
+        }
+    }
+
+    fn set_ready(&self, state: &mut State) {
+        state.ready = true;
+        self.changed.notify_all();
+        let held = std::mem::take(&mut state.held);
+        if let Some(child) = state.child.clone() {
+            for (tag, args, done) in held {
+                child.call(tag, &args, done);
+            }
+        }
+    }
+
+    /// Ends this process: the controller is told why.
+    fn end<T>(&self, why: &str) -> Option<T> {
+        say(why);
+        if let Some(connection) = self.connection.get().and_then(Weak::upgrade) {
+            connection.say_goodbye(why.to_owned());
+        }
+        if let Some(child) = &self.state.lock().child {
+            child.process.kill();
+        }
+        sys::exit_now(1)
+    }
+
+    // ---- calls ----
+
+    /// Hands a call of the controller's on to the child.
+    pub(super) fn call(&self, tag: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        let mut state = self.state.lock();
+        if state.lasting.is_none() {
+            state.lasting = self.lasting(tag, &args);
+        }
+        match state.child.clone().filter(|_| state.ready) {
+            Some(child) => {
+                drop(state);
+                child.call(tag, &args, done);
+            }
+            None => state.held.push((tag, args, done)),
+        }
+    }
+
+    /// What a call makes in the child that no other child would have.
+    fn lasting(&self, tag: u64, args: &[u8]) -> Option<String> {
+        let symbols = &self.setup.get()?.bootstrap_symbols;
+        let (name, _) = symbols.iter().find(|(_, address)| address.0 == tag)?;
+        if name.ends_with("_reserve_wrapper") || name.ends_with("Service_Reserve") {
+            return Some("memory of LLVM's own memory managers".to_owned());
+        }
+        if name.ends_with("DylibManager_open_wrapper") {
+            let mut args = Reader::new(args);
+            let _instance = u64::decode(&mut args).ok()?;
+            let path = sps::Bytes::decode(&mut args).ok()?;
+            return (!path.0.is_empty()).then(|| format!("the library {}", said(path.0)));
+        }
+        None
+    }
+
+    /// The child, once it takes calls.
+    fn ready_child(&self) -> Arc<Child> {
+        let mut state = self.state.lock();
+        loop {
+            match &state.child {
+                Some(child) if state.ready => return Arc::clone(child),
+                _ => state = self.changed.wait(state),
+            }
+        }
+    }
+
+    fn apply(&self, args: &[u8]) -> Result<Vec<Reply<u64>>> {
+        let mut reader = Reader::new(args);
+        let malformed = |error: sps::Malformed| {
+            let message = format!("jitmem's executor service: malformed arguments: {error}");
+            Error::new(Status::InvalidArgument, message)
+        };
+        let session = u64::decode(&mut reader).map_err(malformed)?;
+        let items = <Vec<Item<'_>>>::decode(&mut reader).map_err(malformed)?;
+        let child = self.ready_child();
+        let plan = self.replay.plan(items);
+        let sent: Vec<&Item<'_>> = plan.iter().filter_map(ReplayedItem::sent).collect();
+        let answer = match sent.len() {
+            0 => Ok(Vec::new()),
+            count => {
+                let mut message = to_bytes(&session);
+                (count as u64).encode(&mut message);
+                sent.iter().for_each(|item| item.encode(&mut message));
+                let answer = child.ask(self.functions.apply.0, &message, &[]);
+                match answer {
+                    Ok(bytes) => Ok(answers(&bytes, count)?),
+                    Err(error) if child.channel.has_ended() => {
+                        child.process.kill();
+                        Err(error.context(child.why()))
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        Ok(match answer {
+            Ok(answers) => self.replay.answered(session, &plan, answers),
+            Err(_) => {
+                let why = format!("{}; another one takes its place", child.why());
+                Replay::lost(&plan, &Error::new(Status::ActionFailed, why))
+            }
+        })
+    }
+
+    fn reserve(&self, args: &[u8]) -> Vec<u8> {
+        let _mapping = self.mapping.lock();
+        let here = |function, args: &[u8]| service::call_here(function, args, Vec::new());
+        let mut reader = Reader::new(args);
+        let (Ok(session), Ok(_)) = (u64::decode(&mut reader), Reserve::decode(&mut reader)) else {
+            return here(Function::Reserve, args).unwrap_or_default();
+        };
+        for _ in 0..MOST_PLACES {
+            let answer = here(Function::Reserve, args).unwrap_or_default();
+            let Ok(Reply(Ok(reserved))) = from_bytes::<Reply<ReservedAt>>(&answer) else {
+                return answer;
+            };
+            let Some(child) = self.state.lock().child.clone() else {
+                return answer;
+            };
+            let range = reserved.range;
+            let (address, size) = (range.start.0, range.end.0 - range.start.0);
+            let mut message = to_bytes(&session);
+            let at = At::Fixed { address };
+            Reserve {
+                size,
+                least: size,
+                at,
+            }
+            .encode(&mut message);
+            let there = child.ask(self.functions.reserve.0, &message, &[]);
+            match there.map(|there| from_bytes::<Reply<ReservedAt>>(&there)) {
+                Ok(Ok(Reply(Ok(there)))) if there.range == range => return answer,
+                // The next child has it.
+                Err(_) => return answer,
+                _ => {
+                    let mut message = to_bytes(&session);
+                    let changes = vec![Step::Release { range }];
+                    Change { changes }.encode(&mut message);
+                    let _ = here(Function::Change, &message);
+                }
+            }
+        }
+        let why = Error::new(
+            Status::OutOfMemory,
+            format!("reserve a window: the child has something at each of {MOST_PLACES} places"),
+        );
+        to_bytes(&Reply::<ReservedAt>::from(Err(why)))
+    }
+
+    /// Done in both processes. A child in which it has another outcome is replaced by one that has it from here.
+    fn change(&self, args: &[u8], descriptors: Vec<OwnedFd>) -> Vec<u8> {
+        let _mapping = self.mapping.lock();
+        let copies: io::Result<Vec<OwnedFd>> = descriptors
+            .iter()
+            .map(|one| one.as_fd().try_clone_to_owned())
+            .collect();
+        let copies = match copies {
+            Ok(copies) => copies,
+            Err(error) => {
+                let error = explain("duplicate a memfd for the child", error);
+                return to_bytes(&Reply::<Vec<Reply<()>>>::from(Err(error)));
+            }
+        };
+        let answer = service::call_here(Function::Change, args, descriptors).unwrap_or_default();
+        if let Some(child) = self.state.lock().child.clone() {
+            match child.ask(self.functions.change.0, args, &copies) {
+                Ok(there) if there == answer => {}
+                _ => child.process.kill(),
+            }
+        }
+        answer
+    }
+
+    fn close(&self, args: &[u8]) -> Vec<u8> {
+        let session = u64::decode(&mut Reader::new(args)).unwrap_or_default();
+        let child = self.ready_child();
+        self.replay.forget(session);
+        let there = child.ask(self.functions.close.0, args, &[]);
+        let _mapping = self.mapping.lock();
+        let here = service::call_here(Function::Close, args, Vec::new()).unwrap_or_default();
+        there.unwrap_or(here)
+    }
+}
+
+impl Supervise for Supervisor {
+    fn open(&self, args: &[u8], here: &dyn Fn() -> Vec<u8>) -> Vec<u8> {
+        let child = self.ready_child();
+        let _mapping = self.mapping.lock();
+        let answer = here();
+        if !matches!(answer.first(), Some(1)) {
+            return answer;
+        }
+        let function = service::entry_points()[0].address;
+        let there = wait(|done| child.call(function, args, done));
+        if there.as_ref() != Ok(&answer) {
+            // The next child has it.
+            child.process.kill();
+        }
+        answer
+    }
+
+    fn call(&self, function: Function, args: &[u8], descriptors: Vec<OwnedFd>) -> Vec<u8> {
+        match function {
+            Function::Attach => service::call_here(function, args, descriptors).unwrap_or_default(),
+            Function::Reserve => self.reserve(args),
+            Function::Change => self.change(args, descriptors),
+            Function::Apply => to_bytes(&Reply::<Vec<Reply<u64>>>::from(self.apply(args))),
+            Function::Close => self.close(args),
+        }
+    }
+}
+
+/// What the child has answered to so many items.
+fn answers(bytes: &[u8], count: usize) -> Result<Vec<std::result::Result<u64, Failure>>> {
+    let wrong = || Error::new(Status::Internal, "the child has answered what is no answer");
+    let Ok(Reply(reply)) = from_bytes::<Reply<Vec<Reply<u64>>>>(bytes) else {
+        return Err(wrong());
+    };
+    let replies = reply.map_err(Error::from)?;
+    match replies.len() == count {
+        true => Ok(replies.into_iter().map(|Reply(reply)| reply).collect()),
+        false => Err(wrong()),
+    }
+}
+
+/// How a child has ended, in words.
+fn why_ended(said: Option<String>, status: &io::Result<ExitStatus>) -> String {
+    const WHO: &str = "the process that ran linked code";
+    let crash = sys::take_crash();
+    if let Some(said) = said {
+        return format!("{WHO} has ended: {said}");
+    }
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("{WHO} has ended: {error}"),
+    };
+    match (status.signal(), crash, status.code()) {
+        (Some(signal), crash, _) => {
+            let name = sys::signal_name(signal).map_or(String::new(), |name| format!(" ({name})"));
+            let at = crash.filter(|crash| crash.signal == signal);
+            let at = at.and_then(|crash| crash.address);
+            let at = at.map_or(String::new(), |at| format!(" at address {at:#x}"));
+            format!("{WHO} was killed by signal {signal}{name}{at}")
+        }
+        (None, _, code) => format!("{WHO} has exited with code {}", code.unwrap_or_default()),
+    }
+}
+
+fn say(what: &str) {
+    // What can't be written is lost; a macro of Rust's would panic.
+    let _ = writeln!(io::stderr(), "jitmem: {what}");
+}

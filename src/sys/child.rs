@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! A child process that runs a function of this program.
+
+use super::gate;
+use std::ffi::c_int;
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A child that is waited for once.
+#[derive(Debug)]
+pub(crate) struct ChildProcess {
+    number: libc::pid_t,
+    /// It was waited for, so that its number may be another's.
+    gone: AtomicBool,
+}
+
+/// The exit code of a child whose function has panicked.
+const PANICKED: c_int = 101;
+
+impl ChildProcess {
+    /// Has a child run `body` and exit with what that gives; what it has printed by C's streams is written.
+    /// The child is killed when the calling thread ends, or its process.
+    ///
+    /// # Safety
+    /// `body` takes no lock that another thread of this process may hold, but for those that forks see to.
+    pub(crate) unsafe fn start(body: impl FnOnce() -> c_int) -> io::Result<ChildProcess> {
+        gate("fork")?;
+        // SAFETY: asks for a number.
+        let parent = unsafe { libc::getpid() };
+        // SAFETY: the child does what the caller vouches for.
+        let number = unsafe { libc::fork() };
+        match number {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                // SAFETY: plain calls; exit runs what this program and C's library have for the end.
+                unsafe {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+                    // The parent may have ended before that.
+                    if libc::getppid() != parent {
+                        libc::_exit(PANICKED);
+                    }
+                    if let Some(SignalMask(mask)) = MASK.get() {
+                        libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut());
+                    }
+                    let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
+                    libc::exit(code)
+                }
+            }
+            number => Ok(ChildProcess {
+                number,
+                gone: AtomicBool::new(false),
+            }),
+        }
+    }
+
+    /// Kills it, unless it was waited for.
+    pub(crate) fn kill(&self) {
+        if !self.gone.load(Ordering::Acquire) {
+            // SAFETY: a child of this process that was not waited for, so its number is its own. Where another
+            // thread waits for it in this moment, it is a zombie or was just one.
+            unsafe { libc::kill(self.number, libc::SIGKILL) };
+        }
+    }
+
+    /// Waits for its end. Called once.
+    pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
+        let mut status = 0;
+        loop {
+            // SAFETY: a siginfo to write to.
+            let waited = unsafe {
+                libc::waitid(
+                    libc::P_PID,
+                    self.number as libc::id_t,
+                    &mut none(),
+                    libc::WEXITED | libc::WNOWAIT,
+                )
+            };
+            if waited == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                break;
+            }
+        }
+        // From here on its number may be given again.
+        self.gone.store(true, Ordering::Release);
+        loop {
+            // SAFETY: an integer to write to.
+            let waited = unsafe { libc::waitpid(self.number, &mut status, 0) };
+            match waited {
+                -1 => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    error => return Err(error),
+                },
+                _ => return Ok(ExitStatus::from_raw(status)),
+            }
+        }
+    }
+}
+
+fn none() -> libc::siginfo_t {
+    // SAFETY: all zero is a value of it.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Which signals children block: those of the thread that has said so, since others of this process block all.
+static MASK: OnceLock<SignalMask> = OnceLock::new();
+
+struct SignalMask(libc::sigset_t);
+
+// SAFETY: bits.
+unsafe impl Send for SignalMask {}
+// SAFETY: as above.
+unsafe impl Sync for SignalMask {}
+
+/// Has children of this process stay until they are waited for, whatever its parent has set, and block the
+/// signals that the calling thread blocks.
+pub(crate) fn prepare_for_children() {
+    MASK.get_or_init(|| {
+        // SAFETY: all zero is a set of signals, to which this thread's is written.
+        unsafe {
+            let mut mask = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut mask);
+            SignalMask(mask)
+        }
+    });
+    // SAFETY: the default action, which takes no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_gives_its_code_and_can_be_killed() {
+        // SAFETY: the children make system calls.
+        let (exits, sleeps) = unsafe {
+            (
+                ChildProcess::start(|| libc::_exit(7)).unwrap(),
+                ChildProcess::start(|| {
+                    loop {
+                        libc::pause();
+                    }
+                })
+                .unwrap(),
+            )
+        };
+        assert_eq!(exits.wait().unwrap().code(), Some(7));
+        sleeps.kill();
+        assert_eq!(sleeps.wait().unwrap().signal(), Some(libc::SIGKILL));
+        // Its number may be another's by now.
+        sleeps.kill();
+    }
+}
