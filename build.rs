@@ -52,6 +52,11 @@ const SECTIONS: &[Section] = &[
         ],
     ),
     Section(
+        "Images",
+        "linked code in a file, for later processes",
+        &["image_recorder", "image"],
+    ),
+    Section(
         "Statistics",
         "figures of a manager, and what lies where",
         &["stats", "usage"],

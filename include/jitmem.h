@@ -42,10 +42,11 @@
  *   5.  Groups          one set of linked code in several executors
  *   6.  Events          what a manager tells its host of
  *   7.  Manager         allocate, finalize, deallocate: memory for link graphs
- *   8.  Statistics      figures of a manager, and what lies where
- *   9.  Transports      ways to call functions in an executor
- *   10. Executor        the other side: to be the process that runs linked code
- *   11. Custom mappers  memory that the host itself provides
+ *   8.  Images          linked code in a file, for later processes
+ *   9.  Statistics      figures of a manager, and what lies where
+ *   10. Transports      ways to call functions in an executor
+ *   11. Executor        the other side: to be the process that runs linked code
+ *   12. Custom mappers  memory that the host itself provides
  *
  * What holds for all functions
  *
@@ -147,6 +148,14 @@ const char *jitmem_version_string(void);
 /// Owned by its receiver; free it with jitmem_error_free. Not shared between threads
 /// without the host's own ordering.
 typedef struct jitmem_error jitmem_error;
+
+/// A file that was read and checked whole, and what the last link made of it. One thread at a time uses an
+/// image. It takes as much memory as the file has bytes.
+typedef struct jitmem_image jitmem_image;
+
+/// Copies of linked graphs, to be stored as one image: a file from which later processes have them without
+/// linking. It takes as much memory as they have content. One thread at a time uses a recorder.
+typedef struct jitmem_image_recorder jitmem_image_recorder;
 
 /// Divides what a mapper reserved among many link graphs. All functions on it are thread-safe and
 /// may be called from inside its callbacks.
@@ -1590,7 +1599,292 @@ jitmem_status jitmem_eh_frame_functions(uint64_t *register_,
 const void *jitmem_find_fde(const void *pc,
                             void *bases);
 
-/* ==== 8. Statistics: figures of a manager, and what lies where ==== */
+/* ==== 8. Images: linked code in a file, for later processes ==== */
+
+/// Something that code depends on besides jitmem's version and the processor: the linker and its version,
+/// options, the build-id of a library whose structures the code knows.
+typedef struct jitmem_image_key {
+  /// What it is.
+  const char *name;
+  /// Which. An image is opened only where all names and values are those that it was stored with.
+  const char *value;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_key;
+
+/// A segment of a graph where it was linked.
+typedef struct jitmem_image_segment {
+  /// Where it is in the executor.
+  uint64_t address;
+  /// What the linker has written: as many bytes as the segment has content.
+  const void *content;
+  /// What was asked for.
+  struct jitmem_segment segment;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_segment;
+
+/// Bytes that say where something outside of the graph is: best a pointer of 8 bytes. Their content says where the symbol
+/// was: if that is in another graph of the image, they depend on that graph, and later processes are not asked for the symbol.
+typedef struct jitmem_image_import {
+  /// Their address: inside the content of a segment of the same graph.
+  uint64_t slot;
+  /// What they say where it is.
+  const char *symbol;
+  /// What is added to the symbol's address, before the slot's is subtracted.
+  int64_t addend;
+  /// One of jitmem_image_reference_kind. A distance of 4 bytes must fit in every process that links the image: the
+  /// default place of windows has the process's own images in reach.
+  uint32_t kind;
+  /// 0: for fields of later versions.
+  uint32_t reserved[3];
+} jitmem_image_import;
+
+/// How a slot says where its target is.
+JITMEM_ENUM(jitmem_image_reference_kind) {
+  /// 8 bytes: an address.
+  JITMEM_IMAGE_ABSOLUTE_64 = 1,
+  /// 4 bytes: a signed distance from the slot.
+  JITMEM_IMAGE_RELATIVE_32 = 2,
+  /// 8 bytes: a distance from the slot.
+  JITMEM_IMAGE_RELATIVE_64 = 3,
+};
+
+/// Bytes that depend on where something of the image is. What refers to its own segment by a distance need not
+/// be told.
+typedef struct jitmem_image_reference {
+  /// Address of the bytes: inside the content of a segment of the same graph.
+  uint64_t slot;
+  /// An address inside the segment that is meant. The content of the slot says which of it: it may be another
+  /// address of the segment, or one outside of it at some distance.
+  uint64_t target;
+  /// One of jitmem_image_reference_kind.
+  uint32_t kind;
+  /// 0: for fields of later versions.
+  uint32_t reserved[3];
+} jitmem_image_reference;
+
+/// A symbol that later processes find.
+typedef struct jitmem_image_export {
+  /// Its name.
+  const char *symbol;
+  /// Its address, inside a segment of the graph; of an image that is not linked: 0.
+  uint64_t address;
+  /// What the host wants to know of it; kept as it is.
+  uint64_t flags;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_export;
+
+/// A section of unwind information (`.eh_frame`).
+typedef struct jitmem_image_frames {
+  /// Its address, inside the content of a segment.
+  uint64_t start;
+  /// Bytes.
+  uint64_t size;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_frames;
+
+/// A linked graph: what jitmem_image_recorder_record copies. Set struct_size to sizeof(jitmem_image_graph) and
+/// what it does not have to zero. Each array may be NULL if its count is 0.
+typedef struct jitmem_image_graph {
+  /// sizeof(jitmem_image_graph).
+  size_t struct_size;
+  /// What errors call it; may be NULL.
+  const char *name;
+  /// Its segments. Those without memory may be left out.
+  const struct jitmem_image_segment *segments;
+  size_t segment_count;
+  /// Pointers to what is outside of the image.
+  const struct jitmem_image_import *imports;
+  size_t import_count;
+  /// What depends on addresses inside of it.
+  const struct jitmem_image_reference *references;
+  size_t reference_count;
+  /// What later processes look up.
+  const struct jitmem_image_export *exports;
+  size_t export_count;
+  /// Its unwind information.
+  const struct jitmem_image_frames *frames;
+  size_t frames_count;
+} jitmem_image_graph;
+
+/// Makes a recorder without graphs.
+///
+/// On success `*recorder` is the new recorder, to be freed with jitmem_image_recorder_free. Thread-safe. Never
+/// waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_OUT_OF_MEMORY.
+///
+/// Requires:
+/// `recorder` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_image_recorder_create(struct jitmem_image_recorder **recorder,
+                                           struct jitmem_error **error);
+
+/// Copies a graph that is linked: to be called once its content is written, for the addresses that it will have, and
+/// before it runs, since it would be stored as it is then. `*id` names it to the recorder; `id` may be NULL.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, unknown kinds, names that are not UTF-8, a range beyond the last address),
+/// JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED for a segment that lives only until finalize; JITMEM_OUT_OF_MEMORY. Nothing is
+/// recorded then. Whether graphs fit together is checked when they are stored.
+///
+/// Requires:
+/// `recorder` is NULL or a handle of this library; `graph` is NULL or points to a struct of the size that it says, whose arrays
+/// have as many entries, and contents as many bytes, as it says, and whose names are NULL or NUL-terminated; `id` is
+/// NULL or a place for a number; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_recorder_record(const struct jitmem_image_recorder *recorder,
+                                           const struct jitmem_image_graph *graph,
+                                           uint64_t *id,
+                                           struct jitmem_error **error);
+
+/// Forgets a graph: its allocation is gone, or about to go. Graphs that refer to it can't be stored from then on.
+/// Never waits.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (also for an `id` that was forgotten before).
+///
+/// Requires:
+/// `recorder` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_recorder_forget(const struct jitmem_image_recorder *recorder,
+                                           uint64_t id,
+                                           struct jitmem_error **error);
+
+/// Writes everything that is recorded to the file `path`, in the place of one that is there. A process that opens it at any time
+/// has all of the old one or all of the new one, also after the system has crashed. Until it is whole the file is PATH.new; a
+/// process that stores to the same path at that time waits for its turn. Only this user may read or write it.
+///
+/// `key` has what else the code depends on; it may be NULL if `key_count` is 0. Waits for the disk.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
+/// slots or graphs that overlap, a reference to what is not recorded), JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a
+/// window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
+///
+/// Requires:
+/// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,
+/// whose strings are NULL or NUL-terminated; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_recorder_store(const struct jitmem_image_recorder *recorder,
+                                          const char *path,
+                                          const struct jitmem_image_key *key,
+                                          size_t key_count,
+                                          struct jitmem_error **error);
+
+/// Frees a recorder and its copies. NULL and one that was freed before: does nothing.
+///
+/// Requires:
+/// `recorder` is NULL or came from this library, and no other thread uses this handle.
+void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
+
+/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes six system calls.
+///
+/// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
+/// jitmem_image_free. Thread-safe. Waits for the disk.
+///
+/// Errors: JITMEM_UNSUPPORTED if it was stored for another key, by another version of jitmem, or on another processor, and
+/// says what differs; JITMEM_INVALID_ARGUMENT for NULL, and if the file is none, or is torn or damaged; JITMEM_DENIED if it
+/// belongs to another user than this one or root, or others may write it; JITMEM_OUT_OF_MEMORY; JITMEM_SYSTEM: what the system
+/// says of the file.
+///
+/// Requires:
+/// `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries, whose strings are NULL or NUL-terminated;
+/// `image` and `error` are NULL or places for a pointer.
+jitmem_status jitmem_image_open(const char *path,
+                                const struct jitmem_image_key *key,
+                                size_t key_count,
+                                struct jitmem_image **image,
+                                struct jitmem_error **error);
+
+/// Gives the symbols that are outside of an image, each once. The first `capacity` of them are written to `symbols`, `*count`
+/// is how many there are: with a capacity of 0 `symbols` may be NULL. The strings are valid until the image is freed.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `image` is NULL or a handle of this library; `symbols` is NULL or has `capacity` entries; `count` is NULL or a place for a
+/// number; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_imports(const struct jitmem_image *image,
+                                   const char **symbols,
+                                   size_t capacity,
+                                   size_t *count,
+                                   struct jitmem_error **error);
+
+/// Gives the symbols that may be looked up in an image, with the addresses that the last link has given them: 0 before. They are
+/// written as jitmem_image_imports does.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+///
+/// Requires:
+/// `image` is NULL or a handle of this library; `exports` is NULL or has `capacity` entries; `count` is NULL or a place for a
+/// number; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_exports(const struct jitmem_image *image,
+                                   struct jitmem_image_export *exports,
+                                   size_t capacity,
+                                   size_t *count,
+                                   struct jitmem_error **error);
+
+/// How an image is to be linked. Set struct_size to sizeof(jitmem_image_link_request) and the rest to zero for the
+/// defaults.
+typedef struct jitmem_image_link_request {
+  /// sizeof(jitmem_image_link_request).
+  size_t struct_size;
+  /// Addresses in the executor, in the order of jitmem_image_imports; may be NULL if address_count is 0.
+  const uint64_t *addresses;
+  /// How many there are: one for each import.
+  size_t address_count;
+  /// The JITDylib, as for jitmem_manager_allocate; 0: none.
+  uint64_t dylib;
+  /// A number that means something to the host, as in jitmem_allocation_request.
+  uint64_t tag;
+  /// A name: UTF-8, at most 4,096 bytes, copied. NULL: none.
+  const char *name;
+  /// The name of the JITDylib, likewise.
+  const char *dylib_name;
+  /// 1: frames are not registered. No exception passes through the code then. 0: finalize registers them.
+  uint64_t without_frames;
+} jitmem_image_link_request;
+
+/// Allocates memory for all of an image in a manager and fills it in for the addresses that it has got. It is one
+/// allocation, which is the image's until jitmem_image_finalize; what an earlier link has left in flight is given
+/// up. An image may be linked any number of times. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, not one address for each import, or two segments too far from each other for a
+/// distance of 4 bytes, where each segment has a reservation of its own), JITMEM_INVALID_HANDLE, and as
+/// jitmem_manager_allocate. Nothing is left allocated then.
+///
+/// Requires:
+/// `image` and `manager` are NULL or handles of this library; `request` is NULL or points to a struct of the size that it says, whose
+/// addresses are as many as it says and whose names are NULL or NUL-terminated; `error` is NULL or a place for a pointer.
+jitmem_status jitmem_image_link(const struct jitmem_image *image,
+                                const struct jitmem_manager *manager,
+                                const struct jitmem_image_link_request *request,
+                                struct jitmem_error **error);
+
+/// Makes a linked image visible in the executor, registers its frames, and runs `actions` behind that, first to last, as
+/// jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
+/// freed. Where the executor's unwinder asks an index and content is shared, frames take no message.
+/// `actions` may be NULL if `count` is 0. Waits for the mapper.
+///
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL; nothing is linked), JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED where it is not known what
+/// registers frames in the executor (jitmem_image_link_request.without_frames): the image is in flight as before. As
+/// jitmem_manager_finalize: the memory is free then, and the image may be linked again.
+///
+/// Requires:
+/// `image` is NULL or a handle of this library; `actions` is as for jitmem_manager_finalize; `allocation` is NULL or a place
+/// for a handle; `error` is NULL or a place for a pointer. The unwind information of the file is right: nothing that others have
+/// written is in it.
+jitmem_status jitmem_image_finalize(const struct jitmem_image *image,
+                                    const struct jitmem_action *actions,
+                                    size_t count,
+                                    uint64_t *allocation,
+                                    struct jitmem_error **error);
+
+/// Frees an image; what is in flight of it is given up, what was finalized stays. NULL and one that was freed before:
+/// does nothing.
+///
+/// Requires:
+/// `image` is NULL or came from this library, and no other thread uses this handle.
+void jitmem_image_free(struct jitmem_image *image);
+
+/* ==== 9. Statistics: figures of a manager, and what lies where ==== */
 
 /// Which mapper a manager uses.
 JITMEM_ENUM(jitmem_mapper_kind) {
@@ -1852,7 +2146,7 @@ jitmem_status jitmem_manager_all_usage(const struct jitmem_manager *manager,
                                        void *ctx,
                                        struct jitmem_error **error);
 
-/* ==== 9. Transports: ways to call functions in an executor ==== */
+/* ==== 10. Transports: ways to call functions in an executor ==== */
 
 /// How long what is asked of an executor may take, in milliseconds; 0: the default;
 /// UINT64_MAX: as long as the executor takes. Set struct_size to sizeof(jitmem_limits) and the rest to zero
@@ -2098,7 +2392,7 @@ jitmem_status jitmem_transport_start(const struct jitmem_transport *transport,
 jitmem_status jitmem_transport_cancel(uint64_t call,
                                       struct jitmem_error **error);
 
-/* ==== 10. Executor: the other side: to be the process that runs linked code ==== */
+/* ==== 11. Executor: the other side: to be the process that runs linked code ==== */
 
 /// What a wrapper function returns: LLVM's CWrapperFunctionResult. Up to 8 bytes are in `data`, first
 /// byte lowest; more are in a block from malloc that `data` is the address of; with size 0, `data` is
@@ -2305,7 +2599,7 @@ jitmem_status jitmem_executor_contain(const struct jitmem_containment *bounds,
                                       uint32_t *not_in_force,
                                       struct jitmem_error **error);
 
-/* ==== 11. Custom mappers: memory that the host itself provides ==== */
+/* ==== 12. Custom mappers: memory that the host itself provides ==== */
 
 /// How content gets into the executor.
 JITMEM_ENUM(jitmem_content) {

@@ -88,6 +88,7 @@ fn store(path: &Path) -> Result<()> {
             slot: data + 8,
             symbol: "two",
             addend: 0,
+            kind: ReferenceKind::Absolute64,
         }],
         references: &[
             reference(code + POINTER_SLOT, data, ReferenceKind::Relative32),

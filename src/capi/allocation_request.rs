@@ -39,7 +39,7 @@ const LEAST: usize = offset_of!(jitmem_allocation_request, dylib_name) + size_of
 
 /// # Safety
 /// `pointer` is NULL or a NUL-terminated string.
-unsafe fn name(pointer: *const c_char, what: &str) -> Result<Option<Name>> {
+pub(super) unsafe fn name(pointer: *const c_char, what: &str) -> Result<Option<Name>> {
     if pointer.is_null() {
         return Ok(None);
     }

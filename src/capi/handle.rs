@@ -41,6 +41,8 @@ pub(super) enum Kind {
     Task,
     StartedCall,
     SectionGroup,
+    ImageRecorder,
+    Image,
 }
 
 struct Slot<T> {

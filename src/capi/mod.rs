@@ -17,6 +17,8 @@ mod group;
 mod guard;
 mod handle;
 mod host_mapper;
+mod image;
+mod image_recorder;
 mod input;
 mod limits;
 mod lookup;

@@ -90,21 +90,24 @@ pub(super) unsafe fn request(
     // SAFETY: as the caller says.
     let given = unsafe { input::array(segments, count, "segments") }?;
     heap::check()?;
-    let convert = |segment: &jitmem_segment| {
-        input::unused(segment.reserved, "jitmem_segment")?;
-        let protection = Protection::from_bits(segment.protection)?;
-        let lifetime = Lifetime::from_code(segment.lifetime)?;
-        Ok(Segment {
-            content_size: segment.content_size,
-            zero_fill_size: segment.zero_fill_size,
-            alignment: segment.alignment.try_into()?,
-            group: AllocGroup {
-                protection,
-                lifetime,
-            },
-        })
-    };
-    manager.request(given.iter().map(convert), dylib)
+    manager.request(given.iter().map(segment), dylib)
+}
+
+/// A segment as C describes it.
+#[inline]
+pub(super) fn segment(given: &jitmem_segment) -> Result<Segment> {
+    input::unused(given.reserved, "jitmem_segment")?;
+    let protection = Protection::from_bits(given.protection)?;
+    let lifetime = Lifetime::from_code(given.lifetime)?;
+    Ok(Segment {
+        content_size: given.content_size,
+        zero_fill_size: given.zero_fill_size,
+        alignment: given.alignment.try_into()?,
+        group: AllocGroup {
+            protection,
+            lifetime,
+        },
+    })
 }
 
 /// # Safety

@@ -42,7 +42,7 @@ pub(crate) fn section_of(start: u64, size: u64) -> Vec<u8> {
 
 /// # Safety
 /// The functions are in the manager's executor, and take such a section, which is there as [`eh_frame_action`] says.
-unsafe fn action_of(registration: Registration, section: Vec<u8>) -> Action {
+pub(crate) unsafe fn action_of(registration: Registration, section: Vec<u8>) -> Action {
     // SAFETY: as the caller says.
     let call = |function: u64| unsafe { WrapperCall::new(function, section.clone()) };
     Action {

@@ -17,5 +17,5 @@ pub mod server;
 #[allow(unsafe_code)]
 pub mod service;
 
-pub(crate) use frames::section_of as eh_frame_args;
+pub(crate) use frames::{action_of as eh_frame_action_of, section_of as eh_frame_args};
 pub use frames::{eh_frame_action, manager_eh_frame_action};

@@ -65,6 +65,9 @@ pub(super) enum SlotValue {
     /// The same, less the slot's address.
     Relative32(u32),
     Relative64(u32),
+    /// A symbol's address, less the slot's.
+    ImportRelative32(u32),
+    ImportRelative64(u32),
 }
 
 impl SlotValue {
@@ -74,6 +77,8 @@ impl SlotValue {
             SlotValue::Absolute64(segment) => (1, segment),
             SlotValue::Relative32(segment) => (2, segment),
             SlotValue::Relative64(segment) => (3, segment),
+            SlotValue::ImportRelative32(symbol) => (4, symbol),
+            SlotValue::ImportRelative64(symbol) => (5, symbol),
         }
     }
 
@@ -83,13 +88,15 @@ impl SlotValue {
             1 => SlotValue::Absolute64(number),
             2 => SlotValue::Relative32(number),
             3 => SlotValue::Relative64(number),
+            4 => SlotValue::ImportRelative32(number),
+            5 => SlotValue::ImportRelative64(number),
             _ => return None,
         })
     }
 
     pub(super) fn size(self) -> u64 {
         match self {
-            SlotValue::Relative32(_) => 4,
+            SlotValue::Relative32(_) | SlotValue::ImportRelative32(_) => 4,
             _ => 8,
         }
     }
@@ -133,7 +140,6 @@ pub(super) struct Tables {
 // ---- writing ----
 
 /// Records and strings as they come.
-#[derive(Default)]
 struct Output {
     records: Vec<u8>,
     strings: Vec<u8>,
@@ -154,6 +160,9 @@ impl Output {
     }
 
     fn string(&mut self, text: &str) -> Result<()> {
+        if text.contains('\0') {
+            return Err(invalid_argument(format!("name {text:?} has a NUL")));
+        }
         self.u32(number(text.len(), "bytes of a name")?);
         self.strings.extend(text.as_bytes());
         Ok(())
@@ -167,7 +176,24 @@ fn number(count: usize, of: &str) -> Result<u32> {
 
 /// Header, tables and strings.
 pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
-    let mut output = Output::default();
+    let names = |names: &[String]| names.iter().map(String::len).sum::<usize>();
+    let parts = tables.key.0.iter();
+    let exported = tables.exports.iter().map(|export| export.symbol.len());
+    let strings = names(&tables.symbols)
+        + exported.sum::<usize>()
+        + parts
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
+    let records = KEY_PART * tables.key.0.len()
+        + SEGMENT * tables.segments.len()
+        + SYMBOL * tables.symbols.len()
+        + SLOT * tables.slots.len()
+        + EXPORT * tables.exports.len()
+        + FRAME * tables.frames.len();
+    let mut output = Output {
+        records: heap::room_for(records, "store an image")?,
+        strings: heap::room_for(strings, "store an image")?,
+    };
     for (name, value) in &tables.key.0 {
         output.string(name)?;
         output.string(value)?;
@@ -264,6 +290,9 @@ impl<'a> Input<'a> {
         let bytes = names.take(size);
         let bytes = bytes.map_err(|_| inconsistent("a name is outside of the names"))?;
         let text = std::str::from_utf8(bytes).map_err(|_| inconsistent("a name is not UTF-8"))?;
+        if text.contains('\0') {
+            return Err(inconsistent("a name has a NUL"));
+        }
         Ok(text.to_owned())
     }
 
@@ -423,7 +452,9 @@ fn check(tables: &Tables) -> Result<()> {
         free = slot.place;
         free.offset += size as u32;
         let (known, number) = match slot.value {
-            SlotValue::Import(symbol) => (tables.symbols.len(), symbol),
+            SlotValue::Import(symbol)
+            | SlotValue::ImportRelative32(symbol)
+            | SlotValue::ImportRelative64(symbol) => (tables.symbols.len(), symbol),
             SlotValue::Absolute64(segment)
             | SlotValue::Relative32(segment)
             | SlotValue::Relative64(segment) => (segments.len(), segment),

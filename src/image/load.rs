@@ -7,7 +7,7 @@ use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::manager::{InFlight, Label, Manager, Segment};
 use crate::page::AddressRange;
-use crate::sys;
+use crate::sys::{self, heap};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -69,6 +69,23 @@ impl Image {
         })
     }
 
+    /// The symbols that are outside of it, each once.
+    pub fn imports(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tables.symbols.iter().map(String::as_str)
+    }
+
+    /// The symbols that may be looked up in it, with what the host that stored it said of each, in the
+    /// order of [`Linked::exports`].
+    pub fn exports(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
+        let exports = self.tables.exports.iter();
+        exports.map(|export| (export.symbol.as_str(), export.flags))
+    }
+
+    /// What the host that stored it said of an export.
+    pub(crate) fn export_flags(&self, index: usize) -> u64 {
+        self.tables.exports[index].flags
+    }
+
     /// Allocates memory for all of the image, fills it in for the addresses that it has got, and gives it to
     /// be finalized. Waits for the mapper.
     ///
@@ -86,44 +103,58 @@ impl Image {
         resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>,
     ) -> Result<Linked> {
         let symbols = self.resolve(resolve)?;
+        self.link_to(manager, label, &symbols)
+    }
+
+    /// [`Image::link`] with an address for each import.
+    pub(crate) fn link_to(
+        &mut self,
+        manager: &Manager,
+        label: impl Into<Label>,
+        symbols: &[u64],
+    ) -> Result<Linked> {
+        let wanted = self.tables.symbols.len();
+        if symbols.len() != wanted {
+            return Err(invalid_argument(format!(
+                "{} addresses for the {wanted} symbols of an image",
+                symbols.len()
+            )));
+        }
         let segments = self.tables.segments.iter().map(ImageSegment::request);
         let mut graph = manager.allocate(segments, label)?;
-        self.fill_slots(&graph, &symbols)?;
+        self.fill_slots(&graph, symbols)?;
         for (index, content) in self.contents.iter().enumerate() {
             graph.write(index, 0, &self.file[content.clone()])?;
         }
         let address =
             |place: Place| graph.address(place.segment as usize) + u64::from(place.offset);
-        let exports = self.tables.exports.iter().map(|export| LinkedExport {
+        let (exported, sections) = (&self.tables.exports, &self.tables.frames);
+        let mut exports = heap::room_for(exported.len(), "link an image")?;
+        exports.extend(exported.iter().map(|export| LinkedExport {
             symbol: export.symbol.clone(),
             address: address(export.place),
             flags: export.flags,
-        });
-        let frames =
-            self.tables.frames.iter().filter_map(|section| {
+        }));
+        let mut frames = heap::room_for(sections.len(), "link an image")?;
+        frames.extend(
+            sections.iter().filter_map(|section| {
                 AddressRange::new(address(section.place), section.size.into())
-            });
+            }),
+        );
         Ok(Linked {
-            exports: exports.collect(),
-            frames: frames.collect(),
             graph,
+            exports,
+            frames,
         })
     }
 
     fn resolve(&self, resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>) -> Result<Vec<u64>> {
-        let names: Vec<&str> = self.tables.symbols.iter().map(String::as_str).collect();
-        if names.is_empty() {
+        if self.tables.symbols.is_empty() {
             return Ok(Vec::new());
         }
-        let addresses = resolve(&names)?;
-        match addresses.len() == names.len() {
-            true => Ok(addresses),
-            false => Err(invalid_argument(format!(
-                "{} addresses for the {} symbols of an image",
-                addresses.len(),
-                names.len()
-            ))),
-        }
+        let mut names = heap::room_for(self.tables.symbols.len(), "link an image")?;
+        names.extend(self.imports());
+        resolve(&names)
     }
 
     /// Computes every slot for the addresses of a graph, into the contents as they were read. Nothing of what
@@ -132,25 +163,37 @@ impl Image {
         for slot in &self.tables.slots {
             let Place { segment, offset } = slot.place;
             let address = graph.address(segment as usize) + u64::from(offset);
-            let at = |segment: u32| {
-                graph
-                    .address(segment as usize)
-                    .wrapping_add_signed(slot.addend)
+            let target = match slot.value {
+                SlotValue::Import(symbol)
+                | SlotValue::ImportRelative32(symbol)
+                | SlotValue::ImportRelative64(symbol) => symbols[symbol as usize],
+                SlotValue::Absolute64(segment)
+                | SlotValue::Relative32(segment)
+                | SlotValue::Relative64(segment) => graph.address(segment as usize),
             };
+            let value = target.wrapping_add_signed(slot.addend);
+            let distance = value.wrapping_sub(address);
             let start = self.contents[segment as usize].start + offset as usize;
             let bytes = &mut self.file[start..][..slot.value.size() as usize];
             match slot.value {
-                SlotValue::Import(symbol) => {
-                    let value = symbols[symbol as usize].wrapping_add_signed(slot.addend);
+                SlotValue::Import(_) | SlotValue::Absolute64(_) => {
                     bytes.copy_from_slice(&value.to_le_bytes());
                 }
-                SlotValue::Absolute64(segment) => bytes.copy_from_slice(&at(segment).to_le_bytes()),
-                SlotValue::Relative64(segment) => {
-                    bytes.copy_from_slice(&at(segment).wrapping_sub(address).to_le_bytes());
+                SlotValue::ImportRelative64(_) | SlotValue::Relative64(_) => {
+                    bytes.copy_from_slice(&distance.to_le_bytes());
                 }
-                SlotValue::Relative32(segment) => {
-                    let distance = at(segment).wrapping_sub(address) as i64;
-                    let near = i32::try_from(distance).map_err(|_| too_far(address, distance))?;
+                SlotValue::ImportRelative32(symbol) => {
+                    let near = i32::try_from(distance as i64);
+                    let symbol = &self.tables.symbols[symbol as usize];
+                    let near = near.map_err(|_| {
+                        let near = "place the window near it";
+                        too_far(address, distance as i64, &format!(" to {symbol}")).remedy(near)
+                    })?;
+                    bytes.copy_from_slice(&near.to_le_bytes());
+                }
+                SlotValue::Relative32(_) => {
+                    let near = i32::try_from(distance as i64);
+                    let near = near.map_err(|_| too_far(address, distance as i64, ""))?;
                     bytes.copy_from_slice(&near.to_le_bytes());
                 }
             }
@@ -160,9 +203,9 @@ impl Image {
 }
 
 #[cold]
-fn too_far(address: u64, distance: i64) -> Error {
+fn too_far(address: u64, distance: i64, to: &str) -> Error {
     let what = format!(
-        "link an image: {distance} bytes from {address:#x} do not fit a distance of 4 bytes"
+        "link an image: {distance} bytes from {address:#x}{to} do not fit a distance of 4 bytes"
     );
     Error::new(Status::InvalidArgument, what)
 }

@@ -7,7 +7,7 @@
 //! and [`Image::link`] puts it into a manager's memory: one allocation with a segment for each protection.
 //!
 //! ```
-//! use jitmem::image::{Export, Graph, GraphSegment, Image, Import, Key, Recorder};
+//! use jitmem::image::{Export, Graph, GraphSegment, Image, Import, Key, Recorder, ReferenceKind};
 //! use jitmem::{Dylib, InProcessKind, Manager, Mapper, Options, Protection, Segment};
 //!
 //! # let path = std::env::temp_dir().join(format!("jitmem-image-example-{}", std::process::id()));
@@ -23,7 +23,7 @@
 //! recorder.record(&Graph {
 //!     name: "pointer",
 //!     segments: &[GraphSegment { address, segment, content: &0x7000_0000_0000u64.to_ne_bytes() }],
-//!     imports: &[Import { slot: address, symbol: "puts", addend: 0 }],
+//!     imports: &[Import { slot: address, symbol: "puts", addend: 0, kind: ReferenceKind::Absolute64 }],
 //!     exports: &[Export { symbol: "pointer", address, flags: 0 }],
 //!     ..Graph::default()
 //! })?;
@@ -46,9 +46,8 @@
 //! # What can be stored
 //!
 //! Whatever depends on an address must be a [`Reference`] or an [`Import`]: a pointer of 8 bytes, or a
-//! distance of 4 or 8 bytes to something that is stored as well. So a linker keeps the global offset table
-//! and the stubs of graphs that are to be stored: a call or a load of what is outside then depends on one
-//! pointer. Offsets of thread-local variables, addresses in 4 bytes and instructions that hold a part of an
+//! distance of 4 or 8 bytes. A linker keeps the global offset table and the stubs of graphs that are to be
+//! stored: a call or a load of what is outside then depends on one pointer, and not on how far away it is. Offsets of thread-local variables, addresses in 4 bytes and instructions that hold a part of an
 //! address can't be stored; nor can segments that live only until finalize, or actions other than to
 //! register frames, which [`Linked::frames`] names for the host to make them anew.
 //!
@@ -84,15 +83,19 @@ pub struct GraphSegment<'a> {
     pub content: &'a [u8],
 }
 
-/// A pointer of 8 bytes to what is outside of the image.
+/// Bytes that say where something outside of the graph is: best a pointer of 8 bytes. Their content says where the symbol was: if
+/// that is in another graph of the image, they depend on that graph, and later processes are not asked for the symbol.
 #[derive(Clone, Copy, Debug)]
 pub struct Import<'a> {
-    /// Where the pointer is: 8 bytes inside the content of a segment of the same graph.
+    /// Where they are: inside the content of a segment of the same graph.
     pub slot: u64,
-    /// What it points to.
+    /// What they say where it is.
     pub symbol: &'a str,
-    /// What is added to the symbol's address.
+    /// What is added to the symbol's address, before the slot's is subtracted.
     pub addend: i64,
+    /// How they say it. A distance of 4 bytes must fit in every process that links the image: the default place of
+    /// windows has the process's own images in reach.
+    pub kind: ReferenceKind,
 }
 
 /// How a slot says where its target is.

@@ -123,7 +123,11 @@ impl Layout {
             all.extend(graph.segments.iter().map(|segment| (index, segment)));
         }
         let protection = |segment: &RecordedSegment| segment.segment.group.protection;
-        all.sort_by_key(|(_, segment)| (protection(segment).bits(), rank(segment)));
+        // Graphs, and the segments of each, which lie in one array, stay in their order.
+        all.sort_unstable_by_key(|(graph, segment)| {
+            let place = std::ptr::from_ref::<RecordedSegment>(segment);
+            (protection(segment).bits(), rank(segment), *graph, place)
+        });
         let mut segments: Vec<Filling> = Vec::new();
         let mut moved = heap::room_for(all.len(), "store an image")?;
         for (graph, recorded) in all {
@@ -147,7 +151,7 @@ impl Layout {
                 },
             });
         }
-        moved.sort_by_key(|one| one.from);
+        moved.sort_unstable_by_key(|one| one.from);
         if let Some(both) = moved
             .windows(2)
             .find(|two| two[0].from.overlaps(two[1].from))
@@ -189,13 +193,31 @@ impl Layout {
         })
     }
 
-    /// The bytes of a slot, which are 0 from now on: they say where something was.
-    fn take<const SIZE: usize>(&mut self, place: Place) -> [u8; SIZE] {
-        let start = place.offset as usize;
-        let content = &mut self.segments[place.segment as usize].content[start..start + SIZE];
+    /// The bytes of a slot.
+    fn bytes<const SIZE: usize>(&self, place: Place) -> [u8; SIZE] {
+        let content = &self.segments[place.segment as usize].content;
         let mut bytes = [0; SIZE];
-        content.swap_with_slice(&mut bytes);
+        bytes.copy_from_slice(&content[place.offset as usize..][..SIZE]);
         bytes
+    }
+
+    /// The address that a slot at `address` says.
+    fn meant(&self, place: Place, address: u64, kind: ReferenceKind) -> u64 {
+        match kind {
+            ReferenceKind::Absolute64 => u64::from_le_bytes(self.bytes(place)),
+            ReferenceKind::Relative32 => {
+                address.wrapping_add_signed(i32::from_le_bytes(self.bytes(place)).into())
+            }
+            ReferenceKind::Relative64 => {
+                address.wrapping_add(u64::from_le_bytes(self.bytes(place)))
+            }
+        }
+    }
+
+    /// A slot's bytes are 0 from now on: they said where something was.
+    fn clear(&mut self, place: Place, size: u64) {
+        let content = &mut self.segments[place.segment as usize].content;
+        content[place.offset as usize..][..size as usize].fill(0);
     }
 
     /// Fills in a slot whose value is the same wherever the image lies: the distance to `target` of its own
@@ -222,6 +244,13 @@ struct Symbols<'a> {
 }
 
 impl<'a> Symbols<'a> {
+    fn make_room(&mut self, count: usize) -> Result<()> {
+        let room = self.numbers.try_reserve(count);
+        room.map_err(|_| heap::exhausted("store an image"))?;
+        self.names = heap::room_for(count, "store an image")?;
+        Ok(())
+    }
+
     fn number(&mut self, name: &'a str) -> u32 {
         *self.numbers.entry(name).or_insert_with(|| {
             self.names.push(name.to_owned());
@@ -234,28 +263,44 @@ impl<'a> Symbols<'a> {
 pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<Vec<u8>>)> {
     let mut layout = Layout::new(graphs)?;
     let mut symbols = Symbols::default();
-    let mut slots = Vec::new();
-    let mut exports = Vec::new();
-    let mut frames = Vec::new();
+    let count = |of: fn(&RecordedGraph) -> usize| graphs.iter().map(of).sum();
+    let what = "store an image";
+    symbols.make_room(count(|graph| graph.imports.len()))?;
+    let slots_most = count(|graph| graph.imports.len() + graph.references.len());
+    let mut slots = heap::room_for(slots_most, what)?;
+    let mut exports = heap::room_for(count(|graph| graph.exports.len()), what)?;
+    let mut frames = heap::room_for(count(|graph| graph.frames.len()), what)?;
     for (index, graph) in graphs.iter().enumerate() {
         let mut graph_slots = || -> Result<()> {
             for import in &graph.imports {
-                let slot = layout.find_content(index, import.slot, 8, "an import")?;
-                slots.push((
-                    slot.place,
-                    import.slot,
-                    Source::Import {
+                let (slot, kind) = (import.slot, import.kind);
+                let place = layout
+                    .find_content(index, slot, kind.size(), "an import")?
+                    .place;
+                let says = layout.meant(place, slot, kind);
+                let symbol = says.wrapping_add_signed(import.addend.wrapping_neg());
+                // What another graph of the image defines is no import of the image.
+                let source = match layout.find(symbol) {
+                    Some(target) => Source::Reference {
+                        kind,
+                        segment: target.place.segment,
+                        segment_start: target.segment_start(),
+                    },
+                    None => Source::Import {
+                        kind,
                         symbol: symbols.number(&import.symbol),
                         addend: import.addend,
                     },
-                ));
+                };
+                slots.push((place, slot, source));
             }
             for reference in &graph.references {
-                let size = match reference.kind {
-                    ReferenceKind::Relative32 => 4,
-                    ReferenceKind::Absolute64 | ReferenceKind::Relative64 => 8,
-                };
-                let slot = layout.find_content(index, reference.slot, size, "a reference")?;
+                let slot = layout.find_content(
+                    index,
+                    reference.slot,
+                    reference.kind.size(),
+                    "a reference",
+                )?;
                 let target = layout.find(reference.target).ok_or_else(|| {
                     invalid_argument(format!(
                         "a reference at {:#x} to {:#x}, which is in no recorded graph; record the graph that \
@@ -304,7 +349,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         };
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
     }
-    slots.sort_by_key(|(place, ..)| *place);
+    slots.sort_unstable_by_key(|(place, ..)| *place);
     let slots = evaluate(&mut layout, slots)?;
     let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
     if segments.iter().map(ImageSegment::size).sum::<u64>() > REACH {
@@ -331,6 +376,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
 #[derive(Clone, Copy)]
 enum Source {
     Import {
+        kind: ReferenceKind,
         symbol: u32,
         addend: i64,
     },
@@ -352,34 +398,30 @@ fn evaluate(layout: &mut Layout, sources: Vec<(Place, u64, Source)>) -> Result<V
     };
     for (place, address, source) in sources {
         let (value, addend) = match source {
-            Source::Import { symbol, addend } => {
-                layout.take::<8>(place);
-                (SlotValue::Import(symbol), addend)
+            Source::Import {
+                kind,
+                symbol,
+                addend,
+            } => {
+                let value = match kind {
+                    ReferenceKind::Absolute64 => SlotValue::Import(symbol),
+                    ReferenceKind::Relative32 => SlotValue::ImportRelative32(symbol),
+                    ReferenceKind::Relative64 => SlotValue::ImportRelative64(symbol),
+                };
+                (value, addend)
             }
             Source::Reference {
                 kind,
                 segment,
                 segment_start,
             } => {
-                let (value, means) = match kind {
-                    ReferenceKind::Absolute64 => {
-                        let content = u64::from_le_bytes(layout.take(place));
-                        (SlotValue::Absolute64(segment), content)
-                    }
-                    ReferenceKind::Relative32 => {
-                        let content = i32::from_le_bytes(layout.take(place));
-                        let means = address.wrapping_add_signed(content.into());
-                        (SlotValue::Relative32(segment), means)
-                    }
-                    ReferenceKind::Relative64 => {
-                        let content = u64::from_le_bytes(layout.take(place));
-                        (
-                            SlotValue::Relative64(segment),
-                            address.wrapping_add(content),
-                        )
-                    }
+                let value = match kind {
+                    ReferenceKind::Absolute64 => SlotValue::Absolute64(segment),
+                    ReferenceKind::Relative32 => SlotValue::Relative32(segment),
+                    ReferenceKind::Relative64 => SlotValue::Relative64(segment),
                 };
-                (value, means.wrapping_sub(segment_start) as i64)
+                let meant = layout.meant(place, address, kind);
+                (value, meant.wrapping_sub(segment_start) as i64)
             }
         };
         if place < free {
@@ -387,6 +429,7 @@ fn evaluate(layout: &mut Layout, sources: Vec<(Place, u64, Source)>) -> Result<V
                 "two slots overlap at {address:#x}"
             )));
         }
+        layout.clear(place, value.size());
         free = place;
         free.offset += value.size() as u32;
         match value {
@@ -403,4 +446,14 @@ fn evaluate(layout: &mut Layout, sources: Vec<(Place, u64, Source)>) -> Result<V
         }
     }
     Ok(slots)
+}
+
+impl ReferenceKind {
+    /// Bytes of a slot.
+    fn size(self) -> u64 {
+        match self {
+            ReferenceKind::Relative32 => 4,
+            ReferenceKind::Absolute64 | ReferenceKind::Relative64 => 8,
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use super::format::encode;
 use super::key::Key;
 use super::plan::plan;
-use super::{Export, Graph, Import, Reference};
+use super::{Export, Graph, Import, Reference, ReferenceKind};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::manager::Segment;
@@ -26,6 +26,7 @@ pub(super) struct RecordedImport {
     pub(super) slot: u64,
     pub(super) symbol: String,
     pub(super) addend: i64,
+    pub(super) kind: ReferenceKind,
 }
 
 #[derive(Debug)]
@@ -50,6 +51,17 @@ pub(super) struct RecordedGraph {
 /// Names a graph to its recorder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RecordedId(u64);
+
+impl RecordedId {
+    /// The same as a number, for C.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn of(number: u64) -> RecordedId {
+        RecordedId(number)
+    }
+}
 
 /// Copies of linked graphs, to be stored as one image. It takes as much memory as they have content.
 #[derive(Debug, Default)]
@@ -186,6 +198,7 @@ impl From<&Import<'_>> for RecordedImport {
             slot: import.slot,
             symbol: import.symbol.to_owned(),
             addend: import.addend,
+            kind: import.kind,
         }
     }
 }

@@ -48,11 +48,13 @@ fn recorder() -> Recorder {
                 slot: DATA + 16,
                 symbol: "outside",
                 addend: 5,
+                kind: ReferenceKind::Absolute64,
             },
             Import {
                 slot: DATA + 24,
                 symbol: "outside",
                 addend: 0,
+                kind: ReferenceKind::Absolute64,
             },
         ],
         references: &[
@@ -194,6 +196,45 @@ fn slots_are_filled_for_the_addresses_of_each_manager() {
         assert_eq!(linked.frames, [AddressRange::new(data, 8).unwrap()]);
         linked.graph.finalize([]).unwrap();
     }
+}
+
+/// A symbol that another graph of the image has is asked of nobody.
+#[test]
+fn an_import_from_another_graph_is_none_of_the_image() {
+    let mut recorder = recorder();
+    let content = (CODE + 2 + 7).to_le_bytes();
+    recorder
+        .record(&Graph {
+            name: "third",
+            segments: &[GraphSegment {
+                address: 0x40_0000,
+                segment: segment(Protection::READ, 8, 0),
+                content: &content,
+            }],
+            imports: &[Import {
+                slot: 0x40_0000,
+                symbol: "first",
+                addend: 7,
+                kind: ReferenceKind::Absolute64,
+            }],
+            ..Graph::default()
+        })
+        .unwrap();
+    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let mut file = format::encode(&tables).unwrap();
+    contents.iter().for_each(|content| file.extend(content));
+    let mut image = open(file).unwrap();
+    assert_eq!(image.tables.symbols, ["outside"]);
+    let manager = manager();
+    let linked = image.link(&manager, Dylib(1), |_| Ok(vec![1])).unwrap();
+    let first = linked.exports[0].address;
+    assert_eq!(number(content_of(&image, Protection::READ), 0), first + 7);
+}
+
+fn content_of(image: &Image, protection: Protection) -> &[u8] {
+    let mut segments = image.tables.segments.iter();
+    let found = segments.position(|segment| segment.protection == protection);
+    content(image, found.unwrap())
 }
 
 #[test]
@@ -340,6 +381,7 @@ fn what_does_not_fit_together_is_refused_by_name() {
         slot,
         symbol: "x",
         addend: 0,
+        kind: ReferenceKind::Absolute64,
     };
     let outside = "is outside of the graph's content";
     for slot in [address + 1, address + 8, address - 1, DATA, u64::MAX] {
@@ -402,6 +444,7 @@ fn slots_and_graphs_that_overlap_are_refused() {
         slot,
         symbol: "x",
         addend: 0,
+        kind: ReferenceKind::Absolute64,
     });
     let overlapping = Graph {
         segments: &[graph(0x40_0000)],

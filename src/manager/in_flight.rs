@@ -5,7 +5,7 @@ use super::core::Core;
 use super::{Allocated, AllocationHandle, SegmentMemory};
 use crate::completion::{Completion, wait};
 use crate::error::Result;
-use crate::mapper::Action;
+use crate::mapper::{Action, Registration};
 use smallvec::SmallVec;
 use std::fmt;
 
@@ -118,6 +118,11 @@ impl InFlight {
     pub fn abandon_async(self, callback: impl FnOnce(Result<()>) + Send + 'static) {
         let (core, handle) = self.hand_on();
         core.abandon(handle, Completion::for_host(callback));
+    }
+
+    /// What registers frames in its executor.
+    pub(crate) fn registration(&self) -> Result<Registration> {
+        self.core.registration()
     }
 
     fn hand_on(mut self) -> (Core, u64) {
