@@ -33,6 +33,9 @@
 #if LLVM_VERSION_MAJOR >= 21 && __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
 #include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
 #endif
+#if __has_include(<llvm/ExecutionEngine/Orc/AbsoluteSymbols.h>)
+#include <llvm/ExecutionEngine/Orc/AbsoluteSymbols.h>
+#endif
 #if LLVM_VERSION_MAJOR > 22
 #include <llvm/ExecutionEngine/Orc/DylibManager.h>
 #endif
@@ -169,6 +172,9 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
   return Address;
 }
 
+/// The release of LLVM that the host is compiled against.
+constexpr const char *LLVMRelease = LLVM_VERSION_STRING;
+
 /// Whether LLJIT links by JITLink where the host chooses nothing; before, by RuntimeDyld for ELF on
 /// x86-64.
 constexpr bool JITLinkIsTheDefault = LLVM_VERSION_MAJOR >= 17;
@@ -258,6 +264,44 @@ public:
   }
 #endif
 };
+
+#if LLVM_VERSION_MAJOR >= 19
+/// The name of a symbol; empty: it has none.
+inline std::string nameOf(const llvm::jitlink::Symbol &Sym) {
+  if (!Sym.hasName())
+    return {};
+#if LLVM_VERSION_MAJOR >= 20
+  return (*Sym.getName()).str();
+#else
+  return Sym.getName().str();
+#endif
+}
+
+/// Owns what belongs to resource keys of a session, from when it is made until it is destroyed.
+class ResourceOwner : public llvm::orc::ResourceManager {
+public:
+  explicit ResourceOwner(llvm::orc::ExecutionSession &ES) : ES(ES) {
+    ES.registerResourceManager(*this);
+  }
+  ~ResourceOwner() override { ES.deregisterResourceManager(*this); }
+  ResourceOwner(const ResourceOwner &) = delete;
+  ResourceOwner &operator=(const ResourceOwner &) = delete;
+
+  virtual llvm::Error remove(llvm::orc::ResourceKey Key) = 0;
+  virtual void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) = 0;
+
+  llvm::Error handleRemoveResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey Key) final {
+    return remove(Key);
+  }
+  void handleTransferResources(llvm::orc::JITDylib &, llvm::orc::ResourceKey To,
+                               llvm::orc::ResourceKey From) final {
+    transfer(To, From);
+  }
+
+protected:
+  llvm::orc::ExecutionSession &ES;
+};
+#endif
 
 /// Gives an LLJIT's builder the memory manager that Create makes: after LLVM 22 what makes it,
 /// before an EPC that has it. An argument `0` prefers the former.

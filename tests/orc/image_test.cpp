@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Images of what LLJITs have linked: stored by one process, loaded by others, which are this
+// program again.
+
+#include "compat_orc.h"
+
+#include <gtest/gtest.h>
+#include <jitmem/orc_image.hpp>
+#include <jitmem/orc_layer.hpp>
+
+#include <llvm/Support/FileSystem.h>
+#include <llvm/Support/MemoryBuffer.h>
+#include <llvm/Support/TargetSelect.h>
+
+#include <cstdio>
+#include <fstream>
+#include <set>
+#include <stdexcept>
+#include <sys/wait.h>
+#include <unistd.h>
+
+using namespace llvm;
+using namespace llvm::orc;
+using jitmem::orc::ImageKey;
+using jitmem::orc::ImageLoader;
+using jitmem::orc::ImagePlugin;
+using jitmem::orc::ImageRecorder;
+using jitmem::orc::MemoryManager;
+
+namespace {
+
+void must(Error Err) {
+  if (Err)
+    throw std::runtime_error(toString(std::move(Err)));
+}
+template <typename T> T must(Expected<T> Value) {
+  must(Value.takeError());
+  return std::move(*Value);
+}
+
+template <typename T> T &must(Expected<T &> Value) {
+  must(Value.takeError());
+  return *Value;
+}
+
+std::string messageOf(Error Err) { return toString(std::move(Err)); }
+
+const ImageKey Key = {{"options", "of this test"}};
+const char *const Stored[] = {"throws.cpp", "passes.cpp", "catches.cpp", "stored.cpp"};
+
+int HostNumber = 100;
+
+// An LLJIT whose objects are recorded, and into which images are loaded.
+class Session {
+public:
+  Session() : Recorder(must(ImageRecorder::Create())), MM(must(MemoryManager::CreateInProcess())) {
+    LLJITBuilder Builder;
+    compat::setLinkingLayer(Builder,
+                            [this](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
+                              auto Layer = jitmem::orc::createObjectLayer(ES, *MM);
+                              if (!Layer)
+                                return Layer.takeError();
+                              (*Layer)->addPlugin(std::make_unique<ImagePlugin>(Recorder));
+                              return std::move(*Layer);
+                            });
+    J = must(Builder.create());
+    Loader = std::make_unique<ImageLoader>(J->getExecutionSession(), *MM);
+    must(J->getMainJITDylib().define(
+        absoluteSymbols({{J->mangleAndIntern("hostNumber"),
+                          {ExecutorAddr::fromPtr(&HostNumber), JITSymbolFlags::Exported}}})));
+  }
+  ~Session() {
+    // What is loaded goes with the session, and the loader must hear of it.
+    cantFail(J->getExecutionSession().endSession());
+    Loader.reset();
+    J.reset();
+    EXPECT_EQ(MM->stats().live, 0u);
+  }
+
+  JITDylib &main() { return J->getMainJITDylib(); }
+  void add(ResourceTrackerSP RT, const std::string &Source) {
+    auto Buffer = MemoryBuffer::getFile(std::string(JIT_OBJECT_DIR) + "/" + Source + ".o");
+    must(errorCodeToError(Buffer.getError()));
+    must(J->addObjectFile(std::move(RT), std::move(*Buffer)));
+  }
+  void add(const std::string &Source) { add(main().getDefaultResourceTracker(), Source); }
+  uint64_t find(const std::string &Name) { return must(J->lookup(Name)).getValue(); }
+  int call(const std::string &Name, int Value) {
+    return must(J->lookup(Name)).toPtr<int (*)(int)>()(Value);
+  }
+
+  std::shared_ptr<ImageRecorder> Recorder;
+  std::unique_ptr<MemoryManager> MM;
+  std::unique_ptr<LLJIT> J;
+  std::unique_ptr<ImageLoader> Loader;
+};
+
+// A file of one test.
+class Image : public ::testing::Test {
+protected:
+  Image() : Path(::testing::TempDir() + "jitmem-orc-image-" + std::to_string(getpid())) {}
+  ~Image() override { std::remove(Path.c_str()); }
+
+  // Links objects, has them run, and stores them.
+  void store() {
+    Session S;
+    for (const char *Source : Stored)
+      S.add(Source);
+    EXPECT_EQ(S.call("useEverything", 5), 1137);
+    Where.insert(S.find("useEverything"));
+    must(S.Recorder->store(Path, Key));
+  }
+
+  std::string Path;
+  std::set<uint64_t> Where;
+};
+
+// What another process does with an image, and where it had it.
+uint64_t run(const std::string &Path) {
+  Session S;
+  must(S.Loader->add(S.main(), Path, Key));
+  // Data are as they were linked, and not as the first process has left them. Exceptions pass.
+  for (int Call = 0; Call != 3; ++Call)
+    if (S.call("useEverything", 5) != 1137 + Call)
+      throw std::runtime_error("another answer");
+  if (S.call("catchProblem", 1) != 1001)
+    throw std::runtime_error("not caught");
+  // Code that is linked now refers to it, and it is not linked again.
+  S.add("sections.c");
+  if (S.call("checkSections", 0) == 0)
+    throw std::runtime_error("not linked");
+  return S.find("useEverything");
+}
+
+TEST_F(Image, RunsInOtherProcesses) {
+  store();
+  for (int N = 0; N != 4; ++N) {
+    int Ends[2];
+    ASSERT_EQ(pipe(Ends), 0);
+    pid_t Child = fork();
+    if (Child == 0) {
+      std::string End = std::to_string(Ends[1]);
+      execl("/proc/self/exe", "orc-image", "--run", Path.c_str(), End.c_str(), nullptr);
+      _exit(126);
+    }
+    close(Ends[1]);
+    uint64_t Address = 0;
+    EXPECT_EQ(read(Ends[0], &Address, sizeof(Address)), ssize_t(sizeof(Address)));
+    close(Ends[0]);
+    int Status = 0;
+    ASSERT_EQ(waitpid(Child, &Status, 0), Child);
+    EXPECT_EQ(Status, 0);
+    Where.insert(Address);
+  }
+  EXPECT_GT(Where.size(), 1u);
+}
+
+TEST_F(Image, GoesWithItsTracker) {
+  store();
+  Session S;
+  auto Tracker = S.main().createResourceTracker();
+  must(S.Loader->add(Tracker, Path, Key));
+  EXPECT_EQ(S.call("useEverything", 5), 1137);
+  EXPECT_EQ(S.MM->stats().finalized, 1u);
+  // Its symbols are there once.
+  auto Again = messageOf(S.Loader->add(S.main().createResourceTracker(), Path, Key));
+  EXPECT_NE(Again.find("uplicate"), std::string::npos) << Again;
+  EXPECT_EQ(S.MM->stats().finalized, 1u);
+  must(Tracker->remove());
+  EXPECT_EQ(S.MM->stats().live, 0u);
+  must(S.Loader->add(S.main(), Path, Key));
+  EXPECT_EQ(S.call("useEverything", 6), 1138);
+}
+
+TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
+  Session S;
+  auto Tracker = S.main().createResourceTracker();
+  for (const char *Source : Stored)
+    S.add(Tracker, Source);
+  EXPECT_EQ(S.call("useEverything", 5), 1137);
+  must(Tracker->remove());
+  S.add("sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
+  EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
+}
+
+TEST_F(Image, NamesWhatCannotBeStored) {
+  Session S;
+  must(S.main().define(absoluteSymbols(
+      {{S.J->mangleAndIntern("low"), {ExecutorAddr(0x1234), JITSymbolFlags::Exported}}})));
+  auto Tracker = S.main().createResourceTracker();
+  S.add(Tracker, "narrow.c");
+  EXPECT_NE(S.find("narrow"), 0u);
+  auto Message = messageOf(S.Recorder->store(Path, Key));
+  for (const char *Word : {"narrow.c", "not storable", "low", "Pointer32"})
+    EXPECT_NE(Message.find(Word), std::string::npos) << Message;
+  EXPECT_EQ(S.Recorder->notStorable().size(), 1u);
+  must(Tracker->remove());
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+}
+
+TEST_F(Image, RefusesOtherKeysAndDamage) {
+  store();
+  Session S;
+  auto Other = messageOf(S.Loader->add(S.main(), Path, {{"options", "others"}}));
+  EXPECT_NE(Other.find("options is \"others\" here and \"of this test\" in it"), std::string::npos)
+      << Other;
+  std::fstream File(Path, std::ios::in | std::ios::out | std::ios::binary);
+  File.seekg(-100, std::ios::end);
+  char Byte = char(File.get());
+  File.seekp(-100, std::ios::end);
+  File.put(char(Byte ^ 1));
+  File.close();
+  auto Damaged = messageOf(S.Loader->add(S.main(), Path, Key));
+  EXPECT_NE(Damaged.find("checksum"), std::string::npos) << Damaged;
+  EXPECT_EQ(S.MM->stats().live, 0u);
+}
+
+TEST_F(Image, NamesWhatIsNotFound) {
+  Session S;
+  for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
+    S.add(Source);
+  EXPECT_EQ(S.call("catchProblem", 1), 1001);
+  must(S.Recorder->store(Path, Key));
+  Session Other;
+  auto &Alone = must(Other.J->getExecutionSession().createJITDylib("alone"));
+  auto Message = messageOf(Other.Loader->add(Alone, Path, Key));
+  EXPECT_NE(Message.find("__cxa_begin_catch"), std::string::npos) << Message;
+  EXPECT_EQ(Other.MM->stats().live, 0u);
+}
+
+} // namespace
+
+int main(int Count, char **Arguments) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  if (Count == 4 && std::string(Arguments[1]) == "--run") {
+    uint64_t Address = run(Arguments[2]);
+    return write(std::stoi(Arguments[3]), &Address, sizeof(Address)) == sizeof(Address) ? 0 : 1;
+  }
+  ::testing::InitGoogleTest(&Count, Arguments);
+  return RUN_ALL_TESTS();
+}
