@@ -242,6 +242,12 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
 	  (set -x; build/$$built/jitmem-$$example); \
 	done
+	@for version in 22 19; do \
+	  $(call project,examples/query-server,build/query-server-$$version, \
+	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
+	  (set -x; build/query-server-$$version/jitmem-compile-queries build/query-server-$$version/image; \
+	    build/query-server-$$version/jitmem-query-server build/query-server-$$version/image); \
+	done
 	@for version in 22 19 16 14; do \
 	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
 	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
