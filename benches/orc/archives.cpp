@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "session.hpp"
+#include "objects.hpp"
 #include "system_error.hpp"
 #include "workload.hpp"
 
@@ -16,15 +16,6 @@ using namespace llvm;
 using namespace llvm::orc;
 
 namespace bench {
-
-namespace {
-
-struct Library {
-  std::string Name;
-  std::vector<Object> Members;
-};
-
-} // namespace
 
 /// Lua's internal functions have the visibility "internal", which JITLink refuses. To a linker it
 /// means what "hidden" means.
@@ -85,6 +76,17 @@ static Expected<Library> readLibrary(StringRef Path) {
   return L;
 }
 
+Expected<std::vector<Library>> readLibraries() {
+  std::vector<Library> Libraries;
+  for (StringRef Path : split(JITMEM_BENCH_ARCHIVES, ':')) {
+    auto L = readLibrary(Path);
+    if (!L)
+      return L.takeError();
+    Libraries.push_back(std::move(*L));
+  }
+  return Libraries;
+}
+
 /// One function of each library, with an answer that its documentation promises.
 static Error checkResults(ExecutionSession &ES, const SymbolMap &Symbols) {
   static constexpr struct {
@@ -142,18 +144,17 @@ static Error run(ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive,
 }
 
 Expected<Workload> archives(const Settings &S) {
-  auto Libraries = std::make_shared<std::vector<Library>>();
+  auto Read = readLibraries();
+  if (!Read)
+    return Read.takeError();
+  auto Libraries = std::make_shared<std::vector<Library>>(std::move(*Read));
   uint64_t Members = 0, Content = 0;
   std::string Names;
-  for (StringRef Path : split(JITMEM_BENCH_ARCHIVES, ':')) {
-    auto L = readLibrary(Path);
-    if (!L)
-      return L.takeError();
-    Members += L->Members.size();
-    for (const Object &O : L->Members)
+  for (const Library &L : *Libraries) {
+    Members += L.Members.size();
+    for (const Object &O : L.Members)
       Content += O.Content;
-    Names += (Names.empty() ? "" : ", ") + L->Name;
-    Libraries->push_back(std::move(*L));
+    Names += (Names.empty() ? "" : ", ") + L.Name;
   }
 
   Workload W;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 
-#include "session.hpp"
+#include "objects.hpp"
 #include "workload.hpp"
 
 #include "llvm/AsmParser/Parser.h"
@@ -19,9 +19,9 @@ namespace bench {
 
 static constexpr unsigned Count = 2000;
 
-static std::string nameOf(unsigned Number) { return formatv("tiny_{0}", Number); }
+std::string tinyName(unsigned Number) { return formatv("tiny_{0}", Number); }
 
-static int tinyResult(unsigned Number, int X) { return X * int(Number + (X & 7)) + int(Number); }
+int tinyResult(unsigned Number, int X) { return X * int(Number + (X & 7)) + int(Number); }
 
 /// A function, a constant that it reads, a word of data that it reads, and unwind info.
 static const char Source[] = R"(
@@ -37,7 +37,7 @@ define i32 @tiny_{0}(i32 %x) nounwind uwtable {{
   ret i32 %sum
 })";
 
-static Expected<std::vector<Object>> compileTinyObjects() {
+Expected<std::vector<Object>> compileTinyObjects() {
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
   auto Builder = JITTargetMachineBuilder::detectHost();
@@ -59,7 +59,7 @@ static Expected<std::vector<Object>> compileTinyObjects() {
     auto M = parseAssemblyString(formatv(Source, I, Factors).str(), Diagnostic, Context);
     if (!M)
       return createStringError("tiny object %u: %s", I, Diagnostic.getMessage().str().c_str());
-    M->setModuleIdentifier(nameOf(I));
+    M->setModuleIdentifier(tinyName(I));
     M->setTargetTriple((*Machine)->getTargetTriple());
     M->setDataLayout((*Machine)->createDataLayout());
     auto Buffer = Compile(*M);
@@ -100,8 +100,8 @@ static Error run(ExecutionSession &ES, Probe &P, std::shared_ptr<void> &Alive,
 
   for (unsigned Number : {0u, 1u, Count / 2, Count - 1})
     for (int Argument : {0, 1, 13})
-      if (Error Err = expectCall(ES, Symbols[ES.intern(nameOf(Number))].getAddress(),
-                                 nameOf(Number), Argument, tinyResult(Number, Argument)))
+      if (Error Err = expectCall(ES, Symbols[ES.intern(tinyName(Number))].getAddress(),
+                                 tinyName(Number), Argument, tinyResult(Number, Argument)))
         return Err;
   return P.measure(RemovePhase, Count, [&] { return (*Session)->removeAll(); });
 }

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// The objects of (b) and (c) in fresh processes: linked by JITLink, and loaded from images that
+// another process has stored.
+//   jitmem-bench-image [--rounds=N]
+
+#include "objects.hpp"
+
+#include "llvm/ExecutionEngine/Orc/EPCDynamicLibrarySearchGenerator.h"
+#include "llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h"
+#include "llvm/ExecutionEngine/Orc/TaskDispatch.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Format.h"
+#include "llvm/Support/FormatVariadic.h"
+#include "llvm/Support/Program.h"
+#include "llvm/Support/raw_ostream.h"
+#include <jitmem/orc_image.hpp>
+#include <jitmem/orc_layer.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <vector>
+
+using namespace llvm;
+using namespace llvm::orc;
+using namespace bench;
+using jitmem::orc::ImageLoader;
+using jitmem::orc::ImagePlugin;
+using jitmem::orc::ImageRecorder;
+using jitmem::orc::MemoryManager;
+
+static ExitOnError Exit("jitmem-bench-image: ");
+
+static std::vector<Library> readWorkload(StringRef Key) {
+  if (Key == "c")
+    return Exit(readLibraries());
+  std::vector<Library> All;
+  All.push_back({"tiny", Exit(compileTinyObjects())});
+  return All;
+}
+
+/// What a process says of its work.
+struct Figures {
+  double Milliseconds = 0;
+  uint64_t Symbols = 0;
+};
+
+namespace {
+
+/// A session in which each library has a JITDylib of its own.
+class Process {
+public:
+  explicit Process(std::string Key)
+      : Key(std::move(Key)), MM(Exit(MemoryManager::CreateInProcess())),
+        ES(Exit(SelfExecutorProcessControl::Create(nullptr,
+                                                   std::make_unique<InPlaceTaskDispatcher>()))),
+        Loader(std::make_unique<ImageLoader>(ES, *MM)) {
+    Exit(ES.getExecutorProcessControl().getDylibMgr().loadDylib("libm.so.6").takeError());
+  }
+  ~Process() {
+    Exit(ES.endSession());
+    Loader.reset();
+  }
+
+  JITDylib &dylib(StringRef Name) {
+    JITDylib &JD = ES.createBareJITDylib(Name.str());
+    JD.addGenerator(Exit(EPCDynamicLibrarySearchGenerator::GetForTargetProcess(ES)));
+    return JD;
+  }
+
+  /// Links all objects of a library and looks all their symbols up.
+  void link(const Library &L, const std::shared_ptr<ImageRecorder> &Recorder, Figures &F) {
+    JITDylib &JD = dylib(L.Name);
+    Layers.push_back(Exit(jitmem::orc::createObjectLayer(ES, *MM)));
+    if (Recorder)
+      Layers.back()->addPlugin(std::make_unique<ImagePlugin>(Recorder));
+    for (const Object &O : L.Members)
+      Exit(Layers.back()->add(JD, MemoryBuffer::getMemBuffer(O.Buffer->getMemBufferRef(), false)));
+    lookUp(JD, L, F);
+  }
+
+  void load(const Library &L, StringRef Folder, Figures &F) {
+    JITDylib &JD = dylib(L.Name);
+    Exit(Loader->add(JD, path(Folder, L)));
+    lookUp(JD, L, F);
+  }
+
+  std::string path(StringRef Folder, const Library &L) {
+    return formatv("{0}/{1}-{2}", Folder, Key, L.Name).str();
+  }
+
+  /// That the code works.
+  void check() {
+    for (auto [Name, Argument, Result] : std::initializer_list<std::tuple<const char *, int, int>>{
+             {"tiny_0", 13, tinyResult(0, 13)},
+             {"tiny_1999", 13, tinyResult(1999, 13)},
+             {"luaO_ceillog2", 1000, 10},
+             {"sqlite3_initialize", 0, 0},
+             {"deflateEnd", 0, -2},
+             {"ZSTD_maxCLevel", 0, 22},
+             {"sqlite3_shutdown", 0, 0}}) {
+      auto Found = Symbols.find(ES.intern(Name));
+      if (Found != Symbols.end())
+        Exit(expectCall(ES, Found->second.getAddress(), Name, Argument, Result));
+    }
+  }
+
+private:
+  void lookUp(JITDylib &JD, const Library &L, Figures &F) {
+    SymbolLookupSet Names;
+    for (const Object &O : L.Members)
+      for (const std::string &Name : O.Defines)
+        Names.add(ES.intern(Name));
+    auto Found = Exit(ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Names)));
+    F.Symbols += Found.size();
+    for (auto &[Name, Definition] : Found)
+      Symbols[Name] = Definition;
+  }
+
+  std::string Key;
+  std::unique_ptr<MemoryManager> MM;
+  ExecutionSession ES;
+  std::unique_ptr<ImageLoader> Loader;
+  std::vector<std::unique_ptr<ObjectLinkingLayer>> Layers;
+  SymbolMap Symbols;
+};
+
+} // namespace
+
+/// What one process does: "store", "link" or "load".
+static Figures work(StringRef What, StringRef Key, StringRef Folder) {
+  auto Libraries = readWorkload(Key);
+  Figures F;
+  Process P(Key.str());
+  std::vector<std::shared_ptr<ImageRecorder>> Recorders;
+  auto Start = std::chrono::steady_clock::now();
+  for (const Library &L : Libraries) {
+    if (What == "load") {
+      P.load(L, Folder, F);
+      continue;
+    }
+    Recorders.push_back(What == "store" ? Exit(ImageRecorder::Create()) : nullptr);
+    P.link(L, Recorders.back(), F);
+  }
+  auto End = std::chrono::steady_clock::now();
+  F.Milliseconds = std::chrono::duration<double, std::milli>(End - Start).count();
+  if (What == "store")
+    for (size_t I = 0; I != Libraries.size(); ++I)
+      Exit(Recorders[I]->store(P.path(Folder, Libraries[I])));
+  P.check();
+  return F;
+}
+
+/// The same in a process of its own.
+static Figures workInChild(StringRef Program, StringRef What, StringRef Key, StringRef Folder) {
+  std::string Answers = (Folder + "/answers").str(), Message;
+  std::optional<StringRef> Redirects[] = {std::nullopt, StringRef(Answers), std::nullopt};
+  if (sys::ExecuteAndWait(Program, {Program, What, Key, Folder}, std::nullopt, Redirects, 0, 0,
+                          &Message))
+    Exit(createStringError("%s %s failed: %s", What.str().c_str(), Key.str().c_str(),
+                           Message.c_str()));
+  auto Text = MemoryBuffer::getFile(Answers);
+  Exit(errorCodeToError(Text.getError()));
+  Figures F;
+  auto [Time, Symbols] = (*Text)->getBuffer().split(' ');
+  if (Time.getAsDouble(F.Milliseconds) || Symbols.trim().getAsInteger(10, F.Symbols))
+    Exit(createStringError("%s %s says nothing", What.str().c_str(), Key.str().c_str()));
+  return F;
+}
+
+static double median(std::vector<double> Values) {
+  std::nth_element(Values.begin(), Values.begin() + Values.size() / 2, Values.end());
+  return Values[Values.size() / 2];
+}
+
+int main(int Count, char **Arguments) {
+  if (Count == 4) {
+    Figures F = work(Arguments[1], Arguments[2], Arguments[3]);
+    outs() << format("%.6f", F.Milliseconds) << ' ' << F.Symbols << '\n';
+    return 0;
+  }
+  unsigned Rounds = 15;
+  for (int I = 1; I != Count; ++I) {
+    StringRef Argument = Arguments[I];
+    if (!Argument.consume_front("--rounds=") || Argument.getAsInteger(10, Rounds) || !Rounds) {
+      errs() << "usage: jitmem-bench-image [--rounds=N]\n";
+      return 2;
+    }
+  }
+  SmallString<128> Folder;
+  Exit(errorCodeToError(sys::fs::createUniqueDirectory("jitmem-bench-image", Folder)));
+  std::string Program = sys::fs::getMainExecutable(Arguments[0], reinterpret_cast<void *>(&main));
+  outs() << "Objects linked by JITLink in a fresh process, and loaded from images in another; "
+            "medians of "
+         << Rounds
+         << " processes each, which take turns. All symbols are looked up.\n\n"
+            "| workload | symbols | linked, ms | loaded, ms | times faster |\n"
+            "|---|---:|---:|---:|---:|\n";
+  for (StringRef Key : {"b", "c"}) {
+    uint64_t Symbols = workInChild(Program, "store", Key, Folder).Symbols;
+    std::vector<double> Linked, Loaded;
+    for (unsigned Round = 0; Round != Rounds; ++Round) {
+      Linked.push_back(workInChild(Program, "link", Key, Folder).Milliseconds);
+      Loaded.push_back(workInChild(Program, "load", Key, Folder).Milliseconds);
+    }
+    outs() << formatv("| ({0}) | {1} | {2:f2} | {3:f2} | {4:f1} |\n", Key, Symbols, median(Linked),
+                      median(Loaded), median(Linked) / median(Loaded));
+  }
+  sys::fs::remove_directories(Folder);
+  return 0;
+}
