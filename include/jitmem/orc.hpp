@@ -13,6 +13,7 @@
 #include "../jitmem.h"
 #include "orc_compat.hpp"
 #include "orc_error.hpp"
+#include "orc_group.hpp"
 #include "orc_label.hpp"
 #include "orc_layout.hpp"
 #include "orc_transport.hpp"
@@ -78,6 +79,9 @@ struct Options {
   bool LoadExecutorLibrary = true;
   /// Its path in the executor; empty: the path of the one that this process runs.
   std::string ExecutorLibrary;
+  /// Is told who joins and leaves a group: jitmem_group_observer in jitmem.h says in which threads.
+  /// It must not throw. Empty: no one is told.
+  std::function<void(const jitmem_group_event &)> GroupObserver;
   /// How long the executor may take; zeros are the defaults, and struct_size need not be set. What
   /// the EPC does by itself has no limit; connectWithin() limits how long it waits to be connected.
   jitmem_limits Limits = {};
@@ -95,10 +99,6 @@ struct FreeManager {
     if (Owned)
       jitmem_manager_free(M);
   }
-};
-
-struct FreeMapper {
-  void operator()(jitmem_mapper *M) const { jitmem_mapper_free(M); }
 };
 
 } // namespace detail
@@ -183,6 +183,37 @@ public:
     return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
   }
 
+  /// Memory of several executors on this machine, each with an EPC of its own, which are linked for
+  /// once: jitmem_mapper_group in jitmem.h says what holds. A session runs on one of the EPCs,
+  /// which answers its look-ups; calls into another go through that one's EPC. Executors are
+  /// numbered from
+  /// 1. Waits for them. Each EPC must be there for as long as its executor belongs to the group,
+  /// not while the manager is destroyed.
+  static llvm::Expected<std::unique_ptr<MemoryManager>>
+  CreateGroup(llvm::ArrayRef<llvm::orc::ExecutorProcessControl *> EPCs, const Options &O = {}) {
+    auto G = detail::Group::create(EPCs, {O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits},
+                                   O.GroupObserver);
+    if (!G)
+      return G.takeError();
+    auto MM = create((*G)->mapper(), O);
+    if (MM)
+      (*MM)->Group = std::move(*G);
+    return MM;
+  }
+
+  /// Has an executor join a group, and waits until it has all that the others have; nothing is
+  /// linked for it. Gives its number. See jitmem_mapper_add_executor.
+  llvm::Expected<uint64_t> addExecutor(llvm::orc::ExecutorProcessControl &EPC,
+                                       const std::string &Name = "") {
+    if (!Group)
+      return noGroup();
+    return Group->add(EPC, Name);
+  }
+
+  /// Has an executor leave a group: its deallocation actions run. See
+  /// jitmem_mapper_remove_executor.
+  llvm::Error removeExecutor(uint64_t Number) { return Group ? Group->remove(Number) : noGroup(); }
+
   /// Over a manager that the host has made by the C API and keeps, for instance because several
   /// layers share it. The manager must outlive this object and what that allocated.
   static std::unique_ptr<MemoryManager> CreateOver(jitmem_manager *Manager) {
@@ -194,6 +225,8 @@ public:
   ~MemoryManager() override {
     if (EPC)
       EPC->cut();
+    if (Group)
+      Group->cut();
   }
 
   /// Deallocates what is still finalized and gives all memory back, in the executor too, which must
@@ -457,6 +490,12 @@ private:
     return MM;
   }
 
+  static llvm::Error noGroup() {
+    return llvm::make_error<MemoryError>(
+        JITMEM_INVALID_ARGUMENT, 0,
+        "this memory manager is over no group; make one by MemoryManager::CreateGroup");
+  }
+
   /// The callback of requests that end in an error or nothing.
   template <typename FunctionT> static void done(void *Ctx, const jitmem_error *E) {
     std::unique_ptr<FunctionT> F(static_cast<FunctionT *>(Ctx));
@@ -569,6 +608,8 @@ private:
   TagFunction TagOf;
   /// Actions of LLVM's plugin, and jitmem's own that stand for them, which enter an index.
   detail::FrameFunctions LlvmFrames, OwnFrames;
+  /// Of a manager over a group; outlives the manager's handle.
+  std::unique_ptr<detail::Group> Group;
   std::unique_ptr<jitmem_manager, detail::FreeManager> Manager;
   /// The connection to the executor, if that is not this process.
   std::shared_ptr<detail::Connection> EPC;

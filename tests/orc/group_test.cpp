@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// One session whose objects run in several executors.
+
+#include "executors.h"
+#include "tasks.h"
+
+#include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
+
+#include <atomic>
+
+using namespace llvm;
+using namespace llvm::orc;
+
+namespace {
+
+// Our own program with the same addresses each time, and an EPC that has a session of its own until
+// the session that links takes it.
+struct Member {
+  Member() {
+    Pipe ToChild, FromChild;
+    std::vector<std::string> Command = {"/usr/bin/setarch", "-R"};
+    for (std::string &Word : commandOf(Setting::ProgramShared))
+      Command.push_back(Word);
+    Child = std::make_unique<ChildProcess>(Command, ToChild.Read.Number, FromChild.Write.Number);
+    ToChild.Read.close();
+    FromChild.Write.close();
+    SimpleRemoteEPC::Setup Setup;
+    Setup.CreateMemoryManager = [](SimpleRemoteEPC &) {
+      return jitlink::InProcessMemoryManager::Create(); // unused
+    };
+    EPC = must(SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(
+        std::make_unique<ThreadPerTask>(), std::move(Setup), FromChild.Read.release(),
+        ToChild.Write.release()));
+    Control = EPC.get();
+  }
+
+  void ownSession() {
+    ES = std::make_unique<ExecutionSession>(std::move(EPC));
+    ES->setErrorReporter([](Error Err) { consumeError(std::move(Err)); }); // of its connection
+  }
+
+  int run(ExecutorAddr Function, int Argument = 0) {
+    return must(Control->runAsIntFunction(Function, Argument));
+  }
+
+  std::unique_ptr<ChildProcess> Child;
+  std::unique_ptr<ExecutorProcessControl> EPC;
+  ExecutorProcessControl *Control;
+  std::unique_ptr<ExecutionSession> ES;
+};
+
+TEST(Group, ObjectsOfOneSessionRunInFourExecutors) {
+  std::vector<Member> Members(4);
+  std::vector<ExecutorProcessControl *> EPCs;
+  for (Member &M : Members)
+    EPCs.push_back(M.Control);
+  std::atomic<int> Joined{0}, Left{0};
+  jitmem::orc::Options O;
+  O.GroupObserver = [&](const jitmem_group_event &Event) {
+    ++(Event.change == JITMEM_GROUP_JOINED ? Joined : Left);
+  };
+  auto MM = must(jitmem::orc::MemoryManager::CreateGroup(EPCs, O));
+  EXPECT_EQ(Joined, 4);
+  for (size_t I = 1; I != Members.size(); ++I)
+    Members[I].ownSession();
+
+  LLJITBuilder Builder;
+  Builder.setExecutorProcessControl(std::move(Members[0].EPC));
+  Builder.setPlatformSetUp(setUpInactivePlatform);
+  compat::setLinkingLayer(Builder,
+                          [&](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
+                            auto Layer = std::make_unique<ObjectLinkingLayer>(ES, *MM);
+                            if (Error Err = jitmem::orc::detail::addFrames(*Layer, ES))
+                              return Err;
+                            return Layer;
+                          });
+  auto J = must(Builder.create());
+  J->getExecutionSession().setErrorReporter([](Error Err) { consumeError(std::move(Err)); });
+  compat::linkWithExecutor(*J, J->getMainJITDylib());
+  auto Tracker = J->getMainJITDylib().createResourceTracker();
+  must(J->addObjectFile(Tracker, objectFile("counting.c")));
+  ExecutorAddr Next = must(compat::lookup(*J, "countOn"));
+  ExecutorAddr Who = must(compat::lookup(*J, "whoRunsThis"));
+  for (size_t I = 0; I != Members.size(); ++I) {
+    EXPECT_EQ(Members[I].run(Next, static_cast<int>(I)), static_cast<int>(40 + I));
+    EXPECT_EQ(Members[I].run(Who), Members[I].Child->id());
+  }
+
+  // A fifth one joins, and has all as it was linked.
+  Member Late;
+  uint64_t Number = must(MM->addExecutor(*Late.Control, "late"));
+  EXPECT_EQ(Number, 5u);
+  EXPECT_EQ(Late.run(Next, 2), 42);
+  Late.ownSession();
+
+  // One that is killed does not keep the others from linking.
+  Members[2].Child->kill();
+  EXPECT_TRUE(eventually([&] { return Left == 1; }));
+  must(J->addObjectFile(objectFile("stepped.c")));
+  ExecutorAddr Later = must(compat::lookup(*J, "linked_inner"));
+  EXPECT_EQ(Members[0].run(Later, 1), 102);
+  EXPECT_EQ(Members[3].run(Later, 2), 104);
+  EXPECT_EQ(Late.run(Later, 3), 106);
+  must(MM->removeExecutor(Number));
+  EXPECT_TRUE(mentions(messageOf(MM->removeExecutor(Number)), {"remove executor 5"}));
+  must(Tracker->remove());
+  Tracker = nullptr; // its session ends below
+  must(J->addObjectFile(objectFile("counting.c")));
+  Next = must(compat::lookup(*J, "countOn"));
+  EXPECT_EQ(Members[0].run(Next, 1), 41);
+  EXPECT_EQ(Members[3].run(Next, 2), 42);
+  J.reset();
+  MM.reset();
+  for (Member *M : {&Members[1], &Members[2], &Members[3], &Late})
+    must(M->ES->endSession());
+}
+
+TEST(Group, OnlyGroupsHaveExecutorsThatJoin) {
+  auto MM = must(jitmem::orc::MemoryManager::CreateInProcess());
+  EXPECT_TRUE(mentions(messageOf(MM->removeExecutor(1)), {"no group", "CreateGroup"}));
+}
+
+} // namespace
