@@ -94,7 +94,8 @@ static inline jitmem_status record_graph(const jitmem_manager *manager,
     described[i] = (jitmem_image_segment){
         .address = memory[i].address, .content = contents[i], .segment = segments[i]};
   const uint64_t frames = memory[FRAMES].address;
-  const jitmem_image_import import = {.slot = data + 8, .symbol = "imported", .kind = JITMEM_IMAGE_ABSOLUTE_64};
+  const jitmem_image_import import = {
+      .slot = data + 8, .symbol = "imported", .kind = JITMEM_IMAGE_ABSOLUTE_64};
   const jitmem_image_reference references[] = {
       {.slot = code + POINTER_SLOT, .target = data, .kind = RELATIVE},
       {.slot = code + IMPORT_SLOT, .target = data, .kind = RELATIVE},
