@@ -372,13 +372,22 @@ private:
         G.Key = To;
   }
 
+  /// Says of the first graphs that are not storable why, and how many more there are.
   std::vector<std::string> refused() const {
-    std::vector<std::string> All;
+    constexpr size_t MostNamed = 8;
+    std::vector<std::string> Named;
+    size_t More = 0;
     for (auto &G : Graphs) {
-      if (!G.Why.empty())
-        All.push_back("graph " + G.Name + " is not storable: " + G.Why);
+      if (G.Why.empty())
+        continue;
+      if (Named.size() == MostNamed)
+        ++More;
+      else
+        Named.push_back("graph " + G.Name + " is not storable: " + G.Why);
     }
-    return All;
+    if (More)
+      Named.push_back("and " + std::to_string(More) + " more graphs");
+    return Named;
   }
 
   std::mutex Lock;
