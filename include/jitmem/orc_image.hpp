@@ -301,13 +301,21 @@ public:
   }
 
   /// Writes what is linked now to a file, in the place of one that is there; see
-  /// jitmem_image_recorder_store. Fails if something can't be stored, and names it.
+  /// jitmem_image_recorder_store. Fails if something can't be stored, and names
+  /// the first eight graphs of it.
   llvm::Error store(llvm::StringRef Path, const ImageKey &Key = {}) {
     std::lock_guard<std::mutex> Guard(Lock);
     auto Missing = refused();
-    if (!Missing.empty())
+    if (!Missing.empty()) {
+      constexpr size_t MostNamed = 8;
+      if (Missing.size() > MostNamed) {
+        size_t More = Missing.size() - MostNamed;
+        Missing.resize(MostNamed);
+        Missing.push_back("and " + std::to_string(More) + " more; see notStorable()");
+      }
       return llvm::make_error<MemoryError>(
           JITMEM_UNSUPPORTED, 0, "store image " + Path.str() + ": " + llvm::join(Missing, "; "));
+    }
     detail::PassedImageKey Passed(Key);
     detail::OwnedError E;
     jitmem_image_recorder_store(Recorder.get(), Path.str().c_str(), Passed.data(), Passed.size(),
@@ -372,22 +380,13 @@ private:
         G.Key = To;
   }
 
-  /// Says of the first graphs that are not storable why, and how many more there are.
   std::vector<std::string> refused() const {
-    constexpr size_t MostNamed = 8;
-    std::vector<std::string> Named;
-    size_t More = 0;
+    std::vector<std::string> All;
     for (auto &G : Graphs) {
-      if (G.Why.empty())
-        continue;
-      if (Named.size() == MostNamed)
-        ++More;
-      else
-        Named.push_back("graph " + G.Name + " is not storable: " + G.Why);
+      if (!G.Why.empty())
+        All.push_back("graph " + G.Name + " is not storable: " + G.Why);
     }
-    if (More)
-      Named.push_back("and " + std::to_string(More) + " more graphs");
-    return Named;
+    return All;
   }
 
   std::mutex Lock;
