@@ -146,7 +146,8 @@ def opened():
     """What the service answers to `open`."""
     functions = b"".join(u64(function) for function in (ATTACH, RESERVE, CHANGE, APPLY, CLOSE))
     frames = b"\0" + u64(0) + u64(0)
-    return b"\1" + u64(1) + u64(PAGE) + b"\1" + functions + frames
+    private_data = b"\0"
+    return b"\1" + u64(1) + u64(PAGE) + b"\1" + functions + frames + private_data
 
 
 def serve(end, answer):
