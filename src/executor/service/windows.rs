@@ -313,8 +313,7 @@ impl Windows {
     pub(super) fn take_data(&self, range: AddrRange) -> Result<()> {
         let range = range_of(range)?;
         let mut windows = self.windows.lock();
-        let chunk = window_of(&mut windows, range)?.overlapping(range);
-        let chunk = chunk.filter(|view| view.executor().contains(range));
+        let chunk = window_of(&mut windows, range)?.chunk_with(range);
         match chunk.is_some_and(|view| view.take_content(range)) {
             true => Ok(()),
             false => Err(invalid_argument(format!(
@@ -334,9 +333,7 @@ impl Windows {
     fn writing(&self, range: AddressRange, write: impl FnOnce(Writer) -> Result<()>) -> Result<()> {
         let mut windows = self.windows.lock();
         let window = window_of(&mut windows, range)?;
-        let chunk = window
-            .overlapping(range)
-            .filter(|view| view.executor().contains(range));
+        let chunk = window.chunk_with(range);
         let closed = chunk.filter(|_| fixed_code::is_set());
         closed.map_or(Ok(()), |view| view.set_open(true))?;
         // SAFETY: the lock is held, so the view stays until the writer goes. Data can be written, and
@@ -359,7 +356,12 @@ impl Windows {
     /// Makes code in shared pages seen by the processor.
     pub(super) fn flush(&self, range: AddrRange) -> Result<()> {
         let range = range_of(range)?;
-        window_of(&mut self.windows.lock(), range)?;
+        let mut windows = self.windows.lock();
+        // Cache maintenance of what is not mapped would be a fault on AArch64; the lock keeps the chunk.
+        if window_of(&mut windows, range)?.chunk_with(range).is_none() {
+            let message = format!("make code at {range:?} seen: it lies in no chunk");
+            return Err(invalid_argument(message));
+        }
         sys::flush_instruction_cache(range.start(), range.size());
         Ok(())
     }
@@ -454,6 +456,12 @@ impl SessionWindow {
         view.executor().overlaps(range).then_some(view)
     }
 
+    /// The chunk in which all of a range lies.
+    fn chunk_with(&self, range: AddressRange) -> Option<&View> {
+        let chunk = self.overlapping(range);
+        chunk.filter(|view| view.executor().contains(range))
+    }
+
     /// Unmaps what lies in a range that is about to be mapped anew, though it was given back before.
     fn clear(&mut self, range: AddressRange) -> Result<()> {
         let overlaps = |view: &View| view.executor().overlaps(range);
@@ -531,6 +539,20 @@ mod tests {
         let reserved = windows.reserve(Reserve { size, least, at });
         let page = reserved.unwrap().range;
         (windows, page)
+    }
+
+    #[test]
+    fn code_that_lies_in_no_chunk_is_not_made_seen() {
+        let (windows, range) = with_a_page();
+        let error = windows.flush(range).unwrap_err();
+        assert!(error.message().contains("lies in no chunk"), "{error}");
+        let map = Step::MapOwn {
+            range,
+            protection: 1,
+            commit: false,
+        };
+        outcome(&windows, map).unwrap();
+        windows.flush(range).unwrap();
     }
 
     #[test]
