@@ -77,7 +77,7 @@ public:
       if (Range.getSize() != 0)
         Frames.push_back({Range.getStart().getValue(), Range.getSize(), {}});
     }
-    // Frames are registered by whoever loads the image; what other actions do is not known.
+    // The program that loads the image registers frames; what other actions do is not known.
     for (auto &Action : G.allocActions())
       for (auto *Call : {&Action.Finalize, &Action.Dealloc})
         if (*Call && !registersFrames(*Call))

@@ -198,7 +198,7 @@ fn slots_are_filled_for_the_addresses_of_each_manager() {
     }
 }
 
-/// A symbol that another graph of the image has is asked of nobody.
+/// The host is not asked for a symbol that another graph of the image has.
 #[test]
 fn an_import_from_another_graph_is_none_of_the_image() {
     let mut recorder = recorder();

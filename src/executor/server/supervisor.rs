@@ -116,7 +116,6 @@ struct State {
     held: Vec<Held>,
     /// When children were replaced, as far as that counts.
     replaced: VecDeque<Instant>,
-    restarts: u64,
     /// What no other child would have.
     lasting: Option<String>,
     /// The controller has gone.
@@ -390,7 +389,6 @@ impl Supervisor {
                 ));
             }
             state.replaced.push_back(now);
-            state.restarts += 1;
         }
         let (child, input) = self.fork()?;
         if self.state.lock().closing {

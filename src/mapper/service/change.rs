@@ -131,39 +131,28 @@ impl Changes {
         self.0.send(&mut Delivery::Inline);
     }
 
-    /// Maps a memfd of ours.
+    /// Maps a memfd of ours; if `private`, the executor copies pages when it writes them.
     pub(super) fn map(
         &self,
         range: AddrRange,
         protection: u8,
         file: &MemFile,
+        private: bool,
         done: Completion<()>,
     ) {
-        self.with_file(file, done, |file| match file {
-            Some(file) => Step::MapFile {
+        self.with_file(file, done, |file| match (file, private) {
+            (Some(file), false) => Step::MapFile {
                 range,
                 protection,
                 file,
             },
-            None => Step::Map { range, protection },
-        });
-    }
-
-    /// Maps a memfd of ours that is copied there when it is written.
-    pub(super) fn map_private(
-        &self,
-        range: AddrRange,
-        protection: u8,
-        file: &MemFile,
-        done: Completion<()>,
-    ) {
-        self.with_file(file, done, |file| match file {
-            Some(file) => Step::MapPrivateFile {
+            (None, false) => Step::Map { range, protection },
+            (Some(file), true) => Step::MapPrivateFile {
                 range,
                 protection,
                 file,
             },
-            None => Step::MapPrivate { range, protection },
+            (None, true) => Step::MapPrivate { range, protection },
         });
     }
 

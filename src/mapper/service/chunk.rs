@@ -134,10 +134,10 @@ impl Chunks {
         };
         match file {
             Some(file) if chunk.was_mapped() => self.changes.replace(range, &file, done),
-            Some(file) if self.private_data && chunk.is_writable() => {
-                self.changes.map_private(range, protection, &file, done);
+            Some(file) => {
+                let private = self.private_data && chunk.is_writable();
+                self.changes.map(range, protection, &file, private, done);
             }
-            Some(file) => self.changes.map(range, protection, &file, done),
             None => {
                 let step = Step::MapOwn {
                     range,

@@ -179,7 +179,7 @@ fn controllers_after_llvm_22_look_up_what_a_session_has_published() {
             ("yours", true),
             (MAP, false),
             ("yours", false),
-            // A function is the process's, and a name that is none is nobody's.
+            // A function is the process's, and an unknown name has no owner.
             (LOOKUP, true),
             ("", true),
         ];

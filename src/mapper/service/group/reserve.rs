@@ -147,7 +147,7 @@ impl Reserving {
             let mut missing = state.mapping();
             missing.retain(|one| !chosen.had_by.contains(&one.number));
             if missing.is_empty() && !state.members.is_empty() {
-                // From here on whoever joins finds it.
+                // From here on an executor that joins finds it.
                 let (index, file) = chosen.index.take().unzip();
                 let file = file.map(Arc::new);
                 state.windows.push(GroupWindow {
