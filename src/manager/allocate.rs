@@ -125,6 +125,7 @@ impl Flow<Windows> {
                 }
             };
             if let Err(error) = step {
+                self.give_up_fresh(delivery);
                 return Served::Answer(self.counted(Err(error)));
             }
             let effort = Effort::after(tried);
@@ -176,7 +177,7 @@ impl Flow<Windows> {
                     continue;
                 }
                 Served::AnotherWindow(error) if tried.windows == MOST_NEW_WINDOWS => {
-                    return self.failed(error, done, delivery);
+                    return self.not_served(error, done, delivery);
                 }
                 Served::AnotherWindow(_) | Served::Wait => {}
             }
@@ -188,6 +189,7 @@ impl Flow<Windows> {
             if let Served::AnotherWindow(_) = served {
                 memory.changes += 1;
                 drop(space);
+                self.give_up_fresh(delivery);
                 return self.open_window(request, tried, done);
             }
             // The change that it would have waited for has ended.

@@ -144,7 +144,7 @@ impl Flow<Windows> {
                         Served::Reclaim(empty) => {
                             Arc::clone(&flow).reclaim_for(request, tried, empty, done);
                         }
-                        _ => flow.failed(error.context("open another window"), done, delivery),
+                        _ => flow.not_served(error.context("open another window"), done, delivery),
                     }
                 }
             }
@@ -213,7 +213,7 @@ impl Flow<Windows> {
             let _outside = leave_mapper();
             match flow.end_growing(growth, answer, delivery) {
                 Ok(()) => flow.allocate_or_wait(request, tried, done, delivery),
-                Err(error) => flow.failed(error, done, delivery),
+                Err(error) => flow.not_served(error, done, delivery),
             }
         });
         let _inside = self.enter_mapper();
@@ -302,7 +302,7 @@ impl Flow<Windows> {
         };
         self.reclaim_later(empty, move |flow, answer, delivery| match answer {
             Ok(_) => flow.allocate_or_wait(request, tried, done, delivery),
-            Err(error) => flow.failed(error, done, delivery),
+            Err(error) => flow.not_served(error, done, delivery),
         });
     }
 
@@ -343,6 +343,28 @@ impl Flow<Windows> {
             let _inside = self.enter_mapper();
             self.mapper.reclaim_later(range, reclaimed);
         }
+    }
+
+    /// Takes back what was made for a request that it can't serve. A chunk that another request is about to
+    /// take from may be among them, and is made again for that.
+    #[cold]
+    pub(super) fn give_up_fresh(self: &Arc<Self>, delivery: &mut Delivery) {
+        let mut empty = Vec::new();
+        self.space.lock().memory.detach_fresh(&mut empty);
+        // A chunk that the system does not take back is kept.
+        let _ = self.reclaim(empty, delivery);
+        self.release_unused_windows(delivery);
+    }
+
+    /// Answers a request that can't be served.
+    pub(super) fn not_served(
+        self: &Arc<Self>,
+        error: Error,
+        done: Completion<Allocated>,
+        delivery: &mut Delivery,
+    ) {
+        self.give_up_fresh(delivery);
+        self.failed(error, done, delivery);
     }
 
     /// Gives the run of a chunk back that the mapper has taken back, or keeps the chunk. Gives the bytes of

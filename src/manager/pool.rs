@@ -614,6 +614,12 @@ impl Pool {
         self.chunks[region] = Some(chunk);
     }
 
+    /// Treats chunks of which nothing was handed out like others that are empty.
+    pub(super) fn give_up_fresh(&mut self) {
+        let chunks = self.chunks.iter_mut().flatten();
+        chunks.for_each(|chunk| chunk.fresh = false);
+    }
+
     /// Takes an empty chunk out that need not be kept, the largest first. Further chunks begin with
     /// `first` bytes.
     pub(super) fn detach(&mut self, keep: Keep, first: u64) -> Option<PoolChunk> {

@@ -339,6 +339,12 @@ impl Window {
         Some((chunk.range(self.origin), pool.group, chunk))
     }
 
+    /// [`Pool::give_up_fresh`] of all pools.
+    pub(super) fn give_up_fresh(&mut self) {
+        let pools = self.pools.iter_mut().flatten();
+        pools.for_each(|pool| pool.give_up_fresh());
+    }
+
     // ---- giving back ----
 
     /// A pool, if it ever had a chunk, and what its offsets count from.

@@ -85,6 +85,8 @@ pub(super) struct Windows {
     pub(super) trimming: bool,
     /// A window may have become empty since they were last looked for.
     pub(super) unused: bool,
+    /// A chunk was made since those that were made for requests which failed were last looked for.
+    pub(super) grew: bool,
     homes: HashMap<u64, Home>,
     /// Whose these are; the first is 0, and opens and releases windows.
     pub(super) arena: usize,
@@ -129,6 +131,7 @@ impl Windows {
             freed: 0,
             trimming: false,
             unused: false,
+            grew: false,
             homes: HashMap::new(),
             arena: 0,
             common: Arc::default(),
@@ -370,6 +373,7 @@ impl Windows {
     /// Adds the chunk that the mapper prepared.
     pub(super) fn grown(&mut self, growth: Growth, prepared: Prepared) {
         self.end_change(growth.window);
+        self.grew = true;
         if growth.chunk.commit {
             self.committed += growth.chunk.range.size();
         }
@@ -390,8 +394,10 @@ impl Windows {
         self.end_change(growth.window);
         let window = self.window_mut(growth.window);
         window.shrink(growth.chunk.range);
-        window.try_smaller(growth.chunk.group, growth.chunk.range.size())
-            && growth.chunk.range.size() > growth.need
+        let unused = window.is_empty();
+        let smaller = window.try_smaller(growth.chunk.group, growth.chunk.range.size());
+        self.unused |= unused;
+        smaller && growth.chunk.range.size() > growth.need
     }
 
     pub(super) fn detach(

@@ -2,9 +2,13 @@
 //! Managers in forked children, and what children see of their parent's memory.
 
 use super::*;
-use crate::manager::ForkPolicy;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+
+/// A manager with the fork policy of its options.
+fn manager(kind: Kind, options: Options) -> Result<Manager> {
+    Manager::new(&mapper(kind)?, options)
+}
 
 /// A child that does its part once it is told to.
 struct Child {

@@ -363,3 +363,29 @@ fn code_in_a_chunk_that_the_system_does_not_take_back_traps() {
     assert_eq!(read(allocated.segments[0].address, 64), sys::traps(64));
     assert_eq!(manager.stats().chunks, 1);
 }
+
+#[test]
+fn what_was_made_for_a_request_that_is_refused_goes() {
+    for kind in DIVIDING {
+        let options = Options {
+            window_size: 64 << 20,
+            ..Options::default()
+        };
+        let manager = manager(kind, options).unwrap();
+        let most = manager.layout()[0].range.size();
+        let one = |size, protection| segment(size, 0, 16, protection);
+        let kept = [one(most / 2, Protection::READ)];
+        allocate(&manager, &kept).unwrap();
+        let chunks = manager.stats().chunks;
+        // The first has room, and the second has none.
+        let two = [
+            one(most / 8, Protection::READ_EXEC),
+            one(most / 2, Protection::READ_WRITE),
+        ];
+        for _ in 0..3 {
+            let error = allocate(&manager, &two).err().unwrap();
+            assert_eq!(error.status(), Status::WindowFull, "{kind:?}: {error}");
+            assert_eq!(manager.stats().chunks, chunks, "{kind:?}");
+        }
+    }
+}

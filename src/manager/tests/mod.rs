@@ -87,8 +87,10 @@ fn mapper(kind: Kind) -> Result<Mapper> {
     })
 }
 
+/// A manager that doesn't freeze anything when another test of this process forks.
 fn manager(kind: Kind, options: Options) -> Result<Manager> {
-    Manager::new(&mapper(kind)?, options)
+    let fork = ForkPolicy::Reuse;
+    Manager::new(&mapper(kind)?, Options { fork, ..options })
 }
 
 fn segment(content: u64, zero_fill: u64, alignment: u64, protection: Protection) -> Segment {

@@ -56,6 +56,19 @@ impl Windows {
         bytes
     }
 
+    /// Takes the empty chunks out that are not kept, if any was made for a request since this was last done.
+    pub(in crate::manager) fn detach_fresh(&mut self, out: &mut Vec<Detached>) {
+        if !std::mem::take(&mut self.grew) {
+            return;
+        }
+        let numbers: Vec<usize> = self.numbers().collect();
+        for number in numbers {
+            self.window_mut(number).give_up_fresh();
+            (0..POOLS).for_each(|pool| self.detach(number, pool, Keep::Spare, out));
+            self.unused |= self.window(number).is_empty();
+        }
+    }
+
     /// Takes all empty chunks out.
     pub(in crate::manager) fn detach_all(&mut self, out: &mut Vec<Detached>) {
         let numbers: Vec<usize> = self.numbers().collect();
