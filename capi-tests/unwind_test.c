@@ -191,7 +191,8 @@ static void functions_of_this_process(void **state) {
   }
 }
 
-// In jitmem-executor the action is no message: neither to finalize nor to deallocate.
+// In jitmem-executor the action is no message: neither to finalize nor to deallocate. The code that
+// it comes with is one where only that process can maintain its caches.
 static void another_process_needs_no_message(void **state) {
   (void)state;
   struct executor executor = start_program(getenv("JITMEM_EXECUTOR"));
@@ -208,7 +209,7 @@ static void another_process_needs_no_message(void **state) {
     deallocate(manager, link_hop(manager).handle);
   jitmem_stats after = stats_of(manager);
   assert_int_equal(after.frames_indexed - before.frames_indexed, 100);
-  assert_int_equal(after.messages, before.messages);
+  assert_int_equal(after.messages - before.messages, COHERENT_FETCH ? 0 : 100);
   deallocate(manager, first.handle);
   jitmem_manager_free(manager);
   jitmem_mapper_free(mapper);
