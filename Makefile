@@ -366,10 +366,11 @@ check-image: ## what one process has stored, run by a thousand others
 
 .PHONY: check-aarch64
 check-aarch64: ## Rust, C and executor tests in emulated machines of AArch64, with pages of 4 and 16 KiB
-	$(call headline,AArch64 with pages of 4 KiB)
-	tests/aarch64/run.sh build/aarch64 4k
-	$(call headline,AArch64 with pages of 16 KiB)
-	tests/aarch64/run.sh build/aarch64 16k
+	$(call headline,AArch64 with pages of $(subst both,4k and 16k,$(AARCH64_PAGES)))
+	set -f; tests/aarch64/run.sh build/aarch64 $(AARCH64_PAGES) $(AARCH64_TESTS)
+# 4k, 16k or both; patterns of tests, such as 'rust-*' c-code.
+AARCH64_PAGES ?= both
+AARCH64_TESTS ?=
 
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database

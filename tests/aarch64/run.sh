@@ -3,20 +3,23 @@
 # Builds jitmem for AArch64 and runs its tests in an emulated machine: a whole one, since the emulation of
 # single programs does not notice code that is written through another view.
 # usage: run.sh WORK PAGES [TEST...]
-#   WORK   where to build; PAGES  4k or 16k, those of the machine's kernel
+#   WORK   where to build; PAGES  4k or 16k, those of the machine's kernel, or both: two machines at a time
 #   TEST   patterns of names, such as rust-jitmem or 'c-*'; without any, all tests run
 set -eu -o pipefail
-if [ $# -lt 2 ]; then
-  sed -n '5,7s/^# //p' "$0" >&2
-  exit 2
-fi
+case ${2-} in
+  4k | 16k) sizes=("$2") ;;
+  both) sizes=(4k 16k) ;;
+  *)
+    sed -n '5,7s/^# //p' "$0" >&2
+    exit 2
+    ;;
+esac
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(realpath -- "$here/../..")
 mkdir -p "$1"
 work=$(realpath -- "$1")
-pages=$2
 shift 2
-"$here/tools.sh" "$work" "$pages"
+for pages in "${sizes[@]}"; do "$here/tools.sh" "$work" "$pages"; done
 
 target=aarch64-unknown-linux-gnu
 out=$work/target/$target
@@ -86,6 +89,7 @@ aarch64-linux-gnu-gcc -shared -s -o "$work/programs/libjitmem.so" -Wl,--gc-secti
 for test in capi-tests/*_test.c; do
   name=$(basename "$test" _test.c)
   case $name in stock | heap_*) continue ;; esac
+  wanted "c-$name" || continue
   compile "c-$name" -D_GNU_SOURCE "$test" "$work/arm64/$libraries/libcmocka.so.0"
   install_test "$work/programs/c-$name" "c-$name"
 done
@@ -98,7 +102,7 @@ plain=(-O1 -fno-builtin -fno-stack-protector -fno-tree-loop-distribute-patterns)
 aarch64-linux-gnu-gcc -std=c11 -D_GNU_SOURCE "${plain[@]}" -Wall -Wextra -Wpedantic -Werror -Iinclude \
   -c examples/untrusted/untrusted.c -o "$work/programs/untrusted.o"
 # What is linked by copying it refers to nothing outside.
-! aarch64-linux-gnu-objdump -r -j untrusted "$work/programs/untrusted.o" | grep R_AARCH64
+if aarch64-linux-gnu-objdump -r -j untrusted "$work/programs/untrusted.o" | grep R_AARCH64; then exit 1; fi
 # What takes a second may take many here; the example itself gives up after 20.
 sed 's/--time-limit=5/--time-limit=15/' examples/untrusted/main.c >"$work/programs/untrusted.c"
 compile untrusted -D_GNU_SOURCE '-DJITMEM_EXECUTOR="/bin/jitmem-executor"' -Iexamples/untrusted \
@@ -113,12 +117,24 @@ cp "$here/init" "$disk/init"
 (cd "$disk" && find . | cpio --quiet -o -H newc) >"$work/disk.cpio"
 
 # Processors take turns: with a thread for each, the emulator can translate what another one is just storing, and
-# go on running what was there before. Signing of pointers by an algorithm of the emulator's own is the quick one.
-# The machine powers itself off.
-kernel=$(find "$work/kernel-$pages/boot" -name 'vmlinuz-*' | head -1)
-timeout 3600 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -accel tcg,thread=single -smp 2 -m 3G \
-  -nographic -no-reboot -nic none -kernel "$kernel" -initrd "$work/disk.cpio" \
-  -append 'console=ttyAMA0 quiet panic=-1' </dev/null |
-  stdbuf -oL tr -d '\r' | tee "$work/machine-$pages.log"
-grep -q '^all tests have run$' "$work/machine-$pages.log"
-! grep '^FAILED' "$work/machine-$pages.log"
+# go on running what was there before. So a machine takes one core of this one. Signing of pointers by an algorithm of
+# the emulator's own is the quick one. The machine powers itself off.
+run_machine() {
+  local kernel
+  kernel=$(find "$work/kernel-$1/boot" -name 'vmlinuz-*' | head -1)
+  timeout 7200 qemu-system-aarch64 -M virt -cpu max,pauth-impdef=on -accel tcg,thread=single -smp 2 -m 3G \
+    -nographic -no-reboot -nic none -kernel "$kernel" -initrd "$work/disk.cpio" \
+    -append 'console=ttyAMA0 quiet panic=-1' </dev/null |
+    stdbuf -oL tr -d '\r' | tee "$work/machine-$1.log" | sed -u "s/^/$1: /"
+}
+for pages in "${sizes[@]}"; do run_machine "$pages" & done
+wait
+failed=0
+for pages in "${sizes[@]}"; do
+  grep -q '^all tests have run$' "$work/machine-$pages.log" || {
+    echo "$pages: the machine ended before its tests" >&2
+    failed=1
+  }
+  ! grep -H '^FAILED' "$work/machine-$pages.log" || failed=1
+done
+exit $failed
