@@ -614,6 +614,12 @@ JITMEM_ENUM(jitmem_event_kind) {
   /// This process is the child of a fork, with a copy of all that the parent has. It has one
   /// thread, in which this is told before `fork` returns.
   JITMEM_EVENT_FORKED_CHILD = 10,
+  /// Another process has taken the place of the one that ran the executor's linked code (`jitmem-executor
+  /// --supervise`): code, constants and data are at the same addresses, data as it was finalized, and finalize
+  /// actions have run again. Told in a thread of jitmem's to each manager of the executor, perhaps before or
+  /// after the errors of calls that were pending; where processes end one after the other before their actions
+  /// have run, once for all of them. Only where the session has a socket of its own.
+  JITMEM_EVENT_EXECUTOR_RESTARTED = 11,
 };
 
 /// Something that happened in a manager.
@@ -632,8 +638,12 @@ typedef struct jitmem_event {
   uint64_t address;
   /// Bytes of a window or chunk; else 0.
   uint64_t size;
-  /// The allocation; NULL for windows, chunks and forks.
+  /// The allocation; NULL for windows, chunks, forks and restarts.
   const struct jitmem_allocation *allocation;
+  /// JITMEM_EVENT_EXECUTOR_RESTARTED: how often that has happened since the executor began to serve; else 0.
+  uint64_t restarts;
+  /// JITMEM_EVENT_EXECUTOR_RESTARTED: what has ended the process before, in words; else NULL.
+  const char *reason;
 } jitmem_event;
 
 /// Learns of an event, which is valid during the call.
@@ -2018,6 +2028,9 @@ typedef struct jitmem_stats {
   uint64_t huge_pages;
   /// Those that it has refused; the error of jitmem_manager_collapse says why.
   uint64_t huge_pages_refused;
+  /// How often another process has taken the place of the one that ran the executor's linked code, since the
+  /// executor began to serve: JITMEM_EVENT_EXECUTOR_RESTARTED.
+  uint64_t executor_restarts;
 } jitmem_stats;
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.

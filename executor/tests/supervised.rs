@@ -7,8 +7,8 @@
 use jitmem::mapper::ExecutorService;
 use jitmem::transport::{self, Stream, Transport};
 use jitmem::{
-    Action, AllocationHandle, Completion, Dylib, Error, Manager, Mapper, Options, Protection,
-    Segment, WrapperCall,
+    Action, AllocationHandle, Completion, Dylib, Error, EventKind, Manager, Mapper, Observer,
+    Options, Protection, Segment, WrapperCall,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -50,10 +50,13 @@ fn start(options: &[&str]) -> Host {
 }
 
 impl Host {
-    fn manager(&self) -> Manager {
+    fn mapper(&self) -> Mapper {
         let service = ExecutorService::default();
-        let mapper = Mapper::shared(Arc::clone(&self.transport), service).unwrap();
-        Manager::new(&mapper, Options::default()).unwrap()
+        Mapper::shared(Arc::clone(&self.transport), service).unwrap()
+    }
+
+    fn manager(&self) -> Manager {
+        Manager::new(&self.mapper(), Options::default()).unwrap()
     }
 
     /// The children of the supervisor, those that were not waited for among them.
@@ -259,6 +262,47 @@ fn calls_that_were_pending_are_told_what_has_ended_the_child() {
     assert_eq!(host.run(seven).unwrap(), 7);
     manager.deallocate([crashing, looping, last]).unwrap();
     host.end(manager);
+}
+
+#[test]
+fn managers_are_told_of_restarts() {
+    let host = start(&["--supervise"]);
+    // Each has a session of its own.
+    let (told, events) = channel();
+    let observed = || {
+        let told = told.clone();
+        let observer = Observer::new(move |event| {
+            if let EventKind::ExecutorRestarted { restarts, why } = &event.kind {
+                told.send((*restarts, why.to_string())).unwrap();
+            }
+        });
+        let options = Options {
+            observer: Some(observer),
+            ..Options::default()
+        };
+        Manager::new(&host.mapper(), options).unwrap()
+    };
+    let managers = [observed(), observed()];
+    let (crash, crashing) = link(&managers[0], CRASH);
+    let (seven, last) = link(&managers[1], &[0xb8, 7, 0, 0, 0, 0xc3]);
+    for restarts in 1..=3 {
+        host.run(crash).unwrap_err();
+        for (number, why) in events.iter().take(managers.len()) {
+            assert_eq!(number, restarts);
+            assert!(why.contains("SIGSEGV"), "{why}");
+        }
+        for manager in &managers {
+            assert_eq!(manager.stats().executor_restarts, restarts);
+        }
+        assert_eq!(host.run(seven).unwrap(), 7);
+    }
+    let [first, second] = managers;
+    first.deallocate([crashing]).unwrap();
+    second.deallocate([last]).unwrap();
+    drop(first);
+    host.end(second);
+    drop(told);
+    assert_eq!(events.iter().count(), 0);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::manager::{AllocatedSegment, Allocation, AllocationHandle, Event, Even
 use crate::manager::{Name, Observer};
 use crate::page::AddressRange;
 use smallvec::SmallVec;
-use std::ffi::{c_char, c_void};
+use std::ffi::{CString, c_char, c_void};
 use std::mem::{offset_of, size_of};
 
 /// Memory of one segment of a jitmem_allocation.
@@ -114,6 +114,12 @@ pub enum jitmem_event_kind {
     /// This process is the child of a fork, with a copy of all that the parent has. It has one
     /// thread, in which this is told before `fork` returns.
     JITMEM_EVENT_FORKED_CHILD = 10,
+    /// Another process has taken the place of the one that ran the executor's linked code (`jitmem-executor
+    /// --supervise`): code, constants and data are at the same addresses, data as it was finalized, and finalize
+    /// actions have run again. Told in a thread of jitmem's to each manager of the executor, perhaps before or
+    /// after the errors of calls that were pending; where processes end one after the other before their actions
+    /// have run, once for all of them. Only where the session has a socket of its own.
+    JITMEM_EVENT_EXECUTOR_RESTARTED = 11,
 }
 
 /// Something that happened in a manager.
@@ -135,8 +141,12 @@ pub struct jitmem_event {
     pub address: u64,
     /// Bytes of a window or chunk; else 0.
     pub size: u64,
-    /// The allocation; NULL for windows, chunks and forks.
+    /// The allocation; NULL for windows, chunks, forks and restarts.
     pub allocation: *const jitmem_allocation,
+    /// JITMEM_EVENT_EXECUTOR_RESTARTED: how often that has happened since the executor began to serve; else 0.
+    pub restarts: u64,
+    /// JITMEM_EVENT_EXECUTOR_RESTARTED: what has ended the process before, in words; else NULL.
+    pub reason: *const c_char,
 }
 
 /// Learns of an event, which is valid during the call.
@@ -226,6 +236,7 @@ fn to_c(event: &Event, see: impl FnOnce(&jitmem_event)) {
         EventKind::Abandoned(_) => (JITMEM_EVENT_ABANDONED, None, None),
         EventKind::ForkedParent => (JITMEM_EVENT_FORKED_PARENT, None, None),
         EventKind::ForkedChild => (JITMEM_EVENT_FORKED_CHILD, None, None),
+        EventKind::ExecutorRestarted { .. } => (JITMEM_EVENT_EXECUTOR_RESTARTED, None, None),
     };
     let told = jitmem_event {
         struct_size: size_of::<jitmem_event>(),
@@ -236,7 +247,18 @@ fn to_c(event: &Event, see: impl FnOnce(&jitmem_event)) {
         address: range.map_or(0, |range: &AddressRange| range.start()),
         size: range.map_or(0, |range| range.size()),
         allocation: std::ptr::null(),
+        restarts: 0,
+        reason: std::ptr::null(),
     };
+    if let EventKind::ExecutorRestarted { restarts, why } = &event.kind {
+        // Control characters are escaped where it comes from.
+        let reason = CString::new(&**why).unwrap_or_default();
+        return see(&jitmem_event {
+            restarts: *restarts,
+            reason: reason.as_ptr(),
+            ..told
+        });
+    }
     let (it, segments) = match &event.kind {
         EventKind::Allocated(it) | EventKind::Abandoned(it) => (it, it.segments()),
         EventKind::Finalized(it) | EventKind::Deallocated(it) => (it, it.lasting_segments()),

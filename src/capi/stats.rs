@@ -155,6 +155,9 @@ pub struct jitmem_stats {
     pub huge_pages: u64,
     /// Those that it has refused; the error of jitmem_manager_collapse says why.
     pub huge_pages_refused: u64,
+    /// How often another process has taken the place of the one that ran the executor's linked code, since the
+    /// executor began to serve: JITMEM_EVENT_EXECUTOR_RESTARTED.
+    pub executor_restarts: u64,
 }
 
 const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>();
@@ -234,6 +237,7 @@ pub unsafe extern "C" fn jitmem_manager_stats(
             frames_registered: now.frames_registered,
             huge_pages: now.huge_pages,
             huge_pages_refused: now.huge_pages_refused,
+            executor_restarts: now.executor_restarts,
         };
         let source = std::ptr::from_ref(&filled).cast::<u8>();
         // SAFETY: the caller's struct has `given` bytes and ours has all of its own.

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! What a manager tells its host of: windows, chunks and allocations that come and go, and forks.
+//! What a manager tells its host of: windows, chunks and allocations that come and go, forks, and restarts of linked
+//! code.
 
 use super::label::Label;
 use super::request::Request;
@@ -138,6 +139,18 @@ pub enum EventKind {
     /// This process is the child of a fork and has the same memory and the same allocations. It has one
     /// thread, in which this is told before `fork` returns.
     ForkedChild,
+    /// Another process has taken the place of the one that ran the executor's linked code
+    /// ([`serve_supervised`](crate::executor::server::serve_supervised)): code, constants and data are at the same
+    /// addresses, data as it was finalized, and finalize actions have run again. It is told in a thread of jitmem's
+    /// and to each manager of the executor, perhaps before or after the errors of calls that were pending. Where
+    /// processes end one after the other before their actions have run, once for all of them. Only where the session
+    /// has a socket of its own.
+    ExecutorRestarted {
+        /// How often that has happened since the executor began to serve.
+        restarts: u64,
+        /// What has ended the process before.
+        why: Arc<str>,
+    },
 }
 
 /// What an [`Observer`] is told.

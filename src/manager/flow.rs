@@ -79,6 +79,9 @@ impl<M: Memory> Flow<M> {
         let reader = ManagerReader::new(here, space.records.reader());
         space.memory.read_by(&reader);
         let tracking = Tracking::new(&options);
+        if let Some(executor) = mapper.executor() {
+            tracking.hear_of_restarts(&executor);
+        }
         Arc::new(Flow::of(mapper, space, reader, tracking, options, None))
     }
 
@@ -311,13 +314,12 @@ impl<M: Memory> Flow<M> {
         let window_size = self.options.window_size;
         let traffic = self.mapper.traffic();
         let executor = self.mapper.executor();
-        let dropped_answers = executor.map(|executor| executor.dropped_answers());
         stats::collect(
             &self.space.lock(),
             self.mapper.capabilities(),
             traffic,
             self.mapper.frames(),
-            dropped_answers.unwrap_or_default(),
+            executor.as_deref(),
             &self.huge_pages,
             window_size,
         )

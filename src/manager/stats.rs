@@ -9,7 +9,7 @@ use crate::mapper::{Capabilities, FoundBy, FrameCounts, Kind};
 use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
 use crate::sys;
-use crate::transport::DroppedAnswers;
+use crate::transport::{DroppedAnswers, ExecutorState};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Figures of one moment; sizes in bytes.
@@ -66,6 +66,9 @@ pub struct Stats {
     pub message_bytes: u64,
     /// What the executor has answered for nothing to all that goes through the mapper's transport.
     pub dropped_answers: DroppedAnswers,
+    /// How often another process has taken the place of the one that ran the executor's linked code, as far as
+    /// the executor has said: [`EventKind::ExecutorRestarted`](super::EventKind::ExecutorRestarted).
+    pub executor_restarts: u64,
     /// How frames of linked code become known to the unwinder.
     pub frames_found_by: FoundBy,
     /// Allocations so far whose frames are found by an index, so that no action registers them. This and the
@@ -206,7 +209,7 @@ pub(super) fn collect<M: Memory>(
     mapper: &Capabilities,
     traffic: (u64, u64),
     frames: FrameCounts,
-    dropped_answers: DroppedAnswers,
+    executor: Option<&ExecutorState>,
     huge_pages: &HugePageCounts,
     window_size: u64,
 ) -> Stats {
@@ -238,7 +241,8 @@ pub(super) fn collect<M: Memory>(
         unmap_failures: unmap_failures(),
         messages: traffic.0,
         message_bytes: traffic.1,
-        dropped_answers,
+        dropped_answers: executor.map_or_else(DroppedAnswers::default, |it| it.dropped_answers()),
+        executor_restarts: executor.map_or(0, ExecutorState::restarts),
         frames_found_by: frames.found_by,
         frames_indexed: frames.indexed,
         frames_registered: frames.registered,

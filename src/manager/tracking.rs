@@ -15,6 +15,7 @@ use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
 use crate::page::AddressRange;
 use crate::sys::{self, AtForkMutex, AtForkStatic, Forked};
+use crate::transport::{ExecutorState, ToldOfRestarts};
 use std::collections::{HashMap, TryReserveError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -120,6 +121,15 @@ fn forked(forked: Forked) {
     }
 }
 
+impl ToldOfRestarts for Tracking {
+    fn restarted(&self, restarts: u64, why: &str) {
+        self.tell(&mut Delivery::Inline, || EventKind::ExecutorRestarted {
+            restarts,
+            why: why.into(),
+        });
+    }
+}
+
 impl Tracking {
     pub(super) fn new(options: &Options) -> Arc<Tracking> {
         let all = options.observer.is_some() || options.usage;
@@ -138,6 +148,14 @@ impl Tracking {
             observed.push(Arc::downgrade(&tracking));
         }
         tracking
+    }
+
+    /// The executor's restarts are told from now on.
+    pub(super) fn hear_of_restarts(self: &Arc<Self>, executor: &ExecutorState) {
+        if self.observer.is_some() {
+            let this: Weak<Tracking> = Arc::downgrade(self);
+            executor.tell_of_restarts(this);
+        }
     }
 
     /// Whether any allocation may have been noted.

@@ -12,7 +12,8 @@ use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
 use crate::sys::{ClosedInChild, explain, socket};
 use crate::wire::frame::{Header, OUT_OF_BAND, Opcode};
-use crate::wire::sps::said;
+use crate::wire::service::{RESTARTED, Restarted};
+use crate::wire::sps::{from_bytes, said};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -184,9 +185,15 @@ impl Drop for Channel {
     }
 }
 
+/// What an executor says.
+enum Said {
+    Answer(Answered, Packet),
+    Restarted(Restarted),
+}
+
 impl reader_pool::Connection for ChannelConnection {
     type Input = Vec<u8>;
-    type Packet = (Answered, Packet);
+    type Packet = Said;
 
     fn receive(&self, buffer: &mut Vec<u8>) -> Result<Option<Self::Packet>> {
         let received = match self.refuses_descriptors {
@@ -201,8 +208,18 @@ impl reader_pool::Connection for ChannelConnection {
             opcode,
             sequence,
             size,
-            ..
+            tag,
         } = packet.header;
+        if (opcode, tag) == (Opcode::CallWrapper, RESTARTED) {
+            // It is none of the bytes that the manager's messages take.
+            return match from_bytes(&packet.body) {
+                Ok(restarted) => Ok(Some(Said::Restarted(restarted))),
+                Err(malformed) => Err(unreadable(
+                    "channel",
+                    io::Error::new(io::ErrorKind::InvalidData, malformed.to_string()),
+                )),
+            };
+        }
         self.traffic.received(size as usize);
         let answered = match opcode {
             Opcode::Result => self.pending.answered(sequence),
@@ -214,12 +231,16 @@ impl reader_pool::Connection for ChannelConnection {
             let error = io::Error::new(io::ErrorKind::InvalidData, message);
             return Err(unreadable("channel", error));
         }
-        Ok(Some((answered, packet)))
+        Ok(Some(Said::Answer(answered, packet)))
     }
 
-    fn handle(&self, (answered, packet): Self::Packet) {
-        let Answered::Call(done) = answered else {
-            return;
+    fn handle(&self, what: Said) {
+        let (done, packet) = match what {
+            Said::Answer(Answered::Call(done), packet) => (done, packet),
+            Said::Answer(..) => return,
+            Said::Restarted(Restarted { restarts, why }) => {
+                return self.executor.restarted(restarts, &said(why.as_bytes()));
+            }
         };
         let failed = |message| Err(Error::new(Status::MapperFailed, message));
         done.complete(match (packet.lost, packet.header.tag) {

@@ -18,6 +18,7 @@ mod stream;
 mod token;
 
 pub use deadlines::Call;
+pub(crate) use executor_state::ToldOfRestarts;
 pub use executor_state::{DroppedAnswers, ExecutorState};
 pub use limits::Limits;
 pub use stream::Stream;

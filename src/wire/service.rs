@@ -10,7 +10,7 @@ use super::sps::{
 use crate::error::{Error, Status};
 
 /// Grows with each change of what is said here.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 /// The oldest version that either side still speaks.
 pub const OLDEST_VERSION: u32 = 4;
 /// The version with [`Step::Replace`], and what stands between that and [`Step::Index`].
@@ -20,6 +20,12 @@ pub const INDEX_VERSION: u32 = 6;
 
 /// The version with [`OpenWithWish`], [`OpenedWithData`], [`Step::MapPrivate`] and [`Item::InitializeData`].
 pub const PRIVATE_VERSION: u32 = 7;
+
+/// The version with [`Restarted`].
+pub const RESTARTED_VERSION: u32 = 8;
+
+/// The tag of the one call of an executor's through a session's channel: a [`Restarted`], which is not answered.
+pub const RESTARTED: u64 = 1;
 
 /// An executor publishes this if it takes descriptors that come along with calls; the value has no meaning.
 pub const TAKES_DESCRIPTORS: &str = "jitmem_service_takes_descriptors";
@@ -175,6 +181,17 @@ message! {
         /// what was finalized. Then writable chunks are memfds ([`Step::MapPrivate`]), none has pages of the
         /// executor's own, and what is finalized with data goes by [`Item::InitializeData`].
         private_data: bool,
+    }
+}
+
+message! {
+    /// What a controller of [`RESTARTED_VERSION`] is told when another process has taken the place of the one that
+    /// ran linked code, and has run its finalize actions.
+    Restarted {
+        /// How often that has happened since the executor began to serve.
+        restarts: u64,
+        /// What has ended the process before.
+        why: String,
     }
 }
 
@@ -639,6 +656,11 @@ mod tests {
         ] {
             assert_eq!(from_bytes(&to_bytes(&attach)), Ok(attach));
         }
+        let restarted = Restarted {
+            restarts: 3,
+            why: "killed".to_owned(),
+        };
+        assert_eq!(from_bytes(&to_bytes(&restarted)), Ok(restarted));
         let error = Error::new(Status::WindowFull, "no room");
         let reply: Reply<u64> =
             from_bytes(&to_bytes(&Reply::<u64>::from(Err(error.clone())))).unwrap();

@@ -232,6 +232,7 @@ class Stats(ctypes.Structure):
         ("frames_registered", c_uint64),
         ("huge_pages", c_uint64),
         ("huge_pages_refused", c_uint64),
+        ("executor_restarts", c_uint64),
     ]
 
 

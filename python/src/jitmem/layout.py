@@ -81,6 +81,7 @@ class Stats:
     frames_registered: int
     huge_pages: int
     huge_pages_refused: int
+    executor_restarts: int
 
 
 def new_location() -> _abi.Location:

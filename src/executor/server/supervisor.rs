@@ -25,7 +25,7 @@ use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::wire::frame::{FIRST_OWN_CALL, Header, OUT_OF_BAND, Opcode, Setup, SetupLayout};
 use crate::wire::service::{
-    At, Change, Failure, Functions, Item, Reply, Reserve, ReservedAt, Step,
+    At, Change, Failure, Functions, Item, Reply, Reserve, ReservedAt, Restarted, Step,
 };
 use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
 use std::collections::VecDeque;
@@ -116,6 +116,8 @@ struct State {
     held: Vec<Held>,
     /// When children were replaced, as far as that counts.
     replaced: VecDeque<Instant>,
+    /// How often, all in all.
+    restarts: u64,
     /// What no other child would have.
     lasting: Option<String>,
     /// The controller has gone.
@@ -350,7 +352,7 @@ impl Supervisor {
         }
         self.no_more(child, why);
         self.replay.child_is_gone();
-        match self.replacement() {
+        match self.replacement(why) {
             Ok(next) => {
                 say(&format!("{why}; another one takes its place"));
                 Some(next)
@@ -367,9 +369,10 @@ impl Supervisor {
         child.pending.end(error);
     }
 
-    fn replacement(self: &Arc<Self>) -> Result<(Arc<Child>, MessageReader)> {
+    /// Another child for one that has ended.
+    fn replacement(self: &Arc<Self>, why: &str) -> Result<(Arc<Child>, MessageReader)> {
         let refused = |why: String| Err(Error::new(Status::Disconnected, why));
-        {
+        let restarted = {
             let mut state = self.state.lock();
             if let Some(lasting) = &state.lasting {
                 return refused(format!(
@@ -389,20 +392,29 @@ impl Supervisor {
                 ));
             }
             state.replaced.push_back(now);
-        }
+            state.restarts += 1;
+            Restarted {
+                restarts: state.restarts,
+                why: why.to_owned(),
+            }
+        };
         let (child, input) = self.fork()?;
         if self.state.lock().closing {
             // The controller has gone since.
             socket::end_of_writing(&child.socket);
         }
         let (supervisor, replayed) = (Arc::clone(self), Arc::clone(&child));
-        let spawned = sys::spawn("jitmem-replay", move || supervisor.replay(&replayed));
+        let spawned = sys::spawn("jitmem-replay", move || {
+            if supervisor.replay(&replayed) {
+                service::tell_restarted(&restarted);
+            }
+        });
         spawned.map_err(|error| explain("start a thread that replays actions", error))?;
         Ok((child, input))
     }
 
-    /// Has a new child run the finalize actions of all that is live.
-    fn replay(&self, child: &Arc<Child>) {
+    /// Has a new child run the finalize actions of all that is live. Whether it has, and has not ended since.
+    fn replay(&self, child: &Arc<Child>) -> bool {
         while let Some((session, keys, items)) = self.replay.next() {
             let mut message = to_bytes(&session);
             message.extend(items);
@@ -416,21 +428,26 @@ impl Supervisor {
             match replayed {
                 Ok(done) => self.replay.done(&done),
                 // That it has ended while it did is for the thread that reads.
-                Err(_) if child.channel.has_ended() => return child.process.kill(),
+                Err(_) if child.channel.has_ended() => {
+                    child.process.kill();
+                    return false;
+                }
                 Err(error) => {
                     let _: Option<()> = self.end(&format!(
                         "a finalize action has failed in the child that took the place of one that ended: {}",
                         error.message()
                     ));
-                    return;
+                    return false;
                 }
             }
         }
         let mut state = self.state.lock();
         let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
-        if state.child.as_ref().is_some_and(same) {
+        let lives = state.child.as_ref().is_some_and(same);
+        if lives {
             self.set_ready(&mut state);
         }
+        lives
     }
 
     /// Lets calls through that wait for the actions of what is live: one of those waits for the controller, and

@@ -23,7 +23,7 @@ pub(crate) use entry_points::{
     EntryPoint, entry_points, open as open_session, open_by_session, session_symbols, symbols,
 };
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
-pub(super) use supervised::{Supervise, leave_to, succeed};
+pub(super) use supervised::{Supervise, leave_to, succeed, tell_restarted};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
@@ -228,12 +228,7 @@ fn open_here(args: &[u8], functions: &Functions) -> Vec<u8> {
         if open.instance == OWN_INSTANCE {
             sys::at_exit_once(at_exit);
         }
-        let session = Arc::new(Session::new(
-            id,
-            open.instance,
-            functions.clone(),
-            private_data,
-        ));
+        let session = Arc::new(Session::new(id, &open, functions.clone(), private_data));
         let mut registry = REGISTRY.lock();
         if open.instance != OWN_INSTANCE && !registry.services.contains(&open.instance) {
             return Err(invalid_handle(format!(

@@ -9,9 +9,12 @@ use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
 use crate::sys::{self, OwnerCell, explain, socket};
-use crate::transport::RESPONSE_TIMEOUT;
-use crate::wire::service::{Attach, Content, Functions, Item};
-use crate::wire::sps::{ActionPair, AddrRange, Bytes};
+use crate::transport::{RESPONSE_TIMEOUT, packet};
+use crate::wire::frame::{Header, Opcode};
+use crate::wire::service::{
+    Attach, Content, Functions, Item, Open, RESTARTED, RESTARTED_VERSION, Restarted,
+};
+use crate::wire::sps::{ActionPair, AddrRange, Bytes, to_bytes};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,20 +25,23 @@ pub(super) struct Session {
     /// The process that opened it, or goes on with it.
     owner: OwnerCell,
     functions: Functions,
+    /// The controller is told of restarts.
+    hears_of_restarts: bool,
     pub(super) windows: Windows,
     teardowns: Teardowns,
     channel: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Session {
-    pub(super) fn new(id: u64, instance: u64, functions: Functions, private_data: bool) -> Session {
+    pub(super) fn new(id: u64, open: &Open, functions: Functions, private_data: bool) -> Session {
         let owner = OwnerCell::new();
         owner.claim();
         Session {
             id,
-            instance,
+            instance: open.instance,
             owner,
             functions,
+            hears_of_restarts: open.version >= RESTARTED_VERSION,
             windows: Windows::new(private_data),
             teardowns: Teardowns::new(),
             channel: Mutex::default(),
@@ -107,6 +113,18 @@ impl Session {
     pub(super) fn hang_up(&self) {
         if let Some(channel) = self.channel.lock().take() {
             socket::hang_up(&channel);
+        }
+    }
+
+    /// Tells the controller that another process runs linked code, if it has asked for that and there is a channel.
+    /// Waits for room in that.
+    pub(super) fn tell(&self, restarted: &Restarted) {
+        let channel = self.channel.lock().clone();
+        if let Some(channel) = channel.filter(|_| self.hears_of_restarts) {
+            let body = to_bytes(restarted);
+            let header = Header::new(Opcode::CallWrapper, 0, RESTARTED, body.len());
+            // A controller that is gone needs to be told nothing.
+            let _ = packet::send(&channel, header, &body, &[]);
         }
     }
 
@@ -195,12 +213,16 @@ mod tests {
     use super::*;
     use crate::executor::service::here::functions;
     use crate::sys;
-    use crate::wire::service::{At, Reply, Reserve, Step};
+    use crate::wire::service::{At, Reply, Reserve, Step, VERSION};
     use crate::wire::sps::{Bytes, Call, ExecutorAddr};
 
     #[test]
     fn code_whose_actions_fail_can_not_run() {
-        let session = Session::new(1, 0, functions(), false);
+        let open = Open {
+            version: VERSION,
+            instance: 0,
+        };
+        let session = Session::new(1, &open, functions(), false);
         let size = sys::page_size().bytes();
         let (least, at) = (size, At::Default {});
         let reserved = session.windows.reserve(Reserve { size, least, at });

@@ -2,7 +2,9 @@
 //! A process whose service is another's too: one that it forks, in which linked code runs. It asks its supervisor
 //! what to do with each call.
 
+use super::session::Session;
 use super::{Function, REGISTRY};
+use crate::wire::service::Restarted;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -48,4 +50,10 @@ pub(in crate::executor) fn succeed() {
         .sessions
         .values()
         .for_each(|session| session.claim());
+}
+
+/// Tells the controllers of all sessions that another process runs linked code. May wait for one that does not read.
+pub(in crate::executor) fn tell_restarted(restarted: &Restarted) {
+    let sessions: Vec<Arc<Session>> = REGISTRY.lock().sessions.values().cloned().collect();
+    sessions.iter().for_each(|session| session.tell(restarted));
 }

@@ -47,6 +47,7 @@ fn told(event: &Event, first: &[u8]) -> String {
         EventKind::Deallocated(it) => format!("deallocated {} {first:x?}", name(it)),
         EventKind::Abandoned(it) => format!("abandoned {}", name(it)),
         EventKind::ForkedParent | EventKind::ForkedChild => "forked".into(),
+        EventKind::ExecutorRestarted { restarts, .. } => format!("restarted {restarts}"),
     }
 }
 
