@@ -324,7 +324,7 @@ static void graphs_are_refused_by_name(void **state) {
   uint8_t bytes[16] = {0};
   jitmem_image_segment one = {
       .address = 0x10000, .content = bytes, .segment = segment(sizeof bytes, 0, RW)};
-  jitmem_image_reference reference = {.slot = 0x10000, .target = 0x90000, .kind = 4};
+  jitmem_image_reference reference = {.slot = 0x10000, .target = 0x90000, .kind = 6};
   jitmem_image_graph graph = {.struct_size = sizeof graph,
                               .name = "odd.o",
                               .segments = &one,
@@ -332,13 +332,17 @@ static void graphs_are_refused_by_name(void **state) {
                               .references = &reference,
                               .reference_count = 1};
   uint64_t id = 0;
-  REFUSED(JITMEM_INVALID_ARGUMENT, "reference kind 4",
+  REFUSED(JITMEM_INVALID_ARGUMENT, "reference kind 6",
           jitmem_image_recorder_record(recorder, &graph, &id, error));
   reference.kind = JITMEM_IMAGE_ABSOLUTE_64;
   reference.reserved[1] = 1;
   REFUSED(JITMEM_INVALID_ARGUMENT, "reserved",
           jitmem_image_recorder_record(recorder, &graph, &id, error));
   reference.reserved[1] = 0;
+  reference.origin = 0x10000;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "origin is 0x10000",
+          jitmem_image_recorder_record(recorder, &graph, &id, error));
+  reference.origin = 0;
   one.segment.lifetime = JITMEM_LIFETIME_FINALIZE;
   REFUSED(JITMEM_UNSUPPORTED, "graph \"odd.o\"",
           jitmem_image_recorder_record(recorder, &graph, &id, error));

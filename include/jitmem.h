@@ -1643,6 +1643,8 @@ typedef struct jitmem_image_import {
   const char *symbol;
   /// What is added to the symbol's address, before the slot's is subtracted.
   int64_t addend;
+  /// JITMEM_IMAGE_DISTANCE_64: an address inside the segment that the distance is counted from. Else 0.
+  uint64_t origin;
   /// One of jitmem_image_reference_kind. A distance of 4 bytes must fit in every process that links the image: the
   /// default place of windows has the process's own images in reach.
   uint32_t kind;
@@ -1658,6 +1660,11 @@ JITMEM_ENUM(jitmem_image_reference_kind) {
   JITMEM_IMAGE_RELATIVE_32 = 2,
   /// 8 bytes: a distance from the slot.
   JITMEM_IMAGE_RELATIVE_64 = 3,
+  /// 8 bytes: a distance from `origin`.
+  JITMEM_IMAGE_DISTANCE_64 = 4,
+  /// 8 bytes: the distance from the slot to an address that is the same in all processes. The target does not count, and
+  /// an import can't be of this kind.
+  JITMEM_IMAGE_RELATIVE_FIXED_64 = 5,
 };
 
 /// Bytes that depend on where something of the image is. What refers to its own segment by a distance need not
@@ -1668,6 +1675,8 @@ typedef struct jitmem_image_reference {
   /// An address inside the segment that is meant. The content of the slot says which of it: it may be another
   /// address of the segment, or one outside of it at some distance.
   uint64_t target;
+  /// JITMEM_IMAGE_DISTANCE_64: an address inside the segment that the distance is counted from. Else 0.
+  uint64_t origin;
   /// One of jitmem_image_reference_kind.
   uint32_t kind;
   /// 0: for fields of later versions.

@@ -63,6 +63,7 @@ public:
     Name = G.getName();
     if (auto Err = readSegments(G))
       return Err;
+    findGOT(G);
     for (auto &S : Segments)
       for (auto *B : S.Blocks)
         for (auto &E : B->edges())
@@ -195,19 +196,27 @@ private:
     switch (E.getKind()) {
     case x86::Pointer64:
       if (In) {
-        References.push_back({Slot, In->Start, JITMEM_IMAGE_ABSOLUTE_64, {}});
+        References.push_back({Slot, In->Start, 0, JITMEM_IMAGE_ABSOLUTE_64, {}});
         return llvm::Error::success();
       }
       // A weak reference that nothing defines stays 0.
-      if (Address == 0 && Target.isWeaklyReferenced())
+      if (Target.isAbsolute() || (Address == 0 && Target.isWeaklyReferenced()))
         return llvm::Error::success();
       if (nameOf(Target).empty())
         return Refuse();
-      Imports.push_back({Slot, keep(nameOf(Target)), E.getAddend(), JITMEM_IMAGE_ABSOLUTE_64, {}});
+      Imports.push_back(
+          {Slot, keep(nameOf(Target)), E.getAddend(), 0, JITMEM_IMAGE_ABSOLUTE_64, {}});
       return llvm::Error::success();
     case x86::Delta64:
+      // A GOT without entries is at 0.
+      if (Target.isAbsolute()) {
+        References.push_back({Slot, 0, 0, JITMEM_IMAGE_RELATIVE_FIXED_64, {}});
+        return llvm::Error::success();
+      }
       Distance = JITMEM_IMAGE_RELATIVE_64;
       break;
+    case x86::Delta64FromGOT:
+      return readFromGOT(Slot, In, E) ? llvm::Error::success() : Refuse();
     case x86::Delta32:
       Distance = JITMEM_IMAGE_RELATIVE_32;
       break;
@@ -221,25 +230,61 @@ private:
       Behind = 4;
       break;
     default:
-      // Distances of all other kinds are the same wherever their segment lies.
-      return isDistance(G.getEdgeKindName(E.getKind())) && In == &S ? llvm::Error::success()
-                                                                    : Refuse();
+      return isFixed(G.getEdgeKindName(E.getKind()), In == &S) ? llvm::Error::success() : Refuse();
     }
     if (In == &S)
       return llvm::Error::success();
     if (In) {
-      References.push_back({Slot, In->Start, Distance, {}});
+      References.push_back({Slot, In->Start, 0, Distance, {}});
       return llvm::Error::success();
     }
     // To what is outside, of the graph or of the image: it must be in reach in later processes too.
     if (Target.isDefined() || Address == 0 || nameOf(Target).empty())
       return Refuse();
-    Imports.push_back({Slot, keep(nameOf(Target)), E.getAddend() - Behind, Distance, {}});
+    Imports.push_back({Slot, keep(nameOf(Target)), E.getAddend() - Behind, 0, Distance, {}});
     return llvm::Error::success();
   }
 
-  static bool isDistance(llvm::StringRef Kind) {
-    return Kind == "Delta8" || Kind == "Delta16" || Kind == "NegDelta32" || Kind == "NegDelta64";
+  /// Distances from the GOT, which the large code model has, are counted from the symbol that
+  /// JITLink has put there: at its first entry, or at 0 if there are none.
+  void findGOT(LinkGraph &G) {
+    auto Find = [&](auto &&Symbols) {
+      for (auto *Sym : Symbols)
+        if (nameOf(*Sym) == "_GLOBAL_OFFSET_TABLE_")
+          GOT = Sym;
+    };
+    Find(G.defined_symbols());
+    Find(G.absolute_symbols());
+  }
+
+  /// False: it can't be stored.
+  bool readFromGOT(uint64_t Slot, const Segment *In, const Edge &E) {
+    const auto &Target = E.getTarget();
+    const uint64_t Origin = GOT ? GOT->getAddress().getValue() : 0;
+    const Segment *From = GOT && GOT->isDefined() ? segmentOf(GOT->getBlock()) : nullptr;
+    if (!From && !(GOT && GOT->isAbsolute() && Origin == 0))
+      return false;
+    // From 0 it is an address.
+    const uint32_t Kind = From ? JITMEM_IMAGE_DISTANCE_64 : JITMEM_IMAGE_ABSOLUTE_64;
+    if (In) {
+      if (In != From)
+        References.push_back({Slot, In->Start, Origin, Kind, {}});
+      return true;
+    }
+    if (Target.isAbsolute() && !From)
+      return true;
+    if (!Target.isExternal() || nameOf(Target).empty() || Target.getAddress().getValue() == 0)
+      return false;
+    Imports.push_back({Slot, keep(nameOf(Target)), E.getAddend(), Origin, Kind, {}});
+    return true;
+  }
+
+  /// Whether edges of a kind are the same wherever the image lies. By name: LLVM 19 has no sizes.
+  static bool isFixed(llvm::StringRef Kind, bool InOneSegment) {
+    if (Kind == "Size32" || Kind == "Size64")
+      return true;
+    return InOneSegment &&
+           (Kind == "Delta8" || Kind == "Delta16" || Kind == "NegDelta32" || Kind == "NegDelta64");
   }
 
   /// Whether a call takes the range of this graph's frames and nothing else.
@@ -271,6 +316,7 @@ private:
 
   std::vector<Segment> Segments;
   llvm::DenseMap<const Block *, size_t> Of;
+  const Symbol *GOT = nullptr;
   std::vector<jitmem_image_import> Imports;
   std::vector<jitmem_image_reference> References;
   std::vector<jitmem_image_export> Exports;
@@ -461,7 +507,8 @@ public:
   ///
   /// Fails as jitmem_image_open, _link and _finalize, and where a symbol is not found or is defined
   /// already; nothing is left of it then.
-  llvm::Error add(llvm::orc::ResourceTrackerSP RT, llvm::StringRef Path, const ImageKey &Key = {}) {
+  llvm::Error add(const llvm::orc::ResourceTrackerSP &RT, llvm::StringRef Path,
+                  const ImageKey &Key = {}) {
     auto &JD = RT->getJITDylib();
     detail::PassedImageKey Passed(Key);
     detail::OwnedError E;

@@ -71,6 +71,8 @@ pub struct jitmem_image_import {
     pub symbol: *const c_char,
     /// What is added to the symbol's address, before the slot's is subtracted.
     pub addend: i64,
+    /// JITMEM_IMAGE_DISTANCE_64: an address inside the segment that the distance is counted from. Else 0.
+    pub origin: u64,
     /// One of jitmem_image_reference_kind. A distance of 4 bytes must fit in every process that links the image: the
     /// default place of windows has the process's own images in reach.
     pub kind: u32,
@@ -89,6 +91,11 @@ pub enum jitmem_image_reference_kind {
     JITMEM_IMAGE_RELATIVE_32 = 2,
     /// 8 bytes: a distance from the slot.
     JITMEM_IMAGE_RELATIVE_64 = 3,
+    /// 8 bytes: a distance from `origin`.
+    JITMEM_IMAGE_DISTANCE_64 = 4,
+    /// 8 bytes: the distance from the slot to an address that is the same in all processes. The target does not count, and
+    /// an import can't be of this kind.
+    JITMEM_IMAGE_RELATIVE_FIXED_64 = 5,
 }
 
 /// Bytes that depend on where something of the image is. What refers to its own segment by a distance need not
@@ -102,6 +109,8 @@ pub struct jitmem_image_reference {
     /// An address inside the segment that is meant. The content of the slot says which of it: it may be another
     /// address of the segment, or one outside of it at some distance.
     pub target: u64,
+    /// JITMEM_IMAGE_DISTANCE_64: an address inside the segment that the distance is counted from. Else 0.
+    pub origin: u64,
     /// One of jitmem_image_reference_kind.
     pub kind: u32,
     /// 0: for fields of later versions.
@@ -247,20 +256,33 @@ fn reference(given: &jitmem_image_reference) -> Result<Reference> {
     Ok(Reference {
         slot: given.slot,
         target: given.target,
-        kind: kind(given.kind, given.reserved, "jitmem_image_reference")?,
+        kind: kind(
+            given.kind,
+            given.reserved,
+            given.origin,
+            "jitmem_image_reference",
+        )?,
     })
 }
 
-fn kind(kind: u32, reserved: [u32; 3], of: &str) -> Result<ReferenceKind> {
+fn kind(kind: u32, reserved: [u32; 3], origin: u64, of: &str) -> Result<ReferenceKind> {
     if reserved != [0; 3] {
         return Err(invalid_argument(format!("{of}.reserved is not 0")));
+    }
+    if origin != 0 && kind != jitmem_image_reference_kind::JITMEM_IMAGE_DISTANCE_64 as u32 {
+        return Err(invalid_argument(format!(
+            "{of}.origin is {origin:#x} and not 0, and the kind is no distance from it"
+        )));
     }
     match kind {
         1 => Ok(ReferenceKind::Absolute64),
         2 => Ok(ReferenceKind::Relative32),
         3 => Ok(ReferenceKind::Relative64),
+        4 => Ok(ReferenceKind::Distance64 { origin }),
+        5 => Ok(ReferenceKind::RelativeFixed64),
         other => Err(invalid_argument(format!(
-            "{of}: reference kind {other} is none of absolute 1, relative 32 2 and relative 64 3"
+            "{of}: reference kind {other} is none of absolute 1, relative 32 2, relative 64 3, distance 64 4 \
+             and relative fixed 64 5"
         ))),
     }
 }
@@ -310,7 +332,7 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
         }?;
         let import = |one: &jitmem_image_import| {
             Ok(Import {
-                kind: kind(one.kind, one.reserved, "jitmem_image_import")?,
+                kind: kind(one.kind, one.reserved, one.origin, "jitmem_image_import")?,
                 slot: one.slot,
                 // SAFETY: as above.
                 symbol: unsafe { input::text(one.symbol, "symbol") }?,

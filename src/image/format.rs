@@ -12,7 +12,7 @@ use crate::sys::heap;
 use std::ops::Range;
 
 const MAGIC: [u8; 8] = *b"JITMEMIM";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Of magic, version and checksum; the checksum is of what follows.
 const PREAMBLE: usize = 16;
 /// Of the preamble and seven counts, and 4 bytes that are 0.
@@ -68,10 +68,26 @@ pub(super) enum SlotValue {
     /// A symbol's address, less the slot's.
     ImportRelative32(u32),
     ImportRelative64(u32),
+    /// Where a segment or symbol is, less where the segment `from` starts.
+    Distance64 {
+        segment: u32,
+        from: u32,
+    },
+    ImportDistance64 {
+        symbol: u32,
+        from: u32,
+    },
+    /// 0, less the slot's address.
+    RelativeFixed64,
 }
+
+/// Bits of a kind in a file; above them is the segment that a distance is counted from.
+const KIND_BITS: u32 = 8;
 
 impl SlotValue {
     fn parts(self) -> (u32, u32) {
+        // There are fewer segments than kinds of protection.
+        let from = |kind: u32, segment: u32| kind | segment << KIND_BITS;
         match self {
             SlotValue::Import(symbol) => (0, symbol),
             SlotValue::Absolute64(segment) => (1, segment),
@@ -79,19 +95,70 @@ impl SlotValue {
             SlotValue::Relative64(segment) => (3, segment),
             SlotValue::ImportRelative32(symbol) => (4, symbol),
             SlotValue::ImportRelative64(symbol) => (5, symbol),
+            SlotValue::Distance64 {
+                segment,
+                from: origin,
+            } => (from(6, origin), segment),
+            SlotValue::ImportDistance64 {
+                symbol,
+                from: origin,
+            } => (from(7, origin), symbol),
+            SlotValue::RelativeFixed64 => (8, 0),
         }
     }
 
     fn from_parts(kind: u32, number: u32) -> Option<SlotValue> {
-        Some(match kind {
-            0 => SlotValue::Import(number),
-            1 => SlotValue::Absolute64(number),
-            2 => SlotValue::Relative32(number),
-            3 => SlotValue::Relative64(number),
-            4 => SlotValue::ImportRelative32(number),
-            5 => SlotValue::ImportRelative64(number),
+        let from = kind >> KIND_BITS;
+        Some(match (kind & ((1 << KIND_BITS) - 1), from) {
+            (0, 0) => SlotValue::Import(number),
+            (1, 0) => SlotValue::Absolute64(number),
+            (2, 0) => SlotValue::Relative32(number),
+            (3, 0) => SlotValue::Relative64(number),
+            (4, 0) => SlotValue::ImportRelative32(number),
+            (5, 0) => SlotValue::ImportRelative64(number),
+            (6, from) => SlotValue::Distance64 {
+                segment: number,
+                from,
+            },
+            (7, from) => SlotValue::ImportDistance64 {
+                symbol: number,
+                from,
+            },
+            (8, 0) if number == 0 => SlotValue::RelativeFixed64,
             _ => return None,
         })
+    }
+
+    /// The symbol that it says where it is.
+    pub(super) fn symbol(self) -> Option<u32> {
+        match self {
+            SlotValue::Import(symbol)
+            | SlotValue::ImportRelative32(symbol)
+            | SlotValue::ImportRelative64(symbol)
+            | SlotValue::ImportDistance64 { symbol, .. } => Some(symbol),
+            _ => None,
+        }
+    }
+
+    /// The segment that it says where it is.
+    pub(super) fn segment(self) -> Option<u32> {
+        match self {
+            SlotValue::Absolute64(segment)
+            | SlotValue::Relative32(segment)
+            | SlotValue::Relative64(segment)
+            | SlotValue::Distance64 { segment, .. } => Some(segment),
+            _ => None,
+        }
+    }
+
+    /// The segment, other than the slot's own place, from whose start it counts.
+    pub(super) fn from(self) -> Option<u32> {
+        match self {
+            SlotValue::Distance64 { from, .. } | SlotValue::ImportDistance64 { from, .. } => {
+                Some(from)
+            }
+            _ => None,
+        }
     }
 
     pub(super) fn size(self) -> u64 {
@@ -451,15 +518,12 @@ fn check(tables: &Tables) -> Result<()> {
         }
         free = slot.place;
         free.offset += size as u32;
-        let (known, number) = match slot.value {
-            SlotValue::Import(symbol)
-            | SlotValue::ImportRelative32(symbol)
-            | SlotValue::ImportRelative64(symbol) => (tables.symbols.len(), symbol),
-            SlotValue::Absolute64(segment)
-            | SlotValue::Relative32(segment)
-            | SlotValue::Relative64(segment) => (segments.len(), segment),
-        };
-        if number as usize >= known {
+        let value = slot.value;
+        let unknown = |number: Option<u32>, known| number.is_some_and(|it| it as usize >= known);
+        if unknown(value.symbol(), tables.symbols.len())
+            || unknown(value.segment(), segments.len())
+            || unknown(value.from(), segments.len())
+        {
             return Err(inconsistent(
                 "a slot names no symbol or segment that is there",
             ));

@@ -163,13 +163,11 @@ impl Image {
         for slot in &self.tables.slots {
             let Place { segment, offset } = slot.place;
             let address = graph.address(segment as usize) + u64::from(offset);
-            let target = match slot.value {
-                SlotValue::Import(symbol)
-                | SlotValue::ImportRelative32(symbol)
-                | SlotValue::ImportRelative64(symbol) => symbols[symbol as usize],
-                SlotValue::Absolute64(segment)
-                | SlotValue::Relative32(segment)
-                | SlotValue::Relative64(segment) => graph.address(segment as usize),
+            let start_of = |segment: u32| graph.address(segment as usize);
+            let target = match (slot.value.symbol(), slot.value.segment()) {
+                (Some(symbol), _) => symbols[symbol as usize],
+                (_, Some(segment)) => start_of(segment),
+                (None, None) => 0,
             };
             let value = target.wrapping_add_signed(slot.addend);
             let distance = value.wrapping_sub(address);
@@ -179,7 +177,12 @@ impl Image {
                 SlotValue::Import(_) | SlotValue::Absolute64(_) => {
                     bytes.copy_from_slice(&value.to_le_bytes());
                 }
-                SlotValue::ImportRelative64(_) | SlotValue::Relative64(_) => {
+                SlotValue::Distance64 { from, .. } | SlotValue::ImportDistance64 { from, .. } => {
+                    bytes.copy_from_slice(&value.wrapping_sub(start_of(from)).to_le_bytes());
+                }
+                SlotValue::ImportRelative64(_)
+                | SlotValue::Relative64(_)
+                | SlotValue::RelativeFixed64 => {
                     bytes.copy_from_slice(&distance.to_le_bytes());
                 }
                 SlotValue::ImportRelative32(symbol) => {

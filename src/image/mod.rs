@@ -46,7 +46,8 @@
 //! # What can be stored
 //!
 //! Whatever depends on an address must be a [`Reference`] or an [`Import`]: a pointer of 8 bytes, or a
-//! distance of 4 or 8 bytes. A linker keeps the global offset table and the stubs of graphs that are to be
+//! distance of 4 or 8 bytes. A distance inside of one segment depends on none; one between two segments, to
+//! what is outside, or to a fixed address does. A linker keeps the global offset table and the stubs of graphs that are to be
 //! stored: a call or a load of what is outside then depends on one pointer, and not on how far away it is. Offsets of thread-local variables, addresses in 4 bytes and instructions that hold a part of an
 //! address can't be stored; nor can segments that live only until finalize, or actions other than to
 //! register frames, which [`Linked::frames`] names for the host to make them anew.
@@ -107,6 +108,14 @@ pub enum ReferenceKind {
     Relative32,
     /// 8 bytes: a distance from the slot.
     Relative64,
+    /// 8 bytes: a distance from `origin`, an address inside the segment that is meant.
+    Distance64 {
+        /// Where the distance is counted from, when the graph was linked.
+        origin: u64,
+    },
+    /// 8 bytes: the distance from the slot to an address that is the same in all processes. What the
+    /// reference calls its target does not count; an import can't be of this kind.
+    RelativeFixed64,
 }
 
 /// Bytes that depend on where something of the image is. What refers to its own segment by a distance need

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What goes where in an image: segments of one protection become one, and what depends on addresses a slot.
 
-use super::ReferenceKind;
 use super::format::{ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue, Tables};
 use super::key::Key;
 use super::recorder::{RecordedGraph, RecordedSegment, of_graph};
+use super::{Reference, ReferenceKind};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::memory::placement::REACH;
@@ -98,6 +98,21 @@ impl Found<'_> {
             .start()
             .wrapping_sub(self.moved.to.offset.into())
     }
+
+    /// Its segment, and how far behind the start of that `address` is.
+    fn target(&self, address: u64) -> (Target, i64) {
+        let beyond = address.wrapping_sub(self.segment_start());
+        (Target::Segment(self.place.segment), beyond as i64)
+    }
+}
+
+/// What a slot says where it is.
+#[derive(Clone, Copy)]
+enum Target {
+    /// The start of a segment.
+    Segment(u32),
+    /// What is outside of the image.
+    Symbol(u32),
 }
 
 struct Layout {
@@ -208,8 +223,11 @@ impl Layout {
             ReferenceKind::Relative32 => {
                 address.wrapping_add_signed(i32::from_le_bytes(self.bytes(place)).into())
             }
-            ReferenceKind::Relative64 => {
+            ReferenceKind::Relative64 | ReferenceKind::RelativeFixed64 => {
                 address.wrapping_add(u64::from_le_bytes(self.bytes(place)))
+            }
+            ReferenceKind::Distance64 { origin } => {
+                origin.wrapping_add(u64::from_le_bytes(self.bytes(place)))
             }
         }
     }
@@ -220,10 +238,42 @@ impl Layout {
         content[place.offset as usize..][..size as usize].fill(0);
     }
 
-    /// Fills in a slot whose value is the same wherever the image lies: the distance to `target` of its own
-    /// segment.
-    fn fill(&mut self, place: Place, size: u64, target: i64) -> Result<()> {
-        let distance = target.wrapping_sub(place.offset.into());
+    /// What a slot is filled from, and what is added to it, if it says where something is `beyond` bytes
+    /// behind a target.
+    fn value(&self, kind: ReferenceKind, target: Target, beyond: i64) -> Result<(SlotValue, i64)> {
+        let value = match (kind, target) {
+            (ReferenceKind::Absolute64, Target::Segment(segment)) => SlotValue::Absolute64(segment),
+            (ReferenceKind::Relative32, Target::Segment(segment)) => SlotValue::Relative32(segment),
+            (ReferenceKind::Relative64, Target::Segment(segment)) => SlotValue::Relative64(segment),
+            (ReferenceKind::Absolute64, Target::Symbol(symbol)) => SlotValue::Import(symbol),
+            (ReferenceKind::Relative32, Target::Symbol(symbol)) => {
+                SlotValue::ImportRelative32(symbol)
+            }
+            (ReferenceKind::Relative64, Target::Symbol(symbol)) => {
+                SlotValue::ImportRelative64(symbol)
+            }
+            (ReferenceKind::Distance64 { origin }, target) => {
+                let found = self.find(origin).ok_or_else(|| {
+                    invalid_argument(format!(
+                        "a distance from {origin:#x}, which is in no recorded graph; record the graph that is \
+                         there"
+                    ))
+                })?;
+                let from = found.place.segment;
+                let value = match target {
+                    Target::Segment(segment) => SlotValue::Distance64 { segment, from },
+                    Target::Symbol(symbol) => SlotValue::ImportDistance64 { symbol, from },
+                };
+                let origin = origin.wrapping_sub(found.segment_start());
+                return Ok((value, beyond.wrapping_sub(origin as i64)));
+            }
+            (ReferenceKind::RelativeFixed64, _) => SlotValue::RelativeFixed64,
+        };
+        Ok((value, beyond))
+    }
+
+    /// Fills in a slot whose value is the same wherever the image lies.
+    fn fill(&mut self, place: Place, size: u64, distance: i64) -> Result<()> {
         if size == 4 && i32::try_from(distance).is_err() {
             let what = format!("a distance of {distance} bytes does not fit 4 bytes");
             return Err(invalid_argument(what));
@@ -277,45 +327,57 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                 let place = layout
                     .find_content(index, slot, kind.size(), "an import")?
                     .place;
+                if kind == ReferenceKind::RelativeFixed64 {
+                    let symbol = &import.symbol;
+                    return Err(invalid_argument(format!(
+                        "import {symbol:?} at {slot:#x} is said to be at a fixed address; tell that as a reference"
+                    )));
+                }
                 let says = layout.meant(place, slot, kind);
                 let symbol = says.wrapping_add_signed(import.addend.wrapping_neg());
                 // What another graph of the image defines is no import of the image.
-                let source = match layout.find(symbol) {
-                    Some(target) => Source::Reference {
-                        kind,
-                        segment: target.place.segment,
-                        segment_start: target.segment_start(),
-                    },
-                    None => Source::Import {
-                        kind,
-                        symbol: symbols.number(&import.symbol),
-                        addend: import.addend,
-                    },
+                let (target, beyond) = match layout.find(symbol) {
+                    Some(found) => found.target(says),
+                    None => (
+                        Target::Symbol(symbols.number(&import.symbol)),
+                        import.addend,
+                    ),
                 };
-                slots.push((place, slot, source));
+                let (value, addend) = layout.value(kind, target, beyond)?;
+                slots.push((
+                    Slot {
+                        place,
+                        value,
+                        addend,
+                    },
+                    slot,
+                ));
             }
             for reference in &graph.references {
-                let slot = layout.find_content(
-                    index,
-                    reference.slot,
-                    reference.kind.size(),
-                    "a reference",
-                )?;
-                let target = layout.find(reference.target).ok_or_else(|| {
-                    invalid_argument(format!(
-                        "a reference at {:#x} to {:#x}, which is in no recorded graph; record the graph that \
-                         is there, or tell it as an import",
-                        reference.slot, reference.target
-                    ))
-                })?;
+                let Reference { slot, target, kind } = *reference;
+                let place = layout
+                    .find_content(index, slot, kind.size(), "a reference")?
+                    .place;
+                let says = layout.meant(place, slot, kind);
+                let (value, addend) = if kind == ReferenceKind::RelativeFixed64 {
+                    (SlotValue::RelativeFixed64, says as i64)
+                } else {
+                    let found = layout.find(target).ok_or_else(|| {
+                        invalid_argument(format!(
+                            "a reference at {slot:#x} to {target:#x}, which is in no recorded graph; record the \
+                             graph that is there, or tell it as an import"
+                        ))
+                    })?;
+                    let (target, beyond) = found.target(says);
+                    layout.value(kind, target, beyond)?
+                };
                 slots.push((
-                    slot.place,
-                    reference.slot,
-                    Source::Reference {
-                        kind: reference.kind,
-                        segment: target.place.segment,
-                        segment_start: target.segment_start(),
+                    Slot {
+                        place,
+                        value,
+                        addend,
                     },
+                    slot,
                 ));
             }
             for export in &graph.exports {
@@ -349,7 +411,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         };
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
     }
-    slots.sort_unstable_by_key(|(place, ..)| *place);
+    slots.sort_unstable_by_key(|(slot, _)| slot.place);
     let slots = evaluate(&mut layout, slots)?;
     let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
     if segments.iter().map(ImageSegment::size).sum::<u64>() > REACH {
@@ -372,77 +434,39 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
     Ok((tables, contents))
 }
 
-/// What a slot is filled from.
-#[derive(Clone, Copy)]
-enum Source {
-    Import {
-        kind: ReferenceKind,
-        symbol: u32,
-        addend: i64,
-    },
-    Reference {
-        kind: ReferenceKind,
-        segment: u32,
-        /// Where the segment would have been.
-        segment_start: u64,
-    },
-}
-
-/// Turns what slots say of the old addresses into addends. Slots that say the distance inside of one segment
-/// are filled for good.
-fn evaluate(layout: &mut Layout, sources: Vec<(Place, u64, Source)>) -> Result<Vec<Slot>> {
-    let mut slots = heap::room_for(sources.len(), "store an image")?;
+/// Empties slots, whose bytes said where something was, and fills those for good that are the same wherever
+/// the image lies: distances inside of one segment.
+fn evaluate(layout: &mut Layout, found: Vec<(Slot, u64)>) -> Result<Vec<Slot>> {
+    let mut slots = heap::room_for(found.len(), "store an image")?;
     let mut free = Place {
         segment: 0,
         offset: 0,
     };
-    for (place, address, source) in sources {
-        let (value, addend) = match source {
-            Source::Import {
-                kind,
-                symbol,
-                addend,
-            } => {
-                let value = match kind {
-                    ReferenceKind::Absolute64 => SlotValue::Import(symbol),
-                    ReferenceKind::Relative32 => SlotValue::ImportRelative32(symbol),
-                    ReferenceKind::Relative64 => SlotValue::ImportRelative64(symbol),
-                };
-                (value, addend)
-            }
-            Source::Reference {
-                kind,
-                segment,
-                segment_start,
-            } => {
-                let value = match kind {
-                    ReferenceKind::Absolute64 => SlotValue::Absolute64(segment),
-                    ReferenceKind::Relative32 => SlotValue::Relative32(segment),
-                    ReferenceKind::Relative64 => SlotValue::Relative64(segment),
-                };
-                let meant = layout.meant(place, address, kind);
-                (value, meant.wrapping_sub(segment_start) as i64)
-            }
-        };
+    for (slot, address) in found {
+        let Slot {
+            place,
+            value,
+            addend,
+        } = slot;
         if place < free {
             return Err(invalid_argument(format!(
                 "two slots overlap at {address:#x}"
             )));
         }
-        layout.clear(place, value.size());
+        let size = value.size();
+        layout.clear(place, size);
         free = place;
-        free.offset += value.size() as u32;
+        free.offset += size as u32;
         match value {
             SlotValue::Relative32(segment) | SlotValue::Relative64(segment)
                 if segment == place.segment =>
             {
-                layout.fill(place, value.size(), addend)?;
+                layout.fill(place, size, addend.wrapping_sub(place.offset.into()))?;
             }
-            _ => slots.push(Slot {
-                place,
-                value,
-                addend,
-            }),
+            SlotValue::Distance64 { segment, from } if segment == from => {
+                layout.fill(place, size, addend)?;
+            }
+            _ => slots.push(slot),
         }
     }
     Ok(slots)
@@ -453,7 +477,7 @@ impl ReferenceKind {
     fn size(self) -> u64 {
         match self {
             ReferenceKind::Relative32 => 4,
-            ReferenceKind::Absolute64 | ReferenceKind::Relative64 => 8,
+            _ => 8,
         }
     }
 }

@@ -231,6 +231,102 @@ fn an_import_from_another_graph_is_none_of_the_image() {
     assert_eq!(number(content_of(&image, Protection::READ), 0), first + 7);
 }
 
+/// What the large code model has: distances from a table, which is not where the slot is, and from the slot to 0.
+#[test]
+fn distances_between_any_places_are_stored() {
+    const TABLE: u64 = 0x40_0000;
+    const LOCAL: u64 = 0x50_0000;
+    const ABSENT: u64 = 0x7000_0000_0000;
+    let mut recorder = recorder();
+    let mut code = [0; 48];
+    let mut put = |slot: usize, value: u64| {
+        code[slot..slot + 8].copy_from_slice(&value.to_le_bytes());
+    };
+    let fixed = 0x1234u64;
+    put(0, (TABLE + 8).wrapping_sub(LOCAL));
+    put(8, (DATA + 3).wrapping_sub(TABLE + 4));
+    put(16, 12);
+    put(24, (ABSENT + 6).wrapping_sub(TABLE + 4));
+    put(32, (CODE + 2 + 1).wrapping_sub(TABLE));
+    put(40, fixed.wrapping_sub(LOCAL + 40));
+    let from = |origin| ReferenceKind::Distance64 { origin };
+    let reference = |slot, target, kind| Reference { slot, target, kind };
+    let import = |slot, symbol, addend, kind| Import {
+        slot,
+        symbol,
+        addend,
+        kind,
+    };
+    recorder
+        .record(&Graph {
+            name: "large",
+            segments: &[
+                GraphSegment {
+                    address: LOCAL,
+                    segment: segment(Protection::READ_EXEC, 48, 0),
+                    content: &code,
+                },
+                GraphSegment {
+                    address: TABLE,
+                    segment: segment(Protection::READ, 24, 0),
+                    content: &[0; 24],
+                },
+            ],
+            references: &[
+                reference(LOCAL, TABLE, ReferenceKind::Relative64),
+                reference(LOCAL + 8, DATA, from(TABLE + 4)),
+                reference(LOCAL + 16, TABLE, from(TABLE + 4)),
+                reference(LOCAL + 40, 0, ReferenceKind::RelativeFixed64),
+            ],
+            imports: &[
+                import(LOCAL + 24, "absent", 6, from(TABLE + 4)),
+                // Another graph has it.
+                import(LOCAL + 32, "first", 1, from(TABLE)),
+            ],
+            ..Graph::default()
+        })
+        .unwrap();
+    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let mut file = format::encode(&tables).unwrap();
+    contents.iter().for_each(|content| file.extend(content));
+    let mut image = open(file).unwrap();
+    assert_eq!(image.tables.slots, tables.slots);
+    // The one from the table to itself needs no slot.
+    assert_eq!(image.tables.slots.len(), 4 + 5);
+    let absent = 0x6000_0000_0000;
+    let mut places = std::collections::HashSet::new();
+    let mut earlier = Vec::new();
+    for _ in 0..3 {
+        let manager = manager();
+        let linked = image.link(&manager, Dylib(1), |symbols| {
+            let address = |symbol: &&str| if *symbol == "absent" { absent } else { 1 };
+            Ok(symbols.iter().map(address).collect())
+        });
+        let linked = linked.unwrap();
+        let segment_of = |protection| {
+            let mut segments = image.tables.segments.iter();
+            segments
+                .position(|one| one.protection == protection)
+                .unwrap()
+        };
+        let address = |protection| linked.graph.address(segment_of(protection));
+        let (table, data) = (address(Protection::READ), address(Protection::READ_WRITE));
+        // Behind the code of the other graphs.
+        let local = address(Protection::READ_EXEC) + 48;
+        let first = linked.exports[0].address;
+        let value = |slot: usize| number(content_of(&image, Protection::READ_EXEC), 48 + slot);
+        assert_eq!(value(0), (table + 8).wrapping_sub(local));
+        assert_eq!(value(8), (data + 3).wrapping_sub(table + 4));
+        assert_eq!(value(16), 12);
+        assert_eq!(value(24), (absent + 6).wrapping_sub(table + 4));
+        assert_eq!(value(32), (first + 1).wrapping_sub(table));
+        assert_eq!(value(40), fixed.wrapping_sub(local + 40));
+        places.insert(local);
+        earlier.push((manager, linked));
+    }
+    assert_eq!(places.len(), 3);
+}
+
 fn content_of(image: &Image, protection: Protection) -> &[u8] {
     let mut segments = image.tables.segments.iter();
     let found = segments.position(|segment| segment.protection == protection);
@@ -388,6 +484,20 @@ fn what_does_not_fit_together_is_refused_by_name() {
         let imports = &[import(slot)];
         refused(&Graph { imports, ..bad }, outside);
     }
+    let kind = ReferenceKind::Distance64 {
+        origin: OTHER + 400,
+    };
+    let imports = &[Import {
+        kind,
+        ..import(address)
+    }];
+    refused(&Graph { imports, ..bad }, "which is in no recorded graph");
+    let kind = ReferenceKind::RelativeFixed64;
+    let imports = &[Import {
+        kind,
+        ..import(address)
+    }];
+    refused(&Graph { imports, ..bad }, "tell that as a reference");
     let reference = |target| Reference {
         slot: address,
         target,

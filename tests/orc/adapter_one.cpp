@@ -5,6 +5,9 @@
 
 #include <jitmem/orc_debug.hpp>
 #include <jitmem/orc_lljit.hpp>
+#if LLVM_VERSION_MAJOR >= 19
+#include <jitmem/orc_image.hpp>
+#endif
 
 #include <llvm/Support/raw_ostream.h>
 

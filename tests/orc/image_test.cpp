@@ -156,6 +156,23 @@ TEST_F(Image, RunsInOtherProcesses) {
   EXPECT_GT(Where.size(), 1u);
 }
 
+#ifdef __x86_64__
+TEST_F(Image, HasTheLargeCodeModel) {
+  Session S;
+  S.add("large.c");
+  S.add("large_outside.c");
+  EXPECT_EQ(S.call("largeOutside", 5), 46 + 100 + 1001 + 300 + 7);
+  must(S.Recorder->store(Path, Key));
+  // Somewhere else.
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_NE(Other.find("largeOutside"), S.find("largeOutside"));
+  for (int Call = 0; Call != 3; ++Call)
+    EXPECT_EQ(Other.call("largeOutside", 5), 46 + 100 + 1001 + 300 + 7 + 2 * Call);
+  EXPECT_EQ(S.call("largeOutside", 5), 46 + 100 + 1001 + 300 + 7 + 2);
+}
+#endif
+
 TEST_F(Image, GoesWithItsTracker) {
   store();
   Session S;
