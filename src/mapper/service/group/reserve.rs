@@ -2,7 +2,8 @@
 //! Reserving a window at one address in all executors of a group.
 //!
 //! One executor chooses the place and the others are asked for exactly that. Where one of them has something there,
-//! another place is chosen, while the first choice is kept so that it is not chosen again.
+//! that one chooses another place, since it may have the least room, while the first choice is kept so that it is not
+//! chosen again.
 
 use super::member::{Answers, Member, gather};
 use super::{GroupChange, GroupWindow, Inner};
@@ -30,6 +31,8 @@ pub(super) struct Reserving {
     at: At,
     /// Places that not all could have, each with the executor that keeps it meanwhile.
     kept: Vec<(Arc<Member>, AddressRange)>,
+    /// The one that could not have the last place.
+    refused_by: Option<u64>,
     done: Completion<Reserved>,
 }
 
@@ -66,6 +69,7 @@ impl Reserving {
             least,
             at,
             kept: Vec::new(),
+            refused_by: None,
             done,
         };
         reserving.choose(&mut Delivery::Inline);
@@ -74,7 +78,9 @@ impl Reserving {
     /// Has one executor choose a place.
     fn choose(self, delivery: &mut Delivery) {
         let members = self.group.members();
-        let Some(member) = members.get(self.kept.len() % members.len().max(1)).cloned() else {
+        let refused = |one: &&Arc<Member>| Some(one.number) == self.refused_by;
+        let member = members.iter().find(refused).or(members.first());
+        let Some(member) = member.cloned() else {
             let error = self.group.why_empty();
             return self.finish(Err(error), delivery);
         };
@@ -205,7 +211,10 @@ impl Reserving {
                     // One that joins does not keep the others from working.
                     match self.group.is_joining(&member) {
                         true => self.group.put_out(&member, GroupChange::PutOut, error),
-                        false => refused = Some(member.named(error)),
+                        false => {
+                            self.refused_by = Some(member.number);
+                            refused = Some(member.named(error));
+                        }
                     }
                 }
                 Err(_) => {}
