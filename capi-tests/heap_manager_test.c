@@ -117,6 +117,29 @@ static void allocations(void **state) {
   }
 }
 
+// What a small graph takes is on stacks and in tables, though its sizes are rounded up and its data
+// has zero-fill.
+static void the_hot_path_takes_no_heap(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  enum { PARTS = 3 };
+  jitmem_segment_memory memory[PARTS];
+  for (int round = 0; round < 10; round++) {
+    uint64_t handle = 0;
+    jitmem_status allocated, finalized, deallocated;
+    // The first make chunks and tables.
+    if (round > 1)
+      heap_begin(ALL_HERE, 0);
+    allocated = jitmem_manager_allocate(manager, segments, PARTS, 1, memory, &handle, NULL);
+    finalized = jitmem_manager_finalize(manager, handle, NULL, 0, NULL);
+    deallocated = jitmem_manager_deallocate(manager, &handle, 1, NULL);
+    long failed = heap_end();
+    assert_int_equal(allocated, JITMEM_OK);
+    assert_int_equal(finalized, JITMEM_OK);
+    assert_int_equal(deallocated, JITMEM_OK);
+    assert_int_equal(round > 1 ? failed : 0, 0);
+  }
+}
+
 static void abandonments(void **state) {
   jitmem_manager *manager = ((struct subject *)*state)->manager;
   EACH_FAILURE(round) {
@@ -372,6 +395,7 @@ int main(void) {
       MODES(free_managers),
       MODES(allocations),
       MODE(allocations, host_async),
+      MODE(the_hot_path_takes_no_heap, two_views),
       MODES(abandonments),
       MODES(finalizations),
       MODES(deallocations),

@@ -81,8 +81,9 @@ pub(super) struct RequestLayout {
     /// The new allocation's handle.
     pub(super) handle: u64,
     pub(super) segments: SmallVec<[SegmentMemory; 4]>,
-    /// Zero-fill that must be zeroed before it is handed out: how it is written, from where, how much.
-    pub(super) dirty: SmallVec<[(Writer, u32, u32); 1]>,
+    /// Zero-fill that must be zeroed before it is handed out: how it is written, from where, how much. What a
+    /// segment's size is rounded up by is some too.
+    pub(super) dirty: SmallVec<[(Writer, u32, u32); 3]>,
     /// Pages that hold no memory yet. They are noted once all pieces were found: an attempt that fails
     /// leaves them so.
     pub(super) untouched: SmallVec<[Untouched; 4]>,

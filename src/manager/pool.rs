@@ -620,9 +620,8 @@ impl Pool {
         chunks.for_each(|chunk| chunk.fresh = false);
     }
 
-    /// Takes an empty chunk out that need not be kept, the largest first. Further chunks begin with
-    /// `first` bytes.
-    pub(super) fn detach(&mut self, keep: Keep, first: u64) -> Option<PoolChunk> {
+    /// An empty chunk that need not be kept, the largest first.
+    pub(super) fn next_to_go(&self, keep: Keep) -> Option<RegionId> {
         let empty = self.chunks.iter().enumerate().filter_map(|(index, chunk)| {
             let chunk = chunk.as_ref()?;
             if chunk.forks.is_going() {
@@ -636,18 +635,25 @@ impl Pool {
             (bytes + u64::from(chunk.0), largest.max(Some(chunk)))
         });
         let (_, index) = largest?;
-        let going = |chunk: &PoolChunk| chunk.forks.is_going();
-        let going = self.chunks[index].as_ref().is_some_and(going);
-        if keep == Keep::Spare && bytes <= MOST_SPARE && !going {
-            return None;
-        }
-        let chunk = self.chunks[index].take()?;
+        let region = index as RegionId;
+        let stays =
+            keep == Keep::Spare && bytes <= MOST_SPARE && !self.chunk(region).forks.is_going();
+        (!stays).then_some(region)
+    }
+
+    /// Takes a chunk out that [`Pool::next_to_go`] named. Further chunks begin with `first` bytes.
+    pub(super) fn detach(&mut self, region: RegionId, first: u64) -> PoolChunk {
+        let chunk = self.chunks[region as usize].take();
+        let chunk = chunk.expect("regions are chunks");
         // So that a group that goes on with little gets chunks of a size that is kept.
         self.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(first);
         let (start, size) = self.usable(&chunk);
         let removed = self.ranges.remove_region(start, size);
-        debug_assert!(removed || going, "an empty chunk is one free range");
-        Some(chunk)
+        debug_assert!(
+            removed || chunk.forks.is_going(),
+            "an empty chunk is one free range"
+        );
+        chunk
     }
 
     // ---- looking ----

@@ -327,16 +327,21 @@ impl Window {
         pool.expect(PIECES_HAVE_A_POOL).thawed(thawed.id)
     }
 
-    /// Takes an empty chunk out of a pool that need not be kept, the largest first.
+    /// [`Pool::next_to_go`]
+    pub(super) fn next_to_go(&self, pool: usize, keep: Keep) -> Option<RegionId> {
+        self.pools[pool].as_ref()?.next_to_go(keep)
+    }
+
+    /// Takes a chunk out that [`Window::next_to_go`] named.
     pub(super) fn detach(
         &mut self,
         pool: usize,
-        keep: Keep,
-    ) -> Option<(AddressRange, AllocGroup, PoolChunk)> {
+        region: RegionId,
+    ) -> (AddressRange, AllocGroup, PoolChunk) {
         let first = self.first_chunk();
-        let pool = self.pools[pool].as_mut()?;
-        let chunk = pool.detach(keep, first)?;
-        Some((chunk.range(self.origin), pool.group, chunk))
+        let pool = self.pools[pool].as_mut().expect(PIECES_HAVE_A_POOL);
+        let chunk = pool.detach(region, first);
+        (chunk.range(self.origin), pool.group, chunk)
     }
 
     /// [`Pool::give_up_fresh`] of all pools.

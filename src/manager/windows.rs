@@ -400,6 +400,7 @@ impl Windows {
         smaller && growth.chunk.range.size() > growth.need
     }
 
+    /// Takes the empty chunks of a pool out that need not be kept.
     pub(super) fn detach(
         &mut self,
         window: usize,
@@ -407,11 +408,12 @@ impl Windows {
         keep: Keep,
         out: &mut Vec<Detached>,
     ) {
-        // Without memory to note it an empty chunk stays, to be used again.
-        while out.try_reserve(1).is_ok() {
-            let Some((range, group, chunk)) = self.window_mut(window).detach(pool, keep) else {
+        while let Some(region) = self.window(window).next_to_go(pool, keep) {
+            // Without memory to note it an empty chunk stays, to be used again.
+            if out.try_reserve(1).is_err() {
                 break;
-            };
+            }
+            let (range, group, chunk) = self.window_mut(window).detach(pool, region);
             self.begin_change(window);
             self.committed -= chunk.committed();
             out.push(Detached {
