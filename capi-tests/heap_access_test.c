@@ -58,6 +58,34 @@ static void frames(void **state) {
   goes_on_working(subject->manager);
 }
 
+// A section without frames, since unwinders of this program's own end it without memory.
+static void frame_actions(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  uint64_t args[2];
+  jitmem_action action;
+  EACH_FAILURE(round) {
+    struct graphs framed = in_flight(manager);
+    memset(framed.memory[1].working_memory, 0, 100);
+    OK(jitmem_manager_eh_frame_action(manager, framed.memory[1].address, 16, args, &action, error));
+    TRY(round, jitmem_manager_finalize(manager, framed.handle, &action, 1, error));
+    // What was refused at once is still in flight; what failed later is gone.
+    if (round.status == JITMEM_OK)
+      OK(jitmem_manager_deallocate(manager, &framed.handle, 1, error));
+    else
+      jitmem_manager_abandon(manager, framed.handle, NULL);
+  }
+  EACH_FAILURE(round) {
+    struct graphs framed = in_flight(manager);
+    memset(framed.memory[1].working_memory, 0, 100);
+    OK(jitmem_manager_eh_frame_action(manager, framed.memory[1].address, 16, args, &action, error));
+    OK(jitmem_manager_finalize(manager, framed.handle, &action, 1, error));
+    TRY(round, jitmem_manager_deallocate(manager, &framed.handle, 1, error));
+    // The action has been run.
+    assert_true(round.status == JITMEM_OK || executor_is_here);
+    goes_on_working(manager);
+  }
+}
+
 static void count_location(void *ctx, const jitmem_location *location) {
   (void)location;
   ++*(unsigned *)ctx;
@@ -393,6 +421,10 @@ int main(void) {
       MODE(frames, two_views),
       MODE(frames, shared),
       MODE(frames, remote),
+      MODE(frame_actions, two_views),
+      MODE(frame_actions, mprotected),
+      MODE(frame_actions, shared),
+      MODE(frame_actions, remote),
       MODE(walks_over_many_segments, two_views),
       MODE(write_scopes, two_views),
       MODE(write_scopes, mprotected),

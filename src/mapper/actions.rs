@@ -2,8 +2,7 @@
 //! Allocation actions, run in the calling thread and outside every lock.
 
 use crate::error::{Error, Result, Status};
-use crate::sys::heap;
-use crate::sys::{WrapperCall, WrapperResult};
+use crate::sys::{self, WrapperCall, WrapperResult, heap};
 use crate::wire::sps::{self, ActionPair, Bytes, Call, ExecutorAddr, Outcome};
 
 /// A call on finalize and its twin on deallocate.
@@ -44,8 +43,13 @@ fn run(call: &WrapperCall) -> Result<()> {
             format!("allocation action at {:#x}: {message}", call.function()),
         )
     };
+    let unanswered = sys::unanswered();
     match call.call() {
         WrapperResult::OutOfBand(message) => Err(failed(message)),
+        WrapperResult::Bytes(bytes) if bytes.is_empty() && sys::unanswered() != unanswered => {
+            let what = format!("allocation action at {:#x}: its result", call.function());
+            Err(heap::exhausted(&what))
+        }
         WrapperResult::Bytes(bytes) => match sps::from_bytes::<Outcome>(&bytes) {
             Ok(Outcome(answer)) => answer.map_err(failed),
             Err(malformed) => Err(failed(format!(

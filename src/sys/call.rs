@@ -4,6 +4,8 @@
 
 use std::ffi::c_void;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// What a wrapper function returns: LLVM's `CWrapperFunctionResult`, 16 bytes (in RAX:RDX on x86-64,
 /// X0:X1 on AArch64).
@@ -196,7 +198,7 @@ pub(crate) unsafe fn serve(
     };
     // Made sure of before, so that what the body has done is never done in vain.
     let Some(room) = Room::new() else {
-        return RawWrapperResult { data: 0, size: 0 };
+        return no_answer();
     };
     let answer = catch_unwind(AssertUnwindSafe(|| body(args))).unwrap_or_else(|_| {
         Err(
@@ -236,6 +238,24 @@ pub(crate) unsafe fn serve_buffer(
     }
 }
 
+/// Rooms that serve where malloc has none, so that what frees something is done none the less: one for an
+/// action, one for the call that brings it.
+static SPARE_ROOMS: [AtomicPtr<u8>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+
+static UNANSWERED: AtomicUsize = AtomicUsize::new(0);
+
+/// How often so far a wrapper function of ours had no memory for its answer.
+pub(crate) fn unanswered() -> usize {
+    UNANSWERED.load(Ordering::Relaxed)
+}
+
+/// What is answered without memory: nothing, which no function answers that has something to say.
+#[cold]
+fn no_answer() -> RawWrapperResult {
+    UNANSWERED.fetch_add(1, Ordering::Relaxed);
+    RawWrapperResult { data: 0, size: 0 }
+}
+
 /// A block from malloc, for a result that the caller of a wrapper function frees.
 struct Room(*mut u8);
 
@@ -243,12 +263,28 @@ impl Room {
     /// Bytes of it, which most results fit.
     const SIZE: usize = 256;
 
-    /// `None` if the heap is exhausted. The function's result is empty then, which no function answers
-    /// that has something to say: callers report it.
+    /// `None` if the heap is exhausted and others have the spare rooms.
     fn new() -> Option<Room> {
         // SAFETY: a plain allocation.
-        let block = unsafe { libc::malloc(Room::SIZE) }.cast::<u8>();
+        let mut block = unsafe { libc::malloc(Room::SIZE) }.cast::<u8>();
+        if block.is_null() {
+            let mut spare = SPARE_ROOMS
+                .iter()
+                .map(|spare| spare.swap(ptr::null_mut(), Ordering::AcqRel));
+            block = spare.find(|spare| !spare.is_null()).unwrap_or(block);
+        }
         (!block.is_null()).then_some(Room(block))
+    }
+
+    /// Makes it a spare one, unless there are enough.
+    fn spare(&self) -> bool {
+        SPARE_ROOMS.iter().any(|spare| {
+            let none = ptr::null_mut();
+            spare.load(Ordering::Relaxed).is_null()
+                && spare
+                    .compare_exchange(none, self.0, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
+        })
     }
 
     fn give(self, answer: Answer) -> RawWrapperResult {
@@ -266,7 +302,7 @@ impl Room {
                     data,
                     size: bytes.len(),
                 },
-                Err(_) => RawWrapperResult { data: 0, size: 0 },
+                Err(_) => no_answer(),
             },
             Err(message) => {
                 let mut text = message.replace('\0', "\u{fffd}").into_bytes();
@@ -301,8 +337,10 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: a block from malloc, which `fill` has not given away.
-        unsafe { libc::free(self.0.cast()) };
+        if !self.spare() {
+            // SAFETY: a block from malloc, which `fill` has not given away.
+            unsafe { libc::free(self.0.cast()) };
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) use atfork::{
 pub(crate) use call::testing;
 pub(crate) use call::{
     Answer, WrapperResult, call_wrapper, dispatch_address, serve, serve_buffer,
-    session_wrapper_address, wrapper_address,
+    session_wrapper_address, unanswered, wrapper_address,
 };
 pub use call::{RawWrapperResult, WrapperCall};
 pub(crate) use child::{ChildProcess, prepare_for_children};
