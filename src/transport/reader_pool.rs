@@ -75,12 +75,23 @@ struct PoolState<I> {
     inputs: Vec<I>,
     /// Threads that read.
     readers: usize,
+    /// Threads that were woken or started to read and have not come to it yet. While there is one, others
+    /// are not woken: on a busy machine many packets may come before it.
+    coming: usize,
     /// Threads that found no input, the latest last.
     idle: Vec<Arc<Parker>>,
     threads: usize,
     ended: Option<Result<()>>,
     /// The connection knows of its end.
     told: bool,
+}
+
+impl<I> PoolState<I> {
+    /// A thread that was woken or started to read looks for an input now.
+    fn one_has_come(&mut self) {
+        // Those that the end wakes were not counted.
+        self.coming = self.coming.saturating_sub(1);
+    }
 }
 
 /// Has the packets of a connection handled until its end, which [`Connection::hang_up`] brings about.
@@ -149,6 +160,7 @@ impl<C: Connection> ReaderPool<C> {
             state: Mutex::new(PoolState {
                 inputs: inputs.into_iter().collect(),
                 readers: 0,
+                coming: 0,
                 idle: Vec::new(),
                 threads: 0,
                 ended: None,
@@ -189,10 +201,22 @@ impl<C: Connection> ReaderPool<C> {
     fn start_thread(self: &Arc<Self>, first: Arc<Mutex<Option<C::Packet>>>) -> io::Result<()> {
         // If no thread can be started it is dropped, and so not counted any more.
         let thread = PoolThread::new(self);
-        let body = move || {
-            let first = first.lock().take();
-            thread.work(first);
-        };
+        self.start_as(thread, move || first.lock().take())
+    }
+
+    /// Starts a thread that reads. It counts as coming.
+    fn start_reader(self: &Arc<Self>) -> io::Result<()> {
+        let mut thread = PoolThread::new(self);
+        thread.is_coming = true;
+        self.start_as(thread, || None)
+    }
+
+    fn start_as(
+        &self,
+        thread: PoolThread<C>,
+        first: impl FnOnce() -> Option<C::Packet> + Send + 'static,
+    ) -> io::Result<()> {
+        let body = move || thread.work(first());
         match C::RUNS_LINKED_CODE {
             true => sys::spawn_for_programs(body),
             false => sys::spawn("jitmem-channel", body),
@@ -252,6 +276,7 @@ impl<C: Connection> ReaderPool<C> {
         let mut state = self.state.lock();
         // A thread that wakes another takes it off the list; without that it woke by itself.
         let Some(place) = state.idle.iter().position(|idle| Arc::ptr_eq(idle, parker)) else {
+            state.one_has_come();
             return Some(state);
         };
         state.idle.remove(place);
@@ -261,14 +286,15 @@ impl<C: Connection> ReaderPool<C> {
     /// Makes sure that a thread reads while this one handles; `false` if none can be started.
     fn let_another_read(self: &Arc<Self>) -> bool {
         let mut state = self.state.lock();
-        if state.readers > 0 || state.ended.is_some() {
+        if state.readers > 0 || state.coming > 0 || state.ended.is_some() {
             return true;
         }
         let idle = state.idle.pop();
+        state.coming += 1;
         drop(state);
         match idle {
             Some(thread) => thread.unpark(),
-            None => match self.start_thread(Arc::default()) {
+            None => match self.start_reader() {
                 Ok(()) => (),
                 // A thread may have come back from handling meanwhile.
                 Err(_) => return self.state.lock().readers > 0,
@@ -328,6 +354,8 @@ impl<C: Connection> ReaderPool<C> {
 struct PoolThread<C: Connection> {
     pool: Arc<ReaderPool<C>>,
     parker: Arc<Parker>,
+    /// It is counted as one that comes to read.
+    is_coming: bool,
 }
 
 impl<C: Connection> PoolThread<C> {
@@ -336,10 +364,18 @@ impl<C: Connection> PoolThread<C> {
         PoolThread {
             pool: Arc::clone(pool),
             parker: Arc::default(),
+            is_coming: false,
         }
     }
 
-    fn work(self, first: Option<C::Packet>) {
+    fn has_come(&mut self) {
+        if std::mem::take(&mut self.is_coming) {
+            self.pool.state.lock().one_has_come();
+        }
+    }
+
+    fn work(mut self, first: Option<C::Packet>) {
+        self.has_come();
         let pool = &self.pool;
         if let Some(packet) = first {
             pool.process(packet, false);
@@ -352,6 +388,7 @@ impl<C: Connection> PoolThread<C> {
 
 impl<C: Connection> Drop for PoolThread<C> {
     fn drop(&mut self) {
+        self.has_come();
         let mut state = self.pool.state.lock();
         state.threads -= 1;
         if state.threads == 0 {

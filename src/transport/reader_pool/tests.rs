@@ -160,6 +160,37 @@ fn idle_threads_end_but_for_those_that_read_on() {
 }
 
 #[test]
+fn while_a_thread_comes_to_read_no_other_is_woken_or_started() {
+    let (connection, pool) = pool(1, Duration::MAX);
+    let [first, last] = [Arc::<Parker>::default(), Arc::default()];
+    pool.state.lock().idle = vec![Arc::clone(&first), Arc::clone(&last)];
+    for _ in 0..3 {
+        assert!(pool.let_another_read());
+    }
+    let is_woken = |parker: &Parker| *parker.woken.lock();
+    assert!(is_woken(&last) && !is_woken(&first));
+    // It comes, and reads nothing.
+    pool.state.lock().one_has_come();
+    assert!(pool.let_another_read());
+    assert!(is_woken(&first));
+    assert_eq!(pool.threads(), 0);
+    pool.state.lock().one_has_come();
+    // Threads that are started come, and so do those that can't be: then the next packet tries again.
+    let no_thread = Faults::one(0, libc::EAGAIN);
+    assert!(!pool.let_another_read());
+    assert_eq!(no_thread.failed(), Some("clone"));
+    drop(no_thread);
+    for _ in 0..3 {
+        assert!(pool.let_another_read());
+    }
+    connection.wait_until(|script| script.reading == 1);
+    assert_eq!(pool.threads(), 1);
+    assert_eq!(pool.state.lock().coming, 0);
+    connection.hang_up();
+    connection.wait_until(|script| !script.ended.is_empty());
+}
+
+#[test]
 fn the_thread_that_runs_it_handles_only_what_no_other_thread_can() {
     let (connection, pool) = pool(1, Duration::MAX);
     connection.send([Packet::Nothing, Packet::Nothing]);
