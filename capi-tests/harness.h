@@ -287,11 +287,16 @@ static inline long entries(const char *path) {
   return count;
 }
 
-// Waits until there are no more threads than that, for a minute at most.
-static inline void wait_for_threads(long threads) {
+// Waits until a process whose threads these are has no more than that, for a minute at most.
+static inline void wait_for_threads_of(const char *tasks, long threads) {
   const struct timespec moment = {.tv_nsec = 1000000};
-  for (int looks = 0; looks < 60000 && entries("/proc/self/task") > threads; looks++)
+  for (int looks = 0; looks < 60000 && entries(tasks) > threads; looks++)
     nanosleep(&moment, NULL);
+}
+
+// The same of this process.
+static inline void wait_for_threads(long threads) {
+  wait_for_threads_of("/proc/self/task", threads);
 }
 
 // What a program returns whose tests had the library start threads: they end by themselves, but

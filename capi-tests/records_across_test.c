@@ -74,18 +74,31 @@ static int tear_down_session(void **state) {
 
 struct both {
   uint64_t controller, executor, shared;
+  // Threads, each of which has a stack and a part of the heap.
+  long controllers, executors;
 };
 
-static struct both memory_of(const struct session *session) {
+// Once there are no more threads than `threads` has: how many a burst needs depends on what else
+// the machine does, and those that are idle end by themselves.
+static struct both memory_of(const struct session *session, const struct both *threads) {
   pid_t executor = session->executor.process;
+  char tasks[64];
+  snprintf(tasks, sizeof tasks, "/proc/%d/task", (int)executor);
+  if (threads != NULL) {
+    wait_for_threads(threads->controllers);
+    wait_for_threads_of(tasks, threads->executors);
+  }
   return (struct both){private_bytes(getpid()), private_bytes(executor),
-                       status_bytes(executor, "RssShmem")};
+                       status_bytes(executor, "RssShmem"), entries("/proc/self/task"),
+                       entries(tasks)};
 }
 
 static void print_memory(const char *when, struct both memory) {
-  print_message("%s: KiB of the controller %llu, of the executor %llu, shared %llu\n", when,
-                (unsigned long long)(memory.controller / KIB),
-                (unsigned long long)(memory.executor / KIB),
+  // Two entries of each folder are no threads.
+  print_message("%s: KiB of the controller %llu (%ld threads), of the executor %llu (%ld threads), "
+                "shared %llu\n",
+                when, (unsigned long long)(memory.controller / KIB), memory.controllers - 2,
+                (unsigned long long)(memory.executor / KIB), memory.executors - 2,
                 (unsigned long long)(memory.shared / KIB));
 }
 
@@ -98,11 +111,11 @@ static void graphs_leave_nothing(void **state) {
     add_graph(session, handles);
     deallocate_graph(session, *handles);
   }
-  struct both before = memory_of(session);
+  struct both before = memory_of(session, NULL);
   uint64_t records = stats_of(session->manager).records;
   for (size_t i = 0; i < count; i++)
     add_graph(session, &handles[i]);
-  print_memory("with all", memory_of(session));
+  print_memory("with all", memory_of(session, NULL));
   shuffle(handles, count);
   for (size_t i = 0; i < count; i++)
     deallocate_graph(session, handles[i]);
@@ -110,7 +123,7 @@ static void graphs_leave_nothing(void **state) {
   // Chunks are mapped there after those before have been unmapped.
   add_graph(session, handles);
   deallocate_graph(session, *handles);
-  struct both after = memory_of(session);
+  struct both after = memory_of(session, &before);
   print_memory("before", before);
   print_memory("after", after);
   assert_in_range(stats_of(session->manager).records, 0, records + 2 * MIB);
