@@ -11,7 +11,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input::new(bytes);
-    let mut controller = Controller::new(Executor::start(SetupLayout::MapAndSymbols));
+    let private_data = bytes.last().is_some_and(|byte| byte % 2 == 1);
+    let executor = Executor::start(SetupLayout::MapAndSymbols);
+    let mut controller = Controller::new(executor, private_data);
     controller.attach_channel();
     while !input.is_empty() {
         if !controller.has_channel() {

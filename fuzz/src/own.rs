@@ -49,6 +49,8 @@ pub struct Controller {
     channel: Option<Channel>,
     /// Connections to the executor's listener that no session has asked for.
     unasked: Vec<Introduced>,
+    /// What the first session was asked for, and most others are.
+    private_data: bool,
 }
 
 fn file(pages: u64) -> Memfd {
@@ -65,7 +67,8 @@ fn index_size(window: AddrRange) -> u64 {
 }
 
 impl Controller {
-    pub fn new(executor: Executor) -> Controller {
+    /// Opens a session, whose data is private or not, and has chunks made where these need no descriptor.
+    pub fn new(executor: Executor, private_data: bool) -> Controller {
         let files = [file(FILE_PAGES), file(FILE_PAGES), file(INDEX_PAGES)];
         for sealed in [&files[0], &files[INDEX]] {
             sealed.add_seal(FileSeal::SealShrink).expect("seal");
@@ -81,6 +84,7 @@ impl Controller {
             files,
             channel: None,
             unasked: Vec::new(),
+            private_data,
         };
         // Something to work with.
         controller.step(&mut Input::new(&[]));
@@ -97,7 +101,9 @@ impl Controller {
             }
         });
         controller.change(&mut Input::new(&[]), &map);
-        assert_eq!(controller.chunks.len(), 2);
+        // Where data is private, the executor refuses chunks of its own.
+        let made = if private_data { 0 } else { map.len() };
+        assert_eq!(controller.chunks.len(), made);
         controller
     }
 
@@ -402,7 +408,7 @@ impl Controller {
         let function = self.executor.symbol("jitmem_service_open");
         let open = OpenWithWish {
             open: Open { version, instance },
-            private_data: input.below(2) == 0,
+            private_data: self.private_data == (input.below(4) != 3),
         };
         let answer = self.executor.call(function, &to_bytes(&open));
         let opened = match version {
