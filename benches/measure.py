@@ -54,6 +54,7 @@ def parts(build, results, given):
             ("bench.json",),
         ),
         Part("features.md", [bench / "jitmem-bench-features"], 1),
+        Part("image.md", [bench / "jitmem-bench-image", *rounds], 1),
         Part(
             "peers.md",
             [peers / "jitmem-bench-peers", f"--json={results}/peers.json", *full]
