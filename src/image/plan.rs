@@ -64,6 +64,14 @@ impl Filling {
         Ok(start as u32)
     }
 
+    /// Unwinders read a section of frames up to a length of 0.
+    fn terminate_frames(&mut self) -> Result<()> {
+        let room = self.content.try_reserve(4);
+        room.map_err(|_| heap::exhausted("store an image"))?;
+        self.content.extend([0; 4]);
+        Ok(())
+    }
+
     fn finished(&self) -> ImageSegment {
         ImageSegment {
             protection: self.protection,
@@ -121,6 +129,10 @@ struct Layout {
     moved: Vec<Moved>,
 }
 
+fn protection(segment: &RecordedSegment) -> Protection {
+    segment.segment.group.protection
+}
+
 /// Segments without zero-fill come first, and those that are nothing else last: what is between two
 /// contents must be in the file.
 fn rank(segment: &RecordedSegment) -> u8 {
@@ -137,15 +149,26 @@ impl Layout {
         for (index, graph) in graphs.iter().enumerate() {
             all.extend(graph.segments.iter().map(|segment| (index, segment)));
         }
-        let protection = |segment: &RecordedSegment| segment.segment.group.protection;
-        // Graphs, and the segments of each, which lie in one array, stay in their order.
+        let is_frames = |graph: usize, segment: &RecordedSegment| {
+            let (start, size) = (segment.range.start(), segment.content.len() as u64);
+            let mut frames = graphs[graph].frames.iter();
+            frames.any(|section| section.start() == start && section.size() == size)
+        };
+        // Sections of frames that have a segment of their own come one behind the other. Else graphs, and the
+        // segments of each, which lie in one array, stay in their order.
         all.sort_unstable_by_key(|(graph, segment)| {
             let place = std::ptr::from_ref::<RecordedSegment>(segment);
-            (protection(segment).bits(), rank(segment), *graph, place)
+            (
+                protection(segment).bits(),
+                rank(segment),
+                !is_frames(*graph, segment),
+                *graph,
+                place,
+            )
         });
         let mut segments: Vec<Filling> = Vec::new();
         let mut moved = heap::room_for(all.len(), "store an image")?;
-        for (graph, recorded) in all {
+        for (index, &(graph, recorded)) in all.iter().enumerate() {
             let protection = protection(recorded);
             if segments
                 .last()
@@ -156,6 +179,16 @@ impl Layout {
             let segment = segments.len() - 1;
             let added = segments[segment].add(recorded);
             let offset = added.map_err(|error| of_graph(error, &graphs[graph].name))?;
+            let follows = |(graph, next): &(usize, &RecordedSegment)| {
+                self::protection(next) == protection && is_frames(*graph, next)
+            };
+            if is_frames(graph, recorded)
+                && recorded.segment.zero_fill_size == 0
+                && ends_with_record(&recorded.content)
+                && !all.get(index + 1).is_some_and(follows)
+            {
+                segments[segment].terminate_frames()?;
+            }
             moved.push(Moved {
                 from: recorded.range,
                 content: recorded.content.len() as u64,
@@ -411,6 +444,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         };
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
     }
+    let frames = join_frames(&layout, frames);
     slots.sort_unstable_by_key(|(slot, _)| slot.place);
     let slots = evaluate(&mut layout, slots)?;
     let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
@@ -432,6 +466,45 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         frames,
     };
     Ok((tables, contents))
+}
+
+/// Sections that follow each other become one, to be registered at once.
+fn join_frames(layout: &Layout, mut sections: Vec<FrameSection>) -> Vec<FrameSection> {
+    sections.sort_unstable_by_key(|section| section.place);
+    let mut joined: Vec<FrameSection> = Vec::new();
+    // Whether the last one ends with a record and not with a terminator.
+    let mut open = false;
+    for section in sections {
+        let Place { segment, offset } = section.place;
+        let content = &layout.segments[segment as usize].content;
+        let bytes = &content[offset as usize..][..section.size as usize];
+        match joined.last_mut() {
+            Some(last)
+                if open
+                    && last.place.segment == segment
+                    && last.place.offset + last.size == offset =>
+            {
+                last.size += section.size;
+            }
+            _ => joined.push(section),
+        }
+        open = ends_with_record(bytes);
+    }
+    joined
+}
+
+/// Whether a section has whole records of frames and no terminator, so that others may follow.
+fn ends_with_record(mut section: &[u8]) -> bool {
+    while let Some((length, rest)) = section.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length);
+        // The longest mean that a length of 8 bytes follows, which no linker writes.
+        let whole = matches!(length, 1..0xffff_fff0);
+        let Some((_, next)) = rest.split_at_checked(length as usize).filter(|_| whole) else {
+            return false;
+        };
+        section = next;
+    }
+    section.is_empty()
 }
 
 /// Empties slots, whose bytes said where something was, and fills those for good that are the same wherever

@@ -327,6 +327,44 @@ fn distances_between_any_places_are_stored() {
     assert_eq!(places.len(), 3);
 }
 
+/// Registered at once, however many graphs there are; a section that has an end of its own ends the joined one.
+#[test]
+fn frames_of_all_graphs_become_one_section() {
+    let mut recorder = Recorder::default();
+    let record = [8, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+    let ended = [&record[..], &[0; 4]].concat();
+    let kinds = [&record[..], &record[..], &ended[..], &record[..]];
+    for (number, frames) in (1..).zip(kinds) {
+        let address = number * 0x10_0000;
+        let size = frames.len() as u64;
+        let one = |address, content| GraphSegment {
+            address,
+            segment: segment(Protection::READ, size, 0).aligned(Alignment::of::<u32>()),
+            content,
+        };
+        recorder
+            .record(&Graph {
+                segments: &[
+                    one(address, &vec![0xff; frames.len()]),
+                    one(address + 64, frames),
+                ],
+                frames: &[AddressRange::new(address + 64, size).unwrap()],
+                ..Graph::default()
+            })
+            .unwrap();
+    }
+    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let places: Vec<_> = tables
+        .frames
+        .iter()
+        .map(|one| (one.place.offset, one.size))
+        .collect();
+    assert_eq!(places, [(0, 40), (40, 12)]);
+    // What follows the last one is an end, too.
+    let all = [&record[..], &record, &ended, &record, &[0; 4], &[0xff; 12]].concat();
+    assert_eq!(contents[0][..all.len()], all);
+}
+
 fn content_of(image: &Image, protection: Protection) -> &[u8] {
     let mut segments = image.tables.segments.iter();
     let found = segments.position(|segment| segment.protection == protection);
