@@ -249,9 +249,9 @@ impl State {
             RUN => {
                 let items: Vec<Item<'_>> = sent(body);
                 let keys = items.iter().map(|item| match item {
-                    Item::Initialize { actions, .. } | Item::InitializeData { actions, .. } => {
-                        Reply(Ok(actions.len() as u64))
-                    }
+                    Item::Initialize { actions, .. }
+                    | Item::InitializeData { actions, .. }
+                    | Item::InitializeAgain { actions, .. } => Reply(Ok(actions.len() as u64)),
                     Item::Deinitialize { .. } => Reply(Ok(0)),
                 });
                 fine(keys.collect::<Vec<_>>())

@@ -32,6 +32,7 @@ mod pages;
 mod program;
 mod raw;
 pub(crate) mod seccomp;
+mod shared_words;
 mod shm;
 pub(crate) mod socket;
 mod store;
@@ -87,6 +88,7 @@ pub(crate) use program::{
     set_stack_size, spawn_for_programs, start_own_thread,
 };
 pub(crate) use raw::{Memory, discard};
+pub(crate) use shared_words::{SharedWord, shared_words};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
 pub(crate) use store::{store_16, stores_16_bytes};

@@ -538,6 +538,13 @@ choice! {
             /// First to last.
             actions: Vec<ActionPair<'a>>,
         }
+        /// What a supervised executor has a new child do for [`Item::InitializeData`]; no controller sends it.
+        3 InitializeAgain {
+            /// Where the two processes agree on whether it has begun.
+            place: u64,
+            /// First to last.
+            actions: Vec<ActionPair<'a>>,
+        }
     }
 }
 
@@ -579,6 +586,10 @@ mod tests {
             Item::InitializeData {
                 data: vec![range(1, 9)],
                 code: vec![],
+                actions: vec![],
+            },
+            Item::InitializeAgain {
+                place: 1 << 40,
                 actions: vec![],
             },
         ];

@@ -1,31 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What a child that takes another one's place has to run: the finalize actions of all that is live.
 //!
-//! The controller knows an allocation with actions by a key of ours, for each child has keys of its own.
+//! The controller knows an allocation with actions by a key of ours, for each child has keys of its own. What a child
+//! has answered counts while no other one has taken its place; children are numbered for that.
 
-use crate::error::Error;
-use crate::lock::{Condvar, Mutex};
+use crate::error::{Error, Result as Outcome};
+use crate::executor::service::{MOST_MESSAGES, Places, Progress, TOGETHER};
+use crate::lock::Mutex;
 use crate::wire::service::{Failure, Item, Reply};
 use crate::wire::sps::{Encode, to_bytes};
 use std::collections::BTreeMap;
 
-/// Allocations that are replayed by one message.
-const TOGETHER: usize = 256;
-
-#[derive(Default)]
 pub(super) struct Replay {
     state: Mutex<ReplayState>,
-    /// A message has been answered, or its child has ended.
-    changed: Condvar,
+    /// How far the child is with the message under way.
+    places: Places,
 }
 
 #[derive(Default)]
 struct ReplayState {
+    /// Which child there is, or comes next.
+    child: u64,
     last_key: u64,
     /// By our keys, in the order in which they were initialized.
     live: BTreeMap<u64, Live>,
     /// The last key that was sent to the child there is now.
     sent: u64,
+    /// The number of the message under way.
+    message: u32,
 }
 
 struct Live {
@@ -39,7 +41,8 @@ struct Live {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum There {
     No,
-    Asked,
+    /// By the message under way, at this place of it.
+    Asked(usize),
     /// Under this key.
     Yes(u64),
 }
@@ -61,57 +64,101 @@ impl ReplayedItem<'_> {
     }
 }
 
-impl Replay {
-    /// What of a message goes to the child. Waits for what is being replayed and shall go.
-    pub(super) fn plan<'a>(&self, items: Vec<Item<'a>>) -> Vec<ReplayedItem<'a>> {
-        items.into_iter().map(|item| self.plan_one(item)).collect()
+impl ReplayState {
+    /// Which of these allocations the child is initializing again. All others are known to be there or not.
+    fn running(&mut self, items: &[Item<'_>], places: &Places) -> Option<usize> {
+        items.iter().find_map(|item| {
+            let Item::Deinitialize { key, .. } = item else {
+                return None;
+            };
+            let live = self.live.get_mut(key)?;
+            let There::Asked(index) = live.there else {
+                return None;
+            };
+            live.there = match places.take(self.message, index) {
+                Progress::Runs => return Some(index),
+                Progress::Taken => There::No,
+                Progress::Ended(key) => There::Yes(key),
+            };
+            None
+        })
     }
 
-    fn plan_one<'a>(&self, item: Item<'a>) -> ReplayedItem<'a> {
-        match item {
-            Item::Deinitialize { key, traps } if key != 0 => match self.take(key) {
-                // One that is not known is the child's to refuse.
-                None => ReplayedItem::Sent(Item::Deinitialize { key, traps }, None),
-                Some(There::Yes(key)) => {
-                    ReplayedItem::Sent(Item::Deinitialize { key, traps }, None)
-                }
-                Some(_) => ReplayedItem::Done,
-            },
-            item => {
-                let actions = match &item {
-                    Item::Initialize { actions, .. } | Item::InitializeData { actions, .. } => {
-                        actions
-                    }
-                    Item::Deinitialize { .. } => return ReplayedItem::Sent(item, None),
+    fn plan<'a>(&mut self, item: Item<'a>) -> ReplayedItem<'a> {
+        let actions = match item {
+            Item::Deinitialize { key, traps } => {
+                let key = match self.live.remove(&key).map(|live| live.there) {
+                    // One that is not known is the child's to refuse.
+                    None => key,
+                    Some(There::Yes(key)) => key,
+                    Some(There::No | There::Asked(_)) => return ReplayedItem::Done,
                 };
-                let encoded = (!actions.is_empty()).then(|| to_bytes(actions));
-                ReplayedItem::Sent(item, encoded)
+                return ReplayedItem::Sent(Item::Deinitialize { key, traps }, None);
             }
-        }
+            Item::Initialize { ref actions, .. }
+            | Item::InitializeData { ref actions, .. }
+            | Item::InitializeAgain { ref actions, .. } => actions,
+        };
+        let encoded = (!actions.is_empty()).then(|| to_bytes(actions));
+        ReplayedItem::Sent(item, encoded)
+    }
+}
+
+impl Replay {
+    pub(super) fn new() -> Outcome<Replay> {
+        Ok(Replay {
+            state: Mutex::default(),
+            places: Places::new()?,
+        })
     }
 
-    fn take(&self, key: u64) -> Option<There> {
+    /// What the children shall share with this.
+    pub(super) fn places(&self) -> Places {
+        self.places
+    }
+
+    /// The number of the child there is, or comes next.
+    pub(super) fn child(&self) -> u64 {
+        self.state.lock().child
+    }
+
+    /// What of a message goes to this child. Waits for an allocation that shall go and whose actions run again in
+    /// this moment. `None` if the child has ended; the items are left then.
+    pub(super) fn plan<'a>(
+        &self,
+        child: u64,
+        items: &mut Vec<Item<'a>>,
+    ) -> Option<Vec<ReplayedItem<'a>>> {
         let mut state = self.state.lock();
         loop {
-            match state.live.get(&key)?.there {
-                There::Asked => state = self.changed.wait(state),
-                there => {
-                    state.live.remove(&key);
-                    return Some(there);
-                }
+            if state.child != child {
+                return None;
             }
+            let Some(index) = state.running(items, &self.places) else {
+                break;
+            };
+            let message = state.message;
+            drop(state);
+            self.places.wait(message, index);
+            state = self.state.lock();
         }
+        let items = std::mem::take(items).into_iter();
+        Some(items.map(|item| state.plan(item)).collect())
     }
 
-    /// The child has answered what was sent.
+    /// The child has answered what was sent. `None` if it has ended since.
     pub(super) fn answered(
         &self,
+        child: u64,
         session: u64,
         plan: &[ReplayedItem<'_>],
         answers: Vec<Result<u64, Failure>>,
-    ) -> Vec<Reply<u64>> {
+    ) -> Option<Vec<Reply<u64>>> {
         let mut answers = answers.into_iter();
         let mut state = self.state.lock();
+        if state.child != child {
+            return None;
+        }
         let reply = |item: &ReplayedItem<'_>| {
             let ReplayedItem::Sent(_, actions) = item else {
                 return Reply(Ok(0));
@@ -132,7 +179,7 @@ impl Replay {
                 (answer, _) => Reply(answer),
             }
         };
-        plan.iter().map(reply).collect()
+        Some(plan.iter().map(reply).collect())
     }
 
     /// The child has ended before it answered: nothing was initialized, and what was to go is gone.
@@ -146,21 +193,29 @@ impl Replay {
         plan.iter().map(reply).collect()
     }
 
-    /// Nothing is initialized any more.
+    /// Nothing is initialized any more, and another child comes.
     pub(super) fn child_is_gone(&self) {
         let mut state = self.state.lock();
+        state.child += 1;
         state.sent = 0;
+        // What waits for an allocation of the message under way looks again.
+        state.message = (state.message + 1) & MOST_MESSAGES;
+        self.places.begin(state.message);
         state
             .live
             .values_mut()
             .for_each(|live| live.there = There::No);
-        self.changed.notify_all();
     }
 
-    /// The next message for a new child: its session, our keys, and the encoded items.
-    pub(super) fn next(&self) -> Option<(u64, Vec<u64>, Vec<u8>)> {
+    /// The next message for this child: its session, our keys, and the encoded items.
+    pub(super) fn next(&self, child: u64) -> Option<(u64, Vec<u64>, Vec<u8>)> {
         let mut state = self.state.lock();
         let state = &mut *state;
+        if state.child != child {
+            return None;
+        }
+        state.message = (state.message + 1) & MOST_MESSAGES;
+        self.places.begin(state.message);
         let after = state.sent + 1;
         let mut keys = Vec::new();
         let mut items = Vec::new();
@@ -173,10 +228,10 @@ impl Replay {
             if *of.get_or_insert(live.session) != live.session {
                 break;
             }
-            live.there = There::Asked;
-            // InitializeData without data and code.
-            items.push(2u8);
-            (0u64, 0u64).encode(&mut items);
+            live.there = There::Asked(keys.len());
+            // InitializeAgain.
+            items.push(3u8);
+            Places::place(state.message, keys.len()).encode(&mut items);
             items.extend(&live.actions);
             keys.push(*key);
         }
@@ -186,15 +241,19 @@ impl Replay {
         Some((of?, keys, message))
     }
 
-    /// What a message's allocations are known by in the child.
-    pub(super) fn done(&self, keys: &[(u64, u64)]) {
+    /// What a message's allocations are known by in this child.
+    pub(super) fn done(&self, child: u64, keys: &[(u64, u64)]) {
         let mut state = self.state.lock();
+        if state.child != child {
+            return;
+        }
         for (ours, there) in keys {
             if let Some(live) = state.live.get_mut(ours) {
-                live.there = There::Yes(*there);
+                if matches!(live.there, There::Asked(_)) {
+                    live.there = There::Yes(*there);
+                }
             }
         }
-        self.changed.notify_all();
     }
 
     /// Forgets what a session has.
@@ -237,12 +296,16 @@ mod tests {
         Item::Deinitialize { key, traps }
     }
 
+    fn what_goes<'a>(replay: &Replay, mut items: Vec<Item<'a>>) -> Vec<ReplayedItem<'a>> {
+        replay.plan(replay.child(), &mut items).unwrap()
+    }
+
     /// Initializes allocations whose keys in the child are these.
     fn initialized(replay: &Replay, there: &[u64]) -> Vec<u64> {
         let items = there.iter().map(|key| initialize(action(*key)));
-        let plan = replay.plan(items.collect());
+        let plan = what_goes(replay, items.collect());
         let answers = there.iter().map(|key| Ok(*key)).collect();
-        let replies = replay.answered(7, &plan, answers);
+        let replies = replay.answered(replay.child(), 7, &plan, answers).unwrap();
         replies
             .into_iter()
             .map(|Reply(reply)| reply.unwrap())
@@ -251,57 +314,96 @@ mod tests {
 
     #[test]
     fn all_that_is_live_is_replayed_in_order() {
-        let replay = Replay::default();
+        let replay = Replay::new().unwrap();
         let many: Vec<u64> = (100..100 + 2 * TOGETHER as u64).collect();
         let keys = initialized(&replay, &many);
         // Without actions there is nothing to replay, and no key.
-        let plan = replay.plan(vec![initialize(Vec::new())]);
-        assert_eq!(replay.answered(7, &plan, vec![Ok(0)]), [Reply(Ok(0))]);
+        let plan = what_goes(&replay, vec![initialize(Vec::new())]);
+        let replies = replay.answered(0, 7, &plan, vec![Ok(0)]);
+        assert_eq!(replies.unwrap(), [Reply(Ok(0))]);
         // What goes is known to the child by its own key.
-        let plan = replay.plan(vec![deinitialize(keys[1])]);
+        let plan = what_goes(&replay, vec![deinitialize(keys[1])]);
         assert_eq!(plan[0].sent(), Some(&deinitialize(many[1])));
         replay.child_is_gone();
         let mut replayed = Vec::new();
-        while let Some((session, keys, items)) = replay.next() {
+        while let Some((session, keys, items)) = replay.next(replay.child()) {
             assert_eq!(session, 7);
             let items: Vec<Item<'_>> = from_bytes(&items).unwrap();
             assert!(items.len() == keys.len() && keys.len() <= TOGETHER);
             for (item, key) in items.iter().zip(&keys) {
-                assert_eq!(*item, initialize(action(99 + key)));
+                let Item::InitializeAgain { actions, .. } = item else {
+                    panic!("{item:?}");
+                };
+                assert_eq!(*actions, action(99 + key));
             }
             let there: Vec<(u64, u64)> = keys.iter().map(|key| (*key, key + 1000)).collect();
-            replay.done(&there);
+            replay.done(1, &there);
             replayed.extend(keys);
         }
         let rest: Vec<u64> = keys.iter().copied().filter(|key| *key != keys[1]).collect();
         assert_eq!(replayed, rest);
-        let plan = replay.plan(vec![deinitialize(keys[0])]);
+        let plan = what_goes(&replay, vec![deinitialize(keys[0])]);
         assert_eq!(plan[0].sent(), Some(&deinitialize(keys[0] + 1000)));
     }
 
     #[test]
     fn what_the_child_never_had_goes_without_it() {
-        let replay = Replay::default();
+        let replay = Replay::new().unwrap();
         let keys = initialized(&replay, &[1, 2]);
         replay.child_is_gone();
-        let plan = replay.plan(vec![deinitialize(keys[0])]);
+        let plan = what_goes(&replay, vec![deinitialize(keys[0])]);
         assert!(plan[0].sent().is_none());
-        assert_eq!(replay.answered(7, &plan, Vec::new()), [Reply(Ok(0))]);
-        let (_, left, _) = replay.next().unwrap();
+        let replies = replay.answered(1, 7, &plan, Vec::new());
+        assert_eq!(replies.unwrap(), [Reply(Ok(0))]);
+        let (_, left, _) = replay.next(replay.child()).unwrap();
         assert_eq!(left, keys[1..]);
         replay.forget(7);
         replay.child_is_gone();
-        assert!(replay.next().is_none());
+        assert!(replay.next(replay.child()).is_none());
     }
 
     #[test]
     fn a_child_that_ends_has_initialized_nothing_and_freed_what_it_was_to() {
-        let replay = Replay::default();
+        let replay = Replay::new().unwrap();
         let keys = initialized(&replay, &[1]);
-        let plan = replay.plan(vec![initialize(action(5)), deinitialize(keys[0])]);
+        let plan = what_goes(&replay, vec![initialize(action(5)), deinitialize(keys[0])]);
         let why = Error::new(Status::ActionFailed, "killed");
         let replies = Replay::lost(&plan, &why);
         assert!(replies[0].0.is_err());
         assert_eq!(replies[1], Reply(Ok(0)));
+    }
+
+    #[test]
+    fn what_a_child_says_counts_until_it_has_ended() {
+        let replay = Replay::new().unwrap();
+        let keys = initialized(&replay, &[1, 2]);
+        let late = what_goes(&replay, vec![initialize(action(5))]);
+        replay.child_is_gone();
+        let mut items = vec![deinitialize(keys[0])];
+        assert!(replay.plan(0, &mut items).is_none() && items.len() == 1);
+        assert!(replay.answered(0, 7, &late, vec![Ok(3)]).is_none());
+        assert!(replay.next(0).is_none());
+        let (_, sent, _) = replay.next(1).unwrap();
+        assert_eq!(sent, keys);
+        // The thread that replayed for the one before.
+        replay.done(0, &[(keys[0], 8)]);
+        replay.done(1, &[(keys[0], 9), (keys[1], 10)]);
+        let planned = what_goes(&replay, items);
+        assert_eq!(planned[0].sent(), Some(&deinitialize(9)));
+    }
+
+    #[test]
+    fn what_goes_is_taken_out_of_the_message_under_way() {
+        let replay = Replay::new().unwrap();
+        let keys = initialized(&replay, &[1, 2]);
+        replay.child_is_gone();
+        let (_, sent, _) = replay.next(1).unwrap();
+        assert_eq!(sent, keys);
+        let planned = what_goes(&replay, vec![deinitialize(keys[1])]);
+        assert!(planned[0].sent().is_none());
+        replay.done(1, &[(keys[0], 3), (keys[1], 0)]);
+        // It is not known any more.
+        let planned = what_goes(&replay, vec![deinitialize(keys[1])]);
+        assert_eq!(planned[0].sent(), Some(&deinitialize(keys[1])));
     }
 }

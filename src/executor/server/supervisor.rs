@@ -66,15 +66,25 @@ pub(super) type RunChild = Box<dyn Fn(OwnedFd, OwnedFd) -> c_int + Send + Sync>;
 /// One child.
 struct Child {
     process: ChildProcess,
+    /// Which one it is of those there were.
+    number: u64,
     /// Its connection, as a controller's would be.
     socket: ClosedInChild,
     writer: MessageWriter,
     pending: PendingCalls,
     /// For calls of the service.
     channel: Channel,
-    /// Why it has ended.
-    why: Mutex<Option<String>>,
-    ended: Condvar,
+    phase: Mutex<Phase>,
+    changed: Condvar,
+}
+
+/// How far a child is.
+enum Phase {
+    Starts,
+    /// It has introduced itself, so what it runs can call the controller.
+    Serves,
+    /// For this reason.
+    Ended(String),
 }
 
 impl Child {
@@ -85,13 +95,30 @@ impl Child {
 
     /// Waits for its end, which must be certain.
     fn why(&self) -> String {
-        let mut why = self.why.lock();
+        let mut phase = self.phase.lock();
         loop {
-            match &*why {
-                Some(why) => return why.clone(),
-                None => why = self.ended.wait(why),
+            match &*phase {
+                Phase::Ended(why) => return why.clone(),
+                Phase::Starts | Phase::Serves => phase = self.changed.wait(phase),
             }
         }
+    }
+
+    /// Waits until it serves; `false` if it has ended.
+    fn serves(&self) -> bool {
+        let mut phase = self.phase.lock();
+        loop {
+            match &*phase {
+                Phase::Starts => phase = self.changed.wait(phase),
+                Phase::Serves => return true,
+                Phase::Ended(_) => return false,
+            }
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.changed.notify_all();
     }
 
     /// Hands a call on.
@@ -163,8 +190,9 @@ impl Supervisor {
             state: Mutex::default(),
             changed: Condvar::new(),
             mapping: Mutex::default(),
-            replay: Replay::default(),
+            replay: Replay::new()?,
         });
+        service::share_places(supervisor.replay.places());
         service::set_forks_successors(true);
         let leaves = service::leave_to(Arc::clone(&supervisor) as Arc<dyn Supervise>);
         if !leaves {
@@ -235,12 +263,13 @@ impl Supervisor {
         let process = process.map_err(|error| explain("fork a child for linked code", error))?;
         let child = Arc::new(Child {
             process,
+            number: self.replay.child(),
             socket,
             writer: MessageWriter::new(writer, self.unread),
             pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
             channel,
-            why: Mutex::default(),
-            ended: Condvar::new(),
+            phase: Mutex::new(Phase::Starts),
+            changed: Condvar::new(),
         });
         // What is mapped from here on is mapped there too.
         self.state.lock().child = Some(Arc::clone(&child));
@@ -309,7 +338,7 @@ impl Supervisor {
                     _ => return None,
                 },
                 Opcode::Setup => match (Setup::decode(&body, self.layout), self.setup.get()) {
-                    (Ok(setup), Some(first)) if setup == *first => {}
+                    (Ok(setup), Some(first)) if setup == *first => child.enter(Phase::Serves),
                     _ => return Some("it has not what the first one has had".to_owned()),
                 },
             }
@@ -363,8 +392,7 @@ impl Supervisor {
 
     /// Nothing more comes of a child.
     fn no_more(&self, child: &Child, why: &str) {
-        *child.why.lock() = Some(why.to_owned());
-        child.ended.notify_all();
+        child.enter(Phase::Ended(why.to_owned()));
         let error = Error::new(Status::ActionFailed, why);
         child.pending.end(error);
     }
@@ -415,7 +443,10 @@ impl Supervisor {
 
     /// Has a new child run the finalize actions of all that is live. Whether it has, and has not ended since.
     fn replay(&self, child: &Arc<Child>) -> bool {
-        while let Some((session, keys, items)) = self.replay.next() {
+        if !child.serves() {
+            return false;
+        }
+        while let Some((session, keys, items)) = self.replay.next(child.number) {
             let mut message = to_bytes(&session);
             message.extend(items);
             let answer = child.ask(self.functions.apply.0, &message, &[]);
@@ -426,7 +457,7 @@ impl Supervisor {
                 done.collect::<Result<Vec<(u64, u64)>>>()
             });
             match replayed {
-                Ok(done) => self.replay.done(&done),
+                Ok(done) => self.replay.done(child.number, &done),
                 // That it has ended while it did is for the thread that reads.
                 Err(_) if child.channel.has_ended() => {
                     child.process.kill();
@@ -533,9 +564,13 @@ impl Supervisor {
             Error::new(Status::InvalidArgument, message)
         };
         let session = u64::decode(&mut reader).map_err(malformed)?;
-        let items = <Vec<Item<'_>>>::decode(&mut reader).map_err(malformed)?;
-        let child = self.ready_child();
-        let plan = self.replay.plan(items);
+        let mut items = <Vec<Item<'_>>>::decode(&mut reader).map_err(malformed)?;
+        let (child, plan) = loop {
+            let child = self.ready_child();
+            if let Some(plan) = self.replay.plan(child.number, &mut items) {
+                break (child, plan);
+            }
+        };
         let sent: Vec<&Item<'_>> = plan.iter().filter_map(ReplayedItem::sent).collect();
         let answer = match sent.len() {
             0 => Ok(Vec::new()),
@@ -554,13 +589,14 @@ impl Supervisor {
                 }
             }
         };
-        Ok(match answer {
-            Ok(answers) => self.replay.answered(session, &plan, answers),
-            Err(_) => {
-                let why = format!("{}; another one takes its place", child.why());
-                Replay::lost(&plan, &Error::new(Status::ActionFailed, why))
-            }
-        })
+        let answered = match answer {
+            Ok(answers) => self.replay.answered(child.number, session, &plan, answers),
+            Err(_) => None,
+        };
+        Ok(answered.unwrap_or_else(|| {
+            let why = format!("{}; another one takes its place", child.why());
+            Replay::lost(&plan, &Error::new(Status::ActionFailed, why))
+        }))
     }
 
     fn reserve(&self, args: &[u8]) -> Vec<u8> {

@@ -5,6 +5,7 @@
 //! It is in one of three programs: a program that links jitmem, a stock executor that has loaded the library,
 //! and `jitmem-executor`.
 
+mod again;
 mod channel_server;
 mod children;
 mod entry_points;
@@ -15,6 +16,7 @@ mod supervised;
 mod teardowns;
 mod windows;
 
+pub(super) use again::{MOST_MESSAGES, Places, Progress, TOGETHER, share_places};
 pub(super) use channel_server::serve as serve_channel;
 pub(super) use children::set_forks_successors;
 pub(super) use children::share_memory as share_memory_with_children;

@@ -3,7 +3,7 @@
 
 use super::teardowns::Teardowns;
 use super::windows::Windows;
-use super::{SentAlong, channel_server, files, listener};
+use super::{SentAlong, again, channel_server, files, listener};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
 use crate::lock::Mutex;
@@ -151,6 +151,9 @@ impl Session {
                 let mut data = data.into_iter();
                 data.try_for_each(|range| self.windows.take_data(range))?;
                 self.initialize(&[], code, &actions)
+            }
+            Item::InitializeAgain { place, actions } => {
+                again::run(place, || self.initialize(&[], Vec::new(), &actions))
             }
             Item::Deinitialize { key, traps } => self.deinitialize(key, traps).map(|()| 0),
         }

@@ -4,179 +4,23 @@
 
 #![cfg(target_arch = "x86_64")]
 
+mod actions;
+mod host;
+
+use host::{COUNT, CRASH, Graph, RUN, graph, link, start};
 use jitmem::mapper::ExecutorService;
-use jitmem::transport::{self, Stream, Transport};
-use jitmem::{
-    Action, AllocationHandle, Completion, Dylib, Error, EventKind, Manager, Mapper, Observer,
-    Options, Protection, Segment, WrapperCall,
-};
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use std::collections::BTreeSet;
-use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use jitmem::transport;
+use jitmem::{AllocationHandle, Completion, EventKind, Manager, Mapper, Observer, Options};
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 const GRAPHS: usize = 2000;
-const RUN: &str = "__llvm_orc_bootstrap_run_as_int_function_wrapper";
 
 /// How often the child is killed.
 fn restarts() -> usize {
     let chosen = std::env::var("JITMEM_TEST_RESTARTS");
     chosen.map_or(20, |count| count.parse().unwrap())
-}
-
-struct Host {
-    process: Child,
-    transport: Arc<dyn Transport>,
-}
-
-fn start(options: &[&str]) -> Host {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let process = Command::new(env!("CARGO_BIN_EXE_jitmem-executor"))
-        .args(options)
-        .arg("filedescs=0,0")
-        .stdin(OwnedFd::from(theirs))
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let stream = Stream::connect(Arc::new(ours.into())).unwrap();
-    let transport: Arc<dyn Transport> = Arc::new(stream);
-    Host { process, transport }
-}
-
-impl Host {
-    fn mapper(&self) -> Mapper {
-        let service = ExecutorService::default();
-        Mapper::shared(Arc::clone(&self.transport), service).unwrap()
-    }
-
-    fn manager(&self) -> Manager {
-        Manager::new(&self.mapper(), Options::default()).unwrap()
-    }
-
-    /// The children of the supervisor, those that were not waited for among them.
-    fn children(&self) -> BTreeSet<i32> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children"));
-        let all = tasks.filter_map(|task| of(task.unwrap()).ok());
-        let numbers = all.flat_map(|line| {
-            let numbers = line
-                .split_whitespace()
-                .map(|number| number.parse().unwrap());
-            numbers.collect::<Vec<i32>>()
-        });
-        numbers.collect()
-    }
-
-    /// Kills the child and waits until it has ended.
-    fn kill_child(&self) {
-        for child in self.children() {
-            let child = Pid::from_raw(child).unwrap();
-            // One that has just ended is as good.
-            let Ok(process) = pidfd_open(child, PidfdFlags::empty()) else {
-                continue;
-            };
-            let _ = pidfd_send_signal(&process, Signal::KILL);
-            poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
-        }
-    }
-
-    fn count(&self, what: &str) -> usize {
-        let path = format!("/proc/{}/{what}", self.process.id());
-        match what {
-            "fd" => fs::read_dir(path).unwrap().count(),
-            _ => fs::read_to_string(path).unwrap().lines().count(),
-        }
-    }
-
-    /// Has the executor run int(int).
-    fn run(&self, function: u64) -> Result<i32, Error> {
-        let run = self.transport.symbol(RUN).unwrap();
-        let mut args = function.to_le_bytes().to_vec();
-        args.extend(0i32.to_le_bytes());
-        let answer = transport::call(&*self.transport, run, args)?;
-        Ok(i32::from_le_bytes(answer.try_into().unwrap()))
-    }
-
-    /// The same once there is a child that does it.
-    fn run_at_last(&self, function: u64) -> i32 {
-        loop {
-            match self.run(function) {
-                Ok(answer) => return answer,
-                Err(error) => assert!(error.message().contains("killed by signal 9"), "{error}"),
-            }
-        }
-    }
-
-    fn end(mut self, manager: Manager) {
-        drop(manager);
-        drop(self.transport);
-        assert!(self.process.wait().unwrap().success());
-    }
-}
-
-/// Code without data.
-fn link(manager: &Manager, code: &[u8]) -> (u64, AllocationHandle) {
-    let segment = Segment::new(Protection::READ_EXEC, code.len() as u64);
-    let mut graph = manager.allocate([segment], Dylib::NONE).unwrap();
-    graph.write(0, 0, code).unwrap();
-    let address = graph.address(0);
-    (address, graph.finalize([]).unwrap())
-}
-
-/// A wrapper function that adds 1 to the number at the address that it is given.
-const COUNT: &[u8] = &[
-    0x48, 0x8b, 0x07, // mov rax, [rdi]
-    0xff, 0x00, // inc dword ptr [rax]
-    0x31, 0xc0, 0x8d, 0x50, 0x01, 0xc3, // xor eax, eax; lea edx, [rax + 1]; ret
-];
-
-/// mov byte ptr [64], 1; ret
-const CRASH: &[u8] = &[0xc6, 0x04, 0x25, 0x40, 0, 0, 0, 1, 0xc3];
-
-/// A function that gives its number and adds 1 to it, and one that tells how often the finalize action has run.
-struct Graph {
-    value: u64,
-    runs: u64,
-}
-
-/// Functions with data: a number that they count on, and one that the finalize action does.
-fn graph(manager: &Manager, number: i32, count: u64) -> (Graph, AllocationHandle) {
-    let code = Segment::new(Protection::READ_EXEC, 20);
-    let mut data = Segment::new(Protection::READ_WRITE, 4);
-    data.zero_fill_size = 4;
-    let mut graph = manager.allocate([code, data], Dylib::NONE).unwrap();
-    let (start, data) = (graph.address(0), graph.address(1));
-    let to = |address: u64, end: u64| (address.wrapping_sub(start + end) as u32).to_le_bytes();
-    let code: Vec<u8> = [
-        &[0x8b, 0x05],
-        &to(data, 6)[..], // mov eax, [number]
-        &[0xff, 0x05],
-        &to(data, 12), // inc dword ptr [number]
-        &[0xc3],
-        &[0x8b, 0x05],
-        &to(data + 4, 19), // mov eax, [runs]
-        &[0xc3],
-    ]
-    .concat();
-    graph.write(0, 0, &code).unwrap();
-    graph.write(1, 0, &number.to_le_bytes()).unwrap();
-    // SAFETY: both are there, and this is deallocated before what it calls.
-    let call = |argument: u64| unsafe { WrapperCall::new(count, argument.to_le_bytes().to_vec()) };
-    let action = Action {
-        finalize: call(data + 4),
-        dealloc: call(data + 4),
-    };
-    let functions = Graph {
-        value: start,
-        runs: start + 13,
-    };
-    (functions, graph.finalize([action]).unwrap())
 }
 
 #[test]
@@ -276,11 +120,7 @@ fn managers_are_told_of_restarts() {
                 told.send((*restarts, why.to_string())).unwrap();
             }
         });
-        let options = Options {
-            observer: Some(observer),
-            ..Options::default()
-        };
-        Manager::new(&host.mapper(), options).unwrap()
+        host.observed(observer)
     };
     let managers = [observed(), observed()];
     let (crash, crashing) = link(&managers[0], CRASH);
@@ -363,5 +203,27 @@ fn bounded_children_are_replaced_too() {
     }
     manager.deallocate([allocation]).unwrap();
     manager.deallocate([counter]).unwrap();
+    host.end(manager);
+}
+
+/// exit_group(3)
+const EXIT: &[u8] = &[0xbf, 3, 0, 0, 0, 0xb8, 231, 0, 0, 0, 0x0f, 0x05];
+
+#[test]
+fn a_child_that_exits_or_runs_too_long_is_replaced() {
+    let host = start(&["--supervise", "--time-limit=1"]);
+    let manager = host.manager();
+    let (exit, exiting) = link(&manager, EXIT);
+    let (forever, looping) = link(&manager, &[0xeb, 0xfe]);
+    let (seven, last) = link(&manager, &[0xb8, 7, 0, 0, 0, 0xc3]);
+    for (function, why) in [
+        (exit, "has exited with code 3"),
+        (forever, "time limit: the program of call"),
+    ] {
+        let error = host.run(function).unwrap_err();
+        assert!(error.message().contains(why), "{error}");
+        assert_eq!(host.run(seven).unwrap(), 7);
+    }
+    manager.deallocate([exiting, looping, last]).unwrap();
     host.end(manager);
 }
