@@ -154,6 +154,8 @@ static Figures work(StringRef What, StringRef Key, StringRef Folder) {
 /// The same in a process of its own.
 static Figures workInChild(StringRef Program, StringRef What, StringRef Key, StringRef Folder) {
   std::string Answers = (Folder + "/answers").str(), Message;
+  // The child would write over what is there and leave the rest of it.
+  Exit(errorCodeToError(sys::fs::remove(Answers)));
   std::optional<StringRef> Redirects[] = {std::nullopt, StringRef(Answers), std::nullopt};
   if (sys::ExecuteAndWait(Program, {Program, What, Key, Folder}, std::nullopt, Redirects, 0, 0,
                           &Message))
