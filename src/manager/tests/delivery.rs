@@ -5,7 +5,10 @@ use super::*;
 use crate::callback_queue::Task;
 use crate::executor::service::Service;
 use crate::lock::Condvar;
+use crate::sys::testing::wrapper_call;
 use crate::transport::Transport;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc::{Receiver, channel};
 
 /// A call that waits for its answer.
@@ -109,4 +112,50 @@ fn callbacks_that_follow_from_one_message_are_one_task() {
     }
     host.answer(COUNT, &ran);
     *host.held.lock() = None;
+}
+
+/// The deallocation action of what a manager leaves has run.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// `CWrapperFunctionResult`.
+#[repr(C)]
+struct Answer(u64, usize);
+
+extern "C" fn end(_args: *const u8, _size: usize) -> Answer {
+    ENDED.store(true, SeqCst);
+    Answer(0, 1)
+}
+
+#[test]
+fn the_answer_to_a_finalize_leaves_its_caller_the_last_holder() {
+    let (host, service) = (Arc::new(Host::default()), Service::new());
+    let mapper = ServiceMapper::remote(host.clone(), OPEN, service.instance()).unwrap();
+    let manager = Manager::new(&Mapper::new(mapper), Options::default()).unwrap();
+    let ends = Action {
+        finalize: WrapperCall::default(),
+        dealloc: wrapper_call(end as *const () as u64, Vec::new()),
+    };
+    let stays = allocate(&manager, &small_graph()).unwrap().handle;
+    wait(|done| manager.core.finalize(stays, vec![ends], done)).unwrap();
+    let mut served = segment(64, 0, 8, Protection::READ_WRITE);
+    served.group.lifetime = Lifetime::Finalize;
+    let handle = allocate(&manager, &[served]).unwrap().handle;
+    *host.held.lock() = Some(Vec::new());
+    // The answer's callback frees the manager, and is told of its end before it goes on.
+    let last = Arc::new(Mutex::new(None));
+    let holder = Arc::clone(&last);
+    let (sender, ended) = channel();
+    let frees = move |answer: Result<u64>| {
+        answer.unwrap();
+        drop(holder.lock().take());
+        sender.send(ENDED.load(SeqCst)).unwrap();
+    };
+    manager
+        .core
+        .finalize(handle, Vec::new(), Completion::new(frees));
+    *last.lock() = Some(manager);
+    let finalizes = host.next();
+    *host.held.lock() = None;
+    Here.call(finalizes.function, finalizes.args, finalizes.done);
+    assert!(ended.recv().unwrap());
 }
