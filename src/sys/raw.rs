@@ -16,6 +16,8 @@ enum Need {
     Write = libc::MADV_POPULATE_WRITE as isize,
 }
 
+const MOST_AHEAD: u64 = 64 << 10;
+
 fn populate(pages: AddressRange, need: Need) -> io::Result<()> {
     gate("madvise")?;
     let start = std::ptr::with_exposed_provenance_mut(pages.start() as usize);
@@ -102,6 +104,15 @@ impl Memory {
         }
         self.good = pages;
         Ok(())
+    }
+
+    /// Checks up to 64 KiB between two addresses, unless the first bytes there are known to be good: so what is
+    /// read one after the other takes few system calls. Where not all is good, each read says so itself.
+    pub(crate) fn check_ahead(&mut self, address: u64, end: u64) {
+        let first = AddressRange::new(address, size_of::<u128>() as u64);
+        if first.is_some_and(|first| !self.good.contains(first)) {
+            let _ = self.check(address, end.saturating_sub(address).min(MOST_AHEAD));
+        }
     }
 
     /// Appends the bytes at an address.
@@ -206,6 +217,7 @@ pub(crate) unsafe fn discard(pages: AddressRange) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fault::Faults;
     use super::super::testing::{reading, writing};
     use super::super::{At, protect, replace_by_memory, reserve, unmap};
     use super::*;
@@ -224,6 +236,28 @@ mod tests {
     fn give_back(pages: AddressRange) {
         // SAFETY: a test that ends uses its pages no more.
         unsafe { unmap(pages.start(), pages.size()) }.unwrap();
+    }
+
+    #[test]
+    fn what_is_checked_ahead_takes_no_system_call() {
+        let page = page_size().bytes();
+        let all = pages(4, 1);
+        let (start, end) = (all.start(), all.start() + 4 * page);
+        let mut memory = reading();
+        memory.check_ahead(start + 1, end);
+        let faults = Faults::all_after(0, libc::ENOMEM);
+        for at in (start + 1..end - 1).step_by(1000) {
+            memory.check_ahead(at, end);
+            memory.load::<u8>(at).unwrap();
+        }
+        assert_eq!(faults.failed(), None);
+        drop(faults);
+        // What can't be read ahead is found out when it is read.
+        let mut memory = reading();
+        memory.check_ahead(start, end + page);
+        memory.load::<u64>(end - 8).unwrap();
+        memory.load::<u64>(end - 4).unwrap_err();
+        give_back(all);
     }
 
     #[test]

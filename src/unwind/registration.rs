@@ -74,6 +74,7 @@ fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
         if here > section.end.0 {
             return wrong("ends outside");
         }
+        memory.check_ahead(here, section.end.0);
         // At the end of the section this looks behind it, as the unwinder will.
         let length: u32 = memory.load(here)?;
         let (length, header) = match length {
