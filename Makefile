@@ -58,12 +58,12 @@ untrusted: setup stage ## code that crashes, loops, takes memory and floods its 
 	build/untrusted/jitmem-untrusted
 
 .PHONY: bench
-bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_ARGS=..., BENCH_SMALL=1)
+bench: setup stage ## measure jitmem beside LLVM's own memory managers (BENCH_PARTS=peers,image, BENCH_ARGS=..., BENCH_SMALL=1)
 	$(call headline,bench)
 	@$(call project,benches/orc,build/bench,-DCMAKE_BUILD_TYPE=Release)
 	@($(call project,benches/peers,build/peers,-DCMAKE_BUILD_TYPE=Release)) || \
 	  { echo "bench: benches/peers can't be built; the rest is measured" >&2; rm -f build/peers/jitmem-bench-peers; }
-	benches/measure.py build $(RESULTS) $(MEASURE) $(if $(BENCH_SMALL),--small) \
+	benches/measure.py build $(RESULTS) $(MEASURE) $(if $(BENCH_SMALL),--small) --parts='$(BENCH_PARTS)' \
 	  --bench-args='$(BENCH_ARGS)' --peers-args='$(PEERS_ARGS)'
 RESULTS := build/bench/results
 

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 """Runs the benchmarks one after the other; one that fails does not keep the next from running.
 
-measure.py BUILD RESULTS [--publish] [--small] [--full] [--bench-args=WORDS] [--peers-args=WORDS]
+measure.py BUILD RESULTS [--publish] [--small] [--full] [--parts=NAMES] [--bench-args=WORDS]
+    [--peers-args=WORDS]
 
 BUILD has bench/ and peers/, where benches/orc and benches/peers were built. What each part says goes
 to standard output and into a file of RESULTS, and charts.py draws that. --publish also measures what
 only benches/results has, and writes that folder and the tables of BENCHMARKS.md and README.md; figures
-of a part that failed stay there as they were. --small measures as little as each part can. The status
-is 1 if a part failed."""
+of a part that failed stay there as they were. --small measures as little as each part can. --parts=peers,image
+measures those only. The status is 1 if a part failed."""
 
 import argparse
 import os
@@ -140,12 +141,19 @@ def main():
         words.add_argument(f"--{name}", action="store_true")
     for name in ("bench-args", "peers-args"):
         words.add_argument(f"--{name}", type=shlex.split, default=[])
+    words.add_argument("--parts", type=lambda names: [name for name in names.split(",") if name])
     given = words.parse_args()
     build, results = given.build.resolve(), given.results.resolve()
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
 
     wanted = [p for p in parts(build, results, given) if given.publish or not p.published_only]
+    if given.parts:
+        known = {Path(part.file).stem: part for part in wanted}
+        unknown = [name for name in given.parts if name not in known]
+        if unknown:
+            words.error(f"there is no part {', '.join(unknown)}; there are {', '.join(known)}")
+        wanted = [known[name] for name in known if name in given.parts]
     if not given.small:
         print(
             f"{len(wanted)} parts, about {sum(p.minutes for p in wanted):.0f} minutes on an idle "
@@ -177,9 +185,9 @@ def main():
     print("\n".join(["", *lines]))
     for part in failed:
         print(f"measure: {part.file} was not measured", file=sys.stderr)
-    if not drawn:
+    if not drawn and not given.parts:
         print("measure: not everything was drawn; what was not is above", file=sys.stderr)
-    sys.exit(1 if failed or not drawn else 0)
+    sys.exit(1 if failed or not (drawn or given.parts) else 0)
 
 
 def publish(results, failed):
