@@ -66,6 +66,8 @@ const char *nameOf(Setting S) {
     return "program_shared";
   case Setting::ProgramRemote:
     return "program_remote";
+  case Setting::SupervisedShared:
+    return "supervised_shared";
   case Setting::StockShared:
     return "stock_shared";
   case Setting::StockSimple:
@@ -87,6 +89,8 @@ std::vector<std::string> commandOf(Setting S) {
   case Setting::ProgramShared:
   case Setting::ProgramRemote:
     return {JITMEM_EXECUTOR, Descriptors};
+  case Setting::SupervisedShared:
+    return {JITMEM_EXECUTOR, "--supervise", Descriptors};
   case Setting::StockSimple:
     return {BUILT "/without-files", STOCK_EXECUTOR, Descriptors};
   default:
@@ -100,6 +104,7 @@ uint32_t mapperOf(Setting S) {
   case Setting::LinkedShared:
   case Setting::SealedShared:
   case Setting::ProgramShared:
+  case Setting::SupervisedShared:
     return JITMEM_MAPPER_SHARED;
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:

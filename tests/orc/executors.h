@@ -27,6 +27,8 @@ enum class Setting {
   // jitmem-executor as it is.
   ProgramShared,
   ProgramRemote,
+  // The same, which runs linked code in a child of its own.
+  SupervisedShared,
   // LLVM's llvm-jitlink-executor as it is.
   StockShared,
   // The same where it can make no files, and so share no memory.
