@@ -12,6 +12,9 @@
 //! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
 //! | one that replays | has the new child run the finalize actions of all that is live |
 
+mod child;
+
+use self::child::{Child, Phase, answers, why_ended};
 use super::connection::ServerConnection;
 use super::replay::{Replay, ReplayedItem};
 use super::writer::{MessageWriter, Unread};
@@ -25,7 +28,7 @@ use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
 use crate::wire::frame::{FIRST_OWN_CALL, Header, OUT_OF_BAND, Opcode, Setup, SetupLayout};
 use crate::wire::service::{
-    At, Change, Failure, Functions, Item, Reply, Reserve, ReservedAt, Restarted, Step,
+    At, Change, Functions, Item, Reply, Reserve, ReservedAt, Restarted, Step,
 };
 use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
 use std::collections::VecDeque;
@@ -33,7 +36,6 @@ use std::ffi::c_int;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -62,74 +64,6 @@ const MOST_PLACES: usize = 16;
 
 /// What a child does: serves what is at these sockets, the second one being for what maps; gives its exit code.
 pub(super) type RunChild = Box<dyn Fn(OwnedFd, OwnedFd) -> c_int + Send + Sync>;
-
-/// One child.
-struct Child {
-    process: ChildProcess,
-    /// Which one it is of those there were.
-    number: u64,
-    /// Its connection, as a controller's would be.
-    socket: ClosedInChild,
-    writer: MessageWriter,
-    pending: PendingCalls,
-    /// For calls of the service.
-    channel: Channel,
-    phase: Mutex<Phase>,
-    changed: Condvar,
-}
-
-/// How far a child is.
-enum Phase {
-    Starts,
-    /// It has introduced itself, so what it runs can call the controller.
-    Serves,
-    /// For this reason.
-    Ended(String),
-}
-
-impl Child {
-    /// Calls a function of the service and waits.
-    fn ask(&self, function: u64, message: &[u8], descriptors: &[OwnedFd]) -> Result<Vec<u8>> {
-        wait(|done| self.channel.call_with(function, message, descriptors, done))
-    }
-
-    /// Waits for its end, which must be certain.
-    fn why(&self) -> String {
-        let mut phase = self.phase.lock();
-        loop {
-            match &*phase {
-                Phase::Ended(why) => return why.clone(),
-                Phase::Starts | Phase::Serves => phase = self.changed.wait(phase),
-            }
-        }
-    }
-
-    /// Waits until it serves; `false` if it has ended.
-    fn serves(&self) -> bool {
-        let mut phase = self.phase.lock();
-        loop {
-            match &*phase {
-                Phase::Starts => phase = self.changed.wait(phase),
-                Phase::Serves => return true,
-                Phase::Ended(_) => return false,
-            }
-        }
-    }
-
-    fn enter(&self, phase: Phase) {
-        *self.phase.lock() = phase;
-        self.changed.notify_all();
-    }
-
-    /// Hands a call on.
-    fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
-        if let Some(sequence) = self.pending.add(done, u64::MAX) {
-            let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
-            // Of a child that is gone, the thread that reads learns why.
-            let _ = self.writer.send(header, args.into());
-        }
-    }
-}
 
 /// A call that waits for a child that is ready.
 type Held = (u64, Vec<u8>, Completion<Vec<u8>>);
@@ -372,14 +306,14 @@ impl Supervisor {
             (state.child, state.ready) = (None, false);
             if state.closing {
                 drop(state);
-                self.no_more(child, why);
+                child.no_more(why);
                 let mut state = self.state.lock();
                 state.code = Some(status.ok().and_then(|status| status.code()).unwrap_or(1));
                 self.changed.notify_all();
                 return None;
             }
         }
-        self.no_more(child, why);
+        child.no_more(why);
         self.replay.child_is_gone();
         match self.replacement(why) {
             Ok(next) => {
@@ -388,13 +322,6 @@ impl Supervisor {
             }
             Err(error) => self.end(&format!("{why}; {}", error.message())),
         }
-    }
-
-    /// Nothing more comes of a child.
-    fn no_more(&self, child: &Child, why: &str) {
-        child.enter(Phase::Ended(why.to_owned()));
-        let error = Error::new(Status::ActionFailed, why);
-        child.pending.end(error);
     }
 
     /// Another child for one that has ended.
@@ -704,42 +631,6 @@ impl Supervise for Supervisor {
             Function::Apply => to_bytes(&Reply::<Vec<Reply<u64>>>::from(self.apply(args))),
             Function::Close => self.close(args),
         }
-    }
-}
-
-/// What the child has answered to so many items.
-fn answers(bytes: &[u8], count: usize) -> Result<Vec<std::result::Result<u64, Failure>>> {
-    let wrong = || Error::new(Status::Internal, "the child has answered what is no answer");
-    let Ok(Reply(reply)) = from_bytes::<Reply<Vec<Reply<u64>>>>(bytes) else {
-        return Err(wrong());
-    };
-    let replies = reply.map_err(Error::from)?;
-    match replies.len() == count {
-        true => Ok(replies.into_iter().map(|Reply(reply)| reply).collect()),
-        false => Err(wrong()),
-    }
-}
-
-/// How a child has ended, in words.
-fn why_ended(said: Option<String>, status: &io::Result<ExitStatus>) -> String {
-    const WHO: &str = "the process that ran linked code";
-    let crash = sys::take_crash();
-    if let Some(said) = said {
-        return format!("{WHO} has ended: {said}");
-    }
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return format!("{WHO} has ended: {error}"),
-    };
-    match (status.signal(), crash, status.code()) {
-        (Some(signal), crash, _) => {
-            let name = sys::signal_name(signal).map_or(String::new(), |name| format!(" ({name})"));
-            let at = crash.filter(|crash| crash.signal == signal);
-            let at = at.and_then(|crash| crash.address);
-            let at = at.map_or(String::new(), |at| format!(" at address {at:#x}"));
-            format!("{WHO} was killed by signal {signal}{name}{at}")
-        }
-        (None, _, code) => format!("{WHO} has exited with code {}", code.unwrap_or_default()),
     }
 }
 

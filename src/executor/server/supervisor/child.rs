@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! A process that runs linked code, as the one that supervises it sees it.
+
+use crate::completion::{Completion, wait};
+use crate::error::{Error, Result, Status};
+use crate::executor::server::writer::MessageWriter;
+use crate::lock::{Condvar, Mutex};
+use crate::sys::{self, ChildProcess, ClosedInChild};
+use crate::transport::channel::Channel;
+use crate::transport::pending::PendingCalls;
+use crate::wire::frame::{Header, Opcode};
+use crate::wire::service::{Failure, Reply};
+use crate::wire::sps::from_bytes;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+/// One child.
+pub(super) struct Child {
+    pub(super) process: ChildProcess,
+    /// Which one it is of those there were.
+    pub(super) number: u64,
+    /// Its connection, as a controller's would be.
+    pub(super) socket: ClosedInChild,
+    pub(super) writer: MessageWriter,
+    pub(super) pending: PendingCalls,
+    /// For calls of the service.
+    pub(super) channel: Channel,
+    pub(super) phase: Mutex<Phase>,
+    pub(super) changed: Condvar,
+}
+
+/// How far a child is.
+pub(super) enum Phase {
+    Starts,
+    /// It has introduced itself, so what it runs can call the controller.
+    Serves,
+    /// For this reason.
+    Ended(String),
+}
+
+impl Child {
+    /// Calls a function of the service and waits.
+    pub(super) fn ask(
+        &self,
+        function: u64,
+        message: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> Result<Vec<u8>> {
+        wait(|done| self.channel.call_with(function, message, descriptors, done))
+    }
+
+    /// Waits for its end, which must be certain.
+    pub(super) fn why(&self) -> String {
+        let mut phase = self.phase.lock();
+        loop {
+            match &*phase {
+                Phase::Ended(why) => return why.clone(),
+                Phase::Starts | Phase::Serves => phase = self.changed.wait(phase),
+            }
+        }
+    }
+
+    /// Waits until it serves; `false` if it has ended.
+    pub(super) fn serves(&self) -> bool {
+        let mut phase = self.phase.lock();
+        loop {
+            match &*phase {
+                Phase::Starts => phase = self.changed.wait(phase),
+                Phase::Serves => return true,
+                Phase::Ended(_) => return false,
+            }
+        }
+    }
+
+    pub(super) fn enter(&self, phase: Phase) {
+        *self.phase.lock() = phase;
+        self.changed.notify_all();
+    }
+
+    /// Hands a call on.
+    pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
+        if let Some(sequence) = self.pending.add(done, u64::MAX) {
+            let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
+            // Of a child that is gone, the thread that reads learns why.
+            let _ = self.writer.send(header, args.into());
+        }
+    }
+
+    /// Nothing more comes of a self.
+    pub(super) fn no_more(&self, why: &str) {
+        self.enter(Phase::Ended(why.to_owned()));
+        let error = Error::new(Status::ActionFailed, why);
+        self.pending.end(error);
+    }
+}
+
+/// What the child has answered to so many items.
+pub(super) fn answers(
+    bytes: &[u8],
+    count: usize,
+) -> Result<Vec<std::result::Result<u64, Failure>>> {
+    let wrong = || Error::new(Status::Internal, "the child has answered what is no answer");
+    let Ok(Reply(reply)) = from_bytes::<Reply<Vec<Reply<u64>>>>(bytes) else {
+        return Err(wrong());
+    };
+    let replies = reply.map_err(Error::from)?;
+    match replies.len() == count {
+        true => Ok(replies.into_iter().map(|Reply(reply)| reply).collect()),
+        false => Err(wrong()),
+    }
+}
+
+/// How a child has ended, in words.
+pub(super) fn why_ended(said: Option<String>, status: &io::Result<ExitStatus>) -> String {
+    const WHO: &str = "the process that ran linked code";
+    let crash = sys::take_crash();
+    if let Some(said) = said {
+        return format!("{WHO} has ended: {said}");
+    }
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return format!("{WHO} has ended: {error}"),
+    };
+    match (status.signal(), crash, status.code()) {
+        (Some(signal), crash, _) => {
+            let name = sys::signal_name(signal).map_or(String::new(), |name| format!(" ({name})"));
+            let at = crash.filter(|crash| crash.signal == signal);
+            let at = at.and_then(|crash| crash.address);
+            let at = at.map_or(String::new(), |at| format!(" at address {at:#x}"));
+            format!("{WHO} was killed by signal {signal}{name}{at}")
+        }
+        (None, _, code) => format!("{WHO} has exited with code {}", code.unwrap_or_default()),
+    }
+}
