@@ -355,6 +355,14 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
     let mut frames = heap::room_for(count(|graph| graph.frames.len()), what)?;
     for (index, graph) in graphs.iter().enumerate() {
         let mut graph_slots = || -> Result<()> {
+            let mut note = |place, (value, addend), address| {
+                let slot = Slot {
+                    place,
+                    value,
+                    addend,
+                };
+                slots.push((slot, address));
+            };
             for import in &graph.imports {
                 let (slot, kind) = (import.slot, import.kind);
                 let place = layout
@@ -376,15 +384,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                         import.addend,
                     ),
                 };
-                let (value, addend) = layout.value(kind, target, beyond)?;
-                slots.push((
-                    Slot {
-                        place,
-                        value,
-                        addend,
-                    },
-                    slot,
-                ));
+                note(place, layout.value(kind, target, beyond)?, slot);
             }
             for reference in &graph.references {
                 let Reference { slot, target, kind } = *reference;
@@ -392,7 +392,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                     .find_content(index, slot, kind.size(), "a reference")?
                     .place;
                 let says = layout.meant(place, slot, kind);
-                let (value, addend) = if kind == ReferenceKind::RelativeFixed64 {
+                let value = if kind == ReferenceKind::RelativeFixed64 {
                     (SlotValue::RelativeFixed64, says as i64)
                 } else {
                     let found = layout.find(target).ok_or_else(|| {
@@ -404,14 +404,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                     let (target, beyond) = found.target(says);
                     layout.value(kind, target, beyond)?
                 };
-                slots.push((
-                    Slot {
-                        place,
-                        value,
-                        addend,
-                    },
-                    slot,
-                ));
+                note(place, value, slot);
             }
             for export in &graph.exports {
                 let found = layout.find(export.address);

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//! Files: changed by others, written and read.
+
+use super::*;
+use crate::image::format::seal;
+use proptest::prelude::*;
+use std::fs;
+use std::path::PathBuf;
+
+/// A folder of a test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(test: &str) -> Folder {
+        let name = format!("jitmem-{test}-{}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Folder(path)
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.join("image")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let file = stored();
+    open(file.clone()).unwrap();
+    for index in 0..file.len() {
+        for change in [1, 0x80, 0xff] {
+            let mut changed = file.clone();
+            changed[index] ^= change;
+            open(changed).unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_or_goes_on_is_refused() {
+    let file = stored();
+    for size in 0..file.len() {
+        open(file[..size].to_vec()).unwrap_err();
+    }
+    let mut longer = file;
+    longer.push(0);
+    let error = open(longer).unwrap_err();
+    assert!(
+        error.message().contains("1 bytes follow its end"),
+        "{error}"
+    );
+}
+
+/// The size of everything that the checksum of the tables is of, and of what is in front.
+fn head(file: &[u8]) -> usize {
+    let (_, contents) = decode(file, &key()).unwrap();
+    contents[0].start
+}
+
+/// So many changed files, unless a slow machine asks for fewer.
+fn cases() -> u32 {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default().cases,
+        None => 10_000,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    /// An attacker makes the checksum fit.
+    #[test]
+    fn tables_that_lie_are_refused_or_harmless(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut file = stored();
+        let head = head(&file);
+        for (index, byte) in changes {
+            // Mostly the records, whose numbers are small.
+            file[16 + index.index(head - 16)] = byte;
+        }
+        seal(&mut file[..head]);
+        if let Ok((tables, contents)) = decode(&file, &key()) {
+            for (segment, content) in tables.segments.iter().zip(&contents) {
+                prop_assert_eq!(segment.content as usize, content.len());
+                prop_assert!(!(segment.protection.writable() && segment.protection.executable()));
+            }
+            for slot in &tables.slots {
+                let content = &contents[slot.place.segment as usize];
+                let end = slot.place.offset as usize + slot.value.size() as usize;
+                prop_assert!(end <= content.len());
+            }
+        }
+    }
+
+    #[test]
+    fn random_bytes_are_no_image(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut file = stored()[..16].to_vec();
+        file.extend(bytes);
+        seal(&mut file);
+        prop_assert!(open(file).is_err());
+    }
+}
+
+/// Linked, but never run.
+#[test]
+fn an_image_whose_tables_lie_links_or_fails() {
+    let manager = manager();
+    let whole = stored();
+    let head = head(&whole);
+    let mut linked = 0;
+    for index in 16..head {
+        for byte in [0, 1, 0x7f, 0xff] {
+            let mut file = whole.clone();
+            file[index] = byte;
+            seal(&mut file[..head]);
+            if let Ok(mut image) = open(file) {
+                let answer =
+                    image.link(&manager, Dylib::NONE, |symbols| Ok(vec![1; symbols.len()]));
+                linked += u32::from(answer.is_ok());
+            }
+        }
+    }
+    // Addends, flags and names may be anything.
+    assert!(linked > 100, "{linked}");
+}
+
+#[test]
+fn a_file_is_replaced_as_a_whole_and_read_back() {
+    let folder = Folder::new("replaced");
+    let path = folder.path();
+    let recorder = recorder();
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(|| {
+                for _ in 0..20 {
+                    recorder.store(&path, &key()).unwrap();
+                    Image::open(&path, &key()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read(&path).unwrap(), stored());
+    assert_eq!(
+        fs::read_dir(&folder.0).unwrap().count(),
+        1,
+        "nothing else is left"
+    );
+    let error = Image::open(&path, &Key::default()).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupported);
+    assert!(error.message().starts_with("open image /"), "{error}");
+}
+
+#[test]
+fn files_that_others_may_write_and_what_is_no_file_are_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("others");
+    let path = folder.path();
+    recorder().store(&path, &key()).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let refused = |path: &PathBuf| Image::open(path, &key()).unwrap_err().status();
+    for mode in [0o620, 0o602] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(refused(&path), Status::Denied);
+    }
+    assert_eq!(refused(&folder.0), Status::InvalidArgument);
+    assert_eq!(refused(&folder.0.join("none")), Status::System);
+    rustix::fs::mkfifoat(rustix::fs::CWD, folder.0.join("pipe"), 0o600.into()).unwrap();
+    assert_eq!(refused(&folder.0.join("pipe")), Status::InvalidArgument);
+}
+
+#[test]
+fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
+    let folder = Folder::new("faults");
+    let path = folder.path();
+    recorder().store(&path, &key()).unwrap();
+    let old = stored();
+    let newer = key().with("newer", "1");
+    let mut failed = Vec::new();
+    for skip in 0.. {
+        let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+        let answer = recorder().store(&path, &newer);
+        let call = faults.failed();
+        drop(faults);
+        let Some(call) = call else {
+            answer.unwrap();
+            break;
+        };
+        failed.push(call);
+        assert_eq!(answer.unwrap_err().os_code(), Some(libc::EIO), "{call}");
+        let renamed =
+            failed.iter().filter(|call| **call == "rename").count() > 0 && call == "fsync";
+        if !renamed {
+            assert!(fs::read(&path).unwrap() == old, "{call}");
+        }
+        assert!(fs::read_dir(&folder.0).unwrap().count() <= 2);
+    }
+    let calls = [
+        "open",
+        "flock",
+        "ftruncate",
+        "write",
+        "write",
+        "write",
+        "fsync",
+        "rename",
+        "fsync",
+    ];
+    assert_eq!(failed, calls);
+    Image::open(&path, &newer).unwrap();
+    let calls: Vec<_> = (0..3)
+        .map(|skip| {
+            let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+            Image::open(&path, &newer).unwrap_err();
+            faults.failed().unwrap()
+        })
+        .collect();
+    assert_eq!(calls, ["open", "fstat", "read"]);
+}
