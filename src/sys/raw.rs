@@ -16,6 +16,7 @@ enum Need {
     Write = libc::MADV_POPULATE_WRITE as isize,
 }
 
+/// So many bytes are checked ahead at most: pages that hold no memory yet are given some by that.
 const MOST_AHEAD: u64 = 64 << 10;
 
 fn populate(pages: AddressRange, need: Need) -> io::Result<()> {
