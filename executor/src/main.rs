@@ -174,7 +174,7 @@ fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
         };
         // SAFETY: to do what the controller asks for is what this program is for; it has no threads of its own that
         // hold a lock.
-        return Ok(unsafe { server::serve_supervised(input, output, &session, supervision) }?);
+        return Ok(unsafe { server::supervise(input, output, &session, supervision) }?);
     }
     note_bounds(name, &options.containment.close()?);
     // SAFETY: to do what the controller asks for is what this program is for.

@@ -66,6 +66,13 @@ impl ChildProcess {
         }
     }
 
+    /// Kills it and waits for its end. Called once, in place of [`wait`](Self::wait).
+    pub(crate) fn end(&self) {
+        self.kill();
+        // Where it was waited for elsewhere it is gone as well.
+        let _ = self.wait();
+    }
+
     /// Waits for its end. Called once.
     pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
         let mut status = 0;

@@ -131,6 +131,12 @@ fn forbidden() -> String {
         .to_owned()
 }
 
+fn no_processes() -> String {
+    "a seccomp filter forbids new processes: have children that run linked code put it in force, not the process \
+     that starts them"
+        .to_owned()
+}
+
 const LACKING: &str = "this kernel or sandbox lacks the call";
 
 /// Turns the failure of `operation` (with its sizes and addresses) into an [`Error`].
@@ -147,6 +153,15 @@ pub(crate) fn explain_mapping(operation: impl Display, error: io::Error) -> Erro
 /// [`explain`] for what is asked of the kernel about another process.
 pub(crate) fn explain_reach(operation: impl Display, error: io::Error) -> Error {
     explain_by(operation, error, out_of_reach, LACKING)
+}
+
+/// [`explain`] for a process that is to be forked.
+pub(crate) fn explain_fork(operation: impl Display, error: io::Error) -> Error {
+    if error.raw_os_error() == Some(libc::EAGAIN) {
+        let remedy = "RLIMIT_NPROC or the cgroup's limit of processes is reached: raise it";
+        return Error::system(Status::OutOfMemory, operation, error).remedy(remedy);
+    }
+    explain_by(operation, error, no_processes, LACKING)
 }
 
 fn explain_by(

@@ -64,7 +64,9 @@ pub(crate) use crash::{report_crashes, report_limit, share_crashes, signal_name,
 pub(crate) use debugging::debugging;
 pub(crate) use dl::{Library, image_of, next_symbol, open_library, symbol, symbol_in};
 use explain::limit;
-pub(crate) use explain::{address_space_limit, explain, explain_mapping, explain_reach};
+pub(crate) use explain::{
+    address_space_limit, explain, explain_fork, explain_mapping, explain_reach,
+};
 pub(crate) use file::{read_own_file, replace_own_file};
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
@@ -96,7 +98,7 @@ pub(crate) use stream::{
     StreamWriter, WRITTEN_AT_ONCE, await_plain_bytes, check_open, close_handed_over, duplicate,
     look_for_input, passes_descriptors, read, receive,
 };
-pub(crate) use thread::{exit_now, spawn, thread_number};
+pub(crate) use thread::{exit_now, flush_and_exit, spawn, thread_number};
 pub(crate) use valgrind::is_translated;
 pub(crate) use witness::ForksInUse;
 

@@ -41,6 +41,13 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Ends the process without exit handlers; what was printed by C's streams is written.
+pub(crate) fn flush_and_exit(code: i32) -> ! {
+    // SAFETY: NULL is all streams.
+    unsafe { libc::fflush(std::ptr::null_mut()) };
+    exit_now(code)
+}
+
 /// Starts a thread that takes none of the process's signals: they are for the host's threads.
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     gate("clone")?;

@@ -3,18 +3,20 @@
 //! and with ours.
 //!
 //! `connection` does what the controller asks for, `dispatch` is how linked code calls the
-//! controller, and `writer` is what both write their messages with.
+//! controller, and `writer` is what both write their messages with. `supervised` has a child do what is asked for.
 
 mod connection;
 mod dispatch;
 mod programs;
 mod replay;
+mod supervised;
 mod supervisor;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use crate::wire::frame::SetupLayout;
+pub use supervised::{Supervision, serve_supervised, supervise};
 pub use supervisor::Restarts;
 pub use writer::Unread;
 
@@ -35,7 +37,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
-use supervisor::Supervisor;
 
 /// Choices for a session.
 #[derive(Clone, Debug)]
@@ -211,110 +212,4 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     connection.programs().wait_for_all();
     // A protocol that was broken comes first; neither keeps the other from being done.
     join(result, services.shut_down())
-}
-
-/// How a session goes on when linked code has ended its process.
-pub struct Supervision {
-    /// How often another process takes its place.
-    pub restarts: Restarts,
-    /// What each such process does before it serves, such as to bound itself.
-    pub prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
-}
-
-/// [`serve`] by a child of this process, which runs the linked code. When that ends by a signal, by exit or at its
-/// time limit, another one takes its place: with the code, constants and data of all that is live, at the same
-/// addresses and as they were finalized, and with the finalize actions run again in their order. What was asked
-/// of the one before fails with what has ended it. This process runs no linked code. Gives the exit code of the
-/// last child.
-///
-/// Only for controllers with jitmem on both sides, and once in a process. Data is private: see
-/// `docs/second-process.md`. [`Options::service`] is left out: the service is this session's.
-///
-/// # Errors
-/// As [`serve`]; `Unsupported` the second time.
-///
-/// # Safety
-/// As [`serve`]. No thread of this process holds a lock that the child needs when another one calls this, or while
-/// it serves, but for those that forks see to: the C library's and this library's.
-pub unsafe fn serve_supervised(
-    input: OwnedFd,
-    output: OwnedFd,
-    options: &Options<'_>,
-    supervision: Supervision,
-) -> Result<i32> {
-    let service = Arc::new(Service::new());
-    let output = StreamWriter::new(output)
-        .map_err(|error| explain("look at the controller's descriptor", error))?;
-    let Supervision { restarts, prepare } = supervision;
-    let run = child_of(options, Arc::clone(&service), prepare);
-    let (supervisor, its_input, mut setup) =
-        Supervisor::start(restarts, options.unread, options.layout, run)?;
-    let mut published = Published::default();
-    published.add_service(&service);
-    let functions = std::mem::take(&mut published.functions);
-    let connection = ServerConnection::new(
-        output,
-        options.unread,
-        functions,
-        Some(Arc::clone(&supervisor)),
-    );
-    // The child's socket takes descriptors; what counts is the controller's.
-    setup.bootstrap_symbols.remove(TAKES_DESCRIPTORS);
-    if sys::passes_descriptors(&input) {
-        let name = TAKES_DESCRIPTORS.to_owned();
-        setup.bootstrap_symbols.insert(name, ExecutorAddr(1));
-    }
-    let sent = connection.send_setup(&setup.encode(options.layout));
-    let mut input = MessageReader::new(Arc::new(input));
-    let mut sent_along = SentAlong::default();
-    input.take_descriptors(Box::new(move |descriptor| sent_along.keep(descriptor)));
-    supervisor.serve(&connection, its_input)?;
-    let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
-    let code = supervisor.finish();
-    result.map(|()| code)
-}
-
-/// What a child of a supervised session does.
-fn child_of(
-    options: &Options<'_>,
-    service: Arc<Service>,
-    prepare: Box<dyn Fn() -> Result<()> + Send + Sync>,
-) -> supervisor::RunChild {
-    let (symbols, functions) = (options.symbols.clone(), options.functions.clone());
-    let options = Options {
-        layout: options.layout,
-        cxx_runtime: options.cxx_runtime,
-        time_limit: options.time_limit,
-        exit_when_orphaned: options.exit_when_orphaned,
-        unread: options.unread,
-        ..Options::default()
-    };
-    Box::new(move |socket, channel| {
-        let served = prepare().and_then(|()| {
-            let output = socket
-                .try_clone()
-                .map_err(|error| explain("duplicate a socket", error))?;
-            service::serve_channel(Arc::new(channel), service::functions())
-                .map_err(|error| explain("start a thread that serves what maps", error))?;
-            let options = Options {
-                symbols: symbols.clone(),
-                functions: functions.clone(),
-                service: Some(&service),
-                ..options
-            };
-            // SAFETY: as the caller of `serve_supervised` says.
-            let served = unsafe { serve(socket, output, &options) };
-            service.close();
-            served
-        });
-        match served {
-            Ok(()) => 0,
-            Err(error) => {
-                use std::io::Write;
-                // What can't be written is lost; a macro of Rust's would panic.
-                let _ = writeln!(std::io::stderr(), "jitmem: {error}");
-                1
-            }
-        }
-    })
 }

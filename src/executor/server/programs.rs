@@ -156,27 +156,40 @@ fn end_process(connection: &Weak<ServerConnection>, limits: Limits, limit: &Limi
             (why, ORPHANED)
         }
     };
-    // What can't be written is lost; a macro of Rust's would panic.
-    let _ = writeln!(io::stderr(), "jitmem: {why}");
-    if let (TIMED_OUT, Some(connection)) = (code, connection.upgrade()) {
-        let told = Arc::new((Mutex::new(false), Condvar::new()));
-        let tells = Arc::clone(&told);
-        // By a thread of its own: the controller may not read.
-        let tell = move || {
-            connection.say_goodbye(why);
-            *tells.0.lock() = true;
-            tells.1.notify_all();
-        };
-        if sys::spawn("jitmem-goodbye", tell).is_ok() {
-            let end = Instant::now() + GOODBYE;
-            let mut is_told = told.0.lock();
-            while !*is_told && Instant::now() < end {
-                is_told = told.1.wait_until(is_told, end);
-            }
-        }
+    say(&why);
+    if code == TIMED_OUT {
+        say_goodbye(connection, why);
     }
     // Exit handlers would run beside the program.
     sys::exit_now(code)
+}
+
+/// Says something on stderr.
+pub(super) fn say(what: &str) {
+    // What can't be written is lost; a macro of Rust's would panic.
+    let _ = writeln!(io::stderr(), "jitmem: {what}");
+}
+
+/// Tells the controller why this process ends, if it reads that soon.
+pub(super) fn say_goodbye(connection: &Weak<ServerConnection>, why: String) {
+    let Some(connection) = connection.upgrade() else {
+        return;
+    };
+    let told = Arc::new((Mutex::new(false), Condvar::new()));
+    let tells = Arc::clone(&told);
+    // By a thread of its own: the controller may not read.
+    let tell = move || {
+        connection.say_goodbye(why);
+        *tells.0.lock() = true;
+        tells.1.notify_all();
+    };
+    if sys::spawn("jitmem-goodbye", tell).is_ok() {
+        let end = Instant::now() + GOODBYE;
+        let mut is_told = told.0.lock();
+        while !*is_told && Instant::now() < end {
+            is_told = told.1.wait_until(is_told, end);
+        }
+    }
 }
 
 #[cfg(test)]

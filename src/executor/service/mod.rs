@@ -25,7 +25,7 @@ pub(crate) use entry_points::{
     EntryPoint, entry_points, open as open_session, open_by_session, session_symbols, symbols,
 };
 pub(super) use listener::{descriptor as listeners_descriptor, listen};
-pub(super) use supervised::{Supervise, leave_to, succeed, tell_restarted};
+pub(super) use supervised::{Supervise, leave_to, leave_to_parent, succeed, tell_restarted};
 
 use crate::error::{Error, Result, Status, invalid_handle};
 use crate::sys::{self, Answer, AtForkStatic};
@@ -115,7 +115,7 @@ impl Drop for Service {
 
 /// The process's own service ends with the process, when its threads may still run linked code:
 /// deallocation actions run, but memory stays.
-fn at_exit() {
+pub(super) fn at_exit() {
     let sessions: Vec<Arc<Session>> = REGISTRY.lock().sessions.values().cloned().collect();
     for session in sessions
         .into_iter()

@@ -3,7 +3,7 @@
 //! what to do with each call.
 
 use super::session::Session;
-use super::{Function, REGISTRY};
+use super::{Function, REGISTRY, SENT_ALONG};
 use crate::wire::service::Restarted;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,6 +50,16 @@ pub(in crate::executor) fn succeed() {
         .sessions
         .values()
         .for_each(|session| session.claim());
+}
+
+/// Leaves what there is to the process that this one was forked from, which has it all.
+pub(in crate::executor) fn leave_to_parent() {
+    let mut registry = REGISTRY.lock();
+    registry.services.clear();
+    // Neither memory nor actions are this process's.
+    std::mem::forget(std::mem::take(&mut registry.sessions));
+    drop(registry);
+    SENT_ALONG.lock().clear();
 }
 
 /// Tells the controllers of all sessions that another process runs linked code. May wait for one that does not read.

@@ -16,13 +16,14 @@ mod child;
 
 use self::child::{Child, Phase, answers, why_ended};
 use super::connection::ServerConnection;
+use super::programs::{say, say_goodbye};
 use super::replay::{Replay, ReplayedItem};
 use super::writer::{MessageWriter, Unread};
 use crate::completion::{Completion, wait};
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::service::{self, Function, Supervise};
 use crate::lock::{Condvar, Mutex};
-use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, socket};
+use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
 use crate::transport::channel::Channel;
 use crate::transport::messages::{Message, MessageReader};
 use crate::transport::pending::PendingCalls;
@@ -33,7 +34,7 @@ use crate::wire::service::{
 use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
 use std::collections::VecDeque;
 use std::ffi::c_int;
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
@@ -47,6 +48,20 @@ pub struct Restarts {
     pub most: usize,
     /// In so much time.
     pub within: Duration,
+}
+
+impl Restarts {
+    pub(super) fn check(self) -> Result<()> {
+        let Restarts { most, within } = self;
+        if most > 0 && !within.is_zero() {
+            return Ok(());
+        }
+        Err(invalid_argument(format!(
+            "supervise linked code with {most} restarts within {} s: want at least 1 of each; jitmem-executor \
+             has 10 within 60 s",
+            within.as_secs()
+        )))
+    }
 }
 
 impl Default for Restarts {
@@ -65,6 +80,18 @@ const MOST_PLACES: usize = 16;
 /// What a child does: serves what is at these sockets, the second one being for what maps; gives its exit code.
 pub(super) type RunChild = Box<dyn Fn(OwnedFd, OwnedFd) -> c_int + Send + Sync>;
 
+/// Is told why this process ends where no other child shall take the place of one.
+pub(super) type GiveUp = Box<dyn Fn(&Error) + Send + Sync>;
+
+/// How the last child has ended.
+#[derive(Clone)]
+pub(super) struct End {
+    /// Its exit code; 1 for a signal.
+    pub(super) code: c_int,
+    /// In words.
+    pub(super) why: String,
+}
+
 /// A call that waits for a child that is ready.
 type Held = (u64, Vec<u8>, Completion<Vec<u8>>);
 
@@ -81,10 +108,12 @@ struct State {
     restarts: u64,
     /// What no other child would have.
     lasting: Option<String>,
+    /// Why no other child shall take the place of this one.
+    failed: Option<Error>,
     /// The controller has gone.
     closing: bool,
     /// How the last child has ended.
-    code: Option<c_int>,
+    end: Option<End>,
 }
 
 pub(super) struct Supervisor {
@@ -93,6 +122,7 @@ pub(super) struct Supervisor {
     layout: SetupLayout,
     functions: Functions,
     run: RunChild,
+    give_up: GiveUp,
     connection: OnceLock<Weak<ServerConnection>>,
     /// The first child's introduction.
     setup: OnceLock<Setup>,
@@ -110,6 +140,7 @@ impl Supervisor {
         unread: Unread,
         layout: SetupLayout,
         run: RunChild,
+        give_up: GiveUp,
     ) -> Result<(Arc<Supervisor>, MessageReader, Setup)> {
         sys::prepare_for_children();
         sys::share_crashes().map_err(|error| explain("map a page", error))?;
@@ -119,6 +150,7 @@ impl Supervisor {
             layout,
             functions: service::functions(),
             run,
+            give_up,
             connection: OnceLock::new(),
             setup: OnceLock::new(),
             state: Mutex::default(),
@@ -136,9 +168,10 @@ impl Supervisor {
             ));
         }
         let (child, mut input) = supervisor.fork()?;
-        let setup = supervisor.introduced(&mut input)?;
+        let setup = supervisor
+            .introduced(&mut input)
+            .inspect_err(|_| child.process.end())?;
         let _ = supervisor.setup.set(setup.clone());
-        drop(child);
         supervisor.state.lock().ready = true;
         Ok((supervisor, input, setup))
     }
@@ -151,20 +184,25 @@ impl Supervisor {
     ) -> Result<()> {
         let _ = self.connection.set(Arc::downgrade(connection));
         let supervisor = Arc::clone(self);
-        sys::spawn("jitmem-child", move || supervisor.read(input))
-            .map_err(|error| explain("start a thread that reads what the child says", error))
+        let spawned = sys::spawn("jitmem-child", move || supervisor.read(input));
+        spawned.map_err(|error| {
+            if let Some(child) = self.state.lock().child.take() {
+                child.process.end();
+            }
+            explain("start a thread that reads what the child says", error)
+        })
     }
 
-    /// The controller has gone: ends the child and waits for that. Gives its exit code.
-    pub(super) fn finish(&self) -> c_int {
+    /// The controller has gone: ends the child and waits for that.
+    pub(super) fn finish(&self) -> End {
         let mut state = self.state.lock();
         state.closing = true;
         if let Some(child) = &state.child {
             socket::end_of_writing(&child.socket);
         }
         loop {
-            if let Some(code) = state.code {
-                return code;
+            if let Some(end) = &state.end {
+                return end.clone();
             }
             state = self.changed.wait(state);
         }
@@ -194,7 +232,8 @@ impl Supervisor {
         // SAFETY: the child serves anew, by objects of its own; what it goes on with lies behind locks that forks see
         // to. It leaves those of this connection alone.
         let process = unsafe { ChildProcess::start(run) };
-        let process = process.map_err(|error| explain("fork a child for linked code", error))?;
+        let process =
+            process.map_err(|error| explain_fork("fork a child for linked code", error))?;
         let child = Arc::new(Child {
             process,
             number: self.replay.child(),
@@ -213,10 +252,16 @@ impl Supervisor {
 
     /// What the child says first.
     fn introduced(&self, input: &mut MessageReader) -> Result<Setup> {
-        let wrong = |why: String| Error::new(Status::Internal, format!("start a child: {why}"));
+        let wrong = |why: String| {
+            let why = format!("start a child for linked code: {why}");
+            Error::new(Status::Disconnected, why)
+        };
         match input.next() {
             Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Setup => {
                 Setup::decode(&body, self.layout).map_err(|error| wrong(error.to_string()))
+            }
+            Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Hangup => {
+                Err(wrong(farewell(&body).unwrap_or_default()))
             }
             Ok(_) => Err(wrong("it has ended before it served".to_owned())),
             Err(error) => Err(wrong(error.to_string())),
@@ -267,10 +312,7 @@ impl Supervisor {
                     self.release();
                     self.call_controller(child, sequence, tag, &body);
                 }
-                Opcode::Hangup => match from_bytes::<Outcome>(&body) {
-                    Ok(Outcome(Err(why))) => return Some(why),
-                    _ => return None,
-                },
+                Opcode::Hangup => return farewell(&body),
                 Opcode::Setup => match (Setup::decode(&body, self.layout), self.setup.get()) {
                     (Ok(setup), Some(first)) if setup == *first => child.enter(Phase::Serves),
                     _ => return Some("it has not what the first one has had".to_owned()),
@@ -301,26 +343,36 @@ impl Supervisor {
         why: &str,
         status: io::Result<ExitStatus>,
     ) -> Option<(Arc<Child>, MessageReader)> {
-        {
+        let failed = {
             let mut state = self.state.lock();
             (state.child, state.ready) = (None, false);
             if state.closing {
                 drop(state);
                 child.no_more(why);
                 let mut state = self.state.lock();
-                state.code = Some(status.ok().and_then(|status| status.code()).unwrap_or(1));
+                state.end = Some(End {
+                    code: status.ok().and_then(|status| status.code()).unwrap_or(1),
+                    why: why.to_owned(),
+                });
                 self.changed.notify_all();
                 return None;
             }
-        }
+            state.failed.take()
+        };
         child.no_more(why);
+        if let Some(error) = failed {
+            return self.end(&error);
+        }
         self.replay.child_is_gone();
         match self.replacement(why) {
             Ok(next) => {
                 say(&format!("{why}; another one takes its place"));
                 Some(next)
             }
-            Err(error) => self.end(&format!("{why}; {}", error.message())),
+            Err(error) => self.end(&Error::new(
+                error.status(),
+                format!("{why}; {}", error.message()),
+            )),
         }
     }
 
@@ -342,7 +394,8 @@ impl Supervisor {
             }
             if state.replaced.len() >= most {
                 return refused(format!(
-                    "no other one takes its place: {most} have ended within {} s",
+                    "no other one takes its place: {most} have ended within {} s and were replaced; \
+                     see what they ran, or allow more restarts",
                     within.as_secs()
                 ));
             }
@@ -373,6 +426,7 @@ impl Supervisor {
         if !child.serves() {
             return false;
         }
+        let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
         while let Some((session, keys, items)) = self.replay.next(child.number) {
             let mut message = to_bytes(&session);
             message.extend(items);
@@ -391,16 +445,19 @@ impl Supervisor {
                     return false;
                 }
                 Err(error) => {
-                    let _: Option<()> = self.end(&format!(
-                        "a finalize action has failed in the child that took the place of one that ended: {}",
-                        error.message()
-                    ));
+                    let operation = "a finalize action has failed in the child that took the place of one that ended";
+                    let mut state = self.state.lock();
+                    if state.child.as_ref().is_some_and(same) {
+                        state.failed = Some(error.context(operation));
+                    }
+                    drop(state);
+                    // The thread that reads does the rest.
+                    child.process.kill();
                     return false;
                 }
             }
         }
         let mut state = self.state.lock();
-        let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
         let lives = state.child.as_ref().is_some_and(same);
         if lives {
             self.set_ready(&mut state);
@@ -428,14 +485,14 @@ impl Supervisor {
         }
     }
 
-    /// Ends this process: the controller is told why.
-    fn end<T>(&self, why: &str) -> Option<T> {
-        say(why);
-        if let Some(connection) = self.connection.get().and_then(Weak::upgrade) {
-            connection.say_goodbye(why.to_owned());
+    /// Ends this process: its starter and the controller are told why. Called by the thread that reads.
+    fn end<T>(&self, why: &Error) -> Option<T> {
+        if let Some(child) = self.state.lock().child.take() {
+            child.process.end();
         }
-        if let Some(child) = &self.state.lock().child {
-            child.process.kill();
+        (self.give_up)(why);
+        if let Some(connection) = self.connection.get() {
+            say_goodbye(connection, why.message().to_owned());
         }
         sys::exit_now(1)
     }
@@ -634,7 +691,10 @@ impl Supervise for Supervisor {
     }
 }
 
-fn say(what: &str) {
-    // What can't be written is lost; a macro of Rust's would panic.
-    let _ = writeln!(io::stderr(), "jitmem: {what}");
+/// What a child says of its end.
+fn farewell(body: &[u8]) -> Option<String> {
+    match from_bytes::<Outcome>(body) {
+        Ok(Outcome(Err(why))) => Some(why),
+        _ => None,
+    }
 }
