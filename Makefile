@@ -228,6 +228,8 @@ test-examples: stage ## the examples, on all LLVM versions that they are for
 	build/plain-c/jitmem-plain-c
 	@$(call project,examples/child-c,build/child-c)
 	build/child-c/jitmem-child-c
+	@$(call project,examples/supervised-c,build/supervised-c)
+	build/supervised-c/jitmem-supervised-c
 	@$(call project,examples/profiler-c,build/profiler-c)
 	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
 	@$(call project,examples/asmjit,build/asmjit)

@@ -2509,6 +2509,29 @@ typedef struct jitmem_bootstrap_symbol {
   uint64_t reserved[2];
 } jitmem_bootstrap_symbol;
 
+/// What a process does before linked code runs in it, such as to bound itself by jitmem_executor_contain. Returns NULL,
+/// or why it can't serve: a string in that process, which ends with this reason.
+typedef const char *(*jitmem_prepare_fn)(void *ctx);
+
+/// How an executor goes on when linked code has ended its process. Set struct_size to sizeof(jitmem_supervision).
+typedef struct jitmem_supervision {
+  /// sizeof(jitmem_supervision).
+  size_t struct_size;
+  /// So many times another process takes its place, at least 1, such as 10,
+  uint32_t restarts;
+  /// in so many seconds, at least 1, such as 60. Once more ends the executor.
+  uint32_t seconds;
+  /// Seconds after which a call of linked code ends its process. 0: none.
+  uint32_t time_limit;
+  /// 0.
+  uint32_t reserved;
+  /// Called in each of these processes before it serves, with `ctx` as it was when jitmem_executor_serve was
+  /// called. May be NULL.
+  jitmem_prepare_fn prepare;
+  /// For `prepare`.
+  void *ctx;
+} jitmem_supervision;
+
 /// Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
 /// for the defaults.
 typedef struct jitmem_serve_options {
@@ -2532,6 +2555,9 @@ typedef struct jitmem_serve_options {
   uint64_t unread_bytes;
   /// Calls of linked code to the controller that wait meanwhile; further ones fail. 0: 1024.
   uint64_t unread_calls;
+  /// Linked code runs in a process of its own, which is replaced when it ends: docs/second-process.md, "Supervised".
+  /// For controllers with jitmem, and without `service`. NULL: it runs in this process.
+  const struct jitmem_supervision *supervision;
 } jitmem_serve_options;
 
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
@@ -2542,16 +2568,28 @@ typedef struct jitmem_serve_options {
 /// waits until all of it has returned. Then deallocation actions that are left run, last to first, and
 /// the controller's memory goes. Thread-safe: several controllers may be served at a time.
 ///
+/// With `supervision` linked code runs in a child of a process that is forked for this call. Of this process only
+/// the calling thread takes part, which waits, and nothing is left in it: when this returns, both processes are
+/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads. What C's
+/// streams hold is written where linked code's process ends, so call fflush before; functions of atexit do not run
+/// there, unless linked code calls exit. Functions of pthread_atfork run once here, and in the forked process once for
+/// each child. Both are killed when the calling thread ends.
+///
 /// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
 /// a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
 /// JITMEM_DISCONNECTED if the controller breaks the protocol or the stream fails, with the message
 /// that llvm-jitlink-executor has for it; JITMEM_ACTION_FAILED if deallocation actions that were left
-/// answered so; what the system refuses before the first message.
+/// answered so; what the system refuses before the first message. With `supervision` also: JITMEM_INVALID_ARGUMENT for
+/// 0 restarts or seconds, and for a service; JITMEM_DISCONNECTED with what has ended linked code's process where no
+/// other takes its place, once the controller was told, and where `prepare` fails at first; JITMEM_ACTION_FAILED if a
+/// finalize action fails that is run again; JITMEM_DENIED where the bounds of this process refuse a fork.
 ///
 /// Requires:
 /// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
 /// the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
-/// is trusted as much as this program: it writes memory by address and calls what it has written.
+/// is trusted as much as this program: it writes memory by address and calls what it has written. With `supervision`
+/// no other thread holds a lock at the call that linked code, what is published or `prepare` need; the C library's,
+/// and this library's, are seen to.
 jitmem_status jitmem_executor_serve(int in_fd,
                                     int out_fd,
                                     const struct jitmem_serve_options *options,

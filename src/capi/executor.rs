@@ -4,12 +4,15 @@
 use super::service::{self, jitmem_service};
 use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
-use crate::error::{Result, invalid_argument};
-use crate::executor::server::{Options, SetupLayout, Unread, serve};
+use crate::error::{Error, Result, Status, invalid_argument};
+use crate::executor::server::{
+    Options, Restarts, SetupLayout, Supervision, Unread, serve, serve_supervised,
+};
 use crate::sys::{duplicate, explain};
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// A name that an executor publishes to its controller, and the address or number behind it.
 #[allow(non_camel_case_types)]
@@ -22,6 +25,33 @@ pub struct jitmem_bootstrap_symbol {
     pub address: u64,
     /// 0: for fields of later versions.
     pub reserved: [u64; 2],
+}
+
+/// What a process does before linked code runs in it, such as to bound itself by jitmem_executor_contain. Returns NULL,
+/// or why it can't serve: a string in that process, which ends with this reason.
+#[allow(non_camel_case_types)]
+pub type jitmem_prepare_fn = Option<unsafe extern "C" fn(ctx: *mut c_void) -> *const c_char>;
+
+/// How an executor goes on when linked code has ended its process. Set struct_size to sizeof(jitmem_supervision).
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_supervision {
+    /// sizeof(jitmem_supervision).
+    pub struct_size: usize,
+    /// So many times another process takes its place, at least 1, such as 10,
+    pub restarts: u32,
+    /// in so many seconds, at least 1, such as 60. Once more ends the executor.
+    pub seconds: u32,
+    /// Seconds after which a call of linked code ends its process. 0: none.
+    pub time_limit: u32,
+    /// 0.
+    pub reserved: u32,
+    /// Called in each of these processes before it serves, with `ctx` as it was when jitmem_executor_serve was
+    /// called. May be NULL.
+    pub prepare: jitmem_prepare_fn,
+    /// For `prepare`.
+    pub ctx: *mut c_void,
 }
 
 /// Choices for an executor. Set struct_size to sizeof(jitmem_serve_options) and the rest to zero
@@ -50,9 +80,74 @@ pub struct jitmem_serve_options {
     pub unread_bytes: u64,
     /// Calls of linked code to the controller that wait meanwhile; further ones fail. 0: 1024.
     pub unread_calls: u64,
+    /// Linked code runs in a process of its own, which is replaced when it ends: docs/second-process.md, "Supervised".
+    /// For controllers with jitmem, and without `service`. NULL: it runs in this process.
+    pub supervision: *const jitmem_supervision,
 }
 
 const LEAST: usize = offset_of!(jitmem_serve_options, c_only) + size_of::<u32>();
+const LEAST_SUPERVISION: usize = offset_of!(jitmem_supervision, ctx) + size_of::<*mut c_void>();
+
+/// `prepare` and its context.
+struct Prepare {
+    function: jitmem_prepare_fn,
+    ctx: *mut c_void,
+}
+
+// SAFETY: used in forked processes alone, each of which has a copy of what is there.
+unsafe impl Send for Prepare {}
+// SAFETY: as above.
+unsafe impl Sync for Prepare {}
+
+impl Prepare {
+    fn call(&self) -> Result<()> {
+        let Some(function) = self.function else {
+            return Ok(());
+        };
+        // SAFETY: the host supplied the pair for this.
+        let why = unsafe { function(self.ctx) };
+        if why.is_null() {
+            return Ok(());
+        }
+        // SAFETY: the host says that it is a string.
+        let why = unsafe { input::message(why) };
+        Err(Error::new(Status::Denied, format!("prepare: {why}")))
+    }
+}
+
+/// How it goes on, and for how long linked code may run.
+///
+/// # Safety
+/// `pointer` is NULL or points to a struct of the size that it says.
+unsafe fn supervision(
+    pointer: *const jitmem_supervision,
+) -> Result<Option<(Supervision, Option<Duration>)>> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: numbers and pointers; the caller vouches for the size.
+    let given = unsafe { input::versioned(pointer, LEAST_SUPERVISION, "jitmem_supervision") }?;
+    if given.reserved != 0 {
+        return Err(invalid_argument(format!(
+            "jitmem_supervision.reserved is {}: set it to 0",
+            given.reserved
+        )));
+    }
+    let prepare = Prepare {
+        function: given.prepare,
+        ctx: given.ctx,
+    };
+    let seconds = |count: u32| Duration::from_secs(count.into());
+    let supervision = Supervision {
+        restarts: Restarts {
+            most: given.restarts as usize,
+            within: seconds(given.seconds),
+        },
+        prepare: Box::new(move || prepare.call()),
+    };
+    let time_limit = (given.time_limit > 0).then(|| seconds(given.time_limit));
+    Ok(Some((supervision, time_limit)))
+}
 
 fn layout(llvm_version: u32) -> Result<SetupLayout> {
     match llvm_version {
@@ -82,10 +177,12 @@ fn unread(bytes: u64, calls: u64) -> Unread {
 /// # Safety
 /// `options` is NULL or points to a struct of the size that it says, whose symbols have names and whose
 /// service is not freed while the result is used.
-unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>> {
+unsafe fn chosen<'a>(
+    options: *const jitmem_serve_options,
+) -> Result<(Options<'a>, Option<Supervision>)> {
     let mut chosen = Options::default();
     if options.is_null() {
-        return Ok(chosen);
+        return Ok((chosen, None));
     }
     // SAFETY: numbers and pointers; the caller vouches for the size.
     let given = unsafe { input::versioned(options, LEAST, "jitmem_serve_options") }?;
@@ -105,7 +202,13 @@ unsafe fn chosen<'a>(options: *const jitmem_serve_options) -> Result<Options<'a>
         // SAFETY: as the caller says.
         chosen.service = Some(unsafe { service::get(given.service) }?);
     }
-    Ok(chosen)
+    // SAFETY: as the caller says.
+    let supervision = unsafe { supervision(given.supervision) }?;
+    let supervision = supervision.map(|(supervision, time_limit)| {
+        chosen.time_limit = time_limit;
+        supervision
+    });
+    Ok((chosen, supervision))
 }
 
 /// A descriptor of the host's, duplicated: linked code may still be in the middle of a call when the
@@ -129,16 +232,28 @@ unsafe fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
 /// waits until all of it has returned. Then deallocation actions that are left run, last to first, and
 /// the controller's memory goes. Thread-safe: several controllers may be served at a time.
 ///
+/// With `supervision` linked code runs in a child of a process that is forked for this call. Of this process only
+/// the calling thread takes part, which waits, and nothing is left in it: when this returns, both processes are
+/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads. What C's
+/// streams hold is written where linked code's process ends, so call fflush before; functions of atexit do not run
+/// there, unless linked code calls exit. Functions of pthread_atfork run once here, and in the forked process once for
+/// each child. Both are killed when the calling thread ends.
+///
 /// Errors: JITMEM_INVALID_ARGUMENT for a number that is no open descriptor, an unknown llvm_version,
 /// a wrong struct_size, a symbol without name; JITMEM_INVALID_HANDLE for a service that was freed;
 /// JITMEM_DISCONNECTED if the controller breaks the protocol or the stream fails, with the message
 /// that llvm-jitlink-executor has for it; JITMEM_ACTION_FAILED if deallocation actions that were left
-/// answered so; what the system refuses before the first message.
+/// answered so; what the system refuses before the first message. With `supervision` also: JITMEM_INVALID_ARGUMENT for
+/// 0 restarts or seconds, and for a service; JITMEM_DISCONNECTED with what has ended linked code's process where no
+/// other takes its place, once the controller was told, and where `prepare` fails at first; JITMEM_ACTION_FAILED if a
+/// finalize action fails that is run again; JITMEM_DENIED where the bounds of this process refuse a fork.
 ///
 /// # Safety
 /// `options` is NULL or points to a struct of the size that it says; names of symbols are strings;
 /// the descriptors stay open during the call; `error` is NULL or a place for a pointer. The controller
-/// is trusted as much as this program: it writes memory by address and calls what it has written.
+/// is trusted as much as this program: it writes memory by address and calls what it has written. With `supervision`
+/// no other thread holds a lock at the call that linked code, what is published or `prepare` need; the C library's,
+/// and this library's, are seen to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_executor_serve(
     in_fd: c_int,
@@ -148,12 +263,17 @@ pub unsafe extern "C" fn jitmem_executor_serve(
 ) -> jitmem_status {
     let body = || {
         // SAFETY: as the caller says.
-        let options = unsafe { chosen(options) }?;
+        let (options, supervision) = unsafe { chosen(options) }?;
         // SAFETY: the caller says that they are its own, and open during the call.
         let duplicated = |descriptor, name| unsafe { duplicated(descriptor, name) };
         let (input, output) = (duplicated(in_fd, "in_fd")?, duplicated(out_fd, "out_fd")?);
         // SAFETY: as the caller says.
-        unsafe { serve(input, output, &options) }
+        unsafe {
+            match supervision {
+                Some(supervision) => serve_supervised(input, output, &options, supervision),
+                None => serve(input, output, &options),
+            }
+        }
     };
     // SAFETY: as the caller says.
     unsafe { guard::call(error, body) }
