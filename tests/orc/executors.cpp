@@ -68,6 +68,8 @@ const char *nameOf(Setting S) {
     return "program_remote";
   case Setting::SupervisedShared:
     return "supervised_shared";
+  case Setting::LinkedSupervised:
+    return "linked_supervised";
   case Setting::StockShared:
     return "stock_shared";
   case Setting::StockSimple:
@@ -91,6 +93,8 @@ std::vector<std::string> commandOf(Setting S) {
     return {JITMEM_EXECUTOR, Descriptors};
   case Setting::SupervisedShared:
     return {JITMEM_EXECUTOR, "--supervise", Descriptors};
+  case Setting::LinkedSupervised:
+    return {BUILT "/executor", "--supervise=3", Descriptors};
   case Setting::StockSimple:
     return {BUILT "/without-files", STOCK_EXECUTOR, Descriptors};
   default:
@@ -105,6 +109,7 @@ uint32_t mapperOf(Setting S) {
   case Setting::SealedShared:
   case Setting::ProgramShared:
   case Setting::SupervisedShared:
+  case Setting::LinkedSupervised:
     return JITMEM_MAPPER_SHARED;
   case Setting::LoadedRemote:
   case Setting::LinkedRemote:

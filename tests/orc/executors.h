@@ -29,6 +29,8 @@ enum class Setting {
   ProgramRemote,
   // The same, which runs linked code in a child of its own.
   SupervisedShared,
+  // An executor of our own that does so, and replaces the child three times.
+  LinkedSupervised,
   // LLVM's llvm-jitlink-executor as it is.
   StockShared,
   // The same where it can make no files, and so share no memory.

@@ -11,8 +11,10 @@ namespace {
 
 constexpr auto NoFunction = 0x40;
 
-TEST(Supervised, ASessionGoesOnAfterACrash) {
-  Session S(Setting::SupervisedShared);
+class Supervised : public ::testing::TestWithParam<Setting> {};
+
+TEST_P(Supervised, ASessionGoesOnAfterACrash) {
+  Session S(GetParam());
   S.add("counting.c");
   for (const char *Source : {"throws.cpp", "passes.cpp", "catches.cpp"})
     S.add(Source);
@@ -46,6 +48,24 @@ TEST(Supervised, ASessionGoesOnAfterACrash) {
   Tracker.reset(); // before the session ends
   EXPECT_EQ(S.end(), "exit 0");
   EXPECT_EQ(S.takeErrors(), "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Executors, Supervised,
+                         ::testing::Values(Setting::SupervisedShared, Setting::LinkedSupervised),
+                         settingName);
+
+TEST(SupervisedHost, IsToldWhatHasEndedTooOften) {
+  Session S(Setting::LinkedSupervised);
+  ExecutorAddr IsPrepared;
+  must(S.epc().getBootstrapSymbols({{IsPrepared, "isPrepared"}}));
+  for (unsigned Crashes = 1; Crashes <= 3; ++Crashes) {
+    EXPECT_EQ(S.run(IsPrepared, 0), 1);
+    EXPECT_TRUE(errorToBool(S.tryRun(ExecutorAddr(NoFunction), 0).takeError()));
+  }
+  EXPECT_EQ(S.run(IsPrepared, 0), 1);
+  EXPECT_TRUE(errorToBool(S.tryRun(ExecutorAddr(NoFunction), 0).takeError()));
+  // Its error is the program's.
+  EXPECT_EQ(S.end(), "exit 1");
 }
 
 } // namespace
