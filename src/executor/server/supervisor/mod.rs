@@ -13,14 +13,18 @@
 //! | one that replays | has the new child run the finalize actions of all that is live |
 
 mod child;
+mod restarts;
+
+pub use self::restarts::Restarts;
 
 use self::child::{Child, Phase, answers, why_ended};
+use self::restarts::Recent;
 use super::connection::ServerConnection;
 use super::programs::{say, say_goodbye};
 use super::replay::{Replay, ReplayedItem};
 use super::writer::{MessageWriter, Unread};
 use crate::completion::{Completion, wait};
-use crate::error::{Error, Result, Status, invalid_argument};
+use crate::error::{Error, Result, Status};
 use crate::executor::service::{self, Function, Supervise};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
@@ -32,47 +36,13 @@ use crate::wire::service::{
     At, Change, Functions, Item, Reply, Reserve, ReservedAt, Restarted, Step,
 };
 use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
-use std::collections::VecDeque;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
-
-/// How often a child that has ended is replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restarts {
-    /// So many times at most.
-    pub most: usize,
-    /// In so much time.
-    pub within: Duration,
-}
-
-impl Restarts {
-    pub(super) fn check(self) -> Result<()> {
-        let Restarts { most, within } = self;
-        if most > 0 && !within.is_zero() {
-            return Ok(());
-        }
-        Err(invalid_argument(format!(
-            "supervise linked code with {most} restarts within {} s: want at least 1 of each; jitmem-executor \
-             has 10 within 60 s",
-            within.as_secs()
-        )))
-    }
-}
-
-impl Default for Restarts {
-    /// 10 within a minute.
-    fn default() -> Restarts {
-        Restarts {
-            most: 10,
-            within: Duration::from_secs(60),
-        }
-    }
-}
+use std::time::Instant;
 
 /// How often another place is looked for where a child has something at the one that was found.
 const MOST_PLACES: usize = 16;
@@ -102,8 +72,7 @@ struct State {
     /// controller, which may need it for that.
     ready: bool,
     held: Vec<Held>,
-    /// When children were replaced, as far as that counts.
-    replaced: VecDeque<Instant>,
+    recent: Recent,
     /// How often, all in all.
     restarts: u64,
     /// What no other child would have.
@@ -378,28 +347,13 @@ impl Supervisor {
 
     /// Another child for one that has ended.
     fn replacement(self: &Arc<Self>, why: &str) -> Result<(Arc<Child>, MessageReader)> {
-        let refused = |why: String| Err(Error::new(Status::Disconnected, why));
         let restarted = {
             let mut state = self.state.lock();
             if let Some(lasting) = &state.lasting {
-                return refused(format!(
-                    "no other one takes its place: {lasting} would not be there"
-                ));
+                let why = format!("no other one takes its place: {lasting} would not be there");
+                return Err(Error::new(Status::Disconnected, why));
             }
-            let now = Instant::now();
-            let Restarts { most, within } = self.restarts;
-            let old = |at: &Instant| now.duration_since(*at) > within;
-            while state.replaced.front().is_some_and(old) {
-                state.replaced.pop_front();
-            }
-            if state.replaced.len() >= most {
-                return refused(format!(
-                    "no other one takes its place: {most} have ended within {} s and were replaced; \
-                     see what they ran, or allow more restarts",
-                    within.as_secs()
-                ));
-            }
-            state.replaced.push_back(now);
+            state.recent.add(self.restarts, Instant::now())?;
             state.restarts += 1;
             Restarted {
                 restarts: state.restarts,
