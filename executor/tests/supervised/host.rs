@@ -10,11 +10,14 @@ use jitmem::{
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use std::collections::BTreeSet;
+use std::fmt::Debug;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub(crate) const RUN: &str = "__llvm_orc_bootstrap_run_as_int_function_wrapper";
 
@@ -43,6 +46,27 @@ pub(crate) fn start_through(
     let stream = Stream::connect(Arc::new(between(ours).into())).unwrap();
     let transport: Arc<dyn Transport> = Arc::new(stream);
     Host { process, transport }
+}
+
+/// Whether this line of /proc/PID/maps has an inode.
+fn is_of_a_file(line: &str) -> bool {
+    line.split_whitespace()
+        .nth(4)
+        .is_some_and(|inode| inode != "0")
+}
+
+/// Waits until something is as it was, where no event tells; a minute at most.
+pub(crate) fn becomes<T: PartialEq + Debug>(before: &T, now: impl Fn() -> T) {
+    let start = Instant::now();
+    loop {
+        let is = now();
+        if is == *before {
+            return;
+        }
+        let limit = Duration::from_secs(60);
+        assert!(start.elapsed() < limit, "{is:?}\nafter {before:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 impl Host {
@@ -90,12 +114,37 @@ impl Host {
         }
     }
 
-    pub(crate) fn count(&self, what: &str) -> usize {
-        let path = format!("/proc/{}/{what}", self.process.id());
-        match what {
-            "fd" => fs::read_dir(path).unwrap().count(),
-            _ => fs::read_to_string(path).unwrap().lines().count(),
-        }
+    /// What its descriptors are, without the numbers of sockets.
+    pub(crate) fn descriptors(&self) -> Vec<String> {
+        let folder = fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap();
+        // One that is closed meanwhile is none.
+        let files = folder.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
+        let kind = |file: PathBuf| {
+            let name = file.to_string_lossy();
+            name.split_once(":[")
+                .map_or(&*name, |(kind, _)| kind)
+                .into()
+        };
+        let mut kinds: Vec<String> = files.map(kind).collect();
+        kinds.sort();
+        kinds
+    }
+
+    /// What it has mapped of files and of shared memory: addresses, access, and names.
+    pub(crate) fn mapped(&self) -> Vec<String> {
+        let all = self.mappings();
+        let lines = all.lines().filter(|line| is_of_a_file(line));
+        lines.map(str::to_owned).collect()
+    }
+
+    /// How many further mappings it has: stacks and heaps.
+    pub(crate) fn stacks_and_heaps(&self) -> usize {
+        let all = self.mappings();
+        all.lines().filter(|line| !is_of_a_file(line)).count()
+    }
+
+    fn mappings(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/maps", self.process.id())).unwrap()
     }
 
     /// Has the executor run int(int).
