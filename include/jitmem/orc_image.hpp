@@ -285,16 +285,18 @@ private:
       return Addresses;
     jitmem_image_imports(&Image, Names.data(), Count, &Count, nullptr);
     auto &ES = JD.getExecutionSession();
-    llvm::orc::SymbolLookupSet Wanted;
+    std::vector<llvm::orc::SymbolStringPtr> Symbols;
+    Symbols.reserve(Count);
     for (auto *Name : Names)
-      Wanted.add(ES.intern(Name));
+      Symbols.push_back(ES.intern(Name));
+    llvm::orc::SymbolLookupSet Wanted{llvm::ArrayRef<llvm::orc::SymbolStringPtr>(Symbols)};
     llvm::orc::JITDylibSearchOrder Order;
     JD.withLinkOrderDo([&](const llvm::orc::JITDylibSearchOrder &O) { Order = O; });
     auto Found = ES.lookup(Order, std::move(Wanted));
     if (!Found)
       return Found.takeError();
     for (size_t I = 0; I != Count; ++I)
-      Addresses[I] = (*Found)[ES.intern(Names[I])].getAddress().getValue();
+      Addresses[I] = (*Found)[Symbols[I]].getAddress().getValue();
     return Addresses;
   }
 
@@ -306,7 +308,7 @@ private:
     std::vector<jitmem_image_export> Exports(Count);
     if (Count != 0)
       jitmem_image_exports(&Image, Exports.data(), Count, &Count, nullptr);
-    llvm::orc::SymbolMap Symbols;
+    llvm::orc::SymbolMap Symbols(static_cast<unsigned>(Count));
     for (auto &One : Exports) {
       auto Raw = static_cast<llvm::JITSymbolFlags::UnderlyingType>(One.flags);
       auto Flags = static_cast<llvm::JITSymbolFlags::FlagNames>(Raw);

@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! From a file to an allocation.
 
-use super::format::{ImageSegment, LARGEST_FILE, Place, SlotValue, Tables, decode};
+use super::format::{ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, SlotValue};
 use super::key::Key;
+use super::read::{Checked, check};
 use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::manager::{InFlight, Label, Manager, Segment};
 use crate::page::AddressRange;
-use crate::sys::{self, heap};
+use crate::sys::{self, Content, heap};
+use std::ffi::CStr;
 use std::fmt;
-use std::ops::Range;
 use std::path::Path;
 
 /// A file that was read and checked whole.
 pub struct Image {
-    pub(super) file: Vec<u8>,
-    pub(super) tables: Tables,
-    /// Where the contents are in the file.
-    pub(super) contents: Vec<Range<usize>>,
+    pub(super) file: Content,
+    pub(super) tables: Checked,
 }
 
 /// A symbol of an image that is linked.
@@ -43,9 +42,17 @@ pub struct Linked {
     pub frames: Vec<AddressRange>,
 }
 
+/// An image in a manager's memory, with the addresses of its exports in their order.
+pub(crate) struct Placed {
+    pub(crate) graph: InFlight,
+    pub(crate) exports: Vec<u64>,
+    pub(crate) frames: Vec<AddressRange>,
+}
+
 impl Image {
     /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
-    /// six system calls, and as much memory as the file has bytes.
+    /// at most five system calls besides the heap's, and as much memory as the file has bytes; one of 512 KiB and more takes seven, and
+    /// lies in huge pages where the system gives them.
     ///
     /// # Errors
     /// `Unsupported` if it was stored for another key, or in another format; `InvalidArgument` if it is none,
@@ -60,30 +67,34 @@ impl Image {
         read().map_err(|error| error.context(format!("open image {}", path.display())))
     }
 
-    pub(super) fn from_bytes(file: Vec<u8>, key: &Key) -> Result<Image> {
-        let (tables, contents) = decode(&file, key)?;
-        Ok(Image {
-            file,
-            tables,
-            contents,
-        })
+    pub(super) fn from_bytes(file: Content, key: &Key) -> Result<Image> {
+        let tables = check(&file, key)?;
+        Ok(Image { file, tables })
     }
 
     /// The symbols that are outside of it, each once.
     pub fn imports(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.tables.symbols.iter().map(String::as_str)
+        let symbols = self.tables.symbols.iter();
+        symbols.map(|name| self.tables.name(*name))
     }
 
     /// The symbols that may be looked up in it, with what the host that stored it said of each, in the
     /// order of [`Linked::exports`].
     pub fn exports(&self) -> impl ExactSizeIterator<Item = (&str, u64)> {
         let exports = self.tables.exports.iter();
-        exports.map(|export| (export.symbol.as_str(), export.flags))
+        exports.map(|export| (self.tables.name(export.symbol), export.flags))
     }
 
-    /// What the host that stored it said of an export.
-    pub(crate) fn export_flags(&self, index: usize) -> u64 {
-        self.tables.exports[index].flags
+    /// [`Image::imports`] as C has names.
+    pub(crate) fn c_imports(&self) -> impl ExactSizeIterator<Item = &CStr> {
+        let symbols = self.tables.symbols.iter();
+        symbols.map(|name| self.tables.c_name(*name))
+    }
+
+    /// [`Image::exports`] with names as C has them.
+    pub(crate) fn c_exports(&self) -> impl ExactSizeIterator<Item = (&CStr, u64)> {
+        let exports = self.tables.exports.iter();
+        exports.map(|export| (self.tables.c_name(export.symbol), export.flags))
     }
 
     /// Allocates memory for all of the image, fills it in for the addresses that it has got, and gives it to
@@ -103,7 +114,20 @@ impl Image {
         resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>,
     ) -> Result<Linked> {
         let symbols = self.resolve(resolve)?;
-        self.link_to(manager, label, &symbols)
+        let placed = self.link_to(manager, label, &symbols)?;
+        let mut exports = heap::room_for(placed.exports.len(), "link an image")?;
+        for ((symbol, flags), address) in self.exports().zip(placed.exports) {
+            exports.push(LinkedExport {
+                symbol: heap::text(symbol, "link an image")?,
+                address,
+                flags,
+            });
+        }
+        Ok(Linked {
+            graph: placed.graph,
+            exports,
+            frames: placed.frames,
+        })
     }
 
     /// [`Image::link`] with an address for each import.
@@ -112,7 +136,7 @@ impl Image {
         manager: &Manager,
         label: impl Into<Label>,
         symbols: &[u64],
-    ) -> Result<Linked> {
+    ) -> Result<Placed> {
         let wanted = self.tables.symbols.len();
         if symbols.len() != wanted {
             return Err(invalid_argument(format!(
@@ -123,25 +147,21 @@ impl Image {
         let segments = self.tables.segments.iter().map(ImageSegment::request);
         let mut graph = manager.allocate(segments, label)?;
         self.fill_slots(&graph, symbols)?;
-        for (index, content) in self.contents.iter().enumerate() {
+        for (index, content) in self.tables.contents.iter().enumerate() {
             graph.write(index, 0, &self.file[content.clone()])?;
         }
         let address =
             |place: Place| graph.address(place.segment as usize) + u64::from(place.offset);
         let (exported, sections) = (&self.tables.exports, &self.tables.frames);
         let mut exports = heap::room_for(exported.len(), "link an image")?;
-        exports.extend(exported.iter().map(|export| LinkedExport {
-            symbol: export.symbol.clone(),
-            address: address(export.place),
-            flags: export.flags,
-        }));
+        exports.extend(exported.iter().map(|export| address(export.place)));
         let mut frames = heap::room_for(sections.len(), "link an image")?;
         frames.extend(
             sections.iter().filter_map(|section| {
                 AddressRange::new(address(section.place), section.size.into())
             }),
         );
-        Ok(Linked {
+        Ok(Placed {
             graph,
             exports,
             frames,
@@ -160,10 +180,21 @@ impl Image {
     /// Computes every slot for the addresses of a graph, into the contents as they were read. Nothing of what
     /// was there before is used, so an image may be linked again.
     fn fill_slots(&mut self, graph: &InFlight, symbols: &[u64]) -> Result<()> {
-        for slot in &self.tables.slots {
+        let mut starts = [0; MOST_SEGMENTS];
+        for (index, start) in starts
+            .iter_mut()
+            .enumerate()
+            .take(self.tables.segments.len())
+        {
+            *start = graph.address(index);
+        }
+        let start_of = |segment: u32| starts[segment as usize];
+        let first = self.tables.contents.first();
+        let head = first.map_or(self.file.len(), |content| content.start);
+        let (head, contents) = self.file.split_at_mut(head);
+        for slot in self.tables.slots(head) {
             let Place { segment, offset } = slot.place;
-            let address = graph.address(segment as usize) + u64::from(offset);
-            let start_of = |segment: u32| graph.address(segment as usize);
+            let address = start_of(segment) + u64::from(offset);
             let target = match (slot.value.symbol(), slot.value.segment()) {
                 (Some(symbol), _) => symbols[symbol as usize],
                 (_, Some(segment)) => start_of(segment),
@@ -171,8 +202,9 @@ impl Image {
             };
             let value = target.wrapping_add_signed(slot.addend);
             let distance = value.wrapping_sub(address);
-            let start = self.contents[segment as usize].start + offset as usize;
-            let bytes = &mut self.file[start..][..slot.value.size() as usize];
+            let start = self.tables.contents[segment as usize].start - head.len();
+            let start = start + offset as usize;
+            let bytes = &mut contents[start..][..slot.value.size() as usize];
             match slot.value {
                 SlotValue::Import(_) | SlotValue::Absolute64(_) => {
                     bytes.copy_from_slice(&value.to_le_bytes());
@@ -187,9 +219,10 @@ impl Image {
                 }
                 SlotValue::ImportRelative32(symbol) => {
                     let near = i32::try_from(distance as i64);
-                    let symbol = &self.tables.symbols[symbol as usize];
+                    let symbol = self.tables.symbols[symbol as usize];
                     let near = near.map_err(|_| {
                         let near = "place the window near it";
+                        let symbol = self.tables.name(symbol);
                         too_far(address, distance as i64, &format!(" to {symbol}")).remedy(near)
                     })?;
                     bytes.copy_from_slice(&near.to_le_bytes());

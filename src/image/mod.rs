@@ -62,11 +62,13 @@ mod format;
 mod key;
 mod load;
 mod plan;
+mod read;
 mod recorder;
 #[cfg(test)]
 mod tests;
 
 pub use key::Key;
+pub(crate) use load::Placed;
 pub use load::{Image, Linked, LinkedExport};
 pub use recorder::{RecordedId, Recorder};
 

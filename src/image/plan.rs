@@ -12,6 +12,9 @@ use crate::page::{AddressRange, Alignment};
 use crate::sys::{self, heap};
 use std::collections::HashMap;
 
+/// What ends a section of frames.
+const TERMINATOR: [u8; 4] = [0; 4];
+
 /// A segment of an image while it is filled.
 struct Filling {
     protection: Protection,
@@ -66,9 +69,9 @@ impl Filling {
 
     /// Unwinders read a section of frames up to a length of 0.
     fn terminate_frames(&mut self) -> Result<()> {
-        let room = self.content.try_reserve(4);
+        let room = self.content.try_reserve(TERMINATOR.len());
         room.map_err(|_| heap::exhausted("store an image"))?;
-        self.content.extend([0; 4]);
+        self.content.extend(TERMINATOR);
         Ok(())
     }
 
@@ -482,6 +485,15 @@ fn join_frames(layout: &Layout, mut sections: Vec<FrameSection>) -> Vec<FrameSec
             _ => joined.push(section),
         }
         open = ends_with_record(bytes);
+    }
+    // So a reader of the section need not look behind it.
+    for section in &mut joined {
+        let content = &layout.segments[section.place.segment as usize].content;
+        let (section_bytes, behind) =
+            content[section.place.offset as usize..].split_at(section.size as usize);
+        if behind.starts_with(&TERMINATOR) && ends_with_record(section_bytes) {
+            section.size += TERMINATOR.len() as u32;
+        }
     }
     joined
 }

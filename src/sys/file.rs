@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Files by name that hold what is run later: replaced as a whole, read as a whole.
 
-use super::{MemFile, gate};
-use rustix::buffer::spare_capacity;
+use super::{Content, MemFile, gate};
 use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,7 +18,7 @@ fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
 
 /// The content of a file of at most `most` bytes that none but this user or root can have written.
 /// What is no such file is refused before it is read: a pipe would keep its reader waiting.
-pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Content> {
     gate("open")?;
     let file = OpenOptions::new()
         .read(true)
@@ -33,10 +32,13 @@ pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
             "it is no regular file",
         ));
     }
-    let (owner, user) = (metadata.uid(), rustix::process::geteuid().as_raw());
-    if owner != 0 && owner != user {
-        let why = format!("it belongs to user {owner}, not to {user} or root");
-        return Err(refused(io::ErrorKind::PermissionDenied, why));
+    let owner = metadata.uid();
+    if owner != 0 {
+        let user = rustix::process::geteuid().as_raw();
+        if owner != user {
+            let why = format!("it belongs to user {owner}, not to {user} or root");
+            return Err(refused(io::ErrorKind::PermissionDenied, why));
+        }
     }
     if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
         let mode = metadata.mode() & 0o777;
@@ -48,21 +50,8 @@ pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Vec<u8>> {
         let why = format!("it has {size} bytes, and the most is {most}");
         return Err(refused(io::ErrorKind::InvalidInput, why));
     }
-    let mut content = Vec::new();
-    // One more than there is, so that the end is found without growing.
-    let room = size as usize + 1;
-    content
-        .try_reserve_exact(room)
-        .map_err(|_| refused(io::ErrorKind::OutOfMemory, "the heap has no room for it"))?;
-    while content.len() < content.capacity() {
-        gate("read")?;
-        match rustix::io::read(&file, spare_capacity(&mut content)) {
-            Ok(0) => break,
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(content)
+    // What is written behind that meanwhile is not wanted.
+    Content::read(file.as_fd(), size as usize)
 }
 
 /// The name under which a file is written until it is whole.

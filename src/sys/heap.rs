@@ -253,6 +253,19 @@ pub(crate) fn copy_of<T: Clone>(elements: &[T], what: &str) -> Result<Vec<T>> {
     Ok(copy)
 }
 
+/// A copy of a text.
+///
+/// # Errors
+/// `OutOfMemory`, for `what`.
+pub(crate) fn text(text: &str, what: &str) -> Result<String> {
+    let mut copy = String::new();
+    match copy.try_reserve_exact(text.len()) {
+        Ok(()) => copy.push_str(text),
+        Err(_) => return Err(exhausted(what)),
+    }
+    Ok(copy)
+}
+
 /// The heap gave no memory for `what`.
 #[cold]
 pub(crate) fn exhausted(what: &str) -> Error {

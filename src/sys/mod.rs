@@ -11,6 +11,7 @@ mod call;
 mod child;
 mod clock;
 mod code;
+mod content;
 mod copies;
 mod cpu;
 mod crash;
@@ -58,6 +59,7 @@ pub(crate) use code::traps;
 pub(crate) use code::{
     COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores, synchronize_fetches,
 };
+pub(crate) use content::Content;
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use cpu::cpu_features;
 pub(crate) use crash::{report_crashes, report_limit, share_crashes, signal_name, take_crash};

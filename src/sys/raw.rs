@@ -75,6 +75,17 @@ impl Memory {
         Memory::new(Need::Read)
     }
 
+    /// The same for a range whose pages need not be looked at.
+    ///
+    /// # Safety
+    /// As [`Memory::to_read`], and the range is mapped.
+    pub(crate) unsafe fn known(range: AddressRange) -> Memory {
+        Memory {
+            need: Need::Read,
+            good: range,
+        }
+    }
+
     /// # Safety
     /// As [`Memory::to_read`]; and no Rust object lies in what is written.
     pub(crate) unsafe fn to_write() -> Memory {
@@ -110,9 +121,10 @@ impl Memory {
     /// Checks up to 64 KiB between two addresses, unless the first bytes there are known to be good: so what is
     /// read one after the other takes few system calls. Where not all is good, each read says so itself.
     pub(crate) fn check_ahead(&mut self, address: u64, end: u64) {
-        let first = AddressRange::new(address, size_of::<u128>() as u64);
+        let left = end.saturating_sub(address);
+        let first = AddressRange::new(address, left.min(size_of::<u128>() as u64));
         if first.is_some_and(|first| !self.good.contains(first)) {
-            let _ = self.check(address, end.saturating_sub(address).min(MOST_AHEAD));
+            let _ = self.check(address, left.min(MOST_AHEAD));
         }
     }
 

@@ -61,7 +61,10 @@ fn registrar() -> Told<&'static Unwinder> {
 /// which is where the unwinder stops.
 fn descriptions(section: AddrRange) -> Told<Vec<u64>> {
     // SAFETY: the controller says that a section is there, which nothing changes while it is read.
-    let mut memory = unsafe { Memory::to_read() };
+    descriptions_in(section, unsafe { Memory::to_read() })
+}
+
+fn descriptions_in(section: AddrRange, mut memory: Memory) -> Told<Vec<u64>> {
     let mut found = Vec::new();
     let mut here = section.start.0;
     loop {
@@ -202,7 +205,11 @@ pub(crate) fn register_own(args: &[u8]) -> Answer {
         if unsafe { enter(section) } {
             return Ok(());
         }
-        let frames = descriptions(section)?;
+        let frames = match section.range() {
+            // SAFETY: as above, so that the section is mapped.
+            Some(range) => descriptions_in(section, unsafe { Memory::known(range) })?,
+            None => descriptions(section)?,
+        };
         match frames.is_empty() {
             true => Ok(()),
             false => register_with_unwinder(section, frames),

@@ -59,8 +59,7 @@ fn a_file_that_is_cut_or_goes_on_is_refused() {
 
 /// The size of everything that the checksum of the tables is of, and of what is in front.
 fn head(file: &[u8]) -> usize {
-    let (_, contents) = decode(file, &key()).unwrap();
-    contents[0].start
+    check(file, &key()).unwrap().contents[0].start
 }
 
 /// So many changed files, unless a slow machine asks for fewer.
@@ -86,12 +85,16 @@ proptest! {
             file[16 + index.index(head - 16)] = byte;
         }
         seal(&mut file[..head]);
-        if let Ok((tables, contents)) = decode(&file, &key()) {
-            for (segment, content) in tables.segments.iter().zip(&contents) {
+        if let Ok(tables) = check(&file, &key()) {
+            let contents = &tables.contents;
+            for (segment, content) in tables.segments.iter().zip(contents) {
                 prop_assert_eq!(segment.content as usize, content.len());
                 prop_assert!(!(segment.protection.writable() && segment.protection.executable()));
             }
-            for slot in &tables.slots {
+            for name in tables.exports.iter().map(|export| export.symbol).chain(tables.symbols.iter().copied()) {
+                prop_assert_eq!(tables.c_name(name).to_str(), Ok(tables.name(name)));
+            }
+            for slot in tables.slots(&file) {
                 let content = &contents[slot.place.segment as usize];
                 let end = slot.place.offset as usize + slot.value.size() as usize;
                 prop_assert!(end <= content.len());

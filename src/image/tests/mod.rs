@@ -3,13 +3,14 @@
 
 mod files;
 
-use super::format::decode;
+use super::read::check;
 use super::*;
 use crate::error::{Error, Result, Status};
 use crate::group::{AllocGroup, Lifetime, Protection};
 use crate::manager::{Dylib, Manager, Options};
 use crate::mapper::{InProcessKind, Mapper};
 use crate::page::Alignment;
+use crate::sys::Content;
 
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -118,7 +119,7 @@ fn stored() -> Vec<u8> {
 }
 
 fn open(file: Vec<u8>) -> Result<Image> {
-    Image::from_bytes(file, &key())
+    Image::from_bytes(Content::Small(file), &key())
 }
 
 fn manager() -> Manager {
@@ -130,9 +131,13 @@ fn manager() -> Manager {
     Manager::new(&mapper, options).unwrap()
 }
 
+fn slot_count(image: &Image) -> usize {
+    image.tables.slots(&image.file).count()
+}
+
 /// The bytes of one segment after the slots were filled in.
 fn content(image: &Image, segment: usize) -> &[u8] {
-    &image.file[image.contents[segment].clone()]
+    &image.file[image.tables.contents[segment].clone()]
 }
 
 fn number(content: &[u8], offset: usize) -> u64 {
@@ -147,9 +152,9 @@ fn distance(content: &[u8], offset: usize) -> u64 {
 #[test]
 fn slots_are_filled_for_the_addresses_of_each_manager() {
     let mut image = open(stored()).unwrap();
-    assert_eq!(image.tables.symbols, ["outside"]);
+    assert_eq!(image.imports().collect::<Vec<_>>(), ["outside"]);
     // The call between graphs is inside of one segment and needs no slot.
-    assert_eq!(image.tables.slots.len(), 4);
+    assert_eq!(slot_count(&image), 4);
     for _ in 0..3 {
         let manager = manager();
         let linked = image.link(&manager, Dylib(1), |_| Ok(vec![0x1234_5678_9abc]));
@@ -202,7 +207,7 @@ fn an_import_from_another_graph_is_none_of_the_image() {
         })
         .unwrap();
     let mut image = open(file_of(&recorder)).unwrap();
-    assert_eq!(image.tables.symbols, ["outside"]);
+    assert_eq!(image.imports().collect::<Vec<_>>(), ["outside"]);
     let manager = manager();
     let linked = image.link(&manager, Dylib(1), |_| Ok(vec![1])).unwrap();
     let first = linked.exports[0].address;
@@ -266,7 +271,7 @@ fn distances_between_any_places_are_stored() {
         .unwrap();
     let mut image = open(file_of(&recorder)).unwrap();
     // The one from the table to itself needs no slot.
-    assert_eq!(image.tables.slots.len(), 4 + 5);
+    assert_eq!(slot_count(&image), 4 + 5);
     let absent = 0x6000_0000_0000;
     let mut places = std::collections::HashSet::new();
     let mut earlier = Vec::new();
@@ -333,7 +338,7 @@ fn frames_of_all_graphs_become_one_section() {
         .iter()
         .map(|one| (one.place.offset, one.size))
         .collect();
-    assert_eq!(places, [(0, 40), (40, 12)]);
+    assert_eq!(places, [(0, 40), (40, 16)]);
     // What follows the last one is an end, too.
     let all = [&record[..], &record, &ended, &record, &[0; 4], &[0xff; 12]].concat();
     assert_eq!(contents[0][..all.len()], all);
@@ -348,7 +353,8 @@ fn content_of(image: &Image, protection: Protection) -> &[u8] {
 #[test]
 fn what_is_stored_depends_on_no_address() {
     let file = stored();
-    let (tables, contents) = decode(&file, &key()).unwrap();
+    let tables = check(&file, &key()).unwrap();
+    let contents = &tables.contents;
     assert_eq!(tables.segments[0].size(), 132);
     assert_eq!(tables.segments[1].size(), 40);
     assert!(file[contents[0].clone()].iter().all(|byte| *byte == 0));
