@@ -219,43 +219,7 @@ test-executor: stage ## executors, ours and LLVM's, with controllers of LLVM 14 
 .PHONY: test-examples
 test-examples: stage ## the examples, on all LLVM versions that they are for
 	$(call headline,examples)
-	cargo run --quiet --locked -p jitmem-rust-example -- $(STAGE)/bin/jitmem-executor
-	cargo run --quiet --locked --manifest-path examples/dynasm/Cargo.toml --target-dir build/rust
-	cargo run --quiet --locked --manifest-path examples/cranelift/Cargo.toml --target-dir build/rust
-	cargo run --quiet --locked --manifest-path examples/inkwell/Cargo.toml --target-dir build/rust -- \
-	  $(STAGE)/bin/jitmem-executor
-	@$(call project,examples/plain-c,build/plain-c)
-	build/plain-c/jitmem-plain-c
-	@$(call project,examples/child-c,build/child-c)
-	build/child-c/jitmem-child-c
-	@$(call project,examples/supervised-c,build/supervised-c)
-	build/supervised-c/jitmem-supervised-c
-	@$(call project,examples/profiler-c,build/profiler-c)
-	examples/profiler-c/test.py build/profiler-c/jitmem-profiler-c
-	@$(call project,examples/asmjit,build/asmjit)
-	build/asmjit/jitmem-asmjit
-	@$(call project,examples/interpreter,build/interpreter,-DLLVM_DIR=$(call llvm,22))
-	build/interpreter/jitmem-interpreter $(STAGE)/bin/jitmem-executor
-	@$(call project,examples/untrusted,build/untrusted)
-	build/untrusted/jitmem-untrusted
-	@for built in lljit-{22,19,16,15,14} child-cpp-{22,19} untrusted-cpp-22; do \
-	  example=$${built%-*} version=$${built##*-}; \
-	  $(call project,examples/$$example,build/$$built, \
-	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; build/$$built/jitmem-$$example); \
-	done
-	@for version in 22 19; do \
-	  $(call project,examples/query-server,build/query-server-$$version, \
-	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; build/query-server-$$version/jitmem-compile-queries build/query-server-$$version/image; \
-	    build/query-server-$$version/jitmem-query-server build/query-server-$$version/image); \
-	done
-	@for version in 22 19 16 14; do \
-	  $(call project,examples/llvm-c,build/llvm-c-$$version, \
-	    -DJITMEM_LLVM_VERSION=$$version -DLLVM_DIR=$(call llvm,$$version)); \
-	  (set -x; for program in here callbacks listener; do build/llvm-c-$$version/jitmem-llvm-c-$$program; done; \
-	    build/llvm-c-$$version/jitmem-llvm-c-there $(STAGE)/bin/jitmem-executor); \
-	done
+	@tests/examples/run.sh $(STAGE) $(LLVM_ROOT) build/examples
 
 .PHONY: test-preload
 test-preload: stage ## LLVM's own programs on jitmem, unchanged

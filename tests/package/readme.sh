@@ -159,6 +159,8 @@ mkdir -p "$work/home"
 export CARGO_HOME=${CARGO_HOME:-$HOME/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.rustup}
 export HOME=$work/home
 unset PKG_CONFIG_PATH
+# What the commands build need not be as fast as a release, and is built soon.
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
 cd "$copy"
 for page in "${pages[@]}"; do
   folder=$work/pages/${page//\//-}
