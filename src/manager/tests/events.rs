@@ -390,7 +390,7 @@ fn no_address_is_told_again_before_it_was_told_as_gone() {
                 let manager = &manager;
                 scope.spawn(move || {
                     let mut live = Vec::new();
-                    for round in 0..300u64 {
+                    for round in 0..rounds(300) {
                         let label = Label::new(Dylib(1)).tag(thread);
                         let graph = manager.allocate(small_graph(), label).unwrap();
                         if round % 5 == 0 {

@@ -8,7 +8,7 @@ use super::*;
 #[test]
 fn any_system_call_may_fail() {
     for kind in [TWO_VIEWS, MPROTECT] {
-        for errno in [libc::ENOMEM, libc::EPERM, libc::EMFILE, libc::EIO] {
+        for &errno in cases(&[libc::ENOMEM, libc::EPERM, libc::EMFILE, libc::EIO]) {
             let mut failed_calls = std::collections::BTreeSet::new();
             for skip in 0.. {
                 let faults = Faults::one(skip, errno);
@@ -155,7 +155,7 @@ fn a_shortage_out_of_process_passes() {
     let name = || mapper(Kind::Shared).unwrap().capabilities().name;
     let usual = name();
     let mut failed_calls = std::collections::BTreeSet::new();
-    for errno in [libc::EAGAIN, libc::EMFILE, libc::ENFILE, libc::ENOMEM] {
+    for &errno in cases(&[libc::EAGAIN, libc::EMFILE, libc::ENFILE, libc::ENOMEM]) {
         for skip in 0.. {
             let faults = Faults::one(skip, errno);
             let result = life(Kind::Shared);

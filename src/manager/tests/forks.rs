@@ -212,7 +212,7 @@ fn a_fork_between_changes_leaves_mappings_bounded() {
         let manager = manager(TWO_VIEWS, Options::default()).unwrap();
         let mut live = std::collections::VecDeque::new();
         let mut most = 0;
-        for round in 0..2000 {
+        for round in 0..rounds(2000) {
             for _ in 0..20 {
                 live.push_back(filled(&manager, 0x66).0);
             }

@@ -24,10 +24,19 @@ fn fill_soon() -> bool {
     size == 2 * MIB
 }
 
-/// Links functions of 1 KiB, each with content of its own, and checks what the executor has.
+/// Bytes of a linked function: code, and zero-fill behind it.
+const FUNCTION: usize = 8 << 10;
+const ZEROS: usize = 24;
+
+/// Links functions, each with content of its own, and checks what the executor has.
 fn link(manager: &Manager, bytes: u64) -> Vec<(u64, u64)> {
-    let code = [segment(1000, 24, 16, Protection::READ_EXEC)];
-    let linked = (0..bytes / 1024).map(|number| {
+    let code = [segment(
+        (FUNCTION - ZEROS) as u64,
+        ZEROS as u64,
+        16,
+        Protection::READ_EXEC,
+    )];
+    let linked = (0..bytes / FUNCTION as u64).map(|number| {
         let allocated = allocate(manager, &code).unwrap();
         let content = content(number);
         manager
@@ -41,16 +50,17 @@ fn link(manager: &Manager, bytes: u64) -> Vec<(u64, u64)> {
 }
 
 fn content(number: u64) -> Vec<u8> {
-    let mut bytes = number.to_le_bytes().repeat(125);
-    bytes[999] = 0xc3;
+    let mut bytes = number.to_le_bytes().repeat((FUNCTION - ZEROS) / 8);
+    *bytes.last_mut().unwrap() = 0xc3;
     bytes
 }
 
 fn check(linked: &[(u64, u64)]) {
     for (number, (_, address)) in linked.iter().enumerate() {
-        let bytes = read(*address, 1024);
-        assert_eq!(bytes[..1000], content(number as u64), "{number}");
-        assert_eq!(bytes[1000..], [0; 24], "{number}");
+        let bytes = read(*address, FUNCTION as u64);
+        let (code, zeros) = bytes.split_at(FUNCTION - ZEROS);
+        assert_eq!(code, content(number as u64), "{number}");
+        assert_eq!(zeros, [0; ZEROS], "{number}");
     }
 }
 
@@ -97,13 +107,13 @@ fn a_large_pool_takes_fresh_memory_in_huge_pages() {
         let window = manager.layout()[0].range;
         assert!(mapped_huge(window) >= 2 * MIB, "{kind:?}");
         // What was freed goes back, and what stays is as it was.
-        let gone: Vec<u64> = linked[16 * 1024..]
+        let gone: Vec<u64> = linked[(16 << 20) / FUNCTION..]
             .iter()
             .map(|(handle, _)| *handle)
             .collect();
         deallocate(&manager, &gone).unwrap();
         manager.trim().unwrap();
-        check(&linked[..16 * 1024]);
+        check(&linked[..(16 << 20) / FUNCTION]);
         let stats = manager.stats();
         assert!(
             stats.committed < stats.live + stats.live / 2,
@@ -176,5 +186,5 @@ fn a_system_that_refuses_leaves_small_pages_and_says_why() {
     linked.extend(link(&manager, MIB));
     assert!(manager.stats().huge_pages >= before);
     assert!(manager.stats().huge_pages_refused > 0);
-    check(&linked[..33 * 1024]);
+    check(&linked[..(33 << 20) / FUNCTION]);
 }

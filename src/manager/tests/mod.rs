@@ -44,6 +44,21 @@ use simple::{GENERATIONS, Generation, SimpleExecutor};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Whether everything is slow here, as in an emulated machine.
+fn instrumented() -> bool {
+    std::env::var_os("JITMEM_TEST_INSTRUMENTED").is_some()
+}
+
+/// How often a loop repeats what can go wrong each time.
+fn rounds(usual: u64) -> u64 {
+    if instrumented() { usual / 10 } else { usual }
+}
+
+/// What is tried of cases that are alike.
+fn cases<T>(all: &[T]) -> &[T] {
+    if instrumented() { &all[..1] } else { all }
+}
+
 /// The mappers that everything is tried with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
