@@ -306,7 +306,10 @@ mod tests {
         for answer in [42, 43] {
             let code = returning(answer);
             file.write_all_at(&code, 0).unwrap();
-            let segments = [(RX, base, code.len() as u64), (RW, base + page, 0x1b88)];
+            let segments = [
+                (RX, base, code.len() as u64),
+                (RW, base + page, page + 0xb88),
+            ];
             let actions = vec![pair(noting(&one), noting(&two))];
             assert_eq!(session.initialize(base, &segments, actions), Ok(base));
             assert_eq!(sys::testing::call_void(base), answer.into());

@@ -171,15 +171,19 @@ fn regions_come_and_go_inside_a_slab() {
     let page = session.page;
     let slab = session.reserve(1 << 30);
     let code = slab + 4 * page;
+    // The last byte is in another page.
+    let size = page + 0xb88;
     let segments = [
-        segment(RW, code + page, 0x1b88, b"data"),
+        segment(RW, code + page, size, b"data"),
         segment(RX, code, 64, &bytes),
     ];
     for _ in 0..3 {
         let actions = vec![pair(noting(&one), noting(&two))];
         assert_eq!(session.initialize(&segments, actions), Ok(code));
         assert_eq!(call_void(code), 42);
-        writing().write(code + page, &[0xee; 0x2000]).unwrap();
+        writing()
+            .write(code + page, &vec![0xee; 2 * page as usize])
+            .unwrap();
         session.end(deinitialize, &[code]).unwrap();
         assert_eq!(log.ran(), [1, 2]);
         assert_eq!(protection_at(code), "rw-p");
@@ -201,13 +205,16 @@ fn regions_come_and_go_inside_a_slab() {
     session
         .initialize(&[segment(R, slab, 1, b"x")], second)
         .unwrap();
-    assert_eq!([byte(code + page + 4), byte(code + page + 0x1b87)], [0, 0]);
+    assert_eq!(
+        [byte(code + page + 4), byte(code + page + size - 1)],
+        [0, 0]
+    );
     let over = session.initialize(&[segment(R, code + 2 * page, 8, b"")], vec![]);
     let words = format!(
         "In initialize, region {:#x} -- {:#x} overlaps previous region {code:#x} -- {:#x}",
         code + 2 * page,
         code + 2 * page + 8,
-        code + page + 0x1b88
+        code + page + size
     );
     assert_eq!(over, Err(words));
     assert_eq!(log.ran(), [1, 3]);
