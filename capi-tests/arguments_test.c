@@ -336,6 +336,19 @@ static void misaligned_outputs_of_allocate(void **state) {
   assert_int_equal(stats_of(fixture->manager).in_flight, 0);
 }
 
+// Nothing was done, nor is anything written there.
+static void misaligned_outputs_that_may_be_left_out(void **state) {
+  struct fixture *fixture = *state;
+  uint64_t storage[2] = {0};
+  uint64_t *odd = misaligned(storage);
+  REFUSED(JITMEM_INVALID_ARGUMENT, "bytes at", jitmem_manager_trim(fixture->manager, odd, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "bytes at",
+          jitmem_manager_collapse(fixture->manager, odd, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "bytes at",
+          jitmem_manager_reclaim(fixture->manager, 0, odd, error));
+  assert_int_equal(storage[0] | storage[1], 0);
+}
+
 static void misaligned_outputs_of_creation(void **state) {
   struct fixture *fixture = *state;
   uint64_t storage[2];
@@ -397,6 +410,7 @@ int main(void) {
       EACH(more_elements_than_memory),
       EACH(misaligned_outputs_of_allocate),
       EACH(misaligned_outputs_of_creation),
+      EACH(misaligned_outputs_that_may_be_left_out),
       EACH(handles_that_are_none),
   };
   return cmocka_run_group_tests_name("arguments", tests, NULL, NULL);

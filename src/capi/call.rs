@@ -3,10 +3,11 @@
 
 use super::callback::{Context, jitmem_destroy_fn};
 use super::handle::{Kind, Waiting};
+use super::input::{self, Optional};
 use super::manager::lend;
 use super::status::{jitmem_error, jitmem_status};
 use super::transport::{jitmem_transport, transport_of};
-use super::{guard, input, limits};
+use super::{guard, limits};
 use crate::completion::Completion;
 use crate::error::{Result, invalid_argument, invalid_handle};
 use crate::sys::heap;
@@ -61,9 +62,8 @@ pub unsafe extern "C" fn jitmem_transport_start(
         let args = unsafe { input::array(args.cast::<u8>(), args_size, "args") }?;
         let args = heap::copy_of(args, "arguments of a call")?;
         let callback = r#fn.ok_or_else(|| invalid_argument("fn is NULL"))?;
-        if !call.is_null() {
-            input::required(call, "call")?;
-        }
+        // SAFETY: as the caller says.
+        let call = unsafe { Optional::new(call, "call") }?;
         let deadline = match limit {
             0 => transport.limits().deadline(Asked::Code),
             _ => limits::limit(limit, None).and_then(|limit| Deadline::after(limit, "call")),
@@ -92,10 +92,7 @@ pub unsafe extern "C" fn jitmem_transport_start(
         let under_way = Call::new(deadline, done);
         if let Ok(given) = STARTED.add(under_way.clone()) {
             number.store(given, Ordering::Release);
-            if !call.is_null() {
-                // SAFETY: not NULL, and the caller says that it is a place for a number.
-                unsafe { call.write(given) };
-            }
+            call.set(given);
         }
         // The completion is made: a panic is answered through it and is no refusal.
         let _ = guard::catch(|| under_way.start(&transport, function, args));

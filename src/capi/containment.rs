@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Bounds of a process that is an executor.
 
+use super::guard;
+use super::input::{self, Optional};
 use super::status::{jitmem_error, jitmem_status};
-use super::{guard, input};
 use crate::error::{Result, invalid_argument};
 use crate::executor::containment::{Containment, Means, Profile};
 use std::ffi::{CStr, OsStr, c_char};
@@ -123,9 +124,8 @@ pub unsafe extern "C" fn jitmem_executor_contain(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = || {
-        if !not_in_force.is_null() {
-            input::required(not_in_force, "not_in_force")?;
-        }
+        // SAFETY: as the caller says.
+        let not_in_force = unsafe { Optional::new(not_in_force, "not_in_force") }?;
         // SAFETY: as the caller says.
         let bounds = unsafe { chosen(bounds) }?;
         bounds.prepare();
@@ -138,11 +138,7 @@ pub unsafe extern "C" fn jitmem_executor_contain(
             Means::Mdwe => jitmem_not_in_force::JITMEM_NO_MDWE as u32,
             Means::Capabilities | Means::Seccomp => 0,
         });
-        let bits = bits.fold(0, |all, bit| all | bit);
-        if !not_in_force.is_null() {
-            // SAFETY: the caller says that it is a place for a number.
-            unsafe { not_in_force.write(bits) };
-        }
+        not_in_force.set(bits.fold(0, |all, bit| all | bit));
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -3,7 +3,7 @@
 
 use super::callback::jitmem_destroy_fn;
 use super::finalize::{jitmem_done_fn, with_done};
-use super::input;
+use super::input::{self, Optional};
 use super::manager::{jitmem_manager, now, with_manager};
 use super::status::{jitmem_error, jitmem_status};
 use crate::completion::wait;
@@ -150,11 +150,9 @@ pub unsafe extern "C" fn jitmem_manager_collapse(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = |manager: &Manager| {
-        let huge = manager.core().collapse()?;
-        if !bytes.is_null() {
-            // SAFETY: as the caller says.
-            unsafe { bytes.write(huge) };
-        }
+        // SAFETY: as the caller says.
+        let bytes = unsafe { Optional::new(bytes, "bytes") }?;
+        bytes.set(manager.core().collapse()?);
         Ok(())
     };
     // SAFETY: as the caller says.
@@ -180,11 +178,9 @@ pub unsafe extern "C" fn jitmem_manager_trim(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = |manager: &Manager| {
-        let given_back = manager.core().trim()?;
-        if !bytes.is_null() {
-            // SAFETY: as the caller says.
-            unsafe { bytes.write(given_back) };
-        }
+        // SAFETY: as the caller says.
+        let bytes = unsafe { Optional::new(bytes, "bytes") }?;
+        bytes.set(manager.core().trim()?);
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -3,7 +3,7 @@
 
 use super::callback::jitmem_destroy_fn;
 use super::finalize::{jitmem_done_fn, with_done};
-use super::input;
+use super::input::{self, Optional};
 use super::manager::{jitmem_manager, with_manager};
 use super::status::{jitmem_error, jitmem_status};
 use crate::completion::wait;
@@ -64,14 +64,9 @@ pub unsafe extern "C" fn jitmem_manager_reclaim(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = |manager: &Manager| {
-        if !bytes.is_null() {
-            input::required(bytes, "bytes")?;
-        }
-        let reclaimed = wait(|done| manager.core().reclaim(epoch, done))?;
-        if !bytes.is_null() {
-            // SAFETY: not NULL, and the caller says that it is a place for a number.
-            unsafe { bytes.write(reclaimed) };
-        }
+        // SAFETY: as the caller says.
+        let bytes = unsafe { Optional::new(bytes, "bytes") }?;
+        bytes.set(wait(|done| manager.core().reclaim(epoch, done))?);
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -2,10 +2,11 @@
 //! Groups: one set of linked code in several executors.
 
 use super::callback::{Context, jitmem_destroy_fn};
+use super::input::{self, Optional};
 use super::mapper::jitmem_mapper;
 use super::status::{jitmem_error, jitmem_status};
 use super::transport::{jitmem_transport, transport_of};
-use super::{guard, handle, input};
+use super::{guard, handle};
 use crate::error::{Error, Result, invalid_argument};
 use crate::mapper::{ExecutorService, GroupObserver, Mapper, NewExecutor};
 use std::ffi::{CString, c_char, c_void};
@@ -241,13 +242,11 @@ pub unsafe extern "C" fn jitmem_mapper_add_executor(
         // SAFETY: as the caller says.
         let jitmem_mapper(group) = unsafe { handle::get(mapper) }?;
         input::required(executor, "executor")?;
+        // SAFETY: as the caller says.
+        let number = unsafe { Optional::new(number, "number") }?;
         // SAFETY: as the caller says; it is not NULL.
         let wanted = unsafe { self::executor(&*executor) }?;
-        let given = group.add_executor(wanted)?;
-        if !number.is_null() {
-            // SAFETY: the caller says that it is a place for a number.
-            unsafe { number.write(given) };
-        }
+        number.set(group.add_executor(wanted)?);
         Ok(())
     };
     // SAFETY: as the caller says.

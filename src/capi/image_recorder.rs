@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! `jitmem_image_recorder`: graphs that are to be stored as one image.
 
+use super::guard;
 use super::handle::{self, Handle};
+use super::input::{self, Optional};
 use super::request::{self, jitmem_segment};
 use super::status::{jitmem_error, jitmem_status};
-use super::{guard, input};
 use crate::error::{Error, Result, invalid_argument};
 use crate::image::{
     Export, Graph, GraphSegment, Import, Key, RecordedId, Recorder, Reference, ReferenceKind,
@@ -318,9 +319,8 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
     let body = |recorder: &mut Recorder| {
         // SAFETY: plain numbers and pointers; the caller vouches for the size.
         let given = unsafe { input::versioned(graph, LEAST, "jitmem_image_graph") }?;
-        if !id.is_null() {
-            input::required(id, "id")?;
-        }
+        // SAFETY: as the caller says.
+        let id = unsafe { Optional::new(id, "id") }?;
         let heap = Watch::begin()?;
         // SAFETY: the caller says that the arrays and strings are as the graph says.
         let name = unsafe { input::optional_text(given.name, "name") }?;
@@ -375,10 +375,7 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
             recorder.forget(recorded)?;
             return Err(error);
         }
-        if !id.is_null() {
-            // SAFETY: not NULL, and the caller says that it is a place for a number.
-            unsafe { id.write(recorded.number()) };
-        }
+        id.set(recorded.number());
         Ok(())
     };
     // SAFETY: as the caller says.

@@ -5,6 +5,7 @@ use crate::error::{Error, Result, invalid_argument};
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_void};
 use std::mem::size_of;
+use std::ptr::NonNull;
 
 /// Fails if a place to write or read is NULL or misaligned.
 #[inline]
@@ -21,6 +22,30 @@ fn not_a_place(pointer: *const c_void, name: &str) -> Error {
         true => format!("{name} is NULL"),
         false => format!("{name} at {pointer:p} is misaligned"),
     })
+}
+
+/// A place for an answer that a caller may leave out.
+pub(super) struct Optional<T>(Option<NonNull<T>>);
+
+impl<T> Optional<T> {
+    /// Fails if the place is misaligned.
+    ///
+    /// # Safety
+    /// `pointer` is NULL or a place for a value, for as long as this lives.
+    pub(super) unsafe fn new(pointer: *mut T, name: &str) -> Result<Optional<T>> {
+        let place = NonNull::new(pointer);
+        if place.is_some() {
+            required(pointer, name)?;
+        }
+        Ok(Optional(place))
+    }
+
+    pub(super) fn set(self, value: T) {
+        if let Some(place) = self.0 {
+            // SAFETY: aligned, and whoever made this says that it is a place for a value.
+            unsafe { place.write(value) };
+        }
+    }
 }
 
 /// A string of C.
