@@ -185,12 +185,22 @@ impl Reservation {
         }
     }
 
+    /// Has other pages put in the place of a part, which is the reservation's again if that fails.
+    fn replace(
+        &self,
+        part: AddressRange,
+        replace: impl FnOnce(u64, u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        replace(part.start(), part.size()).inspect_err(|_| self.restore(part))
+    }
+
     /// Puts private zeroed pages in the place of a part.
     pub(crate) fn take_memory(&self, part: AddressRange, protection: Protection) -> io::Result<()> {
-        self.check(part)?;
-        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
-        let taken = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };
-        taken.inspect_err(|_| self.restore(part))
+        self.replace(part, |start, size| {
+            // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+            unsafe { sys::replace_by_memory(start, size, protection) }
+        })
     }
 
     /// Puts shared zeroed pages in the place of a part.
@@ -199,11 +209,10 @@ impl Reservation {
         part: AddressRange,
         protection: Protection,
     ) -> io::Result<()> {
-        self.check(part)?;
-        let (start, size) = (part.start(), part.size());
-        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
-        let taken = unsafe { sys::replace_by_shared_memory(start, size, protection) };
-        taken.inspect_err(|_| self.restore(part))
+        self.replace(part, |start, size| {
+            // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+            unsafe { sys::replace_by_shared_memory(start, size, protection) }
+        })
     }
 
     /// Puts the first pages of a file in the place of a part.
@@ -213,10 +222,10 @@ impl Reservation {
         protection: Protection,
         file: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.check(part)?;
-        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
-        let taken = unsafe { sys::replace_by_file(part.start(), part.size(), protection, file) };
-        taken.inspect_err(|_| self.restore(part))
+        self.replace(part, |start, size| {
+            // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+            unsafe { sys::replace_by_file(start, size, protection, file) }
+        })
     }
 
     /// [`Reservation::take_file`] for pages that this process copies when it writes them.
@@ -226,11 +235,10 @@ impl Reservation {
         protection: Protection,
         file: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        self.check(part)?;
-        let (start, size) = (part.start(), part.size());
-        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
-        let taken = unsafe { sys::replace_by_private_file(start, size, protection, file) };
-        taken.inspect_err(|_| self.restore(part))
+        self.replace(part, |start, size| {
+            // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+            unsafe { sys::replace_by_private_file(start, size, protection, file) }
+        })
     }
 
     /// [`Reservation::take_file`] for code that perf shall name. perf is told of mmap and not of mremap: first

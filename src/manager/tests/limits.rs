@@ -69,7 +69,9 @@ impl Transport for Executor {
     }
 }
 
-const BRIEF: Option<Duration> = Some(Duration::from_millis(20));
+const BRIEF: Option<Duration> = Some(Duration::from_millis(100));
+/// Long enough for what comes before the executor stops.
+const SESSION: Option<Duration> = Some(Duration::from_secs(2));
 
 fn over(limits: Limits) -> (Arc<Executor>, Service, Result<Mapper>) {
     let executor = Executor::new(Here, limits);
@@ -211,7 +213,7 @@ fn without_limits_a_stopped_executor_answers_everything_when_it_goes_on() {
 #[test]
 fn a_session_that_is_over_refuses_and_answers() {
     let limits = Limits {
-        session: BRIEF,
+        session: SESSION,
         ..Limits::NONE
     };
     let (executor, _service, mapper) = over(limits);
@@ -260,7 +262,7 @@ fn llvms_services_have_limits_as_well() {
 #[test]
 fn sessions_of_llvms_services_end_as_well() {
     let limits = Limits {
-        session: BRIEF,
+        session: SESSION,
         ..Limits::NONE
     };
     for generation in GENERATIONS {

@@ -80,7 +80,7 @@ fn what_is_there_is_found_and_what_is_gone_is_not() {
         let here = matches!(kind, Kind::InProcess(_));
         let mut flying: Vec<(InFlight, Known)> = Vec::new();
         let mut live: Vec<(AllocationHandle, Known)> = Vec::new();
-        for _ in 0..600 {
+        for _ in 0..rounds(600) {
             match random.below(8) {
                 0..=2 => {
                     let all = small_graph();
@@ -265,10 +265,6 @@ fn while_others_look(stays: &[(AllocationHandle, Known)], change: impl FnOnce())
     });
 }
 
-fn few(many: u64) -> u64 {
-    if cfg!(miri) { many / 100 } else { many }
-}
-
 #[test]
 fn what_stays_is_found_while_everything_around_it_changes() {
     for kind in [TWO_VIEWS, MPROTECT] {
@@ -296,7 +292,7 @@ fn what_stays_is_found_while_everything_around_it_changes() {
         while_others_look(&stays, || {
             let mut random = Random::new(seed());
             let mut live = Vec::new();
-            for step in 0..few(20_000) {
+            for step in 0..rounds(20_000) {
                 let mut segments = small_graph();
                 segments[0].content_size = 1 + random.below(400);
                 let (graph, _) = take(&manager, &segments, dylib(7 + random.below(40)), 0);
@@ -330,7 +326,7 @@ fn managers_come_and_go_while_others_look() {
     });
     let stays: Vec<_> = stays.collect();
     while_others_look(&stays, || {
-        for _ in 0..few(400) {
+        for _ in 0..rounds(400) {
             let other = manager(TWO_VIEWS, Options::default()).unwrap();
             let (graph, known) = take(&other, &small_graph(), 5, 6);
             let handle = graph.finalize([]).unwrap();
