@@ -703,6 +703,7 @@ TABLES = {
     "features": lambda _, folder: table_of(folder, "features.md"),
     "unwind": lambda _, folder: table_of(folder, "unwind.md"),
     "throws": lambda _, folder: table_of(folder, "throws.md"),
+    "images": lambda _, folder: table_of(folder, "image.md"),
     "beside": lambda run, _: beside(run),
 }
 # What was not drawn or written, and why.
