@@ -174,6 +174,8 @@ findInLibrary(llvm::orc::ExecutorProcessControl &EPC, const std::string &Path, c
 
 /// The release of LLVM that the host is compiled against.
 constexpr const char *LLVMRelease = LLVM_VERSION_STRING;
+/// Its first number.
+constexpr unsigned LLVMMajor = LLVM_VERSION_MAJOR;
 
 /// Whether LLJIT links by JITLink where the host chooses nothing; before, by RuntimeDyld for ELF on
 /// x86-64.

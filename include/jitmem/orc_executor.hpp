@@ -17,10 +17,10 @@
 #define JITMEM_ORC_EXECUTOR_HPP
 
 #include "../jitmem.h"
+#include "orc_compat.hpp"
 #include "orc_error.hpp"
 
 #include <llvm/ADT/StringMap.h>
-#include <llvm/Config/llvm-config.h>
 #include <llvm/ExecutionEngine/Orc/Shared/ExecutorAddress.h>
 #include <llvm/ExecutionEngine/Orc/TargetProcess/ExecutorBootstrapService.h>
 #include <llvm/Support/Error.h>
@@ -93,8 +93,8 @@ struct Supervision {
 struct ServeOptions {
   /// What is published beside the services' own names, or in place of them.
   llvm::StringMap<llvm::orc::ExecutorAddr> Symbols;
-  /// The controller's LLVM, 14 to 22.
-  uint32_t LLVMVersion = LLVM_VERSION_MAJOR;
+  /// The controller's LLVM, 14 to 22: this program's own, if nothing else is said.
+  uint32_t LLVMVersion = detail::LLVMMajor;
   /// libstdc++, libgcc_s and libm are never loaded.
   bool COnly = false;
   /// Linked code runs in a process of its own, which is replaced when it ends. None: in this one.
