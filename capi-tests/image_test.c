@@ -218,12 +218,7 @@ static void an_image_runs_in_another_process(void **state) {
   assert_int_equal(status_of_executor(executor), 0);
 }
 
-// ---- system calls ----
-
-// What a traced child does, between two calls that do nothing.
-static void mark(void) { (void)!syscall(SYS_getppid); }
-
-enum { SMALL_IMAGES = 2, IMAGES, LARGE_SIZE = 3 << 19 };
+enum { LARGE_SIZE = 3 << 19 };
 
 // An image of so much code that it takes a chunk of its own, and a large file.
 static void store_large_image(const char *path) {
@@ -249,6 +244,87 @@ static void load_large_image(const char *path, const jitmem_manager *manager) {
   OK(jitmem_image_finalize(image, NULL, 0, &allocation, error));
   jitmem_image_free(image);
 }
+
+// ---- groups ----
+
+enum { MEMBERS = 4 };
+
+// The number of the file whose pages a process has at an address.
+static uint64_t file_at(pid_t process, uint64_t address) {
+  char path[64], line[512];
+  snprintf(path, sizeof path, "/proc/%d/maps", (int)process);
+  FILE *maps = fopen(path, "r");
+  assert_non_null(maps);
+  unsigned long long start, end, file = 0;
+  while (fgets(line, sizeof line, maps) != NULL)
+    if (sscanf(line, "%llx-%llx %*s %*s %*s %llu", &start, &end, &file) == 3 && start <= address &&
+        address < end)
+      break;
+  fclose(maps);
+  return file;
+}
+
+static void messages_of(void *ctx, const jitmem_group_executor *executor) {
+  uint64_t *most = ctx;
+  *most = executor->messages > *most ? executor->messages : *most;
+}
+
+static void an_image_is_loaded_once_for_a_group(void **state) {
+  struct fixture *fixture = *state;
+  struct image_file file = image_file("image-group"), large = image_file("image-group-large");
+  store_image(fixture->manager, file.path, 10);
+  store_large_image(large.path);
+  struct executor executors[MEMBERS];
+  jitmem_new_executor members[MEMBERS] = {0};
+  jitmem_transport *transports[MEMBERS];
+  for (size_t i = 0; i < MEMBERS; i++) {
+    // Forks of this program, which have what is imported at the same address.
+    executors[i] = start_executor(NULL);
+    OK(jitmem_transport_socket(executors[i].socket, &transports[i], error));
+    members[i].transport = transports[i];
+  }
+  jitmem_mapper *mapper = NULL;
+  jitmem_manager *manager = NULL;
+  OK(jitmem_mapper_group(members, MEMBERS, NULL, &mapper, error));
+  OK(jitmem_manager_create(mapper, NULL, &manager, error));
+  jitmem_image *image = open_image(file.path);
+  uint64_t addresses[2], allocation = link_image(image, manager, (uintptr_t)&elsewhere);
+  expect_exports(image, addresses);
+  const uint64_t pages = file_at(executors[0].process, addresses[0]);
+  assert_true(pages != 0);
+  for (size_t i = 0; i < MEMBERS; i++) {
+    int32_t answer = 0;
+    OK(call_int(transports[i], addresses[0], 2, &answer, error));
+    assert_int_equal(answer, 42);
+    assert_int_equal(file_at(executors[i].process, addresses[0]), pages);
+  }
+
+  // Content goes into pages that all have, and not into messages.
+  uint64_t before = 0, after = 0;
+  const uint64_t chunks = stats_of(manager).chunks;
+  OK(jitmem_mapper_executors(mapper, messages_of, &before, error));
+  load_large_image(large.path, manager);
+  OK(jitmem_mapper_executors(mapper, messages_of, &after, error));
+  assert_in_range(after - before, 1, stats_of(manager).chunks - chunks + 1);
+
+  jitmem_image_free(image);
+  deallocate(manager, allocation);
+  jitmem_manager_free(manager);
+  jitmem_mapper_free(mapper);
+  for (size_t i = 0; i < MEMBERS; i++) {
+    jitmem_transport_free(transports[i]);
+    assert_int_equal(status_of_executor(executors[i]), 0);
+  }
+  unlink(file.path);
+  unlink(large.path);
+}
+
+// ---- system calls ----
+
+// What a traced child does, between two calls that do nothing.
+static void mark(void) { (void)!syscall(SYS_getppid); }
+
+enum { SMALL_IMAGES = 2, IMAGES };
 
 static void open_link_and_run(const char *path, const char *large) {
   jitmem_mapper *mapper = NULL;
@@ -491,6 +567,7 @@ int main(void) {
       EACH(actions_of_the_host_run_with_it),
       TWO_VIEWS(without_frames_none_are_registered),
       cmocka_unit_test(an_image_runs_in_another_process),
+      TWO_VIEWS(an_image_is_loaded_once_for_a_group),
       TWO_VIEWS(an_image_takes_few_system_calls),
       TWO_VIEWS(files_are_refused_by_name),
       TWO_VIEWS(graphs_are_refused_by_name),
