@@ -194,6 +194,20 @@ static void end_by(const struct session *session, uint64_t function, int32_t arg
         call_int(session->transport, function, argument, &answer, error));
 }
 
+// What is said of a crash. Valgrind does not survive a signal that is raised once more: there
+// linked code exits.
+static const char *crashed(void) {
+  return under_valgrind() ? "has exited with code 11"
+                          : "was killed by signal 11 (SIGSEGV) at address 0x40";
+}
+
+static void crash(const struct session *session, const struct linked *linked) {
+  if (under_valgrind())
+    end_by(session, ADDRESS_OF(leave), 11, crashed());
+  else
+    end_by(session, linked->fault, 64, crashed());
+}
+
 // Another process has taken the place of one, for the nth time: with all as it was finalized.
 static void has_gone_on(struct session *session, const struct linked *linked, int restarts,
                         const char *reason) {
@@ -221,8 +235,8 @@ static void a_session_goes_on_however_its_process_ends(void **state) {
   count_on(&session, &linked);
   assert_int_equal(answer_of(&session, linked.counted, 0), FIRST + 2);
 
-  end_by(&session, linked.fault, 64, "killed by signal 11 (SIGSEGV) at address 0x40");
-  has_gone_on(&session, &linked, 1, "SIGSEGV");
+  crash(&session, &linked);
+  has_gone_on(&session, &linked, 1, crashed());
 
   const pid_t child = answer_of(&session, ADDRESS_OF(who), 0);
   assert_true(child != process && answer_of(&session, ADDRESS_OF(its_parent), 0) != process);
@@ -245,10 +259,12 @@ static void a_session_goes_on_however_its_process_ends(void **state) {
 
 static void what_ends_too_often_is_an_error_of_the_host(void **state) {
   (void)state;
+  char words[200];
+  snprintf(words, sizeof words, "%s; no other one takes its place: 1 have ended within 3600 s",
+           crashed());
   const struct host host = {.supervision = supervise(1, 0),
                             .status = JITMEM_DISCONNECTED,
-                            .words = "was killed by signal 11 (SIGSEGV) at address 0x40; no other "
-                                     "one takes its place: 1 have ended within 3600 s",
+                            .words = words,
                             .other_words = "allow more restarts"};
   int sockets[2];
   pid_t process = start_host(&host, sockets, COUNT(sockets));
@@ -257,9 +273,9 @@ static void what_ends_too_often_is_an_error_of_the_host(void **state) {
     struct session session;
     connect_to(&session, sockets[i]);
     const struct linked linked = link_functions(&session);
-    end_by(&session, linked.fault, 64, "SIGSEGV");
-    has_gone_on(&session, &linked, 1, "SIGSEGV");
-    end_by(&session, linked.fault, 64, "SIGSEGV");
+    crash(&session, &linked);
+    has_gone_on(&session, &linked, 1, crashed());
+    crash(&session, &linked);
     int32_t answer;
     FAILS(JITMEM_DISCONNECTED, "have ended within 3600 s",
           call_int(session.transport, linked.counted, 0, &answer, error));
@@ -324,8 +340,8 @@ static void each_process_is_prepared(void **state) {
   const struct linked linked = link_functions(&session);
   for (int restarts = 1; restarts <= 3; restarts++) {
     assert_int_equal(answer_of(&session, ADDRESS_OF(opens_files), 0), 0);
-    end_by(&session, linked.fault, 64, "SIGSEGV");
-    has_gone_on(&session, &linked, restarts, "SIGSEGV");
+    crash(&session, &linked);
+    has_gone_on(&session, &linked, restarts, crashed());
   }
   assert_int_equal(atomic_load(&together->prepared), 4);
   disconnect(&session);
@@ -401,8 +417,8 @@ static void handlers_of_the_host(void **state) {
   struct session session;
   connect_to(&session, socket);
   const struct linked linked = link_functions(&session);
-  end_by(&session, linked.fault, 64, "SIGSEGV");
-  has_gone_on(&session, &linked, 1, "SIGSEGV");
+  crash(&session, &linked);
+  has_gone_on(&session, &linked, 1, crashed());
   assert_int_equal(answer_of(&session, ADDRESS_OF(print), 42), 2);
   disconnect(&session);
   end_host(process);
@@ -461,8 +477,8 @@ static void several_sessions_of_one_host(void **state) {
     connect_to(&sessions[i], ends.ours[i]);
   for (int i = 0; i < TOGETHER; i++) {
     const struct linked linked = link_functions(&sessions[i]);
-    end_by(&sessions[i], linked.fault, 64, "SIGSEGV");
-    has_gone_on(&sessions[i], &linked, 1, "SIGSEGV");
+    crash(&sessions[i], &linked);
+    has_gone_on(&sessions[i], &linked, 1, crashed());
   }
   for (int i = 0; i < TOGETHER; i++)
     disconnect(&sessions[i]);
