@@ -296,7 +296,8 @@ check-stopped: setup stage ## an executor that is stopped for a minute goes on w
 .PHONY: check-supervise
 check-supervise: setup ## an executor whose linked code is killed a thousand times goes on, with 2,000 graphs
 	$(call headline,an executor whose linked code is killed a thousand times)
-	JITMEM_TEST_RESTARTS=1000 cargo test --locked --release -p jitmem-executor --test supervised -- --nocapture
+	JITMEM_TEST_RESTARTS=1000 cargo test --locked --release -p jitmem-executor --test supervised -- --nocapture \
+	  a_child_that_is_killed_is_replaced
 
 .PHONY: check-cgroup
 check-cgroup: setup stage ## --memory and --tasks by control groups, in a virtual machine

@@ -63,9 +63,10 @@ fn a_child_that_is_killed_is_replaced_with_all_that_is_linked() {
     assert_eq!(now, messages, "no message goes for a restart");
     becomes(&descriptors, || host.descriptors());
     becomes(&mapped, || host.mapped());
-    // The C library keeps some stacks of threads that have ended, and their heaps.
+    // Of threads that have ended the C library keeps stack and guard, heap and what that grows into; four more may
+    // have been there at a time than before.
     let now = host.stacks_and_heaps();
-    assert!(now <= anonymous + 16, "{now} after {anonymous}");
+    assert!(now <= anonymous + 4 * 4, "{now} after {anonymous}");
     times.sort();
     let part = |part: usize| times[(times.len() - 1) * part / 100];
     println!(
