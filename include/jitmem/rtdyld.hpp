@@ -44,8 +44,12 @@ public:
   /// `Dylib` is the number of what refers to its own code and data, all of which lies in one
   /// window: a JITDylib or an engine. With 0 that holds where the manager has one window, as it
   /// does by default.
-  explicit RTDyldMemoryManager(jitmem_manager *Manager, uint64_t Dylib = 0)
-      : Manager(Manager), Dylib(Dylib) {
+  ///
+  /// `ConstantsWithCode`: constants share pages with code and are executable like it. With two
+  /// views the process has two mappings fewer for each chunk of constants.
+  explicit RTDyldMemoryManager(jitmem_manager *Manager, uint64_t Dylib = 0,
+                               bool ConstantsWithCode = false)
+      : Manager(Manager), Dylib(Dylib), ConstantsWithCode(ConstantsWithCode) {
     jitmem_stats Stats = {};
     Stats.struct_size = sizeof(Stats);
     Copies = jitmem_manager_stats(Manager, &Stats, nullptr) == JITMEM_OK &&
@@ -73,17 +77,17 @@ public:
   void reserveAllocationSpace(uintptr_t CodeSize, Alignment CodeAlign, uintptr_t RODataSize,
                               Alignment RODataAlign, uintptr_t RWDataSize,
                               Alignment RWDataAlign) override {
-    jitmem_segment Segments[3] = {};
+    Part Parts[3];
     size_t Count = 0;
     auto Add = [&](uintptr_t Size, Alignment Align, uint32_t Protection) {
       if (Size != 0)
-        Segments[Count++] = segment(Size, bytes(Align), Protection);
+        Parts[Count++] = {Size, bytes(Align), Protection};
     };
     Add(CodeSize, CodeAlign, Code);
     Add(RODataSize, RODataAlign, Constants);
     Add(RWDataSize, RWDataAlign, Data);
     // Without it each section is an allocation, and the one that is refused is named.
-    jitmem_error_free(allocate(Segments, Count));
+    jitmem_error_free(allocate(Parts, Count));
   }
 
   uint8_t *allocateCodeSection(uintptr_t Size, unsigned Align, unsigned,
@@ -148,7 +152,13 @@ private:
     Data = JITMEM_PROT_READ | JITMEM_PROT_WRITE
   };
 
-  /// A segment that sections are being put into.
+  /// What an allocation is asked for.
+  struct Part {
+    uint64_t Size, Align;
+    uint32_t Protection;
+  };
+
+  /// A part of a segment that sections are being put into.
   struct Block {
     uint32_t Protection;
     /// Where the linker writes, and where the manager wants its content.
@@ -163,12 +173,8 @@ private:
   static uint64_t bytes(uint64_t Align) { return Align ? Align : 1; }
   static uint64_t bytes(llvm::Align Align) { return Align.value(); }
 
-  static jitmem_segment segment(uint64_t Size, uint64_t Align, uint32_t Protection) {
-    jitmem_segment S = {};
-    S.content_size = Size;
-    S.alignment = Align;
-    S.protection = Protection;
-    return S;
+  static uint64_t alignTo(uint64_t Offset, uint64_t Align) {
+    return (Offset + Align - 1) & ~(Align - 1);
   }
 
   void fail(jitmem_error *E, const std::string &What) {
@@ -178,32 +184,50 @@ private:
   }
 
   /// NULL, or why there is no such memory.
-  jitmem_error *allocate(const jitmem_segment *Segments, size_t Count) {
+  jitmem_error *allocate(const Part *Parts, size_t Count) {
     if (Count == 0)
       return nullptr;
+    jitmem_segment Segments[3] = {};
+    // Where each part lies.
+    struct {
+      size_t Segment;
+      uint64_t Offset;
+    } Places[3];
+    size_t Used = 0;
+    for (size_t I = 0; I != Count; ++I) {
+      const Part &P = Parts[I];
+      uint32_t Protection = ConstantsWithCode && P.Protection == Constants ? Code : P.Protection;
+      if (Used == 0 || Segments[Used - 1].protection != Protection)
+        Segments[Used++].protection = Protection;
+      jitmem_segment &S = Segments[Used - 1];
+      Places[I] = {Used - 1, alignTo(S.content_size, P.Align)};
+      S.content_size = Places[I].Offset + P.Size;
+      S.alignment = std::max(S.alignment, P.Align);
+    }
     jitmem_segment_memory Memory[3];
     uint64_t Handle;
     jitmem_error *E = nullptr;
-    if (jitmem_manager_allocate(Manager, Segments, Count, Dylib, Memory, &Handle, &E) != JITMEM_OK)
+    if (jitmem_manager_allocate(Manager, Segments, Used, Dylib, Memory, &Handle, &E) != JITMEM_OK)
       return E;
     Pending.push_back(Handle);
     for (size_t I = 0; I != Count; ++I) {
-      auto *Content = static_cast<uint8_t *>(Memory[I].working_memory);
+      const jitmem_segment_memory &M = Memory[Places[I].Segment];
+      uint64_t Address = M.address + Places[I].Offset;
+      auto *Content = static_cast<uint8_t *>(M.working_memory) + Places[I].Offset;
       uint8_t *Written = Content;
       // The manager frees its buffers at finalize, and RuntimeDyld knows the sections of earlier
       // objects by where they were written.
-      if (Copies && reinterpret_cast<uintptr_t>(Content) != Memory[I].address)
-        Written = keep(Segments[I].content_size, Segments[I].alignment);
+      if (Copies && reinterpret_cast<uintptr_t>(Content) != Address)
+        Written = keep(Parts[I].Size, Parts[I].Align);
       if (Written)
-        Blocks.push_back({Segments[I].protection, Written, Content, Memory[I].address,
-                          Segments[I].content_size, 0});
+        Blocks.push_back({Parts[I].Protection, Written, Content, Address, Parts[I].Size, 0});
     }
     return nullptr;
   }
 
   uint8_t *place(uint64_t Size, uint64_t Align, uint32_t Protection) {
     for (Block &B : Blocks) {
-      uint64_t Offset = ((B.Address + B.Used + Align - 1) & ~(Align - 1)) - B.Address;
+      uint64_t Offset = alignTo(B.Address + B.Used, Align) - B.Address;
       if (B.Protection != Protection || Offset > B.Size || Size > B.Size - Offset)
         continue;
       B.Used = Offset + Size;
@@ -218,8 +242,8 @@ private:
     Size = std::max<uint64_t>(Size, 1); // each section has an address of its own
     if (uint8_t *Placed = place(Size, Align, Protection))
       return Placed;
-    jitmem_segment S = segment(Size, Align, Protection);
-    jitmem_error *E = allocate(&S, 1);
+    Part Alone = {Size, Align, Protection};
+    jitmem_error *E = allocate(&Alone, 1);
     if (!E)
       return place(Size, Align, Protection);
     fail(E, "section " + Name.str() + " of " + std::to_string(Size) + " bytes");
@@ -237,6 +261,7 @@ private:
 
   jitmem_manager *Manager;
   uint64_t Dylib;
+  bool ConstantsWithCode;
   /// Its mapper copies content at finalize.
   bool Copies;
   std::vector<uint64_t> Pending;

@@ -18,6 +18,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <string>
 #include <sys/mman.h>
@@ -43,6 +44,18 @@ size_t mappings() {
   for (std::string Line; std::getline(Maps, Line);)
     ++Count;
   return Count;
+}
+
+// What an address may be used for: "r-xp".
+std::string permissions(uint64_t Address) {
+  std::ifstream Maps("/proc/self/maps");
+  for (std::string Line; std::getline(Maps, Line);) {
+    char *End;
+    uint64_t First = std::strtoull(Line.c_str(), &End, 16);
+    if (First <= Address && Address < std::strtoull(End + 1, &End, 16))
+      return std::string(End + 1, 4);
+  }
+  return "";
 }
 
 // `i32 @Name()` that returns Value.
@@ -233,6 +246,31 @@ TEST_P(RTDyld, ExceptionsPassThroughSeveralObjects) {
   auto *Catch = reinterpret_cast<int (*)(int)>(static_cast<uintptr_t>(find(*J, "catchProblem")));
   EXPECT_EQ(Catch(42), 1042);
   EXPECT_EQ(callAddress(find(*J, "framesUnwound")), 1);
+}
+
+TEST_P(RTDyld, ConstantsLieWithCodeIfTheHostSaysSo) {
+  for (bool WithCode : {false, true}) {
+    J = session(
+        [=] { return std::make_unique<jitmem::RTDyldMemoryManager>(Manager, 0, WithCode); });
+    addModule(*J, [](LLVMContext &Context) {
+      auto M = functionReadingCounter(Context, "read");
+      auto *Constant = M->getGlobalVariable("counter");
+      Constant->setInitializer(ConstantInt::get(Type::getInt32Ty(Context), 41));
+      Constant->setConstant(true);
+      Constant->setAlignment(Align(256));
+      return M;
+    });
+    EXPECT_EQ(callAddress(find(*J, "read")), 41);
+    uint64_t Constant = find(*J, "counter");
+    EXPECT_EQ(Constant % 256, 0U);
+    EXPECT_EQ(permissions(Constant).substr(0, 3), WithCode ? "r-x" : "r--");
+    for (const char *Source : {"throws.cpp", "passes.cpp", "catches.cpp"})
+      add(*J, Source);
+    auto *Catch = reinterpret_cast<int (*)(int)>(static_cast<uintptr_t>(find(*J, "catchProblem")));
+    EXPECT_EQ(Catch(42), 1042);
+    EXPECT_EQ(stats().in_flight, 0U);
+    J.reset();
+  }
 }
 
 TEST_P(RTDyld, ARefusedSectionFailsTheLookupWithItsReason) {
