@@ -5,10 +5,11 @@
 #include "layers.h"
 
 #include <jitmem/orc_layer.hpp>
-#include <jitmem/orc_listener.hpp>
+#include <jitmem/rtdyld.hpp>
 
 #include <llvm/ExecutionEngine/Orc/LLJIT.h>
 #include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
+#include <llvm/ExecutionEngine/SectionMemoryManager.h>
 #include <llvm/Support/raw_ostream.h>
 
 #include <atomic>
@@ -29,21 +30,24 @@ struct CurrentManager {
 struct OwnManager {
   friend constexpr auto member(OwnManager);
 };
-struct Loaded {
-  friend constexpr auto member(Loaded);
+struct LinkingLayer {
+  friend constexpr auto member(LinkingLayer);
 };
-struct Emitted {
-  friend constexpr auto member(Emitted);
+struct GetManager {
+  friend constexpr auto member(GetManager);
 };
-struct Listeners {
-  friend constexpr auto member(Listeners);
+#if LLVM_VERSION_MAJOR >= 17
+struct OwnMapper {
+  friend constexpr auto member(OwnMapper);
 };
+template struct Expose<OwnMapper, &SectionMemoryManager::OwnedMMapper>;
+#endif
 template struct Expose<CurrentManager, &ExecutorProcessControl::MemMgr>;
 template struct Expose<OwnManager, &SelfExecutorProcessControl::OwnedMemMgr>;
-template struct Expose<Loaded, &RTDyldObjectLinkingLayer::NotifyLoaded>;
-template struct Expose<Emitted, &RTDyldObjectLinkingLayer::NotifyEmitted>;
-template struct Expose<Listeners, &RTDyldObjectLinkingLayer::EventListeners>;
+template struct Expose<LinkingLayer, &LLJIT::ObjLinkingLayer>;
+template struct Expose<GetManager, &RTDyldObjectLinkingLayer::GetMemoryManager>;
 
+/// Those that use jitmem.
 std::atomic<uint64_t> Layers{0};
 
 /// The one manager of this process: its layers share pages. It stays until the process ends, since
@@ -97,37 +101,20 @@ const char *giveManager(ExecutorProcessControl &EPC) {
   return nullptr;
 }
 
-/// A JITLink layer in place of RuntimeDyld's.
-Expected<std::unique_ptr<ObjectLinkingLayer>>
-createLayer(ExecutionSession &ES, std::unique_ptr<jitmem::orc::MemoryManager> MM = nullptr) {
-  auto Layer = jitmem::orc::createObjectLayer(ES, std::move(MM));
-  if (Layer) {
-    // RuntimeDyld takes what an object says of its symbols more lightly than JITLink.
-    (*Layer)->setOverrideObjectFlagsWithResponsibilityFlags(true);
-    (*Layer)->setAutoClaimResponsibilityForObjectSymbols(true);
-    ++Layers;
-  }
-  return Layer;
-}
-
-/// What a builder's creator has made, or a layer of JITLink's in its place.
-Expected<std::unique_ptr<ObjectLayer>> replace(std::unique_ptr<ObjectLayer> Made,
-                                               ExecutionSession &ES) {
-  auto *Old = dyn_cast<RTDyldObjectLinkingLayer>(Made.get());
-  if (!Old) {
-    ++Layers;
-    return Made;
-  }
-  if (!isLLVMs(Old) || Old->*member(Loaded()) || Old->*member(Emitted()))
-    return Made; // the host is told what RuntimeDyld does, which JITLink does not do
-  auto New = createLayer(ES);
-  if (!New)
-    return New.takeError();
-  for (auto *Listener : Old->*member(Listeners()))
-    (*New)->addPlugin(std::make_unique<jitmem::orc::ListenerPlugin>(*Listener));
-  // Its destructor does not do so. The base is private, past which only this cast goes.
-  ES.deregisterResourceManager((ResourceManager &)*Old);
-  return std::move(*New);
+/// Whether a manager is LLVM's SectionMemoryManager over LLVM's own mapper.
+bool isSectionManager(const RuntimeDyld::MemoryManager &MM) {
+  static const SectionMemoryManager &One = *new SectionMemoryManager;
+  if (*reinterpret_cast<void *const *>(&MM) != *reinterpret_cast<void *const *>(&One))
+    return false; // another class
+#if LLVM_VERSION_MAJOR >= 17
+  return (static_cast<const SectionMemoryManager &>(MM).*member(OwnMapper())) != nullptr;
+#else
+  // The last member refers to the mapper, and a reference can't be named so.
+  auto Mapper = [](const RuntimeDyld::MemoryManager &Of) {
+    return reinterpret_cast<void *const *>(&static_cast<const SectionMemoryManager &>(Of) + 1)[-1];
+  };
+  return Mapper(MM) == Mapper(One);
+#endif
 }
 
 } // namespace
@@ -143,26 +130,38 @@ const char *jitmem_preload_configure(void *builder_state) {
     State.EPC = std::move(*Made);
   }
   auto &EPC = State.ES ? State.ES->getExecutorProcessControl() : *State.EPC;
-  if (const char *Why = giveManager(EPC))
+  return giveManager(EPC);
+}
+
+const char *jitmem_preload_adopt(void *layer) {
+  auto *Layer = dyn_cast<RTDyldObjectLinkingLayer>(static_cast<ObjectLayer *>(layer));
+  if (!Layer)
+    return nullptr;
+  const char *Why;
+  auto *Manager = manager(&Why);
+  auto &Get = Layer->*member(GetManager());
+  if (!Manager)
     return Why;
-  auto Create = std::move(State.CreateObjectLinkingLayer);
-#if LLVM_VERSION_MAJOR >= 21
-  State.CreateObjectLinkingLayer =
-      [Create](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
-    if (!Create)
-      return createLayer(ES);
-    auto Made = Create(ES);
-#else
-  State.CreateObjectLinkingLayer =
-      [Create](ExecutionSession &ES,
-               const Triple &Target) -> Expected<std::unique_ptr<ObjectLayer>> {
-    if (!Create)
-      return createLayer(ES);
-    auto Made = Create(ES, Target);
-#endif
-    return Made ? replace(std::move(*Made), ES) : std::move(Made);
+  // All that a layer links lies in one window, for which jitmem wants a number of it.
+  Get = [Former = std::move(Get), Manager, Number = reinterpret_cast<uintptr_t>(Layer),
+         New = std::make_shared<std::atomic<bool>>(true)](
+            auto &&...Object) mutable -> std::unique_ptr<RuntimeDyld::MemoryManager> {
+    auto Made = Former(Object...);
+    if (!Made || !isSectionManager(*Made))
+      return Made;
+    if (New->exchange(false))
+      ++Layers;
+    // Fewer mappings than with constants in pages of their own.
+    return std::make_unique<jitmem::RTDyldMemoryManager>(Manager, Number, true);
   };
   return nullptr;
+}
+
+const char *jitmem_preload_made(void *jit) {
+  auto *Layer = (static_cast<LLJIT *>(jit)->*member(LinkingLayer())).get();
+  if (Layer && isa<ObjectLinkingLayer>(Layer))
+    ++Layers;
+  return Layer ? jitmem_preload_adopt(Layer) : nullptr;
 }
 
 void *jitmem_preload_layer(void *session, const char **why) {
@@ -174,21 +173,14 @@ void *jitmem_preload_layer(void *session, const char **why) {
   auto *Manager = manager(why);
   if (!Manager)
     return nullptr;
-  auto Layer = createLayer(ES, jitmem::orc::MemoryManager::CreateOver(Manager));
-  if (Layer)
+  auto Layer = jitmem::orc::createObjectLayer(ES, jitmem::orc::MemoryManager::CreateOver(Manager));
+  if (Layer) {
+    ++Layers;
     return static_cast<ObjectLayer *>(Layer->release());
+  }
   static const std::string &Error = *new std::string(toString(Layer.takeError()));
   *why = Error.c_str();
   return nullptr;
-}
-
-int jitmem_preload_listen(void *layer, void *listener) {
-  auto *Layer = dyn_cast<ObjectLinkingLayer>(static_cast<ObjectLayer *>(layer));
-  if (!Layer)
-    return 0;
-  Layer->addPlugin(
-      std::make_unique<jitmem::orc::ListenerPlugin>(*static_cast<JITEventListener *>(listener)));
-  return 1;
 }
 
 void jitmem_preload_figures(jitmem_preload_report *report) {

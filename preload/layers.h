@@ -23,16 +23,19 @@ struct jitmem_preload_report {
   const char *mapper;
 };
 
-/// Makes a builder (`LLJITBuilderState *`) use jitmem, if it links into this process. Returns why
-/// it does not, or NULL; the text stays.
+/// Has JITLink layers that are made for a builder (`LLJITBuilderState *`) use jitmem, if it links
+/// into this process. Returns why they do not, or NULL; the text stays.
 const char *jitmem_preload_configure(void *builder_state);
 
-/// A layer for an `ExecutionSession *` as LLVMOrcObjectLayerRef; NULL: what `why` says.
-void *jitmem_preload_layer(void *session, const char **why);
+/// Has a layer of RuntimeDyld's (LLVMOrcObjectLayerRef) use jitmem where it would use LLVM's
+/// SectionMemoryManager; leaves any other layer as it is. Returns why not, or NULL.
+const char *jitmem_preload_adopt(void *layer);
 
-/// Has a `JITEventListener *` told of what a layer links. Returns 0 if the layer is none of
-/// JITLink's, to which this does nothing.
-int jitmem_preload_listen(void *layer, void *listener);
+/// The same for the layer of an `LLJIT *` that has just been made.
+const char *jitmem_preload_made(void *jit);
+
+/// A JITLink layer for an `ExecutionSession *` as LLVMOrcObjectLayerRef; NULL: what `why` says.
+void *jitmem_preload_layer(void *session, const char **why);
 
 void jitmem_preload_figures(struct jitmem_preload_report *report);
 

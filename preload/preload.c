@@ -29,8 +29,9 @@
 
 static struct {
   __typeof__(&jitmem_preload_configure) configure;
+  __typeof__(&jitmem_preload_adopt) adopt;
+  __typeof__(&jitmem_preload_made) made;
   __typeof__(&jitmem_preload_layer) layer;
-  __typeof__(&jitmem_preload_listen) listen;
   __typeof__(&jitmem_preload_figures) figures;
 } part;
 /// Why the program stays with LLVM's memory; empty if it does not, or has not made a JIT.
@@ -110,7 +111,8 @@ static void load_part(void) {
     return;
   }
   *(void **)&part.layer = dlsym(library, "jitmem_preload_layer");
-  *(void **)&part.listen = dlsym(library, "jitmem_preload_listen");
+  *(void **)&part.made = dlsym(library, "jitmem_preload_made");
+  *(void **)&part.adopt = dlsym(library, "jitmem_preload_adopt");
   *(void **)&part.figures = dlsym(library, "jitmem_preload_figures");
   *(void **)&part.configure = dlsym(library, "jitmem_preload_configure");
 }
@@ -131,19 +133,24 @@ static bool ready(const void *function) {
   return part.configure != NULL;
 }
 
-static void configure(const void *function, void *builder_state) {
-  const char *why = ready(function) && builder_state ? part.configure(builder_state) : NULL;
+static void stays(const char *what, const char *why) {
   if (why)
-    step_aside("a JIT of it stays as it is: %s", why);
+    step_aside("%s of it stays as it is: %s", what, why);
 }
 
-/// A layer of jitmem's, or NULL.
-static void *layer(const void *function, void *session) {
-  const char *why = NULL;
-  void *made = ready(function) ? part.layer(session, &why) : NULL;
-  if (why)
-    step_aside("a layer of it stays as it is: %s", why);
-  return made;
+/// What was loaded for the caller's LLVM is asked before a JIT is made, and after that.
+static bool configure(const void *function, void *builder_state) {
+  if (!builder_state || !ready(function))
+    return false;
+  const char *why = part.configure(builder_state);
+  stays("a JIT", why);
+  return !why;
+}
+
+static void *adopted(const void *function, void *layer) {
+  if (layer && ready(function))
+    stays("a layer", part.adopt(layer));
+  return layer;
 }
 
 // The functions in front of LLVM's. Under their own names they would be declared by no header.
@@ -159,8 +166,10 @@ static void *layer(const void *function, void *session) {
   void function(void *self, void *state, void *error) IN_FRONT_OF(name);                           \
   void function(void *self, void *state, void *error) {                                            \
     void (*real)(void *, void *, void *) = (void (*)(void *, void *, void *))NEXT(name, function); \
-    configure((const void *)real, state);                                                          \
+    bool ours = configure((const void *)real, state);                                              \
     real(self, state, error);                                                                      \
+    if (ours)                                                                                      \
+      stays("a JIT", part.made(self));                                                             \
   }
 CONSTRUCTOR(lljit_complete, LLJIT("C1"))
 CONSTRUCTOR(lljit_base, LLJIT("C2"))
@@ -173,47 +182,39 @@ void *create_lljit(void **result, void *builder) {
       (void *(*)(void **, void *))NEXT("LLVMOrcCreateLLJIT", create_lljit);
   if (!builder) // LLVM makes one itself then, inside its library
     builder = ((void *(*)(void))NEXT("LLVMOrcCreateLLJITBuilder", create_lljit))();
-  configure((const void *)real, builder);
-  return real(result, builder);
+  bool ours = configure((const void *)real, builder);
+  void *failed = real(result, builder);
+  if (ours && !failed)
+    stays("a JIT", part.made(*result));
+  return failed;
 }
 
 #define RTDYLD "LLVMOrcCreateRTDyldObjectLinkingLayerWithSectionMemoryManager"
 void *create_rtdyld(void *session) IN_FRONT_OF(RTDYLD);
 void *create_rtdyld(void *session) {
   void *(*real)(void *) = (void *(*)(void *))NEXT(RTDYLD, create_rtdyld);
-  void *made = layer((const void *)real, session);
-  return made ? made : real(session);
+  return adopted((const void *)real, real(session));
 }
 
 void *create_rtdyld_reserving(void *session, int reserve) IN_FRONT_OF(RTDYLD "ReserveAlloc");
 void *create_rtdyld_reserving(void *session, int reserve) {
   void *(*real)(void *, int) =
       (void *(*)(void *, int))NEXT(RTDYLD "ReserveAlloc", create_rtdyld_reserving);
-  void *made = layer((const void *)real, session);
-  return made ? made : real(session, reserve);
+  return adopted((const void *)real, real(session, reserve));
 }
 
 #define JITLINK "LLVMOrcCreateObjectLinkingLayerWithInProcessMemoryManager"
 void *create_jitlink(void **result, void *session) IN_FRONT_OF(JITLINK);
 void *create_jitlink(void **result, void *session) {
   void *(*real)(void **, void *) = (void *(*)(void **, void *))NEXT(JITLINK, create_jitlink);
-  void *made = layer((const void *)real, session);
+  const char *why = NULL;
+  void *made = ready((const void *)real) ? part.layer(session, &why) : NULL;
+  stays("a layer", why);
   if (!made)
     return real(result, session);
   *result = made;
   return NULL;
 }
-
-#define LISTEN(function, name)                                                                     \
-  void function(void *layer, void *listener) IN_FRONT_OF(name);                                    \
-  void function(void *layer, void *listener) {                                                     \
-    void (*real)(void *, void *) = (void (*)(void *, void *))NEXT(name, function);                 \
-    if (!part.listen || !part.listen(layer, listener))                                             \
-      real(layer, listener);                                                                       \
-  }
-LISTEN(register_listener, "LLVMOrcRTDyldObjectLinkingLayerRegisterJITEventListener")
-LISTEN(register_listener_cpp, "_ZN4llvm3orc24RTDyldObjectLinkingLayer24registerJITEventListener"
-                              "ERNS_16JITEventListenerE")
 
 /// Whether a module has LLVM in it, by a message of report_fatal_error.
 static bool contains_llvm(const struct dl_phdr_info *module) {

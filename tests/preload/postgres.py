@@ -25,12 +25,16 @@ CALLS = ("mmap", "munmap", "mprotect")
 OPEN = 10
 #: How often the two backends take turns.
 ROUNDS = 10
-#: Most mappings that a backend has for jitmem's sake where no jitted code is there, however many queries it
-#: has run: five of a window, two of each of the preload's files, and what its records and malloc take.
+#: Shared mappings of a window: its code, for running and for writing.
+WINDOW_SHARED = 2
+#: Most mappings that a backend has for jitmem's sake where no jitted code is there, however many queries it has run: three of
+#: a window, five of the preload's files, two of records, and by how many those of other files differ around them.
 OWN_MAPPINGS = 14
-#: Most memory in KiB that a backend has for jitmem's sake, likewise: 460 of the preload's files, 140 of its
-#: own, and by how much what two backends have of the same files differs.
-OWN_RESIDENT = 1280
+#: Most memory in KiB of what nothing lies behind that a backend has for jitmem's sake, likewise, and of the preload's files.
+OWN_ANONYMOUS = 256
+OWN_FILES = 1024
+#: By how many KiB two backends of one server differ in what they have of the same files.
+FILES_DIFFER = 640
 JIT = "set jit=on; set jit_above_cost=0"
 #: Inlining reads PostgreSQL's bitcode, which takes more calls and time than all that is measured.
 WHOLE = "set jit_optimize_above_cost=0; set jit_inline_above_cost=0"
@@ -121,8 +125,12 @@ class Session:
         proc = pathlib.Path(f"/proc/{self.pid}")
         kib = dict(re.findall(r"^(\w+):\s+(\d+) kB$", (proc / "status").read_text(), re.M))
         pss = re.search(r"^Pss:\s+(\d+) kB$", (proc / "smaps_rollup").read_text(), re.M)[1]
-        counts = kib["VmRSS"], kib["RssFile"], kib["RssAnon"], pss, (proc / "maps").read_text().count("\n")
-        return dict(zip(("Rss KiB", "of files", "anonymous", "Pss KiB", "mappings"), map(int, counts)))
+        maps = re.findall(r"^[\da-f]+-[\da-f]+ \S\S\S(.).*?(/?[^ ]*)$[^\0]*?^Rss: +(\d+) kB$", (proc / "smaps").read_text(), re.M)
+        own = sum(int(resident) for _, file, resident in maps if re.search(r"/(libjitmem-)?llvm-\d+\.so$", file))
+        shared = sum(kind == "s" for kind, *_ in maps)
+        counts = kib["VmRSS"], kib["RssFile"], own, kib["RssAnon"], pss, len(maps), shared
+        names = "Rss KiB", "of files", "jitmem's", "anonymous", "Pss KiB", "mappings", "shared"
+        return dict(zip(names, map(int, counts)))
 
     def processor_seconds(self):
         """What the backend has computed for."""
@@ -276,7 +284,11 @@ def faults(figures, told, reports):
         failed.append(f"jitmem: {called} memory-mapping calls, more than 1 % of stock's {stock_called}")
     if ours["mappings"] > theirs["mappings"] + OWN_MAPPINGS:
         failed.append("jitmem: mappings that are not those of its window and files")
-    if ours["Rss KiB"] > theirs["Rss KiB"] + OWN_RESIDENT:
+    if ours["shared"] > theirs["shared"] + WINDOW_SHARED:
+        failed.append("jitmem: more than one chunk of code, or a chunk of constants")
+    if ours["of files"] - ours["jitmem's"] > theirs["of files"] + FILES_DIFFER:
+        failed.append("jitmem: more of PostgreSQL's and LLVM's files than stock has")
+    if ours["anonymous"] > theirs["anonymous"] + OWN_ANONYMOUS or ours["jitmem's"] > OWN_FILES:
         failed.append("jitmem: memory that is not that of its files and records")
     if ours[f"{OPEN} open"] > theirs[f"{OPEN} open"]:
         failed.append("jitmem: more mappings than stock where jitted code is there")
