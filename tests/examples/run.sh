@@ -45,6 +45,7 @@ printf '%s\n' "${projects[@]}" | xargs -P "$(nproc)" -I '{}' bash -c 'build_logg
 set -x
 cd ..
 cargo run --quiet --locked -p jitmem-rust-example -- "$executor"
+export CARGO_PROFILE_DEV_DEBUG=false
 for example in dynasm cranelift; do
   cargo run --quiet --locked --manifest-path examples/$example/Cargo.toml --target-dir "$work/rust"
 done
