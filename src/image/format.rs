@@ -109,6 +109,7 @@ impl SlotValue {
         }
     }
 
+    #[inline]
     pub(super) fn from_parts(kind: u32, number: u32) -> Option<SlotValue> {
         let from = kind >> KIND_BITS;
         Some(match (kind & ((1 << KIND_BITS) - 1), from) {
@@ -131,38 +132,7 @@ impl SlotValue {
         })
     }
 
-    /// The symbol that it says where it is.
-    pub(super) fn symbol(self) -> Option<u32> {
-        match self {
-            SlotValue::Import(symbol)
-            | SlotValue::ImportRelative32(symbol)
-            | SlotValue::ImportRelative64(symbol)
-            | SlotValue::ImportDistance64 { symbol, .. } => Some(symbol),
-            _ => None,
-        }
-    }
-
-    /// The segment that it says where it is.
-    pub(super) fn segment(self) -> Option<u32> {
-        match self {
-            SlotValue::Absolute64(segment)
-            | SlotValue::Relative32(segment)
-            | SlotValue::Relative64(segment)
-            | SlotValue::Distance64 { segment, .. } => Some(segment),
-            _ => None,
-        }
-    }
-
-    /// The segment, other than the slot's own place, from whose start it counts.
-    pub(super) fn from(self) -> Option<u32> {
-        match self {
-            SlotValue::Distance64 { from, .. } | SlotValue::ImportDistance64 { from, .. } => {
-                Some(from)
-            }
-            _ => None,
-        }
-    }
-
+    #[inline]
     pub(super) fn size(self) -> u64 {
         match self {
             SlotValue::Relative32(_) | SlotValue::ImportRelative32(_) => 4,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! From a file to an allocation.
 
-use super::format::{ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, SlotValue};
+use super::format::{ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, Slot, SlotValue};
 use super::key::Key;
 use super::read::{Checked, check};
 use super::recorder::of_file;
@@ -192,58 +192,64 @@ impl Image {
         let first = self.tables.contents.first();
         let head = first.map_or(self.file.len(), |content| content.start);
         let (head, contents) = self.file.split_at_mut(head);
+        let mut starts_of_contents = [0; MOST_SEGMENTS];
+        for (start, content) in starts_of_contents.iter_mut().zip(&self.tables.contents) {
+            *start = content.start - head.len();
+        }
         for slot in self.tables.slots(head) {
             let Place { segment, offset } = slot.place;
             let address = start_of(segment) + u64::from(offset);
-            let target = match (slot.value.symbol(), slot.value.segment()) {
-                (Some(symbol), _) => symbols[symbol as usize],
-                (_, Some(segment)) => start_of(segment),
-                (None, None) => 0,
+            let symbol = |symbol: u32| symbols[symbol as usize];
+            // What the value is, and what is taken from it.
+            let (target, origin) = match slot.value {
+                SlotValue::Import(number) => (symbol(number), 0),
+                SlotValue::Absolute64(segment) => (start_of(segment), 0),
+                SlotValue::Relative32(segment) | SlotValue::Relative64(segment) => {
+                    (start_of(segment), address)
+                }
+                SlotValue::ImportRelative32(number) | SlotValue::ImportRelative64(number) => {
+                    (symbol(number), address)
+                }
+                SlotValue::Distance64 { segment, from } => (start_of(segment), start_of(from)),
+                SlotValue::ImportDistance64 {
+                    symbol: number,
+                    from,
+                } => (symbol(number), start_of(from)),
+                SlotValue::RelativeFixed64 => (0, address),
             };
-            let value = target.wrapping_add_signed(slot.addend);
-            let distance = value.wrapping_sub(address);
-            let start = self.tables.contents[segment as usize].start - head.len();
-            let start = start + offset as usize;
-            let bytes = &mut contents[start..][..slot.value.size() as usize];
-            match slot.value {
-                SlotValue::Import(_) | SlotValue::Absolute64(_) => {
-                    bytes.copy_from_slice(&value.to_le_bytes());
+            let value = target.wrapping_add_signed(slot.addend).wrapping_sub(origin);
+            let start = starts_of_contents[segment as usize] + offset as usize;
+            match slot.value.size() {
+                4 => {
+                    let near = i32::try_from(value as i64);
+                    let near = near.map_err(|_| self.tables.too_far(slot, address, value))?;
+                    contents[start..][..4].copy_from_slice(&near.to_le_bytes());
                 }
-                SlotValue::Distance64 { from, .. } | SlotValue::ImportDistance64 { from, .. } => {
-                    bytes.copy_from_slice(&value.wrapping_sub(start_of(from)).to_le_bytes());
-                }
-                SlotValue::ImportRelative64(_)
-                | SlotValue::Relative64(_)
-                | SlotValue::RelativeFixed64 => {
-                    bytes.copy_from_slice(&distance.to_le_bytes());
-                }
-                SlotValue::ImportRelative32(symbol) => {
-                    let near = i32::try_from(distance as i64);
-                    let symbol = self.tables.symbols[symbol as usize];
-                    let near = near.map_err(|_| {
-                        let near = "place the window near it";
-                        let symbol = self.tables.name(symbol);
-                        too_far(address, distance as i64, &format!(" to {symbol}")).remedy(near)
-                    })?;
-                    bytes.copy_from_slice(&near.to_le_bytes());
-                }
-                SlotValue::Relative32(_) => {
-                    let near = i32::try_from(distance as i64);
-                    let near = near.map_err(|_| too_far(address, distance as i64, ""))?;
-                    bytes.copy_from_slice(&near.to_le_bytes());
-                }
+                _ => contents[start..][..8].copy_from_slice(&value.to_le_bytes()),
             }
         }
         Ok(())
     }
 }
 
-#[cold]
-fn too_far(address: u64, distance: i64, to: &str) -> Error {
-    let what = format!(
-        "link an image: {distance} bytes from {address:#x}{to} do not fit a distance of 4 bytes"
-    );
-    Error::new(Status::InvalidArgument, what)
+impl Checked {
+    #[cold]
+    fn too_far(&self, slot: Slot, address: u64, distance: u64) -> Error {
+        let distance = distance as i64;
+        let of_symbol = |to: &str| {
+            let what = format!(
+                "link an image: {distance} bytes from {address:#x}{to} do not fit a distance of 4 bytes"
+            );
+            Error::new(Status::InvalidArgument, what)
+        };
+        match slot.value {
+            SlotValue::ImportRelative32(symbol) => {
+                let symbol = self.name(self.symbols[symbol as usize]);
+                of_symbol(&format!(" to {symbol}")).remedy("place the window near it")
+            }
+            _ => of_symbol(""),
+        }
+    }
 }
 
 impl ImageSegment {

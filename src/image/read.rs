@@ -4,7 +4,7 @@
 
 use super::format::{
     EXPORT, FRAME, FrameSection, HEADER, ImageSegment, KEY_PART, LARGEST_ALIGNMENT, MAGIC,
-    PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot, SlotValue, VERSION,
+    MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot, SlotValue, VERSION,
 };
 use super::key::Key;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -255,6 +255,7 @@ fn segment(input: &mut Input<'_>) -> Result<ImageSegment> {
 
 fn slots(records: &[u8]) -> impl Iterator<Item = Option<Slot>> {
     records.chunks_exact(SLOT).map(|record| {
+        let record: &[u8; SLOT] = record.try_into().ok()?;
         let u32_at = |at: usize| Some(u32::from_le_bytes(record[at..at + 4].try_into().ok()?));
         Some(Slot {
             place: Place {
@@ -287,11 +288,16 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
             "the alignment of a segment is more than 1 GiB",
         ));
     }
-    let content = |place: Place| segments.get(place.segment as usize).map(|one| one.content);
+    let mut sizes = [0; MOST_SEGMENTS];
+    for (size, segment) in sizes.iter_mut().zip(segments) {
+        *size = segment.content.into();
+    }
     let inside = |place: Place, size: u64| {
-        let end = u64::from(place.offset) + size;
-        content(place).is_some_and(|content| end <= content.into())
+        let content = sizes.get(place.segment as usize);
+        content.is_some_and(|content| u64::from(place.offset) + size <= *content)
     };
+    let symbol = |number: u32| (number as usize) < tables.symbols.len();
+    let segment = |number: u32| (number as usize) < segments.len();
     let mut free = Place {
         segment: 0,
         offset: 0,
@@ -307,12 +313,24 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
         }
         free = slot.place;
         free.offset += size as u32;
-        let value = slot.value;
-        let unknown = |number: Option<u32>, known| number.is_some_and(|it| it as usize >= known);
-        if unknown(value.symbol(), tables.symbols.len())
-            || unknown(value.segment(), segments.len())
-            || unknown(value.from(), segments.len())
-        {
+        let known = match slot.value {
+            SlotValue::Import(number)
+            | SlotValue::ImportRelative32(number)
+            | SlotValue::ImportRelative64(number) => symbol(number),
+            SlotValue::Absolute64(number)
+            | SlotValue::Relative32(number)
+            | SlotValue::Relative64(number) => segment(number),
+            SlotValue::Distance64 {
+                segment: number,
+                from,
+            } => segment(number) && segment(from),
+            SlotValue::ImportDistance64 {
+                symbol: number,
+                from,
+            } => symbol(number) && segment(from),
+            SlotValue::RelativeFixed64 => true,
+        };
+        if !known {
             return Err(inconsistent(
                 "a slot names no symbol or segment that is there",
             ));
