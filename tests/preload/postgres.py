@@ -32,7 +32,8 @@ WINDOW_SHARED = 2
 OWN_MAPPINGS = 14
 #: Most memory in KiB of what nothing lies behind that a backend has for jitmem's sake, likewise, and of the preload's files.
 OWN_ANONYMOUS = 256
-OWN_FILES = 1024
+#: The functions that are linked together are those of link-time optimization; without it nearly all files are resident.
+OWN_FILES = 1536 if os.environ.get("CARGO_PROFILE_RELEASE_LTO") == "off" else 1024
 #: By how many KiB two backends of one server differ in what they have of the same files.
 FILES_DIFFER = 640
 JIT = "set jit=on; set jit_above_cost=0"
