@@ -32,11 +32,13 @@ fn only_what_has_data_is_told() {
         deallocate(&manager, &[allocated.handle]).unwrap();
     };
     cycle(&small_graph());
+    // Where caches have to be maintained the executor is told of code as well.
+    let of_code = if cfg!(target_arch = "aarch64") { 10 } else { 0 };
     let before = messages();
     (0..10).for_each(|_| cycle(&code));
-    assert_eq!(messages(), before);
+    assert_eq!(messages(), before + of_code);
     (0..10).for_each(|_| cycle(&small_graph()));
-    assert_eq!(messages(), before + 10);
+    assert_eq!(messages(), before + of_code + 10);
 }
 
 #[test]

@@ -40,6 +40,11 @@ struct Paper {
 }
 
 const INSTANCE: u64 = 7;
+
+fn page() -> u64 {
+    sys::page_size().bytes()
+}
+
 const NAMES: [&str; 6] = [
     "reserve_wrapper",
     "finalize_wrapper",
@@ -126,9 +131,10 @@ impl Transport for Paper {
 
 #[test]
 fn pages_of_one_reservation_take_the_segments() {
-    const BASE: u64 = 0x7f00_0000_3000;
+    let page = page();
+    let base = 0x7f00_0000_0000 + 3 * page;
     for generation in GENERATIONS {
-        let paper = Paper::new(generation, &[BASE]);
+        let paper = Paper::new(generation, &[base]);
         let manager = paper.manager(Options::default());
         let mut segments = [
             segment(5, 0, 1 << 16, Protection::READ_EXEC),
@@ -142,14 +148,15 @@ fn pages_of_one_reservation_take_the_segments() {
         let allocated = allocate(&manager, &segments).unwrap();
         let at = |index: usize| allocated.segments[index].address;
         // The smallest alignment first, each on pages of its own.
-        let data = BASE;
-        let constants = data + (1 << 20) + 0x1000;
-        let empty = constants + 0x2000;
+        let data = base;
+        let constants = data + (1 << 20) + page;
+        let constants_size = 4200u64.next_multiple_of(page);
+        let empty = constants + constants_size;
         assert_eq!([at(1), at(3), at(4)], [data, constants, 0]);
         assert_eq!(at(2), empty.next_multiple_of(1 << 13));
-        assert_eq!(at(0), (at(2) + 0x1000).next_multiple_of(1 << 16));
+        assert_eq!(at(0), (at(2) + page).next_multiple_of(1 << 16));
         let reserved = paper.reserved.lock()[0];
-        assert!(at(0) + 0x1000 <= BASE + reserved);
+        assert!(at(0) + page <= base + reserved);
         assert!(allocated.segments[4].working_memory.get().is_null());
         let stats = manager.stats();
         assert_eq!((stats.windows, stats.chunks), (1, 4));
@@ -178,15 +185,15 @@ fn pages_of_one_reservation_take_the_segments() {
             *paper.segments.lock(),
             [
                 (3, data, 3, b"abc".to_vec()),
-                (1 | lifetime, constants, 0x2000, vec![0; 4000]),
+                (1 | lifetime, constants, constants_size, vec![0; 4000]),
                 (3, at(2), 1, vec![]),
-                (5, at(0), 0x1000, b"code!".to_vec()),
+                (5, at(0), page, b"code!".to_vec()),
             ]
         );
         // What has served its time stays: the protocol frees all or nothing.
         assert_eq!(manager.stats().live, stats.live);
         deallocate(&manager, &[allocated.handle]).unwrap();
-        assert_eq!(paper.given_back(), [[BASE]]);
+        assert_eq!(paper.given_back(), [[base]]);
         let stats = manager.stats();
         assert_eq!(
             (stats.live, stats.reserved, stats.windows, stats.span),
@@ -198,10 +205,11 @@ fn pages_of_one_reservation_take_the_segments() {
 
 #[test]
 fn something_lies_at_the_start_of_every_reservation() {
-    const BASE: u64 = 0x7f00_0000_3000;
     const ALIGNED: u64 = 0x7f00_0001_0000;
+    let page = page();
+    let base = 0x7f00_0000_0000 + 3 * page;
     for generation in GENERATIONS {
-        let paper = Paper::new(generation, &[BASE, ALIGNED, BASE]);
+        let paper = Paper::new(generation, &[base, ALIGNED, base]);
         let manager = paper.manager(Options::default());
         let installed = |segments: &[Segment]| {
             let handle = allocate(&manager, segments).unwrap().handle;
@@ -211,12 +219,12 @@ fn something_lies_at_the_start_of_every_reservation() {
             sent
         };
         let code = [segment(1, 0, 1 << 16, Protection::READ_EXEC)];
-        let there = (5, ALIGNED, 0x1000, vec![0]);
-        let filler = (1, BASE, 0x1000, vec![]);
+        let there = (5, ALIGNED, page, vec![0]);
+        let filler = (1, base, page, vec![]);
         assert_eq!(installed(&code), [filler.clone(), there.clone()]);
         assert_eq!(installed(&code), [there]);
         assert_eq!(installed(&[]), [filler]);
-        assert_eq!(paper.given_back(), [[BASE], [ALIGNED], [BASE]]);
+        assert_eq!(paper.given_back(), [[base], [ALIGNED], [base]]);
     }
 }
 
@@ -314,9 +322,9 @@ const PAGE: [Segment; 1] = [Segment {
 #[test]
 fn what_is_live_is_in_reach_of_itself() {
     const MIDDLE: u64 = 0x7f00_0000_0000;
-    let highest = MIDDLE + REACH - 0x1000;
-    let lowest = MIDDLE + 0x1000 - REACH;
-    let bases = [MIDDLE, highest + 0x1000, highest, lowest, lowest, highest];
+    let highest = MIDDLE + REACH - page();
+    let lowest = MIDDLE + page() - REACH;
+    let bases = [MIDDLE, highest + page(), highest, lowest, lowest, highest];
     let paper = Paper::new(Generation::Initialize, &bases);
     let manager = paper.manager(Options::default());
     let middle = allocate(&manager, &PAGE).unwrap().handle;
@@ -326,7 +334,7 @@ fn what_is_live_is_in_reach_of_itself() {
         assert!(error.message().contains("load libjitmem.so"), "{error}");
         assert_eq!(paper.given_back(), [[base]]);
     };
-    refused(highest + 0x1000);
+    refused(highest + page());
     let high = allocate(&manager, &PAGE).unwrap().handle;
     assert_eq!(manager.stats().span, REACH);
     refused(lowest);
@@ -334,7 +342,7 @@ fn what_is_live_is_in_reach_of_itself() {
     let low = allocate(&manager, &PAGE).unwrap().handle;
     paper.given_back();
     refused(highest);
-    assert_eq!(manager.stats().reserved, 0x2000);
+    assert_eq!(manager.stats().reserved, 2 * page());
     assert_eq!(manager.stats().failures, 3);
     for handle in [low, middle] {
         wait(|done| manager.core.abandon(handle, done)).unwrap();
@@ -345,8 +353,8 @@ fn what_is_live_is_in_reach_of_itself() {
 #[test]
 fn what_is_live_is_in_reach_of_branches_if_the_host_chose_that() {
     const MIDDLE: u64 = 0x7f00_0000_0000;
-    let last = MIDDLE + BRANCH_REACH - 0x1000;
-    let paper = Paper::new(Generation::Initialize, &[MIDDLE, last + 0x1000, last]);
+    let last = MIDDLE + BRANCH_REACH - page();
+    let paper = Paper::new(Generation::Initialize, &[MIDDLE, last + page(), last]);
     let manager = paper.manager(Options {
         window_size: BRANCH_REACH,
         ..Options::default()
@@ -383,7 +391,7 @@ fn each_jitdylib_is_in_reach_of_itself_if_the_host_chose_that() {
     // What belongs to none refers to nothing.
     allocate(0).unwrap();
     allocate(2).unwrap();
-    assert_eq!(manager.stats().span, 0x1000);
+    assert_eq!(manager.stats().span, page());
 }
 
 #[test]
@@ -590,7 +598,7 @@ fn a_quota_counts_reservations_under_way() {
     let manager = over(
         &executor,
         Options {
-            quota: Some(0x5000),
+            quota: Some(5 * page()),
             ..Options::default()
         },
     );
