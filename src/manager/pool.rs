@@ -648,11 +648,11 @@ impl Pool {
         // So that a group that goes on with little gets chunks of a size that is kept.
         self.next_size = (u64::from(chunk.size) / CHUNK_FACTOR).max(first);
         let (start, size) = self.usable(&chunk);
-        let removed = self.ranges.remove_region(start, size);
-        debug_assert!(
-            removed || chunk.forks.is_going(),
-            "an empty chunk is one free range"
-        );
+        if !self.ranges.remove_region(start, size) {
+            // One that goes has no ranges, or some that there was no room to note when they were frozen.
+            debug_assert!(chunk.forks.is_going(), "an empty chunk is one free range");
+            self.ranges.forget_region(region);
+        }
         chunk
     }
 

@@ -61,7 +61,10 @@ impl Pool {
     pub(in crate::manager) fn may_be_sparse(&self, region: RegionId) -> bool {
         let chunk = self.chunks[region as usize].as_ref();
         chunk.is_some_and(|chunk| {
-            chunk.discards == Discards::AllBut && chunk.held.is_none() && chunk.touched.count() > 0
+            chunk.discards == Discards::AllBut
+                && chunk.held.is_none()
+                && !chunk.forks.is_going()
+                && chunk.touched.count() > 0
         })
     }
 

@@ -11,13 +11,13 @@ fn manager(kind: Kind, options: Options) -> Result<Manager> {
 }
 
 /// A child that does its part once it is told to.
-struct Child {
+pub(super) struct Child {
     process: libc::pid_t,
     socket: UnixStream,
 }
 
 impl Child {
-    fn new(part: impl FnOnce() -> bool) -> Child {
+    pub(super) fn new(part: impl FnOnce() -> bool) -> Child {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         // SAFETY: the child does what is under test, and leaves by _exit.
         let process = unsafe { libc::fork() };
@@ -37,7 +37,7 @@ impl Child {
     }
 
     /// Lets it do its part, and says whether it could.
-    fn passes(mut self) -> bool {
+    pub(super) fn passes(mut self) -> bool {
         self.socket.write_all(&[0]).unwrap();
         let mut status = -1;
         // SAFETY: waits for our own child.
@@ -47,7 +47,7 @@ impl Child {
 }
 
 /// Runs a test in a process in which no other forks.
-fn alone(test: impl FnOnce()) {
+pub(super) fn alone(test: impl FnOnce()) {
     let run = || {
         test();
         true

@@ -2,6 +2,7 @@
 //! Windows that become empty while anything in them is being changed: whatever the order, those that are
 //! not needed are gone once nothing is under way.
 
+use super::forks::{Child, alone};
 use super::*;
 use crate::callback_queue::Delivery;
 use crate::mapper::{
@@ -38,6 +39,8 @@ struct Model {
     /// Requests without an answer.
     waiting: Mutex<usize>,
     depth: Mutex<usize>,
+    /// Processes that were forked and live; none are forked if this is.
+    children: Option<Mutex<Vec<Child>>>,
     /// Nothing is allocated any more.
     ending: Mutex<bool>,
     most_windows: Mutex<u64>,
@@ -117,6 +120,7 @@ impl Model {
 
     fn step(self: &Arc<Self>) {
         let ending = *self.ending.lock();
+        self.fork_or_end_one(ending);
         match self.below(8) {
             0..=2 if !ending => self.allocate(),
             3 => {
@@ -144,6 +148,21 @@ impl Model {
         }
     }
 
+    fn fork_or_end_one(&self, ending: bool) {
+        let Some(children) = &self.children else {
+            return;
+        };
+        match self.below(10) {
+            0 if !ending => children.lock().push(Child::new(|| true)),
+            1 => {
+                if let Some(child) = self.take_any(children) {
+                    assert!(child.passes());
+                }
+            }
+            _ => {}
+        }
+    }
+
     /// What other threads do before a call of the mapper goes on.
     fn others(self: &Arc<Self>) {
         if *self.depth.lock() >= DEEPEST {
@@ -155,6 +174,18 @@ impl Model {
             thread::scope(|scope| scope.spawn(|| self.step()).join().unwrap());
         }
         *self.depth.lock() -= 1;
+    }
+
+    /// What the processes that have ended saw goes too. The model refuses some of it.
+    fn give_all_back(&self) {
+        // Others do nothing meanwhile.
+        *self.depth.lock() = DEEPEST;
+        for _ in 0..20 {
+            let _ = self.manager().trim();
+            while let Some(answer) = self.take_any(&self.owed) {
+                answer();
+            }
+        }
     }
 
     fn is_quiet(&self) -> bool {
@@ -261,7 +292,7 @@ impl MemoryMapper for Interleaved {
     }
 }
 
-fn run(seed: u64, later: bool, discards: Discards) -> u64 {
+fn run(seed: u64, later: bool, discards: Discards, forking: bool) -> u64 {
     let model = Arc::new_cyclic(|weak| {
         let inner = InProcess::new(InProcessKind::TwoViews).unwrap();
         let mapper = Mapper::new(Interleaved {
@@ -284,6 +315,7 @@ fn run(seed: u64, later: bool, discards: Discards) -> u64 {
             owed: Mutex::default(),
             waiting: Mutex::default(),
             depth: Mutex::default(),
+            children: forking.then(Mutex::default),
             ending: Mutex::default(),
             most_windows: Mutex::default(),
         }
@@ -296,6 +328,11 @@ fn run(seed: u64, later: bool, discards: Discards) -> u64 {
     });
     let at = format!("seed {seed}, {later}, {discards:?}");
     assert!(ended, "{at}: {} requests wait", *model.waiting.lock());
+    if let Some(children) = &model.children {
+        let passes = |child: Child| assert!(child.passes());
+        children.lock().drain(..).for_each(passes);
+        model.give_all_back();
+    }
     let stats = model.manager().stats();
     assert_eq!(stats.windows, 1, "{at}: {stats:?}");
     *model.most_windows.lock()
@@ -308,7 +345,7 @@ fn windows_go_in_whatever_order_things_end() {
     for number in 0..ROUNDS {
         for later in [false, true] {
             for discards in [Discards::Pages, Discards::AllBut] {
-                most = most.max(run(seed.wrapping_add(number), later, discards));
+                most = most.max(run(seed.wrapping_add(number), later, discards, false));
             }
         }
     }
@@ -316,4 +353,16 @@ fn windows_go_in_whatever_order_things_end() {
         most > 2,
         "seed {seed}: no more than {most} windows at a time"
     );
+}
+
+#[test]
+fn processes_are_forked_in_the_middle_of_it() {
+    alone(|| {
+        let seed = seed();
+        for later in [false, true] {
+            for discards in [Discards::Pages, Discards::AllBut] {
+                run(seed, later, discards, true);
+            }
+        }
+    });
 }

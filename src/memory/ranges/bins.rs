@@ -54,6 +54,11 @@ impl Bins {
         }
     }
 
+    /// The first range of a region; none if it has none.
+    pub(super) fn first(&self, region: RegionId) -> u32 {
+        self.firsts.get(region as usize).copied().unwrap_or(NONE)
+    }
+
     /// The first free range of the first bin from `bin` on that has any.
     #[inline]
     pub(super) fn first_from(&self, bin: usize) -> Option<u32> {

@@ -153,7 +153,7 @@ impl Ranges {
 
     /// Shows the ranges of a region, by address.
     pub(crate) fn each_of(&self, region: RegionId, mut visit: impl FnMut(RangeOf)) {
-        let mut next = self.bins.firsts[region as usize];
+        let mut next = self.bins.first(region);
         while next != NONE {
             let node = self.node(next);
             visit(match node.is_free() {
@@ -169,7 +169,7 @@ impl Ranges {
 
     /// Hands out all free ranges of a region as a whole.
     pub(crate) fn take_region(&mut self, region: RegionId, out: &mut Vec<RangeId>) {
-        let mut next = self.bins.firsts[region as usize];
+        let mut next = self.bins.first(region);
         while next != NONE {
             if self.node(next).is_free() {
                 let size = self.free_size(next);
@@ -335,6 +335,7 @@ impl Ranges {
             let node = nodes.0.get(index);
             if node.start.load(Relaxed) == start && bins.size_of_free(nodes, node) == size {
                 bins.remove(nodes, node, size);
+                bins.firsts[node.region() as usize] = NONE;
                 self.free -= u64::from(size);
                 nodes.retire(index, node);
                 return true;
@@ -342,6 +343,27 @@ impl Ranges {
             index = node.link.load(Relaxed);
         }
         false
+    }
+
+    /// Removes the free ranges of a region. What else there is of it is never freed.
+    #[cold]
+    pub(crate) fn forget_region(&mut self, region: RegionId) {
+        let (nodes, bins) = (&*self.nodes, &mut self.bins);
+        let mut next = bins.first(region);
+        if next != NONE {
+            bins.firsts[region as usize] = NONE;
+        }
+        while next != NONE {
+            let node = nodes.0.get(next);
+            let after = node.after.load(Relaxed);
+            if node.is_free() {
+                let size = bins.size_of_free(nodes, node);
+                bins.remove(nodes, node, size);
+                self.free -= u64::from(size);
+                nodes.retire(next, node);
+            }
+            next = after;
+        }
     }
 
     #[inline]

@@ -61,6 +61,40 @@ fn a_region_of_exactly_the_size_serves_it() {
 }
 
 #[test]
+fn a_region_that_is_forgotten_hands_out_nothing() {
+    let mut ranges = ranges(16);
+    let of = |ranges: &Ranges, region| {
+        let (mut free, mut used) = (0, 0);
+        ranges.each_of(region, |range| match range {
+            RangeOf::Free { size, .. } => free += size,
+            RangeOf::Used(_) => used += 1,
+        });
+        (free, used)
+    };
+    ranges.add_region(0, 0, 0x1000);
+    ranges.add_region(1, 0x1000, 0x1000);
+    let handed: Vec<Handed> = (0..5).map(|_| ranges.allocate(0x100, 1).unwrap()).collect();
+    let one = handed[0].region;
+    for index in [0, 2, 4] {
+        ranges.free(handed[index].id);
+    }
+    assert_eq!(of(&ranges, one), (0xe00, 2));
+    assert!(!ranges.remove_region(handed[0].start, 0x1000));
+    ranges.forget_region(one);
+    assert_eq!(ranges.free_bytes(), 0x1000);
+    assert_eq!(of(&ranges, one), (0, 0));
+    while let Some(other) = ranges.allocate(0x100, 1) {
+        assert_ne!(other.region, one);
+    }
+    // Its number serves anew, and one that never had a region has no ranges.
+    ranges.add_region(one, 0x8000, 0x1000);
+    assert_eq!(of(&ranges, one), (0x1000, 0));
+    assert!(ranges.remove_region(0x8000, 0x1000));
+    assert_eq!(of(&ranges, one), (0, 0));
+    assert_eq!(of(&ranges, 9), (0, 0));
+}
+
+#[test]
 fn alignment_above_the_region_size_needs_luck() {
     let mut ranges = ranges(16);
     ranges.add_region(0, 0x10000, 0x1000);
