@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
@@ -625,6 +626,9 @@ static void one_that_does_not_answer_is_put_out(void **state) {
   assert_true(WIFSTOPPED(status));
   struct unit unit = link_unit(group.manager, 6);
   assert_int_equal(executors_of(&group), 2);
+  // The observer is told by another thread, maybe a moment later.
+  while (told.put_out == 0)
+    sched_yield();
   assert_int_equal(told.put_out, 1);
   check_unit(&group, 0, &lasting, 5);
   check_unit(&group, 1, &unit, 6);
