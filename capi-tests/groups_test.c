@@ -1,194 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
-// Groups: what is linked once runs in several executors. Executors are forked from this program, or
-// are our own program without address-space randomization.
+// Groups: what is linked once runs in several executors, which are forked from this program.
 
-#include "executor.h"
+#include "groups.h"
 
-#include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <sys/mman.h>
-#include <sys/personality.h>
-
-enum { MOST = 20 };
-
-// ---- groups ----
-
-// Events, and what is known of an executor by its number.
-struct group {
-  struct executor executors[MOST];
-  jitmem_transport *transports[MOST];
-  size_t count;
-  jitmem_mapper *mapper;
-  jitmem_manager *manager;
-};
-
-struct told {
-  atomic_int joined, removed, died, put_out;
-  atomic_int destroyed;
-};
-
-// Outlives groups, whose threads may tell of their end.
-static struct told told;
-
-static void tell(void *ctx, const jitmem_group_event *event) {
-  struct told *events = ctx;
-  if (event->struct_size < sizeof *event || event->name == NULL)
-    abort();
-  if ((event->reason == NULL) !=
-      (event->change == JITMEM_GROUP_JOINED || event->change == JITMEM_GROUP_REMOVED))
-    abort();
-  switch (event->change) {
-  case JITMEM_GROUP_JOINED:
-    events->joined++;
-    break;
-  case JITMEM_GROUP_REMOVED:
-    events->removed++;
-    break;
-  case JITMEM_GROUP_DIED:
-    events->died++;
-    break;
-  default:
-    events->put_out++;
-  }
-}
-
-static void told_all(void *ctx) { ((struct told *)ctx)->destroyed++; }
-
-// In an executor, its place in the group.
-static int place_here;
-
-static size_t add_place(struct group *group, struct executor executor) {
-  size_t place = group->count++;
-  assert_true(place < MOST);
-  group->executors[place] = executor;
-  // The transport has the socket from here on, and closes it in executors that are forked later.
-  OK(jitmem_transport_socket(executor.socket, &group->transports[place], error));
-  return place;
-}
-
-// Many executors and few processors take their time.
-static void be_patient(void) { alarm(600); }
-
-static void start_one(struct group *group, void (*before)(void)) {
-  place_here = (int)group->count;
-  add_place(group, start_executor(before != NULL ? before : be_patient));
-}
-
-static void make_mapper(struct group *group) {
-  jitmem_new_executor executors[MOST] = {0};
-  memset(&told, 0, sizeof told);
-  for (size_t i = 0; i < group->count; i++)
-    executors[i].transport = group->transports[i];
-  const jitmem_group_observer observer = {
-      .struct_size = sizeof observer, .fn = tell, .ctx = &told, .destroy = told_all};
-  OK(jitmem_mapper_group(executors, group->count, &observer, &group->mapper, error));
-  assert_int_equal(told.joined, group->count);
-}
-
-static void start_group(struct group *group, size_t count, void (*before)(void)) {
-  *group = (struct group){0};
-  for (size_t i = 0; i < count; i++)
-    start_one(group, before);
-  make_mapper(group);
-  OK(jitmem_manager_create(group->mapper, NULL, &group->manager, error));
-}
-
-static uint64_t join_with(struct group *group, size_t place) {
-  const jitmem_new_executor executor = {.transport = group->transports[place],
-                                        .name = "the late one"};
-  uint64_t number = 0;
-  OK(jitmem_mapper_add_executor(group->mapper, &executor, &number, error));
-  return number;
-}
-
-static void end_executor(struct group *group, size_t place) {
-  jitmem_transport_free(group->transports[place]);
-  group->transports[place] = NULL;
-  status_of_executor(group->executors[place]);
-}
-
-static void end_group(struct group *group) {
-  jitmem_manager_free(group->manager);
-  jitmem_mapper_free(group->mapper);
-  for (size_t i = 0; i < group->count; i++)
-    if (group->transports[i] != NULL)
-      end_executor(group, i);
-}
-
-static void count_one(void *ctx, const jitmem_group_executor *executor) {
-  assert_true(executor->struct_size >= sizeof *executor && executor->messages > 0);
-  ++*(size_t *)ctx;
-}
-
-static size_t executors_of(const struct group *group) {
-  size_t count = 0;
-  OK(jitmem_mapper_executors(group->mapper, count_one, &count, error));
-  return count;
-}
-
-// The mapper's threads find the end of an executor by themselves.
-static void wait_for_executors(const struct group *group, size_t count) {
-  const struct timespec moment = {.tv_nsec = 1000000};
-  for (int looks = 0; looks < 60000 && executors_of(group) != count; looks++)
-    nanosleep(&moment, NULL);
-  assert_int_equal(executors_of(group), count);
-}
-
-// ---- what is linked ----
-
-enum { CODE, CONSTANT, DATA, PARTS };
-
-// A counter of its own, code that counts, code that reads it, and code that reads a constant.
-struct unit {
-  struct graph graph;
-  uint64_t count, read, constant;
-};
-
-static const jitmem_segment unit_segments[PARTS] = {
-    {.content_size = 128, .alignment = 64, .protection = RX},
-    {.content_size = 16, .alignment = 16, .protection = R},
-    {.content_size = 4, .zero_fill_size = 60, .alignment = 16, .protection = RW},
-};
-
-static void emit_unit(struct unit *unit, uint32_t value) {
-  const jitmem_segment_memory *memory = unit->graph.memory;
-  char *code = memory[CODE].working_memory;
-  unit->count = memory[CODE].address;
-  unit->read = memory[CODE].address + 32;
-  unit->constant = memory[CODE].address + 64;
-  emit_counting_wrapper(code, unit->count, memory[DATA].address);
-  emit_load(code + 32, unit->read, memory[DATA].address);
-  emit_load(code + 64, unit->constant, memory[CONSTANT].address);
-  memcpy(memory[CONSTANT].working_memory, &value, sizeof value);
-  memcpy(memory[DATA].working_memory, &value, sizeof value);
-}
-
-static struct unit link_unit(const jitmem_manager *manager, uint32_t value) {
-  struct unit unit = {.graph = allocate(manager, unit_segments, PARTS)};
-  emit_unit(&unit, value);
-  finalize(manager, unit.graph.handle);
-  return unit;
-}
-
-static int32_t call_in(const struct group *group, size_t place, uint64_t address) {
-  int32_t answer = -1;
-  OK(call_int(group->transports[place], address, 0, &answer, error));
-  return answer;
-}
-
-static void count_in(const struct group *group, size_t place, const struct unit *unit) {
-  OK(jitmem_transport_call(group->transports[place], unit->count, NULL, 0, NULL, NULL, error));
-}
-
-static void check_unit(const struct group *group, size_t place, const struct unit *unit,
-                       uint32_t value) {
-  assert_int_equal(call_in(group, place, unit->read), value);
-  assert_int_equal(call_in(group, place, unit->constant), value);
-}
 
 static double seconds(void) {
   struct timespec now;
@@ -283,7 +100,7 @@ static void one_link_serves_any_number(void **state) {
     // The controller has it too. A page may be rounded in each mapping.
     assert_true(share <= resident / (counts[c] + 1) + 16 * KIB);
     end_group(&group);
-    assert_int_equal(told.destroyed, 1);
+    wait_until_told(&told.destroyed, 1);
   }
   free(units);
 }
@@ -487,7 +304,7 @@ static void any_may_be_killed_at_any_moment(void **state) {
   }
   end_load(&load, threads);
   assert_int_equal(load.failed, 0);
-  assert_int_equal(told.died, COUNT_OF - 1);
+  wait_until_told(&told.died, COUNT_OF - 1);
   assert_int_equal(call_in(&group, 4, done_address()), 0);
   // With the last one all is at an end, as with one executor.
   assert_int_equal(kill(group.executors[4].process, SIGKILL), 0);
@@ -596,7 +413,7 @@ static void one_that_tells_lies_is_put_out(void **state) {
       deallocate(group.manager, unit.graph.handle);
     }
     assert_int_equal(executors_of(&group), 2);
-    assert_int_equal(told.died + told.put_out, 1);
+    wait_until_told(&told.lost, 1);
     struct unit unit = link_unit(group.manager, 9);
     for (size_t place = 0; place < 3; place += 2) {
       check_unit(&group, place, &lasting, 5);
@@ -626,123 +443,12 @@ static void one_that_does_not_answer_is_put_out(void **state) {
   assert_true(WIFSTOPPED(status));
   struct unit unit = link_unit(group.manager, 6);
   assert_int_equal(executors_of(&group), 2);
-  // The observer is told by another thread, maybe a moment later.
-  while (told.put_out == 0)
-    sched_yield();
-  assert_int_equal(told.put_out, 1);
+  wait_until_told(&told.put_out, 1);
   check_unit(&group, 0, &lasting, 5);
   check_unit(&group, 1, &unit, 6);
   kill(group.executors[2].process, SIGKILL);
   end_group(&group);
 }
-
-// ---- unrelated executors ----
-
-// Our own program, at addresses that are the same each time, or not.
-static struct executor start_unrelated(int random) {
-  const char *path = getenv("JITMEM_EXECUTOR");
-  assert_non_null(path);
-  int before = personality(0xffffffff);
-  if (!random)
-    personality((unsigned long)before | ADDR_NO_RANDOMIZE);
-  struct executor executor = start_program(path);
-  personality((unsigned long)before);
-  return executor;
-}
-
-static void unrelated_ones_agree_or_are_refused(void **state) {
-  (void)state;
-  struct group group = {0};
-  if (personality(personality(0xffffffff) | ADDR_NO_RANDOMIZE) < 0) {
-    print_message("SKIPPED: address-space randomization can't be switched off here\n");
-    skip();
-  }
-  personality(0);
-  for (size_t i = 0; i < 3; i++)
-    add_place(&group, start_unrelated(0));
-  make_mapper(&group);
-  OK(jitmem_manager_create(group.mapper, NULL, &group.manager, error));
-  struct unit unit = link_unit(group.manager, 11);
-  count_in(&group, 1, &unit);
-  assert_int_equal(call_in(&group, 0, unit.read), 11);
-  assert_int_equal(call_in(&group, 1, unit.read), 12);
-  size_t late = add_place(&group, start_unrelated(0));
-  join_with(&group, late);
-  check_unit(&group, late, &unit, 11);
-  size_t elsewhere = add_place(&group, start_unrelated(1));
-  const jitmem_new_executor executor = {.transport = group.transports[elsewhere], .name = "stray"};
-  FAILS(JITMEM_UNSUPPORTED, "executor stray of the group: its service is at 0x",
-        jitmem_mapper_add_executor(group.mapper, &executor, NULL, error));
-  assert_int_equal(executors_of(&group), 4);
-  end_group(&group);
-}
-
-// In the second executor, what lies where others would have a window.
-static uint64_t taken_address;
-
-static void take(uint64_t address) {
-  address &= ~(page_size() - 1);
-  void *page = mmap(at(address), page_size(), PROT_NONE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-  // Or something is there already, or nothing can be.
-  MUST(page == at(address) || errno == EEXIST || errno == ENOMEM);
-}
-
-static void take_an_address(void) {
-  if (place_here == 1)
-    take(taken_address);
-}
-
-static void take_note_of_window(void *ctx, const jitmem_layout_item *item) {
-  if (item->kind == JITMEM_LAYOUT_WINDOW)
-    *(uint64_t *)ctx = item->address;
-}
-
-static void a_window_has_one_address_or_is_refused(void **state) {
-  (void)state;
-  struct group group;
-  start_group(&group, 1, NULL);
-  OK(jitmem_manager_layout(group.manager, take_note_of_window, &taken_address, error));
-  end_group(&group);
-  start_group(&group, 3, take_an_address);
-  jitmem_manager_options options = {.struct_size = sizeof options,
-                                    .placement = JITMEM_PLACEMENT_FIXED,
-                                    .address = taken_address,
-                                    .window_size = 64 * MIB};
-  jitmem_manager *manager = NULL;
-  FAILS(JITMEM_SYSTEM, "executor 2 of the group",
-        jitmem_manager_create(group.mapper, &options, &manager, error));
-  // What the others had reserved for it is free again.
-  OK(jitmem_mapper_remove_executor(group.mapper, 2, error));
-  OK(jitmem_manager_create(group.mapper, &options, &manager, error));
-  jitmem_manager_free(manager);
-  end_group(&group);
-}
-
-// More than there are tries, so that not each can choose.
-enum { MANY = 10 };
-
-// In the last one a page in each 128 MiB around the C library, so that no place for a window is
-// free there.
-static void take_what_is_near(void) {
-  if (place_here != MANY - 1)
-    return;
-  for (uint64_t distance = 128 * MIB; distance < 2 * GIB; distance += 128 * MIB) {
-    take((uintptr_t)getpid - distance);
-    take((uintptr_t)getpid + distance);
-  }
-}
-
-static void windows_go_where_all_have_room(void **state) {
-  (void)state;
-  struct group group;
-  start_group(&group, MANY, take_what_is_near);
-  struct unit unit = link_unit(group.manager, 2);
-  for (size_t place = 0; place < MANY; place++)
-    check_unit(&group, place, &unit, 2);
-  end_group(&group);
-}
-
 static void what_is_wrong_is_refused(void **state) {
   (void)state;
   struct group group;
@@ -767,6 +473,11 @@ static void what_is_wrong_is_refused(void **state) {
   FAILS(JITMEM_INVALID_ARGUMENT, "no group", jitmem_mapper_remove_executor(plain, 1, error));
   FAILS(JITMEM_INVALID_ARGUMENT, "no group",
         jitmem_mapper_add_executor(plain, &twice[0], NULL, error));
+  uint64_t numbers[2] = {0};
+  uint64_t *misaligned = (void *)((char *)numbers + 1);
+  FAILS(JITMEM_INVALID_ARGUMENT, "number at",
+        jitmem_mapper_add_executor(group.mapper, &twice[0], misaligned, error));
+  assert_int_equal(executors_of(&group), 1);
   jitmem_mapper_free(plain);
   end_group(&group);
 }
@@ -787,9 +498,6 @@ int main(void) {
       cmocka_unit_test(one_joins_and_one_is_removed_while_others_link),
       cmocka_unit_test(one_that_tells_lies_is_put_out),
       cmocka_unit_test(one_that_does_not_answer_is_put_out),
-      cmocka_unit_test(unrelated_ones_agree_or_are_refused),
-      cmocka_unit_test(a_window_has_one_address_or_is_refused),
-      cmocka_unit_test(windows_go_where_all_have_room),
       cmocka_unit_test(what_is_wrong_is_refused),
   };
   return at_rest(cmocka_run_group_tests_name("groups", tests, NULL, NULL));

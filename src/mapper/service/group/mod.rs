@@ -28,7 +28,7 @@ use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, MemFile, OwnerProcess};
 use crate::transport::disconnected;
 use crate::transport::limits::{Asked, Patience};
-use crate::wire::service::{FrameFunctions, Functions, Step};
+use crate::wire::service::{FrameFunctions, Functions};
 use initialize::Initializing;
 use member::{Common, Member, gather};
 use reserve::Reserving;
@@ -579,10 +579,7 @@ impl MemoryMapper for GroupMapper {
         let inner = Arc::clone(&self.inner);
         let release = |member: &Arc<Member>, done| {
             member.chunks.forget_within(window);
-            let range = window.into();
-            let late = self.inner.putting_out(member);
-            let done = member.in_time(Asked::Memory, done, late);
-            member.changes.make(Step::Release { range }, done);
+            self.inner.give_back(member, window, done);
         };
         let finished = move |answers: member::Answers<()>, delivery: &mut Delivery| {
             let mut result = Ok(());

@@ -2,8 +2,8 @@
 //! Reserving a window at one address in all executors of a group.
 //!
 //! One executor chooses the place and the others are asked for exactly that. Where one of them has something there,
-//! that one chooses another place, since it may have the least room, while the first choice is kept so that it is not
-//! chosen again.
+//! that one chooses another place, since it may have the least room. The executor that has chosen a place keeps it
+//! meanwhile, so that it does not choose it again, unless another one chooses a place that overlaps it.
 
 use super::member::{Answers, Member, gather};
 use super::{GroupChange, GroupWindow, Inner};
@@ -18,10 +18,14 @@ use crate::page::AddressRange;
 use crate::sys::MemFile;
 use crate::transport::limits::Asked;
 use crate::wire::service::{At, Reserve, ReservedAt, Step};
+use std::mem;
 use std::sync::Arc;
 
 /// How many places are tried.
-const MOST_PLACES: usize = 8;
+const MOST_PLACES: usize = 16;
+
+/// A place, and the executor that has it.
+type Kept = (Arc<Member>, AddressRange);
 
 /// What the steps hand on.
 pub(super) struct Reserving {
@@ -29,8 +33,9 @@ pub(super) struct Reserving {
     size: u64,
     least: u64,
     at: At,
-    /// Places that not all could have, each with the executor that keeps it meanwhile.
-    kept: Vec<(Arc<Member>, AddressRange)>,
+    /// How many places not all could have, and those that the executors that chose them keep meanwhile.
+    refusals: usize,
+    kept: Vec<Kept>,
     /// The one that could not have the last place.
     refused_by: Option<u64>,
     done: Completion<Reserved>,
@@ -68,6 +73,7 @@ impl Reserving {
             size,
             least,
             at,
+            refusals: 0,
             kept: Vec::new(),
             refused_by: None,
             done,
@@ -116,7 +122,7 @@ impl Reserving {
                     by,
                     index: self.group.unwinding.make_for_several(range),
                 };
-                self.spread(chosen, delivery);
+                self.make_room(chosen, delivery);
             }
             Err(error) => {
                 self.group.put_out(&by, GroupChange::PutOut, error);
@@ -144,6 +150,17 @@ impl Reserving {
         };
         check_window(reserved, self.size, &taken, self.group.layout.page_size)?;
         Ok(range)
+    }
+
+    /// Has the others give back what they keep where the place is.
+    fn make_room(mut self, chosen: Chosen, delivery: &mut Delivery) {
+        let kept = mem::take(&mut self.kept).into_iter();
+        let (overlapping, kept) = kept.partition(|(_, range)| range.overlaps(chosen.range));
+        self.kept = kept;
+        let group = Arc::clone(&self.group);
+        give_back_each(group, overlapping, delivery, move |delivery| {
+            self.spread(chosen, delivery);
+        });
     }
 
     /// Asks those for the place that do not have it.
@@ -223,11 +240,19 @@ impl Reserving {
         let Some(error) = refused else {
             return self.spread(chosen, delivery);
         };
-        have.iter().for_each(|member| release(member, chosen.range));
-        self.kept.push((chosen.by, chosen.range));
-        if matches!(self.at, At::Fixed { .. }) || self.kept.len() == MOST_PLACES {
-            let places = self.kept.len();
-            let start = chosen.range.start();
+        let (group, range) = (Arc::clone(&self.group), chosen.range);
+        let ask = move |member: &Arc<Member>, done| group.give_back(member, range, done);
+        self.refusals += 1;
+        self.kept.push((chosen.by, range));
+        gather(have, delivery, ask, move |_, delivery| {
+            self.refused(range, error, delivery);
+        });
+    }
+
+    /// A place that all have given back again but the one that keeps it.
+    fn refused(self, range: AddressRange, error: Error, delivery: &mut Delivery) {
+        let (start, places) = (range.start(), self.refusals);
+        if matches!(self.at, At::Fixed { .. }) || places == MOST_PLACES {
             let error = error.context(format_args!(
                 "reserve a window at {start:#x} in all executors of the group, {places} places tried"
             ));
@@ -236,12 +261,30 @@ impl Reserving {
         self.choose(delivery);
     }
 
+    /// Answers once all that was kept is free again, so that what is asked for next may lie there.
     fn finish(self, answer: Result<Reserved>, delivery: &mut Delivery) {
-        for (member, range) in &self.kept {
-            release(member, *range);
-        }
-        self.done.complete_with(answer, delivery);
+        let done = self.done;
+        give_back_each(self.group, self.kept, delivery, |delivery| {
+            done.complete_with(answer, delivery);
+        });
     }
+}
+
+/// Has each place given back, one after another, and goes on after the last.
+fn give_back_each(
+    group: Arc<Inner>,
+    mut places: Vec<Kept>,
+    delivery: &mut Delivery,
+    then: impl FnOnce(&mut Delivery) + Send + 'static,
+) {
+    let Some((member, range)) = places.pop() else {
+        return then(delivery);
+    };
+    let inner = Arc::clone(&group);
+    let free = Completion::with_delivery(move |_, delivery| {
+        give_back_each(group, places, delivery, then);
+    });
+    inner.give_back(&member, range, free);
 }
 
 /// A request for exactly a window that others have.
@@ -266,14 +309,19 @@ pub(super) fn wrong_place(window: AddressRange, answer: &ReservedAt) -> Error {
     )
 }
 
-fn release(member: &Member, range: AddressRange) {
-    let range = range.into();
-    member
-        .changes
-        .make(Step::Release { range }, Completion::new(|_| ()));
-}
-
 impl Inner {
+    /// Has an executor release a window.
+    pub(super) fn give_back(
+        self: &Arc<Self>,
+        member: &Arc<Member>,
+        window: AddressRange,
+        done: Completion<()>,
+    ) {
+        let range = window.into();
+        let done = member.in_time(Asked::Memory, done, self.putting_out(member));
+        member.changes.make(Step::Release { range }, done);
+    }
+
     /// Has executors look in the index of a window.
     fn show_index(
         self: &Arc<Self>,
