@@ -42,7 +42,7 @@ impl<T> Optional<T> {
 
     pub(super) fn set(self, value: T) {
         if let Some(place) = self.0 {
-            // SAFETY: aligned, and whoever made this says that it is a place for a value.
+            // SAFETY: aligned, and the caller of `new` says that it is a place for a value.
             unsafe { place.write(value) };
         }
     }

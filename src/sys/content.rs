@@ -145,7 +145,7 @@ impl DerefMut for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: mapped for this value alone, which nobody uses any more.
+        // SAFETY: mapped for this value alone, to which there is no reference any more.
         let _ = unsafe { super::unmap(self.mapped as u64, self.mapped_size as u64) };
     }
 }
