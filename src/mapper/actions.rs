@@ -32,9 +32,27 @@ impl<'a> From<&'a Action> for ActionPair<'a> {
     }
 }
 
+/// A call that an action makes; a message's needs no copy of its arguments.
+pub(crate) trait ActionCall {
+    fn function(&self) -> u64;
+
+    /// Makes it in this process, which is the executor. No lock of ours may be held here.
+    fn call(&self) -> WrapperResult;
+}
+
+impl ActionCall for WrapperCall {
+    fn function(&self) -> u64 {
+        WrapperCall::function(self)
+    }
+
+    fn call(&self) -> WrapperResult {
+        WrapperCall::call(self)
+    }
+}
+
 /// Makes one call of an action.
-fn run(call: &WrapperCall) -> Result<()> {
-    if call.is_none() {
+fn run(call: &impl ActionCall) -> Result<()> {
+    if call.function() == 0 {
         return Ok(());
     }
     let failed = |message: String| {
@@ -70,7 +88,7 @@ pub(crate) fn join(so_far: Result<()>, more: Result<()>) -> Result<()> {
 }
 
 /// Runs the calls last to first, all of them whatever they answer.
-pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
+pub(crate) fn run_dealloc(calls: &[impl ActionCall]) -> Result<()> {
     let mut result = Ok(());
     for call in calls.iter().rev() {
         result = join(result, run(call));
@@ -78,20 +96,22 @@ pub(crate) fn run_dealloc(calls: &[WrapperCall]) -> Result<()> {
     result
 }
 
-/// Runs the finalize calls first to last and gives the deallocation calls to remember. On failure
-/// the deallocation twins of those that succeeded have run, last to first.
-pub(crate) fn run_finalize(actions: Vec<Action>) -> Result<Vec<WrapperCall>> {
-    let mut dealloc = heap::room_for(actions.len(), "finalize")?;
-    for action in actions {
-        if let Err(error) = run(&action.finalize) {
-            return Err(match run_dealloc(&dealloc) {
+/// Runs the finalize calls first to last and gives the deallocation calls to remember, which come with them. On
+/// failure the deallocation twins of those that succeeded have run, last to first.
+pub(crate) fn run_finalize<Call: ActionCall>(
+    actions: impl ExactSizeIterator<Item = (Call, Call)>,
+) -> Result<Vec<Call>> {
+    let mut twins = heap::room_for(actions.len(), "finalize")?;
+    for (finalize, dealloc) in actions {
+        if let Err(error) = run(&finalize) {
+            return Err(match run_dealloc(&twins) {
                 Ok(()) => error,
                 Err(second) => error.join(second),
             });
         }
-        if !action.dealloc.is_none() {
-            dealloc.push(action.dealloc);
+        if dealloc.function() != 0 {
+            twins.push(dealloc);
         }
     }
-    Ok(dealloc)
+    Ok(twins)
 }

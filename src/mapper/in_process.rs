@@ -217,7 +217,8 @@ impl InProcess {
         if segments.iter().any(|one| one.group.protection.executable()) {
             sys::synchronize_fetches();
         }
-        match run_finalize(actions) {
+        let calls = actions.into_iter().map(|one| (one.finalize, one.dealloc));
+        match run_finalize(calls) {
             Ok(dealloc) if dealloc.is_empty() => Ok(Teardown::Nothing),
             Ok(dealloc) => Ok(Teardown::Calls(Box::new(dealloc))),
             Err(error) => Err(self.undo(segments, error)),

@@ -101,17 +101,20 @@ impl Host {
         numbers.collect()
     }
 
-    /// Kills the child and waits until it has ended.
-    pub(crate) fn kill_child(&self) {
+    /// Kills the child and waits until it has ended. Gives when it was killed.
+    pub(crate) fn kill_child(&self) -> Instant {
+        let mut killed = Instant::now();
         for child in self.children() {
             let child = Pid::from_raw(child).unwrap();
             // One that has just ended is as good.
             let Ok(process) = pidfd_open(child, PidfdFlags::empty()) else {
                 continue;
             };
+            killed = Instant::now();
             let _ = pidfd_send_signal(&process, Signal::KILL);
             poll(&mut [PollFd::new(&process, PollFlags::IN)], None).unwrap();
         }
+        killed
     }
 
     /// What its descriptors are, without the numbers of sockets.

@@ -5,7 +5,7 @@
 use super::request::{last_to_first, placed, protect, told};
 use super::{InstanceRegistry, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::executor::actions::from_wire;
+use crate::executor::actions::{from_wire, kept};
 use crate::group::Protection;
 use crate::lock::Mutex;
 use crate::mapper::WrapperCall;
@@ -125,7 +125,7 @@ impl SharedMapper {
             }
         }
         sys::synchronize_fetches();
-        let dealloc = run_finalize(from_wire(pairs))?;
+        let dealloc = kept(run_finalize(from_wire(pairs))?);
         let mut allocations = self.allocations.lock();
         allocations.order += 1;
         let order = allocations.order;

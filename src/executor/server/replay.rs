@@ -207,8 +207,8 @@ impl Replay {
             .for_each(|live| live.there = There::No);
     }
 
-    /// The next message for this child: its session, our keys, and the encoded items.
-    pub(super) fn next(&self, child: u64) -> Option<(u64, Vec<u64>, Vec<u8>)> {
+    /// The next message for this child: our keys of what it initializes again, and the arguments of the call.
+    pub(super) fn next(&self, child: u64) -> Option<(Vec<u64>, Vec<u8>)> {
         let mut state = self.state.lock();
         let state = &mut *state;
         if state.child != child {
@@ -216,29 +216,31 @@ impl Replay {
         }
         state.message = (state.message + 1) & MOST_MESSAGES;
         self.places.begin(state.message);
-        let after = state.sent + 1;
-        let mut keys = Vec::new();
-        let mut items = Vec::new();
-        let mut of = None;
-        let waiting = state.live.range_mut(after..);
-        for (key, live) in waiting
+        let waiting = state.live.range_mut(state.sent + 1..);
+        let mut waiting = waiting
             .filter(|(_, live)| live.there == There::No)
+            .peekable();
+        let session = waiting.peek()?.1.session;
+        let together: Vec<(&u64, &mut Live)> = waiting
+            .take_while(|(_, live)| live.session == session)
             .take(TOGETHER)
-        {
-            if *of.get_or_insert(live.session) != live.session {
-                break;
-            }
-            live.there = There::Asked(keys.len());
+            .collect();
+        // Of each a byte for its kind, and its place.
+        const FIXED: usize = 9;
+        let sizes = together.iter().map(|(_, live)| FIXED + live.actions.len());
+        let mut message = Vec::with_capacity(16 + sizes.sum::<usize>());
+        (session, together.len() as u64).encode(&mut message);
+        let mut keys = Vec::with_capacity(together.len());
+        for (index, (key, live)) in together.into_iter().enumerate() {
+            live.there = There::Asked(index);
             // InitializeAgain.
-            items.push(3u8);
-            Places::place(state.message, keys.len()).encode(&mut items);
-            items.extend(&live.actions);
+            message.push(3u8);
+            Places::place(state.message, index).encode(&mut message);
+            message.extend(&live.actions);
             keys.push(*key);
         }
         state.sent = *keys.last()?;
-        let mut message = to_bytes(&(keys.len() as u64));
-        message.extend(items);
-        Some((of?, keys, message))
+        Some((keys, message))
     }
 
     /// What a message's allocations are known by in this child.
@@ -326,9 +328,9 @@ mod tests {
         assert_eq!(plan[0].sent(), Some(&deinitialize(many[1])));
         replay.child_is_gone();
         let mut replayed = Vec::new();
-        while let Some((session, keys, items)) = replay.next(replay.child()) {
+        while let Some((keys, message)) = replay.next(replay.child()) {
+            let (session, items): (u64, Vec<Item<'_>>) = from_bytes(&message).unwrap();
             assert_eq!(session, 7);
-            let items: Vec<Item<'_>> = from_bytes(&items).unwrap();
             assert!(items.len() == keys.len() && keys.len() <= TOGETHER);
             for (item, key) in items.iter().zip(&keys) {
                 let Item::InitializeAgain { actions, .. } = item else {
@@ -355,7 +357,7 @@ mod tests {
         assert!(plan[0].sent().is_none());
         let replies = replay.answered(1, 7, &plan, Vec::new());
         assert_eq!(replies.unwrap(), [Reply(Ok(0))]);
-        let (_, left, _) = replay.next(replay.child()).unwrap();
+        let (left, _) = replay.next(replay.child()).unwrap();
         assert_eq!(left, keys[1..]);
         replay.forget(7);
         replay.child_is_gone();
@@ -383,7 +385,7 @@ mod tests {
         assert!(replay.plan(0, &mut items).is_none() && items.len() == 1);
         assert!(replay.answered(0, 7, &late, vec![Ok(3)]).is_none());
         assert!(replay.next(0).is_none());
-        let (_, sent, _) = replay.next(1).unwrap();
+        let (sent, _) = replay.next(1).unwrap();
         assert_eq!(sent, keys);
         // The thread that replayed for the one before.
         replay.done(0, &[(keys[0], 8)]);
@@ -397,7 +399,7 @@ mod tests {
         let replay = Replay::new().unwrap();
         let keys = initialized(&replay, &[1, 2]);
         replay.child_is_gone();
-        let (_, sent, _) = replay.next(1).unwrap();
+        let (sent, _) = replay.next(1).unwrap();
         assert_eq!(sent, keys);
         let planned = what_goes(&replay, vec![deinitialize(keys[1])]);
         assert!(planned[0].sent().is_none());

@@ -2,7 +2,7 @@
 //! The deallocation actions of a session, and which allocations have actions running.
 
 use crate::error::{Result, invalid_argument, invalid_handle};
-use crate::executor::actions::call_from_wire;
+use crate::executor::actions::NamedCall;
 use crate::lock::{Condvar, Mutex};
 use crate::mapper::WrapperCall;
 use crate::memory::byte_strings::ByteStrings;
@@ -66,13 +66,20 @@ impl Teardowns {
     }
 
     /// Remembers the calls of an allocation under a key; 0 if there are none.
-    pub(super) fn add(&self, calls: &[WrapperCall]) -> Result<u64> {
+    pub(super) fn add(&self, calls: &[NamedCall<'_>]) -> Result<u64> {
         if calls.is_empty() {
             return Ok(0);
         }
-        let calls: Vec<Call<'_>> = calls.iter().map(Call::from).collect();
-        let mut bytes = Vec::new();
-        calls.encode(&mut bytes);
+        // Of each call its function and the size of its arguments, of all their number.
+        const FIXED: usize = 16;
+        const COUNT: usize = 8;
+        let sizes = calls
+            .iter()
+            .map(|NamedCall(call)| FIXED + call.args.0.len());
+        let mut bytes = Vec::with_capacity(COUNT + sizes.sum::<usize>());
+        (calls.len() as u64).encode(&mut bytes);
+        let each = calls.iter();
+        each.for_each(|NamedCall(call)| call.encode(&mut bytes));
         let mut state = self.state.lock();
         let added = state.calls.add(&bytes);
         let key = added.map_err(|error| {
@@ -155,7 +162,10 @@ impl TeardownState {
 
 fn decoded(bytes: &[u8]) -> Vec<WrapperCall> {
     let calls = sps::from_bytes::<Vec<Call<'_>>>(bytes).expect("it was encoded here");
-    calls.into_iter().map(call_from_wire).collect()
+    calls
+        .into_iter()
+        .map(|call| NamedCall(call).kept())
+        .collect()
 }
 
 impl Drop for Running<'_> {

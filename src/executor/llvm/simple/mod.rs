@@ -12,7 +12,7 @@ mod tests;
 use super::request::{last_to_first, pages_of, placed, protect, told};
 use super::{InstanceRegistry, Told, expected, outcome};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::executor::actions::from_wire;
+use crate::executor::actions::{from_wire, kept};
 use crate::executor::fixed_code;
 use crate::group::Protection;
 use crate::lock::Mutex;
@@ -214,6 +214,7 @@ impl MemoryManager {
         let filled = unsafe { fill(&segments) }.and_then(|()| run_finalize(from_wire(pairs)));
         match filled {
             Ok(dealloc) => {
+                let dealloc = kept(dealloc);
                 self.slabs.lock().settle(slab, key, dealloc);
                 Ok(key)
             }

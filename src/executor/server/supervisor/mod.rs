@@ -381,9 +381,7 @@ impl Supervisor {
             return false;
         }
         let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
-        while let Some((session, keys, items)) = self.replay.next(child.number) {
-            let mut message = to_bytes(&session);
-            message.extend(items);
+        while let Some((keys, message)) = self.replay.next(child.number) {
             let answer = child.ask(self.functions.apply.0, &message, &[]);
             let answers = answer.and_then(|bytes| answers(&bytes, keys.len()));
             let replayed = answers.and_then(|answers| {
