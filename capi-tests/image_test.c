@@ -145,6 +145,82 @@ static void actions_of_the_host_run_with_it(void **state) {
   assert_int_equal(stats_of(fixture->manager).in_flight, 0);
 }
 
+// A graph without code, whose actions are called with what is in its data.
+static void store_actions(const jitmem_manager *manager, const char *path) {
+  struct {
+    uint64_t function;
+    char args[8];
+  } content = {(uintptr_t)count_action, "\10\20"};
+  jitmem_segment segments[] = {segment(sizeof content, 0, R)};
+  struct graph graph = allocate(manager, segments, 1);
+  const uint64_t address = graph.memory[0].address;
+  memcpy(graph.memory[0].working_memory, &content, sizeof content);
+  const jitmem_image_segment described = {
+      .address = address, .content = &content, .segment = segments[0]};
+  const jitmem_image_import import = {
+      .slot = address, .symbol = "count_action", .kind = JITMEM_IMAGE_ABSOLUTE_64};
+  jitmem_image_action actions[] = {
+      {.finalize = {.function = address, .args = address + 8, .args_size = 1},
+       .dealloc = {.function = address, .args = address + 9, .args_size = 1}},
+      {.finalize = {.function = address, .args = address + 9, .args_size = 1}}};
+  const jitmem_image_graph acting = {.struct_size = sizeof acting,
+                                     .segments = &described,
+                                     .segment_count = 1,
+                                     .imports = &import,
+                                     .import_count = 1,
+                                     .actions = actions,
+                                     .action_count = COUNT(actions)};
+  jitmem_image_recorder *recorder = NULL;
+  OK(jitmem_image_recorder_create(&recorder, error));
+  actions[0].dealloc.reserved[1] = 1;
+  FAILS(JITMEM_INVALID_ARGUMENT, "jitmem_image_call",
+        jitmem_image_recorder_record(recorder, &acting, NULL, error));
+  actions[0].dealloc.reserved[1] = 0;
+  actions[1].reserved[0] = 1;
+  FAILS(JITMEM_INVALID_ARGUMENT, "jitmem_image_action",
+        jitmem_image_recorder_record(recorder, &acting, NULL, error));
+  actions[1].reserved[0] = 0;
+  actions[1].finalize.args_size = UINT64_MAX;
+  FAILS(JITMEM_INVALID_ARGUMENT, "end beyond the last address",
+        jitmem_image_recorder_record(recorder, &acting, NULL, error));
+  actions[1].finalize.args_size = 1;
+  OK(jitmem_image_recorder_record(recorder, &acting, NULL, error));
+  OK(jitmem_image_recorder_store(recorder, path, image_key, COUNT(image_key), error));
+  jitmem_image_recorder_free(recorder);
+  OK(jitmem_manager_abandon(manager, graph.handle, error));
+}
+
+static void actions_are_stored_with_it(void **state) {
+  struct fixture *fixture = *state;
+  struct image_file file = image_file("image-stored-actions");
+  store_actions(fixture->manager, file.path);
+  jitmem_image *image = open_image(file.path);
+  unlink(file.path);
+  uint64_t function = 0, allocation = 0;
+  const jitmem_image_link_request request = {
+      .struct_size = sizeof request, .addresses = &function, .address_count = 1};
+  FAILS(JITMEM_INVALID_ARGUMENT, "function of an action is at address 0",
+        jitmem_image_link(image, fixture->manager, &request, error));
+  function = (uintptr_t)count_action;
+  const jitmem_action own = {.finalize = call_of(count_action, "\1", 1)};
+  const jitmem_action failing = {.finalize = call_of(fail_action, NULL, 0)};
+  for (int i = 0; i < 3; i++) {
+    actions_run = 0;
+    OK(jitmem_image_link(image, fixture->manager, &request, error));
+    OK(jitmem_image_finalize(image, &own, 1, &allocation, error));
+    assert_int_equal(actions_run, 8 + 16 + 1);
+    deallocate(fixture->manager, allocation);
+    assert_int_equal(actions_run, 8 + 16 + 1 + 16);
+  }
+  // The host's own follow; where one fails, what has run is undone.
+  actions_run = 0;
+  OK(jitmem_image_link(image, fixture->manager, &request, error));
+  FAILS(JITMEM_ACTION_FAILED, "no", jitmem_image_finalize(image, &failing, 1, &allocation, error));
+  assert_int_equal(actions_run, 8 + 16 + 16);
+  jitmem_image_free(image);
+  assert_int_equal(stats_of(fixture->manager).live, 0);
+}
+
 static void without_frames_none_are_registered(void **state) {
   struct fixture *fixture = *state;
   struct image_file file = image_file("image-frames");
@@ -496,6 +572,7 @@ static void null_is_refused(void **state) {
       {.struct_size = sizeof empty, .reference_count = 1},
       {.struct_size = sizeof empty, .export_count = 1},
       {.struct_size = sizeof empty, .frames_count = 1},
+      {.struct_size = sizeof empty, .action_count = 1},
       {.struct_size = sizeof empty,
        .import_count = 1,
        .imports = &(jitmem_image_import){.kind = 1}},
@@ -565,6 +642,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       EACH(an_image_is_linked_into_managers),
       EACH(actions_of_the_host_run_with_it),
+      EACH(actions_are_stored_with_it),
       TWO_VIEWS(without_frames_none_are_registered),
       cmocka_unit_test(an_image_runs_in_another_process),
       TWO_VIEWS(an_image_is_loaded_once_for_a_group),

@@ -1705,6 +1705,29 @@ typedef struct jitmem_image_frames {
   uint64_t reserved[2];
 } jitmem_image_frames;
 
+/// A call of a wrapper function. Its parts lie in the graph, so that they are right wherever the image lies. All 0: no call.
+typedef struct jitmem_image_call {
+  /// Address of a pointer to the function: the slot of an import or a reference of kind JITMEM_IMAGE_ABSOLUTE_64.
+  uint64_t function;
+  /// Address of its serialized arguments: inside the content of a segment of the same graph. What they have of addresses is told
+  /// as references and imports.
+  uint64_t args;
+  /// Bytes of them.
+  uint64_t args_size;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_call;
+
+/// An allocation action that later processes run too.
+typedef struct jitmem_image_action {
+  /// Run on finalize.
+  struct jitmem_image_call finalize;
+  /// Run on deallocate.
+  struct jitmem_image_call dealloc;
+  /// 0: for fields of later versions.
+  uint64_t reserved[2];
+} jitmem_image_action;
+
 /// A linked graph: what jitmem_image_recorder_record copies. Set struct_size to sizeof(jitmem_image_graph) and
 /// what it does not have to zero. Each array may be NULL if its count is 0.
 typedef struct jitmem_image_graph {
@@ -1727,6 +1750,9 @@ typedef struct jitmem_image_graph {
   /// Its unwind information.
   const struct jitmem_image_frames *frames;
   size_t frames_count;
+  /// What is run when it is finalized and deallocated, besides what registers its frames.
+  const struct jitmem_image_action *actions;
+  size_t action_count;
 } jitmem_image_graph;
 
 /// Makes a recorder without graphs.
@@ -1775,8 +1801,8 @@ jitmem_status jitmem_image_recorder_forget(const struct jitmem_image_recorder *r
 /// `key` has what else the code depends on; it may be NULL if `key_count` is 0. Waits for the disk.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
-/// slots or graphs that overlap, a reference to what is not recorded), JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a
-/// window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
+/// slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot),
+/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
 ///
 /// Requires:
 /// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,
@@ -1878,8 +1904,8 @@ jitmem_status jitmem_image_link(const struct jitmem_image *image,
                                 const struct jitmem_image_link_request *request,
                                 struct jitmem_error **error);
 
-/// Makes a linked image visible in the executor, registers its frames, and runs `actions` behind that, first to last, as
-/// jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
+/// Makes a linked image visible in the executor, registers its frames, runs the actions that are stored with it, and `actions`
+/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
 /// freed. Where the executor's unwinder asks an index and content is shared, frames take no message.
 /// `actions` may be NULL if `count` is 0. Waits for the mapper.
 ///
@@ -1889,8 +1915,8 @@ jitmem_status jitmem_image_link(const struct jitmem_image *image,
 ///
 /// Requires:
 /// `image` is NULL or a handle of this library; `actions` is as for jitmem_manager_finalize; `allocation` is NULL or a place
-/// for a handle; `error` is NULL or a place for a pointer. The unwind information of the file is right: nothing that others have
-/// written is in it.
+/// for a handle; `error` is NULL or a place for a pointer. The unwind information and the actions of the file are right: nothing that
+/// others have written is in it.
 jitmem_status jitmem_image_finalize(const struct jitmem_image *image,
                                     const struct jitmem_action *actions,
                                     size_t count,

@@ -96,6 +96,17 @@ public:
     return refused();
   }
 
+  /// Has finalize actions that call a wrapper function stored with their graphs, from now on;
+  /// without this a graph with such an action can't be stored. Later processes find the function by
+  /// Symbol, a name as linkers have it. Its arguments have addresses inside the graph, or 0, at
+  /// these bytes, and nothing else that differs between processes; behind the start of a range may
+  /// be its end.
+  void storeCallsOf(llvm::orc::ExecutorAddr Function, llvm::StringRef Symbol,
+                    std::vector<size_t> Addresses) {
+    std::lock_guard<std::mutex> Guard(Lock);
+    Storable[Function.getValue()] = {Symbol.str(), std::move(Addresses)};
+  }
+
 private:
   friend class ImagePlugin;
   using Owner = const llvm::orc::MaterializationResponsibility *;
@@ -113,7 +124,7 @@ private:
     detail::ImageGraph Read;
     Graph New{Linking, {}, 0, G.getName(), {}};
     std::lock_guard<std::mutex> Guard(Lock);
-    auto Err = Read.read(G);
+    auto Err = Read.read(G, Storable, CallsStart);
     if (!Err) {
       if (auto Id = Read.record(Recorder.get()))
         New.Id = *Id;
@@ -159,6 +170,8 @@ private:
   std::mutex Lock;
   std::unique_ptr<jitmem_image_recorder, detail::FreeImageRecorder> Recorder;
   std::vector<Graph> Graphs;
+  detail::StorableCalls Storable;
+  uint64_t CallsStart = UINT64_C(1) << 63; // no program has memory there
 };
 
 /// Tells an ImageRecorder of what a layer links. It keeps calls and loads of what is outside of a

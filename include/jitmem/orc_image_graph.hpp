@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,6 +26,15 @@ inline llvm::Error notStorable(const llvm::Twine &Why) {
   return llvm::createStringError(llvm::inconvertibleErrorCode(), Why);
 }
 
+/// How calls of a wrapper function are stored.
+struct StorableCall {
+  std::string Symbol;
+  std::vector<size_t> Addresses; // where its arguments have any
+};
+
+/// By the function's address.
+using StorableCalls = std::map<uint64_t, StorableCall>;
+
 /// What a recorder is told of a graph whose fixups are applied.
 class ImageGraph {
 public:
@@ -33,8 +43,9 @@ public:
   using LinkGraph = llvm::jitlink::LinkGraph;
   using Symbol = llvm::jitlink::Symbol;
 
-  /// Fails if the graph can't be stored, and says what of it.
-  llvm::Error read(LinkGraph &G) {
+  /// Fails if the graph can't be stored, and says what of it. Calls of actions become a segment at
+  /// CallsStart, where no graph is; this is moved behind it.
+  llvm::Error read(LinkGraph &G, const StorableCalls &Storable, uint64_t &CallsStart) {
     if (G.getTargetTriple().getArch() != llvm::Triple::x86_64)
       return notStorable("its architecture is not x86-64");
     Name = G.getName();
@@ -59,12 +70,7 @@ public:
       else if (FramesSize != 0)
         Frames.push_back({FramesStart, FramesSize, {}});
     }
-    // The program that loads the image registers frames; what other actions do is not known.
-    for (auto &Action : G.allocActions())
-      for (auto *Call : {&Action.Finalize, &Action.Dealloc})
-        if (*Call && !registersFrames(*Call))
-          return notStorable("it has finalize actions besides those of its frames");
-    return llvm::Error::success();
+    return readActions(G, Storable, CallsStart);
   }
 
   /// Hands it to a recorder; 0: it has no memory.
@@ -92,6 +98,8 @@ public:
     Graph.export_count = Exports.size();
     Graph.frames = Frames.data();
     Graph.frames_count = Frames.size();
+    Graph.actions = Actions.data();
+    Graph.action_count = Actions.size();
     uint64_t Id = 0;
     OwnedError E;
     if (jitmem_image_recorder_record(Recorder, &Graph, &Id, E.out()) != JITMEM_OK)
@@ -320,6 +328,65 @@ private:
     return Range[0] == FramesStart && Range[1] == FramesStart + FramesSize;
   }
 
+  /// The program that loads the image registers frames; of other actions the host has said how they
+  /// are called.
+  llvm::Error readActions(LinkGraph &G, const StorableCalls &Storable, uint64_t &CallsStart) {
+    Segment Calls{AllocGroup(llvm::orc::MemProt::Read), {}, 8, CallsStart, CallsStart, {}};
+    for (auto &Pair : G.allocActions()) {
+      jitmem_image_action Action = {};
+      for (auto [Call, Stored] :
+           {std::pair(&Pair.Finalize, &Action.finalize), {&Pair.Dealloc, &Action.dealloc}})
+        if (*Call && !registersFrames(*Call))
+          if (auto Err = readCall(*Call, Storable, Calls, *Stored))
+            return Err;
+      if (Action.finalize.function != 0 || Action.dealloc.function != 0)
+        Actions.push_back(Action);
+    }
+    if (!Actions.empty()) {
+      CallsStart = Calls.End = Calls.Start + Calls.Content.size();
+      Segments.push_back(std::move(Calls));
+    }
+    return llvm::Error::success();
+  }
+
+  /// Puts a pointer to the function into a segment, and its arguments behind that.
+  llvm::Error readCall(const llvm::orc::shared::WrapperFunctionCall &Call,
+                       const StorableCalls &Storable, Segment &Calls, jitmem_image_call &Stored) {
+    const uint64_t Function = Call.getCallee().getValue();
+    auto Found = Storable.find(Function);
+    if (Found == Storable.end())
+      return notStorable("it has finalize actions besides those of its frames; if their functions "
+                         "are known, tell the recorder by storeCallsOf");
+    const auto &[Symbol, Addresses] = Found->second;
+    auto Args = Call.getArgData();
+    Stored.function = Calls.Start + Calls.Content.size();
+    Stored.args = Stored.function + sizeof(Function);
+    Stored.args_size = Args.size();
+    Imports.push_back({Stored.function, keep(Symbol), 0, 0, JITMEM_IMAGE_ABSOLUTE_64, {}});
+    Calls.Content.append(reinterpret_cast<const char *>(&Function), sizeof(Function));
+    Calls.Content.append(Args.data(), Args.size());
+    Calls.Content.resize((Calls.Content.size() + 7) & ~size_t{7}, 0);
+    const Segment *Last = nullptr;
+    for (size_t Offset : Addresses) {
+      uint64_t Address = 0;
+      if (Args.size() < sizeof(Address) || Offset > Args.size() - sizeof(Address))
+        return notStorable("a call of " + Symbol + " has " + llvm::Twine(Args.size()) +
+                           " bytes of arguments, and no address at byte " + llvm::Twine(Offset));
+      std::memcpy(&Address, Args.data() + Offset, sizeof(Address));
+      if (Address == 0)
+        continue;
+      // The end of a range may be where another segment begins.
+      if (!Last || Address < Last->Start || Address > Last->End)
+        Last = std::find_if(Segments.data(), Segments.data() + Segments.size(),
+                            [&](auto &S) { return Address >= S.Start && Address < S.End; });
+      if (Last == Segments.data() + Segments.size())
+        return notStorable("a call of " + Symbol + " has the address " +
+                           llvm::Twine::utohexstr(Address) + ", which is not in the graph");
+      References.push_back({Stored.args + Offset, Last->Start, 0, JITMEM_IMAGE_ABSOLUTE_64, {}});
+    }
+    return llvm::Error::success();
+  }
+
   static uint64_t flagsOf(const Symbol &Sym) {
     llvm::JITSymbolFlags Flags;
     if (Sym.getLinkage() == llvm::jitlink::Linkage::Weak)
@@ -345,6 +412,7 @@ private:
   std::vector<jitmem_image_reference> References;
   std::vector<jitmem_image_export> Exports;
   std::vector<jitmem_image_frames> Frames;
+  std::vector<jitmem_image_action> Actions;
   std::vector<std::unique_ptr<std::string>> Texts;
 };
 

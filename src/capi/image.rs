@@ -10,9 +10,10 @@ use super::status::{jitmem_error, jitmem_status};
 use super::{guard, input};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::{eh_frame_action_of, eh_frame_args};
-use crate::image::{Image, Placed};
+use crate::image::{Image, LinkedAction, LinkedCall, Placed};
 use crate::lock::Mutex;
 use crate::manager::{Dylib, InFlight, Label, Manager};
+use crate::mapper::{Action, WrapperCall};
 use crate::page::AddressRange;
 use crate::sys::heap::{self, Watch};
 use std::ffi::{CStr, c_char};
@@ -35,6 +36,7 @@ struct Opened {
 struct Linked {
     graph: InFlight,
     frames: Vec<AddressRange>,
+    actions: Vec<LinkedAction>,
 }
 
 static IMAGES: handle::Pool<jitmem_image> = handle::Pool::new(handle::Kind::Image);
@@ -262,12 +264,17 @@ pub unsafe extern "C" fn jitmem_image_link(
                 graph,
                 exports,
                 mut frames,
+                actions,
             } = placed;
             if without_frames {
                 frames.clear();
             }
             opened.addresses = exports;
-            opened.linked = Some(Linked { graph, frames });
+            opened.linked = Some(Linked {
+                graph,
+                frames,
+                actions,
+            });
             Ok(())
         };
         // SAFETY: as the caller says.
@@ -277,8 +284,24 @@ pub unsafe extern "C" fn jitmem_image_link(
     unsafe { with_image(image, error, body) }
 }
 
-/// Makes a linked image visible in the executor, registers its frames, and runs `actions` behind that, first to last, as
-/// jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
+/// An action that is stored with an image.
+///
+/// # Safety
+/// As [`WrapperCall::new`] has it: what the file says of it is right.
+unsafe fn stored(action: LinkedAction) -> Action {
+    let call = |call: Option<LinkedCall>| match call {
+        // SAFETY: as the caller says.
+        Some(LinkedCall { function, args }) => unsafe { WrapperCall::new(function, args) },
+        None => WrapperCall::NONE,
+    };
+    Action {
+        finalize: call(action.finalize),
+        dealloc: call(action.dealloc),
+    }
+}
+
+/// Makes a linked image visible in the executor, registers its frames, runs the actions that are stored with it, and `actions`
+/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
 /// freed. Where the executor's unwinder asks an index and content is shared, frames take no message.
 /// `actions` may be NULL if `count` is 0. Waits for the mapper.
 ///
@@ -288,8 +311,8 @@ pub unsafe extern "C" fn jitmem_image_link(
 ///
 /// # Safety
 /// `image` is NULL or a handle of this library; `actions` is as for jitmem_manager_finalize; `allocation` is NULL or a place
-/// for a handle; `error` is NULL or a place for a pointer. The unwind information of the file is right: nothing that others have
-/// written is in it.
+/// for a handle; `error` is NULL or a place for a pointer. The unwind information and the actions of the file are right: nothing that
+/// others have written is in it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn jitmem_image_finalize(
     image: *const jitmem_image,
@@ -308,7 +331,8 @@ pub unsafe extern "C" fn jitmem_image_finalize(
             ));
         };
         let frames = linked.frames.len();
-        let mut actions = heap::room_for(frames + given.len(), "finalize an image")?;
+        let count = frames + linked.actions.len() + given.len();
+        let mut actions = heap::room_for(count, "finalize an image")?;
         for section in &linked.frames {
             let registration = linked.graph.registration()?;
             let section = eh_frame_args(section.start(), section.size());
@@ -316,10 +340,15 @@ pub unsafe extern "C" fn jitmem_image_finalize(
             // the content.
             actions.push(unsafe { eh_frame_action_of(registration, section) });
         }
-        actions.extend(given);
         let Some(linked) = opened.linked.take() else {
             return Err(Error::new(Status::Internal, "it was there before"));
         };
+        // SAFETY: the caller vouches for them.
+        let stored = linked
+            .actions
+            .into_iter()
+            .map(|action| unsafe { stored(action) });
+        actions.extend(stored.chain(given));
         let handle = linked.graph.finalize(actions)?;
         // SAFETY: not NULL, and the caller says that it is a place for a handle.
         unsafe { allocation.write(handle.0) };

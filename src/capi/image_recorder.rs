@@ -9,6 +9,7 @@ use super::status::{jitmem_error, jitmem_status};
 use crate::error::{Error, Result, invalid_argument};
 use crate::image::{
     Export, Graph, GraphSegment, Import, Key, RecordedId, Recorder, Reference, ReferenceKind,
+    StoredAction, StoredCall,
 };
 use crate::lock::Mutex;
 use crate::page::AddressRange;
@@ -146,6 +147,35 @@ pub struct jitmem_image_frames {
     pub reserved: [u64; 2],
 }
 
+/// A call of a wrapper function. Its parts lie in the graph, so that they are right wherever the image lies. All 0: no call.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_image_call {
+    /// Address of a pointer to the function: the slot of an import or a reference of kind JITMEM_IMAGE_ABSOLUTE_64.
+    pub function: u64,
+    /// Address of its serialized arguments: inside the content of a segment of the same graph. What they have of addresses is told
+    /// as references and imports.
+    pub args: u64,
+    /// Bytes of them.
+    pub args_size: u64,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
+}
+
+/// An allocation action that later processes run too.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct jitmem_image_action {
+    /// Run on finalize.
+    pub finalize: jitmem_image_call,
+    /// Run on deallocate.
+    pub dealloc: jitmem_image_call,
+    /// 0: for fields of later versions.
+    pub reserved: [u64; 2],
+}
+
 /// A linked graph: what jitmem_image_recorder_record copies. Set struct_size to sizeof(jitmem_image_graph) and
 /// what it does not have to zero. Each array may be NULL if its count is 0.
 #[allow(non_camel_case_types)]
@@ -171,6 +201,9 @@ pub struct jitmem_image_graph {
     /// Its unwind information.
     pub frames: *const jitmem_image_frames,
     pub frames_count: usize,
+    /// What is run when it is finalized and deallocated, besides what registers its frames.
+    pub actions: *const jitmem_image_action,
+    pub action_count: usize,
 }
 
 const LEAST: usize = offset_of!(jitmem_image_graph, frames_count) + size_of::<usize>();
@@ -298,6 +331,28 @@ fn frames(given: &jitmem_image_frames) -> Result<AddressRange> {
     })
 }
 
+fn call(given: &jitmem_image_call) -> Result<Option<StoredCall>> {
+    input::unused(given.reserved, "jitmem_image_call")?;
+    let (function, start, size) = (given.function, given.args, given.args_size);
+    if (function, start, size) == (0, 0, 0) {
+        return Ok(None);
+    }
+    let args = AddressRange::new(start, size).ok_or_else(|| {
+        invalid_argument(format!(
+            "arguments of {size} bytes at {start:#x} end beyond the last address"
+        ))
+    })?;
+    Ok(Some(StoredCall { function, args }))
+}
+
+fn action(given: &jitmem_image_action) -> Result<StoredAction> {
+    input::unused(given.reserved, "jitmem_image_action")?;
+    Ok(StoredAction {
+        finalize: call(&given.finalize)?,
+        dealloc: call(&given.dealloc)?,
+    })
+}
+
 /// Copies a graph that is linked: to be called once its content is written, for the addresses that it will have, and
 /// before it runs, since it would be stored as it is then. `*id` names it to the recorder; `id` may be NULL.
 ///
@@ -363,6 +418,8 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
         let exports = unsafe { converted(given.exports, given.export_count, "exports", export) }?;
         // SAFETY: as above.
         let frames = unsafe { converted(given.frames, given.frames_count, "frames", frames) }?;
+        // SAFETY: as above.
+        let actions = unsafe { converted(given.actions, given.action_count, "actions", action) }?;
         let recorded = recorder.record(&Graph {
             name: name.unwrap_or("without a name"),
             segments: &segments,
@@ -370,6 +427,7 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
             references: &references,
             exports: &exports,
             frames: &frames,
+            actions: &actions,
         })?;
         if let Err(error) = heap.check("record a graph") {
             recorder.forget(recorded)?;
@@ -427,8 +485,8 @@ pub(super) unsafe fn key(parts: *const jitmem_image_key, count: usize) -> Result
 /// `key` has what else the code depends on; it may be NULL if `key_count` is 0. Waits for the disk.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
-/// slots or graphs that overlap, a reference to what is not recorded), JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a
-/// window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
+/// slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot),
+/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
 ///
 /// # Safety
 /// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,

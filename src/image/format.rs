@@ -11,10 +11,10 @@ use crate::page::Alignment;
 use crate::sys::heap;
 
 pub(super) const MAGIC: [u8; 8] = *b"JITMEMIM";
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Of magic, version and checksum; the checksum is of what follows.
 pub(super) const PREAMBLE: usize = 16;
-/// Of the preamble and seven counts, and 4 bytes that are 0.
+/// Of the preamble and eight counts.
 pub(super) const HEADER: usize = PREAMBLE + 8 * 4;
 
 // Sizes of records. That of a name is its length; names lie in the order of their records, a NUL behind each.
@@ -24,6 +24,7 @@ pub(super) const SYMBOL: usize = 4;
 pub(super) const SLOT: usize = 24;
 pub(super) const EXPORT: usize = 20;
 pub(super) const FRAME: usize = 12;
+pub(super) const ACTION: usize = 48;
 
 /// Segments may be aligned to this and no more, as those of requests.
 pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
@@ -139,6 +140,11 @@ impl SlotValue {
             _ => 8,
         }
     }
+
+    /// Whether it is an address.
+    pub(super) fn is_pointer(self) -> bool {
+        matches!(self, SlotValue::Import(_) | SlotValue::Absolute64(_))
+    }
 }
 
 /// Bytes of a content that are computed when the image is linked.
@@ -163,6 +169,28 @@ pub(super) struct FrameSection {
     pub(super) size: u32,
 }
 
+/// A call of an action.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct CallPlaces {
+    /// A slot that is a pointer to the function.
+    pub(super) function: Place,
+    /// The arguments.
+    pub(super) args: Place,
+    pub(super) size: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ActionPlaces {
+    pub(super) finalize: Option<CallPlaces>,
+    pub(super) dealloc: Option<CallPlaces>,
+}
+
+impl ActionPlaces {
+    pub(super) fn calls(&self) -> impl Iterator<Item = &CallPlaces> {
+        self.finalize.iter().chain(&self.dealloc)
+    }
+}
+
 /// All of an image but the contents of its segments, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tables {
@@ -174,6 +202,8 @@ pub(super) struct Tables {
     pub(super) slots: Vec<Slot>,
     pub(super) exports: Vec<ExportedSymbol>,
     pub(super) frames: Vec<FrameSection>,
+    /// In the order in which they run.
+    pub(super) actions: Vec<ActionPlaces>,
 }
 
 // ---- writing ----
@@ -196,6 +226,26 @@ impl Output {
     fn place(&mut self, place: Place) {
         self.u32(place.segment);
         self.u32(place.offset);
+    }
+
+    fn call(&mut self, call: Option<CallPlaces>) {
+        const NOWHERE: Place = Place {
+            segment: 0,
+            offset: 0,
+        };
+        self.u32(call.is_some().into());
+        let CallPlaces {
+            function,
+            args,
+            size,
+        } = call.unwrap_or(CallPlaces {
+            function: NOWHERE,
+            args: NOWHERE,
+            size: 0,
+        });
+        self.place(function);
+        self.place(args);
+        self.u32(size);
     }
 
     fn string(&mut self, text: &str) -> Result<()> {
@@ -225,7 +275,8 @@ pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
         + SYMBOL * tables.symbols.len()
         + SLOT * tables.slots.len()
         + EXPORT * tables.exports.len()
-        + FRAME * tables.frames.len();
+        + FRAME * tables.frames.len()
+        + ACTION * tables.actions.len();
     let mut output = Output {
         records: heap::room_for(records, "store an image")?,
         strings: heap::room_for(strings, "store an image")?,
@@ -260,6 +311,10 @@ pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
         output.place(frame.place);
         output.u32(frame.size);
     }
+    for action in &tables.actions {
+        output.call(action.finalize);
+        output.call(action.dealloc);
+    }
     let counts = [
         (tables.key.0.len(), "parts of a key"),
         (tables.segments.len(), "segments"),
@@ -267,6 +322,7 @@ pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
         (tables.slots.len(), "slots"),
         (tables.exports.len(), "exports"),
         (tables.frames.len(), "sections of frames"),
+        (tables.actions.len(), "actions"),
         (output.strings.len(), "bytes of names"),
     ];
     let size = HEADER + output.records.len() + output.strings.len();
@@ -277,7 +333,6 @@ pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
     for (count, of) in counts {
         head.extend(number(count, of)?.to_le_bytes());
     }
-    head.extend([0; 4]);
     head.extend(output.records);
     head.extend(output.strings);
     seal(&mut head);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! From a file to an allocation.
 
-use super::format::{ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, Slot, SlotValue};
+use super::format::{
+    CallPlaces, ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, Slot, SlotValue,
+};
 use super::key::Key;
 use super::read::{Checked, check};
 use super::recorder::of_file;
@@ -30,6 +32,25 @@ pub struct LinkedExport {
     pub flags: u64,
 }
 
+/// A call of a wrapper function, for [`WrapperCall::new`](crate::WrapperCall::new): the host says that the file is right
+/// in what it has of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkedCall {
+    /// Where the function is in the executor.
+    pub function: u64,
+    /// Its serialized arguments.
+    pub args: Vec<u8>,
+}
+
+/// What [`StoredAction`](super::StoredAction) has become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkedAction {
+    /// To be run on finalize.
+    pub finalize: Option<LinkedCall>,
+    /// To be run on deallocate.
+    pub dealloc: Option<LinkedCall>,
+}
+
 /// An image in a manager's memory.
 #[derive(Debug)]
 pub struct Linked {
@@ -40,6 +61,8 @@ pub struct Linked {
     /// Sections of unwind information, for finalize actions that register them: in this process
     /// [`eh_frame_action`](crate::executor::eh_frame_action).
     pub frames: Vec<AddressRange>,
+    /// Further actions for finalize, in their order, behind those that register frames.
+    pub actions: Vec<LinkedAction>,
 }
 
 /// An image in a manager's memory, with the addresses of its exports in their order.
@@ -47,6 +70,7 @@ pub(crate) struct Placed {
     pub(crate) graph: InFlight,
     pub(crate) exports: Vec<u64>,
     pub(crate) frames: Vec<AddressRange>,
+    pub(crate) actions: Vec<LinkedAction>,
 }
 
 impl Image {
@@ -105,8 +129,8 @@ impl Image {
     ///
     /// # Errors
     /// As [`Manager::allocate`]; what `resolve` answers; `InvalidArgument` if that is not one address for
-    /// each symbol, or if two segments are too far from each other for a distance of 4 bytes, where each
-    /// segment has a reservation of its own. Nothing is left allocated then.
+    /// each symbol, if that of an action's function is 0, or if two segments are too far from each other for a distance of
+    /// 4 bytes, where each segment has a reservation of its own. Nothing is left allocated then.
     pub fn link(
         &mut self,
         manager: &Manager,
@@ -127,6 +151,7 @@ impl Image {
             graph: placed.graph,
             exports,
             frames: placed.frames,
+            actions: placed.actions,
         })
     }
 
@@ -161,11 +186,41 @@ impl Image {
                 AddressRange::new(address(section.place), section.size.into())
             }),
         );
+        let mut actions = heap::room_for(self.tables.actions.len(), "link an image")?;
+        for action in &self.tables.actions {
+            actions.push(LinkedAction {
+                finalize: self.linked_call(action.finalize)?,
+                dealloc: self.linked_call(action.dealloc)?,
+            });
+        }
         Ok(Placed {
             graph,
             exports,
             frames,
+            actions,
         })
+    }
+
+    /// A call, once slots are filled.
+    fn linked_call(&self, call: Option<CallPlaces>) -> Result<Option<LinkedCall>> {
+        let Some(call) = call else {
+            return Ok(None);
+        };
+        let content = |place: Place, size: usize| {
+            let start = self.tables.contents[place.segment as usize].start;
+            &self.file[start + place.offset as usize..][..size]
+        };
+        let mut function = [0; size_of::<u64>()];
+        function.copy_from_slice(content(call.function, size_of::<u64>()));
+        match u64::from_le_bytes(function) {
+            0 => Err(invalid_argument(
+                "link an image: the function of an action is at address 0",
+            )),
+            function => Ok(Some(LinkedCall {
+                function,
+                args: heap::copy_of(content(call.args, call.size as usize), "link an image")?,
+            })),
+        }
     }
 
     fn resolve(&self, resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>) -> Result<Vec<u64>> {

@@ -49,8 +49,8 @@
 //! distance of 4 or 8 bytes. A distance inside of one segment depends on none; one between two segments, to
 //! what is outside, or to a fixed address does. A linker keeps the global offset table and the stubs of graphs that are to be
 //! stored: a call or a load of what is outside then depends on one pointer, and not on how far away it is. Offsets of thread-local variables, addresses in 4 bytes and instructions that hold a part of an
-//! address can't be stored; nor can segments that live only until finalize, or actions other than to
-//! register frames, which [`Linked::frames`] names for the host to make them anew.
+//! address can't be stored; nor can segments that live only until finalize. Actions are stored as [`StoredAction`]s, and
+//! [`Linked::frames`] names what is to be registered with the unwinder.
 //!
 //! # What a file is worth
 //!
@@ -69,7 +69,7 @@ mod tests;
 
 pub use key::Key;
 pub(crate) use load::Placed;
-pub use load::{Image, Linked, LinkedExport};
+pub use load::{Image, Linked, LinkedAction, LinkedCall, LinkedExport};
 pub use recorder::{RecordedId, Recorder};
 
 use crate::manager::Segment;
@@ -144,6 +144,27 @@ pub struct Export<'a> {
     pub flags: u64,
 }
 
+/// A call of a wrapper function, as [`WrapperCall`](crate::WrapperCall) has it. Its parts lie in the graph, so
+/// that they are right wherever the image lies.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredCall {
+    /// Where a pointer to the function is: the slot of an import or a reference of kind
+    /// [`Absolute64`](ReferenceKind::Absolute64).
+    pub function: u64,
+    /// Its serialized arguments, inside the content of a segment of the same graph. What they have of addresses is
+    /// told as references and imports. Without arguments: any range of 0 bytes.
+    pub args: AddressRange,
+}
+
+/// An allocation action that later processes run too.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoredAction {
+    /// Run on finalize.
+    pub finalize: Option<StoredCall>,
+    /// Run on deallocate.
+    pub dealloc: Option<StoredCall>,
+}
+
 /// A linked graph: what [`Recorder::record`] copies.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Graph<'a> {
@@ -159,4 +180,6 @@ pub struct Graph<'a> {
     pub exports: &'a [Export<'a>],
     /// Sections of unwind information (`.eh_frame`), inside the content of a segment.
     pub frames: &'a [AddressRange],
+    /// What is run when it is finalized and deallocated, besides what registers its frames.
+    pub actions: &'a [StoredAction],
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What goes where in an image: segments of one protection become one, and what depends on addresses a slot.
 
-use super::format::{ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue, Tables};
+use super::format::{
+    ActionPlaces, CallPlaces, ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue,
+    Tables,
+};
 use super::key::Key;
 use super::recorder::{RecordedGraph, RecordedSegment, of_graph};
-use super::{Reference, ReferenceKind};
+use super::{Reference, ReferenceKind, StoredCall};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::memory::placement::REACH;
@@ -244,6 +247,37 @@ impl Layout {
         })
     }
 
+    /// Where the parts of a graph's call are now.
+    fn find_call(&self, graph: usize, of: &RecordedGraph, call: StoredCall) -> Result<CallPlaces> {
+        let StoredCall { function, args } = call;
+        let found = self.find_content(graph, function, 8, "the pointer to an action's function")?;
+        let (start, size) = (args.start(), args.size());
+        let args = match size {
+            0 => found.place,
+            size => {
+                self.find_content(graph, start, size, "what an action is called with")?
+                    .place
+            }
+        };
+        let here = |slot: u64, kind| slot == function && kind == ReferenceKind::Absolute64;
+        let mut imports = of.imports.iter();
+        let mut references = of.references.iter();
+        if !imports.any(|one| here(one.slot, one.kind))
+            && !references.any(|one| here(one.slot, one.kind))
+        {
+            return Err(invalid_argument(format!(
+                "the pointer to an action's function at {function:#x} depends on no address; tell what it is by an \
+                 import or a reference of 8 bytes"
+            )));
+        }
+        Ok(CallPlaces {
+            function: found.place,
+            args,
+            // It lies in a segment.
+            size: size as u32,
+        })
+    }
+
     /// The bytes of a slot.
     fn bytes<const SIZE: usize>(&self, place: Place) -> [u8; SIZE] {
         let content = &self.segments[place.segment as usize].content;
@@ -356,6 +390,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
     let mut slots = heap::room_for(slots_most, what)?;
     let mut exports = heap::room_for(count(|graph| graph.exports.len()), what)?;
     let mut frames = heap::room_for(count(|graph| graph.frames.len()), what)?;
+    let mut actions = heap::room_for(count(|graph| graph.actions.len()), what)?;
     for (index, graph) in graphs.iter().enumerate() {
         let mut graph_slots = || -> Result<()> {
             let mut note = |place, (value, addend), address| {
@@ -436,6 +471,13 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                     });
                 }
             }
+            for action in &graph.actions {
+                let find = |call| layout.find_call(index, graph, call);
+                actions.push(ActionPlaces {
+                    finalize: action.finalize.map(find).transpose()?,
+                    dealloc: action.dealloc.map(find).transpose()?,
+                });
+            }
             Ok(())
         };
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
@@ -460,6 +502,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         slots,
         exports,
         frames,
+        actions,
     };
     Ok((tables, contents))
 }

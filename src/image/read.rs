@@ -3,8 +3,9 @@
 //! of anything else.
 
 use super::format::{
-    EXPORT, FRAME, FrameSection, HEADER, ImageSegment, KEY_PART, LARGEST_ALIGNMENT, MAGIC,
-    MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot, SlotValue, VERSION,
+    ACTION, ActionPlaces, CallPlaces, EXPORT, FRAME, FrameSection, HEADER, ImageSegment, KEY_PART,
+    LARGEST_ALIGNMENT, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot,
+    SlotValue, VERSION,
 };
 use super::key::Key;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -26,6 +27,7 @@ pub(super) struct Checked {
     slots: Range<usize>,
     pub(super) exports: Vec<Exported>,
     pub(super) frames: Vec<FrameSection>,
+    pub(super) actions: Vec<ActionPlaces>,
     /// Where the contents of the segments are in the file.
     pub(super) contents: Vec<Range<usize>>,
 }
@@ -93,6 +95,20 @@ impl<'a> Input<'a> {
             segment: self.u32()?,
             offset: self.u32()?,
         })
+    }
+
+    fn call(&mut self) -> Result<Option<CallPlaces>> {
+        let there = self.u32()?;
+        let call = CallPlaces {
+            function: self.place()?,
+            args: self.place()?,
+            size: self.u32()?,
+        };
+        match there {
+            0 => Ok(None),
+            1 => Ok(Some(call)),
+            _ => Err(inconsistent("an action neither has a call nor has none")),
+        }
     }
 
     /// A name, which lies behind the names before it, so that no two share any byte.
@@ -167,11 +183,10 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         return Err(Error::new(Status::Unsupported, what).remedy("store it anew"));
     }
     let checksum = input.u32()?;
-    let mut counts = [0u32; 7];
+    let mut counts = [0u32; 8];
     for count in &mut counts {
         *count = input.u32()?;
     }
-    let padding = input.u32()?;
     let [
         key_parts,
         segments,
@@ -179,9 +194,10 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         slot_count,
         exports,
         frames,
+        actions,
         names,
     ] = counts;
-    let sizes = [KEY_PART, SEGMENT, SYMBOL, SLOT, EXPORT, FRAME, 1];
+    let sizes = [KEY_PART, SEGMENT, SYMBOL, SLOT, EXPORT, FRAME, ACTION, 1];
     let tables: u64 = counts
         .iter()
         .zip(sizes)
@@ -189,7 +205,7 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         .sum();
     let head = usize::try_from(HEADER as u64 + tables).map_err(|_| torn())?;
     let sealed = file.get(PREAMBLE..head).ok_or_else(torn)?;
-    if crc32fast::hash(sealed) != checksum || padding != 0 {
+    if crc32fast::hash(sealed) != checksum {
         return Err(damaged(
             "its tables are not what was stored: the checksum differs",
         ));
@@ -215,6 +231,12 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
             size: input.u32()?,
         })
     })?;
+    let actions = input.records(actions, |input| {
+        Ok(ActionPlaces {
+            finalize: input.call()?,
+            dealloc: input.call()?,
+        })
+    })?;
     if names.next != names.all.len() {
         return Err(inconsistent("a name belongs to nothing"));
     }
@@ -231,6 +253,7 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         symbols,
         exports,
         frames,
+        actions,
     };
     check_numbers(&checked, records)?;
     checked.contents = contents(file, head, &checked.segments)?;
@@ -296,6 +319,8 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
         let content = sizes.get(place.segment as usize);
         content.is_some_and(|content| u64::from(place.offset) + size <= *content)
     };
+    let functions = pointers_to_functions(&tables.actions)?;
+    let mut functions = functions.iter().peekable();
     let symbol = |number: u32| (number as usize) < tables.symbols.len();
     let segment = |number: u32| (number as usize) < segments.len();
     let mut free = Place {
@@ -313,6 +338,7 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
         }
         free = slot.place;
         free.offset += size as u32;
+        functions.next_if(|place| **place == slot.place && slot.value.is_pointer());
         let known = match slot.value {
             SlotValue::Import(number)
             | SlotValue::ImportRelative32(number)
@@ -348,7 +374,36 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
             "a section of frames is outside of the contents",
         ));
     }
+    if functions.next().is_some() {
+        return Err(inconsistent("an action's function is in no slot"));
+    }
+    let calls = || tables.actions.iter().flat_map(ActionPlaces::calls);
+    if calls().any(|call| !inside(call.args, call.size.into())) {
+        return Err(inconsistent(
+            "what an action is called with is outside of the contents",
+        ));
+    }
+    // They are copied.
+    if calls().map(|call| u64::from(call.size)).sum::<u64>() > sizes.iter().sum() {
+        return Err(inconsistent(
+            "actions are called with more than the contents have",
+        ));
+    }
     Ok(())
+}
+
+/// The slots that calls of actions have their functions from: in order, each once.
+fn pointers_to_functions(actions: &[ActionPlaces]) -> Result<Vec<Place>> {
+    let mut places = heap::room_for(2 * actions.len(), "open an image")?;
+    places.extend(
+        actions
+            .iter()
+            .flat_map(ActionPlaces::calls)
+            .map(|call| call.function),
+    );
+    places.sort_unstable();
+    places.dedup();
+    Ok(places)
 }
 
 /// Where the contents are: they are all that follows.

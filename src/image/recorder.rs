@@ -4,7 +4,7 @@
 use super::format::encode;
 use super::key::Key;
 use super::plan::plan;
-use super::{Export, Graph, Import, Reference, ReferenceKind};
+use super::{Export, Graph, Import, Reference, ReferenceKind, StoredAction};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::manager::Segment;
@@ -46,6 +46,7 @@ pub(super) struct RecordedGraph {
     pub(super) references: Vec<Reference>,
     pub(super) exports: Vec<RecordedExport>,
     pub(super) frames: Vec<AddressRange>,
+    pub(super) actions: Vec<StoredAction>,
 }
 
 /// Names a graph to its recorder.
@@ -109,7 +110,8 @@ impl Recorder {
     ///
     /// # Errors
     /// `InvalidArgument` if what was recorded does not fit together: a slot outside of the content of its
-    /// graph, slots or graphs that overlap, a reference to what is not recorded; `WindowFull` for more than a
+    /// graph, slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot;
+    /// `WindowFull` for more than a
     /// window holds; `OutOfMemory`; what the system says of the file.
     pub fn store(&self, path: impl AsRef<Path>, key: &Key) -> Result<()> {
         let path = path.as_ref();
@@ -189,6 +191,7 @@ fn copy(graph: &Graph<'_>, number: u64) -> Result<RecordedGraph> {
         references: graph.references.to_vec(),
         exports: graph.exports.iter().map(RecordedExport::from).collect(),
         frames: graph.frames.to_vec(),
+        actions: graph.actions.to_vec(),
     })
 }
 

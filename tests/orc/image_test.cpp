@@ -3,6 +3,7 @@
 // Images of what LLJITs have linked: stored by one process, loaded by others, which are this
 // program again.
 
+#include "compat.h"
 #include "compat_orc.h"
 
 #include <gtest/gtest.h>
@@ -15,6 +16,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <map>
 #include <set>
 #include <stdexcept>
 #include <sys/wait.h>
@@ -51,19 +53,57 @@ const char *const Stored[] = {"throws.cpp", "passes.cpp", "catches.cpp", "stored
 
 int HostNumber = 100;
 
+// The code of objects that is there, as actions of theirs have told.
+std::map<uint64_t, uint64_t> CodeToldOf;
+
+compat::ActionResult tellOfCode(const char *Data, size_t Size) {
+  using namespace llvm::orc::shared;
+  return WrapperFunction<SPSError(SPSExecutorAddrRange, bool)>::handle(
+             Data, Size,
+             [](ExecutorAddrRange Code, bool Comes) {
+               if (Comes)
+                 CodeToldOf[Code.Start.getValue()] = Code.End.getValue();
+               else
+                 CodeToldOf.erase(Code.Start.getValue());
+               return Error::success();
+             })
+      .release();
+}
+
+// Adds such an action to each graph.
+class TellingPlugin : public compat::StatelessPlugin {
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([](jitlink::LinkGraph &G) {
+      jitlink::SectionRange Code(*G.findSectionByName(".text"));
+      G.allocActions().push_back({callWith(Code, true), callWith(Code, false)});
+      return Error::success();
+    });
+  }
+
+  static shared::WrapperFunctionCall callWith(const jitlink::SectionRange &Code, bool Comes) {
+    using namespace llvm::orc::shared;
+    return cantFail(WrapperFunctionCall::Create<SPSArgList<SPSExecutorAddrRange, bool>>(
+        ExecutorAddr::fromPtr(&tellOfCode), Code.getRange(), Comes));
+  }
+};
+
 // An LLJIT whose objects are recorded, and into which images are loaded.
 class Session {
 public:
-  Session() : Recorder(must(ImageRecorder::Create())), MM(must(MemoryManager::CreateInProcess())) {
+  explicit Session(bool Telling = false)
+      : Recorder(must(ImageRecorder::Create())), MM(must(MemoryManager::CreateInProcess())) {
     LLJITBuilder Builder;
-    compat::setLinkingLayer(Builder,
-                            [this](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
-                              auto Layer = jitmem::orc::createObjectLayer(ES, *MM);
-                              if (!Layer)
-                                return Layer.takeError();
-                              (*Layer)->addPlugin(std::make_unique<ImagePlugin>(Recorder));
-                              return std::move(*Layer);
-                            });
+    compat::setLinkingLayer(
+        Builder, [this, Telling](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
+          auto Layer = jitmem::orc::createObjectLayer(ES, *MM);
+          if (!Layer)
+            return Layer.takeError();
+          if (Telling)
+            (*Layer)->addPlugin(std::make_unique<TellingPlugin>());
+          (*Layer)->addPlugin(std::make_unique<ImagePlugin>(Recorder));
+          return std::move(*Layer);
+        });
     J = must(Builder.create());
     Loader = std::make_unique<ImageLoader>(J->getExecutionSession(), *MM);
     must(J->getMainJITDylib().define(
@@ -204,6 +244,66 @@ TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
   must(Other.Loader->add(Other.main(), Path, Key));
   EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
   EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
+}
+
+TEST_F(Image, HasActions) {
+  std::map<uint64_t, uint64_t> Told;
+  {
+    Session S(true);
+    auto Unknown = S.main().createResourceTracker();
+    S.add(Unknown, "sections.c");
+    EXPECT_NE(S.call("checkSections", 0), 0);
+    auto Message = messageOf(S.Recorder->store(Path, Key));
+    for (const char *Word : {"sections.c", "finalize actions", "storeCallsOf"})
+      EXPECT_NE(Message.find(Word), std::string::npos) << Message;
+    must(Unknown->remove());
+
+    auto Function = ExecutorAddr::fromPtr(&tellOfCode);
+    for (const std::vector<size_t> &Nowhere : {std::vector<size_t>{10}, {~size_t{0}}}) {
+      S.Recorder->storeCallsOf(Function, "tellOfCode", Nowhere);
+      auto Tracker = S.main().createResourceTracker();
+      S.add(Tracker, "sections.c");
+      EXPECT_NE(S.call("checkSections", 0), 0);
+      Message = messageOf(S.Recorder->store(Path, Key));
+      EXPECT_NE(Message.find("no address at byte"), std::string::npos) << Message;
+      must(Tracker->remove());
+    }
+    // Where a range ends another segment may begin.
+    S.Recorder->storeCallsOf(Function, "tellOfCode", {0, 8});
+    for (const char *Source : {"sections.c", "throws.cpp", "passes.cpp", "catches.cpp"})
+      S.add(Source);
+    EXPECT_NE(S.call("checkSections", 0), 0);
+    EXPECT_EQ(S.call("catchProblem", 1), 1001);
+    must(S.Recorder->store(Path, Key));
+    Told = CodeToldOf;
+    EXPECT_EQ(Told.size(), 4u);
+  }
+  EXPECT_TRUE(CodeToldOf.empty());
+
+  Session Other;
+  auto Tracker = Other.main().createResourceTracker();
+  auto Message = messageOf(Other.Loader->add(Tracker, Path, Key));
+  EXPECT_NE(Message.find("tellOfCode"), std::string::npos) << Message;
+  must(Other.main().define(
+      absoluteSymbols({{Other.J->mangleAndIntern("tellOfCode"),
+                        {ExecutorAddr::fromPtr(&tellOfCode), JITSymbolFlags::Exported}}})));
+  must(Other.Loader->add(Tracker, Path, Key));
+  EXPECT_EQ(CodeToldOf.size(), Told.size());
+  auto Sizes = [](const std::map<uint64_t, uint64_t> &Of) {
+    std::multiset<uint64_t> All;
+    for (auto [Start, End] : Of)
+      All.insert(End - Start);
+    return All;
+  };
+  EXPECT_EQ(Sizes(CodeToldOf), Sizes(Told));
+  for (const char *Function : {"checkSections", "catchProblem"}) {
+    auto Behind = CodeToldOf.upper_bound(Other.find(Function));
+    ASSERT_NE(Behind, CodeToldOf.begin());
+    EXPECT_LT(Other.find(Function), std::prev(Behind)->second);
+  }
+  EXPECT_NE(Other.call("checkSections", 0), 0);
+  must(Tracker->remove());
+  EXPECT_TRUE(CodeToldOf.empty());
 }
 
 TEST_F(Image, NamesWhatCannotBeStored) {

@@ -2,7 +2,7 @@
 //! Files: changed by others, written and read.
 
 use super::*;
-use crate::image::format::seal;
+use crate::image::format::{ActionPlaces, seal};
 use proptest::prelude::*;
 use std::fs;
 use std::path::PathBuf;
@@ -98,6 +98,12 @@ proptest! {
                 let content = &contents[slot.place.segment as usize];
                 let end = slot.place.offset as usize + slot.value.size() as usize;
                 prop_assert!(end <= content.len());
+            }
+            for call in tables.actions.iter().flat_map(ActionPlaces::calls) {
+                let content = &contents[call.args.segment as usize];
+                prop_assert!(call.args.offset as usize + call.size as usize <= content.len());
+                let pointer = tables.slots(&file).find(|slot| slot.place == call.function);
+                prop_assert!(pointer.is_some_and(|slot| slot.value.is_pointer()));
             }
         }
     }

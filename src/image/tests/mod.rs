@@ -20,6 +20,11 @@ fn segment(protection: Protection, content: u64, zero_fill: u64) -> Segment {
     Segment::new(protection, content).zero_fill(zero_fill)
 }
 
+fn call(function: u64, args: u64, size: u64) -> StoredCall {
+    let args = AddressRange::new(args, size).unwrap();
+    StoredCall { function, args }
+}
+
 /// Code that refers to data and data that refers to code, of two graphs.
 fn recorder() -> Recorder {
     let mut recorder = Recorder::default();
@@ -75,6 +80,11 @@ fn recorder() -> Recorder {
             flags: 7,
         }],
         frames: &[AddressRange::new(DATA, 8).unwrap()],
+        // One of what is outside, which is told where code is; and one of code.
+        actions: &[StoredAction {
+            finalize: Some(call(DATA + 24, DATA + 8, 8)),
+            dealloc: Some(call(DATA + 8, 0, 0)),
+        }],
     };
     recorder.record(&first).unwrap();
     let mut code = [0x90; 8];
@@ -171,6 +181,12 @@ fn slots_are_filled_for_the_addresses_of_each_manager() {
             code.wrapping_add(4).wrapping_add(distance(bytes, 4)),
             data + 8
         );
+        let called = |function, args| Some(LinkedCall { function, args });
+        let action = LinkedAction {
+            finalize: called(0x1234_5678_9abc, (code + 20).to_le_bytes().to_vec()),
+            dealloc: called(code + 20, Vec::new()),
+        };
+        assert_eq!(linked.actions, [action]);
         // The second graph's code lies behind the first's, aligned to 16.
         assert_eq!(distance(bytes, 32), (-32i64) as u64);
         let exports: Vec<_> = linked
@@ -433,6 +449,29 @@ fn what_does_not_fit_together_is_refused_by_name() {
     }
     let frames = &[AddressRange::new(address, 9).unwrap()];
     refused(&Graph { frames, ..bad }, outside);
+    let imports = &[import(address)];
+    for (one, named) in [
+        (call(address, address, 9), outside),
+        (call(DATA + 24, address, 8), outside),
+        (call(address + 1, address, 0), outside),
+    ] {
+        let finalize = Some(one);
+        let actions = &[StoredAction {
+            finalize,
+            dealloc: None,
+        }];
+        let bad = Graph {
+            imports,
+            actions,
+            ..bad
+        };
+        refused(&bad, named);
+    }
+    let actions = &[StoredAction {
+        finalize: None,
+        dealloc: Some(call(address, address, 8)),
+    }];
+    refused(&Graph { actions, ..bad }, "depends on no address");
     let lifetime = AllocGroup::new(Protection::READ, Lifetime::Finalize);
     for (segment, content, status) in [
         (Segment::new(lifetime, 1), &[0][..], Status::Unsupported),
