@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
 // The objects of (b) and (c) in fresh processes: linked by JITLink, and loaded from images that
-// another process has stored. The floor is what every way to load them must do: symbols of the same
-// names are defined and looked up, and as many bytes are written to new pages.
+// another process has stored, into ORC sessions and by the C API alone. The floor of sessions is
+// what every way to load them must do: symbols of the same names are defined and looked up, and as
+// many bytes are written to new pages.
 //   jitmem-bench-image [--rounds=N]
 
 #include "objects.hpp"
@@ -21,6 +22,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <vector>
 
@@ -42,6 +44,10 @@ static std::vector<Library> readWorkload(StringRef Key) {
   return All;
 }
 
+static std::string pathOf(StringRef Folder, StringRef Key, const Library &L) {
+  return formatv("{0}/{1}-{2}", Folder, Key, L.Name).str();
+}
+
 /// What a process says of its work.
 struct Figures {
   double Milliseconds = 0;
@@ -49,6 +55,20 @@ struct Figures {
 };
 
 namespace {
+
+/// A call whose result is known.
+struct Check {
+  const char *Name;
+  int Argument, Result;
+};
+
+const Check Checks[] = {{"tiny_0", 13, tinyResult(0, 13)},
+                        {"tiny_1999", 13, tinyResult(1999, 13)},
+                        {"luaO_ceillog2", 1000, 10},
+                        {"sqlite3_initialize", 0, 0},
+                        {"deflateEnd", 0, -2},
+                        {"ZSTD_maxCLevel", 0, 22},
+                        {"sqlite3_shutdown", 0, 0}};
 
 /// A session in which each library has a JITDylib of its own.
 class Process {
@@ -84,7 +104,7 @@ public:
 
   void load(const Library &L, StringRef Folder, Figures &F) {
     JITDylib &JD = dylib(L.Name);
-    Exit(Loader->add(JD, path(Folder, L)));
+    Exit(Loader->add(JD, pathOf(Folder, Key, L)));
     lookUp(JD, L, F);
   }
 
@@ -105,20 +125,9 @@ public:
     lookUp(JD, L, F);
   }
 
-  std::string path(StringRef Folder, const Library &L) {
-    return formatv("{0}/{1}-{2}", Folder, Key, L.Name).str();
-  }
-
   /// That the code works.
   void check() {
-    for (auto [Name, Argument, Result] : std::initializer_list<std::tuple<const char *, int, int>>{
-             {"tiny_0", 13, tinyResult(0, 13)},
-             {"tiny_1999", 13, tinyResult(1999, 13)},
-             {"luaO_ceillog2", 1000, 10},
-             {"sqlite3_initialize", 0, 0},
-             {"deflateEnd", 0, -2},
-             {"ZSTD_maxCLevel", 0, 22},
-             {"sqlite3_shutdown", 0, 0}}) {
+    for (auto &[Name, Argument, Result] : Checks) {
       auto Found = Symbols.find(ES.intern(Name));
       if (Found != Symbols.end())
         Exit(expectCall(ES, Found->second.getAddress(), Name, Argument, Result));
@@ -147,9 +156,69 @@ private:
 
 } // namespace
 
-/// What one process does: "store", "link", "load" or "floor".
+static void must(jitmem_status Status, const jitmem::orc::detail::OwnedError &E) {
+  if (Status != JITMEM_OK)
+    Exit(E.take());
+}
+
+/// What a process without LLVM does: it links images by the C API, with symbols that dlsym finds.
+static Figures loadPlainly(const std::vector<Library> &Libraries, StringRef Key, StringRef Folder) {
+  auto MM = Exit(MemoryManager::CreateInProcess());
+  dlopen("libm.so.6", RTLD_NOW | RTLD_GLOBAL);
+  const jitmem::orc::ImageKey None;
+  jitmem::orc::detail::PassedImageKey Passed(None);
+  jitmem::orc::detail::OwnedError E;
+  std::vector<std::unique_ptr<jitmem_image, jitmem::orc::detail::FreeImage>> Images;
+  std::vector<jitmem_image_export> Exports;
+  Figures F;
+  auto Start = std::chrono::steady_clock::now();
+  for (const Library &L : Libraries) {
+    jitmem_image *Image = nullptr;
+    must(jitmem_image_open(pathOf(Folder, Key, L).c_str(), Passed.data(), Passed.size(), &Image,
+                           E.out()),
+         E);
+    Images.emplace_back(Image);
+    size_t Count = 0;
+    must(jitmem_image_imports(Image, nullptr, 0, &Count, E.out()), E);
+    std::vector<const char *> Names(Count);
+    must(jitmem_image_imports(Image, Names.data(), Count, &Count, E.out()), E);
+    std::vector<uint64_t> Addresses;
+    for (const char *Name : Names) {
+      void *Found = dlsym(RTLD_DEFAULT, Name);
+      if (!Found)
+        Exit(createStringError("%s is not found", Name));
+      Addresses.push_back(reinterpret_cast<uintptr_t>(Found));
+    }
+    jitmem_image_link_request Request = {};
+    Request.struct_size = sizeof(Request);
+    Request.addresses = Addresses.data();
+    Request.address_count = Count;
+    uint64_t Allocation = 0;
+    must(jitmem_image_link(Image, MM->handle(), &Request, E.out()), E);
+    must(jitmem_image_finalize(Image, nullptr, 0, &Allocation, E.out()), E);
+    must(jitmem_image_exports(Image, nullptr, 0, &Count, E.out()), E);
+    const size_t Before = Exports.size();
+    Exports.resize(Before + Count);
+    must(jitmem_image_exports(Image, Exports.data() + Before, Count, &Count, E.out()), E);
+    F.Symbols += Count;
+  }
+  auto End = std::chrono::steady_clock::now();
+  F.Milliseconds = std::chrono::duration<double, std::milli>(End - Start).count();
+  for (auto &Check : Checks)
+    for (auto &One : Exports)
+      if (StringRef(One.symbol) == Check.Name) {
+        int Result = reinterpret_cast<int (*)(int)>(One.address)(Check.Argument);
+        if (Result != Check.Result)
+          Exit(createStringError("%s(%d) is %d", Check.Name, Check.Argument, Result));
+      }
+  return F;
+}
+
+/// What one process does: "store", "link", "load", "plain" or "floor".
 static Figures work(StringRef What, StringRef Key, StringRef Folder) {
   auto Libraries = readWorkload(Key);
+  if (What == "plain")
+    return loadPlainly(Libraries, Key, Folder);
   Figures F;
   Process P(Key.str());
   std::vector<std::shared_ptr<ImageRecorder>> Recorders;
@@ -166,7 +235,7 @@ static Figures work(StringRef What, StringRef Key, StringRef Folder) {
   F.Milliseconds = std::chrono::duration<double, std::milli>(End - Start).count();
   if (What == "store")
     for (size_t I = 0; I != Libraries.size(); ++I)
-      Exit(Recorders[I]->store(P.path(Folder, Libraries[I])));
+      Exit(Recorders[I]->store(pathOf(Folder, Key, Libraries[I])));
   if (What != "floor")
     P.check();
   return F;
@@ -219,21 +288,24 @@ int main(int Count, char **Arguments) {
          << " processes each, which take turns. From the first object that is added, or the first "
             "image, to the addresses of all symbols. Objects are in memory, images in the "
             "system's page cache. "
-            "The floor is what every way to load must do: to define and look up as many "
-            "symbols, and to write as many bytes to new shared pages.\n\n"
-            "| workload | symbols | linked, ms | loaded, ms | times faster | floor, ms |\n"
-            "|---|---:|---:|---:|---:|---:|\n";
+            "The floor is what every way to load into a session must do: to define and look up as "
+            "many symbols, and to write as many bytes to new shared pages. Without LLVM symbols "
+            "come from dlsym, and addresses from jitmem_image_exports.\n\n"
+            "| workload | symbols | linked, ms | loaded into a session, ms | times faster "
+            "| floor, ms | loaded without LLVM, ms | times faster |\n"
+            "|---|---:|---:|---:|---:|---:|---:|---:|\n";
   for (StringRef Key : {"b", "c"}) {
     uint64_t Symbols = workInChild(Program, "store", Key, Folder).Symbols;
-    std::vector<double> Linked, Loaded, Floor;
+    std::vector<double> Linked, Loaded, Floor, Plain;
     for (unsigned Round = 0; Round != Rounds; ++Round) {
       Linked.push_back(workInChild(Program, "link", Key, Folder).Milliseconds);
       Loaded.push_back(workInChild(Program, "load", Key, Folder).Milliseconds);
       Floor.push_back(workInChild(Program, "floor", Key, Folder).Milliseconds);
+      Plain.push_back(workInChild(Program, "plain", Key, Folder).Milliseconds);
     }
-    outs() << formatv("| ({0}) | {1} | {2:f2} | {3:f2} | {4:f1} | {5:f2} |\n", Key, Symbols,
-                      median(Linked), median(Loaded), median(Linked) / median(Loaded),
-                      median(Floor));
+    outs() << formatv("| ({0}) | {1} | {2:f2} | {3:f2} | {4:f1} | {5:f2} | {6:f2} | {7:f1} |\n",
+                      Key, Symbols, median(Linked), median(Loaded), median(Linked) / median(Loaded),
+                      median(Floor), median(Plain), median(Linked) / median(Plain));
   }
   sys::fs::remove_directories(Folder);
   return 0;
