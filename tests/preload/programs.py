@@ -85,6 +85,24 @@ class Programs(unittest.TestCase):
         self.assertEqual(("42\n", ""), (output, complaint))
         self.on_jitmem(report)
 
+    def test_memory_of_the_hosts_own_is_left_alone(self):
+        source = pathlib.Path(__file__).with_name("own_memory.cpp")
+        for version in min(PRELOADS), max(PRELOADS):
+            with self.subTest(version=version), tempfile.TemporaryDirectory() as folder:
+                flags = subprocess.run(
+                    [tool(version, "llvm-config"), "--cxxflags", "--ldflags", "--libs", "--link-shared"],
+                    check=True, capture_output=True, text=True).stdout.split()
+                program = folder + "/own_memory"
+                subprocess.run(["c++", source, "-O0", "-o", program, *flags], check=True)
+                output, complaint, report = self.run_with(version, program, "plain")
+                self.assertEqual(("42, RuntimeDyld, 0\n", ""), (output, complaint))
+                self.on_jitmem(report)
+                for kind in "mapper", "derived":
+                    output, complaint, report = self.run_with(version, program, kind)
+                    self.assertRegex(output, "^42, RuntimeDyld, [1-9]")
+                    self.assertEqual("", complaint)
+                    self.not_on_jitmem(report)
+
     def test_switched_off(self):
         output, complaint, report = self.lli(22, [], JITMEM_PRELOAD="off")
         self.assertEqual(("hello\n", ""), (output, complaint))
