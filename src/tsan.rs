@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Telling ThreadSanitizer of locks, which it does not see in code that is not instrumented: it would take
-//! memory that one thread frees and another gets for a data race of the host's.
+//! memory that one thread frees and another gets for a data race of the host's. And whether it is there, for what
+//! has to differ then.
 
 use std::ffi::c_void;
 
@@ -40,6 +41,11 @@ fn interface() -> [Option<Tell>; 2] {
     unsafe {
         jitmem_tsan
     }
+}
+
+/// Whether this process has it.
+pub(crate) fn is_there() -> bool {
+    interface()[0].is_some()
 }
 
 /// What a thread did under a lock, told to the next one that takes it when this is dropped.

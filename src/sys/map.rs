@@ -3,6 +3,7 @@
 
 use super::gate;
 use crate::group::Protection;
+use crate::tsan;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -119,12 +120,14 @@ unsafe fn mmap(address: u64, size: u64, place: libc::c_int, content: Content) ->
 fn map(at: At, size: u64, content: Content) -> io::Result<u64> {
     let (address, place) = match at {
         At::Anywhere => (0, 0),
+        // It takes an address that it has other use for, for none, and the kernel would let root have address 0.
+        At::Free(address) if tsan::is_there() => (address, 0),
         At::Free(address) => (address, libc::MAP_FIXED_NOREPLACE),
     };
     // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
     let start = unsafe { mmap(address, size, place, content) }?;
     if matches!(at, At::Free(_)) && start != address {
-        // A kernel before 4.17 (and some emulators) takes MAP_FIXED_NOREPLACE for a hint.
+        // A kernel before 4.17 (and some emulators) takes MAP_FIXED_NOREPLACE for a hint, and without it it is one.
         // SAFETY: the kernel has just mapped it, for this call alone.
         unsafe { unmap(start, size) }?;
         return Err(io::Error::from_raw_os_error(libc::EEXIST));
