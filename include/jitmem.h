@@ -1802,7 +1802,8 @@ jitmem_status jitmem_image_recorder_forget(const struct jitmem_image_recorder *r
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
 /// slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot),
-/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
+/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what
+/// the system says of the file.
 ///
 /// Requires:
 /// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,
@@ -1905,8 +1906,9 @@ jitmem_status jitmem_image_link(const struct jitmem_image *image,
                                 struct jitmem_error **error);
 
 /// Makes a linked image visible in the executor, registers its frames, runs the actions that are stored with it, and `actions`
-/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
-/// freed. Where the executor's unwinder asks an index and content is shared, frames take no message.
+/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for
+/// jitmem_manager_deallocate, and the image may be freed. Where the executor's unwinder asks an index and content is shared, frames
+/// take no message.
 /// `actions` may be NULL if `count` is 0. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; nothing is linked), JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED where it is not known what

@@ -301,8 +301,9 @@ unsafe fn stored(action: LinkedAction) -> Action {
 }
 
 /// Makes a linked image visible in the executor, registers its frames, runs the actions that are stored with it, and `actions`
-/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for jitmem_manager_deallocate, and the image may be
-/// freed. Where the executor's unwinder asks an index and content is shared, frames take no message.
+/// behind those, first to last, as jitmem_manager_finalize does. `*allocation` is its handle from then on, for
+/// jitmem_manager_deallocate, and the image may be freed. Where the executor's unwinder asks an index and content is shared, frames
+/// take no message.
 /// `actions` may be NULL if `count` is 0. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; nothing is linked), JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED where it is not known what

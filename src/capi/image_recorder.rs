@@ -486,7 +486,8 @@ pub(super) unsafe fn key(parts: *const jitmem_image_key, count: usize) -> Result
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
 /// slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot),
-/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what the system says of the file.
+/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what
+/// the system says of the file.
 ///
 /// # Safety
 /// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,

@@ -120,7 +120,7 @@ unsafe fn mmap(address: u64, size: u64, place: libc::c_int, content: Content) ->
 fn map(at: At, size: u64, content: Content) -> io::Result<u64> {
     let (address, place) = match at {
         At::Anywhere => (0, 0),
-        // It takes an address that it has other use for, for none, and the kernel would let root have address 0.
+        // ThreadSanitizer asks for address 0 in place of one that it keeps for itself, and the kernel gives that to root.
         At::Free(address) if tsan::is_there() => (address, 0),
         At::Free(address) => (address, libc::MAP_FIXED_NOREPLACE),
     };
