@@ -191,6 +191,15 @@ impl ActionPlaces {
     }
 }
 
+/// Whether actions are called with no more, all together, than is copied for contents of so many bytes. Calls may
+/// share arguments, yet a small file must not ask for much memory.
+pub(super) fn may_be_copied(actions: &[ActionPlaces], contents: u64) -> bool {
+    const TIMES: u64 = 16;
+    let calls = actions.iter().flat_map(ActionPlaces::calls);
+    let args: u64 = calls.map(|call| u64::from(call.size)).sum();
+    args <= TIMES * (contents + (ACTION * actions.len()) as u64)
+}
+
 /// All of an image but the contents of its segments, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tables {

@@ -3,7 +3,7 @@
 
 use super::format::{
     ActionPlaces, CallPlaces, ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue,
-    Tables,
+    Tables, may_be_copied,
 };
 use super::key::Key;
 use super::recorder::{RecordedGraph, RecordedSegment, of_graph};
@@ -492,6 +492,11 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
             "all segments have more bytes than a window",
         );
         return Err(error.remedy("store fewer graphs in one image"));
+    }
+    let content = segments.iter().map(|segment| u64::from(segment.content));
+    if !may_be_copied(&actions, content.sum()) {
+        let error = invalid_argument("actions are called with many times what the graphs have");
+        return Err(error.remedy("let fewer of them share large arguments"));
     }
     let contents = layout.segments.into_iter().map(|segment| segment.content);
     let contents = contents.collect();

@@ -5,7 +5,7 @@
 use super::format::{
     ACTION, ActionPlaces, CallPlaces, EXPORT, FRAME, FrameSection, HEADER, ImageSegment, KEY_PART,
     LARGEST_ALIGNMENT, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot,
-    SlotValue, VERSION,
+    SlotValue, VERSION, may_be_copied,
 };
 use super::key::Key;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -377,16 +377,15 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
     if functions.next().is_some() {
         return Err(inconsistent("an action's function is in no slot"));
     }
-    let calls = || tables.actions.iter().flat_map(ActionPlaces::calls);
-    if calls().any(|call| !inside(call.args, call.size.into())) {
+    let mut calls = tables.actions.iter().flat_map(ActionPlaces::calls);
+    if calls.any(|call| !inside(call.args, call.size.into())) {
         return Err(inconsistent(
             "what an action is called with is outside of the contents",
         ));
     }
-    // They are copied.
-    if calls().map(|call| u64::from(call.size)).sum::<u64>() > sizes.iter().sum() {
+    if !may_be_copied(&tables.actions, sizes.iter().sum()) {
         return Err(inconsistent(
-            "actions are called with more than the contents have",
+            "actions are called with many times what the contents have",
         ));
     }
     Ok(())

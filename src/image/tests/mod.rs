@@ -496,6 +496,51 @@ fn what_does_not_fit_together_is_refused_by_name() {
     }
 }
 
+/// A graph of one pointer and arguments, with which so many actions are called twice.
+fn sharing(recorder: &mut Recorder, args: usize, actions: usize) {
+    let content = vec![1; 8 + args];
+    let shared = Some(call(OTHER, OTHER + 8, args as u64));
+    let (finalize, dealloc) = (shared, shared);
+    let actions = vec![StoredAction { finalize, dealloc }; actions];
+    let graph = Graph {
+        segments: &[GraphSegment {
+            address: OTHER,
+            segment: segment(Protection::READ, content.len() as u64, 0),
+            content: &content,
+        }],
+        imports: &[Import {
+            slot: OTHER,
+            symbol: "called",
+            addend: 0,
+            kind: ReferenceKind::Absolute64,
+        }],
+        actions: &actions,
+        ..Graph::default()
+    };
+    recorder.record(&graph).unwrap();
+}
+
+#[test]
+fn actions_may_share_arguments_and_not_ask_for_much_memory() {
+    let mut recorder = Recorder::default();
+    sharing(&mut recorder, 16, 1000);
+    let mut image = open(file_of(&recorder)).unwrap();
+    let linked = image.link(&manager(), Dylib::NONE, |_| Ok(vec![7]));
+    assert_eq!(linked.unwrap().actions.len(), 1000);
+    let mut recorder = Recorder::default();
+    sharing(&mut recorder, 1 << 20, 9);
+    let error = plan::plan(&recorder.graphs, &key()).unwrap_err();
+    assert!(error.message().contains("share large arguments"), "{error}");
+    // A file that says so all the same.
+    recorder.graphs[0].actions.truncate(8);
+    let (mut tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    tables.actions.push(tables.actions[0]);
+    let mut file = format::encode(&tables).unwrap();
+    contents.iter().for_each(|content| file.extend(content));
+    let error = open(file).unwrap_err();
+    assert!(error.message().contains("many times"), "{error}");
+}
+
 #[test]
 fn slots_and_graphs_that_overlap_are_refused() {
     let mut recorder = recorder();
