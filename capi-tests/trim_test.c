@@ -42,7 +42,8 @@ static uint64_t log_normal(struct workload *workload) {
   return size < 64 ? 64 : size > 8e6 ? 8000000 : (uint64_t)size;
 }
 
-// A plan: code, constants a quarter of its size, some data. Pages that are larger hold as many plans.
+// A plan: code, constants a quarter of its size, some data. Pages that are larger hold as many
+// plans.
 static uint64_t compile(struct workload *workload) {
   uint64_t code = log_normal(workload) * (page_size() / (4 * KIB));
   const jitmem_segment segments[] = {segment(code, 0, RX), segment(code / 4 + 16, 0, R),
