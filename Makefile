@@ -142,13 +142,11 @@ setup: ## install the packages that are missing
 lint: $(CARGO_DENY) ## formatting, warnings, oldest Rust, licences, headers, packages
 	$(call headline,lint)
 	cargo fmt --all --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
-	@.ci/oldest-rust $(OLDEST_RUST)
-	RUSTC=$(OLDEST_RUST)/rustc cargo check --locked --workspace --target-dir build/oldest-rust
-	$(CARGO_DENY) --locked check licenses bans sources
 	@clang-format-22 --dry-run -Werror $(C_AND_CPP)
 	mandoc -Tlint -Wwarning docs/man/*
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	$(CARGO_DENY) --locked check licenses bans sources
 	@for version in 22 19; do (set -x; clang-tidy-22 --quiet $(TIDY) -- -std=c++17 -Iinclude \
 	  -isystem $(LLVM_ROOT)$$version/include); done 2>&1 | sed '/warnings generated/d; /^Suppressed/d'
 	cargo publish --workspace --dry-run --locked --allow-dirty --no-verify 2>&1 | \
@@ -158,9 +156,12 @@ lint: $(CARGO_DENY) ## formatting, warnings, oldest Rust, licences, headers, pac
 	@for crate in target/package/*.crate; do tar -C build/packaged -xmf $$crate; done
 	@cd build/packaged && printf '%s\n' '[workspace]' 'members = ["jitmem-*"]' 'resolver = "3"' \
 	  '[patch.crates-io]' "jitmem.path = '$$(echo jitmem-[0-9]*)'" >Cargo.toml
-	cd build/packaged && RUSTFLAGS='-D warnings' cargo check --workspace --target-dir ../check-packaged
-# Packages are built here and not by cargo's own verification, which keeps the first jitmem that it has
-# unpacked for as long as the version stays, and would build the executor on that.
+	@cp Cargo.lock build/packaged
+	@.ci/oldest-rust $(OLDEST_RUST)
+	cd build/packaged && RUSTC=$(OLDEST_RUST)/rustc RUSTFLAGS='-D warnings' \
+	  cargo check --workspace --target-dir ../check-packaged
+# Packages are built here, with the oldest Rust that they promise, and not by cargo's own verification, which keeps
+# the first jitmem that it has unpacked for as long as the version stays, and would build the executor on that.
 # Programs that include all installed headers.
 TIDY := tests/orc/adapter_one.cpp tests/orc/executor.cpp
 

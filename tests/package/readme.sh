@@ -160,7 +160,8 @@ export CARGO_HOME=${CARGO_HOME:-$HOME/.cargo} RUSTUP_HOME=${RUSTUP_HOME:-$HOME/.
 export HOME=$work/home
 unset PKG_CONFIG_PATH
 # What the commands build need not be as fast as a release, and is built soon.
-export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_EXECUTOR_OPT_LEVEL=0
 cd "$copy"
 for page in "${pages[@]}"; do
   folder=$work/pages/${page//\//-}

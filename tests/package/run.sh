@@ -16,7 +16,8 @@ answer="jitmem $version answers 42"
 . "$here/check.sh"
 mkdir -p "$work"
 # What is built here shows how hosts find it; PREFIX has what is optimized as a release.
-export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16 CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+export CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_EXECUTOR_OPT_LEVEL=0
 
 fail() {
   echo "$*"
