@@ -219,7 +219,7 @@ mod tests {
         ));
         assert!(refused(&header(9).encode(), &[here.as_fd()], &mut buffer));
         // Only memory is read, no file that may be another process's to answer for.
-        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let file = std::fs::File::open("/proc/self/maps").unwrap();
         assert!(refused(&header(9).encode(), &[file.as_fd()], &mut buffer));
         let long = [&header(9).encode()[..], &[0; 8]].concat();
         assert!(refused(&long, &[], &mut buffer));

@@ -114,7 +114,7 @@ fn what_is_left_of_a_peak_takes_little_memory() {
 #[test]
 fn any_system_call_of_a_trim_may_fail() {
     for kind in [Kind::Shared, Kind::Remote] {
-        for errno in [libc::ENOMEM, libc::EMFILE] {
+        for &errno in cases(&[libc::ENOMEM, libc::EMFILE]) {
             let mut failed_calls = std::collections::BTreeSet::new();
             // In one thread, of which calls fail.
             let here: Arc<dyn Transport> = Arc::new(Flawed::default());

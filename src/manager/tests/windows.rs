@@ -18,7 +18,7 @@ const WINDOW: u64 = 1 << 20;
 const LARGEST: u64 = 200 << 10;
 const DYLIBS: u64 = 4;
 /// Runs of each kind, and steps of each before its end begins.
-const ROUNDS: u64 = 6;
+const ROUNDS: u64 = 3;
 const STEPS: usize = 60;
 /// So many calls of a mapper may be inside one another.
 const DEEPEST: usize = 2;
@@ -342,7 +342,7 @@ fn run(seed: u64, later: bool, discards: Discards, forking: bool) -> u64 {
 fn windows_go_in_whatever_order_things_end() {
     let seed = seed();
     let mut most = 0;
-    for number in 0..ROUNDS {
+    for number in 0..rounds(ROUNDS).max(1) {
         for later in [false, true] {
             for discards in [Discards::Pages, Discards::AllBut] {
                 most = most.max(run(seed.wrapping_add(number), later, discards, false));
@@ -359,8 +359,8 @@ fn windows_go_in_whatever_order_things_end() {
 fn processes_are_forked_in_the_middle_of_it() {
     alone(|| {
         let seed = seed();
-        for later in [false, true] {
-            for discards in [Discards::Pages, Discards::AllBut] {
+        for &later in cases(&[true, false]) {
+            for &discards in cases(&[Discards::Pages, Discards::AllBut]) {
                 run(seed, later, discards, true);
             }
         }
