@@ -49,10 +49,3 @@ exports! {
     "llvm_orc_registerJITLoaderGDBAllocAction" llvm_register_debug_object;
     "_Unwind_Find_FDE" unwind_find_fde;
 }
-
-// GDB's JIT interface, which the library has without types, so that lldb looks for LLVM's first. Here is
-// none. It takes effect where program and library are compiled as one, as in the profile `executor`.
-std::arch::global_asm!(
-    ".type __jit_debug_register_code, %function",
-    ".type __jit_debug_descriptor, %object",
-);

@@ -7,12 +7,17 @@
 //! while its function stays where it is, and a debugger would look for the objects of the one in the
 //! list of the other. gdb looks into every image. lldb takes the first that has a function and an object
 //! of these names, which must be LLVM's where there is LLVM; so these have no type, and lie in
-//! sections whose names tell lldb none. `jitmem-executor`, where no LLVM is, gives them types.
+//! sections whose names tell lldb none. In `jitmem-executor`, where no LLVM is, they have types.
 
 use super::AtForkStatic;
 
 std::arch::global_asm!(
     r#"
+    .if {typed}
+    .type __jit_debug_register_code, %function
+    .type __jit_debug_descriptor, %object
+    .endif
+
     .pushsection jitmem_debug_code, "ax", %progbits
     .weak __jit_debug_register_code
     .p2align 4
@@ -31,7 +36,8 @@ __jit_debug_descriptor:
     .8byte 0
     .size __jit_debug_descriptor, 24
     .popsection
-    "#
+    "#,
+    typed = const cfg!(feature = "executor-program") as u32,
 );
 
 const REGISTER: u32 = 1;
