@@ -111,16 +111,8 @@ impl<M: CustomMapper> Checked<M> {
             )));
         }
         let capabilities = Capabilities {
-            name: "custom",
-            kind: Kind::Custom,
-            page_size,
             granule,
-            shared: false,
-            coherent: false,
-            private_data: false,
-            keeps_served: false,
-            in_this_process: false,
-            fallback: None,
+            ..Capabilities::new(Kind::Custom, "custom", page_size)
         };
         Ok(Checked {
             host,

@@ -85,16 +85,12 @@ impl InProcess {
             None => ("in-process, mprotect", Kind::Mprotect, page_size),
         };
         let capabilities = Capabilities {
-            name,
-            kind,
-            page_size,
             granule,
             shared: two_views.is_some(),
             coherent: two_views.is_some() && sys::COHERENT_FETCH,
-            private_data: false,
-            keeps_served: false,
             in_this_process: true,
             fallback,
+            ..Capabilities::new(kind, name, page_size)
         };
         Ok(InProcess {
             capabilities,

@@ -74,6 +74,32 @@ pub(crate) struct Capabilities {
     pub(crate) fallback: Option<String>,
 }
 
+impl Capabilities {
+    /// Those of a mapper that writes content elsewhere, page by page, on finalize.
+    pub(crate) fn new(kind: Kind, name: &'static str, page_size: Alignment) -> Capabilities {
+        Capabilities {
+            name,
+            kind,
+            page_size,
+            granule: page_size,
+            shared: false,
+            coherent: false,
+            private_data: false,
+            keeps_served: false,
+            in_this_process: false,
+            fallback: None,
+        }
+    }
+
+    /// Says why a better mapper was not taken, in front of reasons that are there.
+    pub(crate) fn taken_instead(&mut self, reason: String) {
+        self.fallback = Some(match self.fallback.take() {
+            Some(before) => format!("{reason}; {before}"),
+            None => reason,
+        });
+    }
+}
+
 /// The mappers there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

@@ -69,19 +69,8 @@ impl LlvmSharedMapper {
             deinitialize: find("Deinitialize")?,
             release: find("Release")?,
         };
-        let page_size = sys::page_size();
-        let capabilities = Capabilities {
-            name: "shared memory, LLVM's service",
-            kind: Kind::LlvmShared,
-            page_size,
-            granule: page_size,
-            shared: false,
-            coherent: false,
-            private_data: false,
-            keeps_served: false,
-            in_this_process: false,
-            fallback: None,
-        };
+        let name = "shared memory, LLVM's service";
+        let capabilities = Capabilities::new(Kind::LlvmShared, name, sys::page_size());
         let client = Client {
             session: SessionLimits::begin(transport.limits()),
             transport,
@@ -96,7 +85,7 @@ impl LlvmSharedMapper {
 
     /// Says why a better mapper was not taken.
     pub(crate) fn instead_of(mut self, reason: String) -> LlvmSharedMapper {
-        self.capabilities.fallback = Some(reason);
+        self.capabilities.taken_instead(reason);
         self
     }
 }

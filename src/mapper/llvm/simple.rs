@@ -128,21 +128,11 @@ impl LlvmSimpleMapper {
         let service = Service::find(&*transport)?;
         // The executor does not say how large its pages are.
         let page_size = sys::page_size();
-        let capabilities = Capabilities {
-            name: match service.generation {
-                Generation::Finalize => "remote, LLVM's service (finalize and deallocate)",
-                Generation::Initialize => "remote, LLVM's service (initialize and release)",
-            },
-            kind: Kind::LlvmSimple,
-            page_size,
-            granule: page_size,
-            shared: false,
-            coherent: false,
-            private_data: false,
-            keeps_served: false,
-            in_this_process: false,
-            fallback: None,
+        let name = match service.generation {
+            Generation::Finalize => "remote, LLVM's service (finalize and deallocate)",
+            Generation::Initialize => "remote, LLVM's service (initialize and release)",
         };
+        let capabilities = Capabilities::new(Kind::LlvmSimple, name, page_size);
         let client = Client {
             session: SessionLimits::begin(transport.limits()),
             transport,
@@ -157,7 +147,7 @@ impl LlvmSimpleMapper {
 
     /// Says why a better mapper was not taken.
     pub(crate) fn instead_of(mut self, reason: String) -> LlvmSimpleMapper {
-        self.capabilities.fallback = Some(reason);
+        self.capabilities.taken_instead(reason);
         self
     }
 }

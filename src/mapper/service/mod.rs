@@ -107,20 +107,15 @@ impl ServiceMapper {
                 ),
             ));
         }
-        let name = passing.mapper_name();
         let failed = link.failed_passing();
         let capabilities = Capabilities {
-            name,
-            kind: Kind::Shared,
-            page_size,
             granule: PACKING_GRANULE,
             shared: true,
             // With private data the mapper looks at each allocation.
             coherent: link.is_coherent() && !private_data,
             private_data,
-            keeps_served: false,
-            in_this_process: false,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
+            ..Capabilities::new(Kind::Shared, passing.mapper_name(), page_size)
         };
         Ok(Self::over(link, capabilities, true))
     }
@@ -154,31 +149,15 @@ impl ServiceMapper {
                 )
             })?;
         let capabilities = Capabilities {
-            name: "remote, content in messages",
-            kind: Kind::Remote,
-            page_size,
             granule: PACKING_GRANULE,
-            shared: false,
-            coherent: false,
-            private_data: false,
-            keeps_served: false,
-            in_this_process: false,
-            fallback: None,
+            ..Capabilities::new(Kind::Remote, "remote, content in messages", page_size)
         };
         Ok(Self::over(link, capabilities, false))
     }
 
     /// Says why a better mapper was not taken.
     pub(crate) fn instead_of(mut self, reason: String) -> ServiceMapper {
-        let before = self.capabilities.fallback.take();
-        let reasons = [Some(reason), before];
-        self.capabilities.fallback = Some(
-            reasons
-                .into_iter()
-                .flatten()
-                .collect::<Vec<String>>()
-                .join("; "),
-        );
+        self.capabilities.taken_instead(reason);
         self
     }
 
