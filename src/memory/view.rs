@@ -543,8 +543,16 @@ mod tests {
                 assert!(!mapped(writers), "{call}");
                 assert!(mapped(chunk), "{call}");
             }
-            assert_eq!(failed, calls);
+            assert_eq!(asked_once(failed), calls);
         }
+    }
+
+    /// Kernels before 6.3 are asked for a memfd twice, first with a flag that they do not know.
+    fn asked_once(mut calls: Vec<&'static str>) -> Vec<&'static str> {
+        if calls.starts_with(&["memfd_create", "memfd_create"]) {
+            calls.remove(0);
+        }
+        calls
     }
 
     /// Whether anything can be written in a range.
@@ -568,16 +576,22 @@ mod tests {
         let chunk = reservation.range();
         let writers = range(chunk.start() - WRITER_DISTANCE - WRITER_SPAN, WRITER_SPAN);
         for (pages, calls) in CALLS {
-            for before in 0..calls.len() as u32 {
+            let mut called = Vec::new();
+            for before in 0.. {
                 let child = move || assert!(sys::in_a_child(|| !writable_in(writers)));
                 let forks = sys::fault::Faults::before(before, child);
                 let code = Protection::READ_EXEC;
                 let view = View::two(pages, &reservation, chunk, code, true).unwrap();
-                assert_eq!(forks.failed(), Some(calls[before as usize]));
+                let call = forks.failed();
                 drop(forks);
                 assert!(writable_in(writers));
                 view.unmap().unwrap();
+                match call {
+                    Some(call) => called.push(call),
+                    None => break,
+                }
             }
+            assert_eq!(asked_once(called), calls);
         }
     }
 

@@ -335,9 +335,11 @@ mod tests {
             match by_the_kernel {
                 true => assert_eq!(answer.unwrap(), []),
                 false => {
-                    let error = answer.unwrap_err();
-                    assert_eq!(error.status(), Status::Disconnected);
-                    assert!(error.message().contains("with descriptors"), "{error}");
+                    assert_eq!(answer.unwrap_err().status(), Status::Disconnected);
+                    let (told, why) = std::sync::mpsc::channel();
+                    channel.when_ended(Box::new(move |error| told.send(error).unwrap()));
+                    let why = why.recv().unwrap();
+                    assert!(why.message().contains("descriptors"), "{why}");
                 }
             }
         }

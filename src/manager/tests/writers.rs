@@ -105,9 +105,13 @@ fn a_writer_that_can_not_be_opened_is_an_error_and_no_crash() {
         drop(faults);
         let next = allocate(&manager, &small_graph()).unwrap();
         assert_eq!(accesses(&next), OPEN);
-        // One that can't be closed is closed the next time. Where caches are maintained, a barrier comes first, in
-        // the thread of the process that runs the code.
-        let barriers = u32::from(cfg!(target_arch = "aarch64") && kind == TWO_VIEWS);
+        // One that can't be closed is closed the next time. Where caches are maintained a barrier comes first; another
+        // process makes it, whose answer has another thread close, where nothing fails.
+        let maintained = cfg!(target_arch = "aarch64");
+        if maintained && kind != TWO_VIEWS {
+            continue;
+        }
+        let barriers = u32::from(maintained);
         let faults = Faults::all_after(barriers, libc::ENOMEM);
         finalize(&manager, next.handle).unwrap();
         assert_eq!(faults.failed(), Some("mprotect"));
