@@ -63,6 +63,8 @@ public:
           return std::make_tuple(L.B->getAddress(), L.B->getSize()) <
                  std::make_tuple(R.B->getAddress(), R.B->getSize());
         });
+      if (Section->getName() == ".eh_frame")
+        joinFrames(Begin);
     }
     for (auto &P : Blocks)
       if (!P.ZeroFill)
@@ -131,6 +133,17 @@ private:
         return Index;
     Segments.push_back({Group, 1, 0, 0});
     return Index;
+  }
+
+  /// JITLink makes a block of each record, at the offset in its alignment that it had in the
+  /// object. Where it has dropped records of other sizes there would be gaps, which are lengths of
+  /// 0: the unwinder would find nothing behind the first.
+  void joinFrames(size_t Begin) {
+    for (size_t I = Begin; I != Blocks.size(); ++I) {
+      Blocks[I].B->setAlignmentOffset(0);
+      if (I != Begin)
+        Blocks[I].B->setAlignment(1);
+    }
   }
 
   /// Sizes saturate: the manager refuses what does not fit a window.
