@@ -26,7 +26,7 @@ use super::writer::{MessageWriter, Unread};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::executor::service::{self, Function, Supervise};
-use crate::lock::{Condvar, Mutex};
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
 use crate::transport::channel::Channel;
 use crate::transport::messages::{Message, MessageReader};
@@ -611,14 +611,30 @@ impl Supervisor {
         let there = child.ask(self.functions.close.0, args, &[]);
         let _mapping = self.mapping.lock();
         let here = service::call_here(Function::Close, args, Vec::new()).unwrap_or_default();
+        // One that was forked meanwhile has it too, with nothing that would run.
+        let now = self.state.lock().child.clone();
+        if let Some(now) = now.filter(|now| !Arc::ptr_eq(now, &child)) {
+            let _ = now.ask(self.functions.close.0, args, &[]);
+        }
         there.unwrap_or(here)
+    }
+
+    /// The child, once it takes calls, and the lock that keeps another one from being forked.
+    fn only_child(&self) -> (Arc<Child>, MutexGuard<'_, ()>) {
+        loop {
+            let child = self.ready_child();
+            let mapping = self.mapping.lock();
+            let now = self.state.lock().child.clone();
+            if now.is_some_and(|now| Arc::ptr_eq(&now, &child)) {
+                return (child, mapping);
+            }
+        }
     }
 }
 
 impl Supervise for Supervisor {
     fn open(&self, args: &[u8], here: &dyn Fn() -> Vec<u8>) -> Vec<u8> {
-        let child = self.ready_child();
-        let _mapping = self.mapping.lock();
+        let (child, _mapping) = self.only_child();
         let answer = here();
         if !matches!(answer.first(), Some(1)) {
             return answer;
