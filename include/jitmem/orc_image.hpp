@@ -181,8 +181,11 @@ class ImagePlugin : public detail::ResourcePlugin {
 public:
   explicit ImagePlugin(std::shared_ptr<ImageRecorder> R) : Recorder(std::move(R)) {}
 
-  void modifyPassConfig(llvm::orc::MaterializationResponsibility &MR, llvm::jitlink::LinkGraph &,
+  void modifyPassConfig(llvm::orc::MaterializationResponsibility &MR, llvm::jitlink::LinkGraph &G,
                         llvm::jitlink::PassConfiguration &Config) override {
+    // Of LLJIT's platform each JITDylib has its own, in each session.
+    if (llvm::StringRef(G.getName()).starts_with("__standard_lib"))
+      return;
     Config.PostAllocationPasses.push_back(keepIndirect);
     Config.PostFixupPasses.push_back([this, Linking = &MR](llvm::jitlink::LinkGraph &G) {
       Recorder->record(Linking, G);
@@ -191,7 +194,12 @@ public:
   }
 
   llvm::Error notifyEmitted(llvm::orc::MaterializationResponsibility &MR) override {
-    return MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) { Recorder->emitted(&MR, Key); });
+    auto Err =
+        MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) { Recorder->emitted(&MR, Key); });
+    // Its tracker was removed meanwhile: layers tell of that by no notifyFailed.
+    if (Err)
+      Recorder->forget([&](auto &G) { return G.Linking == &MR; });
+    return Err;
   }
   llvm::Error notifyFailed(llvm::orc::MaterializationResponsibility &MR) override {
     Recorder->forget([&](auto &G) { return G.Linking == &MR; });
@@ -266,19 +274,21 @@ public:
     if (jitmem_image_link(Image.get(), MM.handle(), &Request, E.out()) != JITMEM_OK ||
         jitmem_image_finalize(Image.get(), nullptr, 0, &Allocation, E.out()) != JITMEM_OK)
       return E.take();
-    auto Err = RT->withResourceKeyDo([&](llvm::orc::ResourceKey RK) {
-      std::lock_guard<std::mutex> Guard(Lock);
-      Allocations[RK].push_back(Allocation);
-    });
-    if (Err)
-      return llvm::joinErrors(std::move(Err), deallocate({Allocation}));
     auto Symbols = exportsOf(*Image);
     if (!Symbols)
-      return llvm::joinErrors(Symbols.takeError(), giveUp(*RT, Allocation));
-    if (Symbols->empty())
-      return llvm::Error::success();
-    if (auto Err = JD.define(llvm::orc::absoluteSymbols(std::move(*Symbols)), RT))
-      return llvm::joinErrors(std::move(Err), giveUp(*RT, Allocation));
+      return llvm::joinErrors(Symbols.takeError(), deallocate({Allocation}));
+    // A tracker that is removed meanwhile takes symbols and memory with it, or neither is there.
+    auto Err = ES.runSessionLocked([&]() -> llvm::Error {
+      auto Noted = RT->withResourceKeyDo([&](llvm::orc::ResourceKey RK) {
+        std::lock_guard<std::mutex> Guard(Lock);
+        Allocations[RK].push_back(Allocation);
+      });
+      if (Noted || Symbols->empty())
+        return Noted;
+      return JD.define(llvm::orc::absoluteSymbols(std::move(*Symbols)), RT);
+    });
+    if (Err)
+      return llvm::joinErrors(std::move(Err), giveUp(Allocation));
     return llvm::Error::success();
   }
 
@@ -325,7 +335,15 @@ private:
     for (auto &One : Exports) {
       auto Raw = static_cast<llvm::JITSymbolFlags::UnderlyingType>(One.flags);
       auto Flags = static_cast<llvm::JITSymbolFlags::FlagNames>(Raw);
-      Symbols[ES.intern(One.symbol)] = {llvm::orc::ExecutorAddr(One.address), Flags};
+      llvm::orc::ExecutorSymbolDef Definition(llvm::orc::ExecutorAddr(One.address), Flags);
+      auto [Known, IsNew] = Symbols.try_emplace(ES.intern(One.symbol), Definition);
+      if (IsNew || Definition.getFlags().isWeak())
+        continue;
+      if (!Known->second.getFlags().isWeak())
+        return llvm::make_error<llvm::StringError>(
+            llvm::Twine("load an image into one JITDylib: two of its graphs define ") + One.symbol,
+            llvm::inconvertibleErrorCode());
+      Known->second = Definition;
     }
     return Symbols;
   }
@@ -339,7 +357,7 @@ private:
   }
 
   /// Of what was not defined after all.
-  llvm::Error giveUp(llvm::orc::ResourceTracker &, uint64_t Allocation) {
+  llvm::Error giveUp(uint64_t Allocation) {
     {
       std::lock_guard<std::mutex> Guard(Lock);
       for (auto &Entry : Allocations)

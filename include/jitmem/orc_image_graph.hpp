@@ -57,10 +57,18 @@ public:
         for (auto &E : B->edges())
           if (auto Err = readEdge(G, S, *B, E))
             return Err;
-    for (auto *Sym : G.defined_symbols())
-      if (Sym->hasName() && Sym->getScope() != llvm::jitlink::Scope::Local &&
-          segmentOf(Sym->getBlock()))
-        Exports.push_back({keep(nameOf(*Sym)), Sym->getAddress().getValue(), flagsOf(*Sym), {}});
+    for (auto *Sym : G.defined_symbols()) {
+      if (!Sym->hasName() || Sym->getScope() == llvm::jitlink::Scope::Local)
+        continue;
+      auto *S = segmentOf(Sym->getBlock());
+      if (!S)
+        continue;
+      uint64_t Address = Sym->getAddress().getValue();
+      // Another segment may begin there, which lies elsewhere in the image.
+      if (Address == S->End && S->End != S->Start)
+        return notStorable("symbol " + nameOf(*Sym) + " is the end of its segment");
+      Exports.push_back({keep(nameOf(*Sym)), Address, flagsOf(*Sym), {}});
+    }
     if (auto *Section = G.findSectionByName(FramesName)) {
       llvm::jitlink::SectionRange Range(*Section);
       FramesStart = Range.getStart().getValue(), FramesSize = Range.getSize();

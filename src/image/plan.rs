@@ -185,8 +185,11 @@ impl Layout {
             let segment = segments.len() - 1;
             let added = segments[segment].add(recorded);
             let offset = added.map_err(|error| of_graph(error, &graphs[graph].name))?;
+            let filled = segments[segment].content.len() as u64;
             let follows = |(graph, next): &(usize, &RecordedSegment)| {
-                self::protection(next) == protection && is_frames(*graph, next)
+                self::protection(next) == protection
+                    && is_frames(*graph, next)
+                    && next.segment.alignment.round_up(filled) == Some(filled)
             };
             if is_frames(graph, recorded)
                 && recorded.segment.zero_fill_size == 0

@@ -3,11 +3,15 @@
 
 use super::{Content, MemFile, gate};
 use rustix::fs::FlockOperation;
-use std::fs::{self, File, OpenOptions};
+use rustix::io::retry_on_intr;
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+/// Its owner may read and write it, and nobody else.
+const OWN_MODE: u32 = 0o600;
 
 /// Who may write a file beside its owner.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -70,14 +74,15 @@ fn open_alone(path: &Path) -> io::Result<File> {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            .mode(OWN_MODE)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path)?;
         gate("flock")?;
-        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         let opened = file.metadata()?;
         match fs::symlink_metadata(path) {
             Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => {
+                must_be_own(&file, &opened)?;
                 return Ok(file);
             }
             Ok(_) => {}
@@ -85,6 +90,22 @@ fn open_alone(path: &Path) -> io::Result<File> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// What another one left there, or links to, is not written.
+fn must_be_own(file: &File, opened: &Metadata) -> io::Result<()> {
+    let own = opened.uid() == rustix::process::geteuid().as_raw();
+    if !opened.is_file() || opened.nlink() != 1 || !own {
+        let why = "the file that it is written to until it is whole, whose name ends with .new, is there and is \
+                   another user's, has another name, or is no regular file: remove it";
+        return Err(refused(io::ErrorKind::PermissionDenied, why));
+    }
+    // What an earlier process has left may have been given another mode.
+    if opened.mode() & 0o777 != OWN_MODE {
+        gate("fchmod")?;
+        file.set_permissions(Permissions::from_mode(OWN_MODE))?;
+    }
+    Ok(())
 }
 
 fn write(mut file: File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<()> {

@@ -186,6 +186,26 @@ fn files_that_others_may_write_and_what_is_no_file_are_refused() {
 }
 
 #[test]
+fn what_another_one_has_left_is_made_ones_own_or_is_not_written() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("left");
+    let (path, unfinished) = (folder.path(), folder.0.join("image.new"));
+    fs::write(&unfinished, "left").unwrap();
+    fs::set_permissions(&unfinished, fs::Permissions::from_mode(0o666)).unwrap();
+    recorder().store(&path, &key()).unwrap();
+    let mode = fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let other = folder.0.join("other");
+    fs::write(&other, "other").unwrap();
+    fs::hard_link(&other, &unfinished).unwrap();
+    let error = recorder().store(&path, &key()).unwrap_err();
+    assert_eq!(error.status(), Status::Denied);
+    assert!(error.message().contains("has another name"), "{error}");
+    assert_eq!(fs::read(&other).unwrap(), b"other");
+    Image::open(&path, &key()).unwrap();
+}
+
+#[test]
 fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
     let folder = Folder::new("faults");
     let path = folder.path();
