@@ -186,9 +186,11 @@ public:
   /// Memory of several executors on this machine, each with an EPC of its own, which are linked for
   /// once: jitmem_mapper_group in jitmem.h says what holds. A session runs on one of the EPCs,
   /// which answers its look-ups; calls into another go through that one's EPC. Executors are
-  /// numbered from
-  /// 1. Waits for them. Each EPC must be there for as long as its executor belongs to the group,
-  /// not while the manager is destroyed.
+  /// numbered from 1 on. Waits for them.
+  ///
+  /// Each EPC must be there for as long as its executor belongs to the group, and the first one for
+  /// as long as anything is asked of the manager: callbacks run by its dispatcher, so it is best
+  /// the session's. None is needed while the manager is destroyed.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   CreateGroup(llvm::ArrayRef<llvm::orc::ExecutorProcessControl *> EPCs, const Options &O = {}) {
     auto G = detail::Group::create(EPCs, {O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits},

@@ -176,7 +176,11 @@ impl Changes {
                 let (step, file) = (Some(step), Some(clone));
                 self.push_change(OneChange { step, file, done }, &mut Delivery::Inline);
             }
-            Err(error) => done.complete(Err(error)),
+            // In its turn, as all changes: who asks may hold a lock that `done` takes.
+            Err(error) => {
+                let failed = done.map(move |answer: Result<()>| answer.and(Err(error)));
+                self.when_done(failed, &mut Delivery::Inline);
+            }
         }
     }
 

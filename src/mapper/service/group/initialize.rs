@@ -78,11 +78,11 @@ impl Initializing {
         let coherent = group.layout.coherent;
         let shared = |segment: &SegmentContent| segment.content.is_none();
         if coherent && actions.is_empty() && segments.iter().all(shared) {
-            let answer = match group.is_empty() {
-                true => Err(group.why_empty()),
-                false => Ok(Teardown::new(0, frames)),
-            };
-            return done.complete_with(answer, delivery);
+            if !group.is_empty() {
+                return done.complete_with(Ok(Teardown::new(0, frames)), delivery);
+            }
+            frames.iter().for_each(IndexedFrames::take_out);
+            return done.complete_with(Err(group.why_empty()), delivery);
         }
         let mut encoded = Vec::with_capacity(256);
         item(&segments, &actions, coherent).encode(&mut encoded);
@@ -186,9 +186,7 @@ impl Initializing {
     }
 
     fn fail(self, error: Error, delivery: &mut Delivery) {
-        if let Some(frames) = self.frames {
-            frames.take_out();
-        }
+        self.frames.iter().for_each(IndexedFrames::take_out);
         self.done.complete_with(Err(error), delivery);
     }
 }

@@ -11,7 +11,9 @@ use crate::page::AddressRange;
 use crate::transport::Transport;
 use crate::transport::limits::Asked;
 use crate::wire::service::Step;
+use std::cmp::Reverse;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 
 /// Bytes of items that go in one message, unless one alone has more.
@@ -94,7 +96,9 @@ impl Inner {
         loop {
             let untold = {
                 let mut state = self.state.lock();
-                let untold = state.allocations.untold(member.number);
+                let untold = state
+                    .allocations
+                    .untold(member.number, MOST_ITEMS, MOST_BYTES);
                 if untold.is_empty() {
                     let Some(place) = state
                         .joining
@@ -105,6 +109,9 @@ impl Inner {
                         return Err(member.why_out().unwrap_or(gone));
                     };
                     let joined = state.joining.remove(place);
+                    if state.members.is_empty() {
+                        self.common.unsettled.fetch_sub(1, Ordering::AcqRel);
+                    }
                     state.members.push(joined);
                     let event = self.event(&state, member, GroupChange::Joined, None);
                     drop(state);
@@ -115,17 +122,7 @@ impl Inner {
             };
             // Chunks that were made meanwhile.
             self.await_chunks(member)?;
-            let mut rest = &untold[..];
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let fits = rest.iter().take(MOST_ITEMS).take_while(|(_, item)| {
-                    bytes += item.len();
-                    bytes <= MOST_BYTES
-                });
-                let (now, later) = rest.split_at(fits.count().max(1));
-                self.tell_live(member, now)?;
-                rest = later;
-            }
+            self.tell_live(member, &untold)?;
         }
         // Calls of the host's may come as soon as this has returned.
         self.await_chunks(member)
@@ -225,19 +222,27 @@ impl Inner {
                         .lock()
                         .allocations
                         .told(member.number, number, key);
-                    gone.extend(waiting.map(|waiting| (key, waiting)));
+                    gone.extend(waiting.map(|waiting| (number, key, waiting)));
                 }
                 Err(error) => {
                     result = result.and(Err(error.context("run the actions of what is linked")));
                 }
             }
         }
-        // The last one first.
-        for (key, waiting) in gone.into_iter().rev() {
+        // The last one first, each once the one before has ended.
+        gone.sort_unstable_by_key(|(number, ..)| Reverse(*number));
+        let (mut keys, mut forgotten) = (Vec::new(), Vec::new());
+        for (_, key, waiting) in gone {
             match key {
                 0 => waiting.complete(Ok(())),
-                key => member.deinitialize(&[key], vec![self.of_member(member, waiting)]),
+                key => {
+                    keys.push(key);
+                    forgotten.push(self.of_member(member, waiting));
+                }
             }
+        }
+        if !keys.is_empty() {
+            member.deinitialize(&keys, forgotten);
         }
         result
     }

@@ -35,7 +35,7 @@ use reserve::Reserving;
 use state::{Allocations, Forgetting};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use views::GroupChunk;
 
 pub(crate) use join::Candidate;
@@ -75,7 +75,7 @@ struct State {
     members: Vec<Arc<Member>>,
     /// Those that are told of windows and chunks as the members are, and have not all yet.
     joining: Vec<Arc<Member>>,
-    /// Those that the host is removing, with who waits until they have gone.
+    /// Those that end their sessions, with who waits until they have run their deallocation actions.
     leaving: BTreeMap<u64, Vec<Completion<()>>>,
     windows: Vec<GroupWindow>,
     chunks: BTreeMap<u64, Arc<GroupChunk>>,
@@ -101,6 +101,14 @@ impl State {
     fn mapping(&self) -> Vec<Arc<Member>> {
         self.members.iter().chain(&self.joining).cloned().collect()
     }
+}
+
+/// What one executor is to forget.
+struct Part {
+    /// `None`: it has left.
+    member: Option<Arc<Member>>,
+    keys: Vec<u64>,
+    done: Vec<Completion<()>>,
 }
 
 /// What hosts see of an executor of a group.
@@ -130,7 +138,8 @@ impl GroupMapper {
             invalid_argument("make a group of no executors: it needs one at least")
         })?;
         let common = Common {
-            unsettled: Arc::default(),
+            // That it has no executor yet.
+            unsettled: Arc::new(AtomicUsize::new(1)),
             dispatcher: Arc::clone(&first.transport),
         };
         let first = first.open(1, &common)?;
@@ -147,17 +156,14 @@ impl GroupMapper {
             )));
         }
         let failed = first.link.failed_passing();
+        let name = "shared memory, one set of code in a group of executors";
         let capabilities = Capabilities {
-            name: "shared memory, one set of code in a group of executors",
-            kind: Kind::Shared,
-            page_size,
             granule: PACKING_GRANULE,
             shared: true,
             coherent: layout.coherent,
-            private_data: false,
             keeps_served: true,
-            in_this_process: false,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
+            ..Capabilities::new(Kind::Shared, name, page_size)
         };
         let inner = Arc::new(Inner {
             state: Mutex::new(State {
@@ -247,6 +253,7 @@ impl Inner {
         self.state.lock().members.is_empty()
     }
 
+    /// Whether all executors have mapped all chunks, and there is one.
     fn settled(&self) -> bool {
         self.common.unsettled.load(Ordering::Acquire) == 0
     }
@@ -267,17 +274,32 @@ impl Inner {
 
     /// Has an executor leave; `close`: after it has ended its session as at the end of a mapper.
     fn leave(&self, member: &Member, change: GroupChange, why: Error, close: bool) {
-        let (waiting, event) = {
+        let number = member.number;
+        let (mut waiting, event, runs_actions) = {
             let mut state = self.state.lock();
+            let mut everyone = state.members.iter().chain(&state.joining);
+            let runs_actions = close && everyone.any(|one| one.number == number);
             let was_member = self.take_out(&mut state, member, &why);
-            let waiting = state.allocations.forget(member.number);
+            let waiting = state.allocations.forget(number);
+            if runs_actions {
+                state.leaving.insert(number, Vec::new());
+            }
             let event = was_member.then(|| self.event(&state, member, change, Some(&why)));
-            (waiting, event.flatten())
+            (waiting, event.flatten(), runs_actions)
         };
         if close {
             member.link.close();
         }
         member.link.cut(why);
+        if runs_actions {
+            waiting.extend(
+                self.state
+                    .lock()
+                    .leaving
+                    .remove(&number)
+                    .unwrap_or_default(),
+            );
+        }
         waiting.into_iter().for_each(|done| done.complete(Ok(())));
         self.tell(event);
     }
@@ -291,6 +313,9 @@ impl Inner {
         let was_member = state.members.len() < members;
         if !was_member && state.joining.len() == joining {
             return false;
+        }
+        if was_member && state.members.is_empty() {
+            self.common.unsettled.fetch_add(1, Ordering::AcqRel);
         }
         let (messages, bytes) = member.link.traffic();
         state.past_traffic.0 += messages;
@@ -389,61 +414,87 @@ impl Inner {
         done: Completion<()>,
         delivery: &mut Delivery,
     ) {
-        let (asked, done) = {
+        let mut asked = Vec::new();
+        let nothing_to_do = {
             let mut state = self.state.lock();
-            let forgetting = what(&mut state.allocations);
-            let keys = forgetting.keys.values().map(Vec::len).sum::<usize>();
-            let count = keys + forgetting.being_told.len() + state.leaving.len();
+            let Forgetting {
+                keys,
+                mut being_told,
+            } = what(&mut state.allocations);
+            let told = |(executor, numbers): (&u64, &Vec<u64>)| match keys.contains_key(executor) {
+                true => 1,
+                false => numbers.len(),
+            };
+            let count = keys.values().map(Vec::len).sum::<usize>()
+                + being_told.iter().map(told).sum::<usize>()
+                + state.leaving.len();
             if count == 0 {
-                (Vec::new(), Some(done))
+                Some(done)
             } else {
                 // Nothing completes here: each is handed to one that has not ended.
                 let mut each = join_all(count, done, delivery).into_iter();
-                for (executor, number) in forgetting.being_told {
-                    if let Some(done) = each.next() {
-                        state.allocations.wait_for(executor, number, done);
-                    }
-                }
                 for waiting in state.leaving.values_mut() {
                     waiting.extend(each.next());
                 }
                 let everyone = state.mapping();
-                let mut asked = Vec::new();
-                for (executor, keys) in forgetting.keys {
-                    let done: Vec<Completion<()>> = each.by_ref().take(keys.len()).collect();
+                for (executor, keys) in keys {
                     let member = everyone.iter().find(|one| one.number == executor);
-                    asked.push((member.cloned(), keys, done));
+                    let part = Part {
+                        done: each.by_ref().take(keys.len()).collect(),
+                        member: member.cloned(),
+                        keys,
+                    };
+                    let Some(numbers) = being_told.remove(&executor) else {
+                        asked.push(part);
+                        continue;
+                    };
+                    // What it was told before goes after what it is being told.
+                    let (group, told) = (Arc::clone(self), each.next());
+                    let then = Completion::with_delivery(move |answer, delivery| {
+                        group.ask_to_forget(part, delivery);
+                        if let Some(told) = told {
+                            told.complete_with(answer, delivery);
+                        }
+                    });
+                    let waiting = join_all(numbers.len(), then, delivery);
+                    for (number, done) in numbers.into_iter().zip(waiting) {
+                        state.allocations.wait_for(executor, number, done);
+                    }
                 }
-                (asked, None)
+                for (executor, numbers) in being_told {
+                    for (number, done) in numbers.into_iter().zip(each.by_ref()) {
+                        state.allocations.wait_for(executor, number, done);
+                    }
+                }
+                None
             }
         };
-        if let Some(done) = done {
+        if let Some(done) = nothing_to_do {
             return done.complete_with(Ok(()), delivery);
         }
-        for (member, keys, done) in asked {
-            match member {
-                Some(member) => {
-                    let late = || self.putting_out(&member);
-                    let named = done.into_iter().map(|done| {
-                        member.in_time(Asked::Code, self.of_member(&member, done), late())
-                    });
-                    member.deinitialize(&keys, named.collect());
-                }
-                // It has left, and with it all that it had.
-                None => done
-                    .into_iter()
-                    .for_each(|done| done.complete_with(Ok(()), delivery)),
-            }
+        for part in asked {
+            self.ask_to_forget(part, delivery);
         }
     }
 
+    fn ask_to_forget(self: &Arc<Self>, part: Part, delivery: &mut Delivery) {
+        let done = part.done.into_iter();
+        let Some(member) = part.member else {
+            // It has left, and with it all that it had.
+            return done.for_each(|done| done.complete_with(Ok(()), delivery));
+        };
+        let late = || self.putting_out(&member);
+        let named =
+            done.map(|done| member.in_time(Asked::Code, self.of_member(&member, done), late()));
+        member.deinitialize(&part.keys, named.collect());
+    }
+
     /// A completion of one executor's part: its errors have its name, and count only while it belongs to the group.
-    fn of_member(&self, member: &Arc<Member>, done: Completion<()>) -> Completion<()> {
-        let member = Arc::clone(member);
+    fn of_member(self: &Arc<Self>, member: &Arc<Member>, done: Completion<()>) -> Completion<()> {
+        let (group, member) = (Arc::clone(self), Arc::clone(member));
         done.map(move |answer: Result<()>| match answer {
-            Err(error) if error.status() == Status::Disconnected => Ok(()),
-            Err(_) if member.why_out().is_some() => Ok(()),
-            answer => answer.map_err(|error| member.named(error)),
+            Err(error) if group.counts(&member, &error) => Err(member.named(error)),
+            _ => Ok(()),
         })
     }
 

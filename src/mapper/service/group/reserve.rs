@@ -46,8 +46,8 @@ struct Chosen {
     by: Arc<Member>,
     range: AddressRange,
     in_reach: bool,
-    /// The numbers of those that have it.
-    had_by: Vec<u64>,
+    /// Those that have it.
+    had_by: Vec<Arc<Member>>,
     index: Option<(Arc<WindowIndex>, MemFile)>,
 }
 
@@ -118,7 +118,7 @@ impl Reserving {
                 let chosen = Chosen {
                     range,
                     in_reach: answer.in_reach,
-                    had_by: vec![by.number],
+                    had_by: vec![Arc::clone(&by)],
                     by,
                     index: self.group.unwinding.make_for_several(range),
                 };
@@ -164,11 +164,18 @@ impl Reserving {
     }
 
     /// Asks those for the place that do not have it.
-    fn spread(self, mut chosen: Chosen, delivery: &mut Delivery) {
+    fn spread(mut self, mut chosen: Chosen, delivery: &mut Delivery) {
         let members = {
             let mut state = self.group.state.lock();
+            // Another request may have got it since: then all that have given it have given it twice.
+            let mut windows = state.windows.iter();
+            if windows.any(|window| window.range.overlaps(chosen.range)) {
+                drop(state);
+                return self.given_twice(chosen, delivery);
+            }
             let mut missing = state.mapping();
-            missing.retain(|one| !chosen.had_by.contains(&one.number));
+            let has = |one: &Arc<Member>| chosen.had_by.iter().any(|had| had.number == one.number);
+            missing.retain(|one| !has(one));
             if missing.is_empty() && !state.members.is_empty() {
                 // From here on an executor that joins finds it.
                 let (index, file) = chosen.index.take().unzip();
@@ -193,6 +200,8 @@ impl Reserving {
         };
         if members.is_empty() {
             let error = self.group.why_empty();
+            let had_by = chosen.had_by.into_iter();
+            self.kept.extend(had_by.map(|one| (one, chosen.range)));
             return self.finish(Err(error), delivery);
         }
         let request = exactly(chosen.range);
@@ -206,6 +215,17 @@ impl Reserving {
         });
     }
 
+    fn given_twice(self, chosen: Chosen, delivery: &mut Delivery) {
+        for member in chosen.had_by {
+            let error = Error::new(
+                Status::MapperFailed,
+                format!("it reserved {:?} twice", chosen.range),
+            );
+            self.group.put_out(&member, GroupChange::PutOut, error);
+        }
+        self.choose(delivery);
+    }
+
     fn spread_to(
         mut self,
         mut chosen: Chosen,
@@ -213,12 +233,10 @@ impl Reserving {
         delivery: &mut Delivery,
     ) {
         let mut refused = None;
-        let mut have = Vec::new();
         for (member, answer) in answers {
             match answer {
                 Ok(answer) if answer.range == chosen.range.into() => {
-                    chosen.had_by.push(member.number);
-                    have.push(member);
+                    chosen.had_by.push(member);
                 }
                 Ok(answer) => {
                     let error = wrong_place(chosen.range, &answer);
@@ -243,8 +261,10 @@ impl Reserving {
         let (group, range) = (Arc::clone(&self.group), chosen.range);
         let ask = move |member: &Arc<Member>, done| group.give_back(member, range, done);
         self.refusals += 1;
+        let mut others = chosen.had_by;
+        others.retain(|one| one.number != chosen.by.number);
         self.kept.push((chosen.by, range));
-        gather(have, delivery, ask, move |_, delivery| {
+        gather(others, delivery, ask, move |_, delivery| {
             self.refused(range, error, delivery);
         });
     }

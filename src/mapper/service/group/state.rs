@@ -44,8 +44,8 @@ pub(super) type Untold = Vec<(u64, Arc<[u8]>)>;
 pub(super) struct Forgetting {
     /// Keys by the number of the executor that has them.
     pub(super) keys: BTreeMap<u64, Vec<Key>>,
-    /// Executors that are being told of it, by number, with its own.
-    pub(super) being_told: Vec<(u64, u64)>,
+    /// Allocations of which an executor is being told, by its number.
+    pub(super) being_told: BTreeMap<u64, Vec<u64>>,
 }
 
 impl Allocations {
@@ -83,7 +83,8 @@ impl Allocations {
             if let Some(key) = joining.has.remove(&number) {
                 add(*executor, key);
             } else if joining.under_way.contains_key(&number) {
-                forgetting.being_told.push((*executor, number));
+                let being_told = forgetting.being_told.entry(*executor);
+                being_told.or_default().push(number);
             }
         }
     }
@@ -103,9 +104,9 @@ impl Allocations {
         self.joining.insert(executor, Joining::default());
     }
 
-    /// What an executor that joins is to be told of, which is being told from now on; nothing: it has all, and is a
-    /// member from now on.
-    pub(super) fn untold(&mut self, executor: u64) -> Untold {
+    /// What an executor that joins is to be told of next, which is being told from now on: so many and as many bytes at
+    /// most, but one at least. Nothing: it has all, and is a member from now on.
+    pub(super) fn untold(&mut self, executor: u64, most: usize, most_bytes: usize) -> Untold {
         let Some(joining) = self.joining.get_mut(&executor) else {
             return Vec::new();
         };
@@ -113,7 +114,14 @@ impl Allocations {
             .live
             .iter()
             .filter(|(number, _)| !joining.has.contains_key(number));
+        let mut bytes = 0;
         let untold: Untold = untold
+            .take(most)
+            .take_while(|(_, live)| {
+                let is_first = bytes == 0;
+                bytes += live.item.len();
+                is_first || bytes <= most_bytes
+            })
             .map(|(number, live)| (*number, Arc::clone(&live.item)))
             .collect();
         for (number, _) in &untold {
@@ -197,11 +205,11 @@ mod tests {
         let mut all = Allocations::new();
         let first = all.add(item(1), vec![(1, 10)]);
         all.begin_joining(2);
-        assert_eq!(all.untold(2).len(), 1);
+        assert_eq!(all.untold(2, 9, 9).len(), 1);
         let mut forgetting = Forgetting::default();
         all.remove(first, &mut forgetting);
         assert_eq!(forgetting.keys[&1], [10]);
-        assert_eq!(forgetting.being_told, [(2, first)]);
+        assert_eq!(forgetting.being_told[&2], [first]);
         let forgotten = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&forgotten);
         let done = Completion::new(move |_| {
@@ -212,7 +220,7 @@ mod tests {
         assert_eq!(forgotten.load(Ordering::Relaxed), 0);
         waiting.complete(Ok(()));
         assert_eq!(forgotten.load(Ordering::Relaxed), 1);
-        assert!(all.untold(2).is_empty());
+        assert!(all.untold(2, 9, 9).is_empty());
         assert!(all.live.is_empty());
     }
 
@@ -221,13 +229,13 @@ mod tests {
         let mut all = Allocations::new();
         let first = all.add(item(1), vec![(1, 10)]);
         all.begin_joining(2);
-        all.untold(2);
+        all.untold(2, 9, 9);
         let mut forgetting = Forgetting::default();
         all.remove(first, &mut forgetting);
         all.wait_for(2, first, Completion::new(|_| ()));
         assert_eq!(all.forget(2).len(), 1);
         assert!(all.told(2, first, 7).is_none());
-        assert!(all.untold(2).is_empty());
+        assert!(all.untold(2, 9, 9).is_empty());
     }
 
     #[derive(Clone, Debug)]
@@ -296,7 +304,11 @@ mod tests {
                                 prop_assert_eq!(had, Some(number));
                             }
                         }
-                        for (executor, number) in forgetting.being_told {
+                        let being_told = forgetting.being_told.into_iter();
+                        let numbers = being_told.flat_map(|(executor, numbers)| {
+                            numbers.into_iter().map(move |number| (executor, number))
+                        });
+                        for (executor, number) in numbers {
                             unfinished.fetch_add(1, Ordering::Relaxed);
                             let finished = Arc::clone(&unfinished);
                             all.wait_for(executor, number, Completion::new(move |_| {
@@ -313,7 +325,7 @@ mod tests {
                         let number = nth(place).unwrap();
                         let state = executors.get_mut(&number).unwrap();
                         if !state.joined && state.asked.is_empty() {
-                            let untold = all.untold(number);
+                            let untold = all.untold(number, 3, 9);
                             state.joined = untold.is_empty();
                             state.asked = untold.iter().map(|(number, _)| *number).collect();
                             prop_assert!(state.asked.is_sorted());
