@@ -120,6 +120,30 @@ pub enum ReferenceKind {
     RelativeFixed64,
 }
 
+impl ReferenceKind {
+    /// Bytes of a slot.
+    fn size(self) -> u64 {
+        match self {
+            ReferenceKind::Relative32 => 4,
+            _ => 8,
+        }
+    }
+
+    /// The address that a slot at `slot` says, whose bytes `content` begins with.
+    fn meant(self, slot: u64, content: &[u8]) -> u64 {
+        let mut bytes = [0; size_of::<u64>()];
+        let size = self.size() as usize;
+        bytes[..size].copy_from_slice(&content[..size]);
+        let says = u64::from_le_bytes(bytes);
+        match self {
+            ReferenceKind::Absolute64 => says,
+            ReferenceKind::Relative32 => slot.wrapping_add_signed((says as u32 as i32).into()),
+            ReferenceKind::Relative64 | ReferenceKind::RelativeFixed64 => slot.wrapping_add(says),
+            ReferenceKind::Distance64 { origin } => origin.wrapping_add(says),
+        }
+    }
+}
+
 /// Bytes that depend on where something of the image is. What refers to its own segment by a distance need
 /// not be told.
 #[derive(Clone, Copy, Debug)]

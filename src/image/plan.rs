@@ -151,7 +151,8 @@ fn rank(segment: &RecordedSegment) -> u8 {
 
 impl Layout {
     fn new(graphs: &[RecordedGraph]) -> Result<Layout> {
-        let mut all: Vec<(usize, &RecordedSegment)> = Vec::new();
+        let segments = graphs.iter().map(|graph| graph.segments.len()).sum();
+        let mut all: Vec<(usize, &RecordedSegment)> = heap::room_for(segments, "store an image")?;
         for (index, graph) in graphs.iter().enumerate() {
             all.extend(graph.segments.iter().map(|segment| (index, segment)));
         }
@@ -281,28 +282,10 @@ impl Layout {
         })
     }
 
-    /// The bytes of a slot.
-    fn bytes<const SIZE: usize>(&self, place: Place) -> [u8; SIZE] {
-        let content = &self.segments[place.segment as usize].content;
-        let mut bytes = [0; SIZE];
-        bytes.copy_from_slice(&content[place.offset as usize..][..SIZE]);
-        bytes
-    }
-
     /// The address that a slot at `address` says.
     fn meant(&self, place: Place, address: u64, kind: ReferenceKind) -> u64 {
-        match kind {
-            ReferenceKind::Absolute64 => u64::from_le_bytes(self.bytes(place)),
-            ReferenceKind::Relative32 => {
-                address.wrapping_add_signed(i32::from_le_bytes(self.bytes(place)).into())
-            }
-            ReferenceKind::Relative64 | ReferenceKind::RelativeFixed64 => {
-                address.wrapping_add(u64::from_le_bytes(self.bytes(place)))
-            }
-            ReferenceKind::Distance64 { origin } => {
-                origin.wrapping_add(u64::from_le_bytes(self.bytes(place)))
-            }
-        }
+        let content = &self.segments[place.segment as usize].content;
+        kind.meant(address, &content[place.offset as usize..])
     }
 
     /// A slot's bytes are 0 from now on: they said where something was.
@@ -395,6 +378,10 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
     let mut frames = heap::room_for(count(|graph| graph.frames.len()), what)?;
     let mut actions = heap::room_for(count(|graph| graph.actions.len()), what)?;
     for (index, graph) in graphs.iter().enumerate() {
+        if let Some(gone) = &graph.refers_to_forgotten {
+            let what = format!("it refers to graph {gone:?}, which was forgotten; forget it too");
+            return Err(of_graph(invalid_argument(what), &graph.name));
+        }
         let mut graph_slots = || -> Result<()> {
             let mut note = |place, (value, addend), address| {
                 let slot = Slot {
@@ -485,7 +472,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
         };
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
     }
-    let frames = join_frames(&layout, frames);
+    let frames = join_frames(&layout, frames)?;
     slots.sort_unstable_by_key(|(slot, _)| slot.place);
     let slots = evaluate(&mut layout, slots)?;
     let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
@@ -516,9 +503,9 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
 }
 
 /// Sections that follow each other become one, to be registered at once.
-fn join_frames(layout: &Layout, mut sections: Vec<FrameSection>) -> Vec<FrameSection> {
+fn join_frames(layout: &Layout, mut sections: Vec<FrameSection>) -> Result<Vec<FrameSection>> {
     sections.sort_unstable_by_key(|section| section.place);
-    let mut joined: Vec<FrameSection> = Vec::new();
+    let mut joined: Vec<FrameSection> = heap::room_for(sections.len(), "store an image")?;
     // Whether the last one ends with a record and not with a terminator.
     let mut open = false;
     for section in sections {
@@ -546,7 +533,7 @@ fn join_frames(layout: &Layout, mut sections: Vec<FrameSection>) -> Vec<FrameSec
             section.size += TERMINATOR.len() as u32;
         }
     }
-    joined
+    Ok(joined)
 }
 
 /// Whether a section has whole records of frames and no terminator, so that others may follow.
@@ -599,14 +586,4 @@ fn evaluate(layout: &mut Layout, found: Vec<(Slot, u64)>) -> Result<Vec<Slot>> {
         }
     }
     Ok(slots)
-}
-
-impl ReferenceKind {
-    /// Bytes of a slot.
-    fn size(self) -> u64 {
-        match self {
-            ReferenceKind::Relative32 => 4,
-            _ => 8,
-        }
-    }
 }

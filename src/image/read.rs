@@ -240,11 +240,8 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
     if names.next != names.all.len() {
         return Err(inconsistent("a name belongs to nothing"));
     }
-    let text = |name: Name| name.of(names.all).to_owned();
-    let parts = parts
-        .iter()
-        .map(|(name, value)| (text(*name), text(*value)));
-    key.check(&Key(parts.collect()))?;
+    let parts = parts.iter();
+    key.check(parts.map(|(name, value)| (name.of(names.all), value.of(names.all))))?;
     let mut checked = Checked {
         names: heap::text(names.all, "open an image")?,
         slots: slots_at..slots_at + records.len(),

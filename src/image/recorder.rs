@@ -4,7 +4,7 @@
 use super::format::encode;
 use super::key::Key;
 use super::plan::plan;
-use super::{Export, Graph, Import, Reference, ReferenceKind, StoredAction};
+use super::{Graph, Reference, ReferenceKind, StoredAction};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::manager::Segment;
@@ -47,6 +47,31 @@ pub(super) struct RecordedGraph {
     pub(super) exports: Vec<RecordedExport>,
     pub(super) frames: Vec<AddressRange>,
     pub(super) actions: Vec<StoredAction>,
+    /// The name of a graph to which it refers, and which was forgotten.
+    pub(super) refers_to_forgotten: Option<String>,
+}
+
+impl RecordedGraph {
+    fn refers_to(&self, other: &RecordedGraph) -> bool {
+        let in_other = |address: u64| other.segments.iter().any(|one| one.has(address));
+        let imported = |import: &RecordedImport| {
+            let (slot, kind) = (import.slot, import.kind);
+            let segment = self.segments.iter().find(|one| one.has(slot))?;
+            let content = segment
+                .content
+                .get((slot - segment.range.start()) as usize..)?;
+            let says = (content.len() as u64 >= kind.size()).then(|| kind.meant(slot, content))?;
+            Some(says.wrapping_sub(import.addend as u64))
+        };
+        self.references.iter().any(|one| in_other(one.target))
+            || self.imports.iter().filter_map(imported).any(in_other)
+    }
+}
+
+impl RecordedSegment {
+    fn has(&self, address: u64) -> bool {
+        (self.range.start()..self.range.end()).contains(&address)
+    }
 }
 
 /// Names a graph to its recorder.
@@ -82,6 +107,8 @@ impl Recorder {
     pub fn record(&mut self, graph: &Graph<'_>) -> Result<RecordedId> {
         let copied = copy(graph, self.recorded + 1);
         let copied = copied.map_err(|error| of_graph(error, graph.name))?;
+        let room = self.graphs.try_reserve(1);
+        room.map_err(|_| heap::exhausted("record a graph"))?;
         self.graphs.push(copied);
         self.recorded += 1;
         Ok(RecordedId(self.recorded))
@@ -99,7 +126,12 @@ impl Recorder {
             let what = format!("recorded graph {}: it was forgotten before", graph.0);
             Error::new(Status::InvalidHandle, what)
         })?;
-        self.graphs.remove(index);
+        let gone = self.graphs.remove(index);
+        for graph in &mut self.graphs {
+            if graph.refers_to_forgotten.is_none() && graph.refers_to(&gone) {
+                graph.refers_to_forgotten = Some(gone.name.clone());
+            }
+        }
         Ok(())
     }
 
@@ -182,35 +214,33 @@ fn copy(graph: &Graph<'_>, number: u64) -> Result<RecordedGraph> {
             });
         }
     }
-    Ok(RecordedGraph {
-        number,
-        name: graph.name.to_owned(),
-        segments,
-        imports: graph.imports.iter().map(RecordedImport::from).collect(),
-        references: graph.references.to_vec(),
-        exports: graph.exports.iter().map(RecordedExport::from).collect(),
-        frames: graph.frames.to_vec(),
-        actions: graph.actions.to_vec(),
-    })
-}
-
-impl From<&Import<'_>> for RecordedImport {
-    fn from(import: &Import<'_>) -> RecordedImport {
-        RecordedImport {
+    let what = "record a graph";
+    let mut imports = heap::room_for(graph.imports.len(), what)?;
+    for import in graph.imports {
+        imports.push(RecordedImport {
             slot: import.slot,
-            symbol: import.symbol.to_owned(),
+            symbol: heap::text(import.symbol, what)?,
             addend: import.addend,
             kind: import.kind,
-        }
+        });
     }
-}
-
-impl From<&Export<'_>> for RecordedExport {
-    fn from(export: &Export<'_>) -> RecordedExport {
-        RecordedExport {
-            symbol: export.symbol.to_owned(),
+    let mut exports = heap::room_for(graph.exports.len(), what)?;
+    for export in graph.exports {
+        exports.push(RecordedExport {
+            symbol: heap::text(export.symbol, what)?,
             address: export.address,
             flags: export.flags,
-        }
+        });
     }
+    Ok(RecordedGraph {
+        number,
+        name: heap::text(graph.name, what)?,
+        segments,
+        imports,
+        references: heap::copy_of(graph.references, what)?,
+        exports,
+        frames: heap::copy_of(graph.frames, what)?,
+        actions: heap::copy_of(graph.actions, what)?,
+        refers_to_forgotten: None,
+    })
 }

@@ -230,6 +230,48 @@ fn an_import_from_another_graph_is_none_of_the_image() {
     assert_eq!(number(content_of(&image, Protection::READ), 0), first + 7);
 }
 
+/// Whatever lies there by then.
+#[test]
+fn what_refers_to_a_forgotten_graph_is_refused_by_name() {
+    const PLACE: u64 = 0x40_0000;
+    let mut recorder = recorder();
+    let content = (CODE + 2).to_le_bytes();
+    let third = Graph {
+        name: "third",
+        segments: &[GraphSegment {
+            address: PLACE,
+            segment: segment(Protection::READ, 8, 0),
+            content: &content,
+        }],
+        imports: &[Import {
+            slot: PLACE,
+            symbol: "first",
+            addend: 0,
+            kind: ReferenceKind::Absolute64,
+        }],
+        ..Graph::default()
+    };
+    let third = recorder.record(&third).unwrap();
+    recorder.forget(RecordedId::of(1)).unwrap();
+    let other = Graph {
+        name: "other",
+        segments: &[GraphSegment {
+            address: CODE,
+            segment: segment(Protection::READ_EXEC, 8, 0),
+            content: &[0; 8],
+        }],
+        ..Graph::default()
+    };
+    recorder.record(&other).unwrap();
+    for (number, name) in [(RecordedId::of(2), "second"), (third, "third")] {
+        let error = plan::plan(&recorder.graphs, &key()).unwrap_err();
+        let says = format!("graph \"{name}\": it refers to graph \"first\", which was forgotten");
+        assert!(error.message().contains(&says), "{error}");
+        recorder.forget(number).unwrap();
+    }
+    file_of(&recorder);
+}
+
 /// What the large code model has: distances from a table, which is not where the slot is, and from the slot to 0.
 #[test]
 fn distances_between_any_places_are_stored() {
