@@ -72,7 +72,8 @@ def run(command, environment=None, text="", merged=False):
         rest(process.pid)
         raise TimeoutError(f"{command} does not end: {output} {complaint}")
     status = list(statuses.values())[-1] if statuses else None
-    said = output.decode(), (complaint or b"").decode()
+    # A controller that runs what it has not finished may say anything.
+    said = [text.decode(errors="backslashreplace") for text in (output, complaint or b"")]
     return Run(process.returncode, *said, status, programs.shared_memory(statuses, before))
 
 
