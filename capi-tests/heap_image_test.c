@@ -20,13 +20,25 @@ static void recorders(void **state) {
   jitmem_image_recorder *recorder = NULL;
   OK(jitmem_image_recorder_create(&recorder, error));
   int32_t constant = 10;
-  const jitmem_image_segment described = {
-      .address = 0x10000, .content = &constant, .segment = segment(sizeof constant, 0, R)};
+  // More of them than the reserve for what must not fail has bytes.
+  enum { POINTERS = 1000 };
+  static uint64_t table[POINTERS];
+  static jitmem_image_reference references[POINTERS];
+  for (uint64_t i = 0; i < POINTERS; i++) {
+    table[i] = 0x10000;
+    references[i] = (jitmem_image_reference){
+        .slot = 0x20000 + i * 8, .target = 0x10000, .kind = JITMEM_IMAGE_ABSOLUTE_64};
+  }
+  const jitmem_image_segment described[] = {
+      {.address = 0x10000, .content = &constant, .segment = segment(sizeof constant, 0, R)},
+      {.address = 0x20000, .content = table, .segment = segment(sizeof table, 0, R)}};
   const jitmem_image_export export = {.symbol = "constant", .address = 0x10000};
   const jitmem_image_graph graph = {.struct_size = sizeof graph,
                                     .name = "constant.o",
-                                    .segments = &described,
-                                    .segment_count = 1,
+                                    .segments = described,
+                                    .segment_count = COUNT(described),
+                                    .references = references,
+                                    .reference_count = POINTERS,
                                     .exports = &export,
                                     .export_count = 1};
   EACH_FAILURE(round) {

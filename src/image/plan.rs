@@ -288,6 +288,13 @@ impl Layout {
         kind.meant(address, &content[place.offset as usize..])
     }
 
+    /// Whether a slot says something.
+    fn is_filled(&self, place: Place, size: u64) -> bool {
+        let content = &self.segments[place.segment as usize].content;
+        let slot = &content[place.offset as usize..][..size as usize];
+        slot.iter().any(|byte| *byte != 0)
+    }
+
     /// A slot's bytes are 0 from now on: they said where something was.
     fn clear(&mut self, place: Place, size: u64) {
         let content = &mut self.segments[place.segment as usize].content;
@@ -342,10 +349,10 @@ impl Layout {
     }
 }
 
-/// Numbers for names, each once.
+/// Numbers for names, each once, and where each symbol is.
 #[derive(Default)]
 struct Symbols<'a> {
-    numbers: HashMap<&'a str, u32>,
+    numbers: HashMap<&'a str, (u32, Option<u64>)>,
     names: Vec<String>,
 }
 
@@ -357,11 +364,24 @@ impl<'a> Symbols<'a> {
         Ok(())
     }
 
-    fn number(&mut self, name: &'a str) -> u32 {
-        *self.numbers.entry(name).or_insert_with(|| {
-            self.names.push(name.to_owned());
-            self.names.len() as u32 - 1
-        })
+    /// The number of a symbol outside, and where that is, if its slot is filled: a later process has one address
+    /// for a name.
+    fn number(&mut self, name: &'a str, address: Option<u64>) -> Result<u32> {
+        let names = &mut self.names;
+        let (number, before) = self.numbers.entry(name).or_insert_with(|| {
+            names.push(name.to_owned());
+            (names.len() as u32 - 1, address)
+        });
+        match (*before, address) {
+            (Some(before), Some(address)) if before != address => Err(invalid_argument(format!(
+                "symbol {name:?} is at {address:#x} here and at {before:#x} for a graph before, and has one address in \
+                 a later process; store them apart, or what they refer to as well"
+            ))),
+            _ => {
+                *before = before.or(address);
+                Ok(*number)
+            }
+        }
     }
 }
 
@@ -407,10 +427,11 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                 // What another graph of the image defines is no import of the image.
                 let (target, beyond) = match layout.find(symbol) {
                     Some(found) => found.target(says),
-                    None => (
-                        Target::Symbol(symbols.number(&import.symbol)),
-                        import.addend,
-                    ),
+                    None => {
+                        let filled = layout.is_filled(place, kind.size()).then_some(symbol);
+                        let number = symbols.number(&import.symbol, filled)?;
+                        (Target::Symbol(number), import.addend)
+                    }
                 };
                 note(place, layout.value(kind, target, beyond)?, slot);
             }

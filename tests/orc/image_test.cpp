@@ -246,6 +246,20 @@ TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
   EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
 }
 
+// What LLJIT's platform gives each JITDylib is each session's own.
+TEST_F(Image, HasStaticsOfFunctions) {
+  {
+    Session S;
+    S.add("static_inside.cpp");
+    EXPECT_EQ(S.call("firstValue", 7), 7);
+    must(S.Recorder->store(Path, Key));
+  }
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_EQ(Other.call("firstValue", 8), 8);
+  EXPECT_EQ(Other.call("firstValue", 9), 8);
+}
+
 TEST_F(Image, HasActions) {
   std::map<uint64_t, uint64_t> Told;
   {
@@ -319,6 +333,15 @@ TEST_F(Image, NamesWhatCannotBeStored) {
   EXPECT_EQ(S.Recorder->notStorable().size(), 1u);
   must(Tracker->remove());
   EXPECT_TRUE(S.Recorder->notStorable().empty());
+}
+
+TEST_F(Image, NamesSymbolsBehindTheirSegment) {
+  Session S;
+  S.add("blob.c");
+  EXPECT_EQ(S.call("blobSize", 1), 15);
+  auto Message = messageOf(S.Recorder->store(Path, Key));
+  for (const char *Word : {"blob.c", "not storable", "blobEnd", "end of its segment"})
+    EXPECT_NE(Message.find(Word), std::string::npos) << Message;
 }
 
 TEST_F(Image, RefusesOtherKeysAndDamage) {

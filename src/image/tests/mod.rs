@@ -230,6 +230,39 @@ fn an_import_from_another_graph_is_none_of_the_image() {
     assert_eq!(number(content_of(&image, Protection::READ), 0), first + 7);
 }
 
+#[test]
+fn a_name_that_means_two_places_outside_is_refused() {
+    let graph = |recorder: &mut Recorder, place: u64, address: u64| {
+        let content = address.to_le_bytes();
+        let graph = Graph {
+            name: "user",
+            segments: &[GraphSegment {
+                address: place,
+                segment: segment(Protection::READ, 8, 0),
+                content: &content,
+            }],
+            imports: &[Import {
+                slot: place,
+                symbol: "config",
+                addend: 0,
+                kind: ReferenceKind::Absolute64,
+            }],
+            ..Graph::default()
+        };
+        recorder.record(&graph).unwrap();
+    };
+    let mut recorder = Recorder::default();
+    graph(&mut recorder, 0x1000, 0x7000_0000);
+    // One that is not filled says nothing.
+    graph(&mut recorder, 0x2000, 0);
+    graph(&mut recorder, 0x3000, 0x7000_0000);
+    file_of(&recorder);
+    graph(&mut recorder, 0x4000, 0x7000_1000);
+    let error = plan::plan(&recorder.graphs, &key()).unwrap_err();
+    let says = "\"config\" is at 0x70001000 here and at 0x70000000";
+    assert!(error.message().contains(says), "{error}");
+}
+
 /// Whatever lies there by then.
 #[test]
 fn what_refers_to_a_forgotten_graph_is_refused_by_name() {
