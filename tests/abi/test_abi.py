@@ -110,6 +110,18 @@ class Abi(unittest.TestCase):
         self.assertTrue(compatible, said)
         self.assertIn("jitmem_more", said)
 
+    def test_type_that_a_new_function_takes(self):
+        extra = "typedef struct jitmem_extra { uint64_t size; } jitmem_extra;\n"
+        self.old = self.build("unused", HEADER + extra)
+        function = "uint32_t jitmem_extend(const struct jitmem_extra *extra);\n"
+        new = self.build("used", HEADER + extra + function)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            self.assertEqual(0, abi.compare(self.old, new), said.getvalue())
+        self.assertIn("jitmem_extend", said.getvalue())
+        with contextlib.redirect_stdout(said):
+            self.assertEqual(1, abi.compare(self.old, self.build("gone", HEADER)), said.getvalue())
+
     def test_changed_soname(self):
         new = self.build("new", HEADER)
         library = new / "lib" / "libjitmem.so"
