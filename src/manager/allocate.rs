@@ -94,6 +94,22 @@ impl Flow<Windows> {
     fn make_room(
         self: Arc<Self>,
         request: &Request,
+        tried: Tried,
+        attempt: Attempt,
+        delivery: &mut Delivery,
+    ) -> Served {
+        self.space.lock().memory.making_room += 1;
+        let served = self.try_with_more_room(request, tried, attempt, delivery);
+        let memory = &mut self.space.lock().memory;
+        // A child has forgotten its parent's requests, with the one that it is inside.
+        memory.making_room = memory.making_room.saturating_sub(1);
+        memory.settle_fresh();
+        served
+    }
+
+    fn try_with_more_room(
+        self: &Arc<Self>,
+        request: &Request,
         mut tried: Tried,
         mut attempt: Attempt,
         delivery: &mut Delivery,

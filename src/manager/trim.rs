@@ -67,6 +67,7 @@ impl Flow<Windows> {
         let mut empty = Vec::new();
         {
             let memory = &mut self.space.lock().memory;
+            memory.settle_fresh();
             let windows: Vec<usize> = memory.numbers().collect();
             for window in windows {
                 (0..POOLS).for_each(|pool| memory.detach(window, pool, Keep::Fresh, &mut empty));

@@ -95,6 +95,8 @@ pub(super) struct Windows {
     pub(super) is_one_of_many: bool,
     /// Growths, reclaims and reservations under way outside the lock.
     pub(super) changes: usize,
+    /// Requests that make room: what was made for one is about to be taken.
+    pub(super) making_room: usize,
     /// Requests that can be answered only once a change is done.
     pub(super) waiting: Vec<Waiting>,
     /// Children see pages that this process can write.
@@ -137,6 +139,7 @@ impl Windows {
             common: Arc::default(),
             is_one_of_many: false,
             changes: 0,
+            making_room: 0,
             waiting: Vec::new(),
             seen_by_children: mapper.kind == Kind::TwoViews,
             freezes: options.fork == ForkPolicy::Freeze,
@@ -446,6 +449,7 @@ impl Windows {
             // Changes are under way in threads that the child does not have, and what waits for them is
             // answered in the parent. Their callbacks must not run here.
             self.changes = 0;
+            self.making_room = 0;
             self.trimming = false;
             std::mem::forget(std::mem::take(&mut self.waiting));
             let windows = self.windows.iter_mut().flatten();

@@ -419,12 +419,5 @@ fn threads_pass_allocations_on_while_others_trim_and_look() {
     deallocate(&manager, &left).unwrap();
     manager.trim().unwrap();
     let stats = manager.stats();
-    assert_eq!((stats.live, stats.windows), (0, 1));
-    // A known fault, whose cause is not: in one run of five a chunk stays, without memory, of which 16 bytes are
-    // neither live nor free.
-    let lost = stats.chunk_bytes - stats.free;
-    assert!(
-        stats.chunks <= 1 && lost <= 16 && stats.committed == 0,
-        "{stats:?}"
-    );
+    assert_eq!((stats.live, stats.chunks, stats.windows), (0, 0, 1));
 }

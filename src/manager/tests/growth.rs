@@ -389,3 +389,21 @@ fn what_was_made_for_a_request_that_is_refused_goes() {
         }
     }
 }
+
+#[test]
+fn what_was_made_for_a_request_that_found_room_elsewhere_goes() {
+    let manager = Arc::new(manager(TWO_VIEWS, Options::default()).unwrap());
+    let large = [segment(300 << 10, 0, 16, Protection::READ_EXEC)];
+    let first = allocate(&manager, &large).unwrap();
+    let first = finalize(&manager, first.handle).unwrap();
+    let freeing = Arc::clone(&manager);
+    // While the mapper makes another chunk.
+    let faults = Faults::before(0, move || deallocate(&freeing, &[first]).unwrap());
+    let second = allocate(&manager, &large).unwrap();
+    assert!(faults.failed().is_some());
+    drop(faults);
+    assert_eq!(manager.stats().chunks, 2);
+    wait(|done| manager.core.abandon(second.handle, done)).unwrap();
+    manager.trim().unwrap();
+    assert_eq!((manager.stats().live, manager.stats().chunks), (0, 0));
+}

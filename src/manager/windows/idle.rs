@@ -69,6 +69,15 @@ impl Windows {
         }
     }
 
+    /// Treats chunks that were made for requests as any others, unless one is about to take from them. It may have
+    /// got what another thread has freed meanwhile.
+    pub(in crate::manager) fn settle_fresh(&mut self) {
+        if self.making_room == 0 && self.changes == 0 {
+            let windows = self.windows.iter_mut().flatten();
+            windows.for_each(Window::give_up_fresh);
+        }
+    }
+
     /// Takes all empty chunks out.
     pub(in crate::manager) fn detach_all(&mut self, out: &mut Vec<Detached>) {
         let numbers: Vec<usize> = self.numbers().collect();
