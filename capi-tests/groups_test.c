@@ -6,7 +6,6 @@
 
 #include <malloc.h>
 #include <pthread.h>
-#include <sys/resource.h>
 
 static double seconds(void) {
   struct timespec now;
@@ -451,56 +450,6 @@ static void one_that_does_not_answer_is_put_out(void **state) {
   end_group(&group);
 }
 
-// All files of a group are opened once more for one that joins.
-static void one_that_finds_no_descriptors_is_refused(void **state) {
-  (void)state;
-  struct group group;
-  struct rlimit usual;
-  start_group(&group, 2, NULL);
-  struct unit unit = link_unit(group.manager, 5);
-  assert_int_equal(getrlimit(RLIMIT_NOFILE, &usual), 0);
-  int refused = 0;
-  for (jitmem_status status = JITMEM_INTERNAL; status != JITMEM_OK; refused++) {
-    size_t place = group.count;
-    start_one(&group, NULL);
-    int lowest = dup(0);
-    close(lowest);
-    const struct rlimit few = {.rlim_cur = (rlim_t)lowest + (rlim_t)refused,
-                               .rlim_max = usual.rlim_max};
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
-    const jitmem_new_executor executor = {.transport = group.transports[place]};
-    status = jitmem_mapper_add_executor(group.mapper, &executor, NULL, NULL);
-    assert_int_equal(setrlimit(RLIMIT_NOFILE, &usual), 0);
-    assert_int_equal(executors_of(&group), status == JITMEM_OK ? 3 : 2);
-    check_unit(&group, 1, &unit, 5);
-    if (status == JITMEM_OK)
-      check_unit(&group, place, &unit, 5);
-  }
-  assert_true(refused > 1);
-  deallocate(group.manager, unit.graph.handle);
-  end_group(&group);
-}
-
-static void nothing_is_finalized_without_executors(void **state) {
-  (void)state;
-  struct group group;
-  start_group(&group, 1, NULL);
-  // What all have by their pages, so that no message is needed.
-  const jitmem_segment code[] = {{.content_size = 64, .alignment = 16, .protection = RX}};
-  struct graph graphs[] = {allocate(group.manager, code, 1), allocate(group.manager, code, 1)};
-  finalize(group.manager, graphs[0].handle);
-  kill(group.executors[0].process, SIGKILL);
-  wait_for_executors(&group, 0);
-  FAILS(JITMEM_DISCONNECTED, "executor",
-        jitmem_manager_finalize(group.manager, graphs[1].handle, NULL, 0, error));
-  end_executor(&group, 0);
-  start_one(&group, NULL);
-  join_with(&group, 1);
-  struct graph next = allocate(group.manager, code, 1);
-  finalize(group.manager, next.handle);
-  end_group(&group);
-}
-
 static void what_is_wrong_is_refused(void **state) {
   (void)state;
   struct group group;
@@ -550,8 +499,6 @@ int main(void) {
       cmocka_unit_test(one_joins_and_one_is_removed_while_others_link),
       cmocka_unit_test(one_that_tells_lies_is_put_out),
       cmocka_unit_test(one_that_does_not_answer_is_put_out),
-      cmocka_unit_test(one_that_finds_no_descriptors_is_refused),
-      cmocka_unit_test(nothing_is_finalized_without_executors),
       cmocka_unit_test(what_is_wrong_is_refused),
   };
   return at_rest(cmocka_run_group_tests_name("groups", tests, NULL, NULL));

@@ -1801,7 +1801,8 @@ jitmem_status jitmem_image_recorder_forget(const struct jitmem_image_recorder *r
 /// `key` has what else the code depends on; it may be NULL if `key_count` is 0. Waits for the disk.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; what was recorded does not fit together: a slot outside of the content of its graph,
-/// slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot),
+/// slots or graphs that overlap, a reference to what is not recorded or to a graph that was forgotten, a name that means two
+/// places outside, an action whose function is in no slot),
 /// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what
 /// the system says of the file.
 ///

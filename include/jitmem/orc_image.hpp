@@ -279,16 +279,18 @@ public:
       return llvm::joinErrors(Symbols.takeError(), deallocate({Allocation}));
     // A tracker that is removed meanwhile takes symbols and memory with it, or neither is there.
     auto Err = ES.runSessionLocked([&]() -> llvm::Error {
-      auto Noted = RT->withResourceKeyDo([&](llvm::orc::ResourceKey RK) {
-        std::lock_guard<std::mutex> Guard(Lock);
-        Allocations[RK].push_back(Allocation);
-      });
-      if (Noted || Symbols->empty())
-        return Noted;
-      return JD.define(llvm::orc::absoluteSymbols(std::move(*Symbols)), RT);
+      llvm::orc::ResourceKey Key = 0;
+      if (auto Gone = RT->withResourceKeyDo([&](llvm::orc::ResourceKey RK) { Key = RK; }))
+        return Gone;
+      if (!Symbols->empty())
+        if (auto Refused = JD.define(llvm::orc::absoluteSymbols(std::move(*Symbols)), RT))
+          return Refused;
+      std::lock_guard<std::mutex> Guard(Lock);
+      Allocations[Key].push_back(Allocation);
+      return llvm::Error::success();
     });
     if (Err)
-      return llvm::joinErrors(std::move(Err), giveUp(Allocation));
+      return llvm::joinErrors(std::move(Err), deallocate({Allocation}));
     return llvm::Error::success();
   }
 
@@ -354,16 +356,6 @@ private:
     detail::OwnedError E;
     jitmem_manager_deallocate(MM.handle(), Gone.data(), Gone.size(), E.out());
     return E.take();
-  }
-
-  /// Of what was not defined after all.
-  llvm::Error giveUp(uint64_t Allocation) {
-    {
-      std::lock_guard<std::mutex> Guard(Lock);
-      for (auto &Entry : Allocations)
-        llvm::erase(Entry.second, Allocation);
-    }
-    return deallocate({Allocation});
   }
 
   llvm::Error remove(llvm::orc::ResourceKey Key) override {

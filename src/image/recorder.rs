@@ -142,7 +142,8 @@ impl Recorder {
     ///
     /// # Errors
     /// `InvalidArgument` if what was recorded does not fit together: a slot outside of the content of its
-    /// graph, slots or graphs that overlap, a reference to what is not recorded, an action whose function is in no slot;
+    /// graph, slots or graphs that overlap, a reference to what is not recorded or to a graph that was forgotten, a name
+    /// that means two places outside, an action whose function is in no slot;
     /// `WindowFull` for more than a window holds; `OutOfMemory`; what the system says of the file.
     pub fn store(&self, path: impl AsRef<Path>, key: &Key) -> Result<()> {
         let path = path.as_ref();

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Its owner may read and write it, and nobody else.
+/// Its owner may read and write it, and no other user.
 const OWN_MODE: u32 = 0o600;
 
 /// Who may write a file beside its owner.

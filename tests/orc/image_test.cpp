@@ -91,16 +91,16 @@ class TellingPlugin : public compat::StatelessPlugin {
 // An LLJIT whose objects are recorded, and into which images are loaded.
 class Session {
 public:
-  explicit Session(bool Telling = false)
+  explicit Session(std::shared_ptr<ObjectLinkingLayer::Plugin> Other = nullptr)
       : Recorder(must(ImageRecorder::Create())), MM(must(MemoryManager::CreateInProcess())) {
     LLJITBuilder Builder;
     compat::setLinkingLayer(
-        Builder, [this, Telling](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
+        Builder, [this, Other](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
           auto Layer = jitmem::orc::createObjectLayer(ES, *MM);
           if (!Layer)
             return Layer.takeError();
-          if (Telling)
-            (*Layer)->addPlugin(std::make_unique<TellingPlugin>());
+          if (Other)
+            (*Layer)->addPlugin(Other);
           (*Layer)->addPlugin(std::make_unique<ImagePlugin>(Recorder));
           return std::move(*Layer);
         });
@@ -230,6 +230,67 @@ TEST_F(Image, GoesWithItsTracker) {
   EXPECT_EQ(S.call("useEverything", 6), 1138);
 }
 
+// Removes a tracker when symbols are looked up, and finds all of them.
+class RemovingGenerator : public DefinitionGenerator {
+public:
+  explicit RemovingGenerator(ResourceTrackerSP RT) : Tracker(std::move(RT)) {}
+
+  Error tryToGenerate(LookupState &, LookupKind, JITDylib &JD, JITDylibLookupFlags,
+                      const SymbolLookupSet &Names) override {
+    if (auto Err = Tracker->remove())
+      return Err;
+    SymbolMap Found;
+    for (auto &[Name, Flags] : Names)
+      Found[Name] = {ExecutorAddr::fromPtr(&HostNumber), JITSymbolFlags::Exported};
+    return JD.define(absoluteSymbols(std::move(Found)));
+  }
+
+private:
+  ResourceTrackerSP Tracker;
+};
+
+TEST_F(Image, IsNotLoadedForATrackerThatIsRemovedMeanwhile) {
+  store();
+  Session S;
+  auto &Alone = must(S.J->getExecutionSession().createJITDylib("alone"));
+  auto Tracker = Alone.createResourceTracker();
+  auto &Generator = Alone.addGenerator(std::make_unique<RemovingGenerator>(Tracker));
+  auto Message = messageOf(S.Loader->add(Tracker, Path, Key));
+  EXPECT_NE(Message.find("defunct"), std::string::npos) << Message;
+  EXPECT_EQ(S.MM->stats().live, 0u);
+  Alone.removeGenerator(Generator);
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup(Alone, "useEverything"))));
+}
+
+// Removes a tracker once the fixups of a graph are applied.
+class RemovingPlugin : public compat::StatelessPlugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
+      auto Removed = std::move(Tracker);
+      return Removed ? Removed->remove() : Error::success();
+    });
+  }
+
+  ResourceTrackerSP Tracker;
+};
+
+TEST_F(Image, HasNothingOfATrackerThatIsRemovedWhileItLinks) {
+  auto Plugin = std::make_shared<RemovingPlugin>();
+  Session S(Plugin);
+  Plugin->Tracker = S.main().createResourceTracker();
+  S.add(Plugin->Tracker, "narrow.c");
+  must(S.main().define(absoluteSymbols(
+      {{S.J->mangleAndIntern("low"), {ExecutorAddr(0x1234), JITSymbolFlags::Exported}}})));
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
+  EXPECT_FALSE(Plugin->Tracker);
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+  S.add("sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+}
+
 TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
   Session S;
   auto Tracker = S.main().createResourceTracker();
@@ -263,7 +324,7 @@ TEST_F(Image, HasStaticsOfFunctions) {
 TEST_F(Image, HasActions) {
   std::map<uint64_t, uint64_t> Told;
   {
-    Session S(true);
+    Session S(std::make_shared<TellingPlugin>());
     auto Unknown = S.main().createResourceTracker();
     S.add(Unknown, "sections.c");
     EXPECT_NE(S.call("checkSections", 0), 0);

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Groups: executors that join where it is difficult, and groups without any.
+
+#include "groups.h"
+
+#include <malloc.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+// All files of a group are opened once more for one that joins.
+static void one_that_finds_no_descriptors_is_refused(void **state) {
+  (void)state;
+  struct group group;
+  struct rlimit usual;
+  start_group(&group, 2, NULL);
+  struct unit unit = link_unit(group.manager, 5);
+  // Each has a window, with an index of frames, where the controller, from which executors are
+  // forked, has nothing.
+  jitmem_manager *others[4];
+  for (size_t i = 0; i < COUNT(others); i++) {
+    const jitmem_manager_options options = {.struct_size = sizeof options,
+                                            .placement = JITMEM_PLACEMENT_FIXED,
+                                            .address = 0x600000000000 + i * 4 * GIB};
+    OK(jitmem_manager_create(group.mapper, &options, &others[i], error));
+  }
+  assert_int_equal(getrlimit(RLIMIT_NOFILE, &usual), 0);
+  int refused = 0;
+  for (jitmem_status status = JITMEM_INTERNAL; status != JITMEM_OK; refused++) {
+    size_t place = group.count;
+    start_one(&group, NULL);
+    int lowest = dup(0);
+    close(lowest);
+    const struct rlimit few = {.rlim_cur = (rlim_t)lowest + (rlim_t)refused,
+                               .rlim_max = usual.rlim_max};
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+    const jitmem_new_executor executor = {.transport = group.transports[place]};
+    status = jitmem_mapper_add_executor(group.mapper, &executor, NULL, NULL);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &usual), 0);
+    assert_int_equal(executors_of(&group), status == JITMEM_OK ? 3 : 2);
+    check_unit(&group, 1, &unit, 5);
+    if (status == JITMEM_OK)
+      check_unit(&group, place, &unit, 5);
+  }
+  assert_true(refused > 4);
+  for (size_t i = 0; i < COUNT(others); i++)
+    jitmem_manager_free(others[i]);
+  deallocate(group.manager, unit.graph.handle);
+  end_group(&group);
+}
+
+static void nothing_is_finalized_without_executors(void **state) {
+  (void)state;
+  struct group group;
+  start_group(&group, 1, NULL);
+  // What all have by their pages, so that no message is needed.
+  const jitmem_segment code[] = {{.content_size = 64, .alignment = 16, .protection = RX}};
+  struct graph graphs[] = {allocate(group.manager, code, 1), allocate(group.manager, code, 1)};
+  finalize(group.manager, graphs[0].handle);
+  kill(group.executors[0].process, SIGKILL);
+  wait_for_executors(&group, 0);
+  FAILS(JITMEM_DISCONNECTED, "executor",
+        jitmem_manager_finalize(group.manager, graphs[1].handle, NULL, 0, error));
+  end_executor(&group, 0);
+  start_one(&group, NULL);
+  join_with(&group, 1);
+  struct graph next = allocate(group.manager, code, 1);
+  finalize(group.manager, next.handle);
+  end_group(&group);
+}
+
+// What the second executor of a group has done, which all processes see.
+static struct {
+  atomic_int finalizing, may_end, count;
+  char done[8];
+} *seen;
+
+static void note(char what) {
+  int place = seen->count++;
+  MUST(place < (int)sizeof seen->done);
+  seen->done[place] = what;
+}
+
+static struct wrapper_result act_in_second(const char *args, size_t size) {
+  (void)size;
+  if (place_here == 1)
+    note(args[0]);
+  return succeed();
+}
+
+static struct wrapper_result act_late_in_second(const char *args, size_t size) {
+  if (place_here == 1) {
+    seen->finalizing = 1;
+    while (!seen->may_end)
+      sched_yield();
+  }
+  return act_in_second(args, size);
+}
+
+static struct wrapper_result act_in_first(const char *args, size_t size) {
+  (void)args, (void)size;
+  return succeed();
+}
+
+static void *join_as_second(void *ctx) {
+  join_with(ctx, 1);
+  return NULL;
+}
+
+static void has_gone(void *ctx, const jitmem_error *failure) {
+  if (failure != NULL)
+    abort();
+  *(atomic_int *)ctx = 1;
+}
+
+// What an executor has, and what it is being told of, go while it joins: last allocation first.
+static void what_goes_while_one_joins_goes_in_order(void **state) {
+  (void)state;
+  seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  assert_true(seen != MAP_FAILED);
+  for (int round = 0; round < 5; round++) {
+    struct group group;
+    memset(seen, 0, sizeof *seen);
+    start_group(&group, 1, NULL);
+    // So much content has a message of its own.
+    const jitmem_segment large[] = {segment(300 * KIB, 0, RW)}, small[] = {segment(16, 0, RW)};
+    const struct graph graphs[] = {allocate(group.manager, large, 1),
+                                   allocate(group.manager, small, 1)};
+    const jitmem_action actions[] = {
+        {.finalize = call_of(act_in_second, "A", 1), .dealloc = call_of(act_in_second, "a", 1)},
+        {.finalize = call_of(act_late_in_second, "B", 1),
+         .dealloc = call_of(act_in_second, "b", 1)}};
+    uint64_t handles[2];
+    for (int i = 0; i < 2; i++) {
+      handles[i] = graphs[i].handle;
+      OK(jitmem_manager_finalize(group.manager, handles[i], &actions[i], 1, error));
+    }
+    start_one(&group, NULL);
+    pthread_t joining;
+    atomic_int gone = 0;
+    assert_int_equal(pthread_create(&joining, NULL, join_as_second, &group), 0);
+    while (!seen->finalizing)
+      sched_yield();
+    OK(jitmem_manager_deallocate_async(group.manager, handles, 2, has_gone, &gone, NULL, error));
+    // It answers other calls meanwhile.
+    for (int i = 0; i < 20; i++)
+      assert_int_equal(jitmem_transport_call(group.transports[1], (uintptr_t)act_in_first, NULL, 0,
+                                             NULL, NULL, NULL),
+                       JITMEM_OK);
+    assert_int_equal(gone, 0);
+    seen->may_end = 1;
+    pthread_join(joining, NULL);
+    while (!gone)
+      sched_yield();
+    assert_string_equal(seen->done, "ABba");
+    assert_int_equal(stats_of(group.manager).live, 0);
+    end_group(&group);
+  }
+  munmap(seen, sizeof *seen);
+}
+
+int main(void) {
+#ifdef M_ARENA_MAX
+  // As in groups_test.c.
+  mallopt(M_ARENA_MAX, 1);
+#endif
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(one_that_finds_no_descriptors_is_refused),
+      cmocka_unit_test(nothing_is_finalized_without_executors),
+      cmocka_unit_test(what_goes_while_one_joins_goes_in_order),
+  };
+  return at_rest(cmocka_run_group_tests_name("group members", tests, NULL, NULL));
+}
