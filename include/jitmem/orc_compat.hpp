@@ -87,9 +87,16 @@ inline bool isAllocated(const llvm::jitlink::Section &Section) {
   return Lifetime == decltype(Lifetime)::Standard || endsAtFinalize(Section);
 }
 
-/// The protection and lifetime of a section.
+/// Where the frames of functions are described.
+inline bool describesFrames(const llvm::jitlink::Section &Section) {
+  return Section.getName() == ".eh_frame";
+}
+
+/// The protection and lifetime of a section. Before LLVM 17 JITLink has everything but code
+/// writable. An index of frames names none that code may change, and no program writes to them.
 inline AllocGroup groupOf(const llvm::jitlink::Section &Section) {
-  return {Section.getMemProt(), lifetimeOf(Section, 0)};
+  bool IsConstant = LLVM_VERSION_MAJOR < 17 && describesFrames(Section);
+  return {IsConstant ? MemProt::Read : Section.getMemProt(), lifetimeOf(Section, 0)};
 }
 
 #if LLVM_VERSION_MAJOR > 22

@@ -63,7 +63,7 @@ public:
           return std::make_tuple(L.B->getAddress(), L.B->getSize()) <
                  std::make_tuple(R.B->getAddress(), R.B->getSize());
         });
-      if (Section->getName() == ".eh_frame")
+      if (describesFrames(*Section))
         joinFrames(Begin);
     }
     for (auto &P : Blocks)
