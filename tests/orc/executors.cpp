@@ -287,6 +287,9 @@ Expected<int> Session::tryRun(ExecutorAddr Function, int Argument) {
   if (const char *Message = Answer.getOutOfBandError())
     return createStringError(inconvertibleErrorCode(), Message);
   int Result = 0;
+  // What has no answer after all, as its process has ended, is answered by no bytes.
+  if (Answer.size() != sizeof(Result))
+    return createStringError(inconvertibleErrorCode(), "an answer of another size");
   memcpy(&Result, Answer.data(), sizeof(Result));
   return Result;
 #endif

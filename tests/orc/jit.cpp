@@ -35,6 +35,9 @@ std::unique_ptr<MemoryBuffer> objectFile(const std::string &Source) {
 
 ThreadSafeModule moduleFile(const std::string &Name) {
   auto Context = std::make_unique<LLVMContext>();
+#if LLVM_VERSION_MAJOR == 14
+  Context->enableOpaquePointers(); // "ptr"
+#endif
   SMDiagnostic Diagnostic;
   auto M = parseIRFile(JIT_SOURCE_DIR "/" + Name, Diagnostic, *Context);
   if (!M)
@@ -44,6 +47,9 @@ ThreadSafeModule moduleFile(const std::string &Name) {
 
 ThreadSafeModule parseIR(const std::string &Text) {
   auto Context = std::make_unique<LLVMContext>();
+#if LLVM_VERSION_MAJOR == 14
+  Context->enableOpaquePointers(); // "ptr"
+#endif
   SMDiagnostic Diagnostic;
   auto M = parseAssemblyString(Text, Diagnostic, *Context);
   if (!M)

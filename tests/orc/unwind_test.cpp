@@ -72,7 +72,9 @@ TEST_F(Unwinding, ThroughManyGraphsThatTookNoMessage) {
   EXPECT_EQ(S.run(S.find("catchProblem"), 9), 1009);
   jitmem_stats Before = S.MM->stats();
   EXPECT_EQ(Before.frames_found_by, uint64_t(JITMEM_FRAMES_INDEX));
-  EXPECT_EQ(Before.frames_indexed, 3u);
+  // Before LLVM 16 a session runs functions by one that it links.
+  EXPECT_GE(Before.frames_indexed, 3u);
+  EXPECT_EQ(Before.frames_registered, 0u);
   auto Tracker = S.J->getMainJITDylib().createResourceTracker();
   addAll(Tracker);
   jitmem_stats After = S.MM->stats();
@@ -124,10 +126,10 @@ protected:
 TEST_F(UnwindingRemotely, AsksAnIndexToo) {
   auto Tracker = S.J->getMainJITDylib().createResourceTracker();
   addAll(Tracker);
-  expectUnwinding();
   jitmem_stats Stats = S.MM->stats();
   EXPECT_EQ(Stats.frames_found_by, uint64_t(JITMEM_FRAMES_INDEX));
   EXPECT_EQ(Stats.frames_indexed, Hops + 1u);
+  expectUnwinding();
   must(Tracker->remove());
   Tracker = nullptr;
   EXPECT_EQ(S.end(), "exit 0");
