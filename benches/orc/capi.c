@@ -20,14 +20,25 @@ enum { FEWER = 2000, MORE = 12000 };
 /// As in (a), all graphs belong to one JITDylib.
 static const uint64_t dylib = 1;
 
-static const jitmem_segment segments[] = {
-    {.content_size = 256, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC},
-    {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ},
-    {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_WRITE},
+struct shape {
+  jitmem_segment segments[3];
+  size_t count;
 };
-enum { SEGMENTS = sizeof segments / sizeof *segments };
+enum { MOST_SEGMENTS = 3 };
 
-static char content[256];
+static const struct shape three = {
+    {{.content_size = 256, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC},
+     {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ},
+     {.content_size = 64, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_WRITE}},
+    3};
+/// As many bytes, as managers have them that know one protection.
+static const struct shape one = {
+    {{.content_size = 384, .alignment = 16, .protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC}}, 1};
+
+/// That of the phase that runs.
+static const struct shape *shape = &three;
+
+static char content[384];
 
 static void fail(const char *operation, const char *cause) {
   fprintf(stderr, "jitmem-bench-c: %s: %s\n", operation, cause);
@@ -40,16 +51,17 @@ static void check(const char *operation, jitmem_status status, const jitmem_erro
 }
 
 static void write_content(const jitmem_segment_memory *memory) {
-  for (size_t i = 0; i != SEGMENTS; ++i)
-    memcpy(memory[i].working_memory, content, segments[i].content_size);
+  for (size_t i = 0; i != shape->count; ++i)
+    memcpy(memory[i].working_memory, content, shape->segments[i].content_size);
 }
 
 static uint64_t add_sync(jitmem_manager *manager) {
-  jitmem_segment_memory memory[SEGMENTS];
+  jitmem_segment_memory memory[MOST_SEGMENTS];
   uint64_t allocation = 0;
   jitmem_error *error = NULL;
   check("allocate",
-        jitmem_manager_allocate(manager, segments, SEGMENTS, dylib, memory, &allocation, &error),
+        jitmem_manager_allocate(manager, shape->segments, shape->count, dylib, memory, &allocation,
+                                &error),
         error);
   write_content(memory);
   check("finalize", jitmem_manager_finalize(manager, allocation, NULL, 0, &error), error);
@@ -91,8 +103,8 @@ static uint64_t add_async(jitmem_manager *manager) {
   struct adding adding = {manager, 0, false};
   jitmem_error *error = NULL;
   check("allocate",
-        jitmem_manager_allocate_async(manager, segments, SEGMENTS, dylib, on_allocated, &adding,
-                                      NULL, &error),
+        jitmem_manager_allocate_async(manager, shape->segments, shape->count, dylib, on_allocated,
+                                      &adding, NULL, &error),
         error);
   if (!adding.finalized)
     fail("finalize", "in process the callback runs inside the call, and it has not run");
@@ -117,11 +129,11 @@ static void remove_async(jitmem_manager *manager, uint64_t allocation) {
 
 /// As the C++ adapter does: without a callback where nothing has to be waited for.
 static uint64_t add_try(jitmem_manager *manager) {
-  jitmem_segment_memory memory[SEGMENTS];
+  jitmem_segment_memory memory[MOST_SEGMENTS];
   uint64_t allocation = 0;
   jitmem_error *error = NULL;
-  jitmem_status status =
-      jitmem_manager_try_allocate(manager, segments, SEGMENTS, dylib, memory, &allocation, &error);
+  jitmem_status status = jitmem_manager_try_allocate(manager, shape->segments, shape->count, dylib,
+                                                     memory, &allocation, &error);
   if (status == JITMEM_WOULD_BLOCK)
     return add_async(manager);
   check("allocate", status, error);
@@ -218,13 +230,15 @@ struct phase {
   const char *title;
   void (*begin)(struct run *run);
   void (*measured)(struct run *run);
+  const struct shape *shape;
 };
 
 static const struct phase all_phases[] = {
-    {"allocate", "allocate + finalize, content written", nothing, add_all},
-    {"deallocate", "deallocate one by one, oldest first", add_all, remove_all},
-    {"deallocate-random", "deallocate one by one, random order", shuffle_all, remove_all},
-    {"churn", "churn at 500 live", begin_churn, churn},
+    {"allocate", "allocate + finalize, content written", nothing, add_all, &three},
+    {"deallocate", "deallocate one by one, oldest first", add_all, remove_all, &three},
+    {"deallocate-random", "deallocate one by one, random order", shuffle_all, remove_all, &three},
+    {"churn", "churn at 500 live", begin_churn, churn, &three},
+    {"churn-one", "churn at 500 live, one segment of 384 B", begin_churn, churn, &one},
 };
 enum { PHASES = sizeof all_phases / sizeof *all_phases };
 
@@ -262,6 +276,7 @@ static struct sample run_phase(const struct phase *phase, const struct calls *ca
         error);
   check("make a manager", jitmem_manager_create(mapper, NULL, &run.manager, &error), error);
   jitmem_mapper_free(mapper);
+  shape = phase->shape;
   // Touched beforehand: its page faults are not jitmem's.
   size_t bytes = (graphs > LIVE ? graphs : LIVE) * sizeof *run.live;
   run.live = malloc(bytes);
@@ -365,7 +380,7 @@ static void print_instructions(void) {
 static void usage(void) {
   fprintf(stderr, "usage: jitmem-bench-c                    times, then instructions\n"
                   "       jitmem-bench-c --graphs N --phase "
-                  "allocate|deallocate|deallocate-random|churn [--calls sync|async|try]\n"
+                  "allocate|deallocate|deallocate-random|churn|churn-one [--calls sync|async|try]\n"
                   "                                         one phase, for a profiler\n");
   exit(2);
 }
