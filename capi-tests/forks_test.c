@@ -225,6 +225,29 @@ static void a_child_that_frees_does_no_harm(void **state) {
   check_family(&family);
 }
 
+static void trim_and_go_on(void *argument) {
+  jitmem_manager *manager = argument;
+  const uint64_t before = child_stats(manager).chunks;
+  MUST_OK(jitmem_manager_trim(manager, NULL, error));
+  MUST(child_stats(manager).chunks < before);
+  child_graph(manager);
+}
+
+static void a_child_gives_back_what_was_empty(void **state) {
+  struct family family;
+  set_up_family(&family, *state);
+  // More than a first chunk has, so that others are made for it and are empty then.
+  const jitmem_segment segments[] = {segment(700 * KIB, 0, RX), segment(700 * KIB, 0, R),
+                                     segment(700 * KIB, 0, RW)};
+  struct graph large = allocate(family.manager, segments, 3);
+  for (int i = 0; i < 3; i++)
+    memset(large.memory[i].working_memory, 0x44, 700 * KIB);
+  finalize(family.manager, large.handle);
+  deallocate(family.manager, large.handle);
+  in_child(trim_and_go_on, family.manager);
+  check_family(&family);
+}
+
 static void harm_writer_views(void *argument) {
   struct family *family = argument;
   memset(family->in_flight.memory[0].working_memory, 0, 64);
@@ -310,6 +333,7 @@ int main(void) {
       EACH(parents_do_not_change_what_children_run),
       EACH(children_may_look),
       EACH(a_child_that_frees_does_no_harm),
+      EACH(a_child_gives_back_what_was_empty),
       EACH(a_child_has_no_way_to_write_its_parents_code),
       EVERYWHERE(a_fork_while_others_are_at_work),
   };

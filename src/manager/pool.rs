@@ -154,6 +154,11 @@ impl PoolChunk {
         matches!(self.working, Working::Shared(_))
     }
 
+    /// Whether it is of no use any more: it has served, or is empty and the parent's.
+    fn is_going(&self) -> bool {
+        self.forks.is_going() || self.live == 0 && self.forks.is_inherited()
+    }
+
     /// Bytes of the pages that may hold memory.
     pub(super) fn committed(&self) -> u64 {
         match self.all_committed {
@@ -624,7 +629,7 @@ impl Pool {
     pub(super) fn next_to_go(&self, keep: Keep) -> Option<RegionId> {
         let empty = self.chunks.iter().enumerate().filter_map(|(index, chunk)| {
             let chunk = chunk.as_ref()?;
-            if chunk.forks.is_going() {
+            if chunk.is_going() {
                 return Some((u32::MAX, index));
             }
             // What others have just made is left to them, unless everything is needed.
@@ -636,13 +641,13 @@ impl Pool {
         });
         let (_, index) = largest?;
         let region = index as RegionId;
-        let stays =
-            keep == Keep::Spare && bytes <= MOST_SPARE && !self.chunk(region).forks.is_going();
+        let stays = keep == Keep::Spare && bytes <= MOST_SPARE && !self.chunk(region).is_going();
         (!stays).then_some(region)
     }
 
     /// Takes a chunk out that [`Pool::next_to_go`] named. Further chunks begin with `first` bytes.
     pub(super) fn detach(&mut self, region: RegionId, first: u64) -> PoolChunk {
+        self.empty_now(region);
         let chunk = self.chunks[region as usize].take();
         let chunk = chunk.expect("regions are chunks");
         // So that a group that goes on with little gets chunks of a size that is kept.

@@ -83,6 +83,24 @@ fn use_all_again(manager: &Manager) {
 }
 
 #[test]
+fn children_give_back_what_was_empty_at_the_fork() {
+    alone(|| {
+        let manager = manager(TWO_VIEWS, Options::default()).unwrap();
+        use_all_again(&manager);
+        let before = manager.stats();
+        assert!(before.live == 0 && before.chunks > 0);
+        let trims = || {
+            manager.trim().unwrap();
+            let after = manager.stats();
+            use_all_again(&manager);
+            (after.chunks, after.chunk_bytes, after.frozen) == (0, 0, 0)
+        };
+        assert!(Child::new(trims).passes());
+        assert_eq!(manager.stats().chunk_bytes, before.chunk_bytes);
+    });
+}
+
+#[test]
 fn children_see_what_was_live_at_the_fork_for_as_long_as_they_live() {
     alone(|| {
         let manager = manager(TWO_VIEWS, Options::default()).unwrap();
