@@ -325,6 +325,14 @@ impl Core {
         }
     }
 
+    /// Whether an allocation of a manager that divides windows is finalized and not deallocated.
+    pub(crate) fn is_finalized(&self, handle: u64) -> bool {
+        self.windows_of(handle).is_some_and(|flow| {
+            let space = flow.space.lock();
+            space.records.find_finalized(handle).is_ok()
+        })
+    }
+
     /// The flow of the arena that has an allocation, of a manager that divides windows.
     pub(super) fn windows_of(&self, handle: u64) -> Option<&Arc<Flow<Windows>>> {
         match &self.0 {

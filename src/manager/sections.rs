@@ -62,7 +62,7 @@ pub struct SectionGroup {
     actions: Vec<Action>,
     /// First to last.
     finalized: Vec<AllocationHandle>,
-    /// Bytes of the blocks of each kind that there were.
+    /// Bytes of the blocks of each kind that there were since the last finalize.
     sizes: [u64; 3],
 }
 
@@ -153,26 +153,39 @@ impl SectionGroup {
         let more = self.blocks.len() + 2;
         self.finalized.try_reserve(more).map_err(no_room)?;
         let page = self.core.mapper().page_size;
-        let before = &mut self.sizes[kind as usize];
-        let size = page
-            .round_up(size.max((*before).min(LARGEST_BLOCK)))
+        let least = page
+            .round_up(size)
             .ok_or_else(|| invalid_argument(format!("a section of {size} bytes: it overflows")))?;
+        // With room for others, as much again as there is.
+        let before = self.sizes[kind as usize];
+        let most = least.max(before.min(LARGEST_BLOCK));
+        let alignment = alignment.max(page);
+        let block = match self.make_block(kind, most, alignment) {
+            Err(error) if most > least && is_want_of_room(&error) => {
+                self.make_block(kind, least, alignment)
+            }
+            made => made,
+        }?;
+        self.sizes[kind as usize] = before.saturating_add(block.size);
+        self.blocks.push(block);
+        Ok(self.blocks.last_mut().expect("it was just added"))
+    }
+
+    fn make_block(&self, kind: SectionKind, size: u64, alignment: Alignment) -> Result<Block> {
         let segment = Segment::new(kind.protection(), 0)
             .zero_fill(size)
-            .aligned(alignment.max(page));
+            .aligned(alignment);
         let request = self.core.request([Ok(segment)], self.label.dylib().0);
         let request = self.core.labelled(request, self.label.clone())?;
         let allocated = self.core.allocate_and_wait(request)?;
         let in_flight = InFlight::new(&self.core, allocated);
-        *before += size;
-        self.blocks.push(Block {
+        Ok(Block {
             kind,
             start: in_flight.address(0),
             in_flight,
             size,
             used: 0,
-        });
-        Ok(self.blocks.last_mut().expect("it was just added"))
+        })
     }
 
     /// Has the next finalize run an action, after the actions given before. Its twin runs when the group is
@@ -190,6 +203,7 @@ impl SectionGroup {
     /// finalized are gone then, and what was finalized before stays.
     pub fn finalize(&mut self) -> Result<()> {
         let actions = std::mem::take(&mut self.actions);
+        self.sizes = [0; 3];
         let before = self.finalized.len();
         let finalized = self.seal().and_then(|()| self.run(actions));
         if finalized.is_err() {
@@ -237,14 +251,20 @@ impl SectionGroup {
     pub fn free(&mut self) -> Result<()> {
         self.blocks.clear();
         self.actions.clear();
+        self.sizes = [0; 3];
         let freed = self.deallocate(&self.finalized);
-        let refused = matches!(&freed, Err(error) if error.status() == Status::OutOfMemory);
-        if !refused {
-            self.finalized.clear();
-            self.sizes = [0; 3];
-        }
+        // What failed was before anything was done, or after all was.
+        let core = &self.core;
+        self.finalized
+            .retain(|allocation| core.is_finalized(allocation.0));
         freed
     }
+}
+
+/// Whether less might be had.
+fn is_want_of_room(error: &Error) -> bool {
+    use Status::{OutOfMemory, QuotaExceeded, WindowFull};
+    matches!(error.status(), WindowFull | QuotaExceeded | OutOfMemory)
 }
 
 impl Drop for SectionGroup {

@@ -56,15 +56,7 @@ impl InPlace {
     /// Replaces what is deallocated by new memory. If the system refuses, that is tried again before the
     /// range is handed out.
     pub(super) fn make_new(&self, reservation: &Reservation, range: AddressRange) -> Result<()> {
-        let (size, start) = (range.size(), range.start());
-        let replaced = reservation.take_memory(range, Protection::READ_WRITE);
-        replaced.map_err(|error| {
-            self.sealed.lock().push(range);
-            sys::explain_mapping(
-                format_args!("replace {size} freed bytes at {start:#x}"),
-                error,
-            )
-        })
+        replace(reservation, range).inspect_err(|_| self.sealed.lock().push(range))
     }
 
     /// Tries again what was refused for memory that is about to be handed out.
@@ -73,26 +65,41 @@ impl InPlace {
         reservation: impl FnOnce() -> Result<Reservation>,
         memory: AddressRange,
     ) -> Result<()> {
-        let in_the_way = {
-            let mut sealed = self.sealed.lock();
-            let overlaps = |range: &AddressRange| range.overlaps(memory);
-            match sealed.iter().any(overlaps) {
-                true => take(&mut sealed, overlaps),
-                false => return Ok(()),
-            }
-        };
+        let overlaps = |range: &AddressRange| range.overlaps(memory);
+        if !self.sealed.lock().iter().any(overlaps) {
+            return Ok(());
+        }
         let reservation = reservation()?;
-        // All of them, though one fails: what is not tried again must be noted.
-        let tried = in_the_way
-            .into_iter()
-            .map(|range| self.make_new(&reservation, range));
-        tried.fold(Ok(()), super::actions::join)
+        // Each stays noted until it is new: other threads may be handed out another part of it.
+        let mut tried = Ok(());
+        self.sealed.lock().retain(|range| {
+            let new = match range.overlaps(memory) {
+                true => replace(&reservation, *range),
+                false => return true,
+            };
+            let stays = new.is_err();
+            tried = super::actions::join(std::mem::replace(&mut tried, Ok(())), new);
+            stays
+        });
+        tried
     }
 
     /// Nothing lies in a range any more.
     pub(super) fn forget(&self, gone: AddressRange) {
         drop(take(&mut self.sealed.lock(), |range| gone.contains(*range)));
     }
+}
+
+/// Puts new memory in the place of what was sealed.
+fn replace(reservation: &Reservation, range: AddressRange) -> Result<()> {
+    let replaced = reservation.renew_memory(range, Protection::READ_WRITE);
+    replaced.map_err(|error| {
+        let (size, start) = (range.size(), range.start());
+        sys::explain_mapping(
+            format_args!("replace {size} freed bytes at {start:#x}"),
+            error,
+        )
+    })
 }
 
 /// Takes out what `chosen` says.

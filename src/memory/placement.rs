@@ -295,6 +295,7 @@ mod tests {
             range: AddressRange::new(start, end - start).unwrap(),
             image,
             reserved: false,
+            private_memory: false,
         }
     }
 

@@ -114,6 +114,7 @@ impl Reservation {
                 range: placement.target(&[], size),
                 image: true,
                 reserved: false,
+                private_memory: false,
             }]
         });
         let target = placement.target(&mappings, size);
@@ -178,9 +179,13 @@ impl Reservation {
     /// After a mapping over `part` has failed: kernels before 6.12 may have unmapped what was there, and
     /// another thread may have mapped something since. That is left alone from then on.
     pub(super) fn restore(&self, part: AddressRange) {
-        let restored = sys::reserve(At::Free(part.start()), part.size());
         // Where something is mapped, it is most likely the reservation itself.
-        if restored.is_err() && sys::is_reserved(part).is_ok_and(|reserved| !reserved) {
+        self.restore_what_is(part, sys::is_reserved);
+    }
+
+    fn restore_what_is(&self, part: AddressRange, ours: fn(AddressRange) -> io::Result<bool>) {
+        let restored = sys::reserve(At::Free(part.start()), part.size());
+        if restored.is_err() && ours(part).is_ok_and(|ours| !ours) {
             self.0.lost.lock().push(part);
         }
     }
@@ -201,6 +206,18 @@ impl Reservation {
             // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
             unsafe { sys::replace_by_memory(start, size, protection) }
         })
+    }
+
+    /// [`Reservation::take_memory`] where private memory is already, which stays if that fails.
+    pub(crate) fn renew_memory(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+    ) -> io::Result<()> {
+        self.check(part)?;
+        // SAFETY: the part is this reservation's, where nothing but linked code's memory ever lies.
+        let renewed = unsafe { sys::replace_by_memory(part.start(), part.size(), protection) };
+        renewed.inspect_err(|_| self.restore_what_is(part, sys::is_private_memory))
     }
 
     /// Puts shared zeroed pages in the place of a part.
@@ -360,6 +377,7 @@ mod tests {
             range: alone,
             image: true,
             reserved: false,
+            private_memory: false,
         }];
         let first = candidates(&known, alone, 1 << 30, sys::page_size(), |_| 0)[0];
         assert!(first < libc, "{first:#x}");

@@ -16,6 +16,8 @@ pub(crate) struct Mapping {
     pub(crate) image: bool,
     /// Private memory without access: address space that something keeps for itself.
     pub(crate) reserved: bool,
+    /// Private memory of no file, with any access or none.
+    pub(crate) private_memory: bool,
 }
 
 /// All mappings, in address order.
@@ -38,18 +40,28 @@ fn parse(line: &str) -> Option<Mapping> {
     let memory = ["/memfd:", "/dev/zero"];
     let memory = memory.iter().any(|prefix| file.starts_with(prefix));
     let image = executable && file.starts_with('/') && !memory;
-    let reserved = rest.starts_with("---p") && file.is_empty();
+    let private_memory = rest.as_bytes().get(3) == Some(&b'p') && file.is_empty();
     Some(Mapping {
         range,
         image,
-        reserved,
+        reserved: private_memory && rest.starts_with("---"),
+        private_memory,
     })
 }
 
 /// Whether all of a range is mapped and nothing in it can be accessed.
 pub(crate) fn is_reserved(range: AddressRange) -> io::Result<bool> {
+    is_all(range, |mapping| mapping.reserved)
+}
+
+/// Whether all of a range is private memory of no file.
+pub(crate) fn is_private_memory(range: AddressRange) -> io::Result<bool> {
+    is_all(range, |mapping| mapping.private_memory)
+}
+
+fn is_all(range: AddressRange, wanted: fn(&Mapping) -> bool) -> io::Result<bool> {
     let mut end = range.start();
-    for mapping in mappings()?.iter().filter(|mapping| mapping.reserved) {
+    for mapping in mappings()?.iter().filter(|mapping| wanted(mapping)) {
         if mapping.range.start() <= end {
             end = end.max(mapping.range.end());
         }

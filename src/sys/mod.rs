@@ -83,7 +83,7 @@ pub(crate) use map::{
     remove, replace_by_file, replace_by_memory, replace_by_private_file, replace_by_shared_memory,
     reserve, unmap,
 };
-pub(crate) use maps::{Mapping, is_reserved, libc_address, mappings, touched};
+pub(crate) use maps::{Mapping, is_private_memory, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
 pub(crate) use numbering::Numbering;
 pub(crate) use pages::Pages;

@@ -172,3 +172,86 @@ fn parent_and_child_go_on_with_memory_of_their_own() {
     assert_eq!(read(code, 1), [0]);
     group.finalize().unwrap();
 }
+
+#[test]
+fn what_the_system_refuses_to_replace_is_replaced_before_it_is_handed_out() {
+    let manager = in_place(Options::default());
+    let mut group = SectionGroup::new(&manager, Dylib::NONE).unwrap();
+    let large = 8 * sys::page_size().bytes();
+    let code = section(&mut group, SectionKind::Code, large);
+    group.finalize().unwrap();
+    let faults = Faults::one(0, libc::ENOMEM);
+    let refused = group.free().unwrap_err();
+    assert_eq!(faults.failed(), Some("mmap"), "{refused}");
+    drop(faults);
+    assert_eq!(refused.status(), Status::OutOfMemory, "{refused}");
+    // All was deallocated, so that the group goes on with what comes.
+    assert_eq!(manager.stats().live, 0);
+    assert_eq!(protection_of(code), "r-xp");
+    let again = section(&mut group, SectionKind::Code, large);
+    assert_eq!((again, protection_of(again)), (code, "rw-p".to_owned()));
+    group.finalize().unwrap();
+    group.free().unwrap();
+    assert_eq!(manager.stats().live, 0);
+}
+
+#[test]
+fn two_threads_are_handed_out_parts_of_what_is_being_replaced() {
+    let manager = Arc::new(in_place(Options::default()));
+    let page = sys::page_size().bytes();
+    let mut group = SectionGroup::new(&manager, Dylib(1)).unwrap();
+    section(&mut group, SectionKind::Code, 8 * page);
+    group.finalize().unwrap();
+    let faults = Faults::one(0, libc::ENOMEM);
+    group.free().unwrap_err();
+    drop(faults);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let other = Arc::clone(&manager);
+    // The other thread may have its part before the system call is done, or waits for it.
+    let faults = Faults::before(0, move || {
+        let (has_it, seen) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let mut group = SectionGroup::new(&other, Dylib(1)).unwrap();
+            let part = section(&mut group, SectionKind::Code, page);
+            let protection = protection_of(part);
+            let _ = has_it.send(());
+            protection
+        });
+        let _ = seen.recv_timeout(std::time::Duration::from_millis(100));
+        sender.send(thread).unwrap();
+    });
+    section(&mut group, SectionKind::Code, page);
+    assert_eq!(faults.failed(), Some("mmap"));
+    drop(faults);
+    let thread = receiver.recv().unwrap();
+    assert_eq!(thread.join().unwrap(), "rw-p");
+}
+
+#[test]
+fn a_group_that_is_finalized_often_takes_what_it_needs() {
+    let manager = in_place(Options::default());
+    let mut group = SectionGroup::new(&manager, Dylib::NONE).unwrap();
+    for _ in 0..1000 {
+        section(&mut group, SectionKind::Code, 100);
+        section(&mut group, SectionKind::Constants, 20);
+        group.finalize().unwrap();
+    }
+    assert_eq!(manager.stats().live, 2000 * sys::page_size().bytes());
+    group.free().unwrap();
+}
+
+#[test]
+fn a_section_gets_the_room_that_is_left() {
+    let page = sys::page_size().bytes();
+    let quota = Options {
+        quota: Some(7 * page),
+        ..Options::default()
+    };
+    let manager = in_place(quota);
+    let mut group = SectionGroup::new(&manager, Dylib::NONE).unwrap();
+    for _ in 0..7 {
+        section(&mut group, SectionKind::Data, page);
+    }
+    let refused = group.allocate(SectionKind::Data, 1, SIXTEEN).unwrap_err();
+    assert_eq!(refused.status(), Status::QuotaExceeded, "{refused}");
+}
