@@ -51,6 +51,16 @@ class AbiTest(unittest.TestCase):
     def test_a_wrong_offset_would_be_seen(self):
         self.assertNotEqual(compile_c(checks(["offsetof(jitmem_segment, alignment) == 8"])).returncode, 0)
 
+    def test_no_number_of_an_enumeration_is_missing(self):
+        text = HEADER.read_text()
+        for prefix, enum in _abi.ENUMS.items():
+            first = prefix + next(iter(enum)).name
+            if enum is _abi.WindowSize:
+                continue  # constants by themselves
+            (body,) = (b for b in re.findall(r"^JITMEM_ENUM\(\w+\) \{(.*?)^\};", text, re.DOTALL | re.MULTILINE) if first in b)
+            numbers = set(re.findall(r"^  (\w+) = \d+,", body, re.MULTILINE))
+            self.assertEqual(numbers - {"JITMEM_OK"}, {prefix + member.name for member in enum}, enum)
+
     def test_no_field_of_a_struct_is_missing(self):
         text = HEADER.read_text()
         for name, struct in _abi.STRUCTS.items():

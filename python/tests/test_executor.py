@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+import os
 import signal
+import threading
 import unittest
+from pathlib import Path
 
 import code_samples as samples
 import jitmem
@@ -18,6 +21,48 @@ class ExecutorTest(unittest.TestCase):
     def test_the_end_is_reported(self):
         executor = jitmem.Executor()
         self.assertEqual(executor.close(), jitmem.End(0, None))
+
+    def test_an_error_is_seen_though_managers_are_open(self):
+        with self.assertRaises(ZeroDivisionError), jitmem.Executor() as executor:
+            manager = jitmem.Manager(executor)
+            allocation = manager.link((READ_EXEC, samples.TWICE))
+            raise ZeroDivisionError
+        with self.assertRaises(jitmem.Error):
+            manager.stats()
+        with self.assertRaises(ValueError):
+            allocation.function(None)
+
+    def test_what_runs_for_ever_is_killed_on_request(self):
+        executor = jitmem.Executor()
+        loop = jitmem.Manager(executor).link((READ_EXEC, samples.LOOP))
+        failures = []
+
+        def run():
+            try:
+                executor.run(loop.addresses[0], 0)
+            except jitmem.Error as error:
+                failures.append(error.status)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        ticks = 0
+        while ticks < 5:  # of the processor's time that the loop takes
+            ticks = int(Path(f"/proc/{executor.process.pid}/stat").read_text().split()[13])
+        self.assertEqual(executor.close(timeout=0.5), jitmem.End(None, signal.SIGKILL))
+        thread.join()
+        self.assertEqual(failures, [Status.DISCONNECTED])
+
+    def test_a_child_does_not_close_its_parents(self):
+        with jitmem.Executor() as executor, jitmem.Manager(executor) as manager:
+            child = os.fork()
+            if child == 0:
+                try:
+                    executor.close()
+                except RuntimeError:
+                    os._exit(0)
+                os._exit(1)
+            self.assertEqual(os.waitpid(child, 0), (child, 0))
+            self.assertEqual(executor.run(manager.link((READ_EXEC, samples.TWICE)).addresses[0], 3), 6)
 
     def test_a_crash_is_an_error_and_another_executor_takes_over(self):
         executor = jitmem.Executor()

@@ -2,6 +2,8 @@
 import ctypes
 import threading
 import unittest
+from array import array
+from unittest import mock
 
 import code_samples as samples
 import jitmem
@@ -52,6 +54,52 @@ class ManagerTest(unittest.TestCase):
             raise ZeroDivisionError
         stats = self.manager.stats()
         self.assertEqual((stats.in_flight, stats.abandon_calls), (0, 1))
+
+    def test_content_is_the_bytes_of_any_buffer(self):
+        numbers = array("I", range(16))
+        with self.manager.link((READ, numbers)) as allocation:
+            self.assertEqual(ctypes.string_at(allocation.addresses[0], 64), numbers.tobytes())
+        with self.manager.allocate([Segment(READ, 64)]) as graph:
+            graph.write(0, 0, memoryview(numbers))
+            allocation = graph.finalize()
+        self.assertEqual(ctypes.string_at(allocation.addresses[0], 64), numbers.tobytes())
+
+    def test_what_is_gone_is_no_function(self):
+        allocation = self.manager.link((READ_EXEC, samples.ADD))
+        allocation.deallocate()
+        closed = jitmem.Manager()
+        of_closed = closed.link((READ_EXEC, samples.ADD))
+        closed.close()
+        for gone in allocation, of_closed:
+            with self.assertRaises(ValueError):
+                gone.function(*BINARY)
+        self.assertRefused(Status.INVALID_HANDLE, closed.lookup, 1)
+
+    def test_a_manager_is_closed_under_other_threads_calls(self):
+        for _ in range(20):
+            manager = jitmem.Manager()
+            begun = threading.Barrier(4)
+
+            def link_until_closed():
+                begun.wait()
+                with self.assertRaises(jitmem.Error):
+                    while True:
+                        manager.link((READ_EXEC, samples.ADD))
+
+            threads = [threading.Thread(target=link_until_closed) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            begun.wait()
+            manager.close()
+            for thread in threads:
+                thread.join()
+
+    def test_ctrl_c_inside_of_a_callback_is_raised(self):
+        self.manager.link((READ, b"1"))
+        for function, made in (self.manager.walk, "location_of"), (self.manager.layout, "item_of"):
+            with mock.patch("jitmem.manager." + made, side_effect=KeyboardInterrupt):
+                with self.assertRaises(KeyboardInterrupt):
+                    function()
 
     def test_errors_have_the_librarys_text(self):
         message = self.assertRefused(

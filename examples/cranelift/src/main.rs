@@ -14,9 +14,11 @@ use jitmem::{
 };
 use std::error::Error;
 use std::io;
+use std::mem::ManuallyDrop;
 
-/// What cranelift asks for memory.
-struct Memory(SectionGroup);
+/// What cranelift asks for memory. Dropping it frees nothing: cranelift promises that finalized functions stay until
+/// `free_memory`, which is unsafe, since none of them may run any more.
+struct Memory(ManuallyDrop<SectionGroup>);
 
 impl JITMemoryProvider for Memory {
     fn allocate(&mut self, size: usize, align: u64, kind: JITMemoryKind) -> io::Result<*mut u8> {
@@ -53,7 +55,10 @@ fn module(
     flags.set("is_pic", "false")?;
     let isa = cranelift_native::builder()?.finish(settings::Flags::new(flags))?;
     let mut builder = JITBuilder::with_isa(isa, default_libcall_names());
-    builder.memory_provider(Box::new(Memory(SectionGroup::new(manager, Dylib::NONE)?)));
+    builder.memory_provider(Box::new(Memory(ManuallyDrop::new(SectionGroup::new(
+        manager,
+        Dylib::NONE,
+    )?))));
     let mut module = JITModule::new(builder);
 
     let constant = module.declare_data("summand", Linkage::Local, false, false)?;

@@ -38,6 +38,7 @@ class InProcess(IntEnum):
     AUTO = 0
     TWO_VIEWS = 1
     MPROTECT = 2
+    IN_PLACE = 3
 
 
 class Protection(IntFlag):
@@ -98,6 +99,7 @@ class MapperKind(IntEnum):
     REMOTE = 5
     LLVM_SHARED = 6
     LLVM_SIMPLE = 7
+    IN_PLACE = 8
 
 
 class LayoutKind(IntEnum):

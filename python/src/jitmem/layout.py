@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Optional
 
 from . import _abi
-from ._abi import LayoutKind, Lifetime, Phase, Protection
-from ._library import LIBRARY
+from ._abi import LayoutKind, Lifetime, Phase, Protection, Status
+from ._library import LIBRARY, Error
 
 _FOUND = 1
+_REFUSED = 2
 
 
 @dataclass(frozen=True)
@@ -128,5 +129,7 @@ def lookup(address: int) -> Optional[Location]:
 def lookup_in(manager: ctypes.c_void_p, address: int) -> Optional[Location]:
     """The same in one manager, by its handle; addresses are its executor's."""
     location = new_location()
-    found = LIBRARY.jitmem_manager_lookup(manager, address, ctypes.byref(location)) == _FOUND
-    return location_of(location) if found else None
+    found = LIBRARY.jitmem_manager_lookup(manager, address, ctypes.byref(location))
+    if found == _REFUSED:
+        raise Error(Status.INVALID_HANDLE, "look up an address: the manager is closed, or the parent's", 0)
+    return location_of(location) if found == _FOUND else None

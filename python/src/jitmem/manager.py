@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Seque
 from . import _abi
 from ._abi import Growth, InProcess, Lifetime, Placement, Protection
 from ._library import LIBRARY, call
+from ._uses import Collector, Uses
 from .layout import LayoutItem, Location, Stats, item_of, location_of, lookup_in, stats_of
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Allocation:
 
     def __init__(self, manager: Manager, handle: int, addresses: Sequence[int]) -> None:
         self._manager = manager
+        self._live = True
         self.handle = handle
         #: For each segment its address in the executor.
         self.addresses = tuple(addresses)
@@ -57,13 +59,18 @@ class Allocation:
     def function(self, result: Any, *arguments: Any, segment: int = 0, offset: int = 0) -> Callable[..., Any]:
         """A function of this process at an offset of a segment, by the ctypes types of its result and arguments.
 
-        The code must be of that type, and must not be called once the allocation or the manager is gone.
+        The code must be of that type, and must not be called once the allocation or the manager is gone. Raises ValueError if it
+        lies in another process, or is gone already.
         """
+        if not self._manager.in_this_process:
+            raise ValueError("the code is in an executor: call it by Executor.run or Executor.call")
+        if not self._live or not self._manager.handle:
+            raise ValueError("the code is gone: its allocation was deallocated, or its manager closed")
         return ctypes.CFUNCTYPE(result, *arguments)(self.addresses[segment] + offset)
 
     def deallocate(self) -> None:
         """Runs the deallocation actions and frees the memory. No code of it may run any more."""
-        call("jitmem_manager_deallocate", self._manager.handle, byref(c_uint64(self.handle)), 1)
+        self._manager.deallocate([self])
 
     def __enter__(self) -> Allocation:
         return self
@@ -86,21 +93,21 @@ class InFlight:
 
     def write(self, segment: int, offset: int, content: bytes) -> None:
         """Writes bytes of a segment's content."""
-        arguments = segment, offset, bytes(content), len(content)
-        call("jitmem_manager_write", self._manager.handle, self.handle, *arguments)
+        content = bytes(content)  # whatever the size of a buffer's items
+        self._manager.call("jitmem_manager_write", self.handle, segment, offset, content, len(content))
 
     def finalize(self, actions: Iterable[Action] = ()) -> Allocation:
         """Makes the content visible and runs the finalize actions. If it fails the memory is free again."""
         listed = [_abi.Action(finalize=_wrapper(a.finalize), dealloc=_wrapper(a.dealloc)) for a in actions]
         self._in_flight = False
         array = (_abi.Action * len(listed))(*listed)
-        call("jitmem_manager_finalize", self._manager.handle, self.handle, array, len(listed))
+        self._manager.call("jitmem_manager_finalize", self.handle, array, len(listed))
         return Allocation(self._manager, self.handle, self.addresses)
 
     def abandon(self) -> None:
         """Gives the memory up."""
         self._in_flight = False
-        call("jitmem_manager_abandon", self._manager.handle, self.handle)
+        self._manager.call("jitmem_manager_abandon", self.handle)
 
     def __enter__(self) -> InFlight:
         return self
@@ -138,6 +145,8 @@ class Manager:
     ) -> None:
         #: The C API's handle, for functions that this package does not have.
         self.handle = c_void_p()
+        self._uses = Uses()
+        self.in_this_process = executor is None
         options = _abi.ManagerOptions(
             struct_size=ctypes.sizeof(_abi.ManagerOptions),
             window_size=window_size,
@@ -151,11 +160,18 @@ class Manager:
             call("jitmem_mapper_in_process", kind, byref(mapper))
         else:
             name = "jitmem_mapper_remote" if remote else "jitmem_mapper_shared"
-            call(name, executor.transport, None, byref(mapper))
+            executor.use(name, None, byref(mapper))
         try:
             call("jitmem_manager_create", mapper, byref(options), byref(self.handle))
         finally:
             LIBRARY.jitmem_mapper_free(mapper)
+        if executor is not None:
+            executor.managers.add(self)
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Calls a function of the C API with this manager as its first argument; raises :class:`jitmem.Error` if it fails."""
+        with self._uses:
+            call(name, self.handle, *arguments)
 
     def allocate(
         self,
@@ -180,64 +196,72 @@ class Manager:
             dylib_name=None if dylib_name is None else dylib_name.encode(),
         )
         memory, handle = (_abi.SegmentMemory * len(segments))(), c_uint64()
-        call("jitmem_manager_request", self.handle, byref(request), memory, byref(handle))
+        self.call("jitmem_manager_request", byref(request), memory, byref(handle))
         return InFlight(self, handle.value, [entry.address for entry in memory])
 
     def link(self, *segments: "tuple[Protection, bytes]") -> Allocation:
         """Allocates segments of content that needs no addresses, writes and finalizes them."""
-        with self.allocate([Segment(protection, len(content)) for protection, content in segments]) as graph:
-            for index, (_, content) in enumerate(segments):
+        contents = [bytes(content) for _, content in segments]
+        sizes = [Segment(protection, len(content)) for (protection, _), content in zip(segments, contents)]
+        with self.allocate(sizes) as graph:
+            for index, content in enumerate(contents):
                 graph.write(index, 0, content)
             return graph.finalize()
 
     def deallocate(self, allocations: Sequence[Allocation]) -> None:
         """Deallocates several at once, last to first; all of them or, if one of them is none, nothing."""
         handles = (c_uint64 * len(allocations))(*(allocation.handle for allocation in allocations))
-        call("jitmem_manager_deallocate", self.handle, handles, len(allocations))
+        self.call("jitmem_manager_deallocate", handles, len(allocations))
+        for allocation in allocations:
+            allocation._live = False
 
     def set_quota(self, quota: int) -> None:
         """The most bytes handed out at a time; 0: no limit."""
-        call("jitmem_manager_set_quota", self.handle, quota)
+        self.call("jitmem_manager_set_quota", quota)
 
     def trim(self) -> int:
         """Gives back to the system what holds nothing; answers how many bytes that was."""
         given_back = c_uint64()
-        call("jitmem_manager_trim", self.handle, byref(given_back))
+        self.call("jitmem_manager_trim", byref(given_back))
         return given_back.value
 
     def collapse(self) -> int:
         """Puts memory that is nearly full into huge pages; answers how many bytes that is."""
         huge = c_uint64()
-        call("jitmem_manager_collapse", self.handle, byref(huge))
+        self.call("jitmem_manager_collapse", byref(huge))
         return huge.value
 
     def stats(self) -> Stats:
         """Figures of this moment."""
         stats = _abi.Stats(struct_size=ctypes.sizeof(_abi.Stats))
-        call("jitmem_manager_stats", self.handle, byref(stats))
+        self.call("jitmem_manager_stats", byref(stats))
         return stats_of(stats)
 
     def lookup(self, address: int) -> Optional[Location]:
         """The segment that an executor address lies in, or None."""
-        return lookup_in(self.handle, address)
+        with self._uses:
+            return lookup_in(self.handle, address)
 
     def walk(self) -> List[Location]:
         """Every segment of every live allocation."""
-        found: List[Location] = []
-        see = _abi.LOCATION_FN(lambda _, location: found.append(location_of(location.contents)))
-        call("jitmem_manager_walk", self.handle, see, None)
-        return found
+        found = Collector(_abi.LOCATION_FN, lambda location: location_of(location.contents))
+        self.call("jitmem_manager_walk", found.function, None)
+        return found.results()
 
     def layout(self) -> List[LayoutItem]:
         """Windows, their chunks, and the ranges of these, in address order."""
-        items: List[LayoutItem] = []
-        see = _abi.LAYOUT_FN(lambda _, item: items.append(item_of(item.contents)))
-        call("jitmem_manager_layout", self.handle, see, None)
-        return items
+        items = Collector(_abi.LAYOUT_FN, lambda item: item_of(item.contents))
+        self.call("jitmem_manager_layout", items.function, None)
+        return items.results()
+
+    def wait_for_calls(self, timeout: Optional[float] = None) -> bool:
+        """Waits until no call is under way; answers whether that came within ``timeout`` seconds."""
+        return self._uses.wait_for_end(timeout)
 
     def close(self) -> None:
-        """Frees the manager with all that is left in it. None of its code may run any more."""
+        """Waits for calls under way and frees the manager with all that is left in it. None of its code may run any more."""
         handle, self.handle = self.handle, c_void_p()
+        self.wait_for_calls()
         LIBRARY.jitmem_manager_free(handle)
 
     def __enter__(self) -> Manager:
