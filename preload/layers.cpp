@@ -75,12 +75,12 @@ jitmem_manager *manager(const char **Why) {
   return One.Manager;
 }
 
-/// Whether an object's class is one of LLVM's, by where its virtual functions' table lies.
-bool isLLVMs(const void *Object) {
-  Dl_info Table, LLVM;
-  return dladdr(*static_cast<void *const *>(Object), &Table) &&
-         dladdr(reinterpret_cast<void *>(&ObjectLinkingLayer::ID), &LLVM) &&
-         Table.dli_fbase == LLVM.dli_fbase;
+/// In which file an object's class is, by its first virtual function. Tables and other data may be
+/// copies in the program, which its linker has made.
+const void *fileOf(const void *Object) {
+  Dl_info File;
+  auto *Function = **static_cast<void *const *const *>(Object);
+  return dladdr(Function, &File) ? File.dli_fbase : nullptr;
 }
 
 /// Gives an EPC of this process jitmem's manager in place of LLVM's: all JITLink layers made over
@@ -89,13 +89,16 @@ const char *giveManager(ExecutorProcessControl &EPC) {
   auto &Current = EPC.*member(CurrentManager());
   if (!jitmem::orc::detail::isThisProcess(EPC))
     return "its code runs in another process";
-  if (Current && !isLLVMs(Current))
+  // The EPC's class is LLVM's.
+  if (Current && fileOf(Current) != fileOf(&EPC))
     return "it brings a memory manager of its own";
   const char *Why;
   auto *Manager = manager(&Why);
   if (!Manager)
     return Why;
   auto &Owned = static_cast<SelfExecutorProcessControl &>(EPC).*member(OwnManager());
+  // Layers that the program has made over it stay with it.
+  (void)Owned.release();
   Owned = jitmem::orc::MemoryManager::CreateOver(Manager);
   Current = Owned.get();
   return nullptr;
@@ -122,7 +125,8 @@ bool isSectionManager(const RuntimeDyld::MemoryManager &MM) {
 const char *jitmem_preload_configure(void *builder_state) {
   auto &State = *static_cast<LLJITBuilderState *>(builder_state);
   if (!State.EPC && !State.ES) {
-    auto Made = SelfExecutorProcessControl::Create();
+    auto Made =
+        SelfExecutorProcessControl::Create(nullptr, jitmem::orc::detail::takeDispatcher(State, 0));
     if (!Made) {
       consumeError(Made.takeError());
       return "it has no control over its own process";
@@ -178,7 +182,8 @@ void *jitmem_preload_layer(void *session, const char **why) {
     ++Layers;
     return static_cast<ObjectLayer *>(Layer->release());
   }
-  static const std::string &Error = *new std::string(toString(Layer.takeError()));
+  auto Text = toString(Layer.takeError());
+  static const std::string &Error = *new std::string(std::move(Text));
   *why = Error.c_str();
   return nullptr;
 }

@@ -39,6 +39,9 @@ LLVMOrcObjectLayerRef jitmem_llvm_object_layer(void *manager, LLVMOrcExecutionSe
 /// `options` are those of the manager; NULL for the defaults. `manager` receives it, unless NULL:
 /// it belongs to the connection and is valid until LLVMOrcDisposeLLJIT.
 ///
+/// To dispose of a builder of which no LLJIT was made, end the executor first: LLVM's transport
+/// waits until it closes its end.
+///
 /// Sets the builder's executor, its object layer creator and the inactive platform, which runs no
 /// static constructors: none of this may be set again.
 LLVMErrorRef jitmem_llvm_connect(LLVMOrcLLJITBuilderRef builder, int in, int out,

@@ -312,6 +312,27 @@ protected:
 };
 #endif
 
+/// The dispatcher that an LLJIT without an EPC of its host's would have. With an EPC a builder
+/// refuses a number of threads and compiles for several, so that is settled here. An argument `0`
+/// prefers builders that ask whether there are several.
+template <typename BuilderT>
+auto takeDispatcher(BuilderT &Builder, int)
+    -> decltype(*Builder.SupportConcurrentCompilation,
+                std::unique_ptr<llvm::orc::TaskDispatcher>()) {
+  auto &Concurrent = Builder.SupportConcurrentCompilation;
+  if (!Concurrent)
+    Concurrent = Builder.NumCompileThreads != 0;
+  if (!*Concurrent)
+    return std::make_unique<llvm::orc::InPlaceTaskDispatcher>();
+  auto Threads = std::exchange(Builder.NumCompileThreads, 0);
+  return std::make_unique<llvm::orc::DynamicThreadPoolTaskDispatcher>(
+      Threads ? std::optional<size_t>(Threads) : std::nullopt);
+}
+template <typename BuilderT>
+std::unique_ptr<llvm::orc::TaskDispatcher> takeDispatcher(BuilderT &, long) {
+  return nullptr;
+}
+
 /// Gives an LLJIT's builder the memory manager that Create makes: after LLVM 22 what makes it,
 /// before an EPC that has it. An argument `0` prefers the former.
 template <typename BuilderT, typename CreateT>
@@ -331,7 +352,7 @@ auto giveManager(BuilderT &Builder, CreateT Create, long)
   auto MM = Create();
   if (!MM)
     return MM.takeError();
-  auto EPC = EPCT::Create(nullptr, nullptr, std::move(*MM));
+  auto EPC = EPCT::Create(nullptr, takeDispatcher(Builder, 0), std::move(*MM));
   if (!EPC)
     return EPC.takeError();
   Builder.setExecutorProcessControl(std::move(*EPC));

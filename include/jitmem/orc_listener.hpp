@@ -211,6 +211,9 @@ private:
         if (Found != Sections.end())
           Addresses[Section.getIndex()] = Found->second;
       }
+      for (auto &Section : Object.sections())
+        if (Count[llvm::cantFail(Section.getName())] > 1)
+          Addresses[Section.getIndex()] = 0;
       for (auto &Symbol : Object.symbols()) {
         auto Name = Symbol.getName();
         if (!Name)

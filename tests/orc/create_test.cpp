@@ -155,6 +155,20 @@ ExecutorAddr link(LLJIT &J, const std::string &Name) {
   return Function;
 }
 
+#if LLVM_VERSION_MAJOR >= 19
+// As it compiles without jitmem: in this thread, or in as many as the host asks for.
+TEST(Create, TheHostsThreadsStay) {
+  for (unsigned Threads : {0u, 2u}) {
+    LLJITBuilder Builder;
+    Builder.setNumCompileThreads(Threads);
+    must(jitmem::orc::useInProcess(Builder));
+    auto J = must(Builder.create());
+    EXPECT_EQ(Builder.SupportConcurrentCompilation, Threads != 0);
+    link(*J, "threaded");
+  }
+}
+#endif
+
 // Before the other one: a process has one such file.
 TEST(DebugPlugin, AFolderThatIsNotThereIsSaid) {
   auto EPC = must(SelfExecutorProcessControl::Create());

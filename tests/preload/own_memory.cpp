@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
 // A host of RuntimeDyld whose memory is LLVM's SectionMemoryManager (plain), that over a mapper of
-// the host's own (mapper), or a class of the host's own (derived). Prints what linked code answers,
-// and how often the host's own code was called for memory.
+// the host's own (mapper), or a class of the host's own (derived); or a host of JITLink with the
+// memory that LLJIT gives it (jitlink), or that the host has taken from an EPC before (early).
+// Prints what linked code answers, and how often the host's own code was called for memory.
 
 #include <llvm/AsmParser/Parser.h>
 #include <llvm/ExecutionEngine/Orc/LLJIT.h>
+#include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
 #include <llvm/ExecutionEngine/Orc/RTDyldObjectLinkingLayer.h>
+#if __has_include(<llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>)
+#include <llvm/ExecutionEngine/Orc/SelfExecutorProcessControl.h>
+#endif
 #include <llvm/ExecutionEngine/SectionMemoryManager.h>
 #include <llvm/IR/LLVMContext.h>
 #include <llvm/IR/Module.h>
@@ -58,6 +63,23 @@ std::unique_ptr<SectionMemoryManager> makeManager(const char *Kind) {
   return std::make_unique<SectionMemoryManager>();
 }
 
+#if LLVM_VERSION_MAJOR >= 19
+void useEarly(LLJITBuilder &Builder, std::unique_ptr<ExecutorProcessControl> EPC) {
+  auto &MM = EPC->getMemMgr();
+  Builder.setExecutorProcessControl(std::move(EPC));
+  Builder.setObjectLinkingLayerCreator(
+      [&MM](ExecutionSession &ES, auto &&...) -> Expected<std::unique_ptr<ObjectLayer>> {
+        return std::make_unique<ObjectLinkingLayer>(ES, MM);
+      });
+}
+#endif
+
+const char *nameOf(ObjectLayer &Layer) {
+  if (isa<RTDyldObjectLinkingLayer>(Layer))
+    return "RuntimeDyld";
+  return isa<ObjectLinkingLayer>(Layer) ? "JITLink" : "another layer";
+}
+
 } // namespace
 
 int main(int Count, char **Arguments) {
@@ -66,15 +88,19 @@ int main(int Count, char **Arguments) {
   InitializeNativeTarget();
   InitializeNativeTargetAsmPrinter();
   ExitOnError Exit("own_memory: ");
-  bool IsRuntimeDyld = false;
   LLJITBuilder Builder;
-  Builder.setObjectLinkingLayerCreator(
-      [&](ExecutionSession &ES, auto &&...) -> Expected<std::unique_ptr<ObjectLayer>> {
-        auto Make = [Kind = Arguments[1]](auto &&...) { return makeManager(Kind); };
-        return std::make_unique<RTDyldObjectLinkingLayer>(ES, std::move(Make));
-      });
+  StringRef Kind = Arguments[1];
+#if LLVM_VERSION_MAJOR >= 19
+  if (Kind == "early")
+    useEarly(Builder, Exit(SelfExecutorProcessControl::Create()));
+#endif
+  if (Kind != "early" && Kind != "jitlink")
+    Builder.setObjectLinkingLayerCreator(
+        [&](ExecutionSession &ES, auto &&...) -> Expected<std::unique_ptr<ObjectLayer>> {
+          auto Make = [Kind = Arguments[1]](auto &&...) { return makeManager(Kind); };
+          return std::make_unique<RTDyldObjectLinkingLayer>(ES, std::move(Make));
+        });
   auto J = Exit(Builder.create());
-  IsRuntimeDyld = isa<RTDyldObjectLinkingLayer>(J->getObjLinkingLayer());
   auto Context = std::make_unique<LLVMContext>();
   SMDiagnostic Problem;
   auto M = parseAssemblyString("define i32 @answer() { ret i32 42 }", Problem, *Context);
@@ -86,6 +112,6 @@ int main(int Count, char **Arguments) {
   const uint64_t Address = Found.getAddress();
 #endif
   std::printf("%d, %s, %d\n", reinterpret_cast<int (*)()>(Address)(),
-              IsRuntimeDyld ? "RuntimeDyld" : "another layer", Calls);
+              nameOf(J->getObjLinkingLayer()), Calls);
   return 0;
 }

@@ -85,15 +85,19 @@ class Programs(unittest.TestCase):
         self.assertEqual(("42\n", ""), (output, complaint))
         self.on_jitmem(report)
 
+    def build_own_memory(self, version, folder):
+        source, program = pathlib.Path(__file__).with_name("own_memory.cpp"), folder + "/own_memory"
+        flags = subprocess.run(
+            [tool(version, "llvm-config"), "--cxxflags", "--ldflags", "--libs", "--link-shared"],
+            check=True, capture_output=True, text=True).stdout.split()
+        # As by default, with copies of LLVM's data that it names.
+        subprocess.run(["c++", source, "-O0", "-o", program, *flags, "-fPIE"], check=True)
+        return program
+
     def test_memory_of_the_hosts_own_is_left_alone(self):
-        source = pathlib.Path(__file__).with_name("own_memory.cpp")
         for version in min(PRELOADS), max(PRELOADS):
             with self.subTest(version=version), tempfile.TemporaryDirectory() as folder:
-                flags = subprocess.run(
-                    [tool(version, "llvm-config"), "--cxxflags", "--ldflags", "--libs", "--link-shared"],
-                    check=True, capture_output=True, text=True).stdout.split()
-                program = folder + "/own_memory"
-                subprocess.run(["c++", source, "-O0", "-o", program, *flags], check=True)
+                program = self.build_own_memory(version, folder)
                 output, complaint, report = self.run_with(version, program, "plain")
                 self.assertEqual(("42, RuntimeDyld, 0\n", ""), (output, complaint))
                 self.on_jitmem(report)
@@ -102,6 +106,19 @@ class Programs(unittest.TestCase):
                     self.assertRegex(output, "^42, RuntimeDyld, [1-9]")
                     self.assertEqual("", complaint)
                     self.not_on_jitmem(report)
+
+    def test_a_program_with_copies_of_llvms_data(self):
+        with tempfile.TemporaryDirectory() as folder:
+            program = self.build_own_memory(22, folder)
+            relocations = subprocess.run(["readelf", "-rW", program], check=True, capture_output=True, text=True).stdout
+            self.assertRegex(relocations, "_COPY .*ObjectLinkingLayer2ID")
+            output, complaint, report = self.run_with(22, program, "jitlink")
+            self.assertEqual(("42, JITLink, 0\n", ""), (output, complaint))
+            self.on_jitmem(report)
+            # Its layer goes on with LLVM's manager.
+            output, complaint, report = self.run_with(22, program, "early")
+            self.assertEqual(("42, JITLink, 0\n", ""), (output, complaint))
+            self.assertEqual("0", report["allocations"])
 
     def test_switched_off(self):
         output, complaint, report = self.lli(22, [], JITMEM_PRELOAD="off")
