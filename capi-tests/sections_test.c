@@ -102,6 +102,11 @@ static void frames_that_are_none_are_told(void **state) {
   jitmem_section_group *group = new_group(fixture);
   uint32_t *frames = section(group, JITMEM_SECTION_CONSTANTS, 64);
   frames[0] = 1 << 20;
+  const uint32_t elsewhere[16] = {0};
+  FAILS(JITMEM_INVALID_ARGUMENT, "no section of the group",
+        jitmem_section_group_register_eh_frame(group, elsewhere, sizeof elsewhere, error));
+  FAILS(JITMEM_INVALID_ARGUMENT, "no section of the group",
+        jitmem_section_group_register_eh_frame(group, frames, 65, error));
   OK(jitmem_section_group_register_eh_frame(group, frames, 64, error));
   FAILS(JITMEM_ACTION_FAILED, ".eh_frame", jitmem_section_group_finalize(group, error));
   assert_int_equal(stats_of(fixture->manager).live, 0);

@@ -1242,7 +1242,7 @@ jitmem_status jitmem_section_group_allocate(const struct jitmem_section_group *g
 ///
 /// `section` has `size` bytes and ends with a zero length inside or behind them, as linkers lay it out.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL; what lies in no section), JITMEM_INVALID_HANDLE.
 ///
 /// Requires:
 /// `group` is NULL or a handle of this library; `section` is NULL, or such a section is there when the group

@@ -10,7 +10,7 @@ use crate::error::{Error, Result, invalid_argument};
 use crate::executor::eh_frame_action;
 use crate::lock::Mutex;
 use crate::manager::{Dylib, SectionGroup, SectionKind};
-use crate::page::Alignment;
+use crate::page::{AddressRange, Alignment};
 use crate::sys::heap;
 use std::ffi::{c_char, c_void};
 
@@ -206,7 +206,7 @@ pub(super) unsafe fn allocate(
 ///
 /// `section` has `size` bytes and ends with a zero length inside or behind them, as linkers lay it out.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE.
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL; what lies in no section), JITMEM_INVALID_HANDLE.
 ///
 /// # Safety
 /// `group` is NULL or a handle of this library; `section` is NULL, or such a section is there when the group
@@ -220,11 +220,19 @@ pub unsafe extern "C" fn jitmem_section_group_register_eh_frame(
 ) -> jitmem_status {
     let body = || {
         input::required(section.cast::<u8>(), "section")?;
+        let start = section.expose_provenance() as u64;
         // SAFETY: as the caller says.
-        let action = unsafe { eh_frame_action(section.expose_provenance() as u64, size) };
+        let action = unsafe { eh_frame_action(start, size) };
         // SAFETY: as the caller says.
         unsafe {
             on_sections(group, |sections| {
+                let bytes = AddressRange::new(start, size.max(1));
+                if !bytes.is_some_and(|bytes| sections.holds(bytes)) {
+                    return Err(invalid_argument(format!(
+                        "register frames of {size} bytes at {start:#x}: they lie in no section of the group; pass the \
+                         address that jitmem_section_group_allocate gave for .eh_frame"
+                    )));
+                }
                 sections.on_finalize(action);
                 Ok(())
             })

@@ -2,12 +2,12 @@
 //! Memory section by section, for linkers that ask for one section after the other and know one address
 //! of each.
 
-use super::{AllocationHandle, Core, InFlight, Label, Manager, Segment};
+use super::{AllocationHandle, AllocationPhase, Core, InFlight, Label, Location, Manager, Segment};
 use crate::completion::wait;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::mapper::{Action, Kind};
-use crate::page::Alignment;
+use crate::page::{AddressRange, Alignment};
 
 /// Blocks of one kind grow to this.
 const LARGEST_BLOCK: u64 = 1 << 20;
@@ -186,6 +186,17 @@ impl SectionGroup {
             size,
             used: 0,
         })
+    }
+
+    /// Whether some bytes lie in a section, of this group or at least of its manager.
+    pub(crate) fn holds(&self, bytes: AddressRange) -> bool {
+        let block = |block: &Block| AddressRange::new(block.start, block.used);
+        let is_finalized = |found: &Location| found.phase() == AllocationPhase::Finalized;
+        let finalized = |found: Option<Location>| Some(found.filter(is_finalized)?.segment());
+        let in_block =
+            |range: Option<AddressRange>| range.is_some_and(|range| range.contains(bytes));
+        self.blocks.iter().map(block).any(in_block)
+            || in_block(finalized(self.core.lookup(bytes.start())))
     }
 
     /// Has the next finalize run an action, after the actions given before. Its twin runs when the group is
