@@ -27,8 +27,14 @@ codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
 mirror=$(awk -v suite="$codename" '$2 == suite { print $1; exit }' <<<"$sources")
 [ -n "$mirror" ] || { echo "deb: apt knows of no packages of $codename: run apt-get update" >&2; exit 1; }
 
+# What this environment says of compilers and caches is not of that system; how it reaches others is.
 here() {
-  chroot "$root" "$@"
+  local kept=() name
+  for name in http_proxy https_proxy no_proxy DEBIAN_FRONTEND LC_ALL; do
+    [ -z "${!name:-}" ] || kept+=("$name=${!name}")
+  done
+  chroot "$root" /usr/bin/env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+    "${kept[@]}" "$@"
 }
 
 install() {
