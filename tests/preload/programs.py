@@ -118,7 +118,7 @@ class Programs(unittest.TestCase):
             # Its layer goes on with LLVM's manager.
             output, complaint, report = self.run_with(22, program, "early")
             self.assertEqual(("42, JITLink, 0\n", ""), (output, complaint))
-            self.assertEqual("0", report["allocations"])
+            self.assertEqual(0, report["allocations"])
 
     def test_switched_off(self):
         output, complaint, report = self.lli(22, [], JITMEM_PRELOAD="off")
