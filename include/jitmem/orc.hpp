@@ -154,13 +154,13 @@ public:
     if (detail::isThisProcess(EPC))
       return CreateInProcess(O);
     std::string Why;
-    llvm::Expected<std::unique_ptr<MemoryManager>> MM = nullptr;
+    std::unique_ptr<MemoryManager> MM;
     auto Works = [&](const char *What, llvm::Expected<std::unique_ptr<MemoryManager>> Tried) {
       if (!Tried) {
         Why += (Why.empty() ? "" : "; ") + std::string(What) + llvm::toString(Tried.takeError());
         return false;
       }
-      MM = std::move(Tried);
+      MM = std::move(*Tried);
       return true;
     };
     auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits);
@@ -179,7 +179,6 @@ public:
         Works("LLVM's memory manager: ",
               createOver(*Link, jitmem_mapper_llvm_simple, O, Why.c_str())))
       return MM;
-    llvm::consumeError(MM.takeError());
     return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
   }
 

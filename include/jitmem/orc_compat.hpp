@@ -286,13 +286,11 @@ inline std::string nameOf(const llvm::jitlink::Symbol &Sym) {
 #endif
 }
 
-/// Owns what belongs to resource keys of a session, from when it is made until it is destroyed.
+/// Owns what belongs to resource keys of a session. The class that derives from it registers it
+/// with the session once it is made, and deregisters it before it goes.
 class ResourceOwner : public llvm::orc::ResourceManager {
 public:
-  explicit ResourceOwner(llvm::orc::ExecutionSession &ES) : ES(ES) {
-    ES.registerResourceManager(*this);
-  }
-  ~ResourceOwner() override { ES.deregisterResourceManager(*this); }
+  explicit ResourceOwner(llvm::orc::ExecutionSession &ES) : ES(ES) {}
   ResourceOwner(const ResourceOwner &) = delete;
   ResourceOwner &operator=(const ResourceOwner &) = delete;
 

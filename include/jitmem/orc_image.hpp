@@ -240,9 +240,12 @@ private:
 
 /// Links images into JITDylibs of a session, which must outlive it, as the manager must.
 /// Thread-safe.
-class ImageLoader : public detail::ResourceOwner {
+class ImageLoader final : public detail::ResourceOwner {
 public:
-  ImageLoader(llvm::orc::ExecutionSession &ES, MemoryManager &MM) : ResourceOwner(ES), MM(MM) {}
+  ImageLoader(llvm::orc::ExecutionSession &ES, MemoryManager &MM) : ResourceOwner(ES), MM(MM) {
+    ES.registerResourceManager(*this);
+  }
+  ~ImageLoader() override { ES.deregisterResourceManager(*this); }
 
   /// Links an image and defines its symbols, as part of RT: its memory goes when that is removed.
   /// What it imports is looked up as by code of that JITDylib. Waits for look-ups and the executor.

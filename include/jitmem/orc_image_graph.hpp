@@ -229,6 +229,9 @@ private:
       return notStorable("it refers to " + (Symbol.empty() ? "something of its own" : Symbol) +
                          " by an edge of kind " + G.getEdgeKindName(E.getKind()));
     };
+    // What a graph says of an address may be of this process. A GOT without entries is at 0.
+    if (Target.isAbsolute() && Address != 0)
+      return Refuse();
     uint32_t Distance = 0;
     // Instructions count from their end.
     int64_t Behind = 0;
@@ -247,7 +250,6 @@ private:
           {Slot, keep(nameOf(Target)), E.getAddend(), 0, JITMEM_IMAGE_ABSOLUTE_64, {}});
       return llvm::Error::success();
     case x86::Delta64:
-      // A GOT without entries is at 0.
       if (Target.isAbsolute()) {
         References.push_back({Slot, 0, 0, JITMEM_IMAGE_RELATIVE_FIXED_64, {}});
         return llvm::Error::success();

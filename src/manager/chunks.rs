@@ -405,6 +405,10 @@ impl Flow<Windows> {
         if !self.space.lock().memory.has_frozen() {
             return false;
         }
+        // Views that can't be opened are no reason to fail: it is tried again.
+        let Ok(_open) = self.open_writers() else {
+            return false;
+        };
         let forks = sys::forks_in_use();
         let thawed = self.space.lock().memory.take_thawed(&forks);
         for thawed in thawed.iter().flat_map(|(_, _, thawed)| thawed) {

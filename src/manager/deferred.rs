@@ -16,6 +16,7 @@ use crate::completion::Completion;
 use crate::error::{Result, invalid_argument};
 use crate::mapper::actions::join;
 use crate::mapper::{Deinitialization, Teardown};
+use crate::transport::limits::Asked;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -188,6 +189,7 @@ impl Flow<Windows> {
         if let Err(error) = checked {
             return self.failed(error, done, delivery);
         }
+        let done = self.in_time(Asked::Memory, done, |_, _, _| ());
         let reclaim = Reclaim {
             flow: Arc::clone(self),
             epoch,

@@ -3,7 +3,7 @@
 
 use super::space::heap_is_full;
 use crate::completion::Completion;
-use crate::error::{Result, invalid_argument, invalid_handle};
+use crate::error::{Error, Result, invalid_argument, invalid_handle};
 use crate::sys::{heap, thread_number};
 use smallvec::SmallVec;
 use std::collections::HashMap;
@@ -81,13 +81,19 @@ impl Scopes {
         std::mem::take(&mut self.waiting)
     }
 
-    /// Keeps a deallocation until the scopes that hold it back have ended.
-    pub(super) fn wait(&mut self, handles: &[u64], done: Completion<()>) {
+    /// Keeps a deallocation until the scopes that hold it back have ended. Without memory for that it gives
+    /// back what is to be told, once no lock is held.
+    pub(super) fn wait(
+        &mut self,
+        handles: &[u64],
+        done: Completion<()>,
+    ) -> Option<(Error, Completion<()>)> {
         let room = self.waiting.try_reserve(1).map_err(|_| heap_is_full());
         match room.and_then(|()| heap::copy_of(handles, "deallocate")) {
             Ok(handles) => self.waiting.push(WaitingDeallocation { handles, done }),
-            Err(error) => done.complete(Err(error)),
+            Err(error) => return Some((error, done)),
         }
+        None
     }
 
     /// Everything that waits, at the end of the manager.

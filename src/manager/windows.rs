@@ -10,7 +10,7 @@ use super::lookup::{ManagerReader, Readers};
 use super::piece::{Piece, Pieces, Place};
 use super::pool::{Keep, POOLS, PoolChunk, Thawed};
 use super::request::{PlannedSegment, Request};
-use super::space::no_pages;
+use super::space::{heap_is_full, no_pages};
 use super::stats::{NO_SPAN, Sums};
 use super::window::Window;
 use super::{ForkPolicy, GrowthPolicy, Options};
@@ -281,6 +281,9 @@ impl Windows {
         // Each segment takes one node, and up to two for what is left in front of it and behind it.
         let count = request.planned.len() * 3 + self.changes + 1;
         self.nodes.make_spare(count as u32).map_err(no_pages)?;
+        if self.many && request.dylib != 0 {
+            self.homes.try_reserve(1).map_err(|_| heap_is_full())?;
+        }
         self.dylibs.make_spare(request.dylib)
     }
 

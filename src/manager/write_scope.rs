@@ -5,6 +5,7 @@ use super::core::Core;
 use super::flow::{Flow, manager_freed};
 use super::piece::Place;
 use super::windows::Windows;
+use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::group::AllocGroup;
@@ -356,12 +357,16 @@ impl Flow<Windows> {
 
     /// Deallocates once no write scope holds the allocations back.
     pub(super) fn deallocate_after_scopes(self: &Arc<Self>, handles: &[u64], done: Completion<()>) {
-        {
-            let scopes = &mut self.space.lock().scopes;
-            if scopes.hold(handles) {
-                return scopes.wait(handles, done);
+        let mut space = self.space.lock();
+        if space.scopes.hold(handles) {
+            let refused = space.scopes.wait(handles, done);
+            drop(space);
+            if let Some((error, done)) = refused {
+                self.failed(error, done, &mut Delivery::Inline);
             }
+            return;
         }
+        drop(space);
         // They have ended in the meantime.
         self.deallocate(handles, done);
     }

@@ -396,6 +396,30 @@ TEST_F(Image, NamesWhatCannotBeStored) {
   EXPECT_TRUE(S.Recorder->notStorable().empty());
 }
 
+// Has data point to an address of this process that a graph knows by itself, as LLVM's redirectable
+// symbols do.
+class PointingPlugin : public compat::StatelessPlugin {
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([](jitlink::LinkGraph &G) {
+      auto &Here = G.addAbsoluteSymbol("here$", ExecutorAddr::fromPtr(&HostNumber), 4,
+                                       jitlink::Linkage::Strong, jitlink::Scope::Local, true);
+      for (auto *B : G.findSectionByName(".text")->blocks())
+        B->addEdge(jitlink::x86_64::Pointer64, 0, Here, 0);
+      return Error::success();
+    });
+  }
+};
+
+TEST_F(Image, NamesAddressesOfThisProcess) {
+  Session S(std::make_shared<PointingPlugin>());
+  S.add("sections.c");
+  EXPECT_NE(S.find("checkSections"), 0u);
+  auto Message = messageOf(S.Recorder->store(Path, Key));
+  for (const char *Word : {"sections.c", "not storable", "here$", "Pointer64"})
+    EXPECT_NE(Message.find(Word), std::string::npos) << Message;
+}
+
 TEST_F(Image, NamesSymbolsBehindTheirSegment) {
   Session S;
   S.add("blob.c");

@@ -81,9 +81,14 @@ impl Arenas {
                     return self.first.failed(error.context(context), done, delivery);
                 }
                 Err(Refusal::Written(arena)) => {
-                    let scopes = &mut self.numbered(arena).space.lock().scopes;
-                    if scopes.hold(handles) {
-                        return scopes.wait(handles, done);
+                    let mut space = self.numbered(arena).space.lock();
+                    if space.scopes.hold(handles) {
+                        let refused = space.scopes.wait(handles, done);
+                        drop(space);
+                        if let Some((error, done)) = refused {
+                            self.first.failed(error, done, delivery);
+                        }
+                        return;
                     }
                 }
             }

@@ -101,6 +101,26 @@ fn children_give_back_what_was_empty_at_the_fork() {
 }
 
 #[test]
+fn what_children_saw_goes_back_through_views_that_are_closed() {
+    alone(|| {
+        let options = Options {
+            close_writers: true,
+            ..Options::default()
+        };
+        let manager = manager(TWO_VIEWS, options).unwrap();
+        let stays = filled(&manager, 0x11);
+        let (goes, addresses) = filled(&manager, 0x22);
+        let child = Child::new(|| is_full_of(addresses, 0x22));
+        deallocate(&manager, &[goes]).unwrap();
+        assert!(manager.stats().frozen > 0);
+        assert!(child.passes());
+        manager.trim().unwrap();
+        assert_eq!(manager.stats().frozen, 0);
+        assert!(is_full_of(stays.1, 0x11));
+    });
+}
+
+#[test]
 fn children_see_what_was_live_at_the_fork_for_as_long_as_they_live() {
     alone(|| {
         let manager = manager(TWO_VIEWS, Options::default()).unwrap();
