@@ -122,7 +122,12 @@ impl<M: Memory> Flow<M> {
             reader,
             unlocked: space.memory.unlocked(),
             unheld: Condvar::new(),
-            space: AtForkMutex::new(space, |space, forked| space.memory.forked(forked)),
+            space: AtForkMutex::new(space, |space, forked| {
+                space.memory.forked(forked);
+                if forked.in_child {
+                    space.scopes.keep_own();
+                }
+            }),
             tracking,
             limited,
             mapper,

@@ -81,6 +81,17 @@ impl Scopes {
         std::mem::take(&mut self.waiting)
     }
 
+    /// In a child: of its parent's threads only the one that forked is there, and what waits is answered in the
+    /// parent.
+    pub(super) fn keep_own(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.waiting));
+        let here = thread_number();
+        self.open.retain(|_, threads| {
+            threads.retain(|thread| *thread == here);
+            !threads.is_empty()
+        });
+    }
+
     /// Keeps a deallocation until the scopes that hold it back have ended. Without memory for that it gives
     /// back what is to be told, once no lock is held.
     pub(super) fn wait(

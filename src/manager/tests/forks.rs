@@ -121,6 +121,33 @@ fn what_children_saw_goes_back_through_views_that_are_closed() {
 }
 
 #[test]
+fn a_child_has_no_write_scopes_of_threads_that_are_not_there() {
+    alone(|| {
+        let manager = Arc::new(manager(TWO_VIEWS, Options::default()).unwrap());
+        let (handle, _) = filled(&manager, 0x11);
+        let (begins, begun) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let other = Arc::clone(&manager);
+        let thread = std::thread::spawn(move || {
+            let scope = other.write_scope(AllocationHandle(handle)).unwrap();
+            begins.send(()).unwrap();
+            ended.recv().unwrap();
+            scope.end().unwrap();
+        });
+        begun.recv().unwrap();
+        let child = Child::new(|| {
+            // SAFETY: ends the child if it waits for ever.
+            unsafe { libc::alarm(20) };
+            deallocate(&manager, &[handle]).is_ok()
+        });
+        assert!(child.passes());
+        end.send(()).unwrap();
+        thread.join().unwrap();
+        deallocate(&manager, &[handle]).unwrap();
+    });
+}
+
+#[test]
 fn children_see_what_was_live_at_the_fork_for_as_long_as_they_live() {
     alone(|| {
         let manager = manager(TWO_VIEWS, Options::default()).unwrap();
