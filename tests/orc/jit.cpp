@@ -33,11 +33,17 @@ std::unique_ptr<MemoryBuffer> objectFile(const std::string &Source) {
   return must(errorOrToExpected(MemoryBuffer::getFile(JIT_OBJECT_DIR "/" + Source + ".o")));
 }
 
-ThreadSafeModule moduleFile(const std::string &Name) {
+// In which a pointer is "ptr".
+static std::unique_ptr<LLVMContext> newContext() {
   auto Context = std::make_unique<LLVMContext>();
 #if LLVM_VERSION_MAJOR == 14
-  Context->enableOpaquePointers(); // "ptr"
+  Context->enableOpaquePointers();
 #endif
+  return Context;
+}
+
+ThreadSafeModule moduleFile(const std::string &Name) {
+  auto Context = newContext();
   SMDiagnostic Diagnostic;
   auto M = parseIRFile(JIT_SOURCE_DIR "/" + Name, Diagnostic, *Context);
   if (!M)
@@ -46,10 +52,7 @@ ThreadSafeModule moduleFile(const std::string &Name) {
 }
 
 ThreadSafeModule parseIR(const std::string &Text) {
-  auto Context = std::make_unique<LLVMContext>();
-#if LLVM_VERSION_MAJOR == 14
-  Context->enableOpaquePointers(); // "ptr"
-#endif
+  auto Context = newContext();
   SMDiagnostic Diagnostic;
   auto M = parseAssemblyString(Text, Diagnostic, *Context);
   if (!M)
