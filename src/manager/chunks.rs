@@ -21,8 +21,8 @@ const NONE: usize = 0;
 const SEVERAL: usize = 1;
 
 thread_local! {
-    /// The manager for which this thread is inside a mapper's `prepare` or `reclaim`. A change that
-    /// it waited for there might be its own.
+    /// The manager for which this thread is inside a mapper's `prepare` or `reclaim`, or an observer that is
+    /// told of such a change. A change that it waited for there might be its own.
     static INSIDE_MAPPER_OF: Cell<usize> = const { Cell::new(NONE) };
 }
 
@@ -74,8 +74,10 @@ impl Outcome {
 }
 
 impl Flow<Windows> {
+    /// The manager's, whichever arena this is.
     fn address(&self) -> usize {
-        std::ptr::from_ref(self).addr()
+        let first = self.first.as_deref().unwrap_or(self);
+        std::ptr::from_ref(first).addr()
     }
 
     pub(super) fn enter_mapper(&self) -> InsideMapper {
@@ -94,9 +96,9 @@ impl Flow<Windows> {
         self.try_allocate(request).unwrap_or_else(|| {
             self.counted(Err(Error::new(
                 Status::WindowFull,
-                "allocate from inside the mapper's prepare or reclaim: there is no room without \
-                 what that is about to change; allocate once it has returned, or choose a larger \
-                 window",
+                "allocate from inside the mapper's prepare or reclaim, or where an observer is told of a \
+                 window or chunk: there is no room without what that is about to change; allocate once it \
+                 has returned, or choose a larger window",
             )))
         })
     }
@@ -169,6 +171,7 @@ impl Flow<Windows> {
     fn opened(&self, answer: Result<Reserved>, least: u64, delivery: &mut Delivery) -> Result<()> {
         if let Ok(reserved) = &answer {
             if reserved.range.size() >= least {
+                let _inside = self.enter_mapper();
                 self.tracking.window_reserved(reserved.range, delivery);
             }
         }
@@ -237,6 +240,7 @@ impl Flow<Windows> {
         // Before any allocation can lie in it.
         if answer.is_ok() {
             let Chunk { range, group, .. } = growth.chunk;
+            let _inside = self.enter_mapper();
             self.tracking.chunk_made(range, group, delivery);
         }
         let answer = {
@@ -384,6 +388,7 @@ impl Flow<Windows> {
         }
         if answer.is_ok() {
             let (range, group) = (detached.range, detached.group);
+            let _inside = self.enter_mapper();
             self.tracking.chunk_reclaimed(range, group, delivery);
         }
         let memory = &mut self.space.lock().memory;

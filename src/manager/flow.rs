@@ -15,7 +15,7 @@ use super::writers::WriterAccess;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, invalid_argument, invalid_handle};
-use crate::lock::{Condvar, Mutex};
+use crate::lock::Condvar;
 use crate::mapper::{Kind, MapperBase};
 use crate::memory::buffer::BufferPool;
 use crate::memory::placement::random;
@@ -56,7 +56,7 @@ pub(super) struct Flow<M: Memory> {
     /// All arenas, for the first one of a manager that divides windows.
     pub(super) arenas: OnceLock<Weak<Arenas>>,
     /// What arenas had that are gone, for the first one.
-    left: Mutex<Vec<Space<M>>>,
+    left: AtForkMutex<Vec<Space<M>>>,
 }
 
 pub(super) fn manager_freed() -> Error {
@@ -138,7 +138,7 @@ impl<M: Memory> Flow<M> {
             huge_pages: HugePageCounts::default(),
             first,
             arenas: OnceLock::new(),
-            left: Mutex::default(),
+            left: AtForkMutex::default(),
         }
     }
 

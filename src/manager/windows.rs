@@ -281,8 +281,11 @@ impl Windows {
         // Each segment takes one node, and up to two for what is left in front of it and behind it.
         let count = request.planned.len() * 3 + self.changes + 1;
         self.nodes.make_spare(count as u32).map_err(no_pages)?;
-        if self.many && request.dylib != 0 {
+        if self.many && request.dylib != 0 && !self.homes.contains_key(&request.dylib) {
             self.homes.try_reserve(1).map_err(|_| heap_is_full())?;
+            if self.is_one_of_many {
+                self.common.reserve_homes(0).map_err(|_| heap_is_full())?;
+            }
         }
         self.dylibs.make_spare(request.dylib)
     }

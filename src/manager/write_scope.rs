@@ -345,7 +345,7 @@ impl Flow<Windows> {
             return;
         }
         let waiting = self.space.lock().scopes.end(handle, thread);
-        self.end_keeping_writers();
+        self.end_keeping_writers(thread);
         for waiting in waiting {
             // It may be about other arenas' allocations too.
             match self.arenas() {

@@ -2,11 +2,12 @@
 //! Writer views that are closed while nothing is in flight, if the host chose so.
 
 use super::flow::Flow;
+use super::space::heap_is_full;
 use super::windows::Windows;
 use crate::error::Result;
 use crate::lock::{Condvar, MutexGuard};
 use crate::page::AddressRange;
-use crate::sys::AtForkMutex;
+use crate::sys::{AtForkMutex, Forked, thread_number};
 use smallvec::SmallVec;
 
 /// Whether the writer views of a manager can be accessed.
@@ -18,8 +19,8 @@ pub(super) struct WriterAccess {
 
 #[derive(Default)]
 struct Access {
-    /// How much is being done that writes.
-    users: usize,
+    /// The numbers of the threads that are writing, as often as each has begun.
+    users: SmallVec<[u64; 4]>,
     state: State,
 }
 
@@ -34,9 +35,15 @@ enum State {
 
 impl WriterAccess {
     pub(super) fn new() -> WriterAccess {
-        let forked = |access: &mut Access, forked: crate::sys::Forked| {
-            // The thread that changed it is not there, nor are the views.
-            if forked.in_child && access.state == State::Changing {
+        let forked = |access: &mut Access, forked: Forked| {
+            if !forked.in_child {
+                return;
+            }
+            // The other threads are not there.
+            let here = thread_number();
+            access.users.retain(|user| *user == here);
+            // Nor is the one that changed it, nor are the views.
+            if access.state == State::Changing {
                 access.state = State::Closed;
             }
         };
@@ -65,8 +72,12 @@ impl WriterAccess {
 #[must_use]
 pub(super) struct OpenWriters<'a>(#[allow(dead_code)] Option<User<'a>>);
 
-/// One that has the writer views open, of a manager that ever closes them.
-struct User<'a>(&'a Flow<Windows>, &'a WriterAccess);
+/// A thread that has the writer views open, of a manager that ever closes them.
+struct User<'a> {
+    flow: &'a Flow<Windows>,
+    shared: &'a WriterAccess,
+    thread: u64,
+}
 
 impl Flow<Windows> {
     /// Has the writer views opened, where they are ever closed. What is in flight keeps them open.
@@ -93,14 +104,25 @@ impl Flow<Windows> {
             opened?;
             return self.open_closed(shared);
         }
-        access.users += 1;
-        Ok(OpenWriters(Some(User(self, shared))))
+        access.users.try_reserve(1).map_err(|_| heap_is_full())?;
+        let thread = thread_number();
+        access.users.push(thread);
+        Ok(OpenWriters(Some(User {
+            flow: self,
+            shared,
+            thread,
+        })))
     }
 
-    /// Undoes an [`OpenWriters::keep`].
-    pub(super) fn end_keeping_writers(&self) {
+    /// Undoes an [`OpenWriters::keep`] of a thread.
+    pub(super) fn end_keeping_writers(&self, thread: u64) {
         if let Some(shared) = &self.writer_access {
-            drop(User(self, shared));
+            let flow = self;
+            drop(User {
+                flow,
+                shared,
+                thread,
+            });
         }
     }
 
@@ -115,7 +137,7 @@ impl Flow<Windows> {
     #[cold]
     fn close_idle(&self, shared: &WriterAccess) {
         let mut access = shared.settled();
-        if access.users > 0 || access.state != State::Open {
+        if !access.users.is_empty() || access.state != State::Open {
             return;
         }
         access.state = State::Changing;
@@ -146,7 +168,17 @@ impl OpenWriters<'_> {
 impl Drop for User<'_> {
     #[cold]
     fn drop(&mut self) {
-        self.1.access.lock().users -= 1;
-        self.0.close_idle_writers();
+        let User {
+            flow,
+            shared,
+            thread,
+        } = *self;
+        {
+            let users = &mut shared.access.lock().users;
+            // In a forked child, what another thread had begun is none.
+            let own = users.iter().position(|user| *user == thread);
+            own.map(|own| users.swap_remove(own));
+        }
+        flow.close_idle_writers();
     }
 }

@@ -163,7 +163,9 @@ impl Arenas {
             return;
         }
         let first = &self.first;
-        first.space.lock().memory.be_one_of_many();
+        if first.space.lock().memory.be_one_of_many().is_err() {
+            return;
+        }
         let (shared, mapper) = (Arc::clone(&self.shared), first.mapper.capabilities());
         let memory = Windows::of_arena(number, shared, mapper, &first.options);
         let made = Flow::of_arena(first, memory, number);

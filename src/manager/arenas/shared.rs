@@ -10,7 +10,7 @@ use crate::lock::{Mutex, MutexGuard};
 use crate::mapper::Reserved;
 use crate::memory::runs::Runs;
 use crate::page::AddressRange;
-use std::collections::HashMap;
+use std::collections::{HashMap, TryReserveError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -145,7 +145,13 @@ impl SharedWindows {
         list.homes.get(&dylib).map(|home| home.window)
     }
 
-    /// Notes that an arena has something of a JITDylib in a window; `false`, and nothing is noted, if another
+    /// Makes room for that many more JITDylibs, and one of each arena that is about to begin one.
+    pub(in crate::manager) fn reserve_homes(&self, more: usize) -> Result<(), TryReserveError> {
+        let list = &mut *self.list.lock();
+        list.homes.try_reserve(more + MOST_ARENAS)
+    }
+
+    /// Notes that an arena that has made room has something of a JITDylib in a window; `false`, and nothing is noted, if another
     /// arena has begun it in another window.
     pub(in crate::manager) fn begin_home(&self, dylib: u64, window: usize) -> bool {
         let list = &mut *self.list.lock();
@@ -177,7 +183,7 @@ impl SharedWindows {
         self.only_first.load(Relaxed)
     }
 
-    /// To be followed by taking the lock of each arena.
+    /// With the lock of the first arena, and to be followed by taking that of each other one.
     pub(in crate::manager) fn set_only_first(&self, only: bool) {
         self.only_first.store(only, Relaxed);
     }

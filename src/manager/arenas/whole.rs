@@ -15,15 +15,13 @@ impl Arenas {
     /// See [`Manager::set_quota`](crate::manager::Manager::set_quota).
     pub(in crate::manager) fn set_quota(&self, quota: Option<u64>) -> Result<()> {
         self.first.check_process()?;
-        if quota.is_some() {
-            self.shared.set_only_first(true);
+        {
+            let space = &mut *self.first.space.lock();
+            space.usage.quota = quota;
+            self.shared.set_only_first(quota.is_some());
         }
-        self.first.set_quota(quota)?;
         // What began before it was known has got its memory, and counts.
         self.others().for_each(|other| drop(other.space.lock()));
-        if quota.is_none() {
-            self.shared.set_only_first(false);
-        }
         Ok(())
     }
 

@@ -342,6 +342,49 @@ fn an_observer_may_use_the_manager() {
     }
 }
 
+#[test]
+fn an_observer_of_a_chunk_does_not_wait_for_the_chunk() {
+    for kind in [TWO_VIEWS, MPROTECT] {
+        let place: Arc<Mutex<Option<std::sync::Weak<Manager>>>> = Arc::default();
+        let (inside, told) = (Arc::clone(&place), Arc::new(Mutex::new(Vec::new())));
+        let answers = Arc::clone(&told);
+        let observer = Observer::new(move |event| {
+            let manager = inside.lock().as_ref().and_then(std::sync::Weak::upgrade);
+            if let (EventKind::ChunkMade(..), Some(manager)) = (&event.kind, manager) {
+                let graph = manager.allocate(one(Protection::READ), Dylib(1));
+                answers.lock().push(graph.and_then(InFlight::abandon));
+            }
+        });
+        let options = Options {
+            observer: Some(observer),
+            ..Options::default()
+        };
+        let manager = Arc::new(manager(kind, options).unwrap());
+        *place.lock() = Some(Arc::downgrade(&manager));
+        for arena in 0..2 {
+            // Threads of an arena that they did not choose have the first one.
+            let manager = Arc::clone(&manager);
+            let thread = std::thread::spawn(move || {
+                manager.core.choose_arena(arena);
+                let graph = manager.allocate(one(Protection::READ), Dylib(1)).unwrap();
+                let data = manager.allocate(one(Protection::READ_WRITE), Dylib(1));
+                data.unwrap().abandon().unwrap();
+                graph.abandon().unwrap();
+            });
+            thread.join().unwrap();
+        }
+        let told = std::mem::take(&mut *told.lock());
+        let refused = told[0].as_ref().unwrap_err();
+        assert_eq!(refused.status(), Status::WindowFull, "{kind:?}");
+        assert!(
+            refused.message().contains("an observer is told"),
+            "{refused}"
+        );
+        // Where there was room meanwhile, it is served.
+        assert!(told.last().unwrap().is_ok(), "{told:?}");
+    }
+}
+
 /// What is allocated, as far as an observer knows.
 #[derive(Default)]
 struct Known(Mutex<BTreeMap<u64, u64>>);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Managers in forked children, and what children see of their parent's memory.
 
+use super::writers::access;
 use super::*;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -123,7 +124,11 @@ fn what_children_saw_goes_back_through_views_that_are_closed() {
 #[test]
 fn a_child_has_no_write_scopes_of_threads_that_are_not_there() {
     alone(|| {
-        let manager = Arc::new(manager(TWO_VIEWS, Options::default()).unwrap());
+        let options = Options {
+            close_writers: true,
+            ..Options::default()
+        };
+        let manager = Arc::new(manager(TWO_VIEWS, options).unwrap());
         let (handle, _) = filled(&manager, 0x11);
         let (begins, begun) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
@@ -138,7 +143,11 @@ fn a_child_has_no_write_scopes_of_threads_that_are_not_there() {
         let child = Child::new(|| {
             // SAFETY: ends the child if it waits for ever.
             unsafe { libc::alarm(20) };
-            deallocate(&manager, &[handle]).is_ok()
+            let allocated = allocate(&manager, &small_graph()).unwrap();
+            finalize(&manager, allocated.handle).unwrap();
+            // Nor do they keep writer views open.
+            let written = allocated.segments[0].working_memory.get() as u64;
+            access(written) == "---s" && deallocate(&manager, &[handle]).is_ok()
         });
         assert!(child.passes());
         end.send(()).unwrap();

@@ -14,7 +14,7 @@ fn closing(kind: Kind) -> Manager {
 }
 
 /// What this process may do at an address, as /proc/self/maps has it.
-fn access(address: u64) -> String {
+pub(super) fn access(address: u64) -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let line = maps.lines().find(|line| {
         let range = line

@@ -9,6 +9,7 @@ use crate::manager::pool::MOST_CHUNKS;
 use crate::manager::request::{PlannedSegment, Request};
 use crate::manager::window::Window;
 use smallvec::SmallVec;
+use std::collections::TryReserveError;
 use std::collections::hash_map::Entry;
 
 impl Windows {
@@ -119,14 +120,16 @@ impl Windows {
         true
     }
 
-    /// From now on there are other arenas.
-    pub(in crate::manager) fn be_one_of_many(&mut self) {
+    /// From now on there are other arenas, if the heap has room for noting what they share.
+    pub(in crate::manager) fn be_one_of_many(&mut self) -> Result<(), TryReserveError> {
         if !self.is_one_of_many {
+            self.common.reserve_homes(self.homes.len())?;
             self.is_one_of_many = true;
             for (dylib, home) in &self.homes {
                 self.common.begin_home(*dylib, home.window);
             }
         }
+        Ok(())
     }
 
     /// Notes that a request has got its pieces from this window. Gives the number of its JITDylib; `None`,
