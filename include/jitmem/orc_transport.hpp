@@ -151,20 +151,33 @@ private:
     jitmem_call Call;
   };
 
+  /// A connection whose EPC a thread is using, and those that it is using further out.
+  struct Use {
+    const Connection *Of;
+    const Use *Outer;
+  };
+  static const Use *&innermost() {
+    thread_local const Use *Innermost = nullptr;
+    return Innermost;
+  }
+
   /// Whether this thread is using the EPC further out, and holds the gate.
-  static bool &inUse() {
-    thread_local bool InUse = false;
-    return InUse;
+  bool inUse() const {
+    auto *U = innermost();
+    while (U && U->Of != this)
+      U = U->Outer;
+    return U;
   }
 
   /// Uses the EPC, unless it is cut off before; cut() waits for this.
   template <typename FunctionT> void use(FunctionT F) {
-    bool Outer = std::exchange(inUse(), true);
     std::shared_lock<std::shared_mutex> Lock(Gate, std::defer_lock);
-    if (!Outer)
+    if (!inUse())
       Lock.lock();
+    Use This{this, innermost()};
+    innermost() = &This;
     F();
-    inUse() = Outer;
+    innermost() = This.Outer;
   }
 
   /// Answers are given where the EPC receives them: only the host's callbacks may block.
