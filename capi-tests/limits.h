@@ -50,6 +50,15 @@
        : (cmocka_set_test_filter(argc > 1 ? argv[1] : NULL),                                       \
           limits_result(cmocka_run_group_tests_name("limits", tests, NULL, NULL))))
 
+// Bytes that this process has of it.
+static inline uint64_t address_space(void) {
+  unsigned long long pages = 0;
+  FILE *file = fopen("/proc/self/statm", "r");
+  MUST(file != NULL && fscanf(file, "%llu", &pages) == 1);
+  fclose(file);
+  return pages * page_size();
+}
+
 static inline int limit_is_known(const struct CMUnitTest *tests, size_t count, const char *name) {
   for (size_t i = 0; i < count; i++)
     if (strcmp(tests[i].name, name) == 0)

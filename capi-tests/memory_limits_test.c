@@ -5,14 +5,6 @@
 
 #include "limits.h"
 
-static uint64_t address_space(void) {
-  unsigned long long pages = 0;
-  FILE *file = fopen("/proc/self/statm", "r");
-  MUST(file != NULL && fscanf(file, "%llu", &pages) == 1);
-  fclose(file);
-  return pages * page_size();
-}
-
 // Makes a manager where the system may refuse; NULL if it did.
 static jitmem_manager *try_manager(uint32_t kind, jitmem_error **error) {
   jitmem_mapper *mapper = NULL;

@@ -5,9 +5,9 @@
 
 #include "executor.h"
 #include "here.h"
+#include "limits.h"
 
 #include <arpa/inet.h>
-#include <errno.h>
 #include <fcntl.h>
 
 // ---- an executor by hand ----
@@ -428,6 +428,44 @@ static void answers_for_nothing_are_counted(void **state) {
   read_to_the_end(ends[1]);
 }
 
+// The heap has no room for one answer: its call fails, and the next one is answered.
+static void receive_without_room(void *unused) {
+  (void)unused;
+  enum { SIZE = 200 << 20, PART = 64 << 10 };
+  static const char part[PART];
+  const jitmem_limits limits = {.struct_size = sizeof limits};
+  int ends[2];
+  open_pair(ends);
+  send_packed(ends[1], introduction(1));
+  jitmem_transport *transport = NULL;
+  OK(jitmem_transport_connect(ends[0], &limits, &transport, error));
+  struct caller callers[2];
+  uint64_t sequences[2];
+  start_calls(transport, ends[1], callers, 2, sequences);
+  set_limit(RLIMIT_AS, address_space() + (64 << 20));
+  struct packed large = message(RESULT, sequences[0], 0, part, 0);
+  const uint64_t size = HEADER_SIZE + SIZE;
+  memcpy(large.bytes, &size, sizeof size);
+  send_packed(ends[1], large);
+  for (int sent = 0; sent < SIZE; sent += PART)
+    MUST(send(ends[1], part, PART, MSG_NOSIGNAL) == PART);
+  send_packed(ends[1], message(RESULT, sequences[1], 0, "yes", 3));
+  for (int i = 0; i < 2; i++)
+    MUST(pthread_join(callers[i].thread, NULL) == 0);
+  set_limit(RLIMIT_AS, RLIM_INFINITY);
+  jitmem_status wanted[2] = {JITMEM_OUT_OF_MEMORY, JITMEM_OK};
+  for (int i = 0; i < 2; i++) {
+    MUST(callers[i].status == wanted[i]);
+    jitmem_error_free(callers[i].error);
+  }
+  jitmem_transport_free(transport);
+}
+
+static void an_answer_without_room_fails_its_call_alone(void **state) {
+  (void)state;
+  in_child(receive_without_room, NULL);
+}
+
 // ---- executors ----
 
 static void use_executor(jitmem_transport *transport, int shared) {
@@ -509,6 +547,7 @@ int main(void) {
       cmocka_unit_test(hostile_sizes),
       cmocka_unit_test(an_answer_is_as_large_as_it_may_be),
       cmocka_unit_test(answers_for_nothing_are_counted),
+      cmocka_unit_test(an_answer_without_room_fails_its_call_alone),
       cmocka_unit_test(a_child_that_serves),
       cmocka_unit_test(a_child_at_the_end_of_a_tcp_connection),
   };

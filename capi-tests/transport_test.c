@@ -4,6 +4,7 @@
 // never, and callbacks that run where the host wants them.
 
 #include "here.h"
+#include "limits.h"
 
 #include <stdatomic.h>
 
@@ -152,6 +153,57 @@ static void a_second_answer_is_refused(void **state) {
   REFUSED(JITMEM_INVALID_HANDLE, "answered before",
           jitmem_transport_answer(call, JITMEM_OK, NULL, NULL, 0, error));
   assert_int_equal(keeper.destroyed.count, 1);
+}
+
+// What has 0 for its number, as a call that was not started, is none; those that follow are all
+// there.
+static void the_number_0_names_nothing(void **state) {
+  (void)state;
+  struct keeper keeper;
+  struct caller callers[3];
+  keeper_set_up(&keeper);
+  start_calls(&keeper, callers, 1);
+  OK(jitmem_transport_answer(keeper.calls[0].call, JITMEM_OK, NULL, NULL, 0, error));
+  end_call(&callers[0]);
+  for (int i = 0; i < 3; i++) {
+    REFUSED(JITMEM_INVALID_HANDLE, "call 0x0",
+            jitmem_transport_answer(0, JITMEM_OK, NULL, NULL, 0, error));
+    REFUSED(JITMEM_INVALID_HANDLE, "call 0x0", jitmem_transport_cancel(0, error));
+    REFUSED(JITMEM_INVALID_HANDLE, "task 0x0", jitmem_task_run(0, error));
+  }
+  keeper.made.count = 0;
+  start_calls(&keeper, callers, COUNT(callers));
+  for (size_t i = 0; i < COUNT(callers); i++)
+    OK(jitmem_transport_answer(keeper.calls[i].call, JITMEM_OK, NULL, NULL, 0, error));
+  for (size_t i = 0; i < COUNT(callers); i++) {
+    end_call(&callers[i]);
+    assert_int_equal(callers[i].status, JITMEM_OK);
+  }
+  jitmem_transport_free(keeper.transport);
+}
+
+// An answer for which the host's own heap has no room answers its call, since nothing else will.
+static void answer_without_room(void *unused) {
+  (void)unused;
+  enum { SIZE = 200 << 20 };
+  struct keeper keeper;
+  struct caller caller;
+  keeper_set_up(&keeper);
+  start_calls(&keeper, &caller, 1);
+  void *bytes = mmap(NULL, SIZE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  MUST(bytes != MAP_FAILED);
+  set_limit(RLIMIT_AS, address_space() + (64 << 20));
+  MUST_OK(jitmem_transport_answer(keeper.calls[0].call, JITMEM_OK, NULL, bytes, SIZE, error));
+  end_call(&caller);
+  set_limit(RLIMIT_AS, RLIM_INFINITY);
+  MUST(caller.status == JITMEM_OUT_OF_MEMORY && caller.results == 0);
+  jitmem_error_free(caller.error);
+  jitmem_transport_free(keeper.transport);
+}
+
+static void an_answer_without_room_fails_its_call(void **state) {
+  (void)state;
+  in_child(answer_without_room, NULL);
 }
 
 static void failures_come_with_their_message(void **state) {
@@ -430,6 +482,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(answers_find_their_calls_in_any_order),
       cmocka_unit_test(a_second_answer_is_refused),
+      cmocka_unit_test(the_number_0_names_nothing),
+      cmocka_unit_test(an_answer_without_room_fails_its_call),
       cmocka_unit_test(failures_come_with_their_message),
       cmocka_unit_test(a_result_need_not_be_wanted),
       cmocka_unit_test(a_freed_transport),

@@ -2437,7 +2437,8 @@ jitmem_status jitmem_transport_start(const struct jitmem_transport *transport,
 /// Answers a call that jitmem_transport_start has made with JITMEM_CANCELLED; its callback runs inside this
 /// call. The executor is not told, and goes on with it; what it answers is dropped. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made.
+/// Errors: JITMEM_INVALID_HANDLE for a call that was answered before or never made, or that the parent of this
+/// process has made.
 ///
 /// Requires:
 /// `error` is NULL or a place for a pointer.

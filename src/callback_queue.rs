@@ -61,26 +61,30 @@ impl Delivery {
     }
 }
 
-fn run_all(mut callbacks: VecDeque<Task>) {
+/// Runs callbacks, which may wait for each other. Each is made when it is about to run.
+pub(crate) fn run_all(callbacks: impl IntoIterator<IntoIter = impl Callbacks>) {
+    let callbacks = callbacks.into_iter();
     if callbacks.len() < 2 {
-        if let Some(only) = callbacks.pop_front() {
-            only();
-        }
+        callbacks.for_each(|only| only());
         return;
     }
-    let task = Arc::new(Running(Mutex::new(callbacks)));
+    let task = Arc::new(Running(Mutex::new(Box::new(callbacks))));
     WATCH.lock().add(&task);
     task.run();
 }
 
+pub(crate) trait Callbacks: ExactSizeIterator<Item = Task> + Send + 'static {}
+
+impl<I: ExactSizeIterator<Item = Task> + Send + 'static> Callbacks for I {}
+
 /// A task that runs: its callbacks that have not begun.
-struct Running(Mutex<VecDeque<Task>>);
+struct Running(Mutex<Box<dyn Callbacks>>);
 
 impl Running {
     /// Runs what is left; several threads may.
     fn run(&self) {
         loop {
-            let callback = self.0.lock().pop_front();
+            let callback = self.0.lock().next();
             match callback {
                 Some(callback) => callback(),
                 None => return,

@@ -13,16 +13,20 @@
 #include <llvm/ADT/StringRef.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <condition_variable>
+#include <cstring>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <memory>
 #include <mutex>
+#include <pthread.h>
 #include <shared_mutex>
 #include <stdlib.h>
 #include <string>
 #include <sys/socket.h>
-#include <thread>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -307,29 +311,85 @@ inline llvm::Error sendToken(int Socket, llvm::StringRef Token) {
   return E.take();
 }
 
-/// Has `Make` connect, for instance with SimpleRemoteEPC::Create, to the executor at the other end
-/// of a connected socket, which waits until that has introduced itself. After the limit the socket
-/// is shut down, by which the connection ends; then this fails with JITMEM_TIMED_OUT.
-template <typename MakeT>
-auto connectWithin(std::chrono::milliseconds Limit, int Socket, MakeT Make) -> decltype(Make()) {
-  std::mutex M;
-  std::condition_variable Changed;
-  bool Over = false, Done = false;
-  std::thread Watch([&] {
+namespace detail {
+
+/// Shuts a socket down unless it is stopped within a limit.
+class SocketWatch {
+public:
+  /// Fails where there is no descriptor or no thread to be had.
+  static llvm::Error start(SocketWatch &W, std::chrono::milliseconds Limit, int Socket) {
+    W.Limit = Limit;
+    // One of its own: what connects may close its descriptor, whose number another file gets.
+    W.Socket = ::fcntl(Socket, F_DUPFD_CLOEXEC, 0);
+    if (W.Socket < 0)
+      return failed("look after a socket", errno);
+    // std::thread throws where there is none, and LLVM's hosts often have no exceptions.
+    auto Run = [](void *Watch) -> void * {
+      static_cast<SocketWatch *>(Watch)->watch();
+      return nullptr;
+    };
+    if (int Why = ::pthread_create(&W.Thread, nullptr, Run, &W))
+      return failed("start a thread that looks after a socket", Why);
+    W.Started = true;
+    return llvm::Error::success();
+  }
+
+  SocketWatch() = default;
+  SocketWatch(const SocketWatch &) = delete;
+  SocketWatch &operator=(const SocketWatch &) = delete;
+  ~SocketWatch() {
+    stop();
+    if (Socket >= 0)
+      ::close(Socket);
+  }
+
+  /// Whether the socket was shut down.
+  bool stop() {
+    if (std::exchange(Started, false)) {
+      {
+        std::lock_guard<std::mutex> Lock(M);
+        Done = true;
+      }
+      Changed.notify_all();
+      ::pthread_join(Thread, nullptr);
+    }
+    return Over;
+  }
+
+private:
+  void watch() {
     std::unique_lock<std::mutex> Lock(M);
     if (Changed.wait_for(Lock, Limit, [&] { return Done; }))
       return;
     Over = true;
     ::shutdown(Socket, SHUT_RDWR);
-  });
-  auto Made = Make();
-  {
-    std::lock_guard<std::mutex> Lock(M);
-    Done = true;
   }
-  Changed.notify_all();
-  Watch.join();
-  if (!Over)
+
+  static llvm::Error failed(const char *What, int Why) {
+    return llvm::make_error<MemoryError>(JITMEM_SYSTEM, Why,
+                                         std::string(What) + ": " + ::strerror(Why));
+  }
+
+  std::mutex M;
+  std::condition_variable Changed;
+  std::chrono::milliseconds Limit{};
+  pthread_t Thread{};
+  int Socket = -1;
+  bool Started = false, Over = false, Done = false;
+};
+
+} // namespace detail
+
+/// Has `Make` connect, for instance with SimpleRemoteEPC::Create, to the executor at the other end
+/// of a connected socket, which waits until that has introduced itself. After the limit the socket
+/// is shut down, by which the connection ends; then this fails with JITMEM_TIMED_OUT.
+template <typename MakeT>
+auto connectWithin(std::chrono::milliseconds Limit, int Socket, MakeT Make) -> decltype(Make()) {
+  detail::SocketWatch Watch;
+  if (auto Err = detail::SocketWatch::start(Watch, Limit, Socket))
+    return std::move(Err);
+  auto Made = Make();
+  if (!Watch.stop())
     return Made;
   if (Made)
     llvm::consumeError((*Made)->disconnect());

@@ -24,6 +24,8 @@ const INDEX_BITS: u32 = 28;
 
 /// Part `n` of a table has this many slots, times 2^n.
 const FIRST_PART: usize = 16;
+/// What a slot without a value has in place of its number.
+const VACANT: u64 = 0;
 /// As many as the bits of an index can tell apart.
 const PARTS: usize = INDEX_BITS as usize - FIRST_PART.ilog2() as usize;
 
@@ -91,7 +93,7 @@ impl<T: Send> Pool<T> {
         let mut slots = Vec::new();
         slots.try_reserve_exact(size).ok()?;
         slots.resize_with(size, || Slot {
-            live: AtomicU64::new(0),
+            live: AtomicU64::new(VACANT),
             value: UnsafeCell::new(None),
         });
         // There is room for all slots, so freeing a handle takes no memory.
@@ -128,9 +130,12 @@ impl<T: Send> Pool<T> {
     /// # Safety
     /// Nothing has a reference to the value.
     unsafe fn end(&'static self, number: u64) -> Option<T> {
+        if number == VACANT {
+            return None;
+        }
         let slot = self.slot(number)?;
         slot.live
-            .compare_exchange(number, 0, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(number, VACANT, Ordering::AcqRel, Ordering::Relaxed)
             .ok()?;
         // SAFETY: the thread that changed `live` owns the value until the next number is in `spare`.
         let value = unsafe { (*slot.value.get()).take() };
@@ -359,6 +364,20 @@ mod tests {
             assert_eq!(end(new), Some(Many(number)));
         }
         assert_eq!(parts::<Many>(), 1, "the table never grew");
+    }
+
+    #[test]
+    fn a_number_of_no_value_takes_none() {
+        static WAITING: Waiting<u32> = Waiting::new(Kind::Task);
+        let first = WAITING.add(1).unwrap();
+        for number in [0, first ^ 1 << GENERATION_SHIFT, first ^ 1 << INDEX_SHIFT] {
+            assert_eq!(WAITING.take(number), None);
+        }
+        assert_eq!(WAITING.take(first), Some(1));
+        // The slot is vacant now.
+        assert_eq!(WAITING.take(0), None);
+        let both = [2, 3].map(|value| WAITING.add(value).unwrap());
+        assert_eq!(both.map(|number| WAITING.take(number)), [Some(2), Some(3)]);
     }
 
     #[test]

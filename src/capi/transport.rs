@@ -10,6 +10,7 @@ use crate::callback_queue::Task;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument, invalid_handle};
 use crate::sys::{AtForkStatic, heap};
+use crate::transport::deadlines::Watched;
 use crate::transport::limits::Asked;
 use crate::transport::{self, ExecutorState, Limits, Stream, Transport};
 use std::ffi::{CString, c_char, c_void};
@@ -117,6 +118,7 @@ struct Host {
     context: Arc<Context>,
     limits: Limits,
     executor: Arc<ExecutorState>,
+    _watched: Option<Watched>,
 }
 
 // SAFETY: the table is documented to be called from any thread, several at a time.
@@ -205,11 +207,13 @@ pub unsafe extern "C" fn jitmem_transport_custom(
             Some(_) => {
                 // SAFETY: the caller says that it is NULL or such a struct.
                 let limits = unsafe { limits::chosen(table.limits) }?;
+                let watched = Watched::begin(&limits)?;
                 Ok(jitmem_transport(Arc::new(Host {
                     table,
                     context,
                     limits,
                     executor: state_of(table.executor),
+                    _watched: watched,
                 })))
             }
         };
@@ -341,14 +345,14 @@ pub unsafe extern "C" fn jitmem_transport_answer(
     let body = || {
         // SAFETY: the caller says that they are there.
         let bytes = unsafe { input::array(bytes.cast::<u8>(), size, "bytes") }?;
-        let bytes = heap::copy_of(bytes, "answer of an executor")?;
         let Some(Pending { done, context }) = PENDING.take(call) else {
             return Err(invalid_handle(format!(
                 "call {call:#x} was answered before or never made"
             )));
         };
         done.complete(if status == 0 {
-            Ok(bytes)
+            // Without memory for it the call fails: it would be answered by nothing else.
+            heap::copy_of(bytes, "answer of an executor")
         } else {
             // SAFETY: as the caller says.
             let text = unsafe { input::message(message) };

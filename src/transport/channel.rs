@@ -6,7 +6,9 @@ use super::limits::Deadline;
 use super::packet::{self, MOST_ANSWER, Packet};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{ExecutorState, Traffic, Transport, disconnected, end_of, reader_pool, unreadable};
+use super::{
+    ExecutorState, Traffic, Transport, disconnected, end_of, is_lost, reader_pool, unreadable,
+};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
@@ -161,11 +163,9 @@ impl Sender for ChannelConnection {
     }
 
     fn not_sent(&self, call: Option<u64>, error: io::Error) {
-        let error = match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                disconnected("its channel is closed")
-            }
-            _ => explain("send a message to the executor", error),
+        let error = match is_lost(&error) {
+            true => disconnected("its channel is closed"),
+            false => explain("send a message to the executor", error),
         };
         self.pending.fail(call, error);
     }

@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Answers that are given before the executor's, because a deadline is over or the host gives up.
 //!
-//! One thread looks after all deadlines of the process. It ends when there are none for a while.
+//! One thread looks after all deadlines of the process. It ends when there are none for a while, and no
+//! connection has limits.
 
 use super::Transport;
-use super::limits::Deadline;
+use super::limits::{Deadline, Limits};
 use crate::callback_queue::{Delivery, Task};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::{Condvar, Mutex};
-use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
+use crate::sys::{self, AtForkStatic, Forked, OwnerProcess, explain};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-/// The thread ends after this time without a deadline.
+/// The thread ends after this time without a deadline, unless it is kept.
 const IDLE_TIME: Duration = Duration::from_secs(1);
 
 /// What a deadline is for.
@@ -32,6 +33,8 @@ struct Deadlines {
     next: u64,
     /// The process in which the thread runs; a forked child has no such thread.
     runs_in: Option<OwnerProcess>,
+    /// Those that want it to stay.
+    kept_by: usize,
 }
 
 static DEADLINES: AtForkStatic<Deadlines> = AtForkStatic::with(
@@ -39,6 +42,7 @@ static DEADLINES: AtForkStatic<Deadlines> = AtForkStatic::with(
         waiting: VecDeque::new(),
         next: 0,
         runs_in: None,
+        kept_by: 0,
     },
     Deadlines::forked,
 );
@@ -54,20 +58,28 @@ impl Deadlines {
         }
     }
 
-    fn add(&mut self, at: Instant, what: Weak<dyn Expire>) -> Key {
+    /// Makes sure that the thread is there.
+    fn start(&mut self) -> Result<()> {
+        let here = OwnerProcess::current();
+        if self.runs_in != Some(here) {
+            sys::spawn("jitmem-limits", look_after_deadlines)
+                .map_err(|error| explain("start a thread that looks after limits", error))?;
+            self.runs_in = Some(here);
+        }
+        Ok(())
+    }
+
+    /// Adds a deadline, though nothing looks after it where this fails.
+    fn add(&mut self, at: Instant, what: Weak<dyn Expire>) -> (Key, Result<()>) {
         let key = (at, self.next);
         self.next += 1;
         let place = self.place_of(key);
         self.waiting.insert(place, (key, what));
-        let here = OwnerProcess::current();
-        if self.runs_in != Some(here) {
-            let started = sys::spawn("jitmem-limits", look_after_deadlines);
-            // Without a thread for it the next deadline tries again.
-            self.runs_in = started.is_ok().then_some(here);
-        } else if place == 0 {
+        let started = self.start();
+        if place == 0 {
             CHANGED.notify_one();
         }
-        key
+        (key, started)
     }
 
     /// Where it is or would be.
@@ -115,6 +127,11 @@ fn look_after_deadlines() {
                 idle_since = None;
                 *at
             }
+            None if deadlines.kept_by > 0 => {
+                idle_since = None;
+                deadlines = CHANGED.wait(deadlines);
+                continue;
+            }
             None => *idle_since.get_or_insert_with(Instant::now) + IDLE_TIME,
         };
         if idle_since.is_some() && until <= Instant::now() {
@@ -122,6 +139,36 @@ fn look_after_deadlines() {
             return;
         }
         deadlines = CHANGED.wait_until(deadlines, until);
+    }
+}
+
+/// Keeps the thread that looks after deadlines, so that none has to be started when one is over: by then there
+/// may be no thread to be had.
+pub(crate) struct Watched(());
+
+impl Watched {
+    /// None if the limits want no watching.
+    ///
+    /// # Errors
+    /// What the system says if there is no thread to be had.
+    pub(crate) fn begin(limits: &Limits) -> Result<Option<Watched>> {
+        if !limits.need_watching() {
+            return Ok(None);
+        }
+        let mut deadlines = DEADLINES.lock();
+        deadlines.start()?;
+        deadlines.kept_by += 1;
+        Ok(Some(Watched(())))
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let mut deadlines = DEADLINES.lock();
+        deadlines.kept_by -= 1;
+        if deadlines.kept_by == 0 {
+            CHANGED.notify_one();
+        }
     }
 }
 
@@ -176,7 +223,11 @@ impl<T: Send + 'static> Early<T> {
     ) -> Completion<T> {
         let key = self.deadline.map(|deadline| {
             let weak: Weak<Self> = Arc::downgrade(&self);
-            DEADLINES.lock().add(deadline.at, weak)
+            let (key, watched) = DEADLINES.lock().add(deadline.at, weak);
+            if let Err(error) = watched {
+                self.give_up(|| error, &mut Delivery::Inline);
+            }
+            key
         });
         Completion::with_delivery(move |answer, delivery| {
             if let Some(key) = key {
@@ -265,12 +316,12 @@ pub(crate) fn limited<T: Send + 'static>(
 
 /// A call of a wrapper function that is under way. Dropping it changes nothing.
 #[derive(Clone)]
-pub struct Call(Arc<Early<Vec<u8>>>);
+pub struct Call(Arc<Early<Vec<u8>>>, OwnerProcess);
 
 impl Call {
     /// A call that was not made yet.
     pub(crate) fn new(deadline: Option<Deadline>, done: Completion<Vec<u8>>) -> Call {
-        Call(Early::new(done, deadline, None))
+        Call(Early::new(done, deadline, None), OwnerProcess::current())
     }
 
     pub(crate) fn start(&self, transport: &Arc<dyn Transport>, function: u64, args: Vec<u8>) {
@@ -317,7 +368,17 @@ impl Call {
                 "the host has cancelled the call; the executor may still be doing it",
             )
         };
-        self.0.give_up(error, &mut Delivery::Inline)
+        self.owner().is_current() && self.0.give_up(error, &mut Delivery::Inline)
+    }
+
+    /// Answers the call with an error, in this thread, unless it has been answered.
+    pub(crate) fn end(&self, error: Error) {
+        self.0.give_up(|| error, &mut Delivery::Inline);
+    }
+
+    /// The process that has made the call. What it holds may be locked in a child.
+    fn owner(&self) -> OwnerProcess {
+        self.1
     }
 }
 
@@ -365,13 +426,16 @@ pub(crate) fn at(deadline: Deadline, then: impl FnOnce(Error) + Send + 'static) 
         then: Mutex::new(Some(Box::new(then))),
     });
     let weak: Weak<Then> = Arc::downgrade(&then);
-    let key = DEADLINES.lock().add(deadline.at, weak);
+    // Where no thread is to be had, the next deadline tries again; those that have limits keep one.
+    let (key, _) = DEADLINES.lock().add(deadline.at, weak);
     Timer { key, _then: then }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::fault::Faults;
+    use crate::transport::wait_for_call;
     use std::sync::mpsc::channel;
 
     fn soon() -> Deadline {
@@ -445,6 +509,42 @@ mod tests {
         done.complete(Ok(()));
         let deadlines = DEADLINES.lock();
         assert!(deadlines.waiting.iter().all(|(other, _)| *other != key));
+    }
+
+    #[test]
+    fn limits_hold_where_no_thread_is_to_be_had() {
+        let limits = Limits {
+            code: Some(Duration::from_secs(1)),
+            ..Limits::NONE
+        };
+        // Other tests have their thread here.
+        assert!(sys::in_a_child(|| {
+            let faults = Faults::all_after(0, libc::EAGAIN);
+            // Those that wait look after their limit themselves.
+            let mut call = None;
+            let answer = wait_for_call(Some(soon()), |made| call = Some(made.clone()));
+            assert_eq!(answer.unwrap_err().status(), Status::TimedOut);
+            assert!(!call.unwrap().cancel(), "it was given up");
+
+            let refused = Watched::begin(&limits).err().unwrap();
+            assert!(refused.message().contains("looks after limits"));
+            assert_eq!(faults.failed(), Some("clone"));
+            let (sender, answers) = channel();
+            let done = Completion::new(move |answer: Result<()>| sender.send(answer).unwrap());
+            let done = limited(done, distant(), None, |_, _| ());
+            let refused = answers.try_recv().unwrap().unwrap_err();
+            assert!(refused.message().contains("looks after limits"));
+            done.complete(Ok(()));
+            drop(faults);
+
+            let kept = Watched::begin(&limits).unwrap();
+            assert!(kept.is_some());
+            let _faults = Faults::all_after(0, libc::EAGAIN);
+            let (sender, answers) = channel();
+            let done = Completion::new(move |answer: Result<()>| sender.send(answer).unwrap());
+            let _done = limited(done, soon(), None, |_, _| ());
+            answers.recv().unwrap().unwrap_err().status() == Status::TimedOut
+        }));
     }
 
     #[test]

@@ -77,6 +77,11 @@ impl Limits {
         Deadline::after(limit?, name)
     }
 
+    /// Whether any of them may be over while no thread waits for what it limits.
+    pub(crate) fn need_watching(&self) -> bool {
+        self.memory.or(self.code).or(self.session).is_some()
+    }
+
     /// When what begins now must have ended.
     pub(crate) fn session_end(&self) -> Option<Deadline> {
         Deadline::after(self.session?, "session")

@@ -18,8 +18,17 @@ const SMALL_BUFFER: usize = 4 << 10;
 pub(crate) struct Message {
     pub(crate) header: Header,
     pub(crate) body: Vec<u8>,
-    /// It has a larger body than was wanted, which is passed over.
-    pub(crate) withheld: bool,
+    /// Why it has no body, which is passed over.
+    pub(crate) withheld: Option<Withheld>,
+}
+
+/// Why a body was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Withheld {
+    /// It has more bytes than were wanted.
+    TooLarge,
+    /// The heap has no room for it.
+    NoRoom,
 }
 
 /// The other side has broken the protocol.
@@ -162,9 +171,16 @@ impl MessageReader {
         Ok(())
     }
 
-    /// The next message; `None` if the stream ends where one could begin.
+    /// The next message with its body; `None` if the stream ends where one could begin.
     pub(crate) fn next(&mut self) -> io::Result<Option<Message>> {
-        self.next_within(|_| u64::MAX)
+        match self.next_within(|_| u64::MAX)? {
+            Some(message) if message.withheld.is_some() => {
+                let size = message.header.body_size();
+                let what = format!("a message of {size} bytes, for which the heap has no room");
+                Err(io::Error::new(ErrorKind::OutOfMemory, what))
+            }
+            message => Ok(message),
+        }
     }
 
     /// [`next`](Self::next) without a body that has more bytes than `most` says, which costs no memory.
@@ -187,43 +203,45 @@ impl MessageReader {
             .expect("as many bytes are there");
         let header = Header::decode(header).map_err(broken)?;
         self.taken += HEADER_SIZE;
-        let withheld = header.body_size() > most(&header);
-        let body = match withheld {
-            false => self.body(header.body_size())?,
+        let body = match header.body_size() > most(&header) {
+            false => self.body(header.body_size())?.ok_or(Withheld::NoRoom),
             true => {
                 self.unwanted = header.body_size();
-                Vec::new()
+                Err(Withheld::TooLarge)
             }
         };
+        let withheld = body.as_ref().err().copied();
         Ok(Some(Message {
             header,
-            body,
+            body: body.unwrap_or_default(),
             withheld,
         }))
     }
 
-    /// Takes a body. Room is made as its bytes arrive, so a size that is a lie costs nothing.
-    fn body(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        let too_large = |there: usize| {
-            let message =
-                format!("a message of {size} bytes: after {there} of them the heap has no room");
-            io::Error::new(ErrorKind::OutOfMemory, message)
-        };
+    /// Takes a body. Room is made as its bytes arrive, so a size that is a lie costs nothing. `None`: the heap
+    /// has no room, and the rest is passed over.
+    fn body(&mut self, size: u64) -> io::Result<Option<Vec<u8>>> {
         let size = usize::try_from(size).unwrap_or(usize::MAX);
         let mut body = Vec::new();
         loop {
             let missing = size - body.len();
             let count = missing.min(self.there().len());
-            body.try_reserve(count).map_err(|_| too_large(body.len()))?;
+            if body.try_reserve(count).is_err() {
+                self.unwanted = missing as u64;
+                return Ok(None);
+            }
             body.extend_from_slice(&self.there()[..count]);
             self.taken += count;
             let missing = missing - count;
             let more = match missing {
-                0 => return Ok(body),
+                0 => return Ok(Some(body)),
                 1..BUFFER if self.take_descriptor.is_none() => self.fill()?,
                 _ => {
                     let room = missing.min(body.len().max(BUFFER));
-                    body.try_reserve(room).map_err(|_| too_large(body.len()))?;
+                    if body.try_reserve(room).is_err() {
+                        self.unwanted = missing as u64;
+                        return Ok(None);
+                    }
                     self.read(Into::Body(&mut body, missing))? > 0
                 }
             };
@@ -334,8 +352,8 @@ mod tests {
             assert_eq!(
                 (first.withheld, first.body.len()),
                 match size {
-                    ..=100 => (false, size),
-                    _ => (true, 0),
+                    ..=100 => (None, size),
+                    _ => (Some(Withheld::TooLarge), 0),
                 }
             );
             let next = input.next_within(|_| 100).unwrap().unwrap();

@@ -25,7 +25,7 @@ pub use stream::Stream;
 pub use token::{TOKEN_SIZES, send_token};
 
 use crate::callback_queue::Delivery;
-use crate::completion::{Completion, wait};
+use crate::completion::{Completion, wait, wait_until};
 use crate::error::{Error, Result, Status};
 use crate::wire::frame::Header;
 use std::io;
@@ -118,7 +118,27 @@ pub(crate) fn call_within(
 ) -> Result<Vec<u8>> {
     match deadline {
         None => call(&**transport, function, args),
-        Some(_) => wait(|done| Call::new(deadline, done).start(transport, function, args)),
+        Some(_) => wait_for_call(deadline, |call| call.start(transport, function, args)),
+    }
+}
+
+/// Waits for the answer to a call that `start` makes, no longer than until the deadline. No other thread looks
+/// after that.
+pub(crate) fn wait_for_call(
+    deadline: Option<limits::Deadline>,
+    start: impl FnOnce(&Call),
+) -> Result<Vec<u8>> {
+    let mut waited = None;
+    let answer = wait_until(deadline.map(|deadline| deadline.at), |done| {
+        start(waited.insert(Call::new(None, done)));
+    });
+    match (answer, waited, deadline) {
+        (Some(answer), _, _) => answer,
+        (None, Some(call), Some(deadline)) => {
+            call.end(deadline.error());
+            Err(deadline.error())
+        }
+        _ => unreachable!("an answer is waited for until a deadline"),
     }
 }
 
@@ -170,6 +190,25 @@ pub(crate) fn too_large(header: &Header, most: u64) -> Error {
              raise the limit \"answer\""
         ),
     )
+}
+
+/// Whether nothing can be sent any more since the connection is gone, by what sending failed with.
+fn is_lost(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
+        NetworkUnreachable, NotConnected, TimedOut,
+    };
+    let lost = [
+        BrokenPipe,
+        ConnectionAborted,
+        ConnectionReset,
+        HostUnreachable,
+        NetworkDown,
+        NetworkUnreachable,
+        NotConnected,
+        TimedOut,
+    ];
+    lost.contains(&error.kind())
 }
 
 /// What calls that wait for answers fail with when a connection can't be read any further.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Calls that wait for their answers.
 
+use crate::callback_queue::{self, Task};
 use crate::completion::Completion;
 use crate::error::{Error, invalid_handle};
 use crate::lock::Mutex;
@@ -122,21 +123,25 @@ impl PendingCalls {
             forgotten
         };
         if forgotten.is_some() && unsent() {
-            self.state.lock().forgotten -= 1;
+            let forgotten = &mut self.state.lock().forgotten;
+            // An executor may have answered what was not sent.
+            *forgotten = forgotten.saturating_sub(1);
         }
     }
 
     /// Answers what waits, and all that comes, with `error`, or with what the end was before.
     pub(crate) fn end(&self, error: Error) {
-        let waiting = {
+        let (waiting, error) = {
             let mut state = self.state.lock();
             let error = state.ended.get_or_insert(error).clone();
             self.ended.store(true, Ordering::Release);
-            let waiting = std::mem::take(&mut state.waiting);
-            let waiting = waiting.into_values();
-            waiting.map(move |waiting| (waiting.done, error.clone()))
+            (std::mem::take(&mut state.waiting), error)
         };
-        waiting.for_each(|(done, error)| done.complete(Err(error)));
+        // A callback of the host's may wait for that of another call.
+        callback_queue::run_all(waiting.into_values().map(move |waiting| {
+            let error = error.clone();
+            Box::new(move || waiting.done.complete(Err(error))) as Task
+        }));
     }
 
     #[cfg(test)]

@@ -99,7 +99,11 @@ pub(crate) fn start<C: Connection>(
     connection: Arc<C>,
     inputs: impl IntoIterator<Item = C::Input>,
 ) -> io::Result<()> {
-    ReaderPool::new(connection, inputs, IDLE_TIME).start_thread(Arc::default())
+    let pool = ReaderPool::new(connection, [], IDLE_TIME);
+    // Another one reads on while the first handles: if there were none to be had then, nothing would read.
+    let started = (0..KEPT).try_for_each(|_| pool.start_thread(Arc::default()));
+    pool.begin(inputs, started.is_ok());
+    started
 }
 
 /// [`start`] with the calling thread as the first to read. It handles nothing: with the first packet it
@@ -169,6 +173,23 @@ impl<C: Connection> ReaderPool<C> {
             gone: Condvar::new(),
             idle_time,
         })
+    }
+
+    /// Gives the threads their inputs, or has them end.
+    fn begin(&self, inputs: impl IntoIterator<Item = C::Input>, all_are_there: bool) {
+        let idle = {
+            let state = &mut *self.state.lock();
+            match all_are_there {
+                true => {
+                    state.inputs.extend(inputs);
+                    state.coming += state.idle.len();
+                }
+                // The connection was none yet.
+                false => (state.ended, state.told) = (Some(Ok(())), true),
+            }
+            std::mem::take(&mut state.idle)
+        };
+        idle.iter().for_each(|thread| thread.unpark());
     }
 
     pub(crate) fn run(self: &Arc<Self>) -> Result<()> {

@@ -4,15 +4,17 @@
 #[cfg(test)]
 mod tests;
 
-use super::deadlines::{self, Timer};
+use super::deadlines::{self, Timer, Watched};
 use super::limits::{Asked, Limits, Patience};
-use super::messages::{Message, MessageReader, broken};
+use super::messages::{Message, MessageReader, Withheld, broken};
 use super::pending::{Answered, PendingCalls};
 use super::send_queue::{self, SendQueue, Sender};
-use super::{ExecutorState, Transport, disconnected, end_of, reader_pool, too_large, unreadable};
+use super::{
+    ExecutorState, Transport, disconnected, end_of, is_lost, reader_pool, too_large, unreadable,
+};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::sys::{self, ClosedInChild, explain, socket};
+use crate::sys::{self, ClosedInChild, explain, heap, socket};
 use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, Opcode, Setup};
 use crate::wire::service::TAKES_DESCRIPTORS;
 use crate::wire::sps::{Outcome, from_bytes, said};
@@ -22,7 +24,11 @@ use std::sync::{Arc, Weak};
 
 /// A connection to an ORC executor, such as one that was started with `filedescs=N,N`. Hangs up when
 /// dropped; what is unanswered then is answered with an error.
-pub struct Stream(Arc<StreamConnection>, #[allow(dead_code)] Option<Timer>);
+pub struct Stream {
+    connection: Arc<StreamConnection>,
+    _end: Option<Timer>,
+    _watched: Option<Watched>,
+}
 
 struct StreamConnection {
     /// Itself, for the thread that sends answers.
@@ -66,6 +72,7 @@ impl Stream {
             _ => error,
         })?;
         input.read_until(None);
+        let watched = Watched::begin(&limits)?;
         let connection = Arc::new_cyclic(|this| StreamConnection {
             this: Weak::clone(this),
             socket: ClosedInChild::new(socket),
@@ -86,7 +93,11 @@ impl Stream {
                 }
             })
         });
-        Ok(Stream(connection, end))
+        Ok(Stream {
+            connection,
+            _end: end,
+            _watched: watched,
+        })
     }
 }
 
@@ -117,7 +128,7 @@ fn first(input: &mut MessageReader) -> Result<Setup> {
         withheld,
     } = message;
     header.check().map_err(|error| foreign(&error))?;
-    if withheld {
+    if withheld.is_some() {
         return Err(foreign(&format_args!("{} bytes", header.size)));
     }
     if header.opcode != Opcode::Setup {
@@ -145,7 +156,7 @@ impl Transport for Stream {
         most: u64,
         done: Completion<Vec<u8>>,
     ) -> Option<u64> {
-        self.0.call(function, &args, &[], most, done)
+        self.connection.call(function, &args, &[], most, done)
     }
 
     fn start_with(
@@ -156,31 +167,31 @@ impl Transport for Stream {
         most: u64,
         done: Completion<Vec<u8>>,
     ) -> Option<u64> {
-        self.0
+        self.connection
             .call(function, &args, &[descriptor.as_fd()], most, done)
     }
 
     fn forget(&self, call: u64) {
-        let StreamConnection { pending, queue, .. } = &*self.0;
+        let StreamConnection { pending, queue, .. } = &*self.connection;
         pending.forget(call, || queue.take_back(call));
     }
 
     fn limits(&self) -> Limits {
-        self.0.limits
+        self.connection.limits
     }
 
     fn executor(&self) -> Option<Arc<ExecutorState>> {
-        Some(Arc::clone(&self.0.executor))
+        Some(Arc::clone(&self.connection.executor))
     }
 
     fn symbol(&self, name: &str) -> Option<u64> {
-        let symbol = self.0.setup.bootstrap_symbols.get(name);
+        let symbol = self.connection.setup.bootstrap_symbols.get(name);
         symbol.map(|address| address.0)
     }
 
     /// Another executor would have the kernel close them.
     fn passes_descriptors(&self) -> bool {
-        self.symbol(TAKES_DESCRIPTORS).is_some() && sys::passes_descriptors(&self.0.socket)
+        self.symbol(TAKES_DESCRIPTORS).is_some() && sys::passes_descriptors(&self.connection.socket)
     }
 }
 
@@ -192,12 +203,13 @@ impl Drop for Stream {
             limits,
             executor,
             ..
-        } = &*self.0;
+        } = &*self.connection;
         if pending.owner().is_current() {
             let patience = Patience::new(limits.close, Arc::clone(executor));
             // The ends of sessions are for the executor to read.
             queue.wait_until_sent(patience.deadline());
-            self.0.end(disconnected("its connection was freed"));
+            self.connection
+                .end(disconnected("its connection was freed"));
         }
     }
 }
@@ -212,13 +224,11 @@ impl Sender for StreamConnection {
     }
 
     fn not_sent(&self, call: Option<u64>, error: io::Error) {
-        match error.kind() {
+        match is_lost(&error) {
             // Answers may still lie in the socket, and why the executor has ended. They are read before the end is
             // found there, with which the call is answered.
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => {
-                socket::hang_up(&self.socket);
-            }
-            _ => {
+            true => socket::hang_up(&self.socket),
+            false => {
                 // Part of the message may be under way, so nothing can follow it.
                 let error = explain("send a message to the executor", error);
                 self.end(error.clone());
@@ -281,9 +291,13 @@ impl StreamConnection {
         let sequence = header.sequence;
         match header.opcode {
             Opcode::Result => match self.pending.answered(sequence) {
-                Answered::Call(done) if withheld => {
+                Answered::Call(done) if withheld == Some(Withheld::TooLarge) => {
                     self.executor.dropped_too_large();
                     Ok(Work::Answer(done, Err(too_large(&header, most))))
+                }
+                Answered::Call(done) if withheld == Some(Withheld::NoRoom) => {
+                    let no_room = heap::exhausted("answer of an executor");
+                    Ok(Work::Answer(done, Err(no_room)))
                 }
                 Answered::Call(done) if header.is_out_of_band() => {
                     let why = said(&body);

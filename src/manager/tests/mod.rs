@@ -13,6 +13,7 @@ mod growth;
 mod huge_pages;
 mod in_place;
 mod limits;
+mod llvm_shared;
 mod lookup;
 mod oracle;
 mod placement;

@@ -8,6 +8,7 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::lock::Mutex;
+use crate::mapper::custom::check_window;
 use crate::mapper::{
     Action, Capabilities, Chunk, Deinitialization, Kind, MapperBase, MemoryMapper, Prepared,
     Reserved, SegmentContent, Teardown,
@@ -144,14 +145,27 @@ impl Client {
             Ok(answer) => answer,
             Err(error) => return done.complete_with(Err(error), delivery),
         };
-        match open_window(base.0, &name, size).and_then(|window| placed(placement, window)) {
-            Ok(window) => {
-                let (range, in_reach) = (window.range, true);
-                self.windows.lock().push(window);
-                done.complete_with(Ok(Reserved { range, in_reach }), delivery);
-            }
-            Err(error) => self.release(base, done.map(|_| Err(error))),
+        let window = match open_window(base.0, &name, size) {
+            Ok(window) => window,
+            Err(error) => return self.release(base, done.map(|_| Err(error))),
+        };
+        let (range, in_reach) = (window.range, true);
+        let reserved = Reserved { range, in_reach };
+        let mut windows = self.windows.lock();
+        let others: SmallVec<[AddressRange; 4]> = windows.iter().map(|one| one.range).collect();
+        let page = sys::page_size().bytes();
+        // A window that can't be is not released either: it may be another's.
+        if let Err(error) = check_window(reserved, size, &others, page) {
+            drop(windows);
+            return done.complete_with(Err(error), delivery);
         }
+        if let Err(error) = check_place(placement, range) {
+            drop(windows);
+            return self.release(base, done.map(|_| Err(error)));
+        }
+        windows.push(window);
+        drop(windows);
+        done.complete_with(Ok(reserved), delivery);
     }
 
     fn release(&self, base: ExecutorAddr, done: Completion<Vec<u8>>) {
@@ -184,9 +198,8 @@ fn open_window(base: u64, name: &str, size: u64) -> Result<SharedWindow> {
     })
 }
 
-/// A window, if it is where the host wants it; this service puts it where it likes.
-fn placed(placement: Placement, window: SharedWindow) -> Result<SharedWindow> {
-    let range = window.range;
+/// Fails for a window that is not where the host wants it; this service puts it where it likes.
+fn check_place(placement: Placement, range: AddressRange) -> Result<()> {
     let near = |address: u64| {
         let reach = 1 << 31;
         range.start().abs_diff(address) < reach && range.end().abs_diff(address) < reach
@@ -198,7 +211,7 @@ fn placed(placement: Placement, window: SharedWindow) -> Result<SharedWindow> {
         Placement::Fixed(address) => address == range.start(),
     };
     match good {
-        true => Ok(window),
+        true => Ok(()),
         false => Err(Error::new(
             Status::Unsupported,
             format!("LLVM's service put the window at {range:?}, not where it was wanted"),
@@ -247,6 +260,11 @@ impl MemoryMapper for LlvmSharedMapper {
         let window =
             window.ok_or_else(|| invalid_argument(format!("chunk {range:?} lies in no window")))?;
         let offset = range.start() - window.range.start();
+        if window.views.contains_key(&range.start()) {
+            return Err(invalid_argument(format!(
+                "chunk {range:?} is there already"
+            )));
+        }
         let view = WriterView::of(window.memory.as_fd(), offset, range.size())?;
         // SAFETY: the view stays until `reclaim` or `release`, when the manager writes there no more.
         let prepared = Prepared::written(unsafe { view.writer() }, 2);

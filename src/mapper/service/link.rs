@@ -3,13 +3,15 @@
 
 use super::descriptor_passing::{self, Attachment, DescriptorPassing};
 use super::reply::{decoded, decoded_list, parsed};
-use crate::completion::{Completion, wait};
+use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::sys::OwnerProcess;
 use crate::transport::channel::Channel;
 use crate::transport::limits::{Asked, Deadline, Patience, SessionLimits};
 use crate::transport::packet;
-use crate::transport::{Call, ExecutorState, Traffic, Transport, disconnected, dispatched};
+use crate::transport::{
+    ExecutorState, Traffic, Transport, disconnected, dispatched, wait_for_call,
+};
 use crate::wire::service::{
     Attach, FrameFunctions, Functions, INDEX_VERSION, ListenerName, OLDEST_VERSION, Open,
     OpenWithWish, Opened, OpenedWithData, OpenedWithFrames, PARTS_VERSION, PRIVATE_VERSION,
@@ -413,8 +415,9 @@ fn asked(
     deadline: Option<Deadline>,
 ) -> Result<Vec<u8>> {
     let most = most_answer(message.len());
-    let call = |done| Call::new(deadline, done);
-    wait(|done| call(done).start_with(transport, function, message, descriptor, most))
+    wait_for_call(deadline, |call| {
+        call.start_with(transport, function, message, descriptor, most);
+    })
 }
 
 impl Drop for Link {
@@ -427,6 +430,7 @@ impl Drop for Link {
 mod tests {
     use super::super::reply::decoded_list;
     use super::*;
+    use crate::completion::wait;
     use crate::executor::service::Service;
     use crate::executor::service::here::{Here, OPEN};
 

@@ -209,3 +209,30 @@ fn the_thread_that_runs_it_handles_only_what_no_other_thread_can() {
     assert_eq!(handled[1].0, "handled");
     assert_ne!(handled[1].1, own);
 }
+
+#[test]
+fn both_threads_that_stay_are_there_before_anything_is_read() {
+    for threads in 0..=KEPT as u32 {
+        let connection = Arc::new(Scripted::default());
+        let faults = Faults::all_after(threads, libc::EAGAIN);
+        let started = start(Arc::clone(&connection), [()]);
+        drop(faults);
+        if threads < KEPT as u32 {
+            let why = started.unwrap_err();
+            assert_eq!(why.raw_os_error(), Some(libc::EAGAIN));
+            // Those that were started go without having read.
+            while Arc::strong_count(&connection) > 1 {
+                thread::yield_now();
+            }
+            let script = connection.script.lock();
+            assert_eq!((script.most_reading, script.ended.len()), (0, 0));
+            continue;
+        }
+        started.unwrap();
+        // One reads while the other handles, and none is started for that.
+        connection.send([Packet::Wait(2), Packet::Wait(2)]);
+        connection.wait_until(|script| script.handled.len() == 2);
+        connection.hang_up();
+        connection.wait_until(|script| script.ended.len() == 1);
+    }
+}

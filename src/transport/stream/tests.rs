@@ -355,7 +355,7 @@ fn a_session_that_takes_too_long_ends_with_all_that_waits() {
 #[test]
 fn calls_that_were_given_up_take_no_memory_and_their_answers_harm_nothing() {
     let (mut executor, stream) = connected();
-    let connection = Arc::clone(&stream.0);
+    let connection = Arc::clone(&stream.connection);
     let stream: Arc<dyn Transport> = Arc::new(stream);
     let (sender, answers) = channel();
     let start = |number: u8, limit| {
@@ -397,7 +397,7 @@ fn calls_that_were_given_up_take_no_memory_and_their_answers_harm_nothing() {
 #[test]
 fn a_call_that_never_went_is_taken_back() {
     let (mut executor, stream) = connected();
-    let connection = Arc::clone(&stream.0);
+    let connection = Arc::clone(&stream.connection);
     let stream: Arc<dyn Transport> = Arc::new(stream);
     let done = || Completion::new(|_| ());
     // More than a socket takes.
@@ -488,7 +488,30 @@ fn an_answer_that_is_too_large_fails_its_call_and_no_other() {
         too_large: 3,
         ..DroppedAnswers::default()
     };
-    assert_eq!(stream.0.executor.dropped_answers(), dropped);
+    assert_eq!(stream.connection.executor.dropped_answers(), dropped);
+}
+
+#[test]
+fn callbacks_of_the_end_may_wait_for_each_other() {
+    for freed in [false, true] {
+        let (executor, stream) = connected();
+        let met = Arc::new(std::sync::Barrier::new(3));
+        let (sender, answers) = channel();
+        for _ in 0..3 {
+            let (met, sender) = (Arc::clone(&met), sender.clone());
+            let done = Completion::new(move |answer: Result<Vec<u8>>| {
+                met.wait();
+                sender.send(answer.unwrap_err().status()).unwrap();
+            });
+            stream.call(7, vec![], done);
+        }
+        match freed {
+            true => drop(stream),
+            false => drop(executor),
+        }
+        let all: Vec<Status> = answers.iter().take(3).collect();
+        assert_eq!(all, [Status::Disconnected; 3]);
+    }
 }
 
 #[test]
