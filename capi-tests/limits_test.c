@@ -2,11 +2,13 @@
 //
 // Systems that forbid something: an error that names it and what to do, or the other mapper.
 
+#include "here.h"
 #include "limits.h"
 
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/ptrace.h>
+#include <ucontext.h>
 
 // Values of newer headers than some systems have.
 enum { SET_MDWE = 65, MDWE_REFUSE_EXEC_GAIN = 1, ADD_SEALS = 1033 };
@@ -263,6 +265,50 @@ LIMITED_EACH(nothing_can_be_unmapped) {
   child_graph(other);
 }
 
+// A host, or a sandbox around it, that does calls in the place of the kernel.
+static void emulate(int signal, siginfo_t *info, void *context) {
+  (void)signal;
+  (void)info;
+  ucontext_t *interrupted = context;
+#ifdef __aarch64__
+  interrupted->uc_mcontext.regs[0] = 0;
+#else
+  interrupted->uc_mcontext.gregs[REG_RAX] = 0;
+#endif
+}
+
+static void keep_call(void *ctx, uint64_t function, const void *args, size_t size,
+                      jitmem_call call) {
+  (void)function;
+  (void)args;
+  (void)size;
+  *(jitmem_call *)ctx = call;
+}
+
+static void on_timeout(void *ctx, const void *bytes, size_t size, const jitmem_error *problem) {
+  (void)bytes;
+  (void)size;
+  MUST(jitmem_error_status(problem) == JITMEM_TIMED_OUT);
+  count(ctx);
+}
+
+// The library's own threads make such calls too: one of them says that a limit is over.
+LIMITED(calls_are_emulated) {
+  struct sigaction action = {.sa_sigaction = emulate, .sa_flags = SA_SIGINFO};
+  MUST(sigaction(SIGSYS, &action, NULL) == 0);
+  filter(SYS_prctl, SECCOMP_RET_TRAP);
+  jitmem_call call = 0;
+  struct counter over = COUNTER;
+  const jitmem_transport_callbacks callbacks = {
+      .struct_size = sizeof callbacks, .ctx = &call, .call = keep_call};
+  jitmem_transport *transport = NULL;
+  MUST_OK(jitmem_transport_custom(&callbacks, &transport, error));
+  MUST_OK(jitmem_transport_start(transport, 1, "", 0, 1, on_timeout, &over, NULL, NULL, error));
+  MUST(counted(&over, 1) == 1);
+  MUST_OK(jitmem_transport_answer(call, JITMEM_OK, NULL, NULL, 0, error));
+  jitmem_transport_free(transport);
+}
+
 LIMITED(the_hot_path_never_enters_the_kernel) {
   jitmem_manager *manager = child_manager(JITMEM_IN_PROCESS_TWO_VIEWS, (jitmem_manager_options){0});
   const jitmem_segment segments[] = {segment(256, 0, RX), segment(64, 0, R), segment(64, 64, RW)};
@@ -312,6 +358,7 @@ int main(int argc, char **argv) {
       LIMIT(files_can_not_be_opened_mprotect),
       LIMIT(nothing_can_be_unmapped_two_views),
       LIMIT(nothing_can_be_unmapped_mprotect),
+      LIMIT(calls_are_emulated),
       LIMIT(the_hot_path_never_enters_the_kernel),
   };
   return RUN_LIMITS(tests, argc, argv);

@@ -771,7 +771,7 @@ JITMEM_ENUM(jitmem_window_size) {
 typedef struct jitmem_manager_options {
   /// sizeof(jitmem_manager_options).
   size_t struct_size;
-  /// Bytes of address space per window, rounded up to pages; 64 KiB to 2 GiB less 2 MiB. 0: 1 GiB. The
+  /// Bytes of address space per window, rounded up to pages; 64 KiB, or four pages of 64 KiB, to 2 GiB less 2 MiB. 0: 1 GiB. The
   /// smallest holds a graph of code, constants and data where 2 MiB of address space are left. One of
   /// jitmem_window_size may be meant.
   uint64_t window_size;

@@ -239,12 +239,14 @@ impl Manager {
                 options.window_size
             ))));
         };
-        if size < SMALLEST_WINDOW {
+        // A graph of code, constants and data has a chunk for each, behind what the window itself has.
+        let least = SMALLEST_WINDOW.max(4 * page.bytes());
+        if size < least {
             return done.complete(Err(invalid_argument(format!(
-                "window of {size} bytes: the least is {SMALLEST_WINDOW}"
+                "window of {size} bytes: the least is {least}"
             ))));
         }
-        let most = match options.placement.largest_window(SMALLEST_WINDOW) {
+        let most = match options.placement.largest_window(least) {
             Ok(most) => page.round_down(most),
             Err(error) => return done.complete(Err(error)),
         };
@@ -252,7 +254,7 @@ impl Manager {
             window_size: size.min(most),
             ..options
         };
-        Core::create(mapper, options, SMALLEST_WINDOW, done);
+        Core::create(mapper, options, least, done);
     }
 
     /// The flow behind it, for the C API, where handles are numbers.

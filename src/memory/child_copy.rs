@@ -28,13 +28,12 @@ impl ChildCopy {
         chunk: AddressRange,
         protection: Protection,
     ) -> io::Result<()> {
-        let there = sys::resident(chunk);
         if !protection.writable() {
             // SAFETY: as the caller says.
-            if !matches!(slot, Some(copy) if unsafe { copy.is_same(chunk, &there) }) {
+            if !matches!(slot, Some(copy) if unsafe { copy.is_same(chunk) }) {
                 *slot = None;
                 // SAFETY: as the caller says.
-                *slot = Some(unsafe { ChildCopy::sealed(chunk, protection, &there) }?);
+                *slot = Some(unsafe { ChildCopy::sealed(chunk, protection) }?);
             }
             return Ok(());
         }
@@ -43,7 +42,7 @@ impl ChildCopy {
         }
         match slot {
             // SAFETY: as the caller says.
-            Some(copy) => unsafe { copy.refresh(chunk, &there) },
+            Some(copy) => unsafe { copy.refresh(chunk) },
             None => Ok(()),
         }
     }
@@ -61,13 +60,9 @@ impl ChildCopy {
     ///
     /// # Safety
     /// The chunk can be read.
-    unsafe fn sealed(
-        chunk: AddressRange,
-        protection: Protection,
-        there: &[bool],
-    ) -> io::Result<ChildCopy> {
+    unsafe fn sealed(chunk: AddressRange, protection: Protection) -> io::Result<ChildCopy> {
         let file = MemFile::new(c"jitmem-child", chunk.size())?;
-        for page in pages(chunk, there) {
+        for page in pages(chunk, sys::resident(chunk)) {
             // SAFETY: as the caller says.
             unsafe { sys::write_pages(&file, page.start() - chunk.start(), page) }?;
         }
@@ -84,10 +79,9 @@ impl ChildCopy {
 
     /// # Safety
     /// The chunk can be read.
-    unsafe fn is_same(&self, chunk: AddressRange, there: &[bool]) -> bool {
-        let here = sys::resident(self.range);
-        let either: Vec<bool> = here.iter().zip(there).map(|(a, b)| *a || *b).collect();
-        let mut pages = pages(chunk, &either);
+    unsafe fn is_same(&self, chunk: AddressRange) -> bool {
+        let both = sys::resident(self.range).zip(sys::resident(chunk));
+        let mut pages = pages(chunk, both.map(|(here, there)| here || there));
         pages.all(|page| {
             // SAFETY: as the caller says, and the copy is there.
             unsafe { sys::same(page.start(), self.place_of(page, chunk), page.size()) }
@@ -99,14 +93,13 @@ impl ChildCopy {
     ///
     /// # Safety
     /// The chunk can be read.
-    unsafe fn refresh(&self, chunk: AddressRange, there: &[bool]) -> io::Result<()> {
-        let here = sys::resident(self.range);
-        let gone: Vec<bool> = here.iter().zip(there).map(|(a, b)| *a && !*b).collect();
-        for page in pages(self.range, &gone) {
+    unsafe fn refresh(&self, chunk: AddressRange) -> io::Result<()> {
+        let both = sys::resident(self.range).zip(sys::resident(chunk));
+        for page in pages(self.range, both.map(|(here, there)| here && !there)) {
             // SAFETY: the copy's own page.
             unsafe { sys::discard(page) }?;
         }
-        for page in pages(chunk, there) {
+        for page in pages(chunk, sys::resident(chunk)) {
             let (from, to, size) = (page.start(), self.place_of(page, chunk), page.size());
             // SAFETY: as the caller says, and the copy is there, for this alone.
             unsafe {
@@ -141,10 +134,13 @@ impl Drop for ChildCopy {
     }
 }
 
-/// The pages of a range that a list names.
-fn pages(range: AddressRange, named: &[bool]) -> impl Iterator<Item = AddressRange> {
+/// The pages of a range of which that is said.
+fn pages(
+    range: AddressRange,
+    said: impl Iterator<Item = bool>,
+) -> impl Iterator<Item = AddressRange> {
     let size = sys::page_size().bytes();
-    let numbers = (0u64..).zip(named).filter(|(_, named)| **named);
+    let numbers = (0u64..).zip(said).filter(|(_, said)| *said);
     numbers.filter_map(move |(number, _)| range.part(number * size, size))
 }
 

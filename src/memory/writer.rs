@@ -174,8 +174,9 @@ impl Writer {
     /// Writes bytes.
     pub(crate) fn write(self, offset: u64, bytes: &[u8]) {
         let pointer = self.part(offset, bytes.len() as u64);
+        // A host may move what it has written: they may overlap.
         // SAFETY: the part is as long as `bytes`, mapped, and no Rust object lies there.
-        unsafe { pointer.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        unsafe { pointer.copy_from(bytes.as_ptr(), bytes.len()) }
     }
 }
 

@@ -132,6 +132,11 @@ unsafe impl Sync for HeldList {}
 
 static HELD: HeldList = HeldList(UnsafeCell::new(None));
 
+thread_local! {
+    /// This thread has locked the list, and is between the two handlers.
+    static FORKING: Cell<bool> = const { Cell::new(false) };
+}
+
 impl List {
     /// # Safety
     /// The header stays where it is until it is removed.
@@ -190,10 +195,15 @@ extern "C" fn before_fork() {
     }
     // SAFETY: this thread has locked the list.
     unsafe { *HELD.0.get() = Some(list) };
+    FORKING.set(true);
 }
 
 fn after_fork(in_child: bool) {
-    // SAFETY: if this thread has not locked the list, no thread has: it is the only one of a child.
+    // What another thread of a parent has locked is not this one's, in a child that no handler knows of.
+    if !FORKING.replace(false) {
+        return;
+    }
+    // SAFETY: this thread has locked the list.
     let Some(mut list) = (unsafe { (*HELD.0.get()).take() }) else {
         return;
     };

@@ -69,25 +69,15 @@ const MUCH_CODE: u64 = 1 << 20;
 /// execution.
 #[cfg(any(test, not(any(target_arch = "x86_64", target_arch = "x86"))))]
 fn for_parts_with_memory(range: AddressRange, mut act: impl FnMut(AddressRange)) {
-    /// As many are asked for at once.
-    const PAGES: u64 = 1024;
     let page = super::page_size();
     let pages = range.rounded_out(page).expect("a mapped range ends");
-    let mut next = pages.start();
-    while next < pages.end() {
-        let size = (pages.end() - next).min(PAGES * page.bytes());
-        let block = AddressRange::new(next, size).expect("a part of a range");
-        for (start, there) in (next..block.end())
-            .step_by(page.bytes() as usize)
-            .zip(super::resident(block))
-        {
-            let end = (start + page.bytes()).min(range.end());
-            let start = start.max(range.start());
-            if there {
-                act(AddressRange::new(start, end - start).expect("a part of a range"));
-            }
+    let starts = (pages.start()..pages.end()).step_by(page.bytes() as usize);
+    for (start, there) in starts.zip(super::resident(pages)) {
+        let end = (start + page.bytes()).min(range.end());
+        let start = start.max(range.start());
+        if there {
+            act(AddressRange::new(start, end - start).expect("a part of a range"));
         }
-        next = block.end();
     }
 }
 

@@ -11,25 +11,63 @@ fn pointer(address: u64) -> *mut libc::c_void {
     std::ptr::with_exposed_provenance_mut(address as usize)
 }
 
-/// Which pages of a mapping may hold something. One that was swapped out is not told from one that was
-/// never there, so where anything was, all may; so they may where the system does not say.
-pub(crate) fn resident(range: AddressRange) -> Vec<bool> {
-    let pages = (range.size() / page_size().bytes()) as usize;
-    let mut states = vec![1u8; pages];
-    if nothing_is_swapped_out() && gate("mincore").is_ok() {
-        // SAFETY: room for a byte per page; a range that is not mapped is an error.
-        let result = unsafe {
-            libc::mincore(
-                pointer(range.start()),
-                range.size() as usize,
-                states.as_mut_ptr(),
-            )
-        };
-        if result != 0 || !nothing_is_swapped_out() {
-            states.fill(1);
-        }
+/// As many pages are asked for at once.
+const PAGES_AT_ONCE: usize = 1024;
+
+/// Which pages of a mapping may hold something, in their order. One that was swapped out is not told from one
+/// that was never there, so where anything was, all may; so they may where the system does not say. Takes no
+/// memory of the heap, which a fork or a deallocation may find exhausted.
+pub(crate) fn resident(range: AddressRange) -> impl Iterator<Item = bool> {
+    Resident {
+        left: range,
+        states: [1; PAGES_AT_ONCE],
+        taken: PAGES_AT_ONCE,
     }
-    states.into_iter().map(|state| state & 1 == 1).collect()
+}
+
+struct Resident {
+    /// What was not asked for yet.
+    left: AddressRange,
+    /// Of the pages in front of it, of which so many were taken.
+    states: [u8; PAGES_AT_ONCE],
+    taken: usize,
+}
+
+impl Resident {
+    /// Asks for the next pages, which are the last of the states.
+    fn ask(&mut self) {
+        let page = page_size().bytes();
+        let size = self.left.size().min(PAGES_AT_ONCE as u64 * page);
+        self.taken = PAGES_AT_ONCE - (size / page) as usize;
+        let states = &mut self.states[self.taken..];
+        states.fill(1);
+        if nothing_is_swapped_out() && gate("mincore").is_ok() {
+            let (start, size) = (pointer(self.left.start()), size as usize);
+            // SAFETY: room for a byte per page; a range that is not mapped is an error.
+            let result = unsafe { libc::mincore(start, size, states.as_mut_ptr()) };
+            if result != 0 || !nothing_is_swapped_out() {
+                states.fill(1);
+            }
+        }
+        let left = self.left.part(size, self.left.size() - size);
+        self.left = left.expect("a part of a range");
+    }
+}
+
+impl Iterator for Resident {
+    type Item = bool;
+
+    fn next(&mut self) -> Option<bool> {
+        if self.taken == PAGES_AT_ONCE {
+            if self.left.size() == 0 {
+                return None;
+            }
+            self.ask();
+        }
+        let state = *self.states.get(self.taken)?;
+        self.taken += 1;
+        Some(state & 1 == 1)
+    }
 }
 
 fn nothing_is_swapped_out() -> bool {

@@ -92,13 +92,22 @@ unsafe fn close_in_child() {
     // SAFETY: room for two descriptors; those are closed, and the places of others are the child's.
     unsafe {
         if libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) != 0 {
-            return;
+            // One of the others makes room for a socket that is connected to nothing, and then serves for all.
+            ends = [FREE; 2];
         }
         libc::close(ends[1]);
+        let mut dead = ends[0];
         for place in &CLOSED_IN_CHILD {
             let number = place.load(Ordering::Relaxed);
-            if number != FREE {
-                libc::dup3(ends[0], number, libc::O_CLOEXEC);
+            if number == FREE {
+                continue;
+            }
+            if dead == FREE {
+                libc::close(number);
+                dead = libc::socket(libc::AF_UNIX, kind, 0);
+            }
+            if dead != number {
+                libc::dup3(dead, number, libc::O_CLOEXEC);
             }
         }
         libc::close(ends[0]);
@@ -288,6 +297,32 @@ mod tests {
         let mut byte = [0];
         own.read_exact(&mut byte).unwrap();
         assert_eq!(byte, *b"x");
+    }
+
+    #[test]
+    fn children_find_them_closed_where_no_further_one_is_to_be_had() {
+        // In a process of its own, whose limit is lowered.
+        assert!(in_a_child(|| {
+            let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+            let guarded = pairs.map(|(here, there)| {
+                there.set_nonblocking(true).unwrap();
+                (ClosedInChild::new(OwnedFd::from(here)), there)
+            });
+            let none = libc::rlimit {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: a limit of this process alone.
+            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &none) }, 0);
+            let sent = |number: i32| {
+                // SAFETY: a byte to read.
+                unsafe { libc::send(number, b"y".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }
+            };
+            let dead = || guarded.iter().all(|(one, _)| sent(one.as_raw_fd()) < 0);
+            let children = in_a_child(dead);
+            let nothing = |there: &UnixStream| (&mut &*there).read(&mut [0]).is_err();
+            children && guarded.iter().all(|(_, there)| nothing(there)) && !dead()
+        }));
     }
 
     #[test]

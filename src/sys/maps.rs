@@ -23,8 +23,12 @@ pub(crate) struct Mapping {
 /// All mappings, in address order.
 pub(crate) fn mappings() -> io::Result<Vec<Mapping>> {
     gate("open(/proc/self/maps)")?;
-    let text = std::fs::read_to_string("/proc/self/maps")?;
-    Ok(text.lines().filter_map(parse).collect())
+    // The name of a mapped file need not be UTF-8.
+    let lines = std::fs::read("/proc/self/maps")?;
+    let lines = lines.split(|byte| *byte == b'\n');
+    Ok(lines
+        .filter_map(|line| parse(&String::from_utf8_lossy(line)))
+        .collect())
 }
 
 fn parse(line: &str) -> Option<Mapping> {
@@ -142,6 +146,29 @@ mod tests {
         assert!(!parse("7f00-8f00 rw-p 00000000 00:00 0").unwrap().image);
         assert!(parse("8f00-7f00 rw-p 00000000 00:00 0").is_none());
         assert!(parse("").is_none());
+    }
+
+    #[test]
+    fn a_file_may_have_any_name() {
+        use std::os::unix::ffi::OsStringExt;
+        let name = [
+            b"jitmem-caf\xe9-".to_vec(),
+            std::process::id().to_string().into(),
+        ]
+        .concat();
+        let path = std::env::temp_dir().join(std::ffi::OsString::from_vec(name));
+        std::fs::write(&path, [0; 100]).unwrap();
+        let file = File::open(&path).unwrap();
+        let at = crate::sys::At::Anywhere;
+        let page = crate::sys::page_size().bytes();
+        let none = crate::group::Protection::NONE;
+        let start = crate::sys::map_file(at, page, none, std::os::fd::AsFd::as_fd(&file)).unwrap();
+        let all = mappings().unwrap();
+        let found = all.iter().find(|one| one.range.start() == start).unwrap();
+        assert!(!found.private_memory);
+        // SAFETY: the test's own page.
+        unsafe { crate::sys::unmap(start, page) }.unwrap();
+        std::fs::remove_file(path).unwrap();
     }
 
     #[test]

@@ -6,7 +6,7 @@ use memfd::{FileSeal, Memfd};
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 /// A memfd of a fixed size.
@@ -134,16 +134,7 @@ impl MemFile {
 
     /// Takes all pages now, so that a shortage is an error here and not a kill later.
     pub(crate) fn commit(&self, size: u64) -> io::Result<()> {
-        gate("fallocate")?;
-        let size =
-            libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
-        // SAFETY: a plain call on a descriptor that we own.
-        let result = unsafe { libc::fallocate(self.as_fd().as_raw_fd(), 0, 0, size) };
-        if result == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        super::take_part(self.as_fd(), 0, size)
     }
 }
 

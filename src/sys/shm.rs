@@ -65,9 +65,20 @@ pub(crate) fn take_shared_memory(name: &str, size: u64) -> io::Result<OwnedFd> {
 
 /// Takes the pages of a part of a file, so that a shortage is an error here and not a SIGBUS later.
 pub(crate) fn take_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<()> {
-    gate("fallocate")?;
+    /// A signal undoes what a call has taken, in many versions of the kernel: a part is taken between two of them.
+    const AT_ONCE: u64 = 4 << 20;
     let flags = rustix::fs::FallocateFlags::empty();
-    Ok(rustix::fs::fallocate(file, flags, offset, size)?)
+    let mut taken = 0;
+    while taken < size {
+        gate("fallocate")?;
+        let part = AT_ONCE.min(size - taken);
+        match rustix::fs::fallocate(file, flags, offset + taken, part) {
+            Ok(()) => taken += part,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 /// Gives the pages of a part of a file back; it reads as zero afterwards.

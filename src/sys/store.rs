@@ -14,18 +14,17 @@ pub(crate) fn stores_16_bytes() -> bool {
 #[cfg(target_arch = "x86_64")]
 pub(crate) unsafe fn store_16(pointer: *mut u8, value: u128) {
     let (low, high) = (value as u64, (value >> 64) as u64);
-    // rbx is the compiler's own. An exchange that fails gives what is there, and is tried with that.
+    // rbx is the compiler's own, which may still choose it for an operand without a name: `low` may be in it, the
+    // pointer may not. An exchange that fails gives what is there, and is tried with that.
     // SAFETY: as the caller says.
     unsafe {
         std::arch::asm!(
-            "mov {saved}, rbx",
-            "mov rbx, {low}",
-            "2: lock cmpxchg16b [{pointer}]",
+            "xchg {low}, rbx",
+            "2: lock cmpxchg16b [rdi]",
             "jne 2b",
-            "mov rbx, {saved}",
-            saved = out(reg) _,
-            low = in(reg) low,
-            pointer = in(reg) pointer,
+            "mov rbx, {low}",
+            low = inout(reg) low => _,
+            in("rdi") pointer,
             in("rcx") high,
             inout("rax") 0u64 => _,
             inout("rdx") 0u64 => _,

@@ -10,11 +10,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Signals that report what the thread itself did; blocked, they would kill the process.
-const OWN: [libc::c_int; 5] = [
+const OWN: [libc::c_int; 6] = [
     libc::SIGBUS,
     libc::SIGFPE,
     libc::SIGILL,
     libc::SIGSEGV,
+    libc::SIGSYS,
     libc::SIGTRAP,
 ];
 
