@@ -61,9 +61,10 @@ impl SharedWord {
         unsafe { libc::syscall(libc::SYS_futex, &self.word, libc::FUTEX_WAKE, all) };
     }
 
-    /// Waits until it is another one.
-    pub(crate) fn wait_while(&self, word: u32) {
-        while self.load() == word {
+    /// Waits until it is another one, or `more` says that there is no more to wait for, which is asked again when
+    /// [`wake`](SharedWord::wake) is called.
+    pub(crate) fn wait_while(&self, word: u32, more: impl Fn() -> bool) {
+        while more() && self.load() == word {
             let forever = std::ptr::null::<libc::timespec>();
             // SAFETY: the address of a word; a null for no limit.
             unsafe { libc::syscall(libc::SYS_futex, &self.word, libc::FUTEX_WAIT, word, forever) };

@@ -114,7 +114,7 @@ impl Replay {
 
     /// What the children shall share with this.
     pub(super) fn places(&self) -> Places {
-        self.places
+        self.places.clone()
     }
 
     /// The number of the child there is, or comes next.

@@ -5,14 +5,28 @@
 
 use crate::error::{Result, invalid_argument};
 use crate::sys::{self, SharedWord, explain};
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 
 /// Allocations that one message initializes again, at most.
 pub(in crate::executor) const TOGETHER: usize = 256;
 
 /// Memory that a supervisor shares with its children: a word for each allocation of the message under way.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::executor) struct Places(&'static [SharedWord; TOGETHER]);
+#[derive(Clone, Debug)]
+pub(in crate::executor) struct Places {
+    words: &'static [SharedWord; TOGETHER],
+    waits: Arc<Waits>,
+}
+
+/// Which waits there are. It is not shared: linked code can write the words, and a child may end before it wakes,
+/// so whether a wait is over is not for the words alone to say.
+#[derive(Debug, Default)]
+struct Waits {
+    /// The message under way.
+    message: AtomicU32,
+    /// Threads that wait for one of its allocations, or of one before.
+    threads: AtomicUsize,
+}
 
 /// The largest number of a message.
 pub(in crate::executor) const MOST_MESSAGES: u32 = u32::MAX >> BITS;
@@ -40,17 +54,11 @@ pub(in crate::executor) enum Progress {
     Ended(u64),
 }
 
-/// Wakes those that wait for what the word has said.
-fn wake(one: &SharedWord, before: u32) {
-    if before & ((1 << BITS) - 1) == AWAITED {
-        one.wake();
-    }
-}
-
 impl Places {
     pub(in crate::executor) fn new() -> Result<Places> {
         let words = sys::shared_words().map_err(|error| explain("map a page", error))?;
-        Ok(Places(words))
+        let waits = Arc::default();
+        Ok(Places { words, waits })
     }
 
     /// What an allocation of a message is sent with.
@@ -58,17 +66,23 @@ impl Places {
         u64::from(message) << 32 | index as u64
     }
 
-    /// Nothing of a message has begun. What waits for one before looks again.
+    /// Nothing of a message has begun. What waits for one before waits no more.
     pub(in crate::executor) fn begin(&self, message: u32) {
-        for one in self.0 {
-            let before = one.set(word(message, WAITS), 0);
-            wake(one, before);
+        self.waits.message.store(message, SeqCst);
+        for one in self.words {
+            one.set(word(message, WAITS), 0);
+        }
+        // A thread may have looked at the number before, and begin to sleep after it was woken, if linked code
+        // writes the old word anew.
+        while self.waits.threads.load(SeqCst) > 0 {
+            self.words.iter().for_each(SharedWord::wake);
+            std::thread::yield_now();
         }
     }
 
     /// Takes an allocation out, unless it has begun.
     pub(in crate::executor) fn take(&self, message: u32, index: usize) -> Progress {
-        let one = &self.0[index];
+        let one = &self.words[index];
         if one.change(word(message, WAITS), word(message, TAKEN)) {
             return Progress::Taken;
         }
@@ -79,24 +93,29 @@ impl Places {
         }
     }
 
-    /// Waits for one that runs.
+    /// Waits for one that runs, while its message is under way.
     pub(in crate::executor) fn wait(&self, message: u32, index: usize) {
-        let one = &self.0[index];
+        let (one, waits) = (&self.words[index], &self.waits);
+        waits.threads.fetch_add(1, SeqCst);
         one.change(word(message, RUNS), word(message, AWAITED));
-        one.wait_while(word(message, AWAITED));
+        let under_way = || waits.message.load(SeqCst) == message;
+        one.wait_while(word(message, AWAITED), under_way);
+        waits.threads.fetch_sub(1, SeqCst);
     }
 
     /// In the child: initializes one, if it was not taken out.
     fn run(&self, place: u64, initialize: impl FnOnce() -> Result<u64>) -> Result<u64> {
         let (message, index) = ((place >> 32) as u32, place as u32 as usize);
-        let one = self.0.get(index);
+        let one = self.words.get(index);
         let one = one.ok_or_else(|| invalid_argument(format!("there is no place {index}")))?;
         if !one.change(word(message, WAITS), word(message, RUNS)) {
             return Ok(0);
         }
         let key = initialize();
         let ended = *key.as_ref().unwrap_or(&0);
-        wake(one, one.set(word(message, ENDED), ended));
+        if one.set(word(message, ENDED), ended) == word(message, AWAITED) {
+            one.wake();
+        }
         key
     }
 }
@@ -152,8 +171,9 @@ mod tests {
             places.begin(message);
             let (begun, wait) = std::sync::mpsc::channel();
             let (go, may_go) = std::sync::mpsc::channel::<()>();
+            let here = places.clone();
             let runs = std::thread::spawn(move || {
-                places.run(Places::place(message, 0), || {
+                here.run(Places::place(message, 0), || {
                     begun.send(()).unwrap();
                     let _ = may_go.recv();
                     Ok(5)
@@ -161,7 +181,8 @@ mod tests {
             });
             wait.recv().unwrap();
             assert_eq!(places.take(message, 0), Progress::Runs);
-            let waits = std::thread::spawn(move || places.wait(message, 0));
+            let here = places.clone();
+            let waits = std::thread::spawn(move || here.wait(message, 0));
             match ends {
                 true => drop(go),
                 // Its process has ended.
@@ -177,5 +198,47 @@ mod tests {
             assert_eq!(places.take(message, 0), Progress::Ended(5));
             runs.join().unwrap().unwrap();
         }
+    }
+    /// A thread that waits for an allocation, and that sleeps.
+    fn sleeping(places: &Places, message: u32) -> std::thread::JoinHandle<()> {
+        assert!(places.words[0].change(word(message, WAITS), word(message, RUNS)));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let here = places.clone();
+        let waits = std::thread::spawn(move || {
+            let this = std::fs::read_link("/proc/thread-self").unwrap();
+            sender.send(this).unwrap();
+            here.wait(message, 0);
+        });
+        let stat = std::path::Path::new("/proc").join(receiver.recv().unwrap());
+        let stat = stat.join("stat");
+        let state = || std::fs::read_to_string(&stat).unwrap();
+        while places.words[0].load() != word(message, AWAITED) || !state().contains(") S ") {
+            std::thread::yield_now();
+        }
+        waits
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_child_whatever_that_has_written() {
+        let places = Places::new().unwrap();
+        places.begin(1);
+        // It ends between what it says and waking.
+        let waits = sleeping(&places, 1);
+        places.words[0].set(word(1, ENDED), 5);
+        places.begin(2);
+        waits.join().unwrap();
+        // It has children that go on writing what is waited for.
+        let waits = sleeping(&places, 2);
+        let (here, stop) = (places.clone(), Arc::new(AtomicU32::new(0)));
+        let stopped = Arc::clone(&stop);
+        let writes = std::thread::spawn(move || {
+            while stopped.load(SeqCst) == 0 {
+                here.words[0].set(word(2, AWAITED), 0);
+            }
+        });
+        places.begin(3);
+        waits.join().unwrap();
+        stop.store(1, SeqCst);
+        writes.join().unwrap();
     }
 }
