@@ -4,7 +4,6 @@
 
 use super::descriptor_passing::{DescriptorPassing, file_of};
 use super::link::Link;
-use super::reply::decoded;
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
@@ -329,7 +328,7 @@ impl Inner {
         request.encode(&mut message);
         let inner = Arc::clone(self);
         let answered = Completion::with_delivery(move |answer: Result<Vec<u8>>, delivery| {
-            let reserved = answer.and_then(|bytes| decoded::<ReservedAt>(&bytes));
+            let reserved = answer.and_then(|bytes| inner.link.reply::<ReservedAt>(&bytes));
             if let Some(window) = reserved.as_ref().ok().and_then(|at| at.range.range()) {
                 inner.forget_given_back(window, delivery);
             }
@@ -409,7 +408,42 @@ impl Inner {
 }
 
 #[cfg(test)]
+pub(super) mod testing {
+    use super::*;
+    use crate::executor::service::here::Here;
+    use crate::transport::Transport;
+
+    /// What becomes of a call whose answer does not arrive.
+    pub(in crate::mapper::service) enum Lost {
+        NotDone,
+        Done,
+        /// What arrives is no answer.
+        Nonsense,
+    }
+
+    /// An executor in this process of which some answers are lost.
+    #[derive(Default)]
+    pub(in crate::mapper::service) struct Losing(
+        pub(in crate::mapper::service) Mutex<VecDeque<Option<Lost>>>,
+    );
+
+    impl Transport for Losing {
+        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+            let lost = self.0.lock().pop_front().flatten();
+            let error = || Err(Error::new(Status::OutOfMemory, "no answer"));
+            match lost {
+                None => Here.call(function, args, done),
+                Some(Lost::NotDone) => done.complete(error()),
+                Some(Lost::Nonsense) => done.complete(Ok(vec![7])),
+                Some(Lost::Done) => Here.call(function, args, done.map(move |_| error())),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
+    use super::testing::{Losing, Lost};
     use super::*;
     use crate::executor::service::Service;
     use crate::executor::service::here::{Here, OPEN};
@@ -495,28 +529,6 @@ mod tests {
             assert_eq!(answers.try_iter().count(), most);
         }
         *transport.0.lock() = None;
-    }
-
-    /// What becomes of a call whose answer does not arrive.
-    enum Lost {
-        NotDone,
-        Done,
-    }
-
-    /// An executor in this process of which some answers are lost.
-    #[derive(Default)]
-    struct Losing(Mutex<VecDeque<Option<Lost>>>);
-
-    impl Transport for Losing {
-        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
-            let lost = self.0.lock().pop_front().flatten();
-            let error = || Err(Error::new(Status::OutOfMemory, "no answer"));
-            match lost {
-                None => Here.call(function, args, done),
-                Some(Lost::NotDone) => done.complete(error()),
-                Some(Lost::Done) => Here.call(function, args, done.map(move |_| error())),
-            }
-        }
     }
 
     #[test]

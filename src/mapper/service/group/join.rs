@@ -2,6 +2,7 @@
 //! How an executor joins a group: it gets the windows, the chunks and then what the live allocations need, in the
 //! order in which they were finalized. The others go on meanwhile. Nothing is linked.
 
+use super::super::change::Changes;
 use super::member::{Common, Member};
 use super::reserve::{exactly, wrong_place};
 use super::{GroupChange, GroupWindow, Inner, Layout};
@@ -131,6 +132,8 @@ impl Inner {
     /// Reserves what the others have, and has the member told of all windows and chunks from then on.
     fn bring_windows(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
         let mut reserved: Vec<AddressRange> = Vec::new();
+        // Its own are held.
+        let changes = Changes::new(Arc::clone(&member.link));
         loop {
             let missing: Vec<GroupWindow> = {
                 let mut state = self.state.lock();
@@ -166,7 +169,7 @@ impl Inner {
                 missing
             };
             for window in missing {
-                let answer = wait(|done| member.reserve(&exactly(window.range), done));
+                let answer = wait(|done| changes.reserve(exactly(window.range), done));
                 let answer = answer.map_err(|error| {
                     let start = window.range.start();
                     error.context(format_args!("reserve the group's window at {start:#x}"))

@@ -13,7 +13,6 @@ use crate::transport::Transport;
 use crate::transport::deadlines;
 use crate::transport::limits::Asked;
 use crate::wire::service::{Item, Reserve, ReservedAt};
-use crate::wire::sps::Encode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -107,14 +106,10 @@ impl Member {
         self.link.check().err()
     }
 
-    /// Reserves a window.
-    pub(super) fn reserve(&self, request: &Reserve, done: Completion<ReservedAt>) {
-        let mut message = self.link.message();
-        request.encode(&mut message);
-        let link = Arc::clone(&self.link);
-        let done = done.map(move |answer: Result<Vec<u8>>| link.reply(&answer?));
-        self.link
-            .call(self.link.functions().reserve, message, &[], done);
+    /// Reserves a window, in its turn among the changes: what was released before may lie there, and a release whose
+    /// answer was lost must not be sent again after it.
+    pub(super) fn reserve(&self, request: Reserve, done: Completion<ReservedAt>) {
+        self.changes.reserve(request, done);
     }
 
     /// Has items done that are encoded, one after the other.
@@ -202,5 +197,59 @@ pub(super) fn gather<T: Send + 'static>(
             }
         });
         ask(member, answered);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::change::testing::{Losing, Lost};
+    use super::*;
+    use crate::completion::wait;
+    use crate::executor::service::Service;
+    use crate::executor::service::here::OPEN;
+    use crate::sys::page_size;
+    use crate::wire::service::{At, Step};
+
+    #[test]
+    fn a_release_that_was_lost_takes_no_window_that_is_reserved_after_it() {
+        let (service, transport) = (Service::new(), Arc::new(Losing::default()));
+        let link = Link::open(transport.clone(), OPEN, service.instance(), false).unwrap();
+        let link = Arc::new(link);
+        let changes = Changes::new(Arc::clone(&link));
+        let member = Member {
+            number: 1,
+            name: "1".to_owned(),
+            chunks: Chunks::counted(changes.clone(), Arc::default()),
+            changes,
+            batches: Batches::new(Arc::clone(&link)),
+            link,
+            left: OnceLock::new(),
+        };
+        let page = page_size().bytes();
+        let (size, least) = (16 * page, 16 * page);
+        let reserve = |at| {
+            let request = Reserve { size, least, at };
+            wait(|done| member.reserve(request, done)).map(|at| at.range)
+        };
+        let make = |step| wait(|done| member.changes.make(step, done));
+        let range = reserve(At::Default {}).unwrap();
+        let address = range.start.0;
+        for fate in [Lost::Done, Lost::NotDone] {
+            transport.0.lock().push_back(Some(fate));
+            make(Step::Release { range }).unwrap_err();
+            assert_eq!(reserve(At::Fixed { address }).unwrap(), range);
+            let (protection, commit) = (1, false);
+            make(Step::MapOwn {
+                range,
+                protection,
+                commit,
+            })
+            .unwrap();
+            make(Step::Unmap { range }).unwrap();
+        }
+        // What is no answer counts as one of any other kind does.
+        transport.0.lock().push_back(Some(Lost::Nonsense));
+        reserve(At::Default {}).unwrap_err();
+        assert!(member.link.why_broken().is_some());
     }
 }

@@ -100,7 +100,7 @@ impl Reserving {
             self.chosen(by, answer, delivery);
         });
         let done = member.in_time(Asked::Memory, done, group.putting_out(&member));
-        member.reserve(&request, done);
+        member.reserve(request, done);
     }
 
     fn chosen(self, by: Arc<Member>, answer: Result<ReservedAt>, delivery: &mut Delivery) {
@@ -204,11 +204,10 @@ impl Reserving {
             self.kept.extend(had_by.map(|one| (one, chosen.range)));
             return self.finish(Err(error), delivery);
         }
-        let request = exactly(chosen.range);
-        let group = Arc::clone(&self.group);
+        let (group, range) = (Arc::clone(&self.group), chosen.range);
         let ask = move |member: &Arc<Member>, done| {
             let done = member.in_time(Asked::Memory, done, group.putting_out(member));
-            member.reserve(&request, done);
+            member.reserve(exactly(range), done);
         };
         gather(members, delivery, ask, |answers, delivery| {
             self.spread_to(chosen, answers, delivery);
