@@ -6,7 +6,7 @@
 use super::eh_frame::{Bytes, Function, Functions};
 use super::index::{ENTRY, Entered, IndexReader, IndexWriter, size_for};
 use super::occupancy::Occupancy;
-use crate::page::AddressRange;
+use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{AtForkStatic, Pages, page_size};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
@@ -109,12 +109,25 @@ impl Region {
         Some(make())
     }
 
+    /// Whether a function of another section ends in the granule in which one of these begins. What is there of it
+    /// would not be found once that one is taken out.
+    fn cuts_off(&self, functions: &[Function]) -> bool {
+        functions.iter().any(|function| {
+            let start = function.code.start();
+            let granule = PACKING_GRANULE.round_down(start);
+            let before = (granule < start).then(|| self.reader.find(granule));
+            // One that goes on behind the start is of code that is not there any more.
+            let ends = |before: Function| before.code.end() <= start;
+            before.flatten().is_some_and(ends)
+        })
+    }
+
     fn enter(&self, functions: &[Function], occupancy: &mut Occupancy) -> bool {
         let inside = |function: &Function| self.code.contains(function.code);
         // To enter functions that overlap costs time by their code's size, however few bytes describe it.
         let said: u64 = functions.iter().map(|function| function.code.size()).sum();
         let possible = functions.iter().all(inside) && said <= REGION;
-        if !possible || !self.writer.is_free(functions) {
+        if !possible || !self.writer.is_free(functions) || self.cuts_off(functions) {
             return false;
         }
         let entered = self.writer.enter(functions);
@@ -366,5 +379,21 @@ mod tests {
         forget_within(world.code(0, SIZE));
         assert_eq!(found(world.start() + 63 * 1024), None);
         assert!(sections.iter().all(|section| !takes_out(*section)));
+    }
+    #[test]
+    fn what_goes_takes_no_byte_of_its_neighbour() {
+        let world = World::new();
+        let first = world.code(0, 20);
+        let one = world.section(0, &[first]);
+        let other = world.section(4096, &[world.code(20, 44)]);
+        assert!(enters(one));
+        assert!(!enters(other) && !takes_out(other));
+        assert_eq!(found(world.start() + 18), Some(first));
+        // What was never taken out lies in the way of nothing that begins inside.
+        let stale = world.section(8192, &[world.code(64, 100)]);
+        let next = world.code(100, 20);
+        assert!(enters(stale) && enters(world.section(12288, &[next])));
+        assert_eq!(found(next.start()), Some(next));
+        forget_within(world.code(0, SIZE));
     }
 }
