@@ -66,7 +66,10 @@ pub(super) fn far_place(
     let highest = executor.start().saturating_sub(WRITER_DISTANCE + size);
     let below = (highest.saturating_sub(span).max(LOWEST_WRITER), highest);
     let lowest = executor.end().saturating_add(WRITER_DISTANCE);
-    let above = (lowest, (lowest + span).min(sys::user_end() - size));
+    let above = (
+        lowest,
+        lowest.saturating_add(span).min(sys::user_end() - size),
+    );
     let width = |(low, high): (u64, u64)| high.saturating_sub(low);
     let (low, high) = if width(below) >= width(above) {
         below
@@ -460,6 +463,14 @@ mod tests {
                 assert!(place >= LOWEST_WRITER && view.end() <= sys::user_end());
             }
         }
+    }
+
+    #[test]
+    fn a_writer_view_of_what_ends_with_all_addresses_is_below() {
+        let size = 8 << 20;
+        let chunk = AddressRange::new(PAGE.round_down(u64::MAX) - size, size).unwrap();
+        let place = far_place(chunk, PAGE, |bound| bound - 1).unwrap();
+        assert!(place + size + WRITER_DISTANCE <= chunk.start());
     }
 
     #[test]
