@@ -5,7 +5,7 @@
 use super::super::change::Changes;
 use super::member::{Common, Member};
 use super::reserve::{exactly, wrong_place};
-use super::{GroupChange, GroupWindow, Inner, Layout};
+use super::{GroupChange, Inner, Layout};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::page::AddressRange;
@@ -135,23 +135,16 @@ impl Inner {
         // Its own are held.
         let changes = Changes::new(Arc::clone(&member.link));
         loop {
-            let missing: Vec<GroupWindow> = {
+            let (gone, missing) = {
                 let mut state = self.state.lock();
-                let windows = state.windows.iter();
-                let missing: Vec<GroupWindow> = windows
-                    .filter(|window| !reserved.contains(&window.range))
-                    .cloned()
-                    .collect();
-                if missing.is_empty() {
+                let windows = state.windows.iter().map(|window| window.range);
+                let is_there = |range: &AddressRange| windows.clone().any(|one| one == *range);
+                let (kept, gone): (Vec<_>, Vec<_>) = reserved.into_iter().partition(is_there);
+                let is_missing = |range: &AddressRange| !kept.contains(range);
+                let missing: Vec<AddressRange> = windows.clone().filter(is_missing).collect();
+                reserved = kept;
+                if gone.is_empty() && missing.is_empty() {
                     // Its changes are held, so these calls only note what is to be told.
-                    let is_there = |range: &AddressRange| {
-                        state.windows.iter().any(|window| window.range == *range)
-                    };
-                    for range in reserved.iter().filter(|range| !is_there(range)) {
-                        let range = (*range).into();
-                        let done = Completion::new(|_| ());
-                        member.changes.make(Step::Release { range }, done);
-                    }
                     for window in &state.windows {
                         if let Some(index) = &window.index {
                             let shown = self.showing(member);
@@ -166,18 +159,23 @@ impl Inner {
                     state.joining.push(Arc::clone(member));
                     return Ok(());
                 }
-                missing
+                (gone, missing)
             };
+            // First, for what is missing may lie there.
+            for range in gone {
+                let range = range.into();
+                wait(|done| changes.make(Step::Release { range }, done))?;
+            }
             for window in missing {
-                let answer = wait(|done| changes.reserve(exactly(window.range), done));
+                let answer = wait(|done| changes.reserve(exactly(window), done));
                 let answer = answer.map_err(|error| {
-                    let start = window.range.start();
+                    let start = window.start();
                     error.context(format_args!("reserve the group's window at {start:#x}"))
                 })?;
-                if answer.range != window.range.into() {
-                    return Err(wrong_place(window.range, &answer));
+                if answer.range != window.into() {
+                    return Err(wrong_place(window, &answer));
                 }
-                reserved.push(window.range);
+                reserved.push(window);
             }
         }
     }
@@ -261,5 +259,63 @@ impl Inner {
                 group.put_out(&member, GroupChange::PutOut, error);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::member::testing::member_over;
+    use super::super::{GroupMapper, GroupWindow};
+    use super::*;
+    use crate::executor::service::Service;
+    use crate::executor::service::here::{Here, OPEN};
+    use crate::lock::Mutex;
+    use crate::sys::page_size;
+
+    type BeforeCall = Box<dyn FnOnce() + Send>;
+
+    /// An executor in this process, and what happens before the next call of a function.
+    #[derive(Default)]
+    struct Watched(Mutex<Option<(u64, BeforeCall)>>);
+
+    impl Transport for Watched {
+        fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+            let before = self.0.lock().take_if(|(watched, _)| *watched == function);
+            if let Some((_, before)) = before {
+                before();
+            }
+            Here.call(function, args, done);
+        }
+    }
+
+    #[test]
+    fn a_window_that_goes_while_an_executor_joins_is_in_no_way() {
+        let window = |first: u64| {
+            let (page, index) = (page_size().bytes(), None);
+            let range = AddressRange::new(0x6700_0000_0000 + first * page, 16 * page).unwrap();
+            GroupWindow { range, index }
+        };
+        let services = [Service::new(), Service::new()];
+        let first = Candidate {
+            transport: Arc::new(Here),
+            service: (OPEN, services[0].instance()),
+            name: None,
+        };
+        let mapper = GroupMapper::new(vec![first], None).unwrap();
+        let group = &mapper.inner;
+        let transport = Arc::new(Watched::default());
+        let member = member_over(transport.clone(), services[1].instance());
+        group.state.lock().windows = vec![window(0), window(100)];
+        // While the second one is reserved the first one goes, and another one comes that overlaps it.
+        let inner = Arc::clone(group);
+        let replace: BeforeCall =
+            Box::new(move || inner.state.lock().windows = vec![window(8), window(100)]);
+        let reserve = member.link.functions().reserve.0;
+        let watched = Arc::clone(&transport);
+        let second: BeforeCall = Box::new(move || *watched.0.lock() = Some((reserve, replace)));
+        *transport.0.lock() = Some((reserve, second));
+        group.bring_windows(&member).unwrap();
+        assert!(transport.0.lock().is_none());
+        assert_eq!(group.state.lock().joining.len(), 1);
     }
 }

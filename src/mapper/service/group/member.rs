@@ -201,22 +201,18 @@ pub(super) fn gather<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::change::testing::{Losing, Lost};
+pub(super) mod testing {
     use super::*;
-    use crate::completion::wait;
-    use crate::executor::service::Service;
     use crate::executor::service::here::OPEN;
-    use crate::sys::page_size;
-    use crate::wire::service::{At, Step};
 
-    #[test]
-    fn a_release_that_was_lost_takes_no_window_that_is_reserved_after_it() {
-        let (service, transport) = (Service::new(), Arc::new(Losing::default()));
-        let link = Link::open(transport.clone(), OPEN, service.instance(), false).unwrap();
-        let link = Arc::new(link);
+    /// A member without a channel, whose changes are not held.
+    pub(in super::super) fn member_over(
+        transport: Arc<dyn Transport>,
+        instance: u64,
+    ) -> Arc<Member> {
+        let link = Arc::new(Link::open(transport, OPEN, instance, false).unwrap());
         let changes = Changes::new(Arc::clone(&link));
-        let member = Member {
+        Arc::new(Member {
             number: 1,
             name: "1".to_owned(),
             chunks: Chunks::counted(changes.clone(), Arc::default()),
@@ -224,7 +220,24 @@ mod tests {
             batches: Batches::new(Arc::clone(&link)),
             link,
             left: OnceLock::new(),
-        };
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::change::testing::{Losing, Lost};
+    use super::testing::member_over;
+    use super::*;
+    use crate::completion::wait;
+    use crate::executor::service::Service;
+    use crate::sys::page_size;
+    use crate::wire::service::{At, Step};
+
+    #[test]
+    fn a_release_that_was_lost_takes_no_window_that_is_reserved_after_it() {
+        let (service, transport) = (Service::new(), Arc::new(Losing::default()));
+        let member = member_over(transport.clone(), service.instance());
         let page = page_size().bytes();
         let (size, least) = (16 * page, 16 * page);
         let reserve = |at| {
