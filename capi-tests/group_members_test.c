@@ -115,16 +115,19 @@ static void has_gone(void *ctx, const jitmem_error *failure) {
   *(atomic_int *)ctx = 1;
 }
 
+static void see_anew(void) {
+  seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  assert_true(seen != MAP_FAILED);
+  assert_int_equal(sem_init(&seen->finalizing, 1, 0), 0);
+  assert_int_equal(sem_init(&seen->may_end, 1, 0), 0);
+}
+
 // What an executor has, and what it is being told of, go while it joins: last allocation first.
 static void what_goes_while_one_joins_goes_in_order(void **state) {
   (void)state;
-  seen = mmap(NULL, sizeof *seen, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  assert_true(seen != MAP_FAILED);
   for (int round = 0; round < 5; round++) {
     struct group group;
-    memset(seen, 0, sizeof *seen);
-    assert_int_equal(sem_init(&seen->finalizing, 1, 0), 0);
-    assert_int_equal(sem_init(&seen->may_end, 1, 0), 0);
+    see_anew();
     start_group(&group, 1, NULL);
     // So much content has a message of its own.
     const jitmem_segment large[] = {segment(300 * KIB, 0, RW)}, small[] = {segment(16, 0, RW)};
@@ -158,7 +161,63 @@ static void what_goes_while_one_joins_goes_in_order(void **state) {
     assert_string_equal(seen->done, "ABba");
     assert_int_equal(stats_of(group.manager).live, 0);
     end_group(&group);
+    munmap(seen, sizeof *seen);
   }
+}
+
+static struct graph finalize_with(const struct group *group, const jitmem_action *action) {
+  struct graph graph = allocate(group->manager, unit_segments, PARTS);
+  OK(jitmem_manager_finalize(group->manager, graph.handle, action, 1, error));
+  return graph;
+}
+
+static jitmem_action nothing_to_do(void) {
+  return (jitmem_action){.finalize = call_of(act_in_first, "", 0),
+                         .dealloc = call_of(act_in_first, "", 0)};
+}
+
+static void *remove_second(void *ctx) {
+  const struct group *group = ctx;
+  OK(jitmem_mapper_remove_executor(group->mapper, 2, error));
+  return NULL;
+}
+
+static void meet(void *ctx, const jitmem_error *failure) {
+  atomic_int *met = ctx;
+  if (failure != NULL)
+    abort();
+  ++*met;
+  while (*met < 2)
+    sched_yield();
+}
+
+// What waits for an executor that leaves is answered at once, by callbacks that may wait for each
+// other.
+static void callbacks_after_a_removal_may_wait_for_each_other(void **state) {
+  (void)state;
+  struct group group;
+  pthread_t removing;
+  atomic_int met = 0;
+  see_anew();
+  start_group(&group, 2, NULL);
+  const jitmem_action late = {.finalize = call_of(act_in_second, "A", 1),
+                              .dealloc = call_of(act_late_in_second, "a", 1)};
+  const jitmem_action other = nothing_to_do();
+  finalize_with(&group, &late);
+  const struct graph graphs[] = {finalize_with(&group, &other), finalize_with(&group, &other)};
+  assert_int_equal(pthread_create(&removing, NULL, remove_second, &group), 0);
+  assert_int_equal(sem_wait(&seen->finalizing), 0);
+  for (size_t i = 0; i < COUNT(graphs); i++)
+    OK(jitmem_manager_deallocate_async(group.manager, &graphs[i].handle, 1, meet, &met, NULL,
+                                       error));
+  // When the first one has answered this, it has answered what was asked before.
+  finalize_with(&group, &other);
+  assert_int_equal(met, 0);
+  assert_int_equal(sem_post(&seen->may_end), 0);
+  pthread_join(removing, NULL);
+  while (met < 2)
+    sched_yield();
+  end_group(&group);
   munmap(seen, sizeof *seen);
 }
 
@@ -171,6 +230,7 @@ int main(void) {
       cmocka_unit_test(one_that_finds_no_descriptors_is_refused),
       cmocka_unit_test(nothing_is_finalized_without_executors),
       cmocka_unit_test(what_goes_while_one_joins_goes_in_order),
+      cmocka_unit_test(callbacks_after_a_removal_may_wait_for_each_other),
   };
   return at_rest(cmocka_run_group_tests_name("group members", tests, NULL, NULL));
 }

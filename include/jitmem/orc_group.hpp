@@ -45,10 +45,11 @@ public:
     std::unique_ptr<Group> G(new Group(std::move(C)));
     std::vector<jitmem_new_executor> Executors;
     for (auto *EPC : EPCs) {
-      auto Found = G->find(*EPC);
-      if (!Found)
-        return Found.takeError();
-      Executors.push_back(described(G->Links.back(), *Found, nullptr));
+      auto S = G->find(*EPC);
+      if (!S)
+        return S.takeError();
+      Executors.push_back(described(*S, nullptr));
+      G->Links.push_back({0, std::move(S->Link)});
     }
     jitmem_group_observer Told = {};
     if (Observer) {
@@ -71,26 +72,26 @@ public:
   }
 
   llvm::Expected<uint64_t> add(EPCRef EPC, const std::string &Name) {
-    std::lock_guard<std::mutex> Lock(M);
-    auto Found = find(EPC);
-    if (!Found)
-      return Found.takeError();
-    auto Executor = described(Links.back(), *Found, Name.empty() ? nullptr : Name.c_str());
+    auto S = find(EPC);
+    if (!S)
+      return S.takeError();
+    auto Executor = described(*S, Name.empty() ? nullptr : Name.c_str());
+    uint64_t Number = 0;
     OwnedError E;
-    if (jitmem_mapper_add_executor(Mapper.get(), &Executor, &Links.back().Number, E.out()) !=
-        JITMEM_OK) {
-      Links.back().Link.EPC->cut();
-      Links.pop_back();
+    if (jitmem_mapper_add_executor(Mapper.get(), &Executor, &Number, E.out()) != JITMEM_OK) {
+      S->Link.EPC->cut();
       return E.take();
     }
-    return Links.back().Number;
+    std::lock_guard<std::mutex> Lock(M);
+    Links.push_back({Number, std::move(S->Link)});
+    return Number;
   }
 
   llvm::Error remove(uint64_t Number) {
-    std::lock_guard<std::mutex> Lock(M);
     OwnedError E;
     if (jitmem_mapper_remove_executor(Mapper.get(), Number, E.out()) != JITMEM_OK)
       return E.take();
+    std::lock_guard<std::mutex> Lock(M);
     for (auto I = Links.begin(); I != Links.end(); ++I)
       if (I->Number == Number) {
         I->Link.EPC->cut();
@@ -117,26 +118,21 @@ private:
 
   explicit Group(Choice C) : Chosen(std::move(C)) {}
 
-  /// Finds the service of an executor, whose link comes last then.
-  llvm::Expected<std::pair<uint64_t, uint64_t>> find(EPCRef EPC) {
-    auto S = Service::find(EPC, Chosen.Load, Chosen.Library, Chosen.Limits);
-    if (!S)
-      return S.takeError();
-    Links.push_back({0, std::move(S->Link)});
-    return std::make_pair(S->Open, S->Instance);
+  llvm::Expected<Service> find(EPCRef EPC) const {
+    return Service::find(EPC, Chosen.Load, Chosen.Library, Chosen.Limits);
   }
 
-  static jitmem_new_executor described(const NumberedLink &L, std::pair<uint64_t, uint64_t> Service,
-                                       const char *Name) {
+  static jitmem_new_executor described(const Service &S, const char *Name) {
     jitmem_new_executor Executor = {};
-    Executor.transport = L.Link.Handle.get();
+    Executor.transport = S.Link.Handle.get();
     Executor.name = Name;
-    Executor.service = Service.first;
-    Executor.instance = Service.second;
+    Executor.service = S.Open;
+    Executor.instance = S.Instance;
     return Executor;
   }
 
   Choice Chosen;
+  /// Of Links; not held while the library is called, where callbacks of the host run.
   std::mutex M;
   std::vector<NumberedLink> Links;
   std::unique_ptr<jitmem_mapper, FreeMapper> Mapper;

@@ -57,10 +57,15 @@ TEST(Group, ObjectsOfOneSessionRunInFourExecutors) {
     EPCs.push_back(M.Control);
   std::atomic<int> Joined{0}, Left{0};
   jitmem::orc::Options O;
+  std::unique_ptr<jitmem::orc::MemoryManager> MM;
+  std::string Refused;
   O.GroupObserver = [&](const jitmem_group_event &Event) {
     ++(Event.change == JITMEM_GROUP_JOINED ? Joined : Left);
+    // What runs inside of a call may make another one.
+    if (Event.change == JITMEM_GROUP_REMOVED)
+      Refused = messageOf(MM->removeExecutor(77));
   };
-  auto MM = must(jitmem::orc::MemoryManager::CreateGroup(EPCs, O));
+  MM = must(jitmem::orc::MemoryManager::CreateGroup(EPCs, O));
   EXPECT_EQ(Joined, 4);
   for (size_t I = 1; I != Members.size(); ++I)
     Members[I].ownSession();
@@ -103,6 +108,7 @@ TEST(Group, ObjectsOfOneSessionRunInFourExecutors) {
   EXPECT_EQ(Members[3].run(Later, 2), 104);
   EXPECT_EQ(Late.run(Later, 3), 106);
   must(MM->removeExecutor(Number));
+  EXPECT_TRUE(mentions(Refused, {"remove executor 77"}));
   EXPECT_TRUE(mentions(messageOf(MM->removeExecutor(Number)), {"remove executor 5"}));
   must(Tracker->remove());
   Tracker = nullptr; // its session ends below

@@ -232,16 +232,17 @@ impl Inner {
         }
         // The last one first, each once the one before has ended.
         gone.sort_unstable_by_key(|(number, ..)| Reverse(*number));
-        let (mut keys, mut forgotten) = (Vec::new(), Vec::new());
+        let (mut keys, mut forgotten, mut nothing) = (Vec::new(), Vec::new(), Vec::new());
         for (_, key, waiting) in gone {
             match key {
-                0 => waiting.complete(Ok(())),
+                0 => nothing.push(waiting),
                 key => {
                     keys.push(key);
                     forgotten.push(self.of_member(member, waiting));
                 }
             }
         }
+        self.answer(nothing);
         if !keys.is_empty() {
             member.deinitialize(&keys, forgotten);
         }

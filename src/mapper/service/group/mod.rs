@@ -300,8 +300,17 @@ impl Inner {
                     .unwrap_or_default(),
             );
         }
-        waiting.into_iter().for_each(|done| done.complete(Ok(())));
+        self.answer(waiting);
         self.tell(event);
+    }
+
+    /// Answers what waited for an executor: callbacks of hosts follow, which may wait for each other.
+    fn answer(&self, waiting: Vec<Completion<()>>) {
+        let waiting = waiting.into_iter();
+        Delivery::as_one_task(
+            |delivery| waiting.for_each(|done| done.complete_with(Ok(()), delivery)),
+            |task| self.common.dispatcher.dispatch(task),
+        );
     }
 
     /// Takes an executor out of the lists; whether it was a member.
@@ -380,7 +389,7 @@ impl Inner {
             let event = self.event(&state, &member, GroupChange::Removed, None);
             (waiting, event)
         };
-        waiting.into_iter().for_each(|done| done.complete(Ok(())));
+        self.answer(waiting);
         self.tell(event);
         Ok(())
     }
