@@ -99,6 +99,11 @@ static struct wrapper_result act_late_in_second(const char *args, size_t size) {
   return act_in_second(args, size);
 }
 
+static struct wrapper_result fail_late_in_second(const char *args, size_t size) {
+  const struct wrapper_result result = act_late_in_second(args, size);
+  return place_here == 1 ? fail_with("not in this one") : result;
+}
+
 static struct wrapper_result act_in_first(const char *args, size_t size) {
   (void)args, (void)size;
   return succeed();
@@ -176,6 +181,50 @@ static jitmem_action nothing_to_do(void) {
                          .dealloc = call_of(act_in_first, "", 0)};
 }
 
+static void *join_in_vain(void *ctx) {
+  const struct group *group = ctx;
+  const jitmem_new_executor second = {.transport = group->transports[1]};
+  const jitmem_status status = jitmem_mapper_add_executor(group->mapper, &second, NULL, NULL);
+  return (void *)(uintptr_t)status;
+}
+
+// What goes while an executor is told of it goes with that one, if it never joins.
+static void what_goes_while_one_fails_to_join_goes(void **state) {
+  (void)state;
+  for (int killed = 0; killed < 2; killed++) {
+    struct group group;
+    pthread_t joining;
+    atomic_int gone = 0;
+    void *status = NULL;
+    see_anew();
+    start_group(&group, 1, NULL);
+    const jitmem_action late = {.finalize = call_of(fail_late_in_second, "A", 1),
+                                .dealloc = call_of(act_in_second, "a", 1)};
+    const jitmem_action other = nothing_to_do();
+    const struct graph graph = finalize_with(&group, &late);
+    start_one(&group, NULL);
+    assert_int_equal(pthread_create(&joining, NULL, join_in_vain, &group), 0);
+    assert_int_equal(sem_wait(&seen->finalizing), 0);
+    OK(jitmem_manager_deallocate_async(group.manager, &graph.handle, 1, has_gone, &gone, NULL,
+                                       error));
+    // When the first one has answered this, it has answered what was asked before.
+    const struct graph next = finalize_with(&group, &other);
+    assert_int_equal(gone, 0);
+    assert_int_equal(killed ? kill(group.executors[1].process, SIGKILL) : sem_post(&seen->may_end),
+                     0);
+    pthread_join(joining, &status);
+    assert_int_equal((uintptr_t)status, killed ? JITMEM_DISCONNECTED : JITMEM_ACTION_FAILED);
+    while (!gone)
+      sched_yield();
+    deallocate(group.manager, next.handle);
+    assert_int_equal(stats_of(group.manager).live, 0);
+    assert_int_equal(executors_of(&group), 1);
+    assert_string_equal(seen->done, killed ? "" : "A");
+    end_group(&group);
+    munmap(seen, sizeof *seen);
+  }
+}
+
 static void *remove_second(void *ctx) {
   const struct group *group = ctx;
   OK(jitmem_mapper_remove_executor(group->mapper, 2, error));
@@ -230,6 +279,7 @@ int main(void) {
       cmocka_unit_test(one_that_finds_no_descriptors_is_refused),
       cmocka_unit_test(nothing_is_finalized_without_executors),
       cmocka_unit_test(what_goes_while_one_joins_goes_in_order),
+      cmocka_unit_test(what_goes_while_one_fails_to_join_goes),
       cmocka_unit_test(callbacks_after_a_removal_may_wait_for_each_other),
   };
   return at_rest(cmocka_run_group_tests_name("group members", tests, NULL, NULL));

@@ -181,13 +181,40 @@ static void actions_run_in_all_or_in_none(void **state) {
   for (size_t e = 0; e < 4; e++)
     assert_int_equal(call_in(&group, e, done_address()), 6);
   assert_int_equal(executors_of(&group), 4);
-  // One that joins runs what is live, and where that fails it stays out.
+  // One that joins runs what is live.
   start_one(&group, NULL);
   join_with(&group, 4);
   assert_int_equal(call_in(&group, 4, done_address()), 6);
   deallocate(group.manager, graph.handle);
   for (size_t e = 0; e < 5; e++)
     assert_int_equal(call_in(&group, e, done_address()), 0);
+  end_group(&group);
+}
+
+// What it has run until then is undone.
+static void one_in_which_an_action_fails_stays_out(void **state) {
+  (void)state;
+  struct group group;
+  start_group(&group, 2, NULL);
+  const jitmem_action good = action_of(act, "\x05", "\xfb"),
+                      bad = action_of(act_but_in_the_third, "\x20", "\xe0");
+  const struct graph graphs[] = {allocate(group.manager, unit_segments, PARTS),
+                                 allocate(group.manager, unit_segments, PARTS)};
+  OK(jitmem_manager_finalize(group.manager, graphs[0].handle, &good, 1, error));
+  OK(jitmem_manager_finalize(group.manager, graphs[1].handle, &bad, 1, error));
+  start_one(&group, NULL);
+  const jitmem_new_executor third = {.transport = group.transports[2], .name = "the third"};
+  FAILS(JITMEM_ACTION_FAILED, "executor the third of the group",
+        jitmem_mapper_add_executor(group.mapper, &third, NULL, error));
+  assert_int_equal(call_in(&group, 2, done_address()), 0);
+  assert_int_equal(executors_of(&group), 2);
+  assert_int_equal(told.joined, 2);
+  assert_int_equal(told.lost, 0);
+  // Without that one it may join.
+  deallocate(group.manager, graphs[1].handle);
+  join_with(&group, 2);
+  for (size_t e = 0; e < 3; e++)
+    assert_int_equal(call_in(&group, e, done_address()), 5);
   end_group(&group);
 }
 
@@ -494,6 +521,7 @@ int main(void) {
       cmocka_unit_test(one_link_serves_any_number),
       cmocka_unit_test(each_has_its_own_data),
       cmocka_unit_test(actions_run_in_all_or_in_none),
+      cmocka_unit_test(one_in_which_an_action_fails_stays_out),
       cmocka_unit_test(a_seventeenth_joins),
       cmocka_unit_test(any_may_be_killed_at_any_moment),
       cmocka_unit_test(one_joins_and_one_is_removed_while_others_link),
