@@ -270,6 +270,80 @@ static void callbacks_after_a_removal_may_wait_for_each_other(void **state) {
   munmap(seen, sizeof *seen);
 }
 
+// The way to an executor by another transport, with a place of its own for callbacks.
+struct way {
+  jitmem_transport *to;
+  atomic_int tasks;
+};
+
+static void way_called(void *ctx, const void *bytes, size_t size, const jitmem_error *failure) {
+  const uint32_t outcome = failure != NULL ? jitmem_error_status(failure) : JITMEM_OK;
+  const char *message = failure != NULL ? jitmem_error_message(failure) : NULL;
+  OK(jitmem_transport_answer((uintptr_t)ctx, outcome, message, bytes, size, error));
+}
+
+static void way_call(void *ctx, uint64_t function, const void *args, size_t size,
+                     jitmem_call call) {
+  const struct way *way = ctx;
+  OK(jitmem_transport_start(way->to, function, args, size, 0, way_called, (void *)(uintptr_t)call,
+                            NULL, NULL, error));
+}
+
+static uint64_t way_symbol(void *ctx, const char *name) {
+  const struct way *way = ctx;
+  uint64_t address = 0;
+  jitmem_transport_symbol(way->to, name, &address, NULL);
+  return address;
+}
+
+static void way_dispatch(void *ctx, jitmem_task task) {
+  struct way *way = ctx;
+  way->tasks++;
+  OK(jitmem_task_run(task, error));
+}
+
+// Callbacks run where the host of an executor wants them that is in the group.
+static void callbacks_run_by_a_member(void **state) {
+  (void)state;
+  struct group group = {0};
+  struct way ways[2] = {0};
+  jitmem_new_executor executors[2] = {0};
+  jitmem_transport *by[2];
+  for (size_t i = 0; i < 2; i++) {
+    start_one(&group, NULL);
+    ways[i].to = group.transports[i];
+    const jitmem_transport_callbacks callbacks = {.struct_size = sizeof callbacks,
+                                                  .ctx = &ways[i],
+                                                  .call = way_call,
+                                                  .symbol = way_symbol,
+                                                  .dispatch = way_dispatch};
+    OK(jitmem_transport_custom(&callbacks, &by[i], error));
+    executors[i].transport = by[i];
+  }
+  OK(jitmem_mapper_group(executors, 2, NULL, &group.mapper, error));
+  OK(jitmem_manager_create(group.mapper, NULL, &group.manager, error));
+  const jitmem_action action = nothing_to_do();
+  for (int removed = 0; removed < 2; removed++) {
+    const int before[] = {ways[0].tasks, ways[1].tasks};
+    atomic_int gone = 0;
+    const struct graph graph = finalize_with(&group, &action);
+    OK(jitmem_manager_deallocate_async(group.manager, &graph.handle, 1, has_gone, &gone, NULL,
+                                       error));
+    while (!gone)
+      sched_yield();
+    for (int i = 0; i < 2; i++)
+      assert_int_equal(ways[i].tasks - before[i], i == removed);
+    if (!removed)
+      OK(jitmem_mapper_remove_executor(group.mapper, 1, error));
+  }
+  jitmem_manager_free(group.manager);
+  jitmem_mapper_free(group.mapper);
+  for (size_t i = 0; i < 2; i++) {
+    jitmem_transport_free(by[i]);
+    end_executor(&group, i);
+  }
+}
+
 int main(void) {
 #ifdef M_ARENA_MAX
   // As in groups_test.c.
@@ -281,6 +355,7 @@ int main(void) {
       cmocka_unit_test(what_goes_while_one_joins_goes_in_order),
       cmocka_unit_test(what_goes_while_one_fails_to_join_goes),
       cmocka_unit_test(callbacks_after_a_removal_may_wait_for_each_other),
+      cmocka_unit_test(callbacks_run_by_a_member),
   };
   return at_rest(cmocka_run_group_tests_name("group members", tests, NULL, NULL));
 }

@@ -114,8 +114,10 @@ impl Inner {
                         self.common.unsettled.fetch_sub(1, Ordering::AcqRel);
                     }
                     state.members.push(joined);
+                    let before = self.common.dispatcher.follow(&state.members);
                     let event = self.event(&state, member, GroupChange::Joined, None);
                     drop(state);
+                    drop(before);
                     self.tell(event);
                     break;
                 }

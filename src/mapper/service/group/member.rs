@@ -5,7 +5,7 @@ use super::super::batch::Batches;
 use super::super::change::Changes;
 use super::super::chunk::Chunks;
 use super::super::link::Link;
-use crate::callback_queue::Delivery;
+use crate::callback_queue::{Delivery, Task};
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::lock::Mutex;
@@ -13,6 +13,7 @@ use crate::transport::Transport;
 use crate::transport::deadlines;
 use crate::transport::limits::Asked;
 use crate::wire::service::{Item, Reserve, ReservedAt};
+use std::mem;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -20,8 +21,39 @@ use std::sync::{Arc, OnceLock};
 pub(super) struct Common {
     /// Chunks that executors have not mapped yet.
     pub(super) unsettled: Arc<AtomicUsize>,
-    /// Where callbacks of hosts run: the first executor's transport, whichever executor has answered.
-    pub(super) dispatcher: Arc<dyn Transport>,
+    pub(super) dispatcher: Arc<Dispatcher>,
+}
+
+/// Where callbacks of hosts run: the transport of the first of the members, whichever has answered. One that has
+/// left may have no place for them any more.
+pub(super) struct Dispatcher(Mutex<Arc<dyn Transport>>);
+
+impl Dispatcher {
+    pub(super) fn new(transport: Arc<dyn Transport>) -> Dispatcher {
+        Dispatcher(Mutex::new(transport))
+    }
+
+    /// Takes the first one's; if there is none, that of the last one stays. Gives the one before, whose end runs a
+    /// function of the host's if nothing else has it.
+    #[must_use]
+    pub(super) fn follow(&self, members: &[Arc<Member>]) -> Option<Arc<dyn Transport>> {
+        let first = Arc::clone(members.first()?.link.transport());
+        Some(mem::replace(&mut *self.0.lock(), first))
+    }
+
+    fn current(&self) -> Arc<dyn Transport> {
+        Arc::clone(&self.0.lock())
+    }
+}
+
+impl Transport for Dispatcher {
+    fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        self.current().call(function, args, done);
+    }
+
+    fn dispatch(&self, task: Task) {
+        self.current().dispatch(task);
+    }
 }
 
 /// An executor of a group.
@@ -50,7 +82,7 @@ impl Member {
         shared: &Common,
     ) -> Result<Arc<Member>> {
         let mut link = Link::open(transport, service, instance, false)?;
-        link.dispatch_by(Arc::clone(&shared.dispatcher));
+        link.dispatch_by(shared.dispatcher.clone());
         if link.has_private_data() {
             return Err(Error::new(
                 Status::Unsupported,

@@ -26,11 +26,11 @@ use crate::mapper::{
 use crate::memory::placement::Placement;
 use crate::page::{AddressRange, PACKING_GRANULE};
 use crate::sys::{self, MemFile, OwnerProcess};
-use crate::transport::disconnected;
 use crate::transport::limits::{Asked, Patience};
+use crate::transport::{Transport, disconnected};
 use crate::wire::service::{FrameFunctions, Functions};
 use initialize::Initializing;
-use member::{Common, Member, gather};
+use member::{Common, Dispatcher, Member, gather};
 use reserve::Reserving;
 use state::{Allocations, Forgetting};
 use std::collections::BTreeMap;
@@ -140,7 +140,7 @@ impl GroupMapper {
         let common = Common {
             // That it has no executor yet.
             unsettled: Arc::new(AtomicUsize::new(1)),
-            dispatcher: Arc::clone(&first.transport),
+            dispatcher: Arc::new(Dispatcher::new(Arc::clone(&first.transport))),
         };
         let first = first.open(1, &common)?;
         let layout = Layout::of(&first);
@@ -320,6 +320,8 @@ impl Inner {
         state.members.retain(is_other);
         state.joining.retain(is_other);
         let was_member = state.members.len() < members;
+        // The executor has it still.
+        drop(self.common.dispatcher.follow(&state.members));
         if !was_member && state.joining.len() == joining {
             return false;
         }
