@@ -178,8 +178,9 @@ unsafe fn executor(given: &jitmem_new_executor) -> Result<NewExecutor> {
 /// checks that of its own service; of other libraries the host must know it. Executors are numbered from 1.
 ///
 /// An executor that ends, breaks the protocol, or does not answer within a limit of its transport leaves the
-/// group, and the others go on; what is asked for when the last one has gone fails as with one executor. A
-/// finalize action that fails in one executor is undone in the others, and the error names the executor. Memory
+/// group, and the others go on; what is asked for when the last one has gone fails as with one executor. If its
+/// process lives, it goes on showing what is linked at its addresses, and memory is used again without it: end the
+/// process before anything is deallocated. A finalize action that fails in one executor is undone in the others, and the error names the executor. Memory
 /// that was deallocated is used again when all executors have forgotten it. Segments of finalize lifetime stay
 /// until deallocate, for executors that join later. jitmem_write_scope writes code and constants of all; writable
 /// data can't be written so.
@@ -254,7 +255,8 @@ pub unsafe extern "C" fn jitmem_mapper_add_executor(
 }
 
 /// Removes an executor from a group: its deallocation actions run and it gives the group's memory back. Waits for
-/// that, and must not be called where answers come from. Calls into it must have returned. Thread-safe.
+/// that, for jitmem_limits.close at most: end the process of one that takes longer before anything is deallocated.
+/// Must not be called where answers come from. Calls into it must have returned. Thread-safe.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT for a mapper that is no group, a number that none of its executors has, and
 /// for the last one; JITMEM_INVALID_HANDLE.
