@@ -167,6 +167,20 @@ fn a_file_is_replaced_as_a_whole_and_read_back() {
 }
 
 #[test]
+fn a_file_with_the_features_of_another_processor_is_refused() {
+    let mut others = key();
+    let (name, features) = &mut others.0[2];
+    assert_eq!(name, "processor features");
+    // Names, as they were before.
+    *features = "sse3 ssse3 sse4.1 sse4.2".to_owned();
+    let folder = Folder::new("features");
+    recorder().store(folder.path(), &others).unwrap();
+    let error = Image::open(folder.path(), &key()).unwrap_err();
+    assert_eq!(error.status(), Status::Unsupported);
+    assert!(error.message().contains("processor features"), "{error}");
+}
+
+#[test]
 fn files_that_others_may_write_and_what_is_no_file_are_refused() {
     use std::os::unix::fs::PermissionsExt;
     let folder = Folder::new("others");
