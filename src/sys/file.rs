@@ -65,9 +65,19 @@ fn unfinished(path: &Path) -> PathBuf {
     name.into()
 }
 
+/// A file with a lock of its own. A child that another thread forks has the same open file, so that to close it would
+/// leave the lock to the child.
+struct Locked(File);
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Opens the unfinished file and has it alone. The one who had it before has renamed it, so that what was
 /// opened may be the finished file by now.
-fn open_alone(path: &Path) -> io::Result<File> {
+fn open_alone(path: &Path) -> io::Result<Locked> {
     loop {
         gate("open")?;
         let file = OpenOptions::new()
@@ -79,10 +89,11 @@ fn open_alone(path: &Path) -> io::Result<File> {
             .open(path)?;
         gate("flock")?;
         retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
-        let opened = file.metadata()?;
+        let file = Locked(file);
+        let opened = file.0.metadata()?;
         match fs::symlink_metadata(path) {
             Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => {
-                must_be_own(&file, &opened)?;
+                must_be_own(&file.0, &opened)?;
                 return Ok(file);
             }
             Ok(_) => {}
@@ -108,7 +119,7 @@ fn must_be_own(file: &File, opened: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-fn write(mut file: File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<()> {
+fn write(mut file: &File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<()> {
     gate("ftruncate")?;
     file.set_len(0)?;
     for part in parts {
@@ -135,13 +146,39 @@ pub(crate) fn replace_own_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     }
     let unfinished = unfinished(path);
     let file = open_alone(&unfinished)?;
-    // The lock ends with the file, after the name is gone.
-    let locked = file.try_clone()?;
-    let written = write(file, parts, &unfinished, path);
+    // It is locked until the name is gone.
+    let written = write(&file.0, parts, &unfinished, path);
     if written.is_err() {
         // It may have been renamed already.
         let _ = fs::remove_file(&unfinished);
     }
-    drop(locked);
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::ChildProcess;
+    use super::super::fault::Faults;
+    use super::*;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_forked_child_does_not_keep_the_lock() {
+        let path = std::env::temp_dir().join(format!("jitmem-lock-{}", std::process::id()));
+        let child = Rc::new(std::cell::OnceCell::new());
+        let forked = Rc::clone(&child);
+        // While the file is locked.
+        let faults = Faults::before(2, move || {
+            // SAFETY: the child only waits to be killed.
+            let process = unsafe { ChildProcess::start(|| libc::pause()) };
+            forked.set(process.unwrap()).unwrap();
+        });
+        replace_own_file(&path, &[b"whole"]).unwrap();
+        assert_eq!(faults.failed(), Some("ftruncate"));
+        let file = File::open(&path).unwrap();
+        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        child.get().unwrap().end();
+        fs::remove_file(&path).unwrap();
+        locked.unwrap();
+    }
 }
