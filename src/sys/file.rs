@@ -87,13 +87,20 @@ fn open_alone(path: &Path) -> io::Result<Locked> {
             .mode(OWN_MODE)
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path)?;
+        // Another user may keep a file of its own locked.
+        must_be_own(&file.metadata()?)?;
         gate("flock")?;
         retry_on_intr(|| rustix::fs::flock(&file, FlockOperation::LockExclusive))?;
         let file = Locked(file);
         let opened = file.0.metadata()?;
         match fs::symlink_metadata(path) {
             Ok(named) if (named.dev(), named.ino()) == (opened.dev(), opened.ino()) => {
-                must_be_own(&file.0, &opened)?;
+                must_be_own(&opened)?;
+                // What an earlier process has left may have been given another mode.
+                if opened.mode() & 0o777 != OWN_MODE {
+                    gate("fchmod")?;
+                    file.0.set_permissions(Permissions::from_mode(OWN_MODE))?;
+                }
                 return Ok(file);
             }
             Ok(_) => {}
@@ -103,18 +110,13 @@ fn open_alone(path: &Path) -> io::Result<Locked> {
     }
 }
 
-/// What another one left there, or links to, is not written.
-fn must_be_own(file: &File, opened: &Metadata) -> io::Result<()> {
+/// What another one left there, or links to, is not written. It may have lost its name meanwhile.
+fn must_be_own(opened: &Metadata) -> io::Result<()> {
     let own = opened.uid() == rustix::process::geteuid().as_raw();
-    if !opened.is_file() || opened.nlink() != 1 || !own {
+    if !opened.is_file() || opened.nlink() > 1 || !own {
         let why = "the file that it is written to until it is whole, whose name ends with .new, is there and is \
                    another user's, has another name, or is no regular file: remove it";
         return Err(refused(io::ErrorKind::PermissionDenied, why));
-    }
-    // What an earlier process has left may have been given another mode.
-    if opened.mode() & 0o777 != OWN_MODE {
-        gate("fchmod")?;
-        file.set_permissions(Permissions::from_mode(OWN_MODE))?;
     }
     Ok(())
 }

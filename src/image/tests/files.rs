@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::image::format::{ActionPlaces, seal};
+use crate::sys::fault::Faults;
 use proptest::prelude::*;
 use std::fs;
 use std::path::PathBuf;
@@ -220,6 +221,17 @@ fn what_another_one_has_left_is_made_ones_own_or_is_not_written() {
 }
 
 #[test]
+fn what_is_another_users_is_refused_before_its_lock_is_waited_for() {
+    let folder = Folder::new("locked");
+    let (other, unfinished) = (folder.0.join("other"), folder.0.join("image.new"));
+    fs::write(&other, "other").unwrap();
+    fs::hard_link(&other, &unfinished).unwrap();
+    let faults = Faults::one(1, libc::EIO);
+    let error = recorder().store(folder.path(), &key()).unwrap_err();
+    assert_eq!((error.status(), faults.failed()), (Status::Denied, None));
+}
+
+#[test]
 fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
     let folder = Folder::new("faults");
     let path = folder.path();
@@ -228,7 +240,7 @@ fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
     let newer = key().with("newer", "1");
     let mut failed = Vec::new();
     for skip in 0.. {
-        let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+        let faults = Faults::one(skip, libc::EIO);
         let answer = recorder().store(&path, &newer);
         let call = faults.failed();
         drop(faults);
@@ -260,7 +272,7 @@ fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
     Image::open(&path, &newer).unwrap();
     let calls: Vec<_> = (0..3)
         .map(|skip| {
-            let faults = crate::sys::fault::Faults::one(skip, libc::EIO);
+            let faults = Faults::one(skip, libc::EIO);
             Image::open(&path, &newer).unwrap_err();
             faults.failed().unwrap()
         })
