@@ -488,7 +488,8 @@ pub(super) unsafe fn key(parts: *const jitmem_image_key, count: usize) -> Result
 /// slots or graphs that overlap, a reference to what is not recorded or to a graph that was forgotten, a name that means two
 /// places outside, an action whose function is in no slot),
 /// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL for more than a window holds, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_SYSTEM: what
-/// the system says of the file.
+/// the system says of the file. Where that is said of its directory, the file is replaced, and may be the old one after a crash of
+/// the system.
 ///
 /// # Safety
 /// `recorder` is NULL or a handle of this library; `path` is NULL or NUL-terminated; `key` is NULL or has `key_count` entries,

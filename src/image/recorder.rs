@@ -9,7 +9,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Lifetime;
 use crate::manager::Segment;
 use crate::page::AddressRange;
-use crate::sys::{self, heap};
+use crate::sys::{self, Replaced, heap};
 use std::io;
 use std::path::Path;
 
@@ -144,7 +144,8 @@ impl Recorder {
     /// `InvalidArgument` if what was recorded does not fit together: a slot outside of the content of its
     /// graph, slots or graphs that overlap, a reference to what is not recorded or to a graph that was forgotten, a name
     /// that means two places outside, an action whose function is in no slot;
-    /// `WindowFull` for more than a window holds; `OutOfMemory`; what the system says of the file.
+    /// `WindowFull` for more than a window holds; `OutOfMemory`; what the system says of the file. Where that is said of
+    /// its directory, the file is replaced, and may be the old one after a crash of the system.
     pub fn store(&self, path: impl AsRef<Path>, key: &Key) -> Result<()> {
         let path = path.as_ref();
         self.write(path, key)
@@ -156,7 +157,15 @@ impl Recorder {
         let head = encode(&tables)?;
         let mut parts: Vec<&[u8]> = vec![&head];
         parts.extend(contents.iter().map(Vec::as_slice));
-        sys::replace_own_file(path, &parts).map_err(|error| of_file("write it", error))
+        let replaced = sys::replace_own_file(path, &parts);
+        match replaced.map_err(|error| of_file("write it", error))? {
+            Replaced::Durably => Ok(()),
+            Replaced::NotDurably(error) => Err(of_file(
+                "it is replaced, but its directory can't be synced",
+                error,
+            )
+            .remedy("store it anew, or it may be the old one after a crash of the system")),
+        }
     }
 }
 

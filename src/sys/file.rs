@@ -121,7 +121,9 @@ fn must_be_own(opened: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-fn write(mut file: &File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<()> {
+/// Fills a file and gives it its name. The answer is its directory, which must be opened before that, unless this user may
+/// not read it.
+fn write(mut file: &File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result<Option<File>> {
     gate("ftruncate")?;
     file.set_len(0)?;
     for part in parts {
@@ -130,17 +132,29 @@ fn write(mut file: &File, parts: &[&[u8]], from: &Path, to: &Path) -> io::Result
     }
     gate("fsync")?;
     file.sync_all()?;
+    let directory = to.parent().filter(|parent| *parent != Path::new(""));
+    let opened = gate("open").and_then(|()| File::open(directory.unwrap_or(Path::new("."))));
+    let directory = match opened {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+        opened => Some(opened?),
+    };
     gate("rename")?;
     fs::rename(from, to)?;
-    // The name is on the disk once the directory is.
-    let directory = to.parent().filter(|parent| *parent != Path::new(""));
-    gate("fsync")?;
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    Ok(directory)
+}
+
+/// What became of a file that was to be replaced.
+#[derive(Debug)]
+pub(crate) enum Replaced {
+    /// Its name is on the disk too.
+    Durably,
+    /// It is replaced, but may be the old one again after a crash of the system.
+    NotDurably(io::Error),
 }
 
 /// Makes `parts`, one behind the other, the content of a file. A process that opens it has the old
 /// content or the new one, also after a crash of the system. Waits while another process does the same.
-pub(crate) fn replace_own_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
+pub(crate) fn replace_own_file(path: &Path, parts: &[&[u8]]) -> io::Result<Replaced> {
     let size: u64 = parts.iter().map(|part| part.len() as u64).sum();
     // Beyond it the call would not only fail, it would send SIGXFSZ.
     if MemFile::largest().is_some_and(|most| size > most) {
@@ -148,13 +162,19 @@ pub(crate) fn replace_own_file(path: &Path, parts: &[&[u8]]) -> io::Result<()> {
     }
     let unfinished = unfinished(path);
     let file = open_alone(&unfinished)?;
-    // It is locked until the name is gone.
-    let written = write(&file.0, parts, &unfinished, path);
-    if written.is_err() {
-        // It may have been renamed already.
+    let directory = write(&file.0, parts, &unfinished, path).inspect_err(|_| {
+        // Once it is renamed, that is the name of another process's file.
         let _ = fs::remove_file(&unfinished);
-    }
-    written
+    })?;
+    let directory_synced =
+        directory.map(|directory| gate("fsync").and_then(|()| directory.sync_all()));
+    // The name is on the disk once its directory is. Some file systems sync directories only with all else.
+    let synced = match directory_synced {
+        Some(Err(error)) if error.kind() != io::ErrorKind::InvalidInput => Err(error),
+        Some(Ok(())) => Ok(()),
+        _ => gate("syncfs").and_then(|()| Ok(rustix::fs::syncfs(&file.0)?)),
+    };
+    Ok(synced.map_or_else(Replaced::NotDurably, |()| Replaced::Durably))
 }
 
 #[cfg(test)]

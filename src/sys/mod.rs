@@ -69,7 +69,7 @@ use explain::limit;
 pub(crate) use explain::{
     address_space_limit, explain, explain_fork, explain_mapping, explain_reach,
 };
-pub(crate) use file::{read_own_file, replace_own_file};
+pub(crate) use file::{Replaced, read_own_file, replace_own_file};
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
