@@ -52,6 +52,30 @@ static void recorders(void **state) {
     }
   }
   OK(jitmem_image_recorder_record(recorder, &graph, NULL, error));
+  // More names than the reserve has blocks.
+  enum { NAMES = 5000 };
+  static char names[NAMES][16];
+  static uint64_t places[NAMES];
+  static jitmem_image_import imports[NAMES];
+  static jitmem_image_export exports[NAMES];
+  for (uint64_t i = 0; i < NAMES; i++) {
+    snprintf(names[i], sizeof names[i], "name%u", (unsigned)i);
+    const uint64_t address = 0x100000 + i * 8;
+    imports[i] = (jitmem_image_import){
+        .slot = address, .symbol = names[i], .kind = JITMEM_IMAGE_ABSOLUTE_64};
+    exports[i] = (jitmem_image_export){.symbol = names[i], .address = address};
+  }
+  const jitmem_image_segment large = {
+      .address = 0x100000, .content = places, .segment = segment(sizeof places, 0, RW)};
+  const jitmem_image_graph named = {.struct_size = sizeof named,
+                                    .name = "named.o",
+                                    .segments = &large,
+                                    .segment_count = 1,
+                                    .imports = imports,
+                                    .import_count = NAMES,
+                                    .exports = exports,
+                                    .export_count = NAMES};
+  OK(jitmem_image_recorder_record(recorder, &named, NULL, error));
   EACH_FAILURE(round) {
     TRY(round,
         jitmem_image_recorder_store(recorder, file.path, image_key, COUNT(image_key), error));

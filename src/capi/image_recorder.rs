@@ -474,7 +474,8 @@ pub(super) unsafe fn key(parts: *const jitmem_image_key, count: usize) -> Result
                 input::text(part.value, "jitmem_image_key.value")?,
             )
         };
-        Ok::<_, Error>(key.with(name, value))
+        let part = |text| heap::text(text, "make the key of an image");
+        Ok::<_, Error>(key.with(part(name)?, part(value)?))
     })
 }
 

@@ -156,8 +156,8 @@ pub(super) struct Slot {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ExportedSymbol {
-    pub(super) symbol: String,
+pub(super) struct ExportedSymbol<'a> {
+    pub(super) symbol: &'a str,
     pub(super) place: Place,
     pub(super) flags: u64,
 }
@@ -202,14 +202,14 @@ pub(super) fn may_be_copied(actions: &[ActionPlaces], contents: u64) -> bool {
 
 /// All of an image but the contents of its segments, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tables {
-    pub(super) key: Key,
+pub(super) struct Tables<'a> {
+    pub(super) key: &'a Key,
     /// In the order of their protections' bits, each once.
     pub(super) segments: Vec<ImageSegment>,
-    pub(super) symbols: Vec<String>,
+    pub(super) symbols: Vec<&'a str>,
     /// In the order of their places. None overlaps another.
     pub(super) slots: Vec<Slot>,
-    pub(super) exports: Vec<ExportedSymbol>,
+    pub(super) exports: Vec<ExportedSymbol<'a>>,
     pub(super) frames: Vec<FrameSection>,
     /// In the order in which they run.
     pub(super) actions: Vec<ActionPlaces>,
@@ -274,10 +274,11 @@ fn number(count: usize, of: &str) -> Result<u32> {
 }
 
 /// Header, tables and strings.
-pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
-    let parts = tables.key.0.iter().flat_map(|(name, value)| [name, value]);
-    let exported = tables.exports.iter().map(|export| &export.symbol);
-    let names = parts.chain(&tables.symbols).chain(exported);
+pub(super) fn encode(tables: &Tables<'_>) -> Result<Vec<u8>> {
+    let parts = tables.key.0.iter();
+    let parts = parts.flat_map(|(name, value)| [&**name, &**value]);
+    let exported = tables.exports.iter().map(|export| export.symbol);
+    let names = parts.chain(tables.symbols.iter().copied()).chain(exported);
     let strings = names.map(|name| name.len() + 1).sum::<usize>();
     let records = KEY_PART * tables.key.0.len()
         + SEGMENT * tables.segments.len()
@@ -312,7 +313,7 @@ pub(super) fn encode(tables: &Tables) -> Result<Vec<u8>> {
         output.u64(slot.addend as u64);
     }
     for export in &tables.exports {
-        output.string(&export.symbol)?;
+        output.string(export.symbol)?;
         output.place(export.place);
         output.u64(export.flags);
     }

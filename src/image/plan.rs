@@ -353,7 +353,7 @@ impl Layout {
 #[derive(Default)]
 struct Symbols<'a> {
     numbers: HashMap<&'a str, (u32, Option<u64>)>,
-    names: Vec<String>,
+    names: Vec<&'a str>,
 }
 
 impl<'a> Symbols<'a> {
@@ -369,7 +369,7 @@ impl<'a> Symbols<'a> {
     fn number(&mut self, name: &'a str, address: Option<u64>) -> Result<u32> {
         let names = &mut self.names;
         let (number, before) = self.numbers.entry(name).or_insert_with(|| {
-            names.push(name.to_owned());
+            names.push(name);
             (names.len() as u32 - 1, address)
         });
         match (*before, address) {
@@ -386,7 +386,10 @@ impl<'a> Symbols<'a> {
 }
 
 /// Lays an image out: its tables, and the content of each of its segments.
-pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<Vec<u8>>)> {
+pub(super) fn plan<'a>(
+    graphs: &'a [RecordedGraph],
+    key: &'a Key,
+) -> Result<(Tables<'a>, Vec<Vec<u8>>)> {
     let mut layout = Layout::new(graphs)?;
     let mut symbols = Symbols::default();
     let count = |of: fn(&RecordedGraph) -> usize| graphs.iter().map(of).sum();
@@ -466,7 +469,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
                         ))
                     })?;
                 exports.push(ExportedSymbol {
-                    symbol: export.symbol.clone(),
+                    symbol: &export.symbol,
                     place: found.place,
                     flags: export.flags,
                 });
@@ -512,7 +515,7 @@ pub(super) fn plan(graphs: &[RecordedGraph], key: &Key) -> Result<(Tables, Vec<V
     let contents = layout.segments.into_iter().map(|segment| segment.content);
     let contents = contents.collect();
     let tables = Tables {
-        key: key.clone(),
+        key,
         segments,
         symbols: symbols.names,
         slots,

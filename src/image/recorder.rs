@@ -12,6 +12,7 @@ use crate::page::AddressRange;
 use crate::sys::{self, Replaced, heap};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A segment that takes memory.
 #[derive(Debug)]
@@ -48,7 +49,7 @@ pub(super) struct RecordedGraph {
     pub(super) frames: Vec<AddressRange>,
     pub(super) actions: Vec<StoredAction>,
     /// The name of a graph to which it refers, and which was forgotten.
-    pub(super) refers_to_forgotten: Option<String>,
+    pub(super) refers_to_forgotten: Option<Arc<String>>,
 }
 
 impl RecordedGraph {
@@ -126,10 +127,11 @@ impl Recorder {
             let what = format!("recorded graph {}: it was forgotten before", graph.0);
             Error::new(Status::InvalidHandle, what)
         })?;
-        let gone = self.graphs.remove(index);
+        let mut gone = self.graphs.remove(index);
+        let name = Arc::new(std::mem::take(&mut gone.name));
         for graph in &mut self.graphs {
             if graph.refers_to_forgotten.is_none() && graph.refers_to(&gone) {
-                graph.refers_to_forgotten = Some(gone.name.clone());
+                graph.refers_to_forgotten = Some(Arc::clone(&name));
             }
         }
         Ok(())

@@ -118,7 +118,8 @@ fn key() -> Key {
 
 /// The file of what was recorded.
 fn file_of(recorder: &Recorder) -> Vec<u8> {
-    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let key = key();
+    let (tables, contents) = plan::plan(&recorder.graphs, &key).unwrap();
     let mut file = format::encode(&tables).unwrap();
     contents.iter().for_each(|content| file.extend(content));
     file
@@ -423,7 +424,8 @@ fn frames_of_all_graphs_become_one_section() {
             })
             .unwrap();
     }
-    let (tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let key = key();
+    let (tables, contents) = plan::plan(&recorder.graphs, &key).unwrap();
     let places: Vec<_> = tables
         .frames
         .iter()
@@ -608,7 +610,8 @@ fn actions_may_share_arguments_and_not_ask_for_much_memory() {
     assert!(error.message().contains("share large arguments"), "{error}");
     // A file that says so all the same.
     recorder.graphs[0].actions.truncate(8);
-    let (mut tables, contents) = plan::plan(&recorder.graphs, &key()).unwrap();
+    let key = key();
+    let (mut tables, contents) = plan::plan(&recorder.graphs, &key).unwrap();
     tables.actions.push(tables.actions[0]);
     let mut file = format::encode(&tables).unwrap();
     contents.iter().for_each(|content| file.extend(content));
