@@ -221,6 +221,31 @@ static void actions_are_stored_with_it(void **state) {
   assert_int_equal(stats_of(fixture->manager).live, 0);
 }
 
+static void an_image_is_not_finalized_without_its_manager(void **state) {
+  struct fixture *fixture = *state;
+  struct image_file file = image_file("image-freed");
+  store_image(fixture->manager, file.path, 10);
+  jitmem_image *image = open_image(file.path);
+  unlink(file.path);
+  jitmem_manager *manager = NULL;
+  OK(jitmem_manager_create(fixture->mapper, NULL, &manager, error));
+  uint64_t imported = (uintptr_t)&elsewhere, allocation = 7;
+  jitmem_image_link_request request = {
+      .struct_size = sizeof request, .addresses = &imported, .address_count = 1};
+  OK(jitmem_image_link(image, manager, &request, error));
+  jitmem_manager_free(manager);
+  FAILS(JITMEM_INVALID_HANDLE, "manager was freed",
+        jitmem_image_finalize(image, NULL, 0, &allocation, error));
+  assert_int_equal(allocation, 7);
+  // It is given up.
+  FAILS(JITMEM_INVALID_ARGUMENT, "nothing is in flight",
+        jitmem_image_finalize(image, NULL, 0, &allocation, error));
+  OK(jitmem_image_link(image, fixture->manager, &request, error));
+  OK(jitmem_image_finalize(image, NULL, 0, &allocation, error));
+  deallocate(fixture->manager, allocation);
+  jitmem_image_free(image);
+}
+
 static void without_frames_none_are_registered(void **state) {
   struct fixture *fixture = *state;
   struct image_file file = image_file("image-frames");
@@ -643,6 +668,7 @@ int main(void) {
       EACH(an_image_is_linked_into_managers),
       EACH(actions_of_the_host_run_with_it),
       EACH(actions_are_stored_with_it),
+      EACH(an_image_is_not_finalized_without_its_manager),
       TWO_VIEWS(without_frames_none_are_registered),
       cmocka_unit_test(an_image_runs_in_another_process),
       TWO_VIEWS(an_image_is_loaded_once_for_a_group),

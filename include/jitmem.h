@@ -1917,7 +1917,8 @@ jitmem_status jitmem_image_link(const struct jitmem_image *image,
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL; nothing is linked), JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED where it is not known what
 /// registers frames in the executor (jitmem_image_link_request.without_frames): the image is in flight as before. As
-/// jitmem_manager_finalize: the memory is free then, and the image may be linked again.
+/// jitmem_manager_finalize, and JITMEM_INVALID_HANDLE if the manager was freed: the memory is free then, and the image may be
+/// linked again.
 ///
 /// Requires:
 /// `image` is NULL or a handle of this library; `actions` is as for jitmem_manager_finalize; `allocation` is NULL or a place

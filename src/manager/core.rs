@@ -113,6 +113,11 @@ impl Core {
         })
     }
 
+    /// Whether the manager was freed.
+    pub(super) fn is_closed(&self) -> bool {
+        either!(self, flow => flow.is_closed())
+    }
+
     pub(super) fn check_process(&self) -> Result<()> {
         either!(self, flow => flow.check_process())
     }

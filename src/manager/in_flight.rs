@@ -4,7 +4,7 @@
 use super::core::Core;
 use super::{Allocated, AllocationHandle, SegmentMemory};
 use crate::completion::{Completion, wait};
-use crate::error::Result;
+use crate::error::{Result, invalid_handle};
 use crate::mapper::{Action, Registration};
 use smallvec::SmallVec;
 use std::fmt;
@@ -71,8 +71,18 @@ impl InFlight {
     ///
     /// # Errors
     /// `ActionFailed`: the deallocation twins of the actions before the one that failed have run, last
-    /// to first. `OutOfMemory`, `Denied`, what the mapper answers. The memory is free again.
+    /// to first. `OutOfMemory`, `Denied`, what the mapper answers. `InvalidHandle` if the manager was dropped: nothing
+    /// else would keep its memory then. The memory is free again.
     pub fn finalize(self, actions: impl IntoIterator<Item = Action>) -> Result<AllocationHandle> {
+        self.check_manager()?;
+        self.finalize_kept(actions)
+    }
+
+    /// [`InFlight::finalize`] where something else keeps the manager's memory.
+    pub(super) fn finalize_kept(
+        self,
+        actions: impl IntoIterator<Item = Action>,
+    ) -> Result<AllocationHandle> {
         let actions = actions.into_iter().collect();
         let (core, handle) = self.hand_on();
         core.finalize_and_wait(handle, actions)
@@ -85,6 +95,9 @@ impl InFlight {
         actions: impl IntoIterator<Item = Action>,
         callback: impl FnOnce(Result<AllocationHandle>) + Send + 'static,
     ) {
+        if let Err(error) = self.check_manager() {
+            return callback(Err(error));
+        }
         let actions = actions.into_iter().collect();
         let (core, handle) = self.hand_on();
         let callback = move |answer: Result<u64>| callback(answer.map(AllocationHandle));
@@ -96,6 +109,9 @@ impl InFlight {
     /// # Errors
     /// The allocation itself if it does, and nothing is done.
     pub fn try_finalize(mut self) -> Result<Result<AllocationHandle>, InFlight> {
+        if let Err(error) = self.check_manager() {
+            return Ok(Err(error));
+        }
         match self.core.try_finalize(self.handle) {
             Some(answer) => {
                 let handle = std::mem::take(&mut self.handle);
@@ -123,6 +139,15 @@ impl InFlight {
     /// What registers frames in its executor.
     pub(crate) fn registration(&self) -> Result<Registration> {
         self.core.registration()
+    }
+
+    fn check_manager(&self) -> Result<()> {
+        match self.core.is_closed() {
+            true => Err(invalid_handle(
+                "finalize: the manager was freed while this was in flight; link it into another",
+            )),
+            false => Ok(()),
+        }
     }
 
     fn hand_on(mut self) -> (Core, u64) {

@@ -228,7 +228,7 @@ impl SectionGroup {
 
     fn seal(&mut self) -> Result<()> {
         for block in self.blocks.drain(..) {
-            self.finalized.push(block.in_flight.finalize([])?);
+            self.finalized.push(block.in_flight.finalize_kept([])?);
         }
         Ok(())
     }
@@ -243,7 +243,7 @@ impl SectionGroup {
         let request = self.core.labelled(request, self.label.clone())?;
         let allocated = self.core.allocate_and_wait(request)?;
         let in_flight = InFlight::new(&self.core, allocated);
-        self.finalized.push(in_flight.finalize(actions)?);
+        self.finalized.push(in_flight.finalize_kept(actions)?);
         Ok(())
     }
 

@@ -410,3 +410,24 @@ fn threads_allocate_side_by_side_and_from_inside_completions() {
     });
     assert_eq!(manager.stats().live, 0);
 }
+
+#[test]
+fn what_is_in_flight_is_not_finalized_without_its_manager() {
+    for kind in all_kinds() {
+        let manager = manager(kind, Options::default()).unwrap();
+        let [one, other, last] =
+            [(); 3].map(|()| manager.allocate(small_graph(), Dylib::NONE).unwrap());
+        drop(manager);
+        let (sender, answer) = std::sync::mpsc::channel();
+        other.finalize_async([], move |answer| sender.send(answer).unwrap());
+        for answer in [
+            one.finalize([]),
+            answer.recv().unwrap(),
+            last.try_finalize().unwrap(),
+        ] {
+            let error = answer.unwrap_err();
+            assert_eq!(error.status(), Status::InvalidHandle);
+            assert!(error.message().contains("was freed"), "{error}");
+        }
+    }
+}
