@@ -129,6 +129,14 @@ impl ReferenceKind {
         }
     }
 
+    /// Where a distance is counted from, if not from the slot.
+    fn origin(self) -> Option<u64> {
+        match self {
+            ReferenceKind::Distance64 { origin } => Some(origin),
+            _ => None,
+        }
+    }
+
     /// The address that a slot at `slot` says, whose bytes `content` begins with.
     fn meant(self, slot: u64, content: &[u8]) -> u64 {
         let mut bytes = [0; size_of::<u64>()];

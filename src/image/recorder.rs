@@ -64,8 +64,11 @@ impl RecordedGraph {
             let says = (content.len() as u64 >= kind.size()).then(|| kind.meant(slot, content))?;
             Some(says.wrapping_sub(import.addend as u64))
         };
+        let kinds = self.references.iter().map(|one| one.kind);
+        let kinds = kinds.chain(self.imports.iter().map(|one| one.kind));
         self.references.iter().any(|one| in_other(one.target))
             || self.imports.iter().filter_map(imported).any(in_other)
+            || kinds.filter_map(ReferenceKind::origin).any(in_other)
     }
 }
 

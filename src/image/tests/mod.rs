@@ -266,6 +266,54 @@ fn a_name_that_means_two_places_outside_is_refused() {
 
 /// Whatever lies there by then.
 #[test]
+fn what_counts_from_a_forgotten_graph_is_refused_by_name() {
+    const PLACE: u64 = 0x40_0000;
+    let kind = ReferenceKind::Distance64 { origin: CODE + 2 };
+    let to_itself = Reference {
+        slot: PLACE,
+        target: PLACE,
+        kind,
+    };
+    let to_outside = Import {
+        slot: PLACE,
+        symbol: "outside",
+        addend: 0,
+        kind,
+    };
+    let segments = |address, content| {
+        [GraphSegment {
+            address,
+            segment: segment(Protection::READ, 8, 0),
+            content,
+        }]
+    };
+    let content = (PLACE - CODE - 2).to_le_bytes();
+    for (references, imports) in [(&[to_itself][..], &[][..]), (&[], &[to_outside])] {
+        let mut recorder = Recorder::default();
+        let first = Graph {
+            name: "first",
+            segments: &segments(CODE, &[1; 8]),
+            ..Graph::default()
+        };
+        let gone = recorder.record(&first).unwrap();
+        let second = Graph {
+            name: "second",
+            segments: &segments(PLACE, &content),
+            references,
+            imports,
+            ..Graph::default()
+        };
+        recorder.record(&second).unwrap();
+        plan::plan(&recorder.graphs, &key()).unwrap();
+        recorder.forget(gone).unwrap();
+        // Another one that is where it was.
+        recorder.record(&first).unwrap();
+        let error = plan::plan(&recorder.graphs, &key()).unwrap_err();
+        assert!(error.message().contains("which was forgotten"), "{error}");
+    }
+}
+
+#[test]
 fn what_refers_to_a_forgotten_graph_is_refused_by_name() {
     const PLACE: u64 = 0x40_0000;
     let mut recorder = recorder();
