@@ -427,12 +427,15 @@ pub(super) fn plan<'a>(
                 }
                 let says = layout.meant(place, slot, kind);
                 let symbol = says.wrapping_add_signed(import.addend.wrapping_neg());
-                // What another graph of the image defines is no import of the image.
-                let (target, beyond) = match layout.find(symbol) {
+                let filled = layout.is_filled(place, kind.size());
+                // What another graph of the image defines is no import of the image. A distance of 0 may say that nothing
+                // was filled in.
+                let found = layout.find(symbol);
+                let found = found.filter(|found| filled || found.moved.graph != index);
+                let (target, beyond) = match found {
                     Some(found) => found.target(says),
                     None => {
-                        let filled = layout.is_filled(place, kind.size()).then_some(symbol);
-                        let number = symbols.number(&import.symbol, filled)?;
+                        let number = symbols.number(&import.symbol, filled.then_some(symbol))?;
                         (Target::Symbol(number), import.addend)
                     }
                 };

@@ -314,6 +314,38 @@ fn what_counts_from_a_forgotten_graph_is_refused_by_name() {
 }
 
 #[test]
+fn an_import_whose_slot_is_not_filled_stays_one() {
+    for kind in [
+        ReferenceKind::Absolute64,
+        ReferenceKind::Relative32,
+        ReferenceKind::Relative64,
+        ReferenceKind::Distance64 { origin: CODE },
+    ] {
+        let mut recorder = Recorder::default();
+        let graph = Graph {
+            name: "not filled",
+            segments: &[GraphSegment {
+                address: CODE,
+                segment: segment(Protection::READ, 64, 0),
+                content: &[0; 64],
+            }],
+            imports: &[Import {
+                slot: CODE + 8,
+                symbol: "outside",
+                addend: -4,
+                kind,
+            }],
+            ..Graph::default()
+        };
+        recorder.record(&graph).unwrap();
+        let key = key();
+        let (tables, _) = plan::plan(&recorder.graphs, &key).unwrap();
+        assert_eq!(tables.symbols, ["outside"], "{kind:?}");
+        assert_eq!(tables.slots.len(), 1, "{kind:?}");
+    }
+}
+
+#[test]
 fn what_refers_to_a_forgotten_graph_is_refused_by_name() {
     const PLACE: u64 = 0x40_0000;
     let mut recorder = recorder();
