@@ -15,6 +15,7 @@
 #include <llvm/ExecutionEngine/JITLink/x86_64.h>
 
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -68,7 +69,7 @@ public:
   }
 
   /// Writes what is linked now to a file, in the place of one that is there; see
-  /// jitmem_image_recorder_store. Fails if something can't be stored, and names
+  /// jitmem_image_recorder_store. Fails if something can't be stored or is being linked, and names
   /// the first eight graphs of it.
   llvm::Error store(llvm::StringRef Path, const ImageKey &Key = {}) {
     std::lock_guard<std::mutex> Guard(Lock);
@@ -90,7 +91,7 @@ public:
     return E.take();
   }
 
-  /// Which of what is linked now can't be stored, and why.
+  /// Which of what is linked now can't be stored, or not yet, and why.
   std::vector<std::string> notStorable() {
     std::lock_guard<std::mutex> Guard(Lock);
     return refused();
@@ -120,20 +121,26 @@ private:
 
   explicit ImageRecorder(jitmem_image_recorder *New) : Recorder(New) {}
 
+  // A graph that refers to this one may be recorded before it.
+  void begin(Owner Linking, llvm::StringRef Name) {
+    std::lock_guard<std::mutex> Guard(Lock);
+    Graphs.push_back(
+        {Linking, {}, 0, detail::toName(Name), "it is being linked; store it behind that"});
+  }
+
   void record(Owner Linking, llvm::jitlink::LinkGraph &G) {
     detail::ImageGraph Read;
-    Graph New{Linking, {}, 0, G.getName(), {}};
     std::lock_guard<std::mutex> Guard(Lock);
+    auto Begun = llvm::find_if(Graphs, [&](auto &One) { return One.Linking == Linking; });
+    assert(Begun != Graphs.end() && "graphs are forgotten once they have failed");
     auto Err = Read.read(G, Storable, CallsStart);
     if (!Err) {
       if (auto Id = Read.record(Recorder.get()))
-        New.Id = *Id;
+        Begun->Id = *Id;
       else
         Err = Id.takeError();
     }
-    if (Err)
-      New.Why = llvm::toString(std::move(Err));
-    Graphs.push_back(std::move(New));
+    Begun->Why = llvm::toString(std::move(Err)); // empty if there is none
   }
 
   void emitted(Owner Linking, llvm::orc::ResourceKey Key) {
@@ -186,6 +193,7 @@ public:
     // Of LLJIT's platform each JITDylib has its own, in each session.
     if (llvm::StringRef(G.getName()).starts_with("__standard_lib"))
       return;
+    Recorder->begin(&MR, G.getName());
     Config.PostAllocationPasses.push_back(keepIndirect);
     Config.PostFixupPasses.push_back([this, Linking = &MR](llvm::jitlink::LinkGraph &G) {
       Recorder->record(Linking, G);

@@ -307,6 +307,43 @@ TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
   EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
 }
 
+// Stores whenever a graph is recorded.
+class StoringPlugin : public compat::StatelessPlugin {
+public:
+  StoringPlugin(std::shared_ptr<ImageRecorder> R, std::string Path)
+      : Recorder(std::move(R)), Path(std::move(Path)) {}
+
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
+      auto Err = Recorder->store(Path, Key);
+      Answers.push_back(Err ? messageOf(std::move(Err)) : "stored");
+      return Error::success();
+    });
+  }
+
+  std::shared_ptr<ImageRecorder> Recorder;
+  std::string Path;
+  std::vector<std::string> Answers;
+};
+
+TEST_F(Image, IsNotStoredWithoutWhatIsBeingLinked) {
+  Session S;
+  auto Plugin = std::make_shared<StoringPlugin>(S.Recorder, Path);
+  static_cast<ObjectLinkingLayer &>(S.J->getObjLinkingLayer()).addPlugin(Plugin);
+  for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
+    S.add(Source);
+  EXPECT_EQ(S.call("catchProblem", 1), 1001);
+  // The one that refers to the others is recorded before they are.
+  ASSERT_EQ(Plugin->Answers.size(), 3u);
+  EXPECT_NE(Plugin->Answers[0].find("being linked"), std::string::npos) << Plugin->Answers[0];
+  EXPECT_EQ(Plugin->Answers[2], "stored");
+  // One that fails is none that is being linked.
+  S.add("narrow.c");
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+}
+
 // What LLJIT's platform gives each JITDylib is each session's own.
 TEST_F(Image, HasStaticsOfFunctions) {
   {
