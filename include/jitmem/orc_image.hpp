@@ -32,19 +32,17 @@ using ImageKey = std::vector<std::pair<std::string, std::string>>;
 namespace detail {
 
 /// A key as the C API takes it; valid for as long as the key.
-class PassedImageKey {
-public:
-  explicit PassedImageKey(const ImageKey &Key) {
-    Parts.push_back({"LLVM", LLVMRelease, {}});
-    for (auto &[Name, Value] : Key)
-      Parts.push_back({Name.c_str(), Value.c_str(), {}});
+inline llvm::Expected<std::vector<jitmem_image_key>> passed(const ImageKey &Key) {
+  std::vector<jitmem_image_key> Parts = {{"LLVM", LLVMRelease, {}}};
+  for (auto &[Name, Value] : Key) {
+    if (Name.find('\0') != std::string::npos || Value.find('\0') != std::string::npos)
+      return llvm::make_error<MemoryError>(JITMEM_INVALID_ARGUMENT, 0,
+                                           std::string("make the key of an image: part ") +
+                                               Name.c_str() + " has a NUL; give it as hex");
+    Parts.push_back({Name.c_str(), Value.c_str(), {}});
   }
-  const jitmem_image_key *data() const { return Parts.data(); }
-  size_t size() const { return Parts.size(); }
-
-private:
-  std::vector<jitmem_image_key> Parts;
-};
+  return Parts;
+}
 
 struct FreeImageRecorder {
   void operator()(jitmem_image_recorder *R) const { jitmem_image_recorder_free(R); }
@@ -84,9 +82,11 @@ public:
       return llvm::make_error<MemoryError>(
           JITMEM_UNSUPPORTED, 0, "store image " + Path.str() + ": " + llvm::join(Missing, "; "));
     }
-    detail::PassedImageKey Passed(Key);
+    auto Passed = detail::passed(Key);
+    if (!Passed)
+      return Passed.takeError();
     detail::OwnedError E;
-    jitmem_image_recorder_store(Recorder.get(), Path.str().c_str(), Passed.data(), Passed.size(),
+    jitmem_image_recorder_store(Recorder.get(), Path.str().c_str(), Passed->data(), Passed->size(),
                                 E.out());
     return E.take();
   }
@@ -263,10 +263,12 @@ public:
   llvm::Error add(const llvm::orc::ResourceTrackerSP &RT, llvm::StringRef Path,
                   const ImageKey &Key = {}) {
     auto &JD = RT->getJITDylib();
-    detail::PassedImageKey Passed(Key);
+    auto Passed = detail::passed(Key);
+    if (!Passed)
+      return Passed.takeError();
     detail::OwnedError E;
     jitmem_image *Opened = nullptr;
-    if (jitmem_image_open(Path.str().c_str(), Passed.data(), Passed.size(), &Opened, E.out()) !=
+    if (jitmem_image_open(Path.str().c_str(), Passed->data(), Passed->size(), &Opened, E.out()) !=
         JITMEM_OK)
       return E.take();
     std::unique_ptr<jitmem_image, detail::FreeImage> Image(Opened);

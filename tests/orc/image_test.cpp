@@ -483,6 +483,18 @@ TEST_F(Image, RefusesOtherKeysAndDamage) {
   EXPECT_EQ(S.MM->stats().live, 0u);
 }
 
+TEST_F(Image, RefusesKeysThatWouldBeCut) {
+  store();
+  Session S;
+  const ImageKey Cut = {{"build-id", std::string("a\0b", 3)}};
+  for (auto &Message :
+       {messageOf(S.Recorder->store(Path, Cut)), messageOf(S.Loader->add(S.main(), Path, Cut))})
+    for (const char *Word : {"build-id", "NUL", "hex"})
+      EXPECT_NE(Message.find(Word), std::string::npos) << Message;
+  // The file is the one of before.
+  must(S.Loader->add(S.main(), Path, Key));
+}
+
 TEST_F(Image, NamesWhatIsNotFound) {
   Session S;
   for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
