@@ -338,15 +338,15 @@ private:
     return Range[0] == FramesStart && Range[1] == FramesStart + FramesSize;
   }
 
-  /// The program that loads the image registers frames; of other actions the host has said how they
-  /// are called.
+  /// The program that loads the image registers frames; of other actions, and of those that take
+  /// frames for what is not registering them, the host has said how they are called.
   llvm::Error readActions(LinkGraph &G, const StorableCalls &Storable, uint64_t &CallsStart) {
     Segment Calls{AllocGroup(llvm::orc::MemProt::Read), {}, 8, CallsStart, CallsStart, {}};
     for (auto &Pair : G.allocActions()) {
       jitmem_image_action Action = {};
       for (auto [Call, Stored] :
            {std::pair(&Pair.Finalize, &Action.finalize), {&Pair.Dealloc, &Action.dealloc}})
-        if (*Call && !registersFrames(*Call))
+        if (*Call && (Storable.count(Call->getCallee().getValue()) || !registersFrames(*Call)))
           if (auto Err = readCall(*Call, Storable, Calls, *Stored))
             return Err;
       if (Action.finalize.function != 0 || Action.dealloc.function != 0)
@@ -385,6 +385,11 @@ private:
       std::memcpy(&Address, Args.data() + Offset, sizeof(Address));
       if (Address == 0)
         continue;
+      // Frames end where the terminator was, which is left out.
+      if (Last && isFrames(*Last->Blocks.front()) && Address == FramesStart + FramesSize) {
+        Address = Last->End;
+        std::memcpy(&Calls.Content[Stored.args - Calls.Start + Offset], &Address, sizeof(Address));
+      }
       // The end of a range may be where another segment begins.
       if (!Last || Address < Last->Start || Address > Last->End)
         Last = std::find_if(Segments.data(), Segments.data() + Segments.size(),

@@ -418,6 +418,54 @@ TEST_F(Image, HasActions) {
   EXPECT_TRUE(CodeToldOf.empty());
 }
 
+size_t FramesTold = 0;
+
+compat::ActionResult tellOfFrames(const char *Data, size_t Size) {
+  using namespace llvm::orc::shared;
+  return WrapperFunction<SPSError(SPSExecutorAddrRange)>::handle(Data, Size,
+                                                                 [](ExecutorAddrRange Frames) {
+                                                                   FramesTold += Frames.size();
+                                                                   return Error::success();
+                                                                 })
+      .release();
+}
+
+// Tells of frames as what registers them does.
+class FrameTellingPlugin : public compat::StatelessPlugin {
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([](jitlink::LinkGraph &G) {
+      using namespace llvm::orc::shared;
+      jitlink::SectionRange Frames(*G.findSectionByName(".eh_frame"));
+      auto Call = cantFail(WrapperFunctionCall::Create<SPSArgList<SPSExecutorAddrRange>>(
+          ExecutorAddr::fromPtr(&tellOfFrames), Frames.getRange()));
+      G.allocActions().push_back({std::move(Call), {}});
+      return Error::success();
+    });
+  }
+};
+
+TEST_F(Image, HasActionsThatTakeFrames) {
+  size_t Told = 0;
+  {
+    Session S(std::make_shared<FrameTellingPlugin>());
+    S.Recorder->storeCallsOf(ExecutorAddr::fromPtr(&tellOfFrames), "tellOfFrames", {0, 8});
+    for (const char *Source : {"throws.cpp", "passes.cpp", "catches.cpp"})
+      S.add(Source);
+    EXPECT_EQ(S.call("catchProblem", 1), 1001);
+    Told = std::exchange(FramesTold, 0);
+    must(S.Recorder->store(Path, Key));
+  }
+  Session Other;
+  must(Other.main().define(
+      absoluteSymbols({{Other.J->mangleAndIntern("tellOfFrames"),
+                        {ExecutorAddr::fromPtr(&tellOfFrames), JITSymbolFlags::Exported}}})));
+  must(Other.Loader->add(Other.main(), Path, Key));
+  // Without the three terminators that JITLink adds.
+  EXPECT_EQ(FramesTold, Told - 3 * 4);
+  EXPECT_EQ(Other.call("catchProblem", 1), 1001);
+}
+
 TEST_F(Image, NamesWhatCannotBeStored) {
   Session S;
   must(S.main().define(absoluteSymbols(
