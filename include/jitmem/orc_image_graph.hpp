@@ -138,9 +138,10 @@ private:
   };
 
   static bool isConstructors(llvm::StringRef Section) {
-    return Section == ".init_array" || Section.starts_with(".init_array.") ||
-           Section == ".fini_array" || Section == ".ctors" || Section == ".dtors" ||
-           Section == ".preinit_array";
+    // One with a priority has a dot and that behind its name.
+    auto Name = Section.take_front(Section.find('.', 1));
+    return Name == ".init_array" || Name == ".fini_array" || Name == ".ctors" || Name == ".dtors" ||
+           Name == ".preinit_array";
   }
 
   llvm::Error readSegments(LinkGraph &G) {

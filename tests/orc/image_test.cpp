@@ -466,6 +466,41 @@ TEST_F(Image, HasActionsThatTakeFrames) {
   EXPECT_EQ(Other.call("catchProblem", 1), 1001);
 }
 
+// Adds a section to each graph.
+class SectionPlugin : public compat::StatelessPlugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PrePrunePasses.push_back([this](jitlink::LinkGraph &G) {
+      auto &Section = G.createSection(Name, MemProt::Read);
+      auto &Block = G.createZeroFillBlock(Section, 8, ExecutorAddr(), 8, 0);
+      G.addAnonymousSymbol(Block, 0, 8, false, true);
+      return Error::success();
+    });
+  }
+
+  std::string Name;
+};
+
+TEST_F(Image, NamesConstructorsOfAnyPriority) {
+  auto Plugin = std::make_shared<SectionPlugin>();
+  Session S(Plugin);
+  for (const char *Name : {".init_array", ".init_array.100", ".fini_array.100", ".ctors.65435",
+                           ".dtors", ".dtors.65435", ".init_array_of_others"}) {
+    Plugin->Name = Name;
+    auto Tracker = S.main().createResourceTracker();
+    S.add(Tracker, "sections.c");
+    EXPECT_NE(S.find("checkSections"), 0u);
+    auto Missing = S.Recorder->notStorable();
+    bool IsOthers = Name == std::string(".init_array_of_others");
+    ASSERT_EQ(Missing.size(), IsOthers ? 0u : 1u) << Name;
+    if (!IsOthers)
+      EXPECT_NE(Missing[0].find(std::string("section ") + Name + " "), std::string::npos)
+          << Missing[0];
+    must(Tracker->remove());
+  }
+}
+
 TEST_F(Image, NamesWhatCannotBeStored) {
   Session S;
   must(S.main().define(absoluteSymbols(
