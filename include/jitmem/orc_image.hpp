@@ -246,14 +246,17 @@ private:
   std::shared_ptr<ImageRecorder> Recorder;
 };
 
-/// Links images into JITDylibs of a session, which must outlive it, as the manager must.
-/// Thread-safe.
+/// Links images into JITDylibs of a session, which must outlive it, as the manager must. The
+/// session ends before it goes, as for LLVM's layers: the memory is given back then. Thread-safe.
 class ImageLoader final : public detail::ResourceOwner {
 public:
   ImageLoader(llvm::orc::ExecutionSession &ES, MemoryManager &MM) : ResourceOwner(ES), MM(MM) {
     ES.registerResourceManager(*this);
   }
-  ~ImageLoader() override { ES.deregisterResourceManager(*this); }
+  ~ImageLoader() override {
+    assert(Allocations.empty() && "end the session before its ImageLoader goes");
+    ES.deregisterResourceManager(*this);
+  }
 
   /// Links an image and defines its symbols, as part of RT: its memory goes when that is removed.
   /// What it imports is looked up as by code of that JITDylib. Waits for look-ups and the executor.

@@ -578,6 +578,13 @@ TEST_F(Image, RefusesKeysThatWouldBeCut) {
   must(S.Loader->add(S.main(), Path, Key));
 }
 
+TEST_F(Image, LoaderGoesBehindItsSession) {
+  store();
+  Session S;
+  must(S.Loader->add(S.main(), Path, Key));
+  EXPECT_DEATH(S.Loader.reset(), "end the session before");
+}
+
 TEST_F(Image, NamesWhatIsNotFound) {
   Session S;
   for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
