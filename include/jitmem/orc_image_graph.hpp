@@ -48,7 +48,7 @@ public:
   llvm::Error read(LinkGraph &G, const StorableCalls &Storable, uint64_t &CallsStart) {
     if (G.getTargetTriple().getArch() != llvm::Triple::x86_64)
       return notStorable("its architecture is not x86-64");
-    Name = G.getName();
+    Name = toName(G.getName());
     if (auto Err = readSegments(G))
       return Err;
     findGOT(G);

@@ -501,6 +501,15 @@ TEST_F(Image, NamesConstructorsOfAnyPriority) {
   }
 }
 
+TEST_F(Image, HasGraphsWhoseNamesAreNoText) {
+  Session S;
+  auto Buffer = MemoryBuffer::getFile(std::string(JIT_OBJECT_DIR) + "/sections.c.o");
+  must(errorCodeToError(Buffer.getError()));
+  must(S.J->addObjectFile(MemoryBuffer::getMemBufferCopy((*Buffer)->getBuffer(), "na\xffme.o")));
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+}
+
 TEST_F(Image, NamesWhatCannotBeStored) {
   Session S;
   must(S.main().define(absoluteSymbols(
