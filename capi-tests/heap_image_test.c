@@ -87,6 +87,38 @@ static void recorders(void **state) {
   goes_on_working(subject->manager);
 }
 
+static void referred_to(void **state) {
+  struct subject *subject = *state;
+  struct image_file file = image_file("heap-referred");
+  jitmem_image_recorder *recorder = NULL;
+  OK(jitmem_image_recorder_create(&recorder, error));
+  const uint64_t pointer = 0x10000;
+  const jitmem_image_segment segments[] = {
+      {.address = 0x20000, .content = &pointer, .segment = segment(sizeof pointer, 0, R)},
+      {.address = 0x10000, .content = &pointer, .segment = segment(sizeof pointer, 0, R)}};
+  const jitmem_image_reference reference = {
+      .slot = 0x20000, .target = 0x10000, .kind = JITMEM_IMAGE_ABSOLUTE_64};
+  const jitmem_image_graph refers = {.struct_size = sizeof refers,
+                                     .segments = &segments[0],
+                                     .segment_count = 1,
+                                     .references = &reference,
+                                     .reference_count = 1};
+  const jitmem_image_graph graph = {
+      .struct_size = sizeof graph, .segments = &segments[1], .segment_count = 1};
+  OK(jitmem_image_recorder_record(recorder, &refers, NULL, error));
+  // One that was not recorded is none that was forgotten.
+  uint64_t id = 0;
+  EACH_FAILURE(round) {
+    TRY(round, jitmem_image_recorder_record(recorder, &graph, &id, error));
+    if (id != 0)
+      break;
+  }
+  OK(jitmem_image_recorder_store(recorder, file.path, NULL, 0, error));
+  unlink(file.path);
+  jitmem_image_recorder_free(recorder);
+  goes_on_working(subject->manager);
+}
+
 static void images(void **state) {
   struct subject *subject = *state;
   struct image_file file = image_file("heap-image");
@@ -131,8 +163,8 @@ static void images(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      MODE(recorders, two_views), MODE(images, two_views), MODE(images, mprotected),
-      MODE(images, shared),       MODE(images, remote),
+      MODE(recorders, two_views), MODE(referred_to, two_views), MODE(images, two_views),
+      MODE(images, mprotected),   MODE(images, shared),         MODE(images, remote),
   };
   return at_rest(cmocka_run_group_tests_name("heap-image", tests, NULL, NULL));
 }

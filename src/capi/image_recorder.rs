@@ -430,7 +430,7 @@ pub unsafe extern "C" fn jitmem_image_recorder_record(
             actions: &actions,
         })?;
         if let Err(error) = heap.check("record a graph") {
-            recorder.forget(recorded)?;
+            recorder.take_back();
             return Err(error);
         }
         id.set(recorded.number());

@@ -118,6 +118,11 @@ impl Recorder {
         Ok(RecordedId(self.recorded))
     }
 
+    /// Takes back the graph that was recorded last, and to which none can refer yet.
+    pub(crate) fn take_back(&mut self) {
+        self.graphs.pop();
+    }
+
     /// Forgets a graph: its allocation is gone, or about to go. Graphs that refer to it can't be stored from
     /// then on.
     ///
