@@ -1772,9 +1772,9 @@ jitmem_status jitmem_image_recorder_create(struct jitmem_image_recorder **record
 /// Copies a graph that is linked: to be called once its content is written, for the addresses that it will have, and
 /// before it runs, since it would be stored as it is then. `*id` names it to the recorder; `id` may be NULL.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT (NULL, unknown kinds, names that are not UTF-8, a range beyond the last address),
-/// JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED for a segment that lives only until finalize; JITMEM_OUT_OF_MEMORY. Nothing is
-/// recorded then. Whether graphs fit together is checked when they are stored.
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, unknown kinds, names that are not UTF-8, a range beyond the last address,
+/// alignment to more than 1 GiB), JITMEM_INVALID_HANDLE; JITMEM_UNSUPPORTED for a segment that lives only until finalize;
+/// JITMEM_OUT_OF_MEMORY. Nothing is recorded then. Whether graphs fit together is checked when they are stored.
 ///
 /// Requires:
 /// `recorder` is NULL or a handle of this library; `graph` is NULL or points to a struct of the size that it says, whose arrays

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Collecting graphs while they are linked, and writing them to a file.
 
-use super::format::encode;
+use super::format::{LARGEST_ALIGNMENT, encode};
 use super::key::Key;
 use super::plan::plan;
 use super::{Graph, Reference, ReferenceKind, StoredAction};
@@ -105,9 +105,9 @@ impl Recorder {
     /// will have, and before it runs, since it would be stored as it is then.
     ///
     /// # Errors
-    /// `InvalidArgument` if a segment's content is not as long as the segment says, or its range ends beyond
-    /// the last address; `Unsupported` for a segment that lives only until finalize; `OutOfMemory`. Nothing
-    /// is recorded then.
+    /// `InvalidArgument` if a segment's content is not as long as the segment says, its range ends beyond
+    /// the last address, or it is aligned to more than 1 GiB; `Unsupported` for a segment that lives only
+    /// until finalize; `OutOfMemory`. Nothing is recorded then.
     pub fn record(&mut self, graph: &Graph<'_>) -> Result<RecordedId> {
         let copied = copy(graph, self.recorded + 1);
         let copied = copied.map_err(|error| of_graph(error, graph.name))?;
@@ -209,6 +209,12 @@ fn copy(graph: &Graph<'_>, number: u64) -> Result<RecordedGraph> {
         if group.lifetime == Lifetime::Finalize {
             let what = format!("segment {index} lives only until finalize, so it can't be stored");
             return Err(Error::new(Status::Unsupported, what));
+        }
+        let alignment = given.segment.alignment.bytes();
+        if alignment > LARGEST_ALIGNMENT {
+            return Err(invalid_argument(format!(
+                "segment {index} is aligned to {alignment} bytes, those of an image to at most 1 GiB"
+            )));
         }
         let size = content_size.checked_add(zero_fill_size);
         let range = size.and_then(|size| AddressRange::new(given.address, size));

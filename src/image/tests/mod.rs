@@ -346,6 +346,28 @@ fn an_import_whose_slot_is_not_filled_stays_one() {
 }
 
 #[test]
+fn more_alignment_than_an_image_can_have_is_not_recorded() {
+    let record = |alignment: u64| {
+        let asked = segment(Protection::READ, 8, 0);
+        let graph = Graph {
+            name: "aligned",
+            segments: &[GraphSegment {
+                address: CODE,
+                segment: asked.aligned(Alignment::try_from(alignment).unwrap()),
+                content: &[0; 8],
+            }],
+            ..Graph::default()
+        };
+        let mut recorder = Recorder::default();
+        recorder.record(&graph).map(|_| recorder)
+    };
+    open(file_of(&record(1 << 30).unwrap())).unwrap();
+    let error = record(1 << 31).unwrap_err();
+    assert_eq!(error.status(), Status::InvalidArgument);
+    assert!(error.message().contains("at most 1 GiB"), "{error}");
+}
+
+#[test]
 fn what_refers_to_a_forgotten_graph_is_refused_by_name() {
     const PLACE: u64 = 0x40_0000;
     let mut recorder = recorder();
