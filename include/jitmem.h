@@ -1825,7 +1825,7 @@ jitmem_status jitmem_image_recorder_store(const struct jitmem_image_recorder *re
 void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
 
 /// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most five system calls besides the
-/// heap's, and seven for a file of 512 KiB and more.
+/// heap's, and eight for a file of 512 KiB and more.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
 /// jitmem_image_free. Thread-safe. Waits for the disk.

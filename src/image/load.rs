@@ -2,7 +2,7 @@
 //! From a file to an allocation.
 
 use super::format::{
-    CallPlaces, ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, Slot, SlotValue,
+    CallPlaces, ImageSegment, LARGEST_FILE, MAGIC, MOST_SEGMENTS, Place, Slot, SlotValue,
 };
 use super::key::Key;
 use super::read::{Checked, check};
@@ -75,7 +75,7 @@ pub(crate) struct Placed {
 
 impl Image {
     /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
-    /// at most five system calls besides the heap's, and as much memory as the file has bytes; one of 512 KiB and more takes seven, and
+    /// at most five system calls besides the heap's, and as much memory as the file has bytes; one of 512 KiB and more takes eight, and
     /// lies in huge pages where the system gives them.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl Image {
     pub fn open(path: impl AsRef<Path>, key: &Key) -> Result<Image> {
         let path = path.as_ref();
         let read = || {
-            let file = sys::read_own_file(path, LARGEST_FILE);
+            let file = sys::read_own_file(path, &MAGIC, LARGEST_FILE);
             Image::from_bytes(file.map_err(|error| of_file("read it", error))?, key)
         };
         read().map_err(|error| error.context(format!("open image {}", path.display())))

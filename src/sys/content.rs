@@ -18,6 +18,9 @@ const HUGE: usize = 2 << 20;
 /// Where a huge page costs less than small ones. To zero it takes as long as some hundred of these.
 const LEAST_IN_HUGE: usize = HUGE / 4;
 
+/// Bytes that say whether the rest is wanted.
+const FIRST: usize = 4096;
+
 /// Bytes that were read.
 pub(crate) enum Content {
     Small(Vec<u8>),
@@ -25,8 +28,9 @@ pub(crate) enum Content {
 }
 
 impl Content {
-    /// The first `size` bytes of a file, or as many as it has.
-    pub(super) fn read(file: BorrowedFd<'_>, size: usize) -> io::Result<Content> {
+    /// The first `size` bytes of a file, or as many as it has. Of a large one the first page is read before the rest, which
+    /// is left out where it does not begin with `magic`: another file is not worth its memory.
+    pub(super) fn read(file: BorrowedFd<'_>, magic: &[u8], size: usize) -> io::Result<Content> {
         if size < LEAST_IN_HUGE {
             let mut content = Vec::new();
             content.try_reserve_exact(size).map_err(|_| no_room())?;
@@ -42,9 +46,10 @@ impl Content {
         }
         let mut content = Mapping::new(size)?;
         let mut filled = 0;
-        while filled < size {
+        while filled < size && content.starts_with(&magic[..filled.min(magic.len())]) {
             gate("read")?;
-            match rustix::io::read(file, &mut content[filled..]) {
+            let end = if filled < FIRST { FIRST } else { size };
+            match rustix::io::read(file, &mut content[filled..end]) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(Errno::INTR) => {}
@@ -162,12 +167,17 @@ mod tests {
         for size in [0, 1, 5000, LEAST_IN_HUGE - 1, LEAST_IN_HUGE, HUGE, HUGE + 1] {
             let bytes: Vec<u8> = (0..size).map(|at| (at * 7 / 5) as u8).collect();
             fs::write(&path, &bytes).unwrap();
-            let read = |most| Content::read(File::open(&path).unwrap().as_fd(), most).unwrap();
+            let magic = &bytes[..size.min(8)];
+            let read =
+                |most| Content::read(File::open(&path).unwrap().as_fd(), magic, most).unwrap();
             let mut content = read(size);
             assert!(*content == *bytes, "{size}");
             assert!(*read(size / 2) == bytes[..size / 2], "{size}");
             // One that has become shorter.
             assert!(*read(size + HUGE) == *bytes, "{size}");
+            let other = Content::read(File::open(&path).unwrap().as_fd(), b"another", size);
+            let kept = if size < LEAST_IN_HUGE { size } else { FIRST };
+            assert_eq!(other.unwrap().len(), kept);
             if let Some(last) = content.last_mut() {
                 *last = 3;
                 assert_eq!(content.last(), Some(&3));

@@ -20,9 +20,10 @@ fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
     io::Error::new(kind, why.into())
 }
 
-/// The content of a file of at most `most` bytes that none but this user or root can have written.
+/// The content of a file of at most `most` bytes that none but this user or root can have written. Of a large one that
+/// does not begin with `magic` it is only the beginning.
 /// What is no such file is refused before it is read: a pipe would keep its reader waiting.
-pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Content> {
+pub(crate) fn read_own_file(path: &Path, magic: &[u8], most: u64) -> io::Result<Content> {
     gate("open")?;
     let file = OpenOptions::new()
         .read(true)
@@ -55,7 +56,7 @@ pub(crate) fn read_own_file(path: &Path, most: u64) -> io::Result<Content> {
         return Err(refused(io::ErrorKind::InvalidInput, why));
     }
     // What is written behind that meanwhile is not wanted.
-    Content::read(file.as_fd(), size as usize)
+    Content::read(file.as_fd(), magic, size as usize)
 }
 
 /// The name under which a file is written until it is whole.
