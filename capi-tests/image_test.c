@@ -268,7 +268,7 @@ static void without_frames_none_are_registered(void **state) {
         jitmem_image_link(image, fixture->manager, &request, error));
   request.without_frames = 0;
   request.address_count = 0;
-  FAILS(JITMEM_INVALID_ARGUMENT, "0 addresses for the 1 symbols",
+  FAILS(JITMEM_INVALID_ARGUMENT, "link an image: 0 addresses for the 1 symbols",
         jitmem_image_link(image, fixture->manager, &request, error));
   jitmem_image_free(image);
   deallocate(fixture->manager, allocation);

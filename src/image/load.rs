@@ -165,7 +165,7 @@ impl Image {
         let wanted = self.tables.symbols.len();
         if symbols.len() != wanted {
             return Err(invalid_argument(format!(
-                "{} addresses for the {wanted} symbols of an image",
+                "link an image: {} addresses for the {wanted} symbols that it imports; give one for each",
                 symbols.len()
             )));
         }
@@ -302,7 +302,7 @@ impl Checked {
                 let symbol = self.name(self.symbols[symbol as usize]);
                 of_symbol(&format!(" to {symbol}")).remedy("place the window near it")
             }
-            _ => of_symbol(""),
+            _ => of_symbol("").remedy("link it into a manager that has windows"),
         }
     }
 }

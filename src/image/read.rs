@@ -160,7 +160,7 @@ impl Names<'_> {
 
 /// The kind of all that is wrong with a file as such.
 fn damaged(what: impl Into<String>) -> Error {
-    invalid_argument(what)
+    invalid_argument(what).remedy("store it anew")
 }
 
 fn torn() -> Error {

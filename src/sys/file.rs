@@ -47,7 +47,7 @@ pub(crate) fn read_own_file(path: &Path, magic: &[u8], most: u64) -> io::Result<
     }
     if metadata.mode() & WRITABLE_BY_OTHERS != 0 {
         let mode = metadata.mode() & 0o777;
-        let why = format!("its mode {mode:o} lets other users write it");
+        let why = format!("its mode {mode:o} lets other users write it; chmod go-w it");
         return Err(refused(io::ErrorKind::PermissionDenied, why));
     }
     let size = metadata.len();

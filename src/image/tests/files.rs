@@ -53,7 +53,9 @@ fn a_file_that_is_cut_or_goes_on_is_refused() {
     longer.push(0);
     let error = open(longer).unwrap_err();
     assert!(
-        error.message().contains("1 bytes follow its end"),
+        error
+            .message()
+            .contains("1 bytes follow its end; store it anew"),
         "{error}"
     );
 }
@@ -192,7 +194,9 @@ fn files_that_others_may_write_and_what_is_no_file_are_refused() {
     let refused = |path: &PathBuf| Image::open(path, &key()).unwrap_err().status();
     for mode in [0o620, 0o602] {
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        assert_eq!(refused(&path), Status::Denied);
+        let error = Image::open(&path, &key()).unwrap_err();
+        assert_eq!(error.status(), Status::Denied);
+        assert!(error.message().contains("chmod go-w"), "{error}");
     }
     assert_eq!(refused(&folder.0), Status::InvalidArgument);
     assert_eq!(refused(&folder.0.join("none")), Status::System);
