@@ -117,6 +117,31 @@ static void allocations(void **state) {
   }
 }
 
+// What is kept of the most segments that a graph may have comes from what the library has in
+// reserve.
+static void many_segments(void **state) {
+  jitmem_manager *manager = ((struct subject *)*state)->manager;
+  enum { MOST = 256 };
+  static jitmem_segment segments[MOST + 1];
+  static jitmem_segment_memory memory[MOST];
+  for (int i = 0; i <= MOST; i++)
+    segments[i] = segment(16, i % 2 ? 8 : 0, i % 3 ? RX : RW);
+  uint64_t handle = 0;
+  REFUSED(JITMEM_INVALID_ARGUMENT, "more than 256 segments",
+          jitmem_manager_allocate(manager, segments, MOST + 1, 1, memory, &handle, error));
+  EACH_FAILURE(round) {
+    handle = 0;
+    TRY(round, jitmem_manager_allocate(manager, segments, MOST, 1, memory, &handle, error));
+    if (handle != 0)
+      OK(jitmem_manager_finalize(manager, handle, NULL, 0, error));
+    heap_begin(round.kind, round.skip);
+    if (handle != 0 && jitmem_manager_deallocate(manager, &handle, 1, NULL) != JITMEM_OK)
+      abort();
+    heap_end();
+    goes_on_working(manager);
+  }
+}
+
 // What a small graph takes is on stacks and in tables, though its sizes are rounded up and its data
 // has zero-fill.
 static void the_hot_path_takes_no_heap(void **state) {
@@ -394,6 +419,7 @@ int main(void) {
       MODES(create_managers),
       MODES(free_managers),
       MODES(allocations),
+      MODES(many_segments),
       MODE(allocations, host_async),
       MODE(the_hot_path_takes_no_heap, two_views),
       MODES(abandonments),

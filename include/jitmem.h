@@ -928,7 +928,7 @@ typedef void (*jitmem_allocated_fn)(void *ctx,
 ///
 /// `dylib` identifies the graph's JITDylib (its address will do; 0: none): everything of one
 /// JITDylib lies in one window. `memory` receives one entry per segment, `*allocation` the handle,
-/// from here to jitmem_manager_deallocate; never 0 and never all ones. `count` may be 0.
+/// from here to jitmem_manager_deallocate; never 0 and never all ones. `count` is 0 to 256.
 /// Thread-safe. Waits for the mapper where a window must be reserved.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or

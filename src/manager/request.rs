@@ -11,12 +11,15 @@ use std::sync::Arc;
 /// Segments may be aligned to this and no more.
 pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
 
-/// Those that take memory are among so many, so that their positions fit 16 bits.
-const MOST_SEGMENTS: usize = 1 << 16;
+/// What is kept of so many fits what `Heap` has in reserve, so that no list that grows with them ends the process
+/// where the heap is exhausted.
+const MOST_SEGMENTS: usize = 256;
 
 #[cold]
 fn too_many_segments() -> Error {
-    invalid_argument("a graph has more than 65,536 segments")
+    invalid_argument(format!(
+        "a graph has more than {MOST_SEGMENTS} segments: allocate them as several"
+    ))
 }
 
 /// One segment of the memory of a graph.
@@ -123,6 +126,9 @@ impl Request {
                 Err(error) => return Err(error.context(format!("segment {count}"))),
             };
             let index = count;
+            if index == MOST_SEGMENTS {
+                return Err(too_many_segments());
+            }
             count += 1;
             let Segment {
                 content_size,
@@ -141,9 +147,6 @@ impl Request {
             total = total.saturating_add(size);
             if total > window || alignment > window.min(LARGEST_ALIGNMENT) {
                 return Err(too_large(index, size, alignment, window));
-            }
-            if index >= MOST_SEGMENTS {
-                return Err(too_many_segments());
             }
             // Windows are below 2 GiB, so all of it fits 32 bits.
             planned.push(PlannedSegment {
@@ -205,6 +208,11 @@ mod tests {
             Err(Status::WindowFull)
         );
         assert_eq!(status(&[segment(1, 0, 1 << 63)]), Err(Status::WindowFull));
+        let mut most = vec![segment(1, 0, 1); MOST_SEGMENTS];
+        most[0].group.lifetime = Lifetime::NoAlloc;
+        assert_eq!(status(&most), Ok(()));
+        most.push(most[0]);
+        assert_eq!(status(&most), Err(Status::InvalidArgument));
     }
 
     #[test]
