@@ -4,8 +4,8 @@
 use jitmem::mapper::ExecutorService;
 use jitmem::transport::{self, Stream, Transport};
 use jitmem::{
-    Action, AllocationHandle, Dylib, Error, Manager, Mapper, Observer, Options, Protection,
-    Segment, WrapperCall,
+    Action, AllocationHandle, Completion, Dylib, Error, Manager, Mapper, Observer, Options,
+    Protection, Segment, WrapperCall,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -17,6 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 pub(crate) const RUN: &str = "__llvm_orc_bootstrap_run_as_int_function_wrapper";
@@ -117,6 +118,12 @@ impl Host {
         killed
     }
 
+    pub(crate) fn child(&self) -> i32 {
+        let children = self.children();
+        assert_eq!(children.len(), 1);
+        *children.first().unwrap()
+    }
+
     /// What its descriptors are, without the numbers of sockets.
     pub(crate) fn descriptors(&self) -> Vec<String> {
         let folder = fs::read_dir(format!("/proc/{}/fd", self.process.id())).unwrap();
@@ -152,10 +159,19 @@ impl Host {
 
     /// Has the executor run int(int).
     pub(crate) fn run(&self, function: u64) -> Result<i32, Error> {
+        self.run_with(function, 0)
+    }
+
+    /// The same with an argument. What hangs fails after a minute.
+    pub(crate) fn run_with(&self, function: u64, argument: i32) -> Result<i32, Error> {
         let run = self.transport.symbol(RUN).unwrap();
         let mut args = function.to_le_bytes().to_vec();
-        args.extend(0i32.to_le_bytes());
-        let answer = transport::call(&*self.transport, run, args)?;
+        args.extend(argument.to_le_bytes());
+        let (tell, told) = channel();
+        let done = Completion::new(move |answer| tell.send(answer).unwrap());
+        let limit = Some(Duration::from_secs(60));
+        let _call = transport::start(&self.transport, run, args, limit, done);
+        let answer = told.recv().unwrap()?;
         Ok(i32::from_le_bytes(answer.try_into().unwrap()))
     }
 

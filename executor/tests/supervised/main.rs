@@ -5,6 +5,7 @@
 #![cfg(target_arch = "x86_64")]
 
 mod actions;
+mod attacks;
 mod host;
 
 use host::{COUNT, CRASH, Graph, RUN, becomes, graph, link, start};

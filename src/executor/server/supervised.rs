@@ -219,6 +219,9 @@ unsafe fn supervise_by(
     give_up: GiveUp,
 ) -> Result<End> {
     let service = Arc::new(Service::new());
+    let passes_descriptors = sys::passes_descriptors(&input);
+    // Both are dead ones in each child from here on.
+    let mut input = MessageReader::new(Arc::new(input));
     let output = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let run = child_of(options, Arc::clone(&service), child);
@@ -235,12 +238,11 @@ unsafe fn supervise_by(
     );
     // The child's socket takes descriptors; what counts is the controller's.
     setup.bootstrap_symbols.remove(TAKES_DESCRIPTORS);
-    if sys::passes_descriptors(&input) {
+    if passes_descriptors {
         let name = TAKES_DESCRIPTORS.to_owned();
         setup.bootstrap_symbols.insert(name, ExecutorAddr(1));
     }
     let sent = connection.send_setup(&setup.encode(options.layout));
-    let mut input = MessageReader::new(Arc::new(input));
     let mut sent_along = SentAlong::default();
     input.take_descriptors(Box::new(move |descriptor| sent_along.keep(descriptor)));
     supervisor.serve(&connection, its_input)?;

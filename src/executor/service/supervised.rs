@@ -50,6 +50,9 @@ pub(in crate::executor) fn succeed() {
         .sessions
         .values()
         .for_each(|session| session.claim());
+    drop(registry);
+    // Controllers' sockets that its supervisor has taken and no session has asked for.
+    SENT_ALONG.lock().clear();
 }
 
 /// Leaves what there is to the process that this one was forked from, which has it all.
