@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 // ---- the host ----
 
@@ -34,7 +35,11 @@ struct host {
   void (*before)(void);
 };
 
+// The host's descriptor of the connection.
+static atomic_int served;
+
 static void serve_session(const struct host *host, int end) {
+  atomic_store(&served, end);
   const jitmem_serve_options options = {.struct_size = sizeof options,
                                         .supervision = &host->supervision};
   if (host->status == JITMEM_OK)
@@ -98,6 +103,10 @@ static void end_host(pid_t process) {
 static int32_t who(int32_t unused) { return (void)unused, getpid(); }
 static int32_t its_parent(int32_t unused) { return (void)unused, getppid(); }
 static int32_t leave(int32_t code) { _exit(code); }
+static int32_t has_the_connection(int32_t unused) {
+  struct stat what;
+  return (void)unused, fstat(atomic_load(&served), &what) != 0 || S_ISSOCK(what.st_mode);
+}
 static int32_t opens_files(int32_t unused) {
   (void)unused;
   return open("/etc/passwd", O_RDONLY) >= 0;
@@ -238,6 +247,7 @@ static void a_session_goes_on_however_its_process_ends(void **state) {
   crash(&session, &linked);
   has_gone_on(&session, &linked, 1, crashed());
 
+  assert_int_equal(answer_of(&session, ADDRESS_OF(has_the_connection), 0), 0);
   const pid_t child = answer_of(&session, ADDRESS_OF(who), 0);
   assert_true(child != process && answer_of(&session, ADDRESS_OF(its_parent), 0) != process);
   kill(child, SIGKILL);

@@ -2605,7 +2605,8 @@ typedef struct jitmem_serve_options {
 ///
 /// With `supervision` linked code runs in a child of a process that is forked for this call. Of this process only
 /// the calling thread takes part, which waits, and nothing is left in it: when this returns, both processes are
-/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads. What C's
+/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads; where
+/// linked code runs, `in_fd` and `out_fd` are /dev/null. What C's
 /// streams hold is written where linked code's process ends, so call fflush before; functions of atexit do not run
 /// there, unless linked code calls exit. Functions of pthread_atfork run once here, and in the forked process once for
 /// each child. Both are killed when the calling thread ends.

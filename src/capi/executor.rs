@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::server::{
     Options, Restarts, SetupLayout, Supervision, Unread, serve, serve_supervised,
 };
-use crate::sys::{duplicate, explain};
+use crate::sys::{disconnect, duplicate, explain};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem::{offset_of, size_of};
 use std::os::fd::OwnedFd;
@@ -224,6 +224,25 @@ unsafe fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
     })
 }
 
+/// Has linked code find nothing at the host's own descriptors of the connection: what it wrote there would be the
+/// executor's word, and while it has them open the controller does not see the executor's end.
+fn without(descriptors: [c_int; 2], supervision: Supervision) -> Supervision {
+    let Supervision { restarts, prepare } = supervision;
+    let prepare = move || {
+        for descriptor in descriptors {
+            // SAFETY: the host's, for this connection; in a process of linked code, which has another one.
+            unsafe { disconnect(descriptor) }.map_err(|error| {
+                explain(format_args!("disconnect descriptor {descriptor}"), error)
+            })?;
+        }
+        prepare()
+    };
+    Supervision {
+        restarts,
+        prepare: Box::new(prepare),
+    }
+}
+
 /// Serves one controller as LLVM's llvm-jitlink-executor does: introduces this process, then does
 /// what is called, until the controller hangs up.
 ///
@@ -234,7 +253,8 @@ unsafe fn duplicated(descriptor: c_int, name: &str) -> Result<OwnedFd> {
 ///
 /// With `supervision` linked code runs in a child of a process that is forked for this call. Of this process only
 /// the calling thread takes part, which waits, and nothing is left in it: when this returns, both processes are
-/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads. What C's
+/// gone. They have this one's memory and descriptors as they are at the call, and none of its other threads; where
+/// linked code runs, `in_fd` and `out_fd` are /dev/null. What C's
 /// streams hold is written where linked code's process ends, so call fflush before; functions of atexit do not run
 /// there, unless linked code calls exit. Functions of pthread_atfork run once here, and in the forked process once for
 /// each child. Both are killed when the calling thread ends.
@@ -270,7 +290,10 @@ pub unsafe extern "C" fn jitmem_executor_serve(
         // SAFETY: as the caller says.
         unsafe {
             match supervision {
-                Some(supervision) => serve_supervised(input, output, &options, supervision),
+                Some(supervision) => {
+                    let supervision = without([in_fd, out_fd], supervision);
+                    serve_supervised(input, output, &options, supervision)
+                }
                 None => serve(input, output, &options),
             }
         }

@@ -97,8 +97,8 @@ pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;
 pub(crate) use store::{store_16, stores_16_bytes};
 pub(crate) use stream::{
-    StreamWriter, WRITTEN_AT_ONCE, await_plain_bytes, check_open, close_handed_over, duplicate,
-    look_for_input, passes_descriptors, read, receive,
+    StreamWriter, WRITTEN_AT_ONCE, await_plain_bytes, check_open, close_handed_over, disconnect,
+    duplicate, look_for_input, passes_descriptors, read, receive,
 };
 pub(crate) use thread::{exit_now, flush_and_exit, spawn, thread_number};
 pub(crate) use valgrind::is_translated;

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendAncillaryBuffer, SendFlags, SocketType};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// A descriptor of our own for what is open under a number.
@@ -29,6 +29,30 @@ pub(crate) unsafe fn duplicate(descriptor: RawFd) -> io::Result<OwnedFd> {
 pub(crate) fn check_open(descriptor: RawFd) -> io::Result<()> {
     // SAFETY: asks about a number.
     match unsafe { libc::fcntl(descriptor, libc::F_GETFD) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Has a descriptor lead nowhere: to /dev/null, which programs may write to, or, where there is none, to a socket
+/// whose other end is closed.
+///
+/// # Safety
+/// Nothing in this process needs what it has led to.
+pub(crate) unsafe fn disconnect(descriptor: RawFd) -> io::Result<()> {
+    use rustix::fs::{Mode, OFlags, open};
+    gate("dup3")?;
+    let nowhere = match open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(null) => null,
+        Err(_) => socket::packet_pair()?.0,
+    };
+    // Programs that linked code starts inherit standard streams.
+    let flags = match descriptor {
+        ..=libc::STDERR_FILENO => 0,
+        _ => libc::O_CLOEXEC,
+    };
+    // SAFETY: as the caller says.
+    match unsafe { libc::dup3(nowhere.as_raw_fd(), descriptor, flags) } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }
