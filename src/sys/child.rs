@@ -73,11 +73,11 @@ impl ChildProcess {
         let _ = self.wait();
     }
 
-    /// Waits for its end. Called once.
-    pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
-        let mut status = 0;
-        loop {
-            // SAFETY: a siginfo to write to.
+    /// Waits until it has ended, and leaves it to [`wait`](Self::wait). For any thread, at any time.
+    pub(crate) fn await_end(&self) {
+        while !self.gone.load(Ordering::Acquire) {
+            // SAFETY: a siginfo to write to. Where another thread waits for it in this moment, the number may be
+            // none, or another child's of this process.
             let waited = unsafe {
                 libc::waitid(
                     libc::P_PID,
@@ -90,6 +90,12 @@ impl ChildProcess {
                 break;
             }
         }
+    }
+
+    /// Waits for its end. Called once.
+    pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
+        self.await_end();
+        let mut status = 0;
         // From here on its number may be given again.
         self.gone.store(true, Ordering::Release);
         loop {
@@ -156,8 +162,10 @@ mod tests {
         };
         assert_eq!(exits.wait().unwrap().code(), Some(7));
         sleeps.kill();
+        sleeps.await_end();
         assert_eq!(sleeps.wait().unwrap().signal(), Some(libc::SIGKILL));
         // Its number may be another's by now.
         sleeps.kill();
+        sleeps.await_end();
     }
 }

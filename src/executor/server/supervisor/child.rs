@@ -88,11 +88,12 @@ impl Child {
         }
     }
 
-    /// Nothing more comes of a self.
+    /// Nothing more comes of it.
     pub(super) fn no_more(&self, why: &str) {
         self.enter(Phase::Ended(why.to_owned()));
         let error = Error::new(Status::ActionFailed, why);
-        self.pending.end(error);
+        self.pending.end(error.clone());
+        self.channel.cut(error);
     }
 }
 

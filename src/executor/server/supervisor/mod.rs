@@ -9,6 +9,7 @@
 //! | thread | does |
 //! |---|---|
 //! | those of the controller's connection | hand calls on; answer what maps |
+//! | one that waits for the child's process | ends its connections, which what it has forked may have open |
 //! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
 //! | one that replays | has the new child run the finalize actions of all that is live |
 
@@ -213,6 +214,16 @@ impl Supervisor {
             phase: Mutex::new(Phase::Starts),
             changed: Condvar::new(),
         });
+        let awaited = Arc::clone(&child);
+        let await_end = move || {
+            awaited.process.await_end();
+            // What it has said is read first.
+            socket::hang_up(&awaited.socket);
+        };
+        sys::spawn("jitmem-end", await_end).map_err(|error| {
+            child.process.end();
+            explain("start a thread that waits for a child's end", error)
+        })?;
         // What is mapped from here on is mapped there too.
         self.state.lock().child = Some(Arc::clone(&child));
         drop(mapping);
