@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex};
 
 /// Of EPC's messages: a header's size, and the numbers of an answer and of a call.
 const HEADER: usize = 32;
-const RESULT: u64 = 2;
-const CALL: u64 = 3;
+pub(crate) const RESULT: u64 = 2;
+pub(crate) const CALL: u64 = 3;
 
 /// What a finalize action answers that has succeeded.
 const SUCCESS: &[u8] = &[0];
 
 /// A call of linked code to the controller, which is to be answered.
-struct Called {
+pub(crate) struct Called {
     tag: u64,
     sequence: u64,
     executor: Arc<Mutex<UnixStream>>,
@@ -82,7 +82,7 @@ fn take_calls(executor: UnixStream, calls: Sender<Called>) -> UnixStream {
     theirs
 }
 
-fn start_with_calls(options: &[&str]) -> (Host, Receiver<Called>) {
+pub(crate) fn start_with_calls(options: &[&str]) -> (Host, Receiver<Called>) {
     let (calls, called) = channel();
     let host = start_through(options, |executor| take_calls(executor, calls));
     (host, called)

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Linked code that attacks its supervisor, or whose process is in the way of another's.
 
+use super::actions::{CALL, RESULT, start_with_calls};
 use super::host::{Host, link, start};
+use jitmem::Error;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,12 +11,32 @@ use std::fs;
 /// mov eax, 7; ret
 const SEVEN: &[u8] = &[0xb8, 7, 0, 0, 0, 0xc3];
 
-/// The sockets of a process, by the kernel's numbers.
-fn sockets(process: i32) -> BTreeSet<String> {
+/// The sockets of a process: their descriptors, and what tells them apart.
+fn sockets(process: i32) -> Vec<(i32, String)> {
     let folder = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
-    let files = folder.filter_map(|entry| fs::read_link(entry.unwrap().path()).ok());
-    let names = files.map(|file| file.to_string_lossy().into_owned());
-    names.filter(|name| name.starts_with("socket:")).collect()
+    let sockets = folder.filter_map(|entry| {
+        let entry = entry.unwrap();
+        // One that is closed meanwhile is none.
+        let file = fs::read_link(entry.path()).ok()?;
+        let inode = file.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        let number = entry.file_name().to_str()?.parse().unwrap();
+        Some((number, inode.to_owned()))
+    });
+    sockets.collect()
+}
+
+/// Its stream sockets, one of which is its connection.
+fn streams(process: i32) -> Vec<i32> {
+    let table = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap();
+    let is_stream = |inode: &str| {
+        table.lines().any(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            fields.get(4) == Some(&"0001") && fields.get(6) == Some(&inode)
+        })
+    };
+    let sockets = sockets(process).into_iter();
+    let streams = sockets.filter(|(_, inode)| is_stream(inode));
+    streams.map(|(number, _)| number).collect()
 }
 
 fn supervisor(host: &Host) -> i32 {
@@ -28,7 +50,11 @@ fn a_child_has_no_socket_of_its_supervisors() {
     let (seven, code) = link(&manager, SEVEN);
     for _ in 0..3 {
         assert_eq!(host.run_at_last(seven), 7);
-        let (child, own) = (sockets(host.child()), sockets(supervisor(&host)));
+        let inodes = |process| -> BTreeSet<String> {
+            let sockets = sockets(process).into_iter();
+            sockets.map(|(_, inode)| inode).collect()
+        };
+        let (child, own) = (inodes(host.child()), inodes(supervisor(&host)));
         assert!(!child.is_empty() && !own.is_empty());
         assert!(child.is_disjoint(&own), "{child:?} and {own:?}");
         host.kill_child();
@@ -57,5 +83,69 @@ fn what_a_child_has_forked_does_not_hide_its_end() {
         kill_process(forked, Signal::KILL).unwrap();
     }
     manager.deallocate([forking, code]).unwrap();
+    host.end(manager);
+}
+
+/// Sends a header of EPC's so many times to the descriptor that it is given, then waits for ever; -1 if it can't.
+fn saying(fields: [u64; 4], times: u32) -> Vec<u8> {
+    let header = fields.map(u64::to_le_bytes).concat();
+    [
+        &[0x53, 0xbb][..],
+        &times.to_le_bytes(),               // push rbx; mov ebx, times
+        &[0x48, 0x8d, 0x35, 0x2f, 0, 0, 0], // 1: lea rsi, [header]
+        &[0xba, 32, 0, 0, 0, 0x41, 0xba, 0, 0x40, 0, 0], // mov edx, 32; mov r10d, MSG_NOSIGNAL
+        &[0x45, 0x31, 0xc0, 0x45, 0x31, 0xc9], // xor r8d, r8d; xor r9d, r9d
+        &[0xb8, 44, 0, 0, 0, 0x0f, 0x05],   // sendto
+        &[0x83, 0xf8, 32, 0x75, 0x0d, 0xff, 0xcb, 0x75, 0xd8], // cmp eax, 32; jne 3f; dec ebx; jnz 1b
+        &[0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7],          // 2: pause; jmp 2b
+        &[0x83, 0xc8, 0xff, 0x5b, 0xc3],                       // 3: or eax, -1; pop rbx; ret
+        &header,
+    ]
+    .concat()
+}
+
+/// Has the child say something to its supervisor; what becomes of it.
+fn said(host: &Host, function: u64) -> Error {
+    let streams = streams(host.child());
+    let answers = streams
+        .iter()
+        .map(|number| host.run_with(function, *number));
+    // The ends of its supervisor are dead ones.
+    let mut answers = answers.filter(|answer| !matches!(answer, Ok(-1)));
+    answers.next().unwrap().unwrap_err()
+}
+
+#[test]
+fn what_a_child_says_takes_no_more_memory_than_it_may() {
+    const SIZE: u64 = 1 << 30;
+    let host = start(&["--supervise", "--seccomp=sealed"]);
+    let manager = host.manager();
+    let (seven, code) = link(&manager, SEVEN);
+    let one = "has ended: it has sent 1073741792 bytes in one message";
+    let unknown = "has ended: it has answered 5, which is no call";
+    for (kind, why) in [(0, one), (1, one), (RESULT, unknown), (CALL, one)] {
+        assert_eq!(host.run_at_last(seven), 7);
+        let (function, attack) = link(&manager, &saying([SIZE, kind, 5, 1], 1));
+        let error = said(&host, function);
+        assert!(error.message().contains(why), "{error}");
+        assert_eq!(host.run(seven).unwrap(), 7);
+        manager.deallocate([attack]).unwrap();
+    }
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}
+
+#[test]
+fn calls_of_a_child_that_are_not_answered_are_bounded() {
+    let (host, called) = start_with_calls(&["--supervise"]);
+    let manager = host.manager();
+    let (function, attack) = link(&manager, &saying([32, CALL, 5, 1], 70_000));
+    let (seven, code) = link(&manager, SEVEN);
+    let error = said(&host, function);
+    let why = "65536 calls of linked code wait for the controller's answer";
+    assert!(error.message().contains(why), "{error}");
+    assert_eq!(called.iter().take(65_536).count(), 65_536);
+    assert_eq!(host.run(seven).unwrap(), 7);
+    manager.deallocate([attack, code]).unwrap();
     host.end(manager);
 }

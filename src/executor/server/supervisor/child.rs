@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A process that runs linked code, as the one that supervises it sees it.
 
+use super::MOST_BODY;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::executor::server::writer::MessageWriter;
@@ -15,6 +16,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::OnceLock;
 
 /// One child.
 pub(super) struct Child {
@@ -27,6 +29,8 @@ pub(super) struct Child {
     pub(super) pending: PendingCalls,
     /// For calls of the service.
     pub(super) channel: Channel,
+    /// Why its supervisor has killed it, where that has a reason.
+    pub(super) killed_for: OnceLock<String>,
     pub(super) phase: Mutex<Phase>,
     pub(super) changed: Condvar,
 }
@@ -81,7 +85,7 @@ impl Child {
 
     /// Hands a call on.
     pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
-        if let Some(sequence) = self.pending.add(done, u64::MAX) {
+        if let Some(sequence) = self.pending.add(done, MOST_BODY) {
             let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
             // Of a child that is gone, the thread that reads learns why.
             let _ = self.writer.send(header, args.into());

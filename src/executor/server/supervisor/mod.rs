@@ -42,11 +42,19 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 /// How often another place is looked for where a child has something at the one that was found.
 const MOST_PLACES: usize = 16;
+
+/// Bytes of what a child answers, or passes to the controller, at most.
+const MOST_BODY: u64 = 256 << 20;
+/// And of what it says of its end.
+const MOST_WORDS: u64 = 64 << 10;
+/// Calls of linked code that wait for the controller's answer, at most: more than a process has threads.
+const MOST_CALLS: usize = 1 << 16;
 
 /// What a child does: serves what is at these sockets, the second one being for what maps; gives its exit code.
 pub(super) type RunChild = Box<dyn Fn(OwnedFd, OwnedFd) -> c_int + Send + Sync>;
@@ -101,6 +109,8 @@ pub(super) struct Supervisor {
     /// Held while something is mapped in both processes, and while a child is forked.
     mapping: Mutex<()>,
     replay: Replay,
+    /// Calls of linked code, of all children, that the controller has not answered.
+    calls: Arc<AtomicUsize>,
 }
 
 impl Supervisor {
@@ -127,6 +137,7 @@ impl Supervisor {
             changed: Condvar::new(),
             mapping: Mutex::default(),
             replay: Replay::new()?,
+            calls: Arc::default(),
         });
         service::share_places(supervisor.replay.places());
         service::set_forks_successors(true);
@@ -211,6 +222,7 @@ impl Supervisor {
             writer: MessageWriter::new(writer, self.unread),
             pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
             channel,
+            killed_for: OnceLock::new(),
             phase: Mutex::new(Phase::Starts),
             changed: Condvar::new(),
         });
@@ -259,7 +271,7 @@ impl Supervisor {
                 current.process.kill();
             }
             let status = current.process.wait();
-            let why = why_ended(said, &status);
+            let why = why_ended(current.killed_for.get().cloned().or(said), &status);
             let next = self.child_ended(&current, &why, status);
             if let Some((next, reader)) = next {
                 input = reader;
@@ -271,8 +283,13 @@ impl Supervisor {
     /// Hands on what a child says until it ends. Gives what it has said of that.
     fn read_one(self: &Arc<Self>, child: &Arc<Child>, input: &mut MessageReader) -> Option<String> {
         loop {
-            let Ok(Some(Message { header, body, .. })) = input.next() else {
-                return None;
+            let message = input.next_within(|header| self.most(child, header));
+            let Message { header, body, .. } = match message {
+                Ok(Some(message)) => message,
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Some(format!("it has sent what is no message: {error}"));
+                }
+                _ => return None,
             };
             let Header {
                 opcode,
@@ -280,15 +297,33 @@ impl Supervisor {
                 tag,
                 ..
             } = header;
+            let size = header.body_size();
+            let withheld = size > body.len() as u64;
             match opcode {
                 Opcode::Result => {
-                    let done = child.pending.take(sequence)?;
+                    let Some(done) = child.pending.take(sequence) else {
+                        return Some(format!("it has answered {sequence}, which is no call"));
+                    };
                     done.complete(match tag {
+                        _ if withheld => Err(Error::new(
+                            Status::MapperFailed,
+                            format!(
+                                "an answer of {size} bytes: more than {MOST_BODY} are not passed on"
+                            ),
+                        )),
                         OUT_OF_BAND => Err(Error::new(Status::MapperFailed, said(&body))),
                         _ => Ok(body),
                     });
                 }
+                _ if withheld => {
+                    return Some(format!("it has sent {size} bytes in one message"));
+                }
                 Opcode::CallWrapper => {
+                    if self.calls.load(Ordering::Relaxed) >= MOST_CALLS {
+                        return Some(format!(
+                            "{MOST_CALLS} calls of linked code wait for the controller's answer"
+                        ));
+                    }
                     self.release();
                     self.call_controller(child, sequence, tag, &body);
                 }
@@ -301,13 +336,28 @@ impl Supervisor {
         }
     }
 
+    /// Bytes that a message of a child's may have. What it runs may say anything.
+    fn most(&self, child: &Child, header: &Header) -> u64 {
+        match header.opcode {
+            Opcode::Result => child.pending.most(header.sequence),
+            Opcode::CallWrapper => MOST_BODY,
+            Opcode::Hangup => MOST_WORDS,
+            Opcode::Setup => {
+                let first = self.setup.get();
+                first.map_or(0, |setup| setup.encode(self.layout).len() as u64)
+            }
+        }
+    }
+
     /// Linked code calls the controller.
     fn call_controller(&self, child: &Arc<Child>, sequence: u64, tag: u64, args: &[u8]) {
         let Some(connection) = self.connection.get().and_then(Weak::upgrade) else {
             return;
         };
-        let child = Arc::clone(child);
+        let (child, calls) = (Arc::clone(child), Arc::clone(&self.calls));
+        calls.fetch_add(1, Ordering::Relaxed);
         let done = Completion::new(move |answer: Result<Vec<u8>>| {
+            calls.fetch_sub(1, Ordering::Relaxed);
             // There is no way to say an error, as from any controller.
             let body = answer.unwrap_or_default();
             let header = Header::new(Opcode::Result, sequence, 0, body.len());
