@@ -2,11 +2,13 @@
 //! Linked code that attacks its supervisor, or whose process is in the way of another's.
 
 use super::actions::{CALL, RESULT, start_with_calls};
-use super::host::{Host, link, start};
-use jitmem::Error;
+use super::host::{Host, becomes, link, start, start_through};
+use jitmem::{Completion, Error, transport};
 use rustix::process::{Pid, Signal, kill_process};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Shutdown;
 
 /// mov eax, 7; ret
 const SEVEN: &[u8] = &[0xb8, 7, 0, 0, 0, 0xc3];
@@ -148,4 +150,57 @@ fn calls_of_a_child_that_are_not_answered_are_bounded() {
     assert_eq!(host.run(seven).unwrap(), 7);
     manager.deallocate([attack, code]).unwrap();
     host.end(manager);
+}
+
+/// getpid, kill(it, SIGSTOP), then pause for ever
+const STOP: &[u8] = &[
+    0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x89, 0xc7, 0xbe, 19, 0, 0, 0, 0xb8, 62, 0, 0, 0, 0x0f, 0x05,
+    0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7,
+];
+
+#[test]
+fn a_child_that_stops_itself_ends_at_the_time_limit() {
+    let host = start(&["--supervise", "--seccomp=sealed", "--time-limit=1"]);
+    let manager = host.manager();
+    let (stop, stopping) = link(&manager, STOP);
+    let (seven, code) = link(&manager, SEVEN);
+    for _ in 0..2 {
+        let error = host.run(stop).unwrap_err();
+        let why = "time limit: a program ran for 1 s, and its process did not end";
+        assert!(error.message().contains(why), "{error}");
+        assert_eq!(host.run(seven).unwrap(), 7);
+    }
+    manager.deallocate([stopping, code]).unwrap();
+    host.end(manager);
+}
+
+#[test]
+fn a_child_that_stops_itself_ends_when_the_controller_has_gone() {
+    for large in [false, true] {
+        let mut connection = None;
+        let options = ["--supervise", "--seccomp=sealed", "--exit-when-orphaned=1"];
+        let host = start_through(&options, |socket| {
+            connection = Some(socket.try_clone().unwrap());
+            socket
+        });
+        let manager = host.manager();
+        let (stop, stopping) = link(&manager, STOP);
+        let run = host.transport.symbol(super::host::RUN).unwrap();
+        let mut args = stop.to_le_bytes().to_vec();
+        args.extend(0i32.to_le_bytes());
+        let _call = transport::start(&host.transport, run, args, None, Completion::new(drop));
+        let state = format!("/proc/{}/stat", host.child());
+        becomes(&true, || {
+            fs::read_to_string(&state).unwrap().contains(") T ")
+        });
+        if large {
+            // More than it has room for.
+            let args = vec![0; 16 << 20];
+            let _call = transport::start(&host.transport, run, args, None, Completion::new(drop));
+        }
+        connection.unwrap().shutdown(Shutdown::Write).unwrap();
+        let process = RefCell::new(host.process);
+        becomes(&true, || process.borrow_mut().try_wait().unwrap().is_some());
+        drop((stopping, manager));
+    }
 }

@@ -402,6 +402,9 @@ impl reader_pool::Connection for ServerConnection {
         let error = Error::new(Status::Disconnected, "disconnecting");
         self.pending.end(error);
         self.programs.orphaned();
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.orphaned();
+        }
     }
 }
 

@@ -178,9 +178,9 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
         orphaned: options.exit_when_orphaned,
     };
     // Until deallocation actions that were left have run as well.
-    let _watchdog = match limits.program.or(limits.orphaned) {
-        Some(_) => Some(Watchdog::start(&connection, limits)?),
-        None => None,
+    let _watchdog = match limits.are_set() {
+        true => Some(Watchdog::start(&connection, limits)?),
+        false => None,
     };
     let context = DispatchContext::new(Arc::clone(&connection));
     for (name, value) in context.symbols() {

@@ -25,6 +25,21 @@ pub(super) struct Limits {
     pub(super) orphaned: Option<Duration>,
 }
 
+impl Limits {
+    pub(super) fn are_set(self) -> bool {
+        self.program.or(self.orphaned).is_some()
+    }
+
+    /// Each so much later.
+    pub(super) fn later(self, by: Duration) -> Limits {
+        let later = |limit: Duration| limit.saturating_add(by);
+        Limits {
+            program: self.program.map(later),
+            orphaned: self.orphaned.map(later),
+        }
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Programs {
     state: Mutex<State>,
@@ -43,7 +58,7 @@ struct State {
     over: bool,
 }
 
-enum Limit {
+pub(super) enum Limit {
     Program(u64),
     Orphaned,
 }
@@ -87,7 +102,13 @@ impl Programs {
 
     /// The controller is gone.
     pub(super) fn orphaned(&self) {
-        self.state.lock().orphaned = Some(Instant::now());
+        self.state.lock().orphaned.get_or_insert_with(Instant::now);
+        self.changed.notify_all();
+    }
+
+    /// Nothing comes to a limit any more.
+    pub(super) fn over(&self) {
+        self.state.lock().over = true;
         self.changed.notify_all();
     }
 
@@ -99,7 +120,7 @@ impl Programs {
     }
 
     /// Waits until something has come to its limit; `None` if the session is over before.
-    fn wait_for_limit(&self, limits: Limits) -> Option<Limit> {
+    pub(super) fn wait_for_limit(&self, limits: Limits) -> Option<Limit> {
         let mut state = self.state.lock();
         while !state.over {
             state = match state.next_limit(limits) {
@@ -133,8 +154,7 @@ impl Watchdog {
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        self.0.state.lock().over = true;
-        self.0.changed.notify_all();
+        self.0.over();
     }
 }
 

@@ -3,11 +3,11 @@
 //! that is there for nothing else, or from a host's, which has such a process made.
 
 use super::connection::ServerConnection;
-use super::programs::say;
-use super::supervisor::{End, GiveUp, Restarts, RunChild, Supervisor};
+use super::programs::{Limits, say};
+use super::supervisor::{Choices, End, GiveUp, Restarts, RunChild, Supervisor};
 use super::{Options, Published, serve};
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::executor::llvm::load_cxx_runtime;
+use crate::executor::llvm::{CallClass, Services, load_cxx_runtime};
 use crate::executor::service::{self, SentAlong, Service};
 use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
 use crate::transport::messages::MessageReader;
@@ -15,6 +15,7 @@ use crate::transport::reader_pool;
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::{Reply, TAKES_DESCRIPTORS};
 use crate::wire::sps::{ExecutorAddr, Outcome, from_bytes, to_bytes};
+use std::collections::HashSet;
 use std::ffi::c_int;
 use std::fmt::Display;
 use std::os::fd::OwnedFd;
@@ -225,8 +226,17 @@ unsafe fn supervise_by(
     let output = StreamWriter::new(output)
         .map_err(|error| explain("look at the controller's descriptor", error))?;
     let run = child_of(options, Arc::clone(&service), child);
-    let (supervisor, its_input, mut setup) =
-        Supervisor::start(restarts, options.unread, options.layout, run, give_up)?;
+    let choices = Choices {
+        restarts,
+        unread: options.unread,
+        layout: options.layout,
+        limits: Limits {
+            program: options.time_limit,
+            orphaned: options.exit_when_orphaned,
+        },
+        brief: brief(options),
+    };
+    let (supervisor, its_input, mut setup) = Supervisor::start(choices, run, give_up)?;
     let mut published = Published::default();
     published.add_service(&service);
     let functions = std::mem::take(&mut published.functions);
@@ -249,6 +259,16 @@ unsafe fn supervise_by(
     let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
     let end = supervisor.finish();
     result.map(|()| end)
+}
+
+/// The addresses of functions that run no program.
+fn brief(options: &Options<'_>) -> HashSet<u64> {
+    let mut published = Published::default();
+    published.add_llvm(&Services::new(false), options.layout);
+    let functions = published.functions.into_values();
+    let brief = functions.filter(|function| function.class != CallClass::OwnThread);
+    let brief = brief.map(|function| function.address);
+    brief.chain(options.functions.iter().copied()).collect()
 }
 
 /// What a child of a supervised session does.

@@ -4,7 +4,8 @@
 use super::MOST_BODY;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
-use crate::executor::server::writer::MessageWriter;
+use crate::executor::server::programs::Programs;
+use crate::executor::server::writer::{MessageWriter, Unwritten};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, ChildProcess, ClosedInChild};
 use crate::transport::channel::Channel;
@@ -16,7 +17,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// One child.
 pub(super) struct Child {
@@ -31,6 +32,8 @@ pub(super) struct Child {
     pub(super) channel: Channel,
     /// Why its supervisor has killed it, where that has a reason.
     pub(super) killed_for: OnceLock<String>,
+    /// Those that have a time limit.
+    pub(super) programs: Programs,
     pub(super) phase: Mutex<Phase>,
     pub(super) changed: Condvar,
 }
@@ -84,12 +87,38 @@ impl Child {
     }
 
     /// Hands a call on.
-    pub(super) fn call(&self, tag: u64, args: &[u8], done: Completion<Vec<u8>>) {
+    pub(super) fn call(self: &Arc<Self>, tag: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
         if let Some(sequence) = self.pending.add(done, MOST_BODY) {
             let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
-            // Of a child that is gone, the thread that reads learns why.
-            let _ = self.writer.send(header, args.into());
+            self.send(header, args);
         }
+    }
+
+    /// Sends a message. A child that does not read holds up a thread for it, and the caller only where as much is left
+    /// as may be.
+    pub(super) fn send(self: &Arc<Self>, header: Header, body: Vec<u8>) {
+        // Of a child that is gone, the thread that reads learns why.
+        let Ok(Some(unwritten)) = self.writer.start_to_send(header, body) else {
+            return;
+        };
+        let unwritten = Arc::new(Mutex::new(Some(unwritten)));
+        let (child, left) = (Arc::clone(self), Arc::clone(&unwritten));
+        let spawned = sys::spawn("jitmem-send", move || child.write_on(&left));
+        if spawned.is_err() {
+            // Without a thread for it this one waits.
+            self.write_on(&unwritten);
+        }
+    }
+
+    fn write_on(&self, unwritten: &Mutex<Option<Unwritten>>) {
+        let unwritten = unwritten.lock().take();
+        let _ = unwritten.map(|unwritten| self.writer.write_on(unwritten));
+    }
+
+    /// Kills it for a reason that is told.
+    pub(super) fn kill_for(&self, why: String) {
+        let _ = self.killed_for.set(why);
+        self.process.kill();
     }
 
     /// Nothing more comes of it.

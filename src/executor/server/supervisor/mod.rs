@@ -11,6 +11,8 @@
 //! | those of the controller's connection | hand calls on; answer what maps |
 //! | one that waits for the child's process | ends its connections, which what it has forked may have open |
 //! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
+//! | one that watches the child's limits of time | kills it a while after it should have ended |
+//! | one that sends | what the child has no room for |
 //! | one that replays | has the new child run the finalize actions of all that is live |
 
 mod child;
@@ -21,7 +23,7 @@ pub use self::restarts::Restarts;
 use self::child::{Child, Phase, answers, why_ended};
 use self::restarts::Recent;
 use super::connection::ServerConnection;
-use super::programs::{say, say_goodbye};
+use super::programs::{Limit, Limits, Programs, say, say_goodbye};
 use super::replay::{Replay, ReplayedItem};
 use super::writer::{MessageWriter, Unread};
 use crate::completion::{Completion, wait};
@@ -37,6 +39,7 @@ use crate::wire::service::{
     At, Change, Functions, Item, Reply, Reserve, ReservedAt, Restarted, Step,
 };
 use crate::wire::sps::{self, Decode, Encode, Outcome, Reader, from_bytes, said, to_bytes};
+use std::collections::HashSet;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,7 +47,7 @@ use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often another place is looked for where a child has something at the one that was found.
 const MOST_PLACES: usize = 16;
@@ -71,6 +74,20 @@ pub(super) struct End {
     pub(super) why: String,
 }
 
+/// What a host has chosen for the session.
+pub(super) struct Choices {
+    pub(super) restarts: Restarts,
+    pub(super) unread: Unread,
+    pub(super) layout: SetupLayout,
+    /// For how long linked code may run. A child sees to it itself, unless that is what it runs that stops.
+    pub(super) limits: Limits,
+    /// The addresses of functions that run no program.
+    pub(super) brief: HashSet<u64>,
+}
+
+/// So much later than a child its supervisor sees to the limits: longer than a controller may take to read why it ends.
+const LATER: Duration = Duration::from_secs(2);
+
 /// A call that waits for a child that is ready.
 type Held = (u64, Vec<u8>, Completion<Vec<u8>>);
 
@@ -88,16 +105,16 @@ struct State {
     lasting: Option<String>,
     /// Why no other child shall take the place of this one.
     failed: Option<Error>,
-    /// The controller has gone.
+    /// The controller has gone; what it has called may not have returned.
+    orphaned: bool,
+    /// And nothing is called any more.
     closing: bool,
     /// How the last child has ended.
     end: Option<End>,
 }
 
 pub(super) struct Supervisor {
-    restarts: Restarts,
-    unread: Unread,
-    layout: SetupLayout,
+    choices: Choices,
     functions: Functions,
     run: RunChild,
     give_up: GiveUp,
@@ -116,18 +133,14 @@ pub(super) struct Supervisor {
 impl Supervisor {
     /// Starts the first child. Gives what it reads from too.
     pub(super) fn start(
-        restarts: Restarts,
-        unread: Unread,
-        layout: SetupLayout,
+        choices: Choices,
         run: RunChild,
         give_up: GiveUp,
     ) -> Result<(Arc<Supervisor>, MessageReader, Setup)> {
         sys::prepare_for_children();
         sys::share_crashes().map_err(|error| explain("map a page", error))?;
         let supervisor = Arc::new(Supervisor {
-            restarts,
-            unread,
-            layout,
+            choices,
             functions: service::functions(),
             run,
             give_up,
@@ -174,7 +187,16 @@ impl Supervisor {
         })
     }
 
-    /// The controller has gone: ends the child and waits for that.
+    /// The controller has gone.
+    pub(super) fn orphaned(&self) {
+        let mut state = self.state.lock();
+        state.orphaned = true;
+        if let Some(child) = &state.child {
+            child.programs.orphaned();
+        }
+    }
+
+    /// Ends the child and waits for that.
     pub(super) fn finish(&self) -> End {
         let mut state = self.state.lock();
         state.closing = true;
@@ -219,10 +241,11 @@ impl Supervisor {
             process,
             number: self.replay.child(),
             socket,
-            writer: MessageWriter::new(writer, self.unread),
+            writer: MessageWriter::new(writer, self.choices.unread),
             pending: PendingCalls::numbered_from(FIRST_OWN_CALL),
             channel,
             killed_for: OnceLock::new(),
+            programs: Programs::default(),
             phase: Mutex::new(Phase::Starts),
             changed: Condvar::new(),
         });
@@ -231,15 +254,46 @@ impl Supervisor {
             awaited.process.await_end();
             // What it has said is read first.
             socket::hang_up(&awaited.socket);
+            awaited.programs.over();
         };
         sys::spawn("jitmem-end", await_end).map_err(|error| {
             child.process.end();
             explain("start a thread that waits for a child's end", error)
         })?;
+        if self.choices.limits.are_set() {
+            self.watch(&child).inspect_err(|_| child.process.end())?;
+        }
         // What is mapped from here on is mapped there too.
-        self.state.lock().child = Some(Arc::clone(&child));
-        drop(mapping);
+        let mut state = self.state.lock();
+        state.child = Some(Arc::clone(&child));
+        if state.orphaned {
+            child.programs.orphaned();
+        }
+        drop((state, mapping));
         Ok((child, input))
+    }
+
+    /// Sees to the limits where the child does not: what it runs can have it stop.
+    fn watch(&self, child: &Arc<Child>) -> Result<()> {
+        let (child, limits) = (Arc::clone(child), self.choices.limits);
+        let watch = move || {
+            let Some(limit) = child.programs.wait_for_limit(limits.later(LATER)) else {
+                return;
+            };
+            let seconds = |limit: Option<Duration>| limit.unwrap_or_default().as_secs();
+            child.kill_for(match limit {
+                Limit::Program(_) => {
+                    let limit = seconds(limits.program);
+                    format!("time limit: a program ran for {limit} s, and its process did not end")
+                }
+                Limit::Orphaned => {
+                    let limit = seconds(limits.orphaned);
+                    format!("the controller has been gone for {limit} s and linked code still ran")
+                }
+            });
+        };
+        sys::spawn("jitmem-watchdog", watch)
+            .map_err(|error| explain("start the thread that watches the time limits", error))
     }
 
     /// What the child says first.
@@ -250,7 +304,7 @@ impl Supervisor {
         };
         match input.next() {
             Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Setup => {
-                Setup::decode(&body, self.layout).map_err(|error| wrong(error.to_string()))
+                Setup::decode(&body, self.choices.layout).map_err(|error| wrong(error.to_string()))
             }
             Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Hangup => {
                 Err(wrong(farewell(&body).unwrap_or_default()))
@@ -328,10 +382,12 @@ impl Supervisor {
                     self.call_controller(child, sequence, tag, &body);
                 }
                 Opcode::Hangup => return farewell(&body),
-                Opcode::Setup => match (Setup::decode(&body, self.layout), self.setup.get()) {
-                    (Ok(setup), Some(first)) if setup == *first => child.enter(Phase::Serves),
-                    _ => return Some("it has not what the first one has had".to_owned()),
-                },
+                Opcode::Setup => {
+                    match (Setup::decode(&body, self.choices.layout), self.setup.get()) {
+                        (Ok(setup), Some(first)) if setup == *first => child.enter(Phase::Serves),
+                        _ => return Some("it has not what the first one has had".to_owned()),
+                    }
+                }
             }
         }
     }
@@ -344,7 +400,7 @@ impl Supervisor {
             Opcode::Hangup => MOST_WORDS,
             Opcode::Setup => {
                 let first = self.setup.get();
-                first.map_or(0, |setup| setup.encode(self.layout).len() as u64)
+                first.map_or(0, |setup| setup.encode(self.choices.layout).len() as u64)
             }
         }
     }
@@ -361,7 +417,7 @@ impl Supervisor {
             // There is no way to say an error, as from any controller.
             let body = answer.unwrap_or_default();
             let header = Header::new(Opcode::Result, sequence, 0, body.len());
-            let _ = child.writer.send(header, body.into());
+            child.send(header, body);
         });
         connection.call(tag, args, done);
     }
@@ -414,7 +470,7 @@ impl Supervisor {
                 let why = format!("no other one takes its place: {lasting} would not be there");
                 return Err(Error::new(Status::Disconnected, why));
             }
-            state.recent.add(self.restarts, Instant::now())?;
+            state.recent.add(self.choices.restarts, Instant::now())?;
             state.restarts += 1;
             Restarted {
                 restarts: state.restarts,
@@ -493,7 +549,7 @@ impl Supervisor {
         let held = std::mem::take(&mut state.held);
         if let Some(child) = state.child.clone() {
             for (tag, args, done) in held {
-                child.call(tag, &args, done);
+                self.hand_on(&child, tag, args, done);
             }
         }
     }
@@ -521,10 +577,23 @@ impl Supervisor {
         match state.child.clone().filter(|_| state.ready) {
             Some(child) => {
                 drop(state);
-                child.call(tag, &args, done);
+                self.hand_on(&child, tag, args, done);
             }
             None => state.held.push((tag, args, done)),
         }
+    }
+
+    fn hand_on(&self, child: &Arc<Child>, tag: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        if self.choices.limits.program.is_none() || self.choices.brief.contains(&tag) {
+            return child.call(tag, args, done);
+        }
+        let number = child.programs.started(tag);
+        let runs = Arc::clone(child);
+        let done = done.map(move |answer| {
+            runs.programs.ended(number);
+            answer
+        });
+        child.call(tag, args, done);
     }
 
     /// What a call makes in the child that no other child would have.
@@ -701,7 +770,7 @@ impl Supervise for Supervisor {
             return answer;
         }
         let function = service::entry_points()[0].address;
-        let there = wait(|done| child.call(function, args, done));
+        let there = wait(|done| child.call(function, args.to_vec(), done));
         if there.as_ref() != Ok(&answer) {
             // The next child has it.
             child.process.kill();
