@@ -10,13 +10,25 @@ use std::process;
 /// What groups that this program makes are called, before their process's number.
 const PREFIX: &str = "jitmem-executor-";
 
-/// Moves this process into a new group with these bounds, and gives its folder. The group is removed by the next
+/// Moves this process into a new group with these bounds, and gives its folder. `together`: where memory is short all
+/// of the group ends. The group is removed by the next
 /// executor that makes one there: no process can remove the one that it is in.
-pub(crate) fn enter(memory: Option<u64>, tasks: Option<u64>) -> Result<PathBuf> {
+pub(crate) fn enter(memory: Option<u64>, tasks: Option<u64>, together: bool) -> Result<PathBuf> {
     let groups = fs::read_to_string("/proc/self/cgroup").context("read /proc/self/cgroup")?;
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
     let own = own_group(&groups, &mounts)?;
-    enter_below(&own, memory, tasks)
+    let bounds = Bounds {
+        memory,
+        tasks,
+        together,
+    };
+    enter_below(&own, &bounds)
+}
+
+struct Bounds {
+    memory: Option<u64>,
+    tasks: Option<u64>,
+    together: bool,
 }
 
 /// The folder of this process's group.
@@ -38,13 +50,13 @@ fn own_group(groups: &str, mounts: &str) -> Result<PathBuf> {
 }
 
 /// Makes the group in this process's own or, where that holds processes and so can't have such groups, beside it.
-fn enter_below(own: &Path, memory: Option<u64>, tasks: Option<u64>) -> Result<PathBuf> {
+fn enter_below(own: &Path, bounds: &Bounds) -> Result<PathBuf> {
     let beside = own.parent().filter(|beside| is_group(beside));
     let mut failures = Vec::new();
     for above in [Some(own), beside].into_iter().flatten() {
         remove_left_over(above);
         let group = above.join(format!("{PREFIX}{}", process::id()));
-        match bound(above, &group, memory, tasks) {
+        match bound(above, &group, bounds) {
             Ok(()) => return Ok(group),
             Err(error) => {
                 // Empty, or not there.
@@ -70,14 +82,14 @@ fn remove_left_over(above: &Path) {
     }
 }
 
-fn bound(above: &Path, group: &Path, memory: Option<u64>, tasks: Option<u64>) -> Result<()> {
+fn bound(above: &Path, group: &Path, bounds: &Bounds) -> Result<()> {
     match fs::create_dir(group) {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => (),
         made => made.with_context(|| format!("make {}", group.display()))?,
     }
     for (controller, file, most) in [
-        ("memory", "memory.max", memory),
-        ("pids", "pids.max", tasks),
+        ("memory", "memory.max", bounds.memory),
+        ("pids", "pids.max", bounds.tasks),
     ] {
         let Some(most) = most else { continue };
         if !group.join(file).exists() {
@@ -85,11 +97,12 @@ fn bound(above: &Path, group: &Path, memory: Option<u64>, tasks: Option<u64>) ->
         }
         write(group, file, &most.to_string())?;
     }
-    if memory.is_some() {
-        // What is swapped out would be beside the bound; and all of the group ends at once. Kernels without
-        // swap or before 4.19 lack the files.
+    if bounds.memory.is_some() {
+        // What is swapped out would be beside the bound. Kernels without swap or before 4.19 lack the files.
         let _ = write(group, "memory.swap.max", "0");
-        let _ = write(group, "memory.oom.group", "1");
+        if bounds.together {
+            let _ = write(group, "memory.oom.group", "1");
+        }
     }
     write(group, "cgroup.procs", &process::id().to_string())
 }
@@ -151,7 +164,12 @@ mod tests {
         );
         let gone = folder.join(format!("above/{PREFIX}0"));
         group(&gone, &[]);
-        let found = enter_below(&own, Some(1 << 30), Some(64)).unwrap();
+        let mut bounds = Bounds {
+            memory: Some(1 << 30),
+            tasks: Some(64),
+            together: true,
+        };
+        let found = enter_below(&own, &bounds).unwrap();
         assert_eq!(found, beside);
         assert!(!gone.exists());
         let read = |file| fs::read_to_string(beside.join(file)).unwrap();
@@ -160,9 +178,14 @@ mod tests {
         assert_eq!(read("memory.oom.group"), "1");
         assert_eq!(read("pids.max"), "64");
         assert_eq!(read("cgroup.procs"), process::id().to_string());
+        // The supervisor of linked code goes on.
+        fs::write(beside.join("memory.oom.group"), "0").unwrap();
+        bounds.together = false;
+        enter_below(&own, &bounds).unwrap();
+        assert_eq!(read("memory.oom.group"), "0");
         // Without the controllers there is no group, and none is left.
         fs::remove_file(beside.join("memory.max")).unwrap();
-        let error = enter_below(&own, Some(1), None).unwrap_err().to_string();
+        let error = enter_below(&own, &bounds).unwrap_err().to_string();
         assert!(error.contains("cgroup.subtree_control"), "{error}");
         assert!(!own.join(format!("{PREFIX}{}", process::id())).exists());
         fs::remove_dir_all(folder).unwrap();

@@ -13,6 +13,7 @@ use rustix::process::{
     pidfd_open, setrlimit,
 };
 use std::ffi::c_int;
+use std::fs;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc;
 use std::thread;
@@ -29,6 +30,8 @@ pub(crate) struct Containment {
     /// Processes and threads.
     pub(crate) tasks: Option<u64>,
     pub(crate) die_with_parent: bool,
+    /// Linked code runs in a child, which is replaced when it ends: bounds that end a process end the child.
+    pub(crate) supervised: bool,
 }
 
 /// One bound, and how it holds.
@@ -68,7 +71,7 @@ impl Containment {
         let mut bounds = self.isolation.begin();
         self.refused.no_capabilities = self.isolation.is_chosen();
         if self.memory.is_some() || self.tasks.is_some() {
-            match cgroup::enter(self.memory, self.tasks) {
+            match cgroup::enter(self.memory, self.tasks, !self.supervised) {
                 Ok(path) => bounds.push(Bound {
                     text: format!("--memory, --tasks: by control group {}", path.display()),
                     is_less: false,
@@ -81,7 +84,8 @@ impl Containment {
             die_with_parent(self.refused.clone(), self.isolation.clone())
                 .context("--die-with-parent")?;
         }
-        self.limits.iter().try_for_each(Limit::set)?;
+        let own = self.limits.iter().filter(|limit| !self.is_childs(limit));
+        own.copied().try_for_each(Limit::set)?;
         self.refused.prepare();
         if self.refused.refuses_sockets() || self.isolation.namespaces {
             // It stays in the network namespace in which it was made.
@@ -141,8 +145,20 @@ impl Containment {
         refuses || self.isolation.root.is_some()
     }
 
-    /// The bounds that leave no way to set anything up. Called before there is linked code.
+    /// Whether only the process that runs linked code has a limit: one of time, which each child has from its start.
+    fn is_childs(&self, limit: &Limit) -> bool {
+        self.supervised && limit.resource == Resource::Cpu
+    }
+
+    /// The bounds that leave no way to set anything up. Called before there is linked code, where that will run.
     pub(crate) fn close(&self) -> Result<Vec<Bound>> {
+        if self.supervised {
+            // Where memory is short the kernel ends this process before its supervisor. That holds where /proc is
+            // there to say so.
+            let _ = fs::write("/proc/self/oom_score_adj", "1000");
+        }
+        let childs = self.limits.iter().filter(|limit| self.is_childs(limit));
+        childs.copied().try_for_each(Limit::set)?;
         let mut bounds = self.isolation.enter()?;
         let layers = self.refused.enter().with_context(|| {
             let profile = self.refused.profile;
@@ -157,7 +173,7 @@ impl Containment {
 
 /// A limit of the process's, soft and hard. Only for processor time the hard one is higher: there the
 /// kernel kills, and a second before that it sends a signal that says why.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
     resource: Resource,
     most: u64,
@@ -211,8 +227,8 @@ impl Limit {
         Ok(Limit { resource, most })
     }
 
-    fn set(&self) -> Result<()> {
-        let Limit { resource, most } = *self;
+    fn set(self) -> Result<()> {
+        let Limit { resource, most } = self;
         let hard = match resource {
             Resource::Cpu => {
                 let allowed = getrlimit(resource).maximum.unwrap_or(u64::MAX);

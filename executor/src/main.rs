@@ -120,6 +120,7 @@ fn run(name: &str, options: &mut Options, missing: &Missing) -> Result<c_int> {
     if options.share_with_children {
         program::share_memory_with_children();
     }
+    options.containment.supervised = options.supervise.is_some();
     note_bounds(name, &options.containment.begin()?);
     program::fit_heap_to_limit();
     if let Some(bytes) = options.stack_size {

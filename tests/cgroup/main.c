@@ -16,6 +16,7 @@
 
 static char *memory[] = {"--memory=64M", "--seccomp=sealed", NULL};
 static char *memory_alone[] = {"--memory=64M", NULL};
+static char *supervised[] = {"--memory=64M", "--supervise", NULL};
 static char *tasks[] = {"--tasks=40", NULL};
 
 static int bad;
@@ -69,6 +70,33 @@ static int is_killed(struct run run) {
   return run.status == JITMEM_DISCONNECTED && WIFSIGNALED(run.end) && WTERMSIG(run.end) == SIGKILL;
 }
 
+// Whether a supervised executor goes on when what it runs takes more memory than it may.
+static int goes_on(const char *program) {
+  struct executor executor;
+  jitmem_error *error = NULL;
+  int32_t answer = 0;
+  if (executor_start(&executor, program, supervised) != 0)
+    return 0;
+  const uint64_t base = executor_link(&executor, __start_untrusted, __stop_untrusted, &error);
+  const uintptr_t start = (uintptr_t)__start_untrusted;
+  int good = base != 0;
+  for (int i = 0; good && i < 3; i++) {
+    const uint64_t hog = base + ((uintptr_t)allocate - start);
+    good = executor_call(&executor, hog, 1024, &answer, &error) != JITMEM_OK &&
+           strstr(jitmem_error_message(error), "killed by signal 9") != NULL;
+    jitmem_error_free(error);
+    error = NULL;
+    good &= executor_call(&executor, base + ((uintptr_t)twice - start), 21, &answer, &error) ==
+                JITMEM_OK &&
+            answer == 42;
+  }
+  if (error)
+    printf("  %s\n", jitmem_error_message(error));
+  jitmem_error_free(error);
+  executor_end(&executor, 0);
+  return good;
+}
+
 int main(int argc, char **argv) {
   if (argc != 2)
     return 2;
@@ -92,6 +120,7 @@ int main(int argc, char **argv) {
     struct run after = run(program, hogs[i].options, twice, 21);
     expect(after.status == JITMEM_OK && after.answer == 42, "  and the next executor works");
   }
+  expect(goes_on(program), "a supervised executor goes on");
   struct run less = run(program, memory, allocate, 20);
   expect(less.status == JITMEM_OK && less.answer == 20, "what is below the limit is there");
   less = run(program, memory, hold_files, 20);

@@ -204,3 +204,35 @@ fn a_child_that_stops_itself_ends_when_the_controller_has_gone() {
         drop((stopping, manager));
     }
 }
+
+#[test]
+fn limits_that_end_a_process_are_the_childs() {
+    let host = start(&["--supervise", "--rlimit-cpu=1"]);
+    let manager = host.manager();
+    let (forever, looping) = link(&manager, &[0xeb, 0xfe]);
+    let (seven, code) = link(&manager, SEVEN);
+    let of = |process: i32, file: &str| fs::read_to_string(format!("/proc/{process}/{file}"));
+    let limit = |process| {
+        let limits = of(process, "limits").unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max cpu time"));
+        line.unwrap().split_whitespace().nth(3).unwrap().to_owned()
+    };
+    for _ in 0..2 {
+        assert_eq!(host.run(seven).unwrap(), 7);
+        let (child, own, here) = (host.child(), supervisor(&host), std::process::id() as i32);
+        assert_eq!(of(child, "oom_score_adj").unwrap(), "1000\n");
+        assert_eq!(limit(child), "1");
+        // The kernel's choice of a process where memory is short, and what the supervisor may use.
+        for process in [own, here] {
+            assert_eq!(
+                of(process, "oom_score_adj").unwrap(),
+                of(here, "oom_score_adj").unwrap()
+            );
+            assert_eq!(limit(process), limit(here));
+        }
+        let error = host.run(forever).unwrap_err();
+        assert!(error.message().contains("SIGXCPU"), "{error}");
+    }
+    manager.deallocate([looping, code]).unwrap();
+    host.end(manager);
+}
