@@ -196,6 +196,29 @@ fn content_in_messages_is_refused() {
 }
 
 #[test]
+fn a_session_that_is_refused_costs_no_child() {
+    let host = start(&["--supervise"]);
+    let manager = host.manager();
+    let (seven, code) = link(&manager, &[0xb8, 7, 0, 0, 0, 0xc3]);
+    let child = host.child();
+    let unknown = ExecutorService {
+        instance: Some(999),
+        ..ExecutorService::default()
+    };
+    let error = Mapper::shared(Arc::clone(&host.transport), unknown).map(drop);
+    assert!(error.unwrap_err().message().contains("no service 999"));
+    let second = host.manager();
+    let (_, last) = link(&second, &[0xc3]);
+    assert_eq!(host.run(seven).unwrap(), 7);
+    assert_eq!(host.child(), child);
+    assert_eq!(manager.stats().executor_restarts, 0);
+    second.deallocate([last]).unwrap();
+    drop(second);
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}
+
+#[test]
 fn bounded_children_are_replaced_too() {
     let host = start(&["--supervise=5", "--seccomp=sealed", "--rlimit-core=0"]);
     let manager = host.manager();

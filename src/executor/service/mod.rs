@@ -51,11 +51,14 @@ struct Registry {
     services: BTreeSet<u64>,
     /// In the order in which they were opened.
     sessions: BTreeMap<u64, Arc<Session>>,
+    /// The number of the last one that was opened: a process and the one that it was forked from give the same.
+    last: u64,
 }
 
 static REGISTRY: AtForkStatic<Registry> = AtForkStatic::new(Registry {
     services: BTreeSet::new(),
     sessions: BTreeMap::new(),
+    last: 0,
 });
 
 /// A service with sessions of its own. Dropping it ends them: their deallocation actions run, last
@@ -225,12 +228,10 @@ fn open_here(args: &[u8], functions: &Functions) -> Vec<u8> {
             INDEX_VERSION.. => unwinder::frame_functions(),
             _ => FrameFunctions::default(),
         };
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
         if open.instance == OWN_INSTANCE {
             sys::at_exit_once(at_exit);
         }
-        let session = Arc::new(Session::new(id, &open, functions.clone(), private_data));
+        let mut session = Session::new(&open, functions.clone(), private_data);
         let mut registry = REGISTRY.lock();
         if open.instance != OWN_INSTANCE && !registry.services.contains(&open.instance) {
             return Err(invalid_handle(format!(
@@ -238,7 +239,11 @@ fn open_here(args: &[u8], functions: &Functions) -> Vec<u8> {
                 open.instance
             )));
         }
-        registry.sessions.insert(id, session);
+        registry.last += 1;
+        let id = registry.last;
+        session.number(id);
+        registry.sessions.insert(id, Arc::new(session));
+        drop(registry);
         let opened = Opened {
             session: id,
             page_size: sys::page_size().bytes(),

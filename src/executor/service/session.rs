@@ -33,11 +33,12 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(id: u64, open: &Open, functions: Functions, private_data: bool) -> Session {
+    /// One without a number.
+    pub(super) fn new(open: &Open, functions: Functions, private_data: bool) -> Session {
         let owner = OwnerCell::new();
         owner.claim();
         Session {
-            id,
+            id: 0,
             instance: open.instance,
             owner,
             functions,
@@ -46,6 +47,10 @@ impl Session {
             teardowns: Teardowns::new(),
             channel: Mutex::default(),
         }
+    }
+
+    pub(super) fn number(&mut self, id: u64) {
+        self.id = id;
     }
 
     pub(super) fn id(&self) -> u64 {
@@ -225,7 +230,7 @@ mod tests {
             version: VERSION,
             instance: 0,
         };
-        let session = Session::new(1, &open, functions(), false);
+        let session = Session::new(&open, functions(), false);
         let size = sys::page_size().bytes();
         let (least, at) = (size, At::Default {});
         let reserved = session.windows.reserve(Reserve { size, least, at });
