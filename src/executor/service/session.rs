@@ -6,9 +6,8 @@ use super::windows::Windows;
 use super::{SentAlong, again, channel_server, files, listener};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::actions::from_wire;
-use crate::lock::Mutex;
 use crate::mapper::actions::{join, run_dealloc, run_finalize};
-use crate::sys::{self, OwnerCell, explain, socket};
+use crate::sys::{self, AtForkMutex, OwnerCell, explain, socket};
 use crate::transport::{RESPONSE_TIMEOUT, packet};
 use crate::wire::frame::{Header, Opcode};
 use crate::wire::service::{
@@ -29,7 +28,8 @@ pub(super) struct Session {
     hears_of_restarts: bool,
     pub(super) windows: Windows,
     teardowns: Teardowns,
-    channel: Mutex<Option<Arc<OwnedFd>>>,
+    /// A child that goes on with the session hangs up.
+    channel: AtForkMutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Session {
@@ -45,7 +45,7 @@ impl Session {
             hears_of_restarts: open.version >= RESTARTED_VERSION,
             windows: Windows::new(private_data),
             teardowns: Teardowns::new(),
-            channel: Mutex::default(),
+            channel: AtForkMutex::default(),
         }
     }
 
@@ -116,7 +116,8 @@ impl Session {
     }
 
     pub(super) fn hang_up(&self) {
-        if let Some(channel) = self.channel.lock().take() {
+        let channel = self.channel.lock().take();
+        if let Some(channel) = channel {
             socket::hang_up(&channel);
         }
     }
@@ -223,6 +224,31 @@ mod tests {
     use crate::sys;
     use crate::wire::service::{At, Reply, Reserve, Step, VERSION};
     use crate::wire::sps::{Bytes, Call, ExecutorAddr};
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_child_can_hang_up_a_session_that_is_told_of_something_meanwhile() {
+        let open = Open {
+            version: VERSION,
+            instance: 0,
+        };
+        let session = Arc::new(Session::new(&open, functions(), false));
+        let (told, over) = (Arc::clone(&session), Arc::new(AtomicBool::new(false)));
+        let until = Arc::clone(&over);
+        let tells = std::thread::spawn(move || {
+            while !until.load(Ordering::Relaxed) {
+                let channel = told.channel.lock();
+                (0..1000).for_each(|_| std::hint::spin_loop());
+                drop(channel);
+            }
+        });
+        for _ in 0..50 {
+            let is_free = || session.channel.try_lock().is_some();
+            assert!(sys::in_a_child(is_free));
+        }
+        over.store(true, Ordering::Relaxed);
+        tells.join().unwrap();
+    }
 
     #[test]
     fn code_whose_actions_fail_can_not_run() {
