@@ -108,7 +108,11 @@ fn calling(host: &Host, tag: u64) -> Vec<u8> {
 }
 
 /// An allocation with an action whose functions are these.
-fn acting(manager: &Manager, [finalize, dealloc]: [u64; 2], argument: u64) -> AllocationHandle {
+pub(crate) fn acting(
+    manager: &Manager,
+    [finalize, dealloc]: [u64; 2],
+    argument: u64,
+) -> AllocationHandle {
     let segment = Segment::new(Protection::READ_EXEC, 1);
     let mut graph = manager.allocate([segment], Dylib::NONE).unwrap();
     graph.write(0, 0, &[0xc3]).unwrap();
@@ -117,7 +121,7 @@ fn acting(manager: &Manager, [finalize, dealloc]: [u64; 2], argument: u64) -> Al
         .unwrap()
 }
 
-fn action([finalize, dealloc]: [u64; 2], argument: u64) -> Action {
+pub(crate) fn action([finalize, dealloc]: [u64; 2], argument: u64) -> Action {
     // SAFETY: both are there, and this is deallocated before what it calls.
     let call = |function| unsafe { WrapperCall::new(function, argument.to_le_bytes().to_vec()) };
     Action {
@@ -226,7 +230,7 @@ fn a_child_that_is_killed_while_actions_run_again_is_replaced() {
 }
 
 /// getpid, kill(it, SIGKILL)
-const KILLED: &[u8] = &[
+pub(crate) const KILLED: &[u8] = &[
     0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x89, 0xc7, 0xbe, 9, 0, 0, 0, 0xb8, 62, 0, 0, 0, 0x0f, 0x05,
     0xc3,
 ];

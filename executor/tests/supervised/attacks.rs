@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Linked code that attacks its supervisor, or whose process is in the way of another's.
 
-use super::actions::{CALL, RESULT, start_with_calls};
+use super::actions::{CALL, RESULT, action, start_with_calls};
 use super::host::{Host, becomes, link, start, start_through};
-use jitmem::{Completion, Error, transport};
+use jitmem::{Completion, Dylib, Error, Protection, Segment, transport};
 use rustix::process::{Pid, Signal, kill_process};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -27,18 +27,21 @@ fn sockets(process: i32) -> Vec<(i32, String)> {
     sockets.collect()
 }
 
-/// Its stream sockets, one of which is its connection.
-fn streams(process: i32) -> Vec<i32> {
+const STREAM: &str = "0001";
+const PACKETS: &str = "0005";
+
+/// Its Unix sockets of a kind: one stream is its connection, and what keeps packets apart its channel.
+fn sockets_of(process: i32, kind: &str) -> Vec<i32> {
     let table = fs::read_to_string(format!("/proc/{process}/net/unix")).unwrap();
-    let is_stream = |inode: &str| {
+    let is_one = |inode: &str| {
         table.lines().any(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            fields.get(4) == Some(&"0001") && fields.get(6) == Some(&inode)
+            fields.get(4) == Some(&kind) && fields.get(6) == Some(&inode)
         })
     };
     let sockets = sockets(process).into_iter();
-    let streams = sockets.filter(|(_, inode)| is_stream(inode));
-    streams.map(|(number, _)| number).collect()
+    let found = sockets.filter(|(_, inode)| is_one(inode));
+    found.map(|(number, _)| number).collect()
 }
 
 fn supervisor(host: &Host) -> i32 {
@@ -108,7 +111,7 @@ fn saying(fields: [u64; 4], times: u32) -> Vec<u8> {
 
 /// Has the child say something to its supervisor; what becomes of it.
 fn said(host: &Host, function: u64) -> Error {
-    let streams = streams(host.child());
+    let streams = sockets_of(host.child(), STREAM);
     let answers = streams
         .iter()
         .map(|number| host.run_with(function, *number));
@@ -234,5 +237,49 @@ fn limits_that_end_a_process_are_the_childs() {
         assert!(error.message().contains("SIGXCPU"), "{error}");
     }
     manager.deallocate([looping, code]).unwrap();
+    host.end(manager);
+}
+
+/// A wrapper function that sends bytes which lie behind it to the descriptor that it is given, and succeeds.
+fn sending(bytes: &[u8]) -> Vec<u8> {
+    [
+        &[0x48, 0x8b, 0x3f, 0x48, 0x8d, 0x35, 0x1e, 0, 0, 0][..], // mov rdi, [rdi]; lea rsi, [bytes]
+        &[0xba],
+        &(bytes.len() as u32).to_le_bytes(), // mov edx, size
+        &[
+            0x41, 0xba, 0, 0x40, 0, 0, 0x45, 0x31, 0xc0, 0x45, 0x31, 0xc9,
+        ], // flags, no address
+        &[0xb8, 44, 0, 0, 0, 0x0f, 0x05],    // sendto
+        &[0x31, 0xc0, 0x8d, 0x50, 0x01, 0xc3], // xor eax, eax; lea edx, [rax + 1]; ret
+        bytes,
+    ]
+    .concat()
+}
+
+#[test]
+fn a_child_whose_answer_is_none_has_not_initialized_anything() {
+    let host = start(&["--supervise", "--seccomp=sealed"]);
+    let manager = host.manager();
+    // It answers the first call at a channel.
+    let header = [33, RESULT, 0, 0].map(u64::to_le_bytes).concat();
+    let (send, forging) = link(&manager, &sending(&[&header[..], &[0xff]].concat()));
+    let (seven, code) = link(&manager, SEVEN);
+    let segment = Segment::new(Protection::READ_EXEC, 1);
+    let mut graph = manager.allocate([segment], Dylib::NONE).unwrap();
+    graph.write(0, 0, &[0xc3]).unwrap();
+    host.kill_child();
+    assert_eq!(host.run_at_last(seven), 7);
+    let child = host.child();
+    let channels = sockets_of(child, PACKETS);
+    let &[channel] = &channels[..] else {
+        panic!("{channels:?}")
+    };
+    let action = action([send, send], channel.try_into().unwrap());
+    let error = graph.finalize([action]).unwrap_err();
+    let why = "has ended: the child has answered what is no answer; another one takes its place";
+    assert!(error.message().contains(why), "{error}");
+    assert_eq!(host.run(seven).unwrap(), 7);
+    assert_ne!(host.child(), child);
+    manager.deallocate([forging, code]).unwrap();
     host.end(manager);
 }

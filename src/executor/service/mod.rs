@@ -320,7 +320,7 @@ pub(super) fn call_here(function: Function, args: &[u8], descriptors: Vec<OwnedF
 }
 
 /// Shortens what is said of failures where all of it would not fit into one answer.
-fn fitting<T>(mut replies: Vec<Reply<T>>) -> Vec<Reply<T>> {
+pub(super) fn fitting<T>(mut replies: Vec<Reply<T>>) -> Vec<Reply<T>> {
     // Of an outcome, apart from what is said: a flag, a status or value, a size.
     const REST: usize = 16;
     let said = |Reply(reply): &Reply<T>| {

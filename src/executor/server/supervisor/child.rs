@@ -130,19 +130,22 @@ impl Child {
     }
 }
 
-/// What the child has answered to so many items.
-pub(super) fn answers(
-    bytes: &[u8],
-    count: usize,
-) -> Result<Vec<std::result::Result<u64, Failure>>> {
-    let wrong = || Error::new(Status::Internal, "the child has answered what is no answer");
-    let Ok(Reply(reply)) = from_bytes::<Reply<Vec<Reply<u64>>>>(bytes) else {
-        return Err(wrong());
-    };
-    let replies = reply.map_err(Error::from)?;
-    match replies.len() == count {
-        true => Ok(replies.into_iter().map(|Reply(reply)| reply).collect()),
-        false => Err(wrong()),
+/// Why one is ended whose answer is none.
+pub(super) const NO_ANSWER: &str = "the child has answered what is no answer";
+
+/// What is answered to each of some items.
+type Answers = Vec<std::result::Result<u64, Failure>>;
+
+/// What the child has answered to so many items; `None` if that is no answer.
+pub(super) fn answers(bytes: &[u8], count: usize) -> Option<Result<Answers>> {
+    let Reply(reply) = from_bytes::<Reply<Vec<Reply<u64>>>>(bytes).ok()?;
+    match reply {
+        Err(refused) => Some(Err(refused.into())),
+        Ok(replies) if replies.len() == count => {
+            let replies = replies.into_iter();
+            Some(Ok(replies.map(|Reply(reply)| reply).collect()))
+        }
+        Ok(_) => None,
     }
 }
 

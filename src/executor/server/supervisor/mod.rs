@@ -20,7 +20,7 @@ mod restarts;
 
 pub use self::restarts::Restarts;
 
-use self::child::{Child, Phase, answers, why_ended};
+use self::child::{Child, NO_ANSWER, Phase, answers, why_ended};
 use self::restarts::Recent;
 use super::connection::ServerConnection;
 use super::programs::{Limit, Limits, Programs, say, say_goodbye};
@@ -500,7 +500,10 @@ impl Supervisor {
         let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
         while let Some((keys, message)) = self.replay.next(child.number) {
             let answer = child.ask(self.functions.apply.0, &message, &[]);
-            let answers = answer.and_then(|bytes| answers(&bytes, keys.len()));
+            let answers = answer.and_then(|bytes| {
+                let wrong = || Error::new(Status::Internal, NO_ANSWER);
+                answers(&bytes, keys.len()).ok_or_else(wrong)?
+            });
             let replayed = answers.and_then(|answers| {
                 let keys = keys.iter().copied().zip(answers);
                 let done = keys.map(|(key, answer)| Ok((key, answer.map_err(Error::from)?)));
@@ -639,30 +642,34 @@ impl Supervisor {
         };
         let sent: Vec<&Item<'_>> = plan.iter().filter_map(ReplayedItem::sent).collect();
         let answer = match sent.len() {
-            0 => Ok(Vec::new()),
+            0 => Ok(Some(Ok(Vec::new()))),
             count => {
                 let mut message = to_bytes(&session);
                 (count as u64).encode(&mut message);
                 sent.iter().for_each(|item| item.encode(&mut message));
                 let answer = child.ask(self.functions.apply.0, &message, &[]);
-                match answer {
-                    Ok(bytes) => Ok(answers(&bytes, count)?),
-                    Err(error) if child.channel.has_ended() => {
-                        child.process.kill();
-                        Err(error.context(child.why()))
-                    }
-                    Err(error) => return Err(error),
-                }
+                answer.map(|bytes| answers(&bytes, count))
             }
         };
         let answered = match answer {
-            Ok(answers) => self.replay.answered(child.number, session, &plan, answers),
-            Err(_) => None,
+            // A session that it does not have: nothing was done.
+            Ok(Some(Err(refused))) => return Err(refused),
+            Ok(Some(Ok(answers))) => self.replay.answered(child.number, session, &plan, answers),
+            // What it has done is not known.
+            Ok(None) => {
+                child.kill_for(NO_ANSWER.to_owned());
+                None
+            }
+            Err(_) if child.channel.has_ended() => {
+                child.process.kill();
+                None
+            }
+            Err(error) => {
+                child.kill_for(format!("it can't be called: {}", error.message()));
+                None
+            }
         };
-        Ok(answered.unwrap_or_else(|| {
-            let why = format!("{}; another one takes its place", child.why());
-            Replay::lost(&plan, &Error::new(Status::ActionFailed, why))
-        }))
+        Ok(answered.unwrap_or_else(|| lost(&plan, &child.why())))
     }
 
     fn reserve(&self, args: &[u8]) -> Vec<u8> {
@@ -789,10 +796,35 @@ impl Supervise for Supervisor {
     }
 }
 
+/// What is answered where a child has ended before it did.
+fn lost(plan: &[ReplayedItem<'_>], why: &str) -> Vec<Reply<u64>> {
+    let why = format!("{why}; another one takes its place");
+    service::fitting(Replay::lost(plan, &Error::new(Status::ActionFailed, why)))
+}
+
 /// What a child says of its end.
 fn farewell(body: &[u8]) -> Option<String> {
     match from_bytes::<Outcome>(body) {
         Ok(Outcome(Err(why))) => Some(why),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::packet::MOST_ANSWER;
+
+    #[test]
+    fn what_is_lost_together_fits_into_one_answer() {
+        let item = || Item::InitializeData {
+            data: Vec::new(),
+            code: Vec::new(),
+            actions: Vec::new(),
+        };
+        let sent = |_| ReplayedItem::Sent(item(), None);
+        let plan: Vec<ReplayedItem<'_>> = (0..2048).map(sent).collect();
+        let answer = Reply::<Vec<Reply<u64>>>::from(Ok(lost(&plan, &"why ".repeat(30))));
+        assert!(to_bytes(&answer).len() <= MOST_ANSWER);
     }
 }
