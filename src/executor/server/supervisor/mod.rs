@@ -362,7 +362,7 @@ impl Supervisor {
                         _ if withheld => Err(Error::new(
                             Status::MapperFailed,
                             format!(
-                                "an answer of {size} bytes: more than {MOST_BODY} are not passed on"
+                                "an answer of {size} bytes: the supervisor has room for {MOST_BODY} at most"
                             ),
                         )),
                         OUT_OF_BAND => Err(Error::new(Status::MapperFailed, said(&body))),
