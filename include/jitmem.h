@@ -311,8 +311,9 @@ typedef struct jitmem_executor_options {
 } jitmem_executor_options;
 
 /// Makes a mapper of another process's memory on this machine, through shared pages: what the linker
-/// writes here is what the executor sees there, and no content is sent. Linked code's writable data is
-/// shared with children that the executor forks: one sees what the other writes.
+/// writes here is what the executor sees there, and no content is sent. A child that the executor forks has
+/// linked code's data as it is then, and neither sees what the other writes, unless the executor shares it
+/// (--fork-memory=shared, JITMEM_FORK_MEMORY).
 ///
 /// `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
 /// the transport's answers come from. On success `*mapper` is the new mapper, to be freed with
@@ -822,7 +823,8 @@ typedef struct jitmem_segment {
   uint64_t content_size;
   /// Zero bytes behind them.
   uint64_t zero_fill_size;
-  /// Alignment of the first byte: a power of two up to 1 GiB.
+  /// Alignment of the first byte: a power of two up to 1 GiB. A window that is twice as large has a place
+  /// for it, wherever it lies.
   uint64_t alignment;
   /// Bits of jitmem_protection.
   uint32_t protection;
@@ -932,8 +934,8 @@ typedef void (*jitmem_allocated_fn)(void *ctx,
 /// Thread-safe. Waits for the mapper where a window must be reserved.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
-/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
-/// forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
+/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager; in a
+/// forked child, one over an executor), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
 /// JITMEM_MAPPER_FAILED. Nothing is allocated then.
 ///
 /// Requires:
@@ -1106,7 +1108,8 @@ jitmem_status jitmem_manager_deallocate_async(const struct jitmem_manager *manag
 /// are smaller stays as it is. Some 100 µs to 1 ms each: for hosts that have linked much of what they will run
 /// for long. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if the system refuses all of them, why:
+/// Errors: JITMEM_INVALID_HANDLE (freed; in a forked child, a manager over an executor); if the system
+/// refuses all of them, why:
 /// EINVAL before Linux 6.1 or without huge pages, EAGAIN or ENOMEM for a shortage of the moment.
 ///
 /// Requires:
@@ -1122,7 +1125,8 @@ jitmem_status jitmem_manager_collapse(const struct jitmem_manager *manager,
 /// `bytes` is not NULL it is set to how many bytes of memory were given back, those of the heap left
 /// out. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
+/// Errors: JITMEM_INVALID_HANDLE (freed; in a forked child, a manager over an executor); if nothing could
+/// be given back, what the
 /// mapper answers.
 ///
 /// Requires:
@@ -2078,8 +2082,8 @@ typedef struct jitmem_stats {
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
-/// a forked child).
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed; in
+/// a forked child, a manager over an executor).
 ///
 /// Requires:
 /// `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
@@ -2128,8 +2132,8 @@ typedef void (*jitmem_layout_fn)(void *ctx, const struct jitmem_layout_item *ite
 /// all of it; jitmem_manager_walk stops no other call for long. No lock is held during the calls.
 /// Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child),
-/// JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed; in a forked
+/// child, a manager over an executor), JITMEM_OUT_OF_MEMORY.
 ///
 /// Requires:
 /// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL

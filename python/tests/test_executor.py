@@ -85,8 +85,15 @@ class ExecutorTest(unittest.TestCase):
         with self.assertRaises(jitmem.Error) as caught:
             jitmem.Executor(program="true")
         self.assertEqual(caught.exception.status, Status.DISCONNECTED)
-        with self.assertRaises(FileNotFoundError):
+        with self.assertRaisesRegex(FileNotFoundError, "start an executor: .*: install .*/nowhere/jitmem-executor"):
             jitmem.Executor(program="/nowhere/jitmem-executor")
+
+    def test_what_is_closed_says_so(self):
+        executor = jitmem.Executor()
+        executor.close()
+        for use in (lambda: jitmem.Manager(executor), lambda: executor.symbol("jitmem_service_open")):
+            with self.assertRaisesRegex(ValueError, "the executor is closed"):
+                use()
 
     def test_unknown_names_are_errors(self):
         with jitmem.Executor() as executor:

@@ -74,6 +74,9 @@ class ManagerTest(unittest.TestCase):
             with self.assertRaises(ValueError):
                 gone.function(*BINARY)
         self.assertRefused(Status.INVALID_HANDLE, closed.lookup, 1)
+        for use in closed.stats, of_closed.deallocate, lambda: closed.link((READ_EXEC, samples.ADD)):
+            with self.assertRaisesRegex(ValueError, "the manager is closed"):
+                use()
 
     def test_a_manager_is_closed_under_other_threads_calls(self):
         for _ in range(20):

@@ -67,8 +67,8 @@ pub type jitmem_allocated_fn = Option<
 /// Thread-safe. Waits for the mapper where a window must be reserved.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL, sizes that overflow, alignment no power of two, unknown or
-/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager, a
-/// forked child), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
+/// writable and executable protection, unknown lifetime), JITMEM_INVALID_HANDLE (freed manager; in a
+/// forked child, one over an executor), JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED,
 /// JITMEM_MAPPER_FAILED. Nothing is allocated then.
 ///
 /// # Safety

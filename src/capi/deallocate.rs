@@ -137,7 +137,8 @@ pub unsafe extern "C" fn jitmem_manager_deallocate_async(
 /// are smaller stays as it is. Some 100 µs to 1 ms each: for hosts that have linked much of what they will run
 /// for long. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if the system refuses all of them, why:
+/// Errors: JITMEM_INVALID_HANDLE (freed; in a forked child, a manager over an executor); if the system
+/// refuses all of them, why:
 /// EINVAL before Linux 6.1 or without huge pages, EAGAIN or ENOMEM for a shortage of the moment.
 ///
 /// # Safety
@@ -165,7 +166,8 @@ pub unsafe extern "C" fn jitmem_manager_collapse(
 /// `bytes` is not NULL it is set to how many bytes of memory were given back, those of the heap left
 /// out. Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_HANDLE (freed, or a forked child); if nothing could be given back, what the
+/// Errors: JITMEM_INVALID_HANDLE (freed; in a forked child, a manager over an executor); if nothing could
+/// be given back, what the
 /// mapper answers.
 ///
 /// # Safety

@@ -134,8 +134,9 @@ unsafe fn over_service(
 }
 
 /// Makes a mapper of another process's memory on this machine, through shared pages: what the linker
-/// writes here is what the executor sees there, and no content is sent. Linked code's writable data is
-/// shared with children that the executor forks: one sees what the other writes.
+/// writes here is what the executor sees there, and no content is sent. A child that the executor forks has
+/// linked code's data as it is then, and neither sees what the other writes, unless the executor shares it
+/// (--fork-memory=shared, JITMEM_FORK_MEMORY).
 ///
 /// `options` may be NULL. Calls the executor and waits for its answers, so it must not be called where
 /// the transport's answers come from. On success `*mapper` is the new mapper, to be freed with

@@ -18,7 +18,8 @@ pub struct jitmem_segment {
     pub content_size: u64,
     /// Zero bytes behind them.
     pub zero_fill_size: u64,
-    /// Alignment of the first byte: a power of two up to 1 GiB.
+    /// Alignment of the first byte: a power of two up to 1 GiB. A window that is twice as large has a place
+    /// for it, wherever it lies.
     pub alignment: u64,
     /// Bits of jitmem_protection.
     pub protection: u32,

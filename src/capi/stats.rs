@@ -164,8 +164,8 @@ const LEAST: usize = offset_of!(jitmem_stats, unmap_failures) + size_of::<u64>()
 
 /// Fills `stats`. Thread-safe; the figures are those of one moment.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed, or
-/// a forked child).
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL or a wrong struct_size, JITMEM_INVALID_HANDLE (freed; in
+/// a forked child, a manager over an executor).
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `stats` is NULL or has `struct_size` bytes;
@@ -296,8 +296,8 @@ pub type jitmem_layout_fn =
 /// all of it; jitmem_manager_walk stops no other call for long. No lock is held during the calls.
 /// Thread-safe.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed, or a forked child),
-/// JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT for NULL, JITMEM_INVALID_HANDLE (freed; in a forked
+/// child, a manager over an executor), JITMEM_OUT_OF_MEMORY.
 ///
 /// # Safety
 /// `manager` is NULL or a handle of this library; `visit` may be called with `ctx`; `error` is NULL

@@ -182,8 +182,9 @@ impl<M: Memory> Flow<M> {
         match &self.owner {
             _ if !sys::children_are_known() => Err(child_without_handlers()),
             Some(owner) if !owner.is_current() => Err(invalid_handle(
-                "this manager belongs to the parent process: a forked child shares its \
-                 connection to the executor and must leave it alone; create a manager in the child",
+                "this manager belongs to the parent process: a forked child shares its connection to the \
+                 executor and must leave it alone; connect to an executor of the child's own, and make a \
+                 mapper and a manager over that",
             )),
             _ => Ok(()),
         }

@@ -112,7 +112,7 @@ impl Mapper {
     /// executor sees there, and no content is sent.
     ///
     /// Calls the executor and waits for its answers, so it must not be called where the transport's
-    /// answers come from. Linked code's writable data is shared with children that the executor forks.
+    /// answers come from. Children that the executor forks have linked code's data as it is then.
     ///
     /// # Errors
     /// `Unsupported` if the executor has no service, or another version of it, or memfds can't be

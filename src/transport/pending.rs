@@ -9,6 +9,14 @@ use crate::sys::OwnerProcess;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The error of a forked child that would use its parent's connection.
+#[cold]
+pub(crate) fn of_parent() -> Error {
+    invalid_handle(
+        "this connection to an executor belongs to the parent process; a forked child must make one of its own",
+    )
+}
+
 /// What an answer is for.
 pub(crate) enum Answered {
     Call(Completion<Vec<u8>>),
@@ -62,10 +70,7 @@ impl PendingCalls {
     /// been completed with the reason.
     pub(crate) fn add(&self, done: Completion<Vec<u8>>, most: u64) -> Option<u64> {
         if !self.owner.is_current() {
-            done.complete(Err(invalid_handle(
-                "this connection to an executor belongs to the parent process; a forked child must \
-                 make one of its own",
-            )));
+            done.complete(Err(of_parent()));
             return None;
         }
         let mut state = self.state.lock();

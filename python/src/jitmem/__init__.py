@@ -9,7 +9,7 @@
         add = allocation.function(ctypes.c_int, ctypes.c_int, ctypes.c_int)
         print(add(40, 2))
 
-The library is the wheel's, or what JITMEM_LIBRARY names, or the system's. Its errors are raised as :class:`Error`.
+The library is what JITMEM_LIBRARY names, else the wheel's, else the system's. Its errors are raised as :class:`Error`.
 """
 
 from ._abi import Growth, InProcess, LayoutKind, Lifetime, MapperKind, Phase, Placement, Protection, Status, WindowSize

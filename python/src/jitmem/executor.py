@@ -62,7 +62,11 @@ class Executor:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             command = [program or executor_program(), *options, f"filedescs={theirs.fileno()},{theirs.fileno()}"]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            try:
+                self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
+            except OSError as error:
+                advice = "install jitmem-executor, set JITMEM_EXECUTOR to it, or pass program="
+                raise type(error)(error.errno, f"start an executor: {error.strerror}: {advice}", command[0]) from None
             theirs.close()
             try:
                 call("jitmem_transport_socket", ours.fileno(), byref(self.transport))
@@ -75,6 +79,8 @@ class Executor:
     def use(self, name: str, *arguments: Any) -> None:
         """Calls a function of the C API with the transport as its first argument; raises :class:`jitmem.Error` if it fails."""
         with self._uses:
+            if not self.transport:
+                raise ValueError(f"{name}: the executor is closed: make another one")
             call(name, self.transport, *arguments)
 
     def wait_for_calls(self, timeout: Optional[float] = None) -> bool:

@@ -171,7 +171,13 @@ class Manager:
     def call(self, name: str, *arguments: Any) -> None:
         """Calls a function of the C API with this manager as its first argument; raises :class:`jitmem.Error` if it fails."""
         with self._uses:
-            call(name, self.handle, *arguments)
+            call(name, self._open(name), *arguments)
+
+    def _open(self, name: str) -> c_void_p:
+        """The handle; raises ValueError once the manager is closed."""
+        if not self.handle:
+            raise ValueError(f"{name}: the manager is closed: make another one")
+        return self.handle
 
     def allocate(
         self,

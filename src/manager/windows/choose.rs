@@ -12,6 +12,9 @@ use smallvec::SmallVec;
 use std::collections::TryReserveError;
 use std::collections::hash_map::Entry;
 
+/// Alignment that may be why there is no room.
+const MUCH_ALIGNMENT: u32 = 1 << 20;
+
 impl Windows {
     /// The window that most likely holds a request, in constant time.
     pub(in crate::manager) fn likely_window(&self, request: &Request) -> Option<usize> {
@@ -221,10 +224,15 @@ impl Windows {
         } else {
             String::new()
         };
+        let alignment = request.planned.iter().map(|planned| planned.alignment);
+        let aligned = match alignment.max().unwrap_or(0) {
+            much @ MUCH_ALIGNMENT.. => format!(", aligned to {much},"),
+            _ => String::new(),
+        };
         Error::new(
             Status::WindowFull,
             format!(
-                "allocate {} bytes in {} segment(s): {why} ({taken} bytes handed out, largest free \
+                "allocate {} bytes in {} segment(s){aligned}: {why} ({taken} bytes handed out, largest free \
                  run {largest} bytes){crowded}; {remedy}",
                 self.wanted(request),
                 request.planned.len(),

@@ -11,6 +11,7 @@ use crate::lock::Mutex;
 use crate::page::AddressRange;
 use crate::sys::socket::MOST_DESCRIPTORS;
 use crate::sys::{MemFile, explain};
+use crate::transport::pending::of_parent;
 use crate::wire::service::{Change, File, Reserve, ReservedAt, Step};
 use crate::wire::sps::{AddrRange, Encode};
 use std::collections::VecDeque;
@@ -222,6 +223,13 @@ impl Changes {
     }
 
     fn push(&self, waiting: Waiting, delivery: &mut Delivery) {
+        // A forked child has the queue as another thread had it, and none of the threads that go on with it.
+        if !self.0.link.owner().is_current() {
+            return match waiting {
+                Waiting::Change(change) => change.done.complete_with(Err(of_parent()), delivery),
+                Waiting::Reserve(_, done) => done.complete_with(Err(of_parent()), delivery),
+            };
+        }
         let mut queue = self.0.queue.lock();
         queue.waiting.push_back(waiting);
         if !std::mem::replace(&mut queue.under_way, true) {
@@ -477,6 +485,45 @@ mod tests {
                 None => Here.call(function, args, done),
             }
         }
+    }
+
+    #[test]
+    fn a_child_that_is_forked_while_changes_are_under_way_is_refused() {
+        let (service, transport) = (Service::new(), Arc::new(Late::default()));
+        let link = Link::open(transport.clone(), OPEN, service.instance(), false).unwrap();
+        let changes = Changes::new(Arc::new(link));
+        transport.keep();
+        let range = AddrRange {
+            start: ExecutorAddr(0),
+            end: ExecutorAddr(0),
+        };
+        changes.make(Step::Release { range }, Completion::new(|_| ()));
+        let locked = changes.0.queue.lock();
+        assert!(sys::in_a_child(|| {
+            let (sender, answers) = channel();
+            let other = sender.clone();
+            let done = Completion::new(move |answer: Result<()>| sender.send(answer).unwrap());
+            changes.make(Step::Release { range }, done);
+            let request = Reserve {
+                size: 1 << 20,
+                least: 1 << 20,
+                at: At::Default {},
+            };
+            let done = Completion::new(move |answer: Result<ReservedAt>| {
+                other.send(answer.map(drop)).unwrap();
+            });
+            changes.reserve(request, done);
+            let refused = |answer: Result<()>| {
+                answer.is_err_and(|error| error.status() == Status::InvalidHandle)
+            };
+            answers
+                .try_iter()
+                .filter_map(|answer| refused(answer).then_some(()))
+                .count()
+                == 2
+        }));
+        drop(locked);
+        transport.keep();
     }
 
     #[test]
