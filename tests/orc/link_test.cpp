@@ -247,7 +247,8 @@ TEST_P(Link, ThousandObjectsThenRemoved) {
 
 TEST_P(Link, ConcurrentLinks) {
   LLJITBuilder Builder = builder();
-  if (!needsExecutor(GetParam())) // whose EPC brings a dispatcher of its own
+  // The EPC of an executor brings a dispatcher of its own.
+  if (compat::compilesModulesInThreads && !needsExecutor(GetParam()))
     Builder.setNumCompileThreads(4);
   start(std::move(Builder));
   constexpr int PerThread = 50, Threads = 4;
