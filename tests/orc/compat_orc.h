@@ -24,9 +24,6 @@
 
 namespace compat {
 
-// LLJIT's own threads crash in LLVM 14 when they are given modules, over its own memory manager too.
-constexpr bool compilesModulesInThreads = LLVM_VERSION_MAJOR > 14;
-
 #if LLVM_VERSION_MAJOR >= 22
 using LinkPlugin = llvm::orc::LinkGraphLinkingLayer::Plugin;
 #else

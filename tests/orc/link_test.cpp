@@ -247,8 +247,7 @@ TEST_P(Link, ThousandObjectsThenRemoved) {
 
 TEST_P(Link, ConcurrentLinks) {
   LLJITBuilder Builder = builder();
-  // The EPC of an executor brings a dispatcher of its own.
-  if (compat::compilesModulesInThreads && !needsExecutor(GetParam()))
+  if (!needsExecutor(GetParam())) // whose EPC brings a dispatcher of its own
     Builder.setNumCompileThreads(4);
   start(std::move(Builder));
   constexpr int PerThread = 50, Threads = 4;
