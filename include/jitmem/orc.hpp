@@ -154,14 +154,26 @@ public:
     if (detail::isThisProcess(EPC))
       return CreateInProcess(O);
     std::string Why;
+    jitmem_status Status = JITMEM_UNSUPPORTED;
+    auto Note = [&](const char *What, llvm::Error Err) {
+      llvm::handleAllErrors(std::move(Err), [&](const llvm::ErrorInfoBase &Info) {
+        if (Info.isA<MemoryError>())
+          Status = static_cast<const MemoryError &>(Info).status();
+        Why += (Why.empty() ? "" : "; ") + std::string(What) + Info.message();
+      });
+    };
+    // Of an executor that is gone other ways say less, and one that is stopped is waited for once.
+    auto Ended = [&] { return Status == JITMEM_DISCONNECTED || Status == JITMEM_TIMED_OUT; };
     std::unique_ptr<MemoryManager> MM;
-    auto Works = [&](const char *What, llvm::Expected<std::unique_ptr<MemoryManager>> Tried) {
-      if (!Tried) {
-        Why += (Why.empty() ? "" : "; ") + std::string(What) + llvm::toString(Tried.takeError());
+    auto Works = [&](const char *What, auto &Through, auto MakeMapper) {
+      if (Ended())
         return false;
-      }
-      MM = std::move(*Tried);
-      return true;
+      auto Tried = createOver(Through, MakeMapper, O, Why.empty() ? nullptr : Why.c_str());
+      if (Tried)
+        MM = std::move(*Tried);
+      else
+        Note(What, Tried.takeError());
+      return MM != nullptr;
     };
     auto Ours = detail::Service::find(EPC, O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits);
     auto Link = detail::ExecutorLink::to(EPC, O.Limits);
@@ -171,15 +183,13 @@ public:
     }
     bool HasOurs = bool(Ours);
     if (!HasOurs)
-      Why = "jitmem's service: " + llvm::toString(Ours.takeError());
-    if ((HasOurs && Works("shared memory: ", createOver(*Ours, jitmem_mapper_shared, O))) ||
-        Works("LLVM's shared memory: ",
-              createOver(*Link, jitmem_mapper_llvm_shared, O, Why.c_str())) ||
-        (HasOurs && Works("remote: ", createOver(*Ours, jitmem_mapper_remote, O, Why.c_str()))) ||
-        Works("LLVM's memory manager: ",
-              createOver(*Link, jitmem_mapper_llvm_simple, O, Why.c_str())))
+      Note("jitmem's service: ", Ours.takeError());
+    if ((HasOurs && Works("shared memory: ", *Ours, jitmem_mapper_shared)) ||
+        Works("LLVM's shared memory: ", *Link, jitmem_mapper_llvm_shared) ||
+        (HasOurs && Works("remote: ", *Ours, jitmem_mapper_remote)) ||
+        Works("LLVM's memory manager: ", *Link, jitmem_mapper_llvm_simple))
       return MM;
-    return llvm::make_error<MemoryError>(JITMEM_UNSUPPORTED, 0, Why);
+    return llvm::make_error<MemoryError>(Ended() ? Status : JITMEM_UNSUPPORTED, 0, Why);
   }
 
   /// Memory of several executors on this machine, each with an EPC of its own, which are linked for

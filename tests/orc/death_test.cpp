@@ -171,6 +171,26 @@ TEST_P(Death, WhileIdle) {
   expectEnded();
 }
 
+TEST_P(Death, BeforeAnotherManagerIsMade) {
+  S.Child->kill();
+  EXPECT_EQ(S.Child->wait(), "signal 9");
+  // The first call finds that it has gone.
+  auto G = graphNoting(S, 1);
+  if (auto Alloc = S.MM->allocate(nullptr, *G)) {
+    int N = R.begin();
+    finalize(std::move(*Alloc), leak);
+    R.complete(N, Error::success());
+  } else {
+    consumeError(Alloc.takeError());
+  }
+  R.wait();
+  auto Another = jitmem::orc::MemoryManager::Create(S.epc());
+  ASSERT_FALSE(bool(Another));
+  handleAllErrors(Another.takeError(),
+                  [](const MemoryError &E) { EXPECT_EQ(E.status(), JITMEM_DISCONNECTED); });
+  expectEnded();
+}
+
 TEST_P(Death, WithActionsUnderWay) {
   // None of these comes back. What is at work when the executor dies, and what waits for it:
   constexpr int N = 20;
