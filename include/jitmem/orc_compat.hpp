@@ -122,10 +122,12 @@ inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
 #else
 /// Whether EPC's executor is this process. EPC classes carry no kind of their own, and LLVM may be
 /// built without RTTI; but the context that a SelfExecutorProcessControl gives its executor for
-/// calls back is the object itself, and a remote executor's is an object of another process.
+/// calls back is the object itself. A remote executor's is an object of another process, which may
+/// have the same address there if one was forked from the other; only it is published by its name.
 inline bool isThisProcess(llvm::orc::ExecutorProcessControl &EPC) {
   const auto &Dispatch = EPC.getJITDispatchInfo();
-  return Dispatch.JITDispatchContext == llvm::orc::ExecutorAddr::fromPtr(&EPC);
+  return Dispatch.JITDispatchContext == llvm::orc::ExecutorAddr::fromPtr(&EPC) &&
+         EPC.getBootstrapSymbolsMap().count("__llvm_orc_SimpleRemoteEPC_dispatch_ctx") == 0;
 }
 #endif
 

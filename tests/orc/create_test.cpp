@@ -74,6 +74,26 @@ TEST(Create, WithoutAServiceTheErrorSaysWhatWasTried) {
   }
 }
 
+// Opens the protected member of the base.
+struct Published : ExecutorProcessControl {
+  using ExecutorProcessControl::BootstrapSymbols;
+};
+
+// As SimpleRemoteEPC has it for an executor that was forked from its process, if the object that
+// gets the calls back there is where the EPC is here.
+TEST(Create, AForkedExecutorIsNotTheProcessItself) {
+  auto EPC = must(SelfExecutorProcessControl::Create());
+  ((*EPC).*&Published::BootstrapSymbols)["__llvm_orc_SimpleRemoteEPC_dispatch_ctx"] =
+      ExecutorAddr::fromPtr(EPC.get());
+  jitmem::orc::Options Choices;
+  Choices.LoadExecutorLibrary = false;
+  EXPECT_TRUE(mentions(messageOf(MemoryManager::Create(*EPC, Choices)), {"jitmem_service_open"}));
+  ExecutionSession ES(std::move(EPC));
+  EXPECT_TRUE(
+      mentions(messageOf(jitmem::orc::DebugPlugin::Create(ES)), {"runs in another process"}));
+  must(ES.endSession());
+}
+
 TEST(Create, HandleGivesTheCInterface) {
   auto MM = must(MemoryManager::CreateInProcess());
   ASSERT_NE(MM->handle(), nullptr);
