@@ -56,7 +56,8 @@ LLVMErrorRef jitmem_llvm_run_as_main(LLVMOrcExecutionSessionRef session,
 /// Has a listener (LLVMCreateGDBRegistrationListener, LLVMCreatePerfJITEventListener) told of what
 /// a layer of jitmem_llvm_object_layer links in this process: what
 /// LLVMOrcRTDyldObjectLinkingLayerRegisterJITEventListener does for RuntimeDyld's. The listener
-/// must outlive the layer. To be called before anything is linked.
+/// must outlive the layer: LLVM's are static objects of its library, which end at exit, so
+/// LLVMOrcDisposeLLJIT is to be called before. To be called before anything is linked.
 void jitmem_llvm_register_listener(LLVMOrcObjectLayerRef layer, LLVMJITEventListenerRef listener);
 
 #ifdef __cplusplus

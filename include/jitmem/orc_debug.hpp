@@ -14,6 +14,7 @@
 #include <llvm/Support/Format.h>
 #include <llvm/Support/raw_ostream.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdint>
 #include <ctime>
@@ -209,16 +210,34 @@ private:
   uint64_t Count = 0;
 };
 
+/// LLVM's listener for debuggers: one for the process, a static object of a function. Where a layer
+/// is destroyed later than that, as a static LLJIT's that is older, nothing is left to be told.
+class DebuggersListener {
+public:
+  static llvm::JITEventListener *get() {
+    auto *Listener = llvm::JITEventListener::createGDBRegistrationListener();
+    // Made after the listener, so it is destroyed before.
+    static DebuggersListener Guard;
+    return Listener;
+  }
+  static bool isThere() { return !Ended; }
+
+private:
+  DebuggersListener() {}
+  ~DebuggersListener() { Ended = true; }
+
+  static inline std::atomic<bool> Ended{false};
+};
+
 /// Passes on what is linked and removed.
 struct DebugListener : llvm::JITEventListener {
-  /// LLVM's, one for the process, which never ends.
   llvm::JITEventListener *Debuggers = nullptr;
   PerfMap *Map = nullptr;
   JITDump *Dump = nullptr;
 
   void notifyObjectLoaded(ObjectKey Key, const llvm::object::ObjectFile &Object,
                           const llvm::RuntimeDyld::LoadedObjectInfo &Info) override {
-    if (Debuggers)
+    if (Debuggers && DebuggersListener::isThere())
       Debuggers->notifyObjectLoaded(Key, Object, Info);
     if (!Map && !Dump)
       return;
@@ -233,7 +252,7 @@ struct DebugListener : llvm::JITEventListener {
   }
 
   void notifyFreeingObject(ObjectKey Key) override {
-    if (Debuggers)
+    if (Debuggers && DebuggersListener::isThere())
       Debuggers->notifyFreeingObject(Key);
   }
 
@@ -279,7 +298,7 @@ public:
           "tell tools of linked code: it runs in another process; use LLVM's plugins for that");
     std::unique_ptr<DebugPlugin> Plugin(new DebugPlugin);
     if (O.Debuggers)
-      Plugin->Tools.Debuggers = llvm::JITEventListener::createGDBRegistrationListener();
+      Plugin->Tools.Debuggers = detail::DebuggersListener::get();
     if (O.PerfMap) {
       auto Map = detail::ProfileFile::get<detail::PerfMap>();
       if (!Map)

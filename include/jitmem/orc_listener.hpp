@@ -78,8 +78,9 @@ private:
 } // namespace detail
 
 /// Tells a listener of what an ObjectLinkingLayer links and removes. The listener must outlive the
-/// layer, and is called in the threads that link, one at a time. What is no ELF object for 64-bit
-/// little-endian machines is passed over.
+/// layer: LLVM's own are static objects, made when they are first asked for, so a static LLJIT that
+/// is older must be destroyed before the process exits. It is called in the threads that link, one
+/// at a time. What is no ELF object for 64-bit little-endian machines is passed over.
 class ListenerPlugin : public detail::ResourcePlugin {
   using Responsibility = llvm::orc::MaterializationResponsibility;
   using Object = llvm::object::ObjectFile;

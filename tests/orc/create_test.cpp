@@ -12,6 +12,8 @@
 #include <llvm/Support/SourceMgr.h>
 #include <llvm/Support/TargetSelect.h>
 
+#include <malloc.h>
+
 using namespace llvm;
 using namespace llvm::orc;
 using jitmem::orc::MemoryManager;
@@ -155,6 +157,8 @@ std::string contentOf(const std::string &Path) {
 
 // An LLJIT whose layer has a plugin.
 std::unique_ptr<LLJIT> createTold(const jitmem::orc::DebugOptions &Told) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
   LLJITBuilder Builder;
   must(jitmem::orc::useInProcess(Builder));
   auto J = must(Builder.create());
@@ -202,8 +206,6 @@ TEST(DebugPlugin, AFolderThatIsNotThereIsSaid) {
 }
 
 TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
-  InitializeNativeTarget();
-  InitializeNativeTargetAsmPrinter();
   SmallString<64> Folder;
   must(errorCodeToError(sys::fs::createUniqueDirectory("jitmem", Folder)));
   jitmem::orc::DebugOptions Told;
@@ -238,6 +240,22 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
   EXPECT_EQ(objectsWith("told_third"), 1u);
   must(errorCodeToError(sys::fs::remove_directories(Folder)));
   must(errorCodeToError(sys::fs::remove(MapPath)));
+}
+
+// Made before LLVM's listener for debuggers is, so destroyed after it.
+std::unique_ptr<LLJIT> StaticJIT;
+
+TEST(DebugPlugin, AStaticJITIsDestroyedAtExit) {
+  auto Exit = [] {
+    // In the table of a listener that is destroyed nothing is found then, and a search has no end.
+    mallopt(M_PERTURB, 0x5a);
+    alarm(300);
+    StaticJIT = createTold({});
+    for (int I = 0; I != 100; ++I)
+      link(*StaticJIT, "told_static" + std::to_string(I));
+    exit(0);
+  };
+  EXPECT_EXIT(Exit(), ::testing::ExitedWithCode(0), "");
 }
 
 TEST(Create, ManagersAreIndependent) {
