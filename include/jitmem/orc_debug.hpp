@@ -54,7 +54,8 @@ struct LinkedFunction {
 };
 
 /// A file that this process writes for perf. What can't be written any more, because a disk is full
-/// for instance, is left out. A forked child's code is not what a file of its parent is about.
+/// for instance, is left out. A forked child's code is not what a file of its parent is about, and
+/// a thread that the child lacks may have held its mutex.
 class ProfileFile {
 public:
   ProfileFile() = default;
@@ -64,12 +65,20 @@ public:
   /// The process's file of a kind, which stays until it ends. Who asks first begins it.
   template <typename FileT, typename... ArgsT>
   static llvm::Expected<FileT *> get(const ArgsT &...Args) {
-    static FileT &One = *new FileT;
-    std::lock_guard<std::mutex> Lock(One.M);
-    if (!One.Out)
-      if (auto Err = One.begin(Args...))
+    static std::atomic<FileT *> Newest{nullptr};
+    FileT *One = Newest;
+    while (!One || !One->isOwn()) {
+      auto Own = std::make_unique<FileT>();
+      Own->Parents = One;
+      // Where this fails, One becomes what another thread has made.
+      if (Newest.compare_exchange_strong(One, Own.get()))
+        One = Own.release();
+    }
+    std::lock_guard<std::mutex> Lock(One->M);
+    if (!One->Out)
+      if (auto Err = One->begin(Args...))
         return std::move(Err);
-    return &One;
+    return One;
   }
 
 protected:
@@ -91,8 +100,7 @@ protected:
 
   void close() { Out.reset(); }
 
-  /// Whether it is open, and this process's.
-  bool writable() const { return Out && getpid() == Owner; }
+  bool isOwn() const { return getpid() == Owner; }
 
   /// What was written is in the file when the process is gone without an exit.
   void flush() {
@@ -100,7 +108,9 @@ protected:
     Out->clear_error();
   }
 
-  pid_t Owner = getpid();
+  const pid_t Owner = getpid();
+  /// In a child: the parent's, to which plugins of the parent's refer.
+  ProfileFile *Parents = nullptr;
   int Descriptor = -1;
   std::unique_ptr<llvm::raw_fd_ostream> Out;
   std::mutex M;
@@ -113,9 +123,9 @@ public:
   llvm::Error begin() { return open("/tmp/perf-" + std::to_string(Owner) + ".map"); }
 
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
-    std::lock_guard<std::mutex> Lock(M);
-    if (!writable())
+    if (!isOwn())
       return;
+    std::lock_guard<std::mutex> Lock(M);
     for (const LinkedFunction &F : Functions) {
       empty(F.Start, F.Start + F.Size);
       uint64_t Offset = Out->tell();
@@ -175,9 +185,9 @@ public:
   }
 
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
-    std::lock_guard<std::mutex> Lock(M);
-    if (!writable())
+    if (!isOwn())
       return;
+    std::lock_guard<std::mutex> Lock(M);
     for (const LinkedFunction &F : Functions) {
       // Identifier (code is loaded), size, time; then what is particular to it.
       write<uint32_t>(0);

@@ -13,6 +13,7 @@
 #include <llvm/Support/TargetSelect.h>
 
 #include <malloc.h>
+#include <sys/wait.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -155,6 +156,13 @@ std::string contentOf(const std::string &Path) {
   return must(errorOrToExpected(MemoryBuffer::getFile(Path)))->getBuffer().str();
 }
 
+// The map of the calling process; that of this program is removed when all tests have run.
+std::string mapPath() { return "/tmp/perf-" + std::to_string(getpid()) + ".map"; }
+struct MapRemover : ::testing::Environment {
+  void TearDown() override { must(errorCodeToError(sys::fs::remove(mapPath()))); }
+};
+auto *const Remover = ::testing::AddGlobalTestEnvironment(new MapRemover);
+
 // An LLJIT whose layer has a plugin.
 std::unique_ptr<LLJIT> createTold(const jitmem::orc::DebugOptions &Told) {
   InitializeNativeTarget();
@@ -217,8 +225,7 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
   EXPECT_EQ(objectsWith("told_first"), 1u);
   EXPECT_EQ(objectsWith("told_second"), 1u);
   std::string Process = std::to_string(getpid());
-  auto MapPath = "/tmp/perf-" + Process + ".map",
-       DumpPath = Told.JITDump + "/jit-" + Process + ".dump";
+  auto MapPath = mapPath(), DumpPath = Told.JITDump + "/jit-" + Process + ".dump";
   for (const auto &Content : {contentOf(MapPath), contentOf(DumpPath)}) {
     EXPECT_TRUE(StringRef(Content).contains("told_first"));
     EXPECT_TRUE(StringRef(Content).contains("told_second"));
@@ -239,7 +246,51 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
   EXPECT_EQ(objectsWith("told_second"), 0u);
   EXPECT_EQ(objectsWith("told_third"), 1u);
   must(errorCodeToError(sys::fs::remove_directories(Folder)));
-  must(errorCodeToError(sys::fs::remove(MapPath)));
+}
+
+// Whether a forked child does what it should; one that hangs is ended.
+template <typename ActionT> bool succeedsInChild(ActionT Action) {
+  pid_t Child = fork();
+  if (Child == 0) {
+    alarm(300);
+    _exit([&]() noexcept { return Action() ? 0 : 1; }());
+  }
+  int Status = -1;
+  waitpid(Child, &Status, 0);
+  return Status == 0;
+}
+
+TEST(DebugPlugin, AForkedChildHasAFileOfItsOwn) {
+  auto J = createTold({});
+  link(*J, "told_parent");
+  EXPECT_TRUE(succeedsInChild([&] {
+    auto Own = createTold({});
+    link(*Own, "told_child");
+    // By its parent's plugin it is not told.
+    link(*J, "told_of_parents");
+    J.reset();
+    std::string Content = contentOf(mapPath());
+    must(errorCodeToError(sys::fs::remove(mapPath())));
+    return StringRef(Content).contains("told_child") && !StringRef(Content).contains("parent");
+  }));
+  std::string Content = contentOf(mapPath());
+  EXPECT_TRUE(StringRef(Content).contains("told_parent"));
+  EXPECT_FALSE(StringRef(Content).contains("told_of_parents"));
+}
+
+// Opens protected members of the base.
+struct Opened : jitmem::orc::detail::ProfileFile {
+  using ProfileFile::M;
+};
+
+TEST(DebugPlugin, AForkedChildWaitsForNoThreadOfItsParent) {
+  using jitmem::orc::detail::PerfMap;
+  auto &Map = *must(PerfMap::get<PerfMap>());
+  std::lock_guard<std::mutex> Held(Map.*&Opened::M);
+  EXPECT_TRUE(succeedsInChild([&] {
+    Map.add(std::vector<jitmem::orc::detail::LinkedFunction>());
+    return bool(must(PerfMap::get<PerfMap>()));
+  }));
 }
 
 // Made before LLVM's listener for debuggers is, so destroyed after it.
