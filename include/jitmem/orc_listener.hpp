@@ -35,8 +35,8 @@ class LinkedObject : public llvm::RuntimeDyld::LoadedObjectInfo {
 
 public:
   /// Nothing of the base but its type is used: its functions that ask a RuntimeDyld are overridden.
-  LinkedObject(llvm::StringRef Content, std::vector<uint64_t> Addresses)
-      : LoadedObjectInfo(reinterpret_cast<llvm::RuntimeDyldImpl &>(NoLinker), {}), Content(Content),
+  explicit LinkedObject(std::vector<uint64_t> Addresses)
+      : LoadedObjectInfo(reinterpret_cast<llvm::RuntimeDyldImpl &>(NoLinker), {}),
         Addresses(std::move(Addresses)) {}
 
   std::unique_ptr<llvm::LoadedObjectInfo> clone() const override {
@@ -50,6 +50,7 @@ public:
 
   llvm::object::OwningBinary<llvm::object::ObjectFile>
   getObjectForDebug(const llvm::object::ObjectFile &Object) const override {
+    llvm::StringRef Content = Object.getData();
     auto Copy =
         llvm::WritableMemoryBuffer::getNewUninitMemBuffer(Content.size(), Object.getFileName());
     if (!Copy)
@@ -71,7 +72,6 @@ public:
 
 private:
   static inline char NoLinker = 0;
-  llvm::StringRef Content;
   std::vector<uint64_t> Addresses;
 };
 
@@ -152,9 +152,8 @@ public:
       auto Addresses = L.addresses(llvm::cast<ELFObject>(**Input));
       if (!Addresses)
         return Addresses.takeError();
-      Listener.notifyObjectLoaded(
-          numberOf(One), **Input,
-          detail::LinkedObject(L.Content->getBuffer(), std::move(*Addresses)));
+      Listener.notifyObjectLoaded(numberOf(One), **Input,
+                                  detail::LinkedObject(std::move(*Addresses)));
     }
     // Takes the session's lock, under which notifyTransferringResources waits for this one.
     auto Err = MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) {

@@ -175,13 +175,16 @@ std::unique_ptr<LLJIT> createTold(const jitmem::orc::DebugOptions &Told) {
   return J;
 }
 
-// Links a function that returns 42.
-ExecutorAddr link(LLJIT &J, const std::string &Name) {
+ThreadSafeModule parse(const std::string &Text) {
   SMDiagnostic Diagnostic;
   auto Context = std::make_unique<LLVMContext>();
-  auto Module =
-      parseAssemblyString("define i32 @" + Name + "() { ret i32 42 }", Diagnostic, *Context);
-  must(J.addIRModule({std::move(Module), std::move(Context)}));
+  auto Module = parseAssemblyString(Text, Diagnostic, *Context);
+  return {std::move(Module), std::move(Context)};
+}
+
+// Links a function that returns 42.
+ExecutorAddr link(LLJIT &J, const std::string &Name) {
+  must(J.addIRModule(parse("define i32 @" + Name + "() { ret i32 42 }")));
   ExecutorAddr Function = must(compat::lookup(J, Name));
   EXPECT_EQ(call(Function), 42);
   return Function;
@@ -246,6 +249,42 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
   EXPECT_EQ(objectsWith("told_second"), 0u);
   EXPECT_EQ(objectsWith("told_third"), 1u);
   must(errorCodeToError(sys::fs::remove_directories(Folder)));
+}
+
+// A listener that looks at an object later.
+struct Keeper : JITEventListener {
+  void notifyObjectLoaded(ObjectKey, const object::ObjectFile &Object,
+                          const RuntimeDyld::LoadedObjectInfo &Info) override {
+    Content = Object.getData().str();
+    Copy = Info.clone();
+  }
+
+  std::string Content;
+  std::unique_ptr<LoadedObjectInfo> Copy;
+};
+
+TEST(Listener, ACopyOfWhatItIsToldIsItsOwn) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  Keeper Kept;
+  LLJITBuilder Builder;
+  must(jitmem::orc::useInProcess(Builder));
+  auto J = must(Builder.create());
+  static_cast<ObjectLinkingLayer &>(J->getObjLinkingLayer())
+      .addPlugin(std::make_unique<jitmem::orc::ListenerPlugin>(Kept));
+  // What is freed is overwritten, if it is no small block.
+  mallopt(M_PERTURB, 0x5a);
+  std::string Name = "told_copy" + std::string(2000, 'x');
+  ExecutorAddr Function = link(*J, Name);
+  mallopt(M_PERTURB, 0);
+  auto Object = must(object::ObjectFile::createELFObjectFile({Kept.Content, "copy"}));
+  auto &Copy = static_cast<RuntimeDyld::LoadedObjectInfo &>(*Kept.Copy);
+  auto Debug = Copy.getObjectForDebug(*Object);
+  ASSERT_NE(Debug.getBinary(), nullptr);
+  for (object::SymbolRef Symbol : Debug.getBinary()->symbols())
+    if (must(Symbol.getName()) == Name) {
+      EXPECT_EQ(must(Symbol.getAddress()), Function.getValue());
+    }
 }
 
 // Whether a forked child does what it should; one that hangs is ended.
