@@ -14,6 +14,7 @@
 #include <llvm/Support/Format.h>
 #include <llvm/Support/raw_ostream.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdint>
@@ -267,7 +268,8 @@ struct DebugListener : llvm::JITEventListener {
   }
 
 private:
-  /// Functions with a size, where they are. Sections that were not linked are at no address.
+  /// Functions with a size, where they are. Sections that were not linked are at no address. Up to
+  /// LLVM 16 JITLink takes objects in which a function is said to be larger than its section.
   static std::vector<LinkedFunction> functionsOf(const llvm::object::ObjectFile &Object) {
     std::vector<LinkedFunction> Functions;
     for (llvm::object::ELFSymbolRef Symbol : Object.symbols()) {
@@ -277,8 +279,11 @@ private:
       auto Address = Symbol.getAddress();
       auto Name = Symbol.getName();
       if (Section && Address && Name && *Section != Object.section_end() &&
-          (*Section)->getAddress() != 0)
-        Functions.push_back({*Address, Symbol.getSize(), *Name});
+          (*Section)->getAddress() != 0) {
+        uint64_t Offset = *Address - (*Section)->getAddress(), End = (*Section)->getSize();
+        if (Offset < End)
+          Functions.push_back({*Address, std::min(Symbol.getSize(), End - Offset), *Name});
+      }
       llvm::consumeError(Section.takeError());
       llvm::consumeError(Address.takeError());
       llvm::consumeError(Name.takeError());

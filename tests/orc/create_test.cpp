@@ -18,6 +18,7 @@
 using namespace llvm;
 using namespace llvm::orc;
 using jitmem::orc::MemoryManager;
+using jitmem::orc::detail::PerfMap;
 
 // GDB's JIT interface, in LLVM's library.
 struct Entry {
@@ -287,6 +288,35 @@ TEST(Listener, ACopyOfWhatItIsToldIsItsOwn) {
     }
 }
 
+// That of a module in LLVM's language.
+std::unique_ptr<MemoryBuffer> objectOf(const std::string &Text) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  InitializeNativeTargetAsmParser();
+  auto Machine = must(must(JITTargetMachineBuilder::detectHost()).createTargetMachine());
+  return parse(Text).withModuleDo([&](Module &M) { return must(SimpleCompiler(*Machine)(M)); });
+}
+
+TEST(DebugPlugin, AFunctionEndsWithItsSection) {
+  auto File = objectOf("module asm \".type told_vast, @function\"\n"
+                       "module asm \"told_vast: .zero 8\"\n"
+                       "module asm \".size told_vast, 1 << 30\"\n"
+                       "module asm \".type told_outside, @function\"\n"
+                       "module asm \".set told_outside, told_vast + 100\"\n"
+                       "module asm \".size told_outside, 8\"\n");
+  auto Object = must(object::ObjectFile::createELFObjectFile(*File));
+  std::vector<uint64_t> Addresses(10);
+  for (object::SectionRef Section : Object->sections())
+    if (must(Section.getName()) == ".text")
+      Addresses.at(Section.getIndex()) = 0x1000;
+  jitmem::orc::detail::DebugListener Tools;
+  Tools.Map = must(PerfMap::get<PerfMap>());
+  Tools.notifyObjectLoaded(1, *Object, jitmem::orc::detail::LinkedObject(Addresses));
+  std::string Content = contentOf(mapPath());
+  EXPECT_TRUE(StringRef(Content).contains("1000 8 told_vast\n"));
+  EXPECT_FALSE(StringRef(Content).contains("told_outside"));
+}
+
 // Whether a forked child does what it should; one that hangs is ended.
 template <typename ActionT> bool succeedsInChild(ActionT Action) {
   pid_t Child = fork();
@@ -323,7 +353,6 @@ struct Opened : jitmem::orc::detail::ProfileFile {
 };
 
 TEST(DebugPlugin, AForkedChildWaitsForNoThreadOfItsParent) {
-  using jitmem::orc::detail::PerfMap;
   auto &Map = *must(PerfMap::get<PerfMap>());
   std::lock_guard<std::mutex> Held(Map.*&Opened::M);
   EXPECT_TRUE(succeedsInChild([&] {
