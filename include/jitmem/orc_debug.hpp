@@ -9,10 +9,9 @@
 #include "orc_error.hpp"
 #include "orc_listener.hpp"
 
+#include <llvm/ADT/STLExtras.h>
+#include <llvm/ADT/StringExtras.h>
 #include <llvm/BinaryFormat/ELF.h>
-#include <llvm/Support/FileSystem.h>
-#include <llvm/Support/Format.h>
-#include <llvm/Support/raw_ostream.h>
 
 #include <algorithm>
 #include <atomic>
@@ -54,9 +53,9 @@ struct LinkedFunction {
   llvm::StringRef Name;
 };
 
-/// A file that this process writes for perf. What can't be written any more, because a disk is full
-/// for instance, is left out. A forked child's code is not what a file of its parent is about, and
-/// a thread that the child lacks may have held its mutex.
+/// A file that this process writes for perf. What can't be written, because a disk is full for
+/// instance, is left out as a whole. A forked child's code is not what a file of its parent is
+/// about, and a thread that the child lacks may have held its mutex.
 class ProfileFile {
 public:
   ProfileFile() = default;
@@ -76,7 +75,7 @@ public:
         One = Own.release();
     }
     std::lock_guard<std::mutex> Lock(One->M);
-    if (!One->Out)
+    if (One->Descriptor < 0)
       if (auto Err = One->begin(Args...))
         return std::move(Err);
     return One;
@@ -84,36 +83,46 @@ public:
 
 protected:
   llvm::Error open(const std::string &Path) {
-    int FD = ::open(Path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (FD < 0)
-      return failed("open", Path, "");
-    Out = std::make_unique<llvm::raw_fd_ostream>(FD, /*shouldClose=*/true);
-    Descriptor = FD;
-    return llvm::Error::success();
+    Descriptor = ::open(Path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
+    return Descriptor < 0 ? failed("open", Path, "") : llvm::Error::success();
   }
 
+  /// An error that errno tells, after which the file is not open.
   llvm::Error failed(const char *What, const std::string &Path, const char *Remedy) {
     std::error_code Code(errno, std::generic_category());
+    if (Descriptor >= 0)
+      close(std::exchange(Descriptor, -1));
     return llvm::make_error<MemoryError>(JITMEM_SYSTEM, Code.value(),
                                          std::string(What) + " " + Path +
                                              " for perf: " + Code.message() + Remedy);
   }
 
-  void close() { Out.reset(); }
-
   bool isOwn() const { return getpid() == Owner; }
 
-  /// What was written is in the file when the process is gone without an exit.
-  void flush() {
-    Out->flush();
-    Out->clear_error();
+  /// Adds all of a text, or nothing, and returns which. It is in the file when the process is gone
+  /// without an exit.
+  bool append(llvm::StringRef Text) {
+    size_t Done = 0;
+    while (Done != Text.size()) {
+      ssize_t Written = pwrite(Descriptor, Text.data() + Done, Text.size() - Done,
+                               static_cast<off_t>(FileSize + Done));
+      if (Written > 0) {
+        Done += Written;
+      } else if (Written == 0 || errno != EINTR) {
+        // Where this fails too, what follows is written over it.
+        (void)!ftruncate(Descriptor, static_cast<off_t>(FileSize));
+        return false;
+      }
+    }
+    FileSize += Done;
+    return true;
   }
 
   const pid_t Owner = getpid();
   /// In a child: the parent's, to which plugins of the parent's refer.
   ProfileFile *Parents = nullptr;
   int Descriptor = -1;
-  std::unique_ptr<llvm::raw_fd_ostream> Out;
+  uint64_t FileSize = 0;
   std::mutex M;
 };
 
@@ -123,21 +132,30 @@ class PerfMap : public ProfileFile {
 public:
   llvm::Error begin() { return open("/tmp/perf-" + std::to_string(Owner) + ".map"); }
 
+  /// Of one object, by their first addresses.
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
     if (!isOwn())
       return;
     std::lock_guard<std::mutex> Lock(M);
+    std::string Text;
+    std::map<uint64_t, Line> Added;
     for (const LinkedFunction &F : Functions) {
-      empty(F.Start, F.Start + F.Size);
-      uint64_t Offset = Out->tell();
-      *Out << llvm::format_hex_no_prefix(F.Start, 1) << ' ' << llvm::format_hex_no_prefix(F.Size, 1)
-           << ' ' << F.Name << '\n';
-      Lines[F.Start] = {F.Start + F.Size, Offset, Out->tell() - Offset};
+      uint64_t End = F.Start + F.Size, Offset = FileSize + Text.size();
+      empty(F.Start, End);
+      Text += llvm::utohexstr(F.Start, true) + ' ' + llvm::utohexstr(F.Size, true) + ' ' +
+              F.Name.str() + '\n';
+      auto Last = Added.empty() ? Added.end() : std::prev(Added.end());
+      if (Last == Added.end() || Last->second.End <= F.Start)
+        Last = Added.emplace(F.Start, Line{0, Offset, 0}).first;
+      Last->second.End = std::max(Last->second.End, End);
+      Last->second.Size = FileSize + Text.size() - Last->second.Offset;
     }
-    flush();
+    if (append(Text))
+      Lines.merge(Added);
   }
 
 private:
+  /// Of a function, or of several of one object that overlap.
   struct Line {
     uint64_t End, Offset, Size;
   };
@@ -149,7 +167,8 @@ private:
       --It;
     while (It != Lines.end() && It->first < End) {
       std::string Nothing(It->second.Size, '\n');
-      Out->pwrite(Nothing.data(), Nothing.size(), It->second.Offset);
+      (void)!pwrite(Descriptor, Nothing.data(), Nothing.size(),
+                    static_cast<off_t>(It->second.Offset));
       It = Lines.erase(It);
     }
   }
@@ -168,47 +187,46 @@ public:
       return Err;
     // perf notes mappings of executable files, and so hears of this one.
     size_t Page = sysconf(_SC_PAGESIZE);
-    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED) {
-      auto Err = failed("map", Path, "; name a folder on a file system that is mounted with exec");
-      close();
-      return Err;
-    }
-    write<uint32_t>(0x4a695444); // "JiTD" as a number
-    write<uint32_t>(1);          // version
-    write<uint32_t>(40);         // size of this header
-    write<uint32_t>(Machine);
-    write<uint32_t>(0);
-    write<uint32_t>(Owner);
-    write<uint64_t>(now());
-    write<uint64_t>(0); // flags
-    flush();
-    return llvm::Error::success();
+    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED)
+      return failed("map", Path, "; name a folder on a file system that is mounted with exec");
+    std::string Header;
+    put<uint32_t>(Header, 0x4a695444); // "JiTD" as a number
+    put<uint32_t>(Header, 1);          // version
+    put<uint32_t>(Header, 40);         // size of this header
+    put<uint32_t>(Header, Machine);
+    put<uint32_t>(Header, 0);
+    put<uint32_t>(Header, Owner);
+    put<uint64_t>(Header, now());
+    put<uint64_t>(Header, 0); // flags
+    return append(Header) ? llvm::Error::success()
+                          : failed("write", Path, "; make room there or name another folder");
   }
 
   template <typename FunctionsT> void add(const FunctionsT &Functions) {
     if (!isOwn())
       return;
     std::lock_guard<std::mutex> Lock(M);
+    std::string Records;
     for (const LinkedFunction &F : Functions) {
       // Identifier (code is loaded), size, time; then what is particular to it.
-      write<uint32_t>(0);
-      write<uint32_t>(16 + 40 + F.Name.size() + 1 + F.Size);
-      write<uint64_t>(now());
-      write<uint32_t>(Owner);
-      write<uint32_t>(syscall(SYS_gettid));
-      write<uint64_t>(F.Start);
-      write<uint64_t>(F.Start);
-      write<uint64_t>(F.Size);
-      write<uint64_t>(Count++);
-      *Out << F.Name << '\0';
-      Out->write(llvm::orc::ExecutorAddr(F.Start).toPtr<const char *>(), F.Size);
+      put<uint32_t>(Records, 0);
+      put<uint32_t>(Records, 16 + 40 + F.Name.size() + 1 + F.Size);
+      put<uint64_t>(Records, now());
+      put<uint32_t>(Records, Owner);
+      put<uint32_t>(Records, syscall(SYS_gettid));
+      put<uint64_t>(Records, F.Start);
+      put<uint64_t>(Records, F.Start);
+      put<uint64_t>(Records, F.Size);
+      put<uint64_t>(Records, Count++);
+      Records.append(F.Name.data(), F.Name.size()).push_back('\0');
+      Records.append(llvm::orc::ExecutorAddr(F.Start).toPtr<const char *>(), F.Size);
     }
-    flush();
+    append(Records);
   }
 
 private:
-  template <typename T> void write(T Value) {
-    Out->write(reinterpret_cast<const char *>(&Value), sizeof(Value));
+  template <typename T> static void put(std::string &To, T Value) {
+    To.append(reinterpret_cast<const char *>(&Value), sizeof(Value));
   }
 
   /// Nanoseconds of the clock that `perf record -k mono` uses.
@@ -268,8 +286,9 @@ struct DebugListener : llvm::JITEventListener {
   }
 
 private:
-  /// Functions with a size, where they are. Sections that were not linked are at no address. Up to
-  /// LLVM 16 JITLink takes objects in which a function is said to be larger than its section.
+  /// Functions with a size, where they are, by their first addresses. Sections that were not linked
+  /// are at no address. Up to LLVM 16 JITLink takes objects in which a function is said to be
+  /// larger than its section.
   static std::vector<LinkedFunction> functionsOf(const llvm::object::ObjectFile &Object) {
     std::vector<LinkedFunction> Functions;
     for (llvm::object::ELFSymbolRef Symbol : Object.symbols()) {
@@ -288,6 +307,8 @@ private:
       llvm::consumeError(Address.takeError());
       llvm::consumeError(Name.takeError());
     }
+    llvm::sort(Functions,
+               [](const LinkedFunction &A, const LinkedFunction &B) { return A.Start < B.Start; });
     return Functions;
   }
 };

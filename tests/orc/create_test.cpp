@@ -12,7 +12,9 @@
 #include <llvm/Support/SourceMgr.h>
 #include <llvm/Support/TargetSelect.h>
 
+#include <csignal>
 #include <malloc.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 using namespace llvm;
@@ -327,6 +329,64 @@ template <typename ActionT> bool succeedsInChild(ActionT Action) {
   int Status = -1;
   waitpid(Child, &Status, 0);
   return Status == 0;
+}
+
+// A child has a map with nothing in it.
+bool mapOfChildIs(StringRef Expected) {
+  std::string Content = contentOf(mapPath());
+  EXPECT_EQ(Content, Expected.str());
+  return Content == Expected;
+}
+
+using Functions = std::vector<jitmem::orc::detail::LinkedFunction>;
+
+TEST(DebugPlugin, FunctionsOfAnObjectMayOverlap) {
+  EXPECT_TRUE(succeedsInChild([] {
+    auto &Map = *must(PerfMap::get<PerfMap>());
+    Map.add(Functions{{0x1000, 8, "low"}, {0x1010, 32, "outer"}, {0x1018, 8, "inner"}});
+    bool All = mapOfChildIs("1000 8 low\n1010 20 outer\n1018 8 inner\n");
+    // Behind the inner one, and in the place of both.
+    Map.add(Functions{{0x1028, 8, "next"}});
+    All &= mapOfChildIs("1000 8 low\n" + std::string(27, '\n') + "1028 8 next\n");
+    return !remove(mapPath().c_str()) && All;
+  }));
+}
+
+void limitFiles(rlim_t Size) {
+  rlimit Limit;
+  getrlimit(RLIMIT_FSIZE, &Limit);
+  Limit.rlim_cur = Size;
+  setrlimit(RLIMIT_FSIZE, &Limit);
+}
+
+TEST(DebugPlugin, WhatAFullDiskDoesNotTakeIsLeftOutAsAWhole) {
+  SmallString<64> Folder;
+  must(errorCodeToError(sys::fs::createUniqueDirectory("jitmem", Folder)));
+  EXPECT_TRUE(succeedsInChild([&] {
+    signal(SIGXFSZ, SIG_IGN);
+    auto &Map = *must(PerfMap::get<PerfMap>());
+    Map.add(Functions{{0x1000, 8, "before"}});
+    limitFiles(contentOf(mapPath()).size() + 4);
+    Map.add(Functions{{0x2000, 8, "full"}});
+    limitFiles(RLIM_INFINITY);
+    Map.add(Functions{{0x3000, 8, "after"}});
+    bool All = mapOfChildIs("1000 8 before\n3000 8 after\n");
+    Map.add(Functions{{0x3000, 8, "last"}});
+    All &= mapOfChildIs("1000 8 before\n" + std::string(13, '\n') + "3000 8 last\n");
+
+    using jitmem::orc::detail::JITDump;
+    auto &Dump = *must(JITDump::get<JITDump>(Folder.str().str(), uint16_t(ELF::EM_X86_64)));
+    std::string Path = (Folder + "/jit-" + std::to_string(getpid()) + ".dump").str();
+    Functions One = {{reinterpret_cast<uintptr_t>("code"), 4, "dumped"}};
+    size_t Header = contentOf(Path).size();
+    limitFiles(Header + 60);
+    Dump.add(One);
+    All &= contentOf(Path).size() == Header;
+    limitFiles(RLIM_INFINITY);
+    Dump.add(One);
+    return !remove(mapPath().c_str()) && All && contentOf(Path).size() > Header + 60;
+  }));
+  must(errorCodeToError(sys::fs::remove_directories(Folder)));
 }
 
 TEST(DebugPlugin, AForkedChildHasAFileOfItsOwn) {
