@@ -27,7 +27,9 @@ extern "C" {
 /// keeps it and frees it after LLVMOrcDisposeLLJIT. After jitmem_llvm_connect, NULL: the layer uses
 /// the manager of that connection.
 ///
-/// Returns NULL where frames can't be registered, and reports why to the session.
+/// Returns NULL where frames can't be registered, and reports why to the session. LLVM does not
+/// look at that: LLVMOrcCreateLLJIT goes on, and its LLJIT must not be used. A creator of the
+/// host's that calls this one can keep what it answers.
 LLVMOrcObjectLayerRef jitmem_llvm_object_layer(void *manager, LLVMOrcExecutionSessionRef session,
                                                const char *triple);
 
