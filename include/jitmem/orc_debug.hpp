@@ -142,8 +142,7 @@ public:
     for (const LinkedFunction &F : Functions) {
       uint64_t End = F.Start + F.Size, Offset = FileSize + Text.size();
       empty(F.Start, End);
-      Text += llvm::utohexstr(F.Start, true) + ' ' + llvm::utohexstr(F.Size, true) + ' ' +
-              F.Name.str() + '\n';
+      Text += textOf(F);
       auto Last = Added.empty() ? Added.end() : std::prev(Added.end());
       if (Last == Added.end() || Last->second.End <= F.Start)
         Last = Added.emplace(F.Start, Line{0, Offset, 0}).first;
@@ -159,6 +158,14 @@ private:
   struct Line {
     uint64_t End, Offset, Size;
   };
+
+  /// With control characters replaced: in a name they would end the line.
+  static std::string textOf(const LinkedFunction &F) {
+    std::string Text = llvm::utohexstr(F.Start, true) + ' ' + llvm::utohexstr(F.Size, true) + ' ';
+    for (char C : F.Name)
+      Text += static_cast<unsigned char>(C) < ' ' || C == 0x7f ? '?' : C;
+    return Text + '\n';
+  }
 
   /// Makes lines empty that have addresses between these; perf passes over them.
   void empty(uint64_t Start, uint64_t End) {

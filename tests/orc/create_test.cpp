@@ -352,6 +352,15 @@ TEST(DebugPlugin, FunctionsOfAnObjectMayOverlap) {
   }));
 }
 
+TEST(DebugPlugin, ANameIsNoLineOfItsOwn) {
+  EXPECT_TRUE(succeedsInChild([] {
+    auto &Map = *must(PerfMap::get<PerfMap>());
+    Map.add(Functions{{0x1000, 8, "n\u00e4me\n2000 8 other"}});
+    bool One = mapOfChildIs("1000 8 n\u00e4me?2000 8 other\n");
+    return !remove(mapPath().c_str()) && One;
+  }));
+}
+
 void limitFiles(rlim_t Size) {
   rlimit Limit;
   getrlimit(RLIMIT_FSIZE, &Limit);
