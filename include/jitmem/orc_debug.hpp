@@ -77,7 +77,7 @@ public:
     std::lock_guard<std::mutex> Lock(One->M);
     if (One->Descriptor < 0)
       if (auto Err = One->begin(Args...))
-        return std::move(Err);
+        return Err;
     return One;
   }
 
@@ -354,7 +354,7 @@ public:
         return Dump.takeError();
       Plugin->Tools.Dump = *Dump;
     }
-    return std::move(Plugin);
+    return Plugin;
   }
 
 private:
