@@ -10,6 +10,7 @@
 //! sections whose names tell lldb none. In `jitmem-executor`, where no LLVM is, they have types.
 
 use super::AtForkStatic;
+use crate::page::AddressRange;
 
 std::arch::global_asm!(
     r#"
@@ -96,35 +97,55 @@ pub(crate) fn register_debug_object(object: u64, size: u64, tell: bool) {
 /// Takes the entry off the list that an object at `object` was registered with last, and has a
 /// debugger forget it now. Returns whether there was one.
 pub(crate) fn deregister_debug_object(object: u64) -> bool {
+    deregister(1, |other| other == object) != 0
+}
+
+/// Does so with all objects in memory that goes: LLVM up to 22 deregisters none.
+pub(crate) fn deregister_debug_objects_within(memory: AddressRange) {
+    deregister(usize::MAX, |object| {
+        (memory.start()..memory.end()).contains(&object)
+    });
+}
+
+/// Takes so many entries at most off the list, the newest first. Returns how many there were.
+fn deregister(most: usize, which: impl Fn(u64) -> bool) -> usize {
     let list = LIST.lock();
     let descriptor = &raw mut __jit_debug_descriptor;
-    // SAFETY: the lock keeps others of ours out; entries on the list are boxes, and this one is off
-    // it when it is freed, after the debugger has read it.
+    let mut count = 0;
+    // SAFETY: the lock keeps others of ours out; entries on the list are boxes, and one is off it
+    // when it is freed, after the debugger has read it.
     unsafe {
         let mut entry = (*descriptor).first;
-        while !entry.is_null() && (*entry).object != object {
-            entry = (*entry).next;
+        while !entry.is_null() && count < most {
+            let this = entry;
+            let Entry {
+                next,
+                previous,
+                object,
+                ..
+            } = *this;
+            entry = next;
+            if !which(object) {
+                continue;
+            }
+            if previous.is_null() {
+                (*descriptor).first = next;
+            } else {
+                (*previous).next = next;
+            }
+            if !next.is_null() {
+                (*next).previous = previous;
+            }
+            (*descriptor).relevant = this;
+            (*descriptor).action = UNREGISTER;
+            __jit_debug_register_code();
+            (*descriptor).relevant = std::ptr::null_mut();
+            drop(Box::from_raw(this));
+            count += 1;
         }
-        if entry.is_null() {
-            return false;
-        }
-        let Entry { next, previous, .. } = *entry;
-        if previous.is_null() {
-            (*descriptor).first = next;
-        } else {
-            (*previous).next = next;
-        }
-        if !next.is_null() {
-            (*next).previous = previous;
-        }
-        (*descriptor).relevant = entry;
-        (*descriptor).action = UNREGISTER;
-        __jit_debug_register_code();
-        (*descriptor).relevant = std::ptr::null_mut();
-        drop(Box::from_raw(entry));
     }
     drop(list);
-    true
+    count
 }
 
 /// Where the entry is that was registered first; 0 if there is none.
@@ -160,10 +181,14 @@ mod tests {
     #[test]
     fn entries_go_to_the_head_of_a_list_that_a_debugger_can_follow() {
         register_debug_object(0x1000, 1, true);
+        for object in [0x4000, 0x4fff] {
+            register_debug_object(object, 1, true);
+        }
         register_debug_object(0x3000, 3, true);
         register_debug_object(0x2000, 2, true);
         assert!(deregister_debug_object(0x3000));
         assert!(!deregister_debug_object(0x3000));
+        deregister_debug_objects_within(AddressRange::new(0x4000, 0x1000).unwrap());
         let [(_, descriptor), _] = debug_symbols();
         let mut memory = reading();
         assert_eq!(memory.load(descriptor), Ok(1u32));
@@ -176,7 +201,7 @@ mod tests {
         while entry != 0 {
             assert_eq!(memory.load(entry + 8), Ok(previous));
             let object: u64 = memory.load(entry + 16).unwrap();
-            if [0x1000, 0x2000, 0x3000].contains(&object) {
+            if (0x1000..0x5000).contains(&object) {
                 found.push((object, memory.load::<u64>(entry + 24).unwrap()));
             }
             previous = entry;

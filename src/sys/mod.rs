@@ -74,7 +74,8 @@ pub(crate) use file::{Replaced, read_own_file, replace_own_file};
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};
 pub(crate) use jit_debug::{
-    debug_symbols, deregister_debug_object, oldest_debug_entry, register_debug_object,
+    debug_symbols, deregister_debug_object, deregister_debug_objects_within, oldest_debug_entry,
+    register_debug_object,
 };
 pub(crate) use map::deny_new_code;
 use map::map_memory;

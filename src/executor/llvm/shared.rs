@@ -43,7 +43,8 @@ struct Allocation {
     dealloc: Vec<WrapperCall>,
 }
 
-/// Shared memory in this process; unmapped when dropped, and its name forgotten.
+/// Shared memory in this process; unmapped when dropped, and its name and what debuggers were told
+/// of in it forgotten.
 struct Shared {
     memory: Reservation,
     name: SharedName,
@@ -52,6 +53,7 @@ struct Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         forget_within(self.memory.range());
+        sys::deregister_debug_objects_within(self.memory.range());
     }
 }
 
@@ -337,6 +339,15 @@ mod tests {
             Err("Invalid argument".to_owned())
         );
         session.mapper.shut_down(session.number.0).unwrap();
+    }
+
+    #[test]
+    fn debuggers_forget_what_was_in_memory_that_goes() {
+        let session = TestSession::new();
+        let (base, _) = session.reserve(0x4000).unwrap();
+        sys::register_debug_object(base + 0x1000, 0x1000, true);
+        session.end(release, &[base]).unwrap();
+        assert!(!sys::deregister_debug_object(base + 0x1000));
     }
 
     #[test]

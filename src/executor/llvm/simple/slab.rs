@@ -8,6 +8,7 @@ use crate::group::Protection;
 use crate::mapper::WrapperCall;
 use crate::memory::reservation::Reservation;
 use crate::page::AddressRange;
+use crate::sys;
 use crate::unwind::registration::forget_within;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -56,6 +57,7 @@ pub(super) struct Slabs {
 impl Drop for Slab {
     fn drop(&mut self) {
         forget_within(self.range());
+        sys::deregister_debug_objects_within(self.range());
     }
 }
 

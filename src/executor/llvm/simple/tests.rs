@@ -71,6 +71,16 @@ fn starts(result: Told<impl std::fmt::Debug>, words: &str) {
 }
 
 #[test]
+fn debuggers_forget_what_was_in_memory_that_goes() {
+    let session = TestSession::new();
+    let base = session.reserve(4 * session.page);
+    let object = base + session.page;
+    sys::register_debug_object(object, 1, true);
+    session.shut_down();
+    assert!(!sys::deregister_debug_object(object));
+}
+
+#[test]
 fn a_slab_is_finalized_once_run_and_deallocated() {
     let session = TestSession::new();
     let bytes = unique_code();
