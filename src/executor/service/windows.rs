@@ -370,7 +370,9 @@ impl Windows {
     pub(super) fn release_all(&self) {
         let windows = std::mem::take(&mut *self.windows.lock());
         for window in &windows {
-            forget_within(window.reservation.range());
+            let range = window.reservation.range();
+            forget_within(range);
+            sys::deregister_debug_objects_within(range);
         }
         drop(windows);
         unwinder::collect();
