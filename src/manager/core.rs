@@ -93,7 +93,14 @@ impl Core {
                     Ok(Manager { core })
                 });
                 let reserved = match mapper.deadline(Asked::SetUp) {
-                    Some(deadline) => limited(reserved, deadline, None, |_, _| ()),
+                    Some(deadline) => {
+                        let mapper = Arc::clone(&mapper);
+                        limited(reserved, deadline, None, move |answer, _| {
+                            if let Ok(Reserved { range, .. }) = answer {
+                                mapper.release(range, Completion::new(|_| ()));
+                            }
+                        })
+                    }
                     None => reserved,
                 };
                 mapper.reserve(size, least_window, placement, reserved);

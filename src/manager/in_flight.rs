@@ -96,6 +96,7 @@ impl InFlight {
         callback: impl FnOnce(Result<AllocationHandle>) + Send + 'static,
     ) {
         if let Err(error) = self.check_manager() {
+            drop(self);
             return callback(Err(error));
         }
         let actions = actions.into_iter().collect();

@@ -94,17 +94,21 @@ impl ChildCopy {
     /// # Safety
     /// The chunk can be read.
     unsafe fn refresh(&self, chunk: AddressRange) -> io::Result<()> {
-        let both = sys::resident(self.range).zip(sys::resident(chunk));
-        for page in pages(self.range, both.map(|(here, there)| here && !there)) {
-            // SAFETY: the copy's own page.
-            unsafe { sys::discard(page) }?;
-        }
-        for page in pages(chunk, sys::resident(chunk)) {
-            let (from, to, size) = (page.start(), self.place_of(page, chunk), page.size());
+        let size = sys::page_size().bytes();
+        let both = sys::resident(chunk).zip(sys::resident(self.range));
+        for (number, (there, here)) in (0u64..).zip(both) {
+            let part = |of: AddressRange| of.part(number * size, size);
+            let (Some(from), Some(to)) = (part(chunk), part(self.range)) else {
+                continue;
+            };
             // SAFETY: as the caller says, and the copy is there, for this alone.
             unsafe {
-                if !sys::same(from, to, size) {
-                    sys::copy(from, to, size);
+                match (there, here) {
+                    (true, _) if !sys::same(from.start(), to.start(), size) => {
+                        sys::copy(from.start(), to.start(), size);
+                    }
+                    (false, true) => sys::discard(to)?,
+                    _ => {}
                 }
             }
         }

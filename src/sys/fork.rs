@@ -105,6 +105,9 @@ unsafe fn close_in_child() {
             if dead == FREE {
                 libc::close(number);
                 dead = libc::socket(libc::AF_UNIX, kind, 0);
+                if dead == FREE {
+                    dead = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+                }
             }
             if dead != number {
                 libc::dup3(dead, number, libc::O_CLOEXEC);

@@ -75,7 +75,11 @@ pub(crate) fn take_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Res
         match rustix::fs::fallocate(file, flags, offset + taken, part) {
             Ok(()) => taken += part,
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // As a call that fails does: nothing stays taken.
+                let _ = punch_hole(file, offset, taken);
+                return Err(error.into());
+            }
         }
     }
     Ok(())

@@ -164,7 +164,10 @@ impl Watched {
 
 impl Drop for Watched {
     fn drop(&mut self) {
-        let mut deadlines = DEADLINES.lock();
+        // In a child that no handler knows of, a thread that is not there may have it.
+        let Some(mut deadlines) = DEADLINES.lock_if_any() else {
+            return;
+        };
         deadlines.kept_by -= 1;
         if deadlines.kept_by == 0 {
             CHANGED.notify_one();
@@ -345,6 +348,10 @@ impl Call {
             }
         };
         let done = Arc::clone(&self.0).completion(late);
+        // It could not be watched, and is not made: the host may make it again.
+        if matches!(&*self.0.state.lock(), State::GivenUp) {
+            return;
+        }
         let number = match descriptor {
             None => transport.start_bounded(function, args, most, done),
             Some(descriptor) => transport.start_with(function, args, descriptor, most, done),
@@ -414,7 +421,9 @@ impl Expire for Then {
 
 impl Drop for Timer {
     fn drop(&mut self) {
-        let gone = DEADLINES.lock().remove(self.key);
+        let gone = DEADLINES
+            .lock_if_any()
+            .map(|mut deadlines| deadlines.remove(self.key));
         drop(gone);
     }
 }
@@ -426,7 +435,7 @@ pub(crate) fn at(deadline: Deadline, then: impl FnOnce(Error) + Send + 'static) 
         then: Mutex::new(Some(Box::new(then))),
     });
     let weak: Weak<Then> = Arc::downgrade(&then);
-    // Where no thread is to be had, the next deadline tries again; those that have limits keep one.
+    // Where no thread is to be had, the next deadline tries again; connections that have limits keep one.
     let (key, _) = DEADLINES.lock().add(deadline.at, weak);
     Timer { key, _then: then }
 }
@@ -535,6 +544,21 @@ mod tests {
             let refused = answers.try_recv().unwrap().unwrap_err();
             assert!(refused.message().contains("looks after limits"));
             done.complete(Ok(()));
+            drop(faults);
+
+            // What is refused so is not done.
+            struct Made;
+            impl Transport for Made {
+                fn call(&self, _: u64, _: Vec<u8>, _: Completion<Vec<u8>>) {
+                    panic!("it was refused");
+                }
+            }
+            let faults = Faults::all_after(0, libc::EAGAIN);
+            let (sender, answers) = channel();
+            let done = Completion::new(move |answer| sender.send(answer).unwrap());
+            let made: Arc<dyn Transport> = Arc::new(Made);
+            Call::new(Some(distant()), done).start(&made, 7, vec![]);
+            assert!(answers.try_recv().unwrap().is_err());
             drop(faults);
 
             let kept = Watched::begin(&limits).unwrap();

@@ -40,6 +40,14 @@ pub(crate) trait Connection: Send + Sync + 'static {
     /// Whether handling may run linked code, whose own threads get this one's signals.
     const RUNS_LINKED_CODE: bool = false;
 
+    /// Starts a thread.
+    fn spawn(body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        match Self::RUNS_LINKED_CODE {
+            true => sys::spawn_for_programs(body),
+            false => sys::spawn("jitmem-channel", body),
+        }
+    }
+
     /// Waits for the next packet; `None` at the end.
     fn receive(&self, input: &mut Self::Input) -> Result<Option<Self::Packet>>;
 
@@ -99,11 +107,60 @@ pub(crate) fn start<C: Connection>(
     connection: Arc<C>,
     inputs: impl IntoIterator<Item = C::Input>,
 ) -> io::Result<()> {
-    let pool = ReaderPool::new(connection, [], IDLE_TIME);
-    // Another one reads on while the first handles: if there were none to be had then, nothing would read.
-    let started = (0..KEPT).try_for_each(|_| pool.start_thread(Arc::default()));
-    pool.begin(inputs, started.is_ok());
+    let pool = ReaderPool::new(connection, inputs, IDLE_TIME);
+    // Another one reads on while the first handles: if there were none to be had then, nothing would read. None
+    // has anything of the connection before all are there.
+    let gate = Arc::new(Gate {
+        state: Mutex::new(GateState::Closed),
+        changed: Condvar::new(),
+    });
+    let started = (0..KEPT).try_for_each(|_| {
+        let gate = Arc::clone(&gate);
+        C::spawn(move || Gate::enter(gate))
+    });
+    gate.set(match started {
+        Ok(()) => GateState::Open(pool),
+        Err(_) => GateState::Gone,
+    });
     started
+}
+
+/// Where the first threads of a connection wait until all of them are there.
+struct Gate<C: Connection> {
+    state: Mutex<GateState<C>>,
+    changed: Condvar,
+}
+
+enum GateState<C: Connection> {
+    Closed,
+    Open(Arc<ReaderPool<C>>),
+    /// One of them could not be started.
+    Gone,
+}
+
+impl<C: Connection> Gate<C> {
+    fn set(&self, now: GateState<C>) {
+        *self.state.lock() = now;
+        self.changed.notify_all();
+    }
+
+    /// What a thread does.
+    fn enter(gate: Arc<Gate<C>>) {
+        let pool = {
+            let mut state = gate.state.lock();
+            loop {
+                match &*state {
+                    GateState::Closed => state = gate.changed.wait(state),
+                    GateState::Open(pool) => break Some(Arc::clone(pool)),
+                    GateState::Gone => break None,
+                }
+            }
+        };
+        drop(gate);
+        if let Some(pool) = pool {
+            PoolThread::new(&pool).work(None);
+        }
+    }
 }
 
 /// [`start`] with the calling thread as the first to read. It handles nothing: with the first packet it
@@ -175,23 +232,6 @@ impl<C: Connection> ReaderPool<C> {
         })
     }
 
-    /// Gives the threads their inputs, or has them end.
-    fn begin(&self, inputs: impl IntoIterator<Item = C::Input>, all_are_there: bool) {
-        let idle = {
-            let state = &mut *self.state.lock();
-            match all_are_there {
-                true => {
-                    state.inputs.extend(inputs);
-                    state.coming += state.idle.len();
-                }
-                // The connection was none yet.
-                false => (state.ended, state.told) = (Some(Ok(())), true),
-            }
-            std::mem::take(&mut state.idle)
-        };
-        idle.iter().for_each(|thread| thread.unpark());
-    }
-
     pub(crate) fn run(self: &Arc<Self>) -> Result<()> {
         let this_thread = PoolThread::new(self);
         self.read_until_handed_over(&this_thread.parker);
@@ -237,11 +277,7 @@ impl<C: Connection> ReaderPool<C> {
         thread: PoolThread<C>,
         first: impl FnOnce() -> Option<C::Packet> + Send + 'static,
     ) -> io::Result<()> {
-        let body = move || thread.work(first());
-        match C::RUNS_LINKED_CODE {
-            true => sys::spawn_for_programs(body),
-            false => sys::spawn("jitmem-channel", body),
-        }
+        C::spawn(move || thread.work(first()))
     }
 
     /// Reads the next packet, and tells whether other threads read on; `None` if the calling thread is

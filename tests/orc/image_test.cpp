@@ -494,9 +494,10 @@ TEST_F(Image, NamesConstructorsOfAnyPriority) {
     auto Missing = S.Recorder->notStorable();
     bool IsOthers = Name == std::string(".init_array_of_others");
     ASSERT_EQ(Missing.size(), IsOthers ? 0u : 1u) << Name;
-    if (!IsOthers)
+    if (!IsOthers) {
       EXPECT_NE(Missing[0].find(std::string("section ") + Name + " "), std::string::npos)
           << Missing[0];
+    }
     must(Tracker->remove());
   }
 }

@@ -289,3 +289,101 @@ fn a_child_whose_answer_is_none_has_not_initialized_anything() {
     manager.deallocate([forging, code]).unwrap();
     host.end(manager);
 }
+
+#[test]
+fn a_change_for_a_child_that_never_answers_keeps_nothing_waiting() {
+    let host = start(&["--supervise", "--time-limit=1"]);
+    let manager = host.manager();
+    let [(seven, code), (fork, forking), (stop, stopping)] =
+        [SEVEN, FORK, STOP].map(|code| link(&manager, code));
+    // What holds the child's sockets once it has ended.
+    let forked = Pid::from_raw(host.run(fork).unwrap()).unwrap();
+    let run = host.transport.symbol(super::host::RUN).unwrap();
+    let args = [&stop.to_le_bytes()[..], &0i32.to_le_bytes()].concat();
+    let (tell, told) = std::sync::mpsc::channel();
+    let done = Completion::new(move |answer| tell.send(answer).unwrap());
+    let call = transport::start(&host.transport, run, args, None, done);
+    let state = format!("/proc/{}/stat", host.child());
+    becomes(&true, || {
+        fs::read_to_string(&state).unwrap().contains(") T ")
+    });
+    // It waits for the child, which is killed by and by.
+    let large = [Segment::new(Protection::READ_EXEC, 64 << 20)];
+    let graph = manager.allocate(large, Dylib::NONE);
+    assert!(told.recv().unwrap().is_err());
+    assert_eq!(host.run_at_last(seven), 7);
+    kill_process(forked, Signal::KILL).unwrap();
+    drop((graph, call));
+    manager.deallocate([code, forking, stopping]).unwrap();
+    host.end(manager);
+}
+
+#[test]
+fn a_controller_that_does_not_read_for_a_while_costs_no_child() {
+    use std::io::Read;
+    use std::sync::{Arc, Condvar, Mutex};
+    use std::time::Duration;
+    // Between the two: hands on what the executor says, unless it is told to wait.
+    let paused = Arc::new((Mutex::new(false), Condvar::new()));
+    let gate = Arc::clone(&paused);
+    let host = start_through(&["--supervise", "--time-limit=1"], move |socket| {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (mut from, mut to) = (socket.try_clone().unwrap(), ours.try_clone().unwrap());
+        std::thread::spawn(move || {
+            let mut bytes = vec![0; 4096];
+            loop {
+                let (paused, changed) = &*gate;
+                drop(
+                    changed
+                        .wait_while(paused.lock().unwrap(), |paused| *paused)
+                        .unwrap(),
+                );
+                match from.read(&mut bytes).unwrap_or(0) {
+                    0 => break,
+                    count => to.write_all(&bytes[..count]).unwrap(),
+                }
+            }
+            let _ = to.shutdown(Shutdown::Write);
+        });
+        let (mut from, mut to) = (ours, socket);
+        std::thread::spawn(move || {
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Write);
+        });
+        theirs
+    });
+    let manager = host.manager();
+    let (seven, code) = link(&manager, SEVEN);
+    assert_eq!(host.run(seven).unwrap(), 7);
+    let child = host.child();
+    let run = host.transport.symbol(super::host::RUN).unwrap();
+    *paused.0.lock().unwrap() = true;
+    let (tell, told) = std::sync::mpsc::channel();
+    // More answers than the socket takes.
+    const CALLS: usize = 450;
+    let calls: Vec<_> = (0..CALLS)
+        .map(|_| {
+            let args = [&seven.to_le_bytes()[..], &0i32.to_le_bytes()].concat();
+            let tell = tell.clone();
+            let done = Completion::new(move |answer: Result<Vec<u8>, Error>| {
+                tell.send(answer.is_ok()).unwrap();
+            });
+            transport::start(&host.transport, run, args, None, done)
+        })
+        .collect();
+    // Nothing comes for longer than the limit, and what the supervisor adds to it.
+    let mut answered = 0;
+    while let Ok(answer) = told.recv_timeout(Duration::from_secs(5)) {
+        answered += usize::from(answer);
+    }
+    assert!(answered < CALLS, "{answered}");
+    *paused.0.lock().unwrap() = false;
+    paused.1.notify_all();
+    drop(tell);
+    answered += told.iter().filter(|answer| *answer).count();
+    assert_eq!(answered, CALLS);
+    assert_eq!(host.child(), child);
+    drop(calls);
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}

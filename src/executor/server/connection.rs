@@ -214,6 +214,30 @@ impl ServerConnection {
         }
     }
 
+    /// [`ServerConnection::call`] for a thread that must not wait for a controller that does not read, as far as
+    /// no more is left for it than may be.
+    pub(super) fn call_without_waiting(&self, tag: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
+        if let Some(sequence) = self.pending.add(done, u64::MAX) {
+            let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
+            self.send_without_waiting(header, args);
+        }
+    }
+
+    fn send_without_waiting(&self, header: Header, body: Vec<u8>) {
+        match self.writer.start_to_send(header, body) {
+            Ok(None) => {}
+            Ok(Some(unwritten)) => {
+                let connection = Weak::clone(&self.this);
+                unwritten.elsewhere(move |unwritten| {
+                    if let Some(connection) = connection.upgrade() {
+                        connection.write_on(unwritten);
+                    }
+                });
+            }
+            Err(error) => self.pending.end(error),
+        }
+    }
+
     /// Where the controller can't be told anything any more, it answers nothing either.
     fn end_if_lost(&self, written: Result<()>) {
         if let Err(error) = written {
@@ -311,7 +335,8 @@ impl ServerConnection {
             let done = Completion::new(move |answer: Result<Vec<u8>>| {
                 if let Some(connection) = connection.upgrade() {
                     let answer = answer.map_err(|error| error.message().to_owned());
-                    connection.send_result(sequence, answer);
+                    let (header, body) = result(sequence, answer);
+                    connection.send_without_waiting(header, body);
                 }
             });
             supervisor.call(call.tag, call.args, done);

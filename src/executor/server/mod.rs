@@ -156,6 +156,20 @@ impl Published {
 /// written. So it is one that is trusted as much as the program itself, and it keeps to its own memory
 /// and to what is published to it. At the addresses of [`Options::functions`] are wrapper functions.
 pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> Result<()> {
+    // SAFETY: as the caller says.
+    unsafe { serve_and_then(input, output, options, || ()) }
+}
+
+/// [`serve`]; `end` is what is left to do then, for which the limits of time hold as well.
+///
+/// # Safety
+/// As [`serve`].
+unsafe fn serve_and_then(
+    input: OwnedFd,
+    output: OwnedFd,
+    options: &Options<'_>,
+    end: impl FnOnce(),
+) -> Result<()> {
     // Dropped last.
     let own_service = options.service.is_none().then(Service::new);
     let output = StreamWriter::new(output)
@@ -211,5 +225,11 @@ pub unsafe fn serve(input: OwnedFd, output: OwnedFd, options: &Options<'_>) -> R
     let result = sent.and_then(|()| reader_pool::run(Arc::clone(&connection), [input]));
     connection.programs().wait_for_all();
     // A protocol that was broken comes first; neither keeps the other from being done.
-    join(result, services.shut_down())
+    let result = join(result, services.shut_down());
+    // Deallocation actions that are left are linked code.
+    if let Some(service) = &own_service {
+        service.close();
+    }
+    end();
+    result
 }

@@ -5,7 +5,7 @@
 use super::connection::ServerConnection;
 use super::programs::{Limits, say};
 use super::supervisor::{Choices, End, GiveUp, Restarts, RunChild, Supervisor};
-use super::{Options, Published, serve};
+use super::{Options, Published, serve_and_then};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::executor::llvm::{CallClass, Services, load_cxx_runtime};
 use crate::executor::service::{self, SentAlong, Service};
@@ -81,7 +81,7 @@ pub unsafe fn supervise(
 /// forked once for each child.
 ///
 /// # Errors
-/// As [`serve`] and [`supervise`]; `Disconnected`, with what has ended the last child, where no other one takes its place,
+/// As [`serve`](super::serve) and [`supervise`]; `Disconnected`, with what has ended the last child, where no other one takes its place,
 /// after the controller was told; `ActionFailed` where a finalize action has failed when it was run again, or
 /// the last child has failed at its end; what the system says of the fork, above all `Denied` where this process
 /// was bounded before: that is for [`Supervision::prepare`].
@@ -297,9 +297,7 @@ fn child_of(options: &Options<'_>, service: Arc<Service>, child: Child) -> RunCh
                 ..options
             };
             // SAFETY: as the caller of `supervise` says.
-            let served = unsafe { serve(socket, output, &options) };
-            service.close();
-            served
+            unsafe { serve_and_then(socket, output, &options, || service.close()) }
         });
         (child.end)(match served {
             Ok(()) => 0,

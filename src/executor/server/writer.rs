@@ -3,11 +3,12 @@
 
 use crate::error::{Error, Result, Status};
 use crate::lock::{Condvar, Mutex, MutexGuard};
-use crate::sys::{StreamWriter, WRITTEN_AT_ONCE};
+use crate::sys::{self, StreamWriter, WRITTEN_AT_ONCE};
 use crate::wire::frame::{HEADER_SIZE, Header};
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
+use std::sync::Arc;
 
 /// Writes messages, each as a whole, for many threads.
 ///
@@ -66,6 +67,22 @@ type Guard<'a> = MutexGuard<'a, Outgoing>;
 /// The duty to write what could not be written at once.
 #[must_use]
 pub(super) struct Unwritten(Option<Encoded>);
+
+impl Unwritten {
+    /// Has `write_on` called in a thread of its own, or in this one where there is none to be had.
+    pub(super) fn elsewhere(self, write_on: impl FnOnce(Unwritten) + Send + 'static) {
+        let duty = Arc::new(Mutex::new(Some(move || write_on(self))));
+        let theirs = Arc::clone(&duty);
+        let act = move || {
+            let duty = theirs.lock().take();
+            duty.into_iter().for_each(|write| write());
+        };
+        if sys::spawn("jitmem-send", act).is_err() {
+            let duty = duty.lock().take();
+            duty.into_iter().for_each(|write| write());
+        }
+    }
+}
 
 /// Messages that are smaller are written together.
 const TOGETHER: usize = 16 << 10;

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::completion::wait;
+use crate::sys::fault::Faults;
 use crate::transport::DroppedAnswers;
 use crate::wire::frame::{OUT_OF_BAND, SetupLayout, message};
 use crate::wire::sps::{ExecutorAddr, to_bytes};
@@ -512,6 +513,22 @@ fn callbacks_of_the_end_may_wait_for_each_other() {
         let all: Vec<Status> = answers.iter().take(3).collect();
         assert_eq!(all, [Status::Disconnected; 3]);
     }
+}
+
+#[test]
+fn a_socket_stays_whose_threads_can_not_be_started() {
+    let mut refused = 0;
+    for skip in 0..12 {
+        let (_executor, here) = executor(&introduction());
+        let faults = Faults::one(skip, libc::EAGAIN);
+        let stream = Stream::connect(Arc::clone(&here));
+        if faults.failed() == Some("clone") {
+            refused += 1;
+            assert_eq!(stream.err().unwrap().os_code(), Some(libc::EAGAIN));
+            assert!(Arc::into_inner(here).is_some());
+        }
+    }
+    assert_eq!(refused, 2);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::MOST_BODY;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::executor::server::programs::Programs;
-use crate::executor::server::writer::{MessageWriter, Unwritten};
+use crate::executor::server::writer::MessageWriter;
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, ChildProcess, ClosedInChild};
 use crate::transport::channel::Channel;
@@ -98,21 +98,10 @@ impl Child {
     /// as may be.
     pub(super) fn send(self: &Arc<Self>, header: Header, body: Vec<u8>) {
         // Of a child that is gone, the thread that reads learns why.
-        let Ok(Some(unwritten)) = self.writer.start_to_send(header, body) else {
-            return;
-        };
-        let unwritten = Arc::new(Mutex::new(Some(unwritten)));
-        let (child, left) = (Arc::clone(self), Arc::clone(&unwritten));
-        let spawned = sys::spawn("jitmem-send", move || child.write_on(&left));
-        if spawned.is_err() {
-            // Without a thread for it this one waits.
-            self.write_on(&unwritten);
+        if let Ok(Some(unwritten)) = self.writer.start_to_send(header, body) {
+            let child = Arc::clone(self);
+            unwritten.elsewhere(move |unwritten| drop(child.writer.write_on(unwritten)));
         }
-    }
-
-    fn write_on(&self, unwritten: &Mutex<Option<Unwritten>>) {
-        let unwritten = unwritten.lock().take();
-        let _ = unwritten.map(|unwritten| self.writer.write_on(unwritten));
     }
 
     /// Kills it for a reason that is told.

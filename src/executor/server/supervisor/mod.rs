@@ -419,7 +419,7 @@ impl Supervisor {
             let header = Header::new(Opcode::Result, sequence, 0, body.len());
             child.send(header, body);
         });
-        connection.call(tag, args, done);
+        connection.call_without_waiting(tag, args.to_vec(), done);
     }
 
     /// Answers what waited for a child, and starts another one, if there shall be one.
@@ -732,7 +732,9 @@ impl Supervisor {
             }
         };
         let answer = service::call_here(Function::Change, args, descriptors).unwrap_or_default();
-        if let Some(child) = self.state.lock().child.clone() {
+        // The lock is not held while the child is asked.
+        let child = self.state.lock().child.clone();
+        if let Some(child) = child {
             match child.ask(self.functions.change.0, args, &copies) {
                 Ok(there) if there == answer => {}
                 _ => child.process.kill(),
