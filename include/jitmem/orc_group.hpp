@@ -13,6 +13,7 @@
 #include <llvm/ADT/ArrayRef.h>
 #include <llvm/ADT/StringRef.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -83,7 +84,13 @@ public:
       return E.take();
     }
     std::lock_guard<std::mutex> Lock(M);
-    Links.push_back({Number, std::move(S->Link)});
+    auto Early = std::find(Removed.begin(), Removed.end(), Number);
+    if (Early != Removed.end()) {
+      Removed.erase(Early);
+      S->Link.EPC->cut();
+    } else {
+      Links.push_back({Number, std::move(S->Link)});
+    }
     return Number;
   }
 
@@ -96,8 +103,9 @@ public:
       if (I->Number == Number) {
         I->Link.EPC->cut();
         Links.erase(I);
-        break;
+        return llvm::Error::success();
       }
+    Removed.push_back(Number);
     return llvm::Error::success();
   }
 
@@ -135,6 +143,8 @@ private:
   /// Of Links; not held while the library is called, where callbacks of the host run.
   std::mutex M;
   std::vector<NumberedLink> Links;
+  /// Executors that were removed, by who was told of them, before add() has noted their links.
+  std::vector<uint64_t> Removed;
   std::unique_ptr<jitmem_mapper, FreeMapper> Mapper;
 };
 
