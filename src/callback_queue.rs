@@ -10,7 +10,7 @@
 //! any thread can take from, and the watch thread starts another thread where one callback has not
 //! returned for a while.
 
-use crate::lock::Mutex;
+use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, AtForkStatic, Forked, OwnerProcess};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -61,39 +61,90 @@ impl Delivery {
     }
 }
 
-/// Runs callbacks, which may wait for each other. Each is made when it is about to run.
-pub(crate) fn run_all(callbacks: impl IntoIterator<IntoIter = impl Callbacks>) {
-    let callbacks = callbacks.into_iter();
+/// Runs callbacks, which may wait for each other. When it returns all have begun.
+fn run_all(callbacks: impl IntoIterator<IntoIter = impl Callbacks>) {
+    let _ = run_watched(callbacks.into_iter());
+}
+
+/// Runs callbacks, which may wait for each other, and returns when all have returned. Each is made when it is about
+/// to run.
+pub(crate) fn run_all_to_the_end(callbacks: impl IntoIterator<IntoIter = impl Callbacks>) {
+    if let Some(task) = run_watched(callbacks.into_iter()) {
+        task.wait_for_end();
+    }
+}
+
+fn run_watched(callbacks: impl Callbacks) -> Option<Arc<Running>> {
     if callbacks.len() < 2 {
         callbacks.for_each(|only| only());
-        return;
+        return None;
     }
-    let task = Arc::new(Running(Mutex::new(Box::new(callbacks))));
+    let task = Arc::new(Running {
+        state: Mutex::new(RunningState {
+            left: Box::new(callbacks),
+            under_way: 0,
+        }),
+        ended: Condvar::new(),
+    });
     WATCH.lock().add(&task);
     task.run();
+    Some(task)
 }
 
 pub(crate) trait Callbacks: ExactSizeIterator<Item = Task> + Send + 'static {}
 
 impl<I: ExactSizeIterator<Item = Task> + Send + 'static> Callbacks for I {}
 
-/// A task that runs: its callbacks that have not begun.
-struct Running(Mutex<Box<dyn Callbacks>>);
+/// A task that runs.
+struct Running {
+    state: Mutex<RunningState>,
+    ended: Condvar,
+}
+
+struct RunningState {
+    /// Callbacks that have not begun.
+    left: Box<dyn Callbacks>,
+    /// How many have begun and not returned.
+    under_way: usize,
+}
+
+/// A callback that has begun, until it has returned.
+struct UnderWay<'a>(&'a Running);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().under_way -= 1;
+        self.0.ended.notify_all();
+    }
+}
 
 impl Running {
     /// Runs what is left; several threads may.
     fn run(&self) {
         loop {
-            let callback = self.0.lock().next();
-            match callback {
-                Some(callback) => callback(),
-                None => return,
-            }
+            let callback = {
+                let mut state = self.state.lock();
+                let Some(callback) = state.left.next() else {
+                    return;
+                };
+                state.under_way += 1;
+                callback
+            };
+            let under_way = UnderWay(self);
+            callback();
+            drop(under_way);
         }
     }
 
     fn left(&self) -> usize {
-        self.0.lock().len()
+        self.state.lock().left.len()
+    }
+
+    fn wait_for_end(&self) {
+        let mut state = self.state.lock();
+        while state.under_way > 0 {
+            state = self.ended.wait(state);
+        }
     }
 }
 

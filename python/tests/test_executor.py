@@ -92,7 +92,7 @@ class ExecutorTest(unittest.TestCase):
         executor = jitmem.Executor()
         executor.close()
         for use in (lambda: jitmem.Manager(executor), lambda: executor.symbol("jitmem_service_open")):
-            with self.assertRaisesRegex(ValueError, "the executor is closed"):
+            with self.assertRaisesRegex(jitmem.Error, "the executor is closed"):
                 use()
 
     def test_unknown_names_are_errors(self):

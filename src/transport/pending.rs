@@ -143,7 +143,7 @@ impl PendingCalls {
             (std::mem::take(&mut state.waiting), error)
         };
         // A callback of the host's may wait for that of another call.
-        callback_queue::run_all(waiting.into_values().map(move |waiting| {
+        callback_queue::run_all_to_the_end(waiting.into_values().map(move |waiting| {
             let error = error.clone();
             Box::new(move || waiting.done.complete(Err(error))) as Task
         }));

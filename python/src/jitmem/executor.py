@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional, Sequence, Type, Union
 
 from . import _abi
-from ._library import LIBRARY, call, executor_program
+from ._library import LIBRARY, Error, call, executor_program
 from ._uses import Collector, Uses
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ class Executor:
         """Calls a function of the C API with the transport as its first argument; raises :class:`jitmem.Error` if it fails."""
         with self._uses:
             if not self.transport:
-                raise ValueError(f"{name}: the executor is closed: make another one")
+                raise Error(_abi.Status.INVALID_HANDLE, f"{name}: the executor is closed: make another one", 0)
             call(name, self.transport, *arguments)
 
     def wait_for_calls(self, timeout: Optional[float] = None) -> bool:

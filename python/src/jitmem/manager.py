@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Seque
 
 from . import _abi
 from ._abi import Growth, InProcess, Lifetime, Placement, Protection
-from ._library import LIBRARY, call
+from ._library import LIBRARY, Error, call
 from ._uses import Collector, Uses
 from .layout import LayoutItem, Location, Stats, item_of, location_of, lookup_in, stats_of
 
@@ -174,10 +174,11 @@ class Manager:
             call(name, self._open(name), *arguments)
 
     def _open(self, name: str) -> c_void_p:
-        """The handle; raises ValueError once the manager is closed."""
-        if not self.handle:
-            raise ValueError(f"{name}: the manager is closed: make another one")
-        return self.handle
+        """The handle; raises :class:`jitmem.Error` once the manager is closed."""
+        handle = self.handle
+        if not handle:
+            raise Error(_abi.Status.INVALID_HANDLE, f"{name}: the manager is closed: make another one", 0)
+        return handle
 
     def allocate(
         self,
