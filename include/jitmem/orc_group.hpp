@@ -143,7 +143,7 @@ private:
   /// Of Links; not held while the library is called, where callbacks of the host run.
   std::mutex M;
   std::vector<NumberedLink> Links;
-  /// Executors that were removed, by who was told of them, before add() has noted their links.
+  /// Executors that the observer of the group has removed before add() has noted their links.
   std::vector<uint64_t> Removed;
   std::unique_ptr<jitmem_mapper, FreeMapper> Mapper;
 };
