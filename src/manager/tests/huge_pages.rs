@@ -125,7 +125,13 @@ fn a_large_pool_takes_fresh_memory_in_huge_pages() {
 #[test]
 fn a_small_pool_and_large_zero_fill_take_none() {
     for kind in KINDS {
-        let manager = manager(kind, with(HugePages::WhereLarge)).unwrap();
+        // Where the windows of other tests leave room for all of it.
+        let placement = Placement::Near(0x3100_0000_0000);
+        let options = Options {
+            placement,
+            ..with(HugePages::WhereLarge)
+        };
+        let manager = manager(kind, options).unwrap();
         link(&manager, 24 * MIB);
         let stats = manager.stats();
         assert_eq!(
