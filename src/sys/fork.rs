@@ -311,17 +311,25 @@ mod tests {
                 there.set_nonblocking(true).unwrap();
                 (ClosedInChild::new(OwnedFd::from(here)), there)
             });
-            let none = libc::rlimit {
-                rlim_cur: 0,
-                rlim_max: 0,
+            let few = libc::rlimit {
+                rlim_cur: 256,
+                rlim_max: 256,
             };
-            // SAFETY: a limit of this process alone.
-            assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &none) }, 0);
+            // SAFETY: a limit of this process alone, and copies of a descriptor that it has.
+            unsafe {
+                assert_eq!(libc::setrlimit(libc::RLIMIT_NOFILE, &few), 0);
+                while libc::dup(guarded[0].1.as_raw_fd()) >= 0 {}
+            }
             let sent = |number: i32| {
                 // SAFETY: a byte to read.
                 unsafe { libc::send(number, b"y".as_ptr().cast(), 1, libc::MSG_NOSIGNAL) }
             };
-            let dead = || guarded.iter().all(|(one, _)| sent(one.as_raw_fd()) < 0);
+            // SAFETY: asks for flags.
+            let there = |number: i32| unsafe { libc::fcntl(number, libc::F_GETFD) } >= 0;
+            let dead = || {
+                let mut numbers = guarded.iter().map(|(one, _)| one.as_raw_fd());
+                numbers.all(|number| there(number) && sent(number) < 0)
+            };
             let children = in_a_child(dead);
             let nothing = |there: &UnixStream| (&mut &*there).read(&mut [0]).is_err();
             children && guarded.iter().all(|(_, there)| nothing(there)) && !dead()
