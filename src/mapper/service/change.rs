@@ -418,6 +418,7 @@ impl Inner {
 #[cfg(test)]
 pub(super) mod testing {
     use super::*;
+    use crate::completion::wait;
     use crate::executor::service::here::Here;
     use crate::transport::Transport;
 
@@ -435,6 +436,19 @@ pub(super) mod testing {
         pub(in crate::mapper::service) Mutex<VecDeque<Option<Lost>>>,
     );
 
+    /// Maps a chunk and takes it back: the window is there.
+    pub(in crate::mapper::service) fn use_window(changes: &Changes, range: AddrRange) {
+        let (protection, commit) = (1, false);
+        let map = Step::MapOwn {
+            range,
+            protection,
+            commit,
+        };
+        for step in [map, Step::Unmap { range }] {
+            wait(|done| changes.make(step, done)).unwrap();
+        }
+    }
+
     impl Transport for Losing {
         fn call(&self, function: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
             let lost = self.0.lock().pop_front().flatten();
@@ -451,7 +465,7 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{Losing, Lost};
+    use super::testing::{Losing, Lost, use_window};
     use super::*;
     use crate::executor::service::Service;
     use crate::executor::service::here::{Here, OPEN};
@@ -604,14 +618,7 @@ mod tests {
             make(Step::Release { range }).unwrap_err();
             assert_eq!(reserve(At::Fixed { address }).unwrap(), range);
             // What was lost is not done to the new window.
-            let (protection, commit) = (1, false);
-            make(Step::MapOwn {
-                range,
-                protection,
-                commit,
-            })
-            .unwrap();
-            make(Step::Unmap { range }).unwrap();
+            use_window(&changes, range);
         }
     }
 }

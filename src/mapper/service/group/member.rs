@@ -258,7 +258,7 @@ pub(super) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::change::testing::{Losing, Lost};
+    use super::super::super::change::testing::{Losing, Lost, use_window};
     use super::testing::member_over;
     use super::*;
     use crate::completion::wait;
@@ -283,14 +283,7 @@ mod tests {
             transport.0.lock().push_back(Some(fate));
             make(Step::Release { range }).unwrap_err();
             assert_eq!(reserve(At::Fixed { address }).unwrap(), range);
-            let (protection, commit) = (1, false);
-            make(Step::MapOwn {
-                range,
-                protection,
-                commit,
-            })
-            .unwrap();
-            make(Step::Unmap { range }).unwrap();
+            use_window(&member.changes, range);
         }
         // What is no answer counts as one of any other kind does.
         transport.0.lock().push_back(Some(Lost::Nonsense));
