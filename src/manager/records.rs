@@ -48,7 +48,7 @@ impl Phase {
             Phase::Finalizing => "being finalized",
             Phase::Abandoned => "being abandoned",
             Phase::Finalized => "finalized already",
-            Phase::Deallocating => "named twice, or being deallocated by another call",
+            Phase::Deallocating => "being deallocated",
         }
     }
 }

@@ -10,7 +10,7 @@ use super::records::{InFlightState, Key, Phase, Records};
 use super::scopes::Scopes;
 use super::stats::Sums;
 use crate::completion::Completion;
-use crate::error::{Error, Result, Status};
+use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::MapperBase;
 use crate::memory::paged::Table;
@@ -237,7 +237,7 @@ impl<M: Memory> Space<M> {
             return Err(heap::exhausted("deallocate"));
         }
         let mut accepted = true;
-        for handle in handles {
+        for (index, handle) in handles.iter().enumerate() {
             match self.records.find_finalized(*handle) {
                 Ok(key) => {
                     let has_teardown = self.records.start_deallocating(key);
@@ -246,6 +246,10 @@ impl<M: Memory> Space<M> {
                 }
                 Err(error) => {
                     self.stop_deallocating(keys);
+                    let error = match handles[..index].contains(handle) {
+                        true => invalid_handle(format!("allocation {handle:#x} is named twice")),
+                        false => error,
+                    };
                     return Err(error.context(format!("deallocate {} allocations", handles.len())));
                 }
             }

@@ -270,6 +270,11 @@ fn handles_of_other_managers_and_other_times_are_refused() {
     for handle in [0, 1, u64::MAX] {
         assert!(deallocate(&one, &[handle]).is_err());
     }
+    let twice = allocate(&one, &small_graph()).unwrap().handle;
+    finalize(&one, twice).unwrap();
+    let error = deallocate(&one, &[twice, twice]).unwrap_err();
+    assert!(error.message().contains("is named twice"), "{error}");
+    deallocate(&one, &[twice]).unwrap();
 }
 
 #[test]
