@@ -34,23 +34,24 @@ pub struct Supervision {
 /// Bytes of a reason that are told.
 const LONGEST_REASON: usize = 4000;
 
-/// [`serve`] by a child of this process, which runs the linked code, for a program that is there for nothing
-/// else. When the child ends by a signal, by exit or at its time limit, another one takes its place: with the code,
-/// constants and data of all that is live, at the same addresses and as they were finalized, and with the finalize
-/// actions run again in their order. What was asked of the one before fails with what has ended it. This process runs no
-/// linked code. Gives the exit code of the last child. Where no other child takes the place of one, this process ends
-/// with exit code 1, says why on stderr, and tells the controller.
+/// [`serve`](super::serve) by a child of this process, which runs the linked code, for a program that is there for
+/// nothing else. When the child ends by a signal, by exit or at its time limit, another one takes its place: with the
+/// code, constants and data of all that is live, at the same addresses and as they were finalized, and with the
+/// finalize actions run again in their order. What was asked of the one before fails with what has ended it. This
+/// process runs no linked code. Gives the exit code of the last child. Where no other child takes the place of one,
+/// this process ends with exit code 1, says why on stderr, and tells the controller.
 ///
 /// Only for controllers with jitmem on both sides, and once in a process. Data is private: see
-/// `docs/second-process.md`. A service of the caller's ([`Options::service`]) is refused: it would be another process's.
+/// `docs/second-process.md`. A service of the caller's ([`Options::service`]) is refused: it would be another
+/// process's.
 ///
 /// # Errors
-/// As [`serve`]; `InvalidArgument` for restarts of 0 or within no time, and for a service; `Unsupported` the second time;
-/// `Disconnected` if the first child ends before it serves.
+/// As [`serve`](super::serve); `InvalidArgument` for restarts of 0 or within no time, and for a service; `Unsupported`
+/// the second time; `Disconnected` if the first child ends before it serves.
 ///
 /// # Safety
-/// As [`serve`]. No thread of this process holds a lock that the child needs when another one calls this, or while
-/// it serves, but for those that forks see to: the C library's and this library's.
+/// As [`serve`](super::serve). No thread of this process holds a lock that the child needs when another one calls this,
+/// or while it serves, but for those that forks see to: the C library's and this library's.
 pub unsafe fn supervise(
     input: OwnedFd,
     output: OwnedFd,
@@ -70,9 +71,9 @@ pub unsafe fn supervise(
     Ok(end.code)
 }
 
-/// [`supervise`] for a host: by a process that is forked for it and that is waited for. So of this process only the calling
-/// thread takes part, and nothing is left in it: when this returns, the processes are gone. Several controllers may be
-/// served at a time.
+/// [`supervise`] for a host: by a process that is forked for it and that is waited for. So of this process only the
+/// calling thread takes part, and nothing is left in it: when this returns, the processes are gone. Several controllers
+/// may be served at a time.
 ///
 /// The processes have this one's memory and descriptors as they are now, and none of its threads. Where they end,
 /// handlers for the end of this process (atexit) do not run, unless linked code calls exit, and what C's streams hold
@@ -81,14 +82,14 @@ pub unsafe fn supervise(
 /// forked once for each child.
 ///
 /// # Errors
-/// As [`serve`](super::serve) and [`supervise`]; `Disconnected`, with what has ended the last child, where no other one takes its place,
-/// after the controller was told; `ActionFailed` where a finalize action has failed when it was run again, or
-/// the last child has failed at its end; what the system says of the fork, above all `Denied` where this process
-/// was bounded before: that is for [`Supervision::prepare`].
+/// As [`serve`](super::serve) and [`supervise`]; `Disconnected`, with what has ended the last child, where no other one
+/// takes its place, after the controller was told; `ActionFailed` where a finalize action has failed when it was run
+/// again, or the last child has failed at its end; what the system says of the fork, above all `Denied` where this
+/// process was bounded before: that is for [`Supervision::prepare`].
 ///
 /// # Safety
-/// As [`serve`]. No other thread of this process holds a lock now that linked code, functions that are published,
-/// or [`Supervision::prepare`] need, but for those that forks see to: the C library's and this library's.
+/// As [`serve`](super::serve). No other thread of this process holds a lock now that linked code, functions that are
+/// published, or [`Supervision::prepare`] need, but for those that forks see to: the C library's and this library's.
 pub unsafe fn serve_supervised(
     input: OwnedFd,
     output: OwnedFd,
