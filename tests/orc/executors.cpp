@@ -277,6 +277,21 @@ std::string Session::takeErrors() {
   return std::exchange(Errors, "");
 }
 
+ExecutorAddr Session::addProblem(ResourceTrackerSP Tracker) {
+  ExecutorAddr Last;
+  for (auto [Source, Name] :
+       {std::pair("throws.cpp", "throwProblem"), std::pair("passes.cpp", "passOn"),
+        std::pair("catches.cpp", "catchProblem")}) {
+    must(J->addObjectFile(Tracker, objectFile(Source)));
+    Last = find(Name);
+  }
+  return Last;
+}
+
+ExecutorAddr Session::addProblem() {
+  return addProblem(J->getMainJITDylib().getDefaultResourceTracker());
+}
+
 Expected<int> Session::tryRun(ExecutorAddr Function, int Argument) {
 #if LLVM_VERSION_MAJOR >= 16
   return epc().runAsIntFunction(Function, Argument);

@@ -151,6 +151,10 @@ public:
 
   void add(const std::string &Source) { must(J->addObjectFile(objectFile(Source))); }
   ExecutorAddr find(const std::string &Name) { return must(compat::lookup(*J, Name)); }
+  // Links what throws through a frame, and gives the function that catches it. One after the other:
+  // with tasks in threads, LLVM 19 answers a lookup before all that it depends on is finalized.
+  ExecutorAddr addProblem(llvm::orc::ResourceTrackerSP Tracker);
+  ExecutorAddr addProblem();
 
   // Calls `int Function(int)` in the executor.
   llvm::Expected<int> tryRun(ExecutorAddr Function, int Argument);

@@ -16,12 +16,11 @@ class Supervised : public ::testing::TestWithParam<Setting> {};
 TEST_P(Supervised, ASessionGoesOnAfterACrash) {
   Session S(GetParam());
   S.add("counting.c");
-  for (const char *Source : {"throws.cpp", "passes.cpp", "catches.cpp"})
-    S.add(Source);
+  ExecutorAddr Catch = S.addProblem();
   auto Tracker = S.J->getMainJITDylib().createResourceTracker();
   must(S.J->addObjectFile(Tracker, objectFile("replaced.c")));
   ExecutorAddr Count = S.find("countOn"), Process = S.find("whoRunsThis"),
-               Catch = S.find("catchProblem"), Replaced = S.find("replaced");
+               Replaced = S.find("replaced");
   EXPECT_EQ(S.run(Count, 2), 42);
   EXPECT_EQ(S.run(Replaced, 1), 8);
   EXPECT_EQ(S.run(Catch, 5), 1005);

@@ -47,16 +47,6 @@ protected:
     S.find("catchFromHops");
   }
 
-  // One after the other: LLVM 19 can't link several at a time.
-  void addProblem(ResourceTrackerSP Tracker) {
-    for (auto [Source, Name] :
-         {std::pair("throws.cpp", "throwProblem"), std::pair("passes.cpp", "passOn"),
-          std::pair("catches.cpp", "catchProblem")}) {
-      must(S.J->addObjectFile(Tracker, objectFile(Source)));
-      S.find(Name);
-    }
-  }
-
   void expectUnwinding() {
     EXPECT_EQ(S.run(S.find("catchFromHops"), 7), 1007);
     EXPECT_EQ(S.run(S.find("catchThrownAgain"), 8), 2008);
@@ -68,7 +58,7 @@ protected:
 };
 
 TEST_F(Unwinding, ThroughManyGraphsThatTookNoMessage) {
-  addProblem(S.J->getMainJITDylib().getDefaultResourceTracker());
+  S.addProblem();
   EXPECT_EQ(S.run(S.find("catchProblem"), 9), 1009);
   jitmem_stats Before = S.MM->stats();
   EXPECT_EQ(Before.frames_found_by, uint64_t(JITMEM_FRAMES_INDEX));
@@ -107,7 +97,7 @@ TEST_F(Unwinding, OthersThrowWhileCodeComesAndGoes) {
   EXPECT_EQ(S.run(S.find("startThrowing")), 0);
   for (int Round = 0; Round != 50; ++Round) {
     auto Passing = S.J->getMainJITDylib().createResourceTracker();
-    addProblem(Passing);
+    S.addProblem(Passing);
     EXPECT_EQ(S.run(S.find("catchProblem"), Round), 1000 + Round);
     must(Passing->remove());
   }

@@ -34,6 +34,12 @@ impl Called {
         // An executor whose linked code has ended has no use for it.
         let _ = self.executor.lock().unwrap().write_all(&message);
     }
+
+    /// Ends the connection on which it came.
+    fn hang_up(self) {
+        let executor = self.executor.lock().unwrap();
+        executor.shutdown(Shutdown::Both).unwrap();
+    }
 }
 
 /// One message.
@@ -227,6 +233,24 @@ fn a_child_that_is_killed_while_actions_run_again_is_replaced() {
         .deallocate([counting_number, calls, counting])
         .unwrap();
     host.end(manager);
+}
+
+#[test]
+fn a_child_ends_by_itself_when_the_controller_goes_while_actions_run_again() {
+    let (mut host, called) = start_with_calls(&["--supervise"]);
+    let manager = host.manager();
+    let (count, counting) = link(&manager, COUNT);
+    let (call, calls) = link(&manager, &calling(&host, 1));
+    let ([_, number], counting_number) = counter(&manager);
+    let caller = std::thread::scope(|scope| {
+        let finalize = scope.spawn(|| acting(&manager, [call, count], number));
+        called.recv().unwrap().answer(SUCCESS);
+        finalize.join().unwrap()
+    });
+    host.kill_child();
+    called.recv().unwrap().hang_up();
+    assert_eq!(host.process.wait().unwrap().code(), Some(0));
+    drop((counting, calls, counting_number, caller, manager));
 }
 
 /// getpid, kill(it, SIGKILL)

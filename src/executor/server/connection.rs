@@ -425,11 +425,12 @@ impl reader_pool::Connection for ServerConnection {
 
     fn ended(&self, _why: Result<()>) {
         let error = Error::new(Status::Disconnected, "disconnecting");
-        self.pending.end(error);
         self.programs.orphaned();
+        // It knows before linked code has the answers that end its calls.
         if let Some(supervisor) = &self.supervisor {
             supervisor.orphaned();
         }
+        self.pending.end(error);
     }
 }
 

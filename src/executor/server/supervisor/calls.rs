@@ -120,7 +120,7 @@ impl Supervisor {
                 None
             }
             Err(_) if child.channel.has_ended() => {
-                child.process.kill();
+                self.replace(&child);
                 None
             }
             Err(error) => {
@@ -196,7 +196,7 @@ impl Supervisor {
         if let Some(child) = child {
             match child.ask(self.functions.change.0, args, &copies) {
                 Ok(there) if there == answer => {}
-                _ => child.process.kill(),
+                _ => self.replace(&child),
             }
         }
         answer
@@ -241,7 +241,7 @@ impl Supervise for Supervisor {
         let there = wait(|done| child.call(function, args.to_vec(), done));
         if there.as_ref() != Ok(&answer) {
             // The next child has it.
-            child.process.kill();
+            self.replace(&child);
         }
         answer
     }

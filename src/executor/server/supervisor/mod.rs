@@ -317,9 +317,7 @@ impl Supervisor {
             let said = self.read_one(&current, &mut input);
             // One that has no connection any more goes on with nothing; at the end it has actions to run, and output
             // to write.
-            if !self.state.lock().closing {
-                current.process.kill();
-            }
+            self.replace(&current);
             let status = current.process.wait();
             let why = why_ended(current.killed_for.get().cloned().or(said), &status);
             let next = self.child_ended(&current, &why, status);
@@ -458,6 +456,14 @@ impl Supervisor {
         }
     }
 
+    /// Has another child take the place of one. When the controller has gone none does, and the last one ends by itself:
+    /// it may have actions to run and output to write.
+    fn replace(&self, child: &Child) {
+        if !self.state.lock().closing {
+            child.process.kill();
+        }
+    }
+
     /// Another child for one that has ended.
     fn replacement(self: &Arc<Self>, why: &str) -> Result<(Arc<Child>, MessageReader)> {
         let restarted = {
@@ -509,12 +515,17 @@ impl Supervisor {
                 Ok(done) => self.replay.done(child.number, &done),
                 // That it has ended while it did is for the thread that reads.
                 Err(_) if child.channel.has_ended() => {
-                    child.process.kill();
+                    self.replace(child);
                     return false;
                 }
                 Err(error) => {
                     let operation = "a finalize action has failed in the child that took the place of one that ended";
                     let mut state = self.state.lock();
+                    if state.orphaned {
+                        // What an action calls the controller for is not answered any more.
+                        self.set_ready(&mut state);
+                        return false;
+                    }
                     if state.child.as_ref().is_some_and(same) {
                         state.failed = Some(error.context(operation));
                     }
