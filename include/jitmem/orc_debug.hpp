@@ -7,6 +7,7 @@
 #define JITMEM_ORC_DEBUG_HPP
 
 #include "orc_error.hpp"
+#include "orc_frames.hpp"
 #include "orc_listener.hpp"
 
 #include <llvm/ADT/STLExtras.h>
@@ -43,6 +44,9 @@ struct DebugOptions {
   /// of each function and the time, so that functions are told apart that follow each other at one
   /// address. Empty: none is written. A process has one: of the folder that was named first.
   std::string JITDump;
+  /// Has the jitdump say how functions are unwound, for `perf record --call-graph dwarf`: some 300
+  /// bytes for each.
+  bool JITDumpUnwinding = true;
 };
 
 namespace detail {
@@ -209,31 +213,70 @@ public:
                           : failed("write", Path, "; make room there or name another folder");
   }
 
-  template <typename FunctionsT> void add(const FunctionsT &Functions) {
+  /// `Frames`: of the functions' section, or null.
+  template <typename FunctionsT>
+  void add(const FunctionsT &Functions, const FrameSection *Frames = nullptr) {
     if (!isOwn())
       return;
     std::lock_guard<std::mutex> Lock(M);
     std::string Records;
     for (const LinkedFunction &F : Functions) {
-      // Identifier (code is loaded), size, time; then what is particular to it.
-      put<uint32_t>(Records, 0);
-      put<uint32_t>(Records, 16 + 40 + F.Name.size() + 1 + F.Size);
-      put<uint64_t>(Records, now());
-      put<uint32_t>(Records, Owner);
-      put<uint32_t>(Records, syscall(SYS_gettid));
-      put<uint64_t>(Records, F.Start);
-      put<uint64_t>(Records, F.Start);
-      put<uint64_t>(Records, F.Size);
-      put<uint64_t>(Records, Count++);
-      Records.append(F.Name.data(), F.Name.size()).push_back('\0');
-      Records.append(llvm::orc::ExecutorAddr(F.Start).toPtr<const char *>(), F.Size);
+      if (Frames)
+        unwind(Records, F, Frames->in(F.Start, F.Start + F.Size));
+      load(Records, F.Name, F.Start,
+           {llvm::orc::ExecutorAddr(F.Start).toPtr<const char *>(), F.Size});
+      ++Count;
     }
     append(Records);
   }
 
 private:
-  template <typename T> static void put(std::string &To, T Value) {
-    To.append(reinterpret_cast<const char *>(&Value), sizeof(Value));
+  enum Kind : uint32_t { CodeLoad = 0, CodeUnwindingInfo = 4 };
+
+  /// What each record begins with. `Size` is of the rest.
+  static void begin(std::string &Records, Kind Is, uint64_t Size) {
+    put<uint32_t>(Records, Is);
+    put<uint32_t>(Records, 16 + Size);
+    put<uint64_t>(Records, now());
+  }
+
+  void load(std::string &Records, llvm::StringRef Name, uint64_t Address, llvm::StringRef Code) {
+    begin(Records, CodeLoad, 40 + Name.size() + 1 + Code.size());
+    put<uint32_t>(Records, Owner);
+    put<uint32_t>(Records, syscall(SYS_gettid));
+    put<uint64_t>(Records, Address);
+    put<uint64_t>(Records, Address);
+    put<uint64_t>(Records, Code.size());
+    put<uint64_t>(Records, Count);
+    Records.append(Name.data(), Name.size()).push_back('\0');
+    Records.append(Code.data(), Code.size());
+  }
+
+  /// Belongs to the function that is loaded next.
+  static void unwindingInfo(std::string &Records, llvm::StringRef Data, uint64_t HeaderSize,
+                            uint64_t MappedSize) {
+    begin(Records, CodeUnwindingInfo, 24 + Data.size());
+    put<uint64_t>(Records, Data.size());
+    put<uint64_t>(Records, HeaderSize);
+    put<uint64_t>(Records, MappedSize);
+    Records.append(Data.data(), Data.size());
+  }
+
+  /// Before a function's record: how it is unwound. perf would have the data mapped behind the
+  /// code, where other functions are. So the same file is mapped at other addresses first, by a
+  /// function without code whose data is replaced by the next one's.
+  void unwind(std::string &Records, const LinkedFunction &F,
+              const std::vector<FrameSection::Description> &Descriptions) {
+    if (Descriptions.empty())
+      return;
+    uint64_t Size = UnwindingData(F.Start, F.Size, Descriptions, 1).mappedSize();
+    uint64_t Mapped = Addresses.take(F.Start, Size);
+    if (Mapped != 0) {
+      unwindingInfo(Records, llvm::StringRef("\0\0\0\0\0\0\0", 8), 4, Size);
+      load(Records, F.Name, Mapped, {});
+    }
+    UnwindingData Data(F.Start, F.Size, Descriptions, Mapped ? F.Start - Mapped : 0);
+    unwindingInfo(Records, Data.bytes(), Data.headerSize(), 0);
   }
 
   /// Nanoseconds of the clock that `perf record -k mono` uses.
@@ -244,6 +287,7 @@ private:
   }
 
   uint64_t Count = 0;
+  UnwindingAddresses Addresses;
 };
 
 /// LLVM's listener for debuggers: one for the process, a static object of a function. Where a layer
@@ -270,6 +314,7 @@ struct DebugListener : llvm::JITEventListener {
   llvm::JITEventListener *Debuggers = nullptr;
   PerfMap *Map = nullptr;
   JITDump *Dump = nullptr;
+  bool Unwinding = false;
 
   void notifyObjectLoaded(ObjectKey Key, const llvm::object::ObjectFile &Object,
                           const llvm::RuntimeDyld::LoadedObjectInfo &Info) override {
@@ -283,8 +328,15 @@ struct DebugListener : llvm::JITEventListener {
     auto Functions = functionsOf(*Linked.getBinary());
     if (Map)
       Map->add(Functions);
-    if (Dump)
+    if (Dump && Unwinding) {
+      // What it is told by.
+      auto Range = static_cast<const LinkedObject &>(Info).frames();
+      FrameSection Frames(Range.Start, {llvm::orc::ExecutorAddr(Range.Start).toPtr<const char *>(),
+                                        static_cast<size_t>(Range.End - Range.Start)});
+      Dump->add(Functions, &Frames);
+    } else if (Dump) {
       Dump->add(Functions);
+    }
   }
 
   void notifyFreeingObject(ObjectKey Key) override {
@@ -353,6 +405,7 @@ public:
       if (!Dump)
         return Dump.takeError();
       Plugin->Tools.Dump = *Dump;
+      Plugin->Tools.Unwinding = O.JITDumpUnwinding;
     }
     return Plugin;
   }

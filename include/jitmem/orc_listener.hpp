@@ -18,6 +18,7 @@
 #include <llvm/Object/ELFObjectFile.h>
 #include <llvm/Support/MemoryBuffer.h>
 
+#include <algorithm>
 #include <iterator>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,11 @@ namespace jitmem::orc {
 
 namespace detail {
 
+/// From one address to another; nothing if they are one.
+struct AddressRange {
+  uint64_t Start = 0, End = 0;
+};
+
 /// An object and where the linker has put its sections, as listeners want it: by section index, and
 /// in the headers of a copy.
 class LinkedObject : public llvm::RuntimeDyld::LoadedObjectInfo {
@@ -35,9 +41,12 @@ class LinkedObject : public llvm::RuntimeDyld::LoadedObjectInfo {
 
 public:
   /// Nothing of the base but its type is used: its functions that ask a RuntimeDyld are overridden.
-  explicit LinkedObject(std::vector<uint64_t> Addresses)
+  explicit LinkedObject(std::vector<uint64_t> Addresses, AddressRange Frames = {})
       : LoadedObjectInfo(reinterpret_cast<llvm::RuntimeDyldImpl &>(NoLinker), {}),
-        Addresses(std::move(Addresses)) {}
+        Addresses(std::move(Addresses)), Frames(Frames) {}
+
+  /// Where its `.eh_frame` sections are, which are one.
+  AddressRange frames() const { return Frames; }
 
   std::unique_ptr<llvm::LoadedObjectInfo> clone() const override {
     return std::make_unique<LinkedObject>(*this);
@@ -73,6 +82,7 @@ public:
 private:
   static inline char NoLinker = 0;
   std::vector<uint64_t> Addresses;
+  AddressRange Frames;
 };
 
 } // namespace detail
@@ -129,6 +139,8 @@ public:
           auto [Place, First] = L.Sections.try_emplace(Section.getName(), Address);
           if (!First && Address < Place->second)
             Place->second = Address;
+          if (Section.getName() == ".eh_frame")
+            L.Frames = {Place->second, std::max(L.Frames.End, Address + Block->getSize())};
         }
       for (auto *Symbol : G.defined_symbols())
         if (Symbol->hasName())
@@ -153,7 +165,7 @@ public:
       if (!Addresses)
         return Addresses.takeError();
       Listener.notifyObjectLoaded(numberOf(One), **Input,
-                                  detail::LinkedObject(std::move(*Addresses)));
+                                  detail::LinkedObject(std::move(*Addresses), L.Frames));
     }
     // Takes the session's lock, under which notifyTransferringResources waits for this one.
     auto Err = MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) {
@@ -194,6 +206,7 @@ private:
   struct Linked {
     std::unique_ptr<llvm::MemoryBuffer> Content;
     llvm::StringMap<uint64_t> Sections, Symbols;
+    detail::AddressRange Frames;
 
     /// Where each section of the object is; 0: nowhere. Sections of one name are one in the graph:
     /// there a symbol says where each is.

@@ -166,6 +166,19 @@ struct MapRemover : ::testing::Environment {
 };
 auto *const Remover = ::testing::AddGlobalTestEnvironment(new MapRemover);
 
+// What a jitdump's records are, a digit each. They are behind its header, and begin with that and
+// with their size.
+std::string kindsOf(StringRef Dump) {
+  std::string Kinds;
+  for (Dump = Dump.drop_front(40); !Dump.empty();) {
+    uint32_t Words[2];
+    memcpy(Words, Dump.data(), sizeof(Words));
+    Kinds += std::to_string(Words[0]);
+    Dump = Dump.drop_front(Words[1]);
+  }
+  return Kinds;
+}
+
 // An LLJIT whose layer has a plugin.
 std::unique_ptr<LLJIT> createTold(const jitmem::orc::DebugOptions &Told) {
   InitializeNativeTarget();
@@ -236,6 +249,8 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
     EXPECT_TRUE(StringRef(Content).contains("told_first"));
     EXPECT_TRUE(StringRef(Content).contains("told_second"));
   }
+  // Of each function how it is unwound: where only perf has it, and where it is.
+  EXPECT_EQ(kindsOf(contentOf(DumpPath)), "40404040");
   // Removed from the one, and not from the other.
   must(First->getMainJITDylib().clear());
   EXPECT_EQ(objectsWith("told_first"), 0u);

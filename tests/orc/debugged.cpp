@@ -12,6 +12,9 @@
 //             runs functions of two objects in turn, which take each other's place
 //   plugin    has jitmem's plugin tell all of them, spins, calls linked_outer(5), removes
 //             everything and calls removed()
+//   plugin-chain, plugin-chain-by-name
+//             has jitmem's plugin write a jitdump with how functions are unwound, or without, and
+//             spins below other functions
 //   perf-map  writes /tmp/perf-PID.map as JITs do, and spins
 //   jitdump   has ORC's plugin write a jitdump file, and spins
 
@@ -120,10 +123,11 @@ static Error writeJITDump(LLJIT &J) {
 }
 
 // Into JITDUMPDIR too, if that is set.
-static Error addPlugin(LLJIT &J) {
+static Error addPlugin(LLJIT &J, bool Unwinding) {
   jitmem::orc::DebugOptions Options; // gdb, lldb, /tmp/perf-PID.map
   if (const char *Folder = getenv("JITDUMPDIR"))
     Options.JITDump = Folder;
+  Options.JITDumpUnwinding = Unwinding; // true by default
   auto Plugin = jitmem::orc::DebugPlugin::Create(J.getExecutionSession(), Options);
   if (!Plugin)
     return Plugin.takeError();
@@ -172,14 +176,18 @@ int main(int Argc, char *Argv[]) {
   auto J = OrExit(LLJITBuilder().setExecutorProcessControl(std::move(EPC)).create());
   if (Work == "jitdump")
     OrExit(writeJITDump(*J));
-  else if (Work == "plugin")
-    OrExit(addPlugin(*J));
+  else if (StringRef(Work).starts_with("plugin"))
+    OrExit(addPlugin(*J, Work != "plugin-chain-by-name"));
   else
     OrExit(enableDebuggerSupport(*J));
   if (Work == "executor-reuse")
     return reuse(*J, Argv + 2, OrExit);
   for (int I = 2; I != Argc; ++I)
     OrExit(J->addObjectFile(OrExit(errorOrToExpected(MemoryBuffer::getFile(Argv[I])))));
+  if (StringRef(Work).starts_with("plugin-chain")) {
+    int Sum = OrExit(J->lookup("chain_0")).toPtr<int(int)>()(1000);
+    return printf("%s: %d\n", Mapper.c_str(), Sum) < 0;
+  }
   ExecutorAddr LinkedOuter = OrExit(J->lookup("linked_outer"));
   if ((Work == "wait" || Work == "executor-wait") && !waitForByte(Process, Mapper))
     return 1;

@@ -24,7 +24,8 @@ def tool(name):
 
 
 def host(work):
-    return [HOST[0], work, *HOST[1:3]]
+    objects = HOST[5:] if work.startswith("plugin-chain") else HOST[1:3]
+    return [HOST[0], work, *objects]
 
 
 def gdb(*commands, attach=None, work="call", **options):
@@ -355,6 +356,14 @@ class LldbExecutor(DebuggerTest):
             self.expect(attached_lldb(process, fifo), *ATTACHED_LLDB)
 
 
+def inject(data, folder):
+    """Samples with what jitdumps say."""
+    injected = os.path.join(folder, "injected.data")
+    command = [tool("perf"), "inject", "--jit", "-i", data, "-o", injected]
+    subprocess.run(command, capture_output=True, timeout=LIMIT, check=True, cwd=folder)
+    return injected
+
+
 class Profile(unittest.TestCase):
     """Samples have the names of linked functions."""
 
@@ -416,7 +425,7 @@ class ValgrindExecutor(unittest.TestCase):
                 file.write(f'#!/bin/sh\nexec {tool("valgrind")} --quiet {EXECUTOR} "$@"\n')
             os.chmod(script, 0o755)
             outcome = subprocess.run(
-                [HOST[0], "executor-reuse", *HOST[3:]],
+                [HOST[0], "executor-reuse", *HOST[3:5]],
                 capture_output=True,
                 text=True,
                 timeout=LIMIT,
@@ -433,10 +442,7 @@ class JITDump(Profile):
     def test_names_come_from_a_jitdump(self):
         with tempfile.TemporaryDirectory() as folder:
             data = self.record("jitdump", folder, "-k", "mono")
-            injected = os.path.join(folder, "injected.data")
-            inject = [tool("perf"), "inject", "--jit", "-i", data, "-o", injected]
-            subprocess.run(inject, capture_output=True, timeout=LIMIT, check=True, cwd=folder)
-            names = self.symbols(injected)
+            names = self.symbols(inject(data, folder))
             self.assertGreater(names.count("spin"), len(names) // 2, names)
 
 
@@ -471,20 +477,53 @@ class Plugin(Profile, DebuggerTest):
     def test_perf_names_functions_by_the_map_and_by_the_jitdump(self):
         with tempfile.TemporaryDirectory() as folder:
             data = self.record("plugin", folder, "-k", "mono")
-            [dump] = [name for name in os.listdir(folder) if name.startswith("jit-")]
-            process = re.search(r"jit-(\d+)\.dump", dump).group(1)
-            with open(f"/tmp/perf-{process}.map", encoding="utf-8") as lines:
+            perf_map = self.map_beside(folder)
+            with open(perf_map, encoding="utf-8") as lines:
                 named = {line.split()[2]: int(line.split()[1], 16) for line in lines if line.strip()}
             self.assertGreaterEqual(named.keys(), {"linked_inner", "linked_outer", "spin"})
             self.assertGreater(named["spin"], 8)
             names = self.symbols(data)
             self.assertGreater(names.count("spin"), len(names) // 2, names)
-            os.remove(f"/tmp/perf-{process}.map")
-            injected = os.path.join(folder, "injected.data")
-            inject = [tool("perf"), "inject", "--jit", "-i", data, "-o", injected]
-            subprocess.run(inject, capture_output=True, timeout=LIMIT, check=True, cwd=folder)
-            names = self.symbols(injected)
+            os.remove(perf_map)
+            names = self.symbols(inject(data, folder))
             self.assertGreater(names.count("spin"), len(names) // 2, names)
+
+    def map_beside(self, folder):
+        """The map of the process that has written a jitdump."""
+        [dump] = [name for name in os.listdir(folder) if name.startswith("jit-")]
+        process = re.search(r"jit-(\d+)\.dump", dump).group(1)
+        return f"/tmp/perf-{process}.map"
+
+    def chains(self, work):
+        """The functions of each sample, from the innermost on, as perf unwinds them by DWARF."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["-k", "mono", "-F", "500", "--call-graph", "dwarf,4096"]
+            data = self.record(work, folder, *options)
+            os.remove(self.map_beside(folder))
+            script = [tool("perf"), "script", "-F", "ip,sym", "-i", inject(data, folder)]
+            # It looks for a cache of build identifiers, and for debug information, at home.
+            outcome = subprocess.run(
+                script,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                check=True,
+                env={**os.environ, "HOME": folder, "DEBUGINFOD_URLS": ""},
+            )
+            samples = re.split(r"\n\n+", outcome.stdout.strip())
+            # Some addresses have no name.
+            return [[[*line.split(), ""][1] for line in s.splitlines()] for s in samples]
+
+    def test_perf_unwinds_through_functions_without_frame_pointers(self):
+        whole = ["chain_spin", "chain_3", "chain_2", "chain_1", "chain_0", "main"]
+        chains = self.chains("plugin-chain")
+        found = [chain for chain in chains if chain[: len(whole)] == whole]
+        self.assertGreater(len(found), len(chains) // 2, chains)
+        # Of what is not said perf knows the innermost function.
+        chains = self.chains("plugin-chain-by-name")
+        found = [chain for chain in chains if chain[0] == whole[0]]
+        self.assertGreater(len(found), len(chains) // 2, chains)
+        self.assertFalse([chain for chain in chains if "chain_2" in chain])
 
 
 class Result(unittest.TextTestResult):
