@@ -122,6 +122,12 @@ static int ended(struct host *host, const struct attempt *attempt, const char *w
   }
 }
 
+// Gives up an executor that has taken all it may have: it may have no room for a thread of its own.
+static void give_up(struct host *host) {
+  executor_end(&host->executor, 0);
+  host->running = 0;
+}
+
 static int answered(struct host *host, const struct attempt *attempt, int32_t answer) {
   if (answer < 0)
     printf("  refused: %s\n", strerror(-answer));
@@ -133,6 +139,8 @@ static int answered(struct host *host, const struct attempt *attempt, int32_t an
   case IS_REFUSED:
     return answer >= 0;
   case IS_BOUNDED:
+    if (answer > 0)
+      give_up(host);
     return answer >= attempt->argument;
   default:
     return 1;
@@ -170,15 +178,14 @@ static int answers_42(struct host *host) {
   return answer == 42;
 }
 
-// Goes on with the executor that is there, or with a new one where there is none or it has no room
-// left.
+// Goes on with the executor that is there, or with a new one where there is none or it is of no
+// use.
 static int works(struct host *host) {
   const char *which = host->running ? "the same" : "a new";
   if (prepare(host) != 0)
     return 0;
   if (!answers_42(host)) {
-    executor_end(&host->executor, 0);
-    host->running = 0;
+    give_up(host);
     which = "a new";
     if (prepare(host) != 0 || !answers_42(host))
       return 0;
@@ -214,7 +221,7 @@ int main(int argc, char **argv) {
     bad |= !works(&host);
   }
   if (host.running)
-    executor_end(&host.executor, 0);
+    give_up(&host);
   if (waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD) {
     printf("A PROCESS IS LEFT\n");
     bad = 1;
