@@ -244,6 +244,7 @@ enum Asked {
     Nothing,
     GivesBack(GivesBack),
     Replace,
+    Index,
     Other,
 }
 
@@ -254,6 +255,7 @@ impl Asked {
             Some(Step::Unmap { range }) => Asked::GivesBack(GivesBack::Chunk(*range)),
             Some(Step::Release { range }) => Asked::GivesBack(GivesBack::Window(*range)),
             Some(Step::Replace { .. } | Step::ReplaceFile { .. }) => Asked::Replace,
+            Some(Step::Index { .. } | Step::IndexFile { .. }) => Asked::Index,
             Some(_) => Asked::Other,
         }
     }
@@ -391,19 +393,29 @@ impl Inner {
                 true => inner.keep_lost(done),
                 false => done,
             };
-            inner.send(delivery);
             let mut answers = answers
                 .unwrap_or_else(|error| vec![Err(error); count])
                 .into_iter();
+            let mut later = Vec::with_capacity(done.len());
             for (asked, done) in done {
                 let answer = match asked {
                     Asked::Nothing => None,
                     Asked::Replace if lost => answers.next().map(unknown),
-                    Asked::GivesBack(_) | Asked::Replace | Asked::Other => answers.next(),
+                    Asked::GivesBack(_) | Asked::Replace | Asked::Index | Asked::Other => {
+                        answers.next()
+                    }
                 };
-                if let Some(done) = done {
-                    done.complete_with(answer.unwrap_or(Ok(())), delivery);
+                let answer = answer.unwrap_or(Ok(()));
+                match (asked, done) {
+                    // What is in a chunk looks at it, which another thread may be told of once the next ones go.
+                    (Asked::Index, Some(done)) => done.complete_with(answer, delivery),
+                    (_, Some(done)) => later.push((done, answer)),
+                    (_, None) => {}
                 }
+            }
+            inner.send(delivery);
+            for (done, answer) in later {
+                done.complete_with(answer, delivery);
             }
         });
         let descriptors = match self.link.passing() {
@@ -590,6 +602,35 @@ mod tests {
             assert_eq!(answers.try_iter().count(), most);
         }
         *transport.0.lock() = None;
+    }
+
+    #[test]
+    fn an_index_is_known_to_be_shown_before_what_comes_next_is_done() {
+        let service = Service::new();
+        let link = Link::open(Arc::new(Here), OPEN, service.instance(), false).unwrap();
+        let changes = Changes::held(Arc::new(link));
+        let (sender, completed) = channel();
+        let note = |name: &'static str| {
+            let sender = sender.clone();
+            move || sender.send(name).unwrap()
+        };
+        let window = AddrRange {
+            start: ExecutorAddr(0),
+            end: ExecutorAddr(0),
+        };
+        let file = sys::MemFile::holding(c"jitmem", &[0; 8]).unwrap();
+        let (index, reserve, last) = (note("index"), note("reserve"), note("last"));
+        changes.index(window, &file, Completion::new(move |_| index()));
+        // What waits behind a reservation goes with another message.
+        let (size, least, at) = (0, 0, At::Default {});
+        let request = Reserve { size, least, at };
+        changes.reserve(request, Completion::new(move |_| reserve()));
+        let release = Step::Release { range: window };
+        changes.make(release, Completion::new(move |_| last()));
+        changes.let_go();
+        // Each answer has come within the sending of its message.
+        assert_eq!(completed.try_iter().next(), Some("index"));
+        assert_eq!(completed.try_iter().count(), 2);
     }
 
     #[test]
