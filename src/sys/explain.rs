@@ -2,6 +2,7 @@
 //! From errno to an error that says the likely cause and what to do about it.
 
 use crate::error::{Error, Status};
+use rustix::process::{Resource, getrlimit};
 use std::fmt::Display;
 use std::io::{self, Read};
 
@@ -25,19 +26,13 @@ fn mapping_count() -> Option<u64> {
 }
 
 /// A resource limit of this process; `None` if there is none.
-pub(super) fn limit(resource: libc::__rlimit_resource_t) -> Option<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is a valid place for the answer.
-    let result = unsafe { libc::getrlimit(resource, &mut limit) };
-    (result == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
+pub(super) fn limit(resource: Resource) -> Option<u64> {
+    getrlimit(resource).current
 }
 
 /// Bytes of address space that this process may have; `None` if there is no limit.
 pub(crate) fn address_space_limit() -> Option<u64> {
-    limit(libc::RLIMIT_AS)
+    limit(Resource::As)
 }
 
 /// Bytes of address space that this process uses.
@@ -67,13 +62,13 @@ fn out_of_memory() -> String {
             );
         }
     }
-    if let (Some(limit), Some(used)) = (limit(libc::RLIMIT_AS), address_space()) {
+    if let (Some(limit), Some(used)) = (limit(Resource::As), address_space()) {
         return format!(
             "RLIMIT_AS limits this process to {limit} bytes of address space, of which {used} are \
              in use: raise it with ulimit -v, or have less mapped"
         );
     }
-    if let Some(limit) = limit(libc::RLIMIT_DATA) {
+    if let Some(limit) = limit(Resource::Data) {
         return format!(
             "RLIMIT_DATA limits this process to {limit} bytes of data: raise it with ulimit -d"
         );
@@ -91,7 +86,7 @@ fn out_of_memory() -> String {
 /// Why the kernel gave no more for now: where all memory is locked (mlockall with MCL_FUTURE), mmap
 /// answers so at the limit of what may be locked.
 fn not_now() -> String {
-    let Some(limit) = limit(libc::RLIMIT_MEMLOCK).filter(|_| locked_memory() > Some(0)) else {
+    let Some(limit) = limit(Resource::Memlock).filter(|_| locked_memory() > Some(0)) else {
         return out_of_memory();
     };
     format!(

@@ -3,6 +3,7 @@
 
 use super::gate;
 use memfd::{FileSeal, Memfd};
+use rustix::process::Resource;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
@@ -33,7 +34,7 @@ const PART: usize = 1 << 20;
 impl MemFile {
     /// How large a file may be (RLIMIT_FSIZE); `None` if any size will do.
     pub(crate) fn largest() -> Option<u64> {
-        super::limit(libc::RLIMIT_FSIZE)
+        super::limit(Resource::Fsize)
     }
 
     /// A file of `size` bytes.

@@ -5,6 +5,7 @@
 //! who linked it to know. No lock of ours may be held.
 
 use super::gate;
+use rustix::process::Resource;
 use std::ffi::{c_char, c_int, c_void};
 use std::io;
 use std::mem::MaybeUninit;
@@ -151,9 +152,9 @@ fn stack_size() -> usize {
     if chosen != 0 {
         return chosen;
     }
-    let main = super::limit(libc::RLIMIT_STACK).unwrap_or(STACK).max(STACK);
+    let main = super::limit(Resource::Stack).unwrap_or(STACK).max(STACK);
     let programs = IN_FLIGHT.load(Ordering::Relaxed) as u64 + 1;
-    let stack = fitting_stack(main, super::limit(libc::RLIMIT_AS), programs);
+    let stack = fitting_stack(main, super::limit(Resource::As), programs);
     // Up to a multiple of any page size.
     usize::try_from(stack.next_multiple_of(1 << 16)).unwrap_or(STACK as usize)
 }
@@ -174,7 +175,7 @@ const ARENA: u64 = 64 << 20;
 pub(crate) fn fit_heap_to_limit() {
     #[cfg(target_env = "gnu")]
     if let (Some(limit), None) = (
-        super::limit(libc::RLIMIT_AS),
+        super::limit(Resource::As),
         std::env::var_os("MALLOC_ARENA_MAX"),
     ) {
         let most = c_int::try_from(limit / 16 / ARENA).unwrap_or(c_int::MAX);

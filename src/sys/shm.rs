@@ -3,6 +3,7 @@
 
 use super::gate;
 use rustix::fs::Mode;
+use rustix::process::Resource;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
@@ -14,7 +15,7 @@ pub(crate) struct SharedName(std::ffi::CString);
 impl SharedName {
     /// Makes shared memory of `size` bytes, all zero. `EEXIST` if the name is taken.
     pub(crate) fn create(name: &CStr, size: u64) -> io::Result<(SharedName, OwnedFd)> {
-        if super::limit(libc::RLIMIT_FSIZE).is_some_and(|limit| size > limit) {
+        if super::limit(Resource::Fsize).is_some_and(|limit| size > limit) {
             // The call would not only fail, it would send SIGXFSZ.
             return Err(io::Error::from_raw_os_error(libc::EFBIG));
         }

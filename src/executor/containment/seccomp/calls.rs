@@ -12,6 +12,10 @@ use super::Conditional;
 use super::Test::{self, Is, IsListener, IsNot, IsNull, IsOwn};
 use libc::*;
 
+/// The kernel's, in all of its architectures that this library is for; libc names them for glibc alone.
+const SO_RCVTIMEO_NEW: c_int = 66;
+const SO_SNDTIMEO_NEW: c_int = 67;
+
 /// What stays in the process, or goes through what is open.
 #[rustfmt::skip]
 pub(super) const INSIDE: &[c_long] = &[
