@@ -340,6 +340,11 @@ check-aarch64: ## Rust, C and executor tests in emulated machines of AArch64, wi
 AARCH64_PAGES ?= both
 AARCH64_TESTS ?=
 
+.PHONY: check-musl
+check-musl: ## static programs with musl and LLVM's libunwind
+	$(call headline,musl)
+	tests/musl/run.sh build/musl
+
 .PHONY: check-advisories
 check-advisories: $(CARGO_DENY) ## known defects of dependencies; needs the RustSec database
 	$(CARGO_DENY) --locked check advisories

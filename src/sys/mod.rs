@@ -39,6 +39,7 @@ pub(crate) mod socket;
 mod store;
 mod stream;
 mod thread;
+mod unwinder;
 mod valgrind;
 mod witness;
 
@@ -64,7 +65,7 @@ pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pag
 pub(crate) use cpu::cpu_features;
 pub(crate) use crash::{report_crashes, report_limit, share_crashes, signal_name, take_crash};
 pub(crate) use debugging::debugging;
-pub(crate) use dl::{Library, image_of, next_symbol, open_library, symbol, symbol_in};
+pub(crate) use dl::{Library, next_symbol, open_library, symbol, symbol_in};
 use explain::limit;
 pub(crate) use explain::{
     address_space_limit, explain, explain_fork, explain_mapping, explain_reach,
@@ -102,6 +103,7 @@ pub(crate) use stream::{
     duplicate, look_for_input, passes_descriptors, read, receive,
 };
 pub(crate) use thread::{exit_now, flush_and_exit, spawn, thread_number};
+pub(crate) use unwinder::{FrameRegistrar, frame_registrar};
 pub(crate) use valgrind::is_translated;
 pub(crate) use witness::ForksInUse;
 

@@ -8,44 +8,25 @@
 use super::{regions, unwinder};
 use crate::lock::Mutex;
 use crate::page::AddressRange;
-use crate::sys::{self, Answer, Memory};
+use crate::sys::{self, Answer, FrameRegistrar, Memory};
 use crate::wire::answer::{Told, outcome};
 use crate::wire::sps::{AddrRange, ExecutorAddr};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The unwinder's functions.
-struct Unwinder {
-    register: u64,
-    deregister: u64,
-    /// LLVM's libunwind takes one frame description a call, libgcc a whole section.
-    one_by_one: bool,
-}
-
-fn registrar() -> Told<&'static Unwinder> {
-    static FOUND: OnceLock<Unwinder> = OnceLock::new();
+fn registrar() -> Told<FrameRegistrar> {
+    static FOUND: OnceLock<FrameRegistrar> = OnceLock::new();
     if let Some(found) = FOUND.get() {
-        return Ok(found);
+        return Ok(*found);
     }
-    let find = || {
-        let register = sys::symbol(c"__register_frame")?;
-        let deregister = sys::symbol(c"__deregister_frame")?;
-        let image = sys::image_of(register);
-        let other = sys::symbol(c"__unw_add_dynamic_fde").and_then(sys::image_of);
-        Some(Unwinder {
-            register,
-            deregister,
-            one_by_one: image.is_some() && image == other,
-        })
-    };
     let found =
-        match find() {
+        match sys::frame_registrar() {
             Some(found) => found,
             None => {
                 // SAFETY: any program may load it.
                 let opened = unsafe { sys::open_library(Some(c"libgcc_s.so.1")) }.map(|_| ());
-                find().ok_or_else(|| {
+                sys::frame_registrar().ok_or_else(|| {
                 format!(
                     "register eh-frames: no unwinder is in this process, nor is libgcc_s.so.1 to \
                      be had ({}); link the executor with libgcc_s or libunwind",
@@ -54,7 +35,7 @@ fn registrar() -> Told<&'static Unwinder> {
             })?
             }
         };
-    Ok(FOUND.get_or_init(|| found))
+    Ok(*FOUND.get_or_init(|| found))
 }
 
 /// Addresses of the frame descriptions of a section, or why it is none. It ends with a zero length,
@@ -148,13 +129,14 @@ struct Known {
 /// By their first addresses.
 static REGISTERED: Mutex<BTreeMap<u64, Known>> = Mutex::new(BTreeMap::new());
 
-impl Unwinder {
-    fn forget(&self, start: u64, frames: Vec<u64>) {
-        let calls = if self.one_by_one { frames } else { vec![start] };
-        for frames in calls.into_iter().rev() {
-            // SAFETY: the unwinder's own function, and a section that it knows.
-            unsafe { sys::call_on_frames(self.deregister, frames) };
-        }
+fn forget(unwinder: FrameRegistrar, start: u64, frames: Vec<u64>) {
+    let calls = match unwinder.one_by_one {
+        true => frames,
+        false => vec![start],
+    };
+    for frames in calls.into_iter().rev() {
+        // SAFETY: the unwinder's own function, and a section that it knows.
+        unsafe { sys::call_on_frames(unwinder.deregister, frames) };
     }
 }
 
@@ -181,7 +163,7 @@ pub(crate) fn forget_within(memory: AddressRange) {
             continue;
         };
         if !frames.is_empty() {
-            (0..known.count).for_each(|_| unwinder.forget(start, known.frames.clone()));
+            (0..known.count).for_each(|_| forget(unwinder, start, known.frames.clone()));
         }
     }
 }
@@ -288,7 +270,7 @@ fn deregister_from_unwinder(section: AddrRange) -> Told<()> {
             }
         }
     };
-    registrar()?.forget(start, frames);
+    forget(registrar()?, start, frames);
     Ok(())
 }
 

@@ -153,6 +153,7 @@ pkg_config_programs() {
   answers "$out/with-shared"
   answers "$out/with-archive"
   answers "$out/all-static"
+  "$out/frames-static" | grep -x "frames are found"
   loads "$out/with-shared"
   ! loads "$out/with-archive" || fail "with-archive needs the shared library"
 }
