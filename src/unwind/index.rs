@@ -133,6 +133,21 @@ impl IndexWriter {
         }
     }
 
+    /// Whether a function that begins in a granule before may reach into this one. One that ended before has left a
+    /// gap; only entries are read.
+    pub(crate) fn is_reached(&self, granule: u32) -> bool {
+        let page = granule / GRANULES_PER_PAGE;
+        for before in (page * GRANULES_PER_PAGE..=granule).rev() {
+            match self.0.granule(before).load(Relaxed) {
+                NOTHING => {}
+                GAP => return false,
+                _ => return before < granule,
+            }
+        }
+        let before = self.0.page(page).load(Relaxed).checked_sub(1);
+        before.is_some_and(|before| self.first_in(before).is_some())
+    }
+
     /// Where in the index the entry of a granule is, in bytes.
     pub(crate) fn offset_of(&self, granule: u32) -> u64 {
         (pages(self.0.window) + u64::from(granule)) * ENTRY

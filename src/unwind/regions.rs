@@ -109,16 +109,14 @@ impl Region {
         Some(make())
     }
 
-    /// Whether a function of another section ends in the granule in which one of these begins. What is there of it
-    /// would not be found once that one is taken out.
+    /// Whether a function of another section may end in the granule in which one of these begins. What is there of it
+    /// would not be found once that one is taken out. Its description is not read: if that one was never taken out,
+    /// its section may be gone.
     fn cuts_off(&self, functions: &[Function]) -> bool {
         functions.iter().any(|function| {
-            let start = function.code.start();
-            let granule = PACKING_GRANULE.round_down(start);
-            let before = (granule < start).then(|| self.reader.find(granule));
-            // One that goes on behind the start is of code that is not there any more.
-            let ends = |before: Function| before.code.end() <= start;
-            before.flatten().is_some_and(ends)
+            let begins_inside = !PACKING_GRANULE.divides(function.code.start());
+            let (granule, _) = self.writer.granules(function.code);
+            begins_inside && self.writer.is_reached(granule)
         })
     }
 
@@ -389,10 +387,32 @@ mod tests {
         assert!(enters(one));
         assert!(!enters(other) && !takes_out(other));
         assert_eq!(found(world.start() + 18), Some(first));
-        // What was never taken out lies in the way of nothing that begins inside.
-        let stale = world.section(8192, &[world.code(64, 100)]);
+        // In the granule behind it none of it is left.
+        let behind = world.code(36, 40);
+        assert!(enters(world.section(8192, &[behind])));
+        assert_eq!(found(behind.start()), Some(behind));
+        assert_eq!(found(world.start() + 18), Some(first));
+        forget_within(world.code(0, SIZE));
+    }
+
+    #[test]
+    fn a_section_that_is_gone_is_not_read() {
+        let world = World::new();
+        let stale = World::new();
+        let functions = [
+            world.code(0, 100),
+            world.code(4096, 100),
+            world.code(4196, 9000),
+        ];
+        assert!(enters(stale.section(0, &functions)));
+        drop(stale);
+        for offset in [100, 4200, 3 * 4096 - 3] {
+            let next = world.section(0, &[world.code(offset, 8)]);
+            assert!(!enters(next), "{offset}");
+        }
+        forget_within(world.code(0, SIZE));
         let next = world.code(100, 20);
-        assert!(enters(stale) && enters(world.section(12288, &[next])));
+        assert!(enters(world.section(4096, &[next])));
         assert_eq!(found(next.start()), Some(next));
         forget_within(world.code(0, SIZE));
     }
