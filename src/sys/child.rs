@@ -2,6 +2,7 @@
 //! A child process that runs a function of this program.
 
 use super::gate;
+use crate::lock::Mutex;
 use std::ffi::c_int;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -16,6 +17,8 @@ pub(crate) struct ChildProcess {
     number: libc::pid_t,
     /// It was waited for, so that its number may be another's.
     gone: AtomicBool,
+    /// Held while it is killed and while it is waited for, so that no other process is killed in its place.
+    number_in_use: Mutex<()>,
 }
 
 /// The exit code of a child whose function has panicked.
@@ -53,15 +56,16 @@ impl ChildProcess {
             number => Ok(ChildProcess {
                 number,
                 gone: AtomicBool::new(false),
+                number_in_use: Mutex::default(),
             }),
         }
     }
 
     /// Kills it, unless it was waited for.
     pub(crate) fn kill(&self) {
+        let _number = self.number_in_use.lock();
         if !self.gone.load(Ordering::Acquire) {
-            // SAFETY: a child of this process that was not waited for, so its number is its own. Where another
-            // thread waits for it in this moment, it is a zombie or was just one.
+            // SAFETY: a child of this process that was not waited for, nor is meanwhile, so its number is its own.
             unsafe { libc::kill(self.number, libc::SIGKILL) };
         }
     }
@@ -96,6 +100,8 @@ impl ChildProcess {
     pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
         self.await_end();
         let mut status = 0;
+        // It is a zombie now, so that this does not wait.
+        let _number = self.number_in_use.lock();
         // From here on its number may be given again.
         self.gone.store(true, Ordering::Release);
         loop {
