@@ -69,6 +69,12 @@ pub(crate) unsafe fn close_handed_over(descriptor: RawFd) {
     }
 }
 
+/// Writes a text to descriptor 2, by one call and without a lock. What can't be written is lost.
+pub(crate) fn write_to_stderr(text: &[u8]) {
+    // SAFETY: bytes that are there.
+    unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+}
+
 /// Waits until something can be read or written, or the other side is gone.
 fn wait(stream: BorrowedFd<'_>, what: PollFlags) -> io::Result<()> {
     let mut polled = [PollFd::from_borrowed_fd(stream, what)];

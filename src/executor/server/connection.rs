@@ -11,7 +11,7 @@
 //! in it: a program may leave thread-locals behind whose destructors are code that the controller will take
 //! away.
 
-use super::programs::Programs;
+use super::programs::{Programs, say};
 use super::supervisor::Supervisor;
 use super::writer::{MessageWriter, Unread, Unwritten};
 use crate::completion::Completion;
@@ -24,7 +24,7 @@ use crate::transport::reader_pool;
 use crate::wire::frame::{FIRST_OWN_CALL, FrameError, Header, OUT_OF_BAND, Opcode};
 use crate::wire::sps::{ExecutorAddr, Outcome, to_bytes};
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Write};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -363,11 +363,9 @@ impl ServerConnection {
             "no thread can be started for it ({why}); RLIMIT_NPROC, RLIMIT_AS or the cgroup's limit of \
              processes or memory is reached"
         );
-        // What can't be written is lost; a macro of Rust's would panic.
-        let _ = writeln!(
-            io::stderr(),
-            "jitmem: call {sequence} of the controller was refused: {why}"
-        );
+        say(&format!(
+            "call {sequence} of the controller was refused: {why}"
+        ));
         Err(format!("the executor refused the call: {why}"))
     }
 

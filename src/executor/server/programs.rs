@@ -6,7 +6,6 @@ use crate::error::Result;
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, explain};
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -186,8 +185,8 @@ fn end_process(connection: &Weak<ServerConnection>, limits: Limits, limit: &Limi
 
 /// Says something on stderr.
 pub(super) fn say(what: &str) {
-    // What can't be written is lost; a macro of Rust's would panic.
-    let _ = writeln!(io::stderr(), "jitmem: {what}");
+    // Rust's stderr has a lock, which a forked child may find held by a thread that it does not have.
+    sys::write_to_stderr(format!("jitmem: {what}\n").as_bytes());
 }
 
 /// Tells the controller why this process ends, if it reads that soon.
@@ -255,5 +254,26 @@ mod tests {
         programs.wait_for_all();
         drop(Watchdog(programs));
         assert!(watch.join().unwrap());
+    }
+
+    #[test]
+    fn what_a_child_says_waits_for_no_thread_of_its_parent() {
+        let (held, is_held) = std::sync::mpsc::channel();
+        let (over, until) = std::sync::mpsc::channel::<()>();
+        let holds = std::thread::spawn(move || {
+            let _stderr = std::io::stderr().lock();
+            held.send(()).unwrap();
+            let _ = until.recv();
+        });
+        is_held.recv().unwrap();
+        let says = || {
+            // SAFETY: ends a child that hangs.
+            unsafe { libc::alarm(20) };
+            say("said by a forked child while another thread of its parent has the lock of stderr");
+            true
+        };
+        assert!(sys::in_a_child(says));
+        drop(over);
+        holds.join().unwrap();
     }
 }
