@@ -136,17 +136,30 @@ impl PendingCalls {
 
     /// Answers what waits, and all that comes, with `error`, or with what the end was before.
     pub(crate) fn end(&self, error: Error) {
-        let (waiting, error) = {
-            let mut state = self.state.lock();
-            let error = state.ended.get_or_insert(error).clone();
-            self.ended.store(true, Ordering::Release);
-            (std::mem::take(&mut state.waiting), error)
-        };
+        let (waiting, error) = self.take_all(error);
         // A callback of the host's may wait for that of another call.
         callback_queue::run_all_to_the_end(waiting.into_values().map(move |waiting| {
             let error = error.clone();
             Box::new(move || waiting.done.complete(Err(error))) as Task
         }));
+    }
+
+    /// [`end`](Self::end) where no callback waits for that of another call: they run in this thread, one after the
+    /// other, in the order of the calls, however long one takes.
+    pub(crate) fn end_in_order(&self, error: Error) {
+        let (waiting, error) = self.take_all(error);
+        let mut waiting: Vec<(u64, Waiting)> = waiting.into_iter().collect();
+        waiting.sort_unstable_by_key(|(sequence, _)| *sequence);
+        for (_, waiting) in waiting {
+            waiting.done.complete(Err(error.clone()));
+        }
+    }
+
+    fn take_all(&self, error: Error) -> (HashMap<u64, Waiting>, Error) {
+        let mut state = self.state.lock();
+        let error = state.ended.get_or_insert(error).clone();
+        self.ended.store(true, Ordering::Release);
+        (std::mem::take(&mut state.waiting), error)
     }
 
     #[cfg(test)]
@@ -167,5 +180,36 @@ impl PendingCalls {
     /// The process that made the connection. A forked child has none of the threads that read it.
     pub(crate) fn owner(&self) -> OwnerProcess {
         self.owner
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Status;
+    use std::sync::Arc;
+
+    #[test]
+    fn calls_end_in_order_in_one_thread_though_callbacks_take_long() {
+        let (calls, seen) = (PendingCalls::new(), Arc::new(Mutex::new(Vec::new())));
+        for number in 0..20u64 {
+            let seen = Arc::clone(&seen);
+            let done = Completion::new(move |answer: crate::error::Result<Vec<u8>>| {
+                // Another thread would have begun with those behind it by then.
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                assert_eq!(answer.unwrap_err().status(), Status::Disconnected);
+                let here = std::thread::current().id();
+                seen.lock().push((number, here));
+            });
+            assert_eq!(calls.add(done, u64::MAX), Some(number));
+        }
+        calls.end_in_order(Error::new(Status::Disconnected, "over"));
+        let here = std::thread::current().id();
+        let expected: Vec<_> = (0..20).map(|number| (number, here)).collect();
+        assert_eq!(*seen.lock(), expected);
+        let late = Completion::new(|answer: crate::error::Result<Vec<u8>>| {
+            assert_eq!(answer.unwrap_err().message(), "over");
+        });
+        assert_eq!(calls.add(late, 0), None);
     }
 }

@@ -234,14 +234,14 @@ impl ServerConnection {
                     }
                 });
             }
-            Err(error) => self.pending.end(error),
+            Err(error) => self.pending.end_in_order(error),
         }
     }
 
     /// Where the controller can't be told anything any more, it answers nothing either.
     fn end_if_lost(&self, written: Result<()>) {
         if let Err(error) = written {
-            self.pending.end(error);
+            self.pending.end_in_order(error);
         }
     }
 
@@ -322,7 +322,7 @@ impl ServerConnection {
         let (header, body) = result(sequence, answer);
         let started = self.writer.start_to_send(header, body);
         started.unwrap_or_else(|error| {
-            self.pending.end(error);
+            self.pending.end_in_order(error);
             None
         })
     }
@@ -428,7 +428,7 @@ impl reader_pool::Connection for ServerConnection {
         if let Some(supervisor) = &self.supervisor {
             supervisor.orphaned();
         }
-        self.pending.end(error);
+        self.pending.end_in_order(error);
     }
 }
 

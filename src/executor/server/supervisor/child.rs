@@ -114,7 +114,7 @@ impl Child {
     pub(super) fn no_more(&self, why: &str) {
         self.enter(Phase::Ended(why.to_owned()));
         let error = Error::new(Status::ActionFailed, why);
-        self.pending.end(error.clone());
+        self.pending.end_in_order(error.clone());
         self.channel.cut(error);
     }
 }
