@@ -243,19 +243,42 @@ impl Replay {
         Some((keys, message))
     }
 
-    /// What a message's allocations are known by in this child.
-    pub(super) fn done(&self, child: u64, keys: &[(u64, u64)]) {
+    /// What this child has answered to a message: by what it knows the allocations, or that it knows none of them.
+    ///
+    /// # Errors
+    /// Why an allocation that is live still was not initialized again. Those whose session was closed meanwhile the
+    /// child may have refused.
+    pub(super) fn done(
+        &self,
+        child: u64,
+        keys: &[u64],
+        answers: Outcome<Vec<Result<u64, Failure>>>,
+    ) -> Outcome<()> {
         let mut state = self.state.lock();
         if state.child != child {
-            return;
+            return Ok(());
         }
-        for (ours, there) in keys {
-            if let Some(live) = state.live.get_mut(ours) {
-                if matches!(live.there, There::Asked(_)) {
-                    live.there = There::Yes(*there);
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(refused) if keys.iter().any(|key| state.live.contains_key(key)) => {
+                return Err(refused);
+            }
+            Err(_) => return Ok(()),
+        };
+        let mut outcome = Ok(());
+        for (ours, answer) in keys.iter().zip(answers) {
+            let Some(live) = state.live.get_mut(ours) else {
+                continue;
+            };
+            match answer {
+                Ok(there) if matches!(live.there, There::Asked(_)) => {
+                    live.there = There::Yes(there);
                 }
+                Ok(_) => {}
+                Err(failure) => outcome = outcome.and(Err(failure.into())),
             }
         }
+        outcome
     }
 
     /// Forgets what a session has.
@@ -338,8 +361,8 @@ mod tests {
                 };
                 assert_eq!(*actions, action(99 + key));
             }
-            let there: Vec<(u64, u64)> = keys.iter().map(|key| (*key, key + 1000)).collect();
-            replay.done(1, &there);
+            let there = keys.iter().map(|key| Ok(key + 1000)).collect();
+            replay.done(1, &keys, Ok(there)).unwrap();
             replayed.extend(keys);
         }
         let rest: Vec<u64> = keys.iter().copied().filter(|key| *key != keys[1]).collect();
@@ -388,8 +411,8 @@ mod tests {
         let (sent, _) = replay.next(1).unwrap();
         assert_eq!(sent, keys);
         // The thread that replayed for the one before.
-        replay.done(0, &[(keys[0], 8)]);
-        replay.done(1, &[(keys[0], 9), (keys[1], 10)]);
+        replay.done(0, &keys, Ok(vec![Ok(8)])).unwrap();
+        replay.done(1, &keys, Ok(vec![Ok(9), Ok(10)])).unwrap();
         let planned = what_goes(&replay, items);
         assert_eq!(planned[0].sent(), Some(&deinitialize(9)));
     }
@@ -403,9 +426,39 @@ mod tests {
         assert_eq!(sent, keys);
         let planned = what_goes(&replay, vec![deinitialize(keys[1])]);
         assert!(planned[0].sent().is_none());
-        replay.done(1, &[(keys[0], 3), (keys[1], 0)]);
+        replay.done(1, &keys, Ok(vec![Ok(3), Ok(0)])).unwrap();
         // It is not known any more.
         let planned = what_goes(&replay, vec![deinitialize(keys[1])]);
         assert_eq!(planned[0].sent(), Some(&deinitialize(keys[1])));
+    }
+
+    #[test]
+    fn what_fails_of_a_session_that_was_closed_meanwhile_does_not_count() {
+        let failure = || Error::new(Status::InvalidHandle, "closed");
+        let failed = || -> Vec<Result<u64, Failure>> { vec![Ok(5), Err(failure().into())] };
+        for closed in [false, true] {
+            let replay = Replay::new().unwrap();
+            let keys = initialized(&replay, &[1, 2]);
+            for child in [1, 2] {
+                replay.child_is_gone();
+                let (sent, _) = replay.next(child).unwrap();
+                assert_eq!(sent, keys);
+                if closed && child == 2 {
+                    replay.forget(7);
+                }
+                // One of it, then all of it.
+                for answers in [Ok(failed()), Err(failure())] {
+                    let outcome = replay.done(child, &sent, answers);
+                    assert_eq!(outcome.is_err(), !(closed && child == 2));
+                }
+            }
+            // Nor what was deallocated before it failed.
+            replay.child_is_gone();
+            if let Some((sent, _)) = replay.next(3) {
+                what_goes(&replay, vec![deinitialize(sent[1])]);
+                replay.done(3, &sent, Ok(failed())).unwrap();
+                replay.done(3, &sent, Err(failure())).unwrap_err();
+            }
+        }
     }
 }

@@ -506,13 +506,8 @@ impl Supervisor {
                 let wrong = || Error::new(Status::Internal, NO_ANSWER);
                 answers(&bytes, keys.len()).ok_or_else(wrong)?
             });
-            let replayed = answers.and_then(|answers| {
-                let keys = keys.iter().copied().zip(answers);
-                let done = keys.map(|(key, answer)| Ok((key, answer.map_err(Error::from)?)));
-                done.collect::<Result<Vec<(u64, u64)>>>()
-            });
-            match replayed {
-                Ok(done) => self.replay.done(child.number, &done),
+            match self.replay.done(child.number, &keys, answers) {
+                Ok(()) => {}
                 // That it has ended while it did is for the thread that reads.
                 Err(_) if child.channel.has_ended() => {
                     self.replace(child);
