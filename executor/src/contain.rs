@@ -154,7 +154,7 @@ impl Containment {
     pub(crate) fn close(&self) -> Result<Vec<Bound>> {
         if self.supervised {
             // Where memory is short the kernel ends this process before its supervisor. That holds where /proc is
-            // there to say so.
+            // there to say so, and until code that may open files takes it back.
             let _ = fs::write("/proc/self/oom_score_adj", "1000");
         }
         let childs = self.limits.iter().filter(|limit| self.is_childs(limit));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Linked code that attacks its supervisor, or whose process is in the way of another's.
 
-use super::actions::{CALL, RESULT, action, start_with_calls};
+use super::actions::{CALL, RESULT, acting, action, start_with_calls};
 use super::host::{Host, becomes, link, start, start_through};
 use jitmem::{Completion, Dylib, Error, Protection, Segment, transport};
 use rustix::process::{Pid, Signal, kill_process};
@@ -182,7 +182,8 @@ fn a_child_that_stops_itself_ends_at_the_time_limit() {
 
 #[test]
 fn a_child_that_stops_itself_ends_when_the_controller_has_gone() {
-    for large in [false, true] {
+    // Of 16 MiB each, with which more is left for the child than may be.
+    for calls in [0, 1, 6] {
         let mut connection = None;
         let options = ["--supervise", "--seccomp=sealed", "--exit-when-orphaned=1"];
         let host = start_through(&options, |socket| {
@@ -200,10 +201,10 @@ fn a_child_that_stops_itself_ends_when_the_controller_has_gone() {
             fs::read_to_string(&state).unwrap().contains(") T ")
         });
         let mut connection = connection.unwrap();
-        if large {
-            // More than the child has room for. When all is written the supervisor has it, or will read it.
-            let args = vec![0; 16 << 20];
-            let header = [32 + args.len() as u64, CALL, 5, run].map(u64::to_le_bytes);
+        // More than the child has room for. When all is written the supervisor has it, or will read it.
+        let args = vec![0; 16 << 20];
+        for number in 0..calls {
+            let header = [32 + args.len() as u64, CALL, 5 + number, run].map(u64::to_le_bytes);
             connection.write_all(&header.concat()).unwrap();
             connection.write_all(&args).unwrap();
         }
@@ -212,6 +213,57 @@ fn a_child_that_stops_itself_ends_when_the_controller_has_gone() {
         becomes(&true, || process.borrow_mut().try_wait().unwrap().is_some());
         drop((stopping, manager));
     }
+}
+
+#[test]
+fn a_session_is_opened_though_the_child_has_stopped() {
+    let host = start(&["--supervise", "--time-limit=1"]);
+    let manager = host.manager();
+    let (seven, code) = link(&manager, SEVEN);
+    let child = Pid::from_raw(host.child()).unwrap();
+    kill_process(child, Signal::STOP).unwrap();
+    let second = host.manager();
+    let (eight, other) = link(&second, &[0xb8, 8, 0, 0, 0, 0xc3]);
+    assert_eq!(host.run(seven).unwrap(), 7);
+    assert_eq!(host.run(eight).unwrap(), 8);
+    second.deallocate([other]).unwrap();
+    drop(second);
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}
+
+/// Sends nothing to the descriptor that it is given; 0 if there is another end.
+const NOTHING_SENT: &[u8] = &[
+    0x31, 0xf6, 0x31, 0xd2, 0x41, 0xba, 0, 0x40, 0, 0, // no bytes, MSG_NOSIGNAL
+    0x45, 0x31, 0xc0, 0x45, 0x31, 0xc9, 0xb8, 44, 0, 0, 0, 0x0f, 0x05, 0xc3, // sendto; ret
+];
+
+#[test]
+fn a_child_that_breaks_the_protocol_at_its_end_is_ended() {
+    let mut connection = None;
+    let mut host = start_through(&["--supervise", "--seccomp=sealed"], |socket| {
+        connection = Some(socket.try_clone().unwrap());
+        socket
+    });
+    let manager = host.manager();
+    let (probe, probing) = link(&manager, NOTHING_SENT);
+    let mut streams = sockets_of(host.child(), STREAM).into_iter();
+    let stream = streams.find(|number| host.run_with(probe, *number) == Ok(0));
+    // mov edi, [rdi]
+    let saying = [&[0x8b, 0x3f][..], &saying([32, RESULT, 5, 0], 1)].concat();
+    let (say, attack) = link(&manager, &saying);
+    // xor eax, eax; lea edx, [rax + 1]; ret
+    let (succeed, succeeding) = link(&manager, &[0x31, 0xc0, 0x8d, 0x50, 0x01, 0xc3]);
+    let acting = acting(
+        &manager,
+        [succeed, say],
+        stream.unwrap().try_into().unwrap(),
+    );
+    // The action runs when the controller has gone.
+    connection.unwrap().shutdown(Shutdown::Write).unwrap();
+    let process = RefCell::new(&mut host.process);
+    becomes(&true, || process.borrow_mut().try_wait().unwrap().is_some());
+    drop((probing, attack, succeeding, acting, manager));
 }
 
 #[test]

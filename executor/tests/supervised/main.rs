@@ -188,6 +188,33 @@ fn what_no_other_child_would_have_is_said() {
 }
 
 #[test]
+fn a_library_that_could_not_be_loaded_would_be_in_any_child() {
+    let host = start(&["--supervise"]);
+    let manager = host.manager();
+    let (seven, code) = link(&manager, &[0xb8, 7, 0, 0, 0, 0xc3]);
+    let symbol = |name: &str| {
+        let name = format!("__llvm_orc_SimpleExecutorDylibManager_{name}");
+        host.transport.symbol(&name).unwrap()
+    };
+    let path = b"/nowhere/libnone.so";
+    let args = [
+        &symbol("Instance").to_le_bytes()[..],
+        &(path.len() as u64).to_le_bytes(),
+        path,
+        &0u64.to_le_bytes(),
+    ]
+    .concat();
+    let (tell, told) = channel();
+    let done = Completion::new(move |answer| tell.send(answer).unwrap());
+    let _call = transport::start(&host.transport, symbol("open_wrapper"), args, None, done);
+    assert_eq!(told.recv().unwrap().unwrap()[0], 0);
+    host.kill_child();
+    assert_eq!(host.run_at_last(seven), 7);
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}
+
+#[test]
 fn content_in_messages_is_refused() {
     let mut host = start(&["--supervise"]);
     let mapper = Mapper::remote(Arc::clone(&host.transport), ExecutorService::default());

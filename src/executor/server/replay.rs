@@ -62,6 +62,11 @@ impl ReplayedItem<'_> {
             ReplayedItem::Done => None,
         }
     }
+
+    /// Whether something stays in the child that is to go, if this is not sent.
+    pub(super) fn deinitializes(&self) -> bool {
+        matches!(self.sent(), Some(Item::Deinitialize { .. }))
+    }
 }
 
 impl ReplayState {
@@ -182,7 +187,7 @@ impl Replay {
         Some(plan.iter().map(reply).collect())
     }
 
-    /// The child has ended before it answered: nothing was initialized, and what was to go is gone.
+    /// The child has ended before it answered, or was not asked: nothing was initialized, and what was to go is gone.
     pub(super) fn lost(plan: &[ReplayedItem<'_>], why: &Error) -> Vec<Reply<u64>> {
         let reply = |item: &ReplayedItem<'_>| match item.sent() {
             Some(Item::Initialize { .. } | Item::InitializeData { .. }) => {
@@ -460,5 +465,17 @@ mod tests {
                 replay.done(3, &sent, Err(failure())).unwrap_err();
             }
         }
+    }
+
+    #[test]
+    fn what_stays_in_a_child_that_was_not_asked_is_known() {
+        let replay = Replay::new().unwrap();
+        let keys = initialized(&replay, &[1]);
+        let plan = what_goes(&replay, vec![initialize(action(5)), deinitialize(keys[0])]);
+        assert!(!plan[0].deinitializes() && plan[1].deinitializes());
+        let keys = initialized(&replay, &[2]);
+        replay.child_is_gone();
+        let plan = what_goes(&replay, vec![deinitialize(keys[0])]);
+        assert!(!plan[0].deinitializes());
     }
 }

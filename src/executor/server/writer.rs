@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Writes messages, each as a whole, for many threads.
 ///
@@ -51,6 +52,10 @@ struct Outgoing {
     left: usize,
     /// Calls of linked code that wait for room.
     calls: usize,
+    /// How often something that was left has been written.
+    written: u64,
+    /// [`written`](Self::written) when a thread gave up waiting for room.
+    given_up: Option<u64>,
     /// Why nothing more is written: part of a message may have been.
     failed: Option<Error>,
 }
@@ -111,11 +116,37 @@ impl MessageWriter {
         self.outgoing.lock().check()
     }
 
+    fn is_full(&self, outgoing: &Outgoing) -> bool {
+        outgoing.left >= self.most.bytes && outgoing.failed.is_none()
+    }
+
     fn with_room<'a>(&self, mut outgoing: Guard<'a>) -> Guard<'a> {
-        while outgoing.left >= self.most.bytes && outgoing.failed.is_none() {
+        while self.is_full(&outgoing) {
             outgoing = self.less.wait(outgoing);
         }
         outgoing
+    }
+
+    /// [`with_room`](Self::with_room) as long as the other side reads. `None` once it has read nothing for so long,
+    /// and for each thread that asks until it reads again.
+    fn with_room_within(&self, patience: Duration) -> Option<Guard<'_>> {
+        let mut outgoing = self.outgoing.lock();
+        while self.is_full(&outgoing) {
+            let (before, end) = (outgoing.written, Instant::now() + patience);
+            let reads = |outgoing: &Outgoing| !self.is_full(outgoing) || outgoing.written != before;
+            while !reads(&outgoing) && outgoing.given_up != Some(before) {
+                if Instant::now() >= end {
+                    outgoing.given_up = Some(before);
+                    self.less.notify_all();
+                    break;
+                }
+                outgoing = self.less.wait_until(outgoing, end);
+            }
+            if !reads(&outgoing) {
+                return None;
+            }
+        }
+        Some(outgoing)
     }
 
     /// [`send`](Self::send) for a call of linked code.
@@ -139,7 +170,7 @@ impl MessageWriter {
     /// Sends a message, or leaves it to the thread that writes. What a failure keeps from being sent is
     /// lost; the thread that finds it out is told.
     pub(super) fn send(&self, header: Header, body: Cow<'_, [u8]>) -> Result<()> {
-        match self.leave(header, body) {
+        match self.leave(self.with_room(self.outgoing.lock()), header, body) {
             Some((header, body)) => self.finish(self.stream.write(&header, &body)),
             None => Ok(()),
         }
@@ -148,7 +179,28 @@ impl MessageWriter {
     /// Sends a message as far as that takes no waiting for the controller to read. What is left is to be
     /// given to [`write_on`](Self::write_on).
     pub(super) fn start_to_send(&self, header: Header, body: Vec<u8>) -> Result<Option<Unwritten>> {
-        let Some((header, body)) = self.leave(header, body.into()) else {
+        self.start(self.with_room(self.outgoing.lock()), header, body)
+    }
+
+    /// [`start_to_send`](Self::start_to_send), which does not wait for ever while as much is left as may be. `None` if
+    /// the other side has read nothing for so long; nothing was sent then.
+    pub(super) fn start_to_send_within(
+        &self,
+        header: Header,
+        body: Vec<u8>,
+        patience: Duration,
+    ) -> Option<Result<Option<Unwritten>>> {
+        let outgoing = self.with_room_within(patience)?;
+        Some(self.start(outgoing, header, body))
+    }
+
+    fn start(
+        &self,
+        outgoing: Guard<'_>,
+        header: Header,
+        body: Vec<u8>,
+    ) -> Result<Option<Unwritten>> {
+        let Some((header, body)) = self.leave(outgoing, header, body.into()) else {
             return Ok(None);
         };
         let at_once = HEADER_SIZE + body.len() <= WRITTEN_AT_ONCE && self.stream.has_room();
@@ -178,11 +230,11 @@ impl MessageWriter {
     /// message back.
     fn leave<'a>(
         &self,
+        mut outgoing: Guard<'_>,
         header: Header,
         body: Cow<'a, [u8]>,
     ) -> Option<([u8; HEADER_SIZE], Cow<'a, [u8]>)> {
         let header = header.encode();
-        let mut outgoing = self.with_room(self.outgoing.lock());
         if outgoing.failed.is_some() {
             return None;
         }
@@ -202,6 +254,7 @@ impl MessageWriter {
             let together = {
                 let mut outgoing = self.outgoing.lock();
                 outgoing.left -= done;
+                outgoing.written += 1;
                 self.less.notify_all();
                 if outgoing.queue.is_empty() {
                     outgoing.writing = false;
@@ -330,6 +383,34 @@ mod tests {
             .for_each(|sender| sender.join().unwrap());
         writer.wait_for_room().unwrap();
         assert_eq!(writer.outgoing.lock().left, 0);
+    }
+
+    #[test]
+    fn what_is_sent_to_one_that_does_not_read_waits_no_longer_than_it_may() {
+        const PATIENCE: Duration = Duration::from_millis(20);
+        let (writer, mut reader, filled) = writer();
+        let senders = full(&writer, 2, 200);
+        let send = |patience| writer.start_to_send_within(header(), BODY.into(), patience);
+        assert!(send(PATIENCE).is_none());
+        // That it does not read is known then.
+        assert!(send(Duration::from_secs(3600)).is_none());
+        let message = HEADER_SIZE + BODY.len();
+        reader
+            .read_exact(&mut vec![0; filled + 400 * message])
+            .unwrap();
+        senders
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        assert!(matches!(send(PATIENCE), Some(Ok(None))));
+        reader.read_exact(&mut vec![0; message]).unwrap();
+        // What fails is no matter of reading.
+        let senders = full(&writer, 2, 200);
+        drop(reader);
+        senders
+            .into_iter()
+            .for_each(|thread| thread.join().unwrap());
+        assert!(matches!(send(PATIENCE), Some(Ok(None))));
+        assert!(writer.check().is_err());
     }
 
     #[test]

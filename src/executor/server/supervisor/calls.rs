@@ -26,10 +26,27 @@ impl Supervisor {
         args: Vec<u8>,
         done: Completion<Vec<u8>>,
     ) {
+        let lasting = match self.lasting.get() {
+            None => self.lasting_of(tag, &args),
+            Some(_) => None,
+        };
+        let done = match lasting {
+            Some(what) => {
+                let lasting = Arc::clone(&self.lasting);
+                done.map(move |answer: Result<Vec<u8>>| {
+                    // It is there, unless there is an error instead.
+                    if answer
+                        .as_ref()
+                        .is_ok_and(|answer| answer.first() == Some(&1))
+                    {
+                        let _ = lasting.set(what);
+                    }
+                    answer
+                })
+            }
+            None => done,
+        };
         let mut state = self.state.lock();
-        if state.lasting.is_none() {
-            state.lasting = self.lasting(tag, &args);
-        }
         match state.child.clone().filter(|_| state.ready) {
             Some(child) => {
                 drop(state);
@@ -59,7 +76,7 @@ impl Supervisor {
     }
 
     /// What a call makes in the child that no other child would have.
-    fn lasting(&self, tag: u64, args: &[u8]) -> Option<String> {
+    fn lasting_of(&self, tag: u64, args: &[u8]) -> Option<String> {
         let symbols = &self.setup.get()?.bootstrap_symbols;
         let (name, _) = symbols.iter().find(|(_, address)| address.0 == tag)?;
         if name.ends_with("_reserve_wrapper") || name.ends_with("Service_Reserve") {
@@ -123,6 +140,13 @@ impl Supervisor {
                 self.replace(&child);
                 None
             }
+            // It was not asked, for the message found no room. What is to go must go: its memory is used again.
+            Err(error)
+                if error.status() == Status::OutOfMemory
+                    && !plan.iter().any(ReplayedItem::deinitializes) =>
+            {
+                return Ok(service::fitting(Replay::lost(&plan, &error)));
+            }
             Err(error) => {
                 child.kill_for(format!("it can't be called: {}", error.message()));
                 None
@@ -138,6 +162,7 @@ impl Supervisor {
         let (Ok(session), Ok(_)) = (u64::decode(&mut reader), Reserve::decode(&mut reader)) else {
             return here(Function::Reserve, args).unwrap_or_default();
         };
+        let mut why = String::new();
         for _ in 0..MOST_PLACES {
             let answer = here(Function::Reserve, args).unwrap_or_default();
             let Ok(Reply(Ok(reserved))) = from_bytes::<Reply<ReservedAt>>(&answer) else {
@@ -159,9 +184,16 @@ impl Supervisor {
             let there = child.ask(self.functions.reserve.0, &message, &[]);
             match there.map(|there| from_bytes::<Reply<ReservedAt>>(&there)) {
                 Ok(Ok(Reply(Ok(there)))) if there.range == range => return answer,
-                // The next child has it.
-                Err(_) => return answer,
-                _ => {
+                Err(_) => {
+                    // The next child has it.
+                    self.replace(&child);
+                    return answer;
+                }
+                Ok(there) => {
+                    why = match there {
+                        Ok(Reply(Err(failure))) => Error::from(failure).message().to_owned(),
+                        Ok(Reply(Ok(_))) | Err(_) => NO_ANSWER.to_owned(),
+                    };
                     let mut message = to_bytes(&session);
                     let changes = vec![Step::Release { range }];
                     Change { changes }.encode(&mut message);
@@ -171,7 +203,10 @@ impl Supervisor {
         }
         let why = Error::new(
             Status::OutOfMemory,
-            format!("reserve a window: the child has something at each of {MOST_PLACES} places"),
+            format!(
+                "reserve a window: the child could reserve none of {MOST_PLACES} places that are free here, the last \
+                 one for this reason: {why}"
+            ),
         );
         to_bytes(&Reply::<ReservedAt>::from(Err(why)))
     }
@@ -238,7 +273,7 @@ impl Supervise for Supervisor {
             return answer;
         }
         let function = service::entry_points()[0].address;
-        let there = wait(|done| child.call(function, args.to_vec(), done));
+        let there = wait(|done| self.hand_on(&child, function, args.to_vec(), done));
         if there.as_ref() != Ok(&answer) {
             // The next child has it.
             self.replace(&child);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! A process that runs linked code, as the one that supervises it sees it.
 
-use super::MOST_BODY;
+use super::{MOST_BODY, PATIENCE};
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
 use crate::executor::server::programs::Programs;
@@ -90,18 +90,33 @@ impl Child {
     pub(super) fn call(self: &Arc<Self>, tag: u64, args: Vec<u8>, done: Completion<Vec<u8>>) {
         if let Some(sequence) = self.pending.add(done, MOST_BODY) {
             let header = Header::new(Opcode::CallWrapper, sequence, tag, args.len());
-            self.send(header, args);
+            if !self.send(header, args) {
+                let why = Error::new(Status::WouldBlock, DOES_NOT_READ);
+                self.pending.fail(Some(sequence), why);
+            }
         }
     }
 
-    /// Sends a message. A child that does not read holds up a thread for it, and the caller only where as much is left
-    /// as may be.
-    pub(super) fn send(self: &Arc<Self>, header: Header, body: Vec<u8>) {
+    /// Answers a call of its linked code.
+    pub(super) fn answer(self: &Arc<Self>, sequence: u64, body: Vec<u8>) {
+        let header = Header::new(Opcode::Result, sequence, 0, body.len());
+        if !self.send(header, body) {
+            self.kill_for(DOES_NOT_READ.to_owned());
+        }
+    }
+
+    /// Sends a message. A child that does not read holds up a thread for it, and for a while the caller where as much
+    /// is left as may be; `false` if it has read nothing in that time.
+    fn send(self: &Arc<Self>, header: Header, body: Vec<u8>) -> bool {
+        let Some(started) = self.writer.start_to_send_within(header, body, PATIENCE) else {
+            return false;
+        };
         // Of a child that is gone, the thread that reads learns why.
-        if let Ok(Some(unwritten)) = self.writer.start_to_send(header, body) {
+        if let Ok(Some(unwritten)) = started {
             let child = Arc::clone(self);
             unwritten.elsewhere(move |unwritten| drop(child.writer.write_on(unwritten)));
         }
+        true
     }
 
     /// Kills it for a reason that is told.
@@ -118,6 +133,10 @@ impl Child {
         self.channel.cut(error);
     }
 }
+
+/// Why a call fails, or its process is ended.
+const DOES_NOT_READ: &str = "the process that runs linked code does not read what it is sent, and as much waits for \
+                             that as may";
 
 /// Why one is ended whose answer is none.
 pub(super) const NO_ANSWER: &str = "the child has answered what is no answer";

@@ -18,11 +18,13 @@
 mod calls;
 mod child;
 mod restarts;
+mod said;
 
 pub use self::restarts::Restarts;
 
 use self::child::{Child, NO_ANSWER, Phase, answers, why_ended};
 use self::restarts::Recent;
+use self::said::Silence;
 use super::connection::ServerConnection;
 use super::programs::{Limit, Limits, Programs, say, say_goodbye};
 use super::replay::Replay;
@@ -33,18 +35,17 @@ use crate::executor::service::{self, Supervise};
 use crate::lock::{Condvar, Mutex};
 use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
 use crate::transport::channel::Channel;
-use crate::transport::messages::{Message, MessageReader};
+use crate::transport::messages::MessageReader;
 use crate::transport::pending::PendingCalls;
-use crate::wire::frame::{FIRST_OWN_CALL, Header, OUT_OF_BAND, Opcode, Setup, SetupLayout};
+use crate::wire::frame::{FIRST_OWN_CALL, Setup, SetupLayout};
 use crate::wire::service::{Functions, Restarted};
-use crate::wire::sps::{Outcome, from_bytes, said};
 use std::collections::HashSet;
 use std::ffi::c_int;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,8 @@ use std::time::{Duration, Instant};
 const MOST_BODY: u64 = 256 << 20;
 /// And of what it says of its end.
 const MOST_WORDS: u64 = 64 << 10;
+/// For how long a child may read nothing before what does not fit into what is left for it fails.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Calls of linked code that wait for the controller's answer, at most: more than a process has threads.
 const MOST_CALLS: usize = 1 << 16;
 
@@ -94,11 +97,11 @@ struct State {
     /// controller, which may need it for that.
     ready: bool,
     held: Vec<Held>,
+    /// A thread hands on what is held, after which the child is ready.
+    hands_on: bool,
     recent: Recent,
     /// How often, all in all.
     restarts: u64,
-    /// What no other child would have.
-    lasting: Option<String>,
     /// Why no other child shall take the place of this one.
     failed: Option<Error>,
     /// The controller has gone; what it has called may not have returned.
@@ -107,6 +110,13 @@ struct State {
     closing: bool,
     /// How the last child has ended.
     end: Option<End>,
+}
+
+impl State {
+    fn has(&self, child: &Arc<Child>) -> bool {
+        let is_it = |current: &Arc<Child>| Arc::ptr_eq(current, child);
+        self.child.as_ref().is_some_and(is_it)
+    }
 }
 
 pub(super) struct Supervisor {
@@ -122,6 +132,8 @@ pub(super) struct Supervisor {
     /// Held while something is mapped in both processes, and while a child is forked.
     mapping: Mutex<()>,
     replay: Replay,
+    /// What no other child would have.
+    lasting: Arc<OnceLock<String>>,
     /// Calls of linked code, of all children, that the controller has not answered.
     calls: Arc<AtomicUsize>,
 }
@@ -146,6 +158,7 @@ impl Supervisor {
             changed: Condvar::new(),
             mapping: Mutex::default(),
             replay: Replay::new()?,
+            lasting: Arc::default(),
             calls: Arc::default(),
         });
         service::share_places(supervisor.replay.places());
@@ -292,32 +305,23 @@ impl Supervisor {
             .map_err(|error| explain("start the thread that watches the time limits", error))
     }
 
-    /// What the child says first.
-    fn introduced(&self, input: &mut MessageReader) -> Result<Setup> {
-        let wrong = |why: String| {
-            let why = format!("start a child for linked code: {why}");
-            Error::new(Status::Disconnected, why)
-        };
-        match input.next() {
-            Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Setup => {
-                Setup::decode(&body, self.choices.layout).map_err(|error| wrong(error.to_string()))
-            }
-            Ok(Some(Message { header, body, .. })) if header.opcode == Opcode::Hangup => {
-                Err(wrong(farewell(&body).unwrap_or_default()))
-            }
-            Ok(_) => Err(wrong("it has ended before it served".to_owned())),
-            Err(error) => Err(wrong(error.to_string())),
-        }
-    }
-
     /// Reads what children say, one after the other.
     fn read(self: &Arc<Self>, mut input: MessageReader) {
         let mut child = self.state.lock().child.clone();
         while let Some(current) = child.take() {
-            let said = self.read_one(&current, &mut input);
-            // One that has no connection any more goes on with nothing; at the end it has actions to run, and output
-            // to write.
-            self.replace(&current);
+            let said = match self.read_one(&current, &mut input) {
+                // One that has no connection any more goes on with nothing; at the end it has actions to run, and
+                // output to write.
+                Silence::Ended(said) => {
+                    self.replace(&current);
+                    said
+                }
+                // Nothing tells whether it would end.
+                Silence::Broken(why) => {
+                    current.kill_for(why);
+                    None
+                }
+            };
             let status = current.process.wait();
             let why = why_ended(current.killed_for.get().cloned().or(said), &status);
             let next = self.child_ended(&current, &why, status);
@@ -326,94 +330,6 @@ impl Supervisor {
                 child = Some(next);
             }
         }
-    }
-
-    /// Hands on what a child says until it ends. Gives what it has said of that.
-    fn read_one(self: &Arc<Self>, child: &Arc<Child>, input: &mut MessageReader) -> Option<String> {
-        loop {
-            let message = input.next_within(|header| self.most(child, header));
-            let Message { header, body, .. } = match message {
-                Ok(Some(message)) => message,
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    return Some(format!("it has sent what is no message: {error}"));
-                }
-                _ => return None,
-            };
-            let Header {
-                opcode,
-                sequence,
-                tag,
-                ..
-            } = header;
-            let size = header.body_size();
-            let withheld = size > body.len() as u64;
-            match opcode {
-                Opcode::Result => {
-                    let Some(done) = child.pending.take(sequence) else {
-                        return Some(format!("it has answered {sequence}, which is no call"));
-                    };
-                    done.complete(match tag {
-                        _ if withheld => Err(Error::new(
-                            Status::MapperFailed,
-                            format!(
-                                "an answer of {size} bytes: the supervisor has room for {MOST_BODY} at most"
-                            ),
-                        )),
-                        OUT_OF_BAND => Err(Error::new(Status::MapperFailed, said(&body))),
-                        _ => Ok(body),
-                    });
-                }
-                _ if withheld => {
-                    return Some(format!("it has sent {size} bytes in one message"));
-                }
-                Opcode::CallWrapper => {
-                    if self.calls.load(Ordering::Relaxed) >= MOST_CALLS {
-                        return Some(format!(
-                            "{MOST_CALLS} calls of linked code wait for the controller's answer"
-                        ));
-                    }
-                    self.release();
-                    self.call_controller(child, sequence, tag, &body);
-                }
-                Opcode::Hangup => return farewell(&body),
-                Opcode::Setup => {
-                    match (Setup::decode(&body, self.choices.layout), self.setup.get()) {
-                        (Ok(setup), Some(first)) if setup == *first => child.enter(Phase::Serves),
-                        _ => return Some("it has not what the first one has had".to_owned()),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Bytes that a message of a child's may have. What it runs may say anything.
-    fn most(&self, child: &Child, header: &Header) -> u64 {
-        match header.opcode {
-            Opcode::Result => child.pending.most(header.sequence),
-            Opcode::CallWrapper => MOST_BODY,
-            Opcode::Hangup => MOST_WORDS,
-            Opcode::Setup => {
-                let first = self.setup.get();
-                first.map_or(0, |setup| setup.encode(self.choices.layout).len() as u64)
-            }
-        }
-    }
-
-    /// Linked code calls the controller.
-    fn call_controller(&self, child: &Arc<Child>, sequence: u64, tag: u64, args: &[u8]) {
-        let Some(connection) = self.connection.get().and_then(Weak::upgrade) else {
-            return;
-        };
-        let (child, calls) = (Arc::clone(child), Arc::clone(&self.calls));
-        calls.fetch_add(1, Ordering::Relaxed);
-        let done = Completion::new(move |answer: Result<Vec<u8>>| {
-            calls.fetch_sub(1, Ordering::Relaxed);
-            // There is no way to say an error, as from any controller.
-            let body = answer.unwrap_or_default();
-            let header = Header::new(Opcode::Result, sequence, 0, body.len());
-            child.send(header, body);
-        });
-        connection.call_without_waiting(tag, args.to_vec(), done);
     }
 
     /// Answers what waited for a child, and starts another one, if there shall be one.
@@ -425,7 +341,7 @@ impl Supervisor {
     ) -> Option<(Arc<Child>, MessageReader)> {
         let failed = {
             let mut state = self.state.lock();
-            (state.child, state.ready) = (None, false);
+            (state.child, state.ready, state.hands_on) = (None, false, false);
             if state.closing {
                 drop(state);
                 child.no_more(why);
@@ -468,7 +384,7 @@ impl Supervisor {
     fn replacement(self: &Arc<Self>, why: &str) -> Result<(Arc<Child>, MessageReader)> {
         let restarted = {
             let mut state = self.state.lock();
-            if let Some(lasting) = &state.lasting {
+            if let Some(lasting) = self.lasting.get() {
                 let why = format!("no other one takes its place: {lasting} would not be there");
                 return Err(Error::new(Status::Disconnected, why));
             }
@@ -499,7 +415,6 @@ impl Supervisor {
         if !child.serves() {
             return false;
         }
-        let same = |current: &Arc<Child>| Arc::ptr_eq(current, child);
         while let Some((keys, message)) = self.replay.next(child.number) {
             let answer = child.ask(self.functions.apply.0, &message, &[]);
             let answers = answer.and_then(|bytes| {
@@ -518,10 +433,11 @@ impl Supervisor {
                     let mut state = self.state.lock();
                     if state.orphaned {
                         // What an action calls the controller for is not answered any more.
-                        self.set_ready(&mut state);
+                        drop(state);
+                        self.let_through(child);
                         return false;
                     }
-                    if state.child.as_ref().is_some_and(same) {
+                    if state.has(child) {
                         state.failed = Some(error.context(operation));
                     }
                     drop(state);
@@ -531,30 +447,61 @@ impl Supervisor {
                 }
             }
         }
-        let mut state = self.state.lock();
-        let lives = state.child.as_ref().is_some_and(same);
-        if lives {
-            self.set_ready(&mut state);
-        }
-        lives
+        self.let_through(child);
+        self.state.lock().has(child)
     }
 
     /// Lets calls through that wait for the actions of what is live: one of those waits for the controller, and
     /// the controller may need the child to answer.
-    fn release(&self) {
-        let mut state = self.state.lock();
-        if !state.ready && state.child.is_some() {
-            self.set_ready(&mut state);
+    fn release(self: &Arc<Self>, child: &Arc<Child>) {
+        if !self.is_to_hand_on(child) {
+            return;
+        }
+        // The child may not read before more is read of what it says.
+        let (supervisor, released) = (Arc::clone(self), Arc::clone(child));
+        let hand_on = move || supervisor.hand_on_held(&released);
+        if sys::spawn("jitmem-release", hand_on).is_err() {
+            self.hand_on_held(child);
         }
     }
 
-    fn set_ready(&self, state: &mut State) {
-        state.ready = true;
-        self.changed.notify_all();
-        let held = std::mem::take(&mut state.held);
-        if let Some(child) = state.child.clone() {
+    fn let_through(&self, child: &Arc<Child>) {
+        if self.is_to_hand_on(child) {
+            self.hand_on_held(child);
+        }
+    }
+
+    /// Whether the caller is to hand on what is held; where nothing is, the child is ready.
+    fn is_to_hand_on(&self, child: &Arc<Child>) -> bool {
+        let mut state = self.state.lock();
+        if state.ready || state.hands_on || !state.has(child) {
+            return false;
+        }
+        state.hands_on = !state.held.is_empty();
+        if !state.hands_on {
+            state.ready = true;
+            self.changed.notify_all();
+        }
+        state.hands_on
+    }
+
+    /// Hands on what is held, in its order, until there is no more: then the child is ready.
+    fn hand_on_held(&self, child: &Arc<Child>) {
+        loop {
+            let held = {
+                let mut state = self.state.lock();
+                if !state.has(child) {
+                    return;
+                }
+                if state.held.is_empty() {
+                    (state.ready, state.hands_on) = (true, false);
+                    self.changed.notify_all();
+                    return;
+                }
+                std::mem::take(&mut state.held)
+            };
             for (tag, args, done) in held {
-                self.hand_on(&child, tag, args, done);
+                self.hand_on(child, tag, args, done);
             }
         }
     }
@@ -569,13 +516,5 @@ impl Supervisor {
             say_goodbye(connection, why.message().to_owned());
         }
         sys::exit_now(1)
-    }
-}
-
-/// What a child says of its end.
-fn farewell(body: &[u8]) -> Option<String> {
-    match from_bytes::<Outcome>(body) {
-        Ok(Outcome(Err(why))) => Some(why),
-        _ => None,
     }
 }
