@@ -3,6 +3,7 @@
 
 import os
 import signal
+import struct
 import unittest
 
 import programs
@@ -208,16 +209,21 @@ class Process(Case):
                 answer = session.ask(MEMORY + "_read_uint64s_wrapper", request)
                 return answer.sequence(answer.u64)
 
-            version, relevant, entry = read(descriptor, descriptor + 8, descriptor + 16)
-            self.assertEqual((version, relevant), (1 | 1 << 32, entry))
+            version, relevant = read(descriptor, descriptor + 8)
+            self.assertEqual((version, read(relevant + 16)[0]), (1 | 1 << 32, objects[1][0]))
             found = []
             previous = 0
+            entry = read(descriptor + 16)[0]
             while entry:
                 following, back, first, size = read(entry, entry + 8, entry + 16, entry + 24)
                 self.assertEqual(back, previous)
                 found.append((first, first + size))
                 previous, entry = entry, following
-            self.assertEqual(found, objects[::-1])
+            self.assertEqual(found[1:-1], objects[::-1])
+            # At both ends is an object file with nothing in it.
+            for first, last in (found[0], found[-1]):
+                header = struct.pack("<Q", read(first)[0])
+                self.assertEqual((last - first, header[:5]), (64, b"\x7fELF\x02"))
             self.assertEnds(session, 0)
 
     def test_frames_that_were_never_registered_are_an_error(self):
