@@ -2,18 +2,19 @@
 //! GDB's JIT interface: a list of object files in memory that a debugger reads.
 //!
 //! A debugger finds the list, and the function where it has a breakpoint, by their names in a symbol
-//! table. Both are weak, so that a program that links LLVM statically as well has one of each, and
-//! libjitmem.so does not export them: libLLVM.so's own references to its list would come here then,
-//! while its function stays where it is, and a debugger would look for the objects of the one in the
-//! list of the other. gdb looks into every image. lldb takes the first that has a function and an object
-//! of these names, which must be LLVM's where there is LLVM; so these have no type, and lie in
-//! sections whose names tell lldb none. In `jitmem-executor`, where no LLVM is, they have types.
+//! table. Both are local to this object file. LLVM's are not, and it needs its own of both: if ours were
+//! global, a linker that comes by them first would leave LLVM's in their archive; and libLLVM.so would use
+//! the list of a program that exports one, but its own function. gdb looks into every image, and in one
+//! that has LLVM as well it prefers LLVM's. lldb takes the first image that has a function and an object of
+//! these names, which must be LLVM's where there is LLVM; so these have no type, and lie in sections whose
+//! names tell lldb none. In `jitmem-executor`, where no LLVM is and linked code looks for them, they have
+//! types and are exported.
 //!
-//! So LLVM may have the same list, and changes it under a lock of its own. Two entries of ours stay on
-//! the list for good, and between them are only ours. LLVM adds its entries at the head of the list and
-//! takes only those off, so it writes nothing but the outer sides of the two; and what is outside of them
-//! is not read here. What both write is which entry a debugger shall look at: where both tell it of one
-//! at the same moment, it may hear of one of them twice and not of the other.
+//! There libLLVM.so shares the list if linked code loads it, and changes it under a lock of its own. Two
+//! entries of ours stay on the list for good, and between them are only ours. LLVM adds its entries at the
+//! head of the list and takes only those off, so it writes nothing but the outer sides of the two; and what
+//! is outside of them is not read here. What both write is which entry a debugger shall look at: where both
+//! tell it of one at the same moment, it may hear of one of them twice and not of the other.
 
 use super::AtForkStatic;
 use crate::page::AddressRange;
@@ -25,22 +26,28 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering::Relaxed};
 std::arch::global_asm!(
     r#"
     .if {typed}
+    .globl __jit_debug_register_code
+    .globl __jit_debug_descriptor
     .type __jit_debug_register_code, %function
     .type __jit_debug_descriptor, %object
     .endif
+    .globl jitmem_debug_register_code
+    .globl jitmem_debug_descriptor
+    .hidden jitmem_debug_register_code
+    .hidden jitmem_debug_descriptor
 
     .pushsection jitmem_debug_code, "ax", %progbits
-    .weak __jit_debug_register_code
     .p2align 4
 __jit_debug_register_code:
+jitmem_debug_register_code:
     ret
     .size __jit_debug_register_code, . - __jit_debug_register_code
     .popsection
 
     .pushsection jitmem_debug_list, "aw", %progbits
-    .weak __jit_debug_descriptor
     .p2align 3
 __jit_debug_descriptor:
+jitmem_debug_descriptor:
     .4byte 1
     .4byte 0
     .8byte 0
@@ -126,11 +133,12 @@ struct Descriptor {
     first: AtomicPtr<Entry>,
 }
 
-// SAFETY: above, or in LLVM, they are what is said here.
+// Names for this crate's other object files.
+// SAFETY: above they are what is said here.
 unsafe extern "C" {
-    #[link_name = "__jit_debug_descriptor"]
+    #[link_name = "jitmem_debug_descriptor"]
     safe static DESCRIPTOR: Descriptor;
-    #[link_name = "__jit_debug_register_code"]
+    #[link_name = "jitmem_debug_register_code"]
     safe fn register_code();
 }
 

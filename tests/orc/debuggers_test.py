@@ -43,7 +43,7 @@ def gdb(*commands, attach=None, work="call", **options):
     return outcome.stdout + outcome.stderr
 
 
-def lldb(*commands, attach=None, fifo=None):
+def lldb(*commands, attach=None, fifo=None, work="call"):
     """What lldb prints. A byte goes into the FIFO once there is a breakpoint in linked code."""
     command = [tool("lldb-19"), "--no-lldbinit", "--batch"]
     if attach:
@@ -51,7 +51,7 @@ def lldb(*commands, attach=None, fifo=None):
     for line in commands:
         command += ["-o", line]
     if not attach:
-        command += ["--", *host("call")]
+        command += ["--", *host(work)]
     output = []
     with subprocess.Popen(
         ["timeout", str(LIMIT), *command],
@@ -347,6 +347,23 @@ class Lldb(DebuggerTest):
     def test_lldb_attaches_later_where_the_environment_says_so(self):
         with self.waiting("wait", "in-process, mprotect", JITMEM_DEBUG="1") as (process, fifo):
             self.expect(attached_lldb(process, fifo), *ATTACHED_LLDB)
+
+
+class Linking(DebuggerTest):
+    """jitmem's plugin in hosts that jitmem and LLVM are linked into in several ways: debuggers read the
+    list that LLVM's listener writes."""
+
+    def test_gdb_stops_by_name(self):
+        output = gdb("break linked_inner", "run", work="plugin")
+        self.expect(output, r"^Breakpoint 1, .*linked_inner \(n=5\) at .*/stepped\.c:7$")
+
+    def test_lldb_stops_by_name(self):
+        output = lldb("breakpoint set --name linked_inner", "run", work="plugin")
+        self.expect(
+            output,
+            r"stop reason = breakpoint 1\.1",
+            r"frame #0: .*`linked_inner\(n=5\) at stepped\.c:7",
+        )
 
 
 class LldbExecutor(DebuggerTest):
