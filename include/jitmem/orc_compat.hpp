@@ -87,6 +87,11 @@ inline bool isAllocated(const llvm::jitlink::Section &Section) {
   return Lifetime == decltype(Lifetime)::Standard || endsAtFinalize(Section);
 }
 
+/// Whether a section has memory until its allocation goes.
+inline bool stays(const llvm::jitlink::Section &Section) {
+  return isAllocated(Section) && !endsAtFinalize(Section);
+}
+
 /// Where the frames of functions are described.
 inline bool describesFrames(const llvm::jitlink::Section &Section) {
   return Section.getName() == ".eh_frame";

@@ -357,7 +357,8 @@ private:
       auto Address = Symbol.getAddress();
       auto Name = Symbol.getName();
       if (Section && Address && Name && *Section != Object.section_end() &&
-          (*Section)->getAddress() != 0) {
+          (*Section)->getAddress() != 0 &&
+          llvm::object::ELFSectionRef(**Section).getFlags() & llvm::ELF::SHF_ALLOC) {
         uint64_t Offset = *Address - (*Section)->getAddress(), End = (*Section)->getSize();
         if (Offset < End)
           Functions.push_back({*Address, std::min(Symbol.getSize(), End - Offset), *Name});

@@ -10,6 +10,7 @@
 #include "orc_compat.hpp"
 
 #include <llvm/ADT/DenseMap.h>
+#include <llvm/ADT/STLExtras.h>
 #include <llvm/ADT/StringMap.h>
 #include <llvm/ExecutionEngine/JITEventListener.h>
 #include <llvm/ExecutionEngine/JITLink/JITLink.h>
@@ -67,9 +68,9 @@ public:
     std::copy(Content.begin(), Content.end(), Copy->getBufferStart());
     auto *Header = reinterpret_cast<ELFT::Ehdr *>(Copy->getBufferStart());
     auto *Sections = reinterpret_cast<ELFT::Shdr *>(Copy->getBufferStart() + Header->e_shoff);
-    for (size_t I = 0; I != Addresses.size(); ++I)
-      if (Addresses[I])
-        Sections[I].sh_addr = Addresses[I];
+    // What was not linked may have an address of its own in the object.
+    for (const auto &Section : Object.sections())
+      Sections[Section.getIndex()].sh_addr = getSectionLoadAddress(Section);
     std::unique_ptr<llvm::MemoryBuffer> Buffer = std::move(Copy);
     auto Debug = llvm::object::ObjectFile::createELFObjectFile(Buffer->getMemBufferRef());
     if (!Debug) {
@@ -133,7 +134,7 @@ public:
     Config.PostAllocationPasses.push_back([this, &MR](llvm::jitlink::LinkGraph &G) {
       std::lock_guard<std::mutex> Lock(M);
       auto &L = Linking[&MR];
-      for (auto &Section : G.sections())
+      for (auto &Section : llvm::make_filter_range(G.sections(), detail::stays))
         for (auto *Block : Section.blocks()) {
           uint64_t Address = addressOf(*Block);
           auto [Place, First] = L.Sections.try_emplace(Section.getName(), Address);
@@ -143,7 +144,7 @@ public:
             L.Frames = {Place->second, std::max(L.Frames.End, Address + Block->getSize())};
         }
       for (auto *Symbol : G.defined_symbols())
-        if (Symbol->hasName())
+        if (Symbol->hasName() && detail::stays(Symbol->getBlock().getSection()))
           L.Symbols.try_emplace(nameOf(Symbol->getName()), addressOf(*Symbol));
       return llvm::Error::success();
     });

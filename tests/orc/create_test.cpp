@@ -334,6 +334,86 @@ TEST(DebugPlugin, AFunctionEndsWithItsSection) {
   EXPECT_FALSE(StringRef(Content).contains("told_outside"));
 }
 
+// Whether it has content, but is not loaded.
+bool isOneOfThose(uint64_t Type, uint64_t Flags, uint64_t Size) {
+  return Type == ELF::SHT_PROGBITS && Flags == 0 && Size != 0;
+}
+
+// An object with functions in three sections that are not loaded and have addresses nonetheless,
+// two of them under one name.
+std::unique_ptr<MemoryBuffer> objectWithAddresses() {
+  std::string Text = "define i32 @told_beside() { ret i32 42 }\n";
+  for (StringRef Section : {"one", "two", "two,unique,1"}) {
+    std::string Name = "told_in_" + std::to_string(Text.size());
+    auto [Word, Unique] = Section.split(',');
+    for (std::string Line :
+         {".section ." + Word.str() + ",\\22\\22,@progbits" + (Unique.empty() ? "" : ",") +
+              Unique.str(),
+          ".type " + Name + ", @function", Name + ": .zero 64", ".size " + Name + ", 64"})
+      Text += "module asm \"" + Line + "\"\n";
+  }
+  auto File = objectOf(Text);
+  auto Copy = WritableMemoryBuffer::getNewUninitMemBuffer(File->getBufferSize());
+  std::copy(File->getBufferStart(), File->getBufferEnd(), Copy->getBufferStart());
+  using ELFT = object::ELF64LE;
+  auto *Header = reinterpret_cast<ELFT::Ehdr *>(Copy->getBufferStart());
+  auto *Sections = reinterpret_cast<ELFT::Shdr *>(Copy->getBufferStart() + Header->e_shoff);
+  for (unsigned I = 0; I != Header->e_shnum; ++I)
+    if (isOneOfThose(Sections[I].sh_type, Sections[I].sh_flags, Sections[I].sh_size))
+      Sections[I].sh_addr = 0x1000 * I;
+  return Copy;
+}
+
+// Has the linker keep what nothing refers to.
+struct KeepAll : compat::StatelessPlugin {
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PrePrunePasses.push_back([](jitlink::LinkGraph &G) {
+      for (auto *Symbol : G.defined_symbols())
+        Symbol->setLive(true);
+      return Error::success();
+    });
+  }
+};
+
+TEST(Listener, ASectionThatIsNotLinkedIsNowhere) {
+  auto File = objectWithAddresses();
+  auto Object = must(object::ObjectFile::createELFObjectFile(*File));
+  // How many of those sections there are, and where.
+  auto Told = [&](const RuntimeDyld::LoadedObjectInfo &Info) {
+    std::vector<std::pair<uint64_t, uint64_t>> Places;
+    auto Linked = Info.getObjectForDebug(*Object);
+    for (object::ELFSectionRef Section : Linked.getBinary()->sections())
+      if (isOneOfThose(Section.getType(), Section.getFlags(), Section.getSize()))
+        Places.emplace_back(Info.getSectionLoadAddress(Section), Section.getAddress());
+    return Places;
+  };
+  const std::vector<std::pair<uint64_t, uint64_t>> Nowhere(3);
+  EXPECT_EQ(Told(jitmem::orc::detail::LinkedObject(std::vector<uint64_t>(10))), Nowhere);
+
+  Keeper Kept;
+  LLJITBuilder Builder;
+  must(jitmem::orc::useInProcess(Builder));
+  auto J = must(Builder.create());
+  auto &Layer = static_cast<ObjectLinkingLayer &>(J->getObjLinkingLayer());
+  Layer.addPlugin(std::make_unique<jitmem::orc::ListenerPlugin>(Kept));
+  Layer.addPlugin(std::make_unique<KeepAll>());
+  must(J->addObjectFile(MemoryBuffer::getMemBuffer(*File)));
+  EXPECT_EQ(call(must(compat::lookup(*J, "told_beside"))), 42);
+  EXPECT_EQ(Told(static_cast<RuntimeDyld::LoadedObjectInfo &>(*Kept.Copy)), Nowhere);
+}
+
+TEST(DebugPlugin, AFunctionIsInASectionThatIsLoaded) {
+  auto File = objectWithAddresses();
+  auto Object = must(object::ObjectFile::createELFObjectFile(*File));
+  jitmem::orc::detail::DebugListener Tools;
+  Tools.Map = must(PerfMap::get<PerfMap>());
+  Tools.notifyObjectLoaded(1, *Object,
+                           jitmem::orc::detail::LinkedObject(std::vector<uint64_t>(10, 0x1000)));
+  EXPECT_TRUE(StringRef(contentOf(mapPath())).contains(" told_beside\n"));
+  EXPECT_FALSE(StringRef(contentOf(mapPath())).contains("told_in_"));
+}
+
 // Whether a forked child does what it should; one that hangs is ended.
 template <typename ActionT> bool succeedsInChild(ActionT Action) {
   pid_t Child = fork();
