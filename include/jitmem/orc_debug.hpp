@@ -25,6 +25,7 @@
 #include <mutex>
 #include <string>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <system_error>
@@ -57,9 +58,9 @@ struct LinkedFunction {
   llvm::StringRef Name;
 };
 
-/// A file that this process writes for perf. What can't be written, because a disk is full for
-/// instance, is left out as a whole. A forked child's code is not what a file of its parent is
-/// about, and a thread that the child lacks may have held its mutex.
+/// A file that this process writes for perf. What can't be written, because a disk is full or
+/// RLIMIT_FSIZE is less, is left out as a whole. A forked child's code is not what a file of its
+/// parent is about, and a thread that the child lacks may have held its mutex.
 class ProfileFile {
 public:
   ProfileFile() = default;
@@ -106,6 +107,10 @@ protected:
   /// Adds all of a text, or nothing, and returns which. It is in the file when the process is gone
   /// without an exit.
   bool append(llvm::StringRef Text) {
+    if (!mayReach(FileSize + Text.size())) {
+      errno = EFBIG;
+      return false;
+    }
     size_t Done = 0;
     while (Done != Text.size()) {
       ssize_t Written = pwrite(Descriptor, Text.data() + Done, Text.size() - Done,
@@ -120,6 +125,13 @@ protected:
     }
     FileSize += Done;
     return true;
+  }
+
+  /// Whether the process may write up to there: beyond it a write would not only fail, it would
+  /// send SIGXFSZ, which ends a process that has not seen to it.
+  static bool mayReach(uint64_t Size) {
+    rlimit Limit;
+    return getrlimit(RLIMIT_FSIZE, &Limit) != 0 || Size <= Limit.rlim_cur;
   }
 
   const pid_t Owner = getpid();
@@ -178,8 +190,9 @@ private:
       --It;
     while (It != Lines.end() && It->first < End) {
       std::string Nothing(It->second.Size, '\n');
-      (void)!pwrite(Descriptor, Nothing.data(), Nothing.size(),
-                    static_cast<off_t>(It->second.Offset));
+      if (mayReach(It->second.Offset + It->second.Size))
+        (void)!pwrite(Descriptor, Nothing.data(), Nothing.size(),
+                      static_cast<off_t>(It->second.Offset));
       It = Lines.erase(It);
     }
   }

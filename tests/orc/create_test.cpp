@@ -13,7 +13,10 @@
 #include <llvm/Support/TargetSelect.h>
 
 #include <csignal>
+#include <fstream>
 #include <malloc.h>
+#include <sched.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -426,6 +429,21 @@ template <typename ActionT> bool succeedsInChild(ActionT Action) {
   return Status == 0;
 }
 
+// What only a child does. A folder of the test's, which goes with it.
+struct Child : ::testing::Test {
+  void SetUp() override {
+    must(errorCodeToError(sys::fs::createUniqueDirectory("jitmem", Folder)));
+  }
+  void TearDown() override { must(errorCodeToError(sys::fs::remove_directories(Folder))); }
+
+  // The calling process's jitdump.
+  std::string dumpPath() const {
+    return (Folder + "/jit-" + std::to_string(getpid()) + ".dump").str();
+  }
+
+  SmallString<64> Folder;
+};
+
 // A child has a map with nothing in it.
 bool mapOfChildIs(StringRef Expected) {
   std::string Content = contentOf(mapPath());
@@ -463,34 +481,61 @@ void limitFiles(rlim_t Size) {
   setrlimit(RLIMIT_FSIZE, &Limit);
 }
 
-TEST(DebugPlugin, WhatAFullDiskDoesNotTakeIsLeftOutAsAWhole) {
-  SmallString<64> Folder;
-  must(errorCodeToError(sys::fs::createUniqueDirectory("jitmem", Folder)));
+using jitmem::orc::detail::JITDump;
+
+TEST_F(Child, LeavesOutAsAWholeWhatAProcessMayNotWrite) {
   EXPECT_TRUE(succeedsInChild([&] {
-    signal(SIGXFSZ, SIG_IGN);
     auto &Map = *must(PerfMap::get<PerfMap>());
     Map.add(Functions{{0x1000, 8, "before"}});
     limitFiles(contentOf(mapPath()).size() + 4);
     Map.add(Functions{{0x2000, 8, "full"}});
+    // Its line is not emptied either.
+    limitFiles(4);
+    Map.add(Functions{{0x1000, 8, "none"}});
     limitFiles(RLIM_INFINITY);
     Map.add(Functions{{0x3000, 8, "after"}});
     bool All = mapOfChildIs("1000 8 before\n3000 8 after\n");
     Map.add(Functions{{0x3000, 8, "last"}});
     All &= mapOfChildIs("1000 8 before\n" + std::string(13, '\n') + "3000 8 last\n");
 
-    using jitmem::orc::detail::JITDump;
     auto &Dump = *must(JITDump::get<JITDump>(Folder.str().str(), uint16_t(ELF::EM_X86_64)));
-    std::string Path = (Folder + "/jit-" + std::to_string(getpid()) + ".dump").str();
     Functions One = {{reinterpret_cast<uintptr_t>("code"), 4, "dumped"}};
-    size_t Header = contentOf(Path).size();
+    size_t Header = contentOf(dumpPath()).size();
     limitFiles(Header + 60);
     Dump.add(One);
-    All &= contentOf(Path).size() == Header;
+    All &= contentOf(dumpPath()).size() == Header;
     limitFiles(RLIM_INFINITY);
     Dump.add(One);
-    return !remove(mapPath().c_str()) && All && contentOf(Path).size() > Header + 60;
+    return !remove(mapPath().c_str()) && All && contentOf(dumpPath()).size() > Header + 60;
   }));
-  must(errorCodeToError(sys::fs::remove_directories(Folder)));
+}
+
+// Puts a disk of two pages in the place of /tmp for the calling process, which has one thread.
+bool fillDisk() {
+  uid_t User = getuid();
+  gid_t Group = getgid();
+  if (unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0)
+    return false;
+  std::ofstream("/proc/self/setgroups") << "deny";
+  std::ofstream("/proc/self/uid_map") << "0 " << User << " 1";
+  std::ofstream("/proc/self/gid_map") << "0 " << Group << " 1";
+  std::string Size = "size=" + std::to_string(2 * sysconf(_SC_PAGESIZE));
+  return mount("none", "/tmp", "tmpfs", 0, Size.c_str()) == 0;
+}
+
+TEST_F(Child, LeavesOutAsAWholeWhatAFullDiskDoesNotTake) {
+  if (!succeedsInChild(fillDisk))
+    GTEST_SKIP() << "this system allows no mounts: unshare or mount was refused";
+  EXPECT_TRUE(succeedsInChild([&] {
+    std::string Long(3 * sysconf(_SC_PAGESIZE), 'x');
+    fillDisk();
+    auto &Map = *must(PerfMap::get<PerfMap>());
+    Map.add(Functions{{0x1000, 8, "before"}});
+    Map.add(Functions{{0x2000, 8, Long}});
+    bool All = mapOfChildIs("1000 8 before\n");
+    Map.add(Functions{{0x3000, 8, "after"}});
+    return mapOfChildIs("1000 8 before\n3000 8 after\n") && All;
+  }));
 }
 
 TEST(DebugPlugin, AForkedChildHasAFileOfItsOwn) {
