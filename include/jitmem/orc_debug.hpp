@@ -104,8 +104,8 @@ protected:
 
   bool isOwn() const { return getpid() == Owner; }
 
-  /// Adds all of a text, or nothing, and returns which. It is in the file when the process is gone
-  /// without an exit.
+  /// Adds all of a text, or nothing, and returns which; errno tells why. It is in the file when the
+  /// process is gone without an exit.
   bool append(llvm::StringRef Text) {
     if (!mayReach(FileSize + Text.size())) {
       errno = EFBIG;
@@ -118,8 +118,10 @@ protected:
       if (Written > 0) {
         Done += Written;
       } else if (Written == 0 || errno != EINTR) {
+        int Reason = Written == 0 ? EIO : errno;
         // Where this fails too, what follows is written over it.
         (void)!ftruncate(Descriptor, static_cast<off_t>(FileSize));
+        errno = Reason;
         return false;
       }
     }
@@ -209,10 +211,6 @@ public:
     std::string Path = Folder + "/jit-" + std::to_string(Owner) + ".dump";
     if (auto Err = open(Path))
       return Err;
-    // perf notes mappings of executable files, and so hears of this one.
-    size_t Page = sysconf(_SC_PAGESIZE);
-    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED)
-      return failed("map", Path, "; name a folder on a file system that is mounted with exec");
     std::string Header;
     put<uint32_t>(Header, 0x4a695444); // "JiTD" as a number
     put<uint32_t>(Header, 1);          // version
@@ -222,8 +220,13 @@ public:
     put<uint32_t>(Header, Owner);
     put<uint64_t>(Header, now());
     put<uint64_t>(Header, 0); // flags
-    return append(Header) ? llvm::Error::success()
-                          : failed("write", Path, "; make room there or name another folder");
+    if (!append(Header))
+      return failed("write", Path, "; make room there or name another folder");
+    // perf notes mappings of executable files, and so hears of this one, which stays.
+    size_t Page = sysconf(_SC_PAGESIZE);
+    if (mmap(nullptr, Page, PROT_READ | PROT_EXEC, MAP_PRIVATE, Descriptor, 0) == MAP_FAILED)
+      return failed("map", Path, "; name a folder on a file system that is mounted with exec");
+    return llvm::Error::success();
   }
 
   /// `Frames`: of the functions' section, or null.

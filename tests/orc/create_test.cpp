@@ -18,6 +18,7 @@
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 using namespace llvm;
@@ -440,6 +441,16 @@ struct Child : ::testing::Test {
   std::string dumpPath() const {
     return (Folder + "/jit-" + std::to_string(getpid()) + ".dump").str();
   }
+  // What a plugin says that writes it.
+  std::string messageOfDump() const {
+    jitmem::orc::DebugOptions Told;
+    Told.PerfMap = false;
+    Told.JITDump = Folder.str().str();
+    ExecutionSession ES(must(SelfExecutorProcessControl::Create()));
+    std::string Message = messageOf(jitmem::orc::DebugPlugin::Create(ES, Told));
+    must(ES.endSession());
+    return Message;
+  }
 
   SmallString<64> Folder;
 };
@@ -535,6 +546,20 @@ TEST_F(Child, LeavesOutAsAWholeWhatAFullDiskDoesNotTake) {
     bool All = mapOfChildIs("1000 8 before\n");
     Map.add(Functions{{0x3000, 8, "after"}});
     return mapOfChildIs("1000 8 before\n3000 8 after\n") && All;
+  }));
+}
+
+TEST_F(Child, SaysWhyThereIsNoJITDumpAndKeepsNothingOfIt) {
+  EXPECT_TRUE(succeedsInChild([&] {
+    limitFiles(8);
+    bool Said = mentions(messageOfDump(), {"write", dumpPath().c_str(), "File too large"});
+    limitFiles(RLIM_INFINITY);
+    return Said && !StringRef(contentOf("/proc/self/maps")).contains(dumpPath());
+  }));
+  // The first thing that went wrong, and not what did thereafter.
+  EXPECT_TRUE(succeedsInChild([&] {
+    return mkfifo(dumpPath().c_str(), 0600) == 0 &&
+           mentions(messageOfDump(), {"write", dumpPath().c_str(), "Illegal seek"});
   }));
 }
 
