@@ -59,6 +59,7 @@
 //! whether one of this user's own programs has put other code there on purpose.
 
 mod format;
+mod graphs;
 mod key;
 mod load;
 mod plan;

@@ -5,6 +5,7 @@ use super::format::{
     ActionPlaces, CallPlaces, ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue,
     Tables, may_be_copied,
 };
+use super::graphs::Graphs;
 use super::key::Key;
 use super::recorder::{RecordedGraph, RecordedSegment, of_graph};
 use super::{Reference, ReferenceKind, StoredCall};
@@ -150,7 +151,7 @@ fn rank(segment: &RecordedSegment) -> u8 {
 }
 
 impl Layout {
-    fn new(graphs: &[RecordedGraph]) -> Result<Layout> {
+    fn new(graphs: &[&RecordedGraph]) -> Result<Layout> {
         let segments = graphs.iter().map(|graph| graph.segments.len()).sum();
         let mut all: Vec<(usize, &RecordedSegment)> = heap::room_for(segments, "store an image")?;
         for (index, graph) in graphs.iter().enumerate() {
@@ -386,13 +387,12 @@ impl<'a> Symbols<'a> {
 }
 
 /// Lays an image out: its tables, and the content of each of its segments.
-pub(super) fn plan<'a>(
-    graphs: &'a [RecordedGraph],
-    key: &'a Key,
-) -> Result<(Tables<'a>, Vec<Vec<u8>>)> {
-    let mut layout = Layout::new(graphs)?;
+pub(super) fn plan<'a>(recorded: &'a Graphs, key: &'a Key) -> Result<(Tables<'a>, Vec<Vec<u8>>)> {
+    let graphs = recorded.in_order()?;
+    let refer_to_forgotten = recorded.refer_to_forgotten(&graphs)?;
+    let mut layout = Layout::new(&graphs)?;
     let mut symbols = Symbols::default();
-    let count = |of: fn(&RecordedGraph) -> usize| graphs.iter().map(of).sum();
+    let count = |of: fn(&RecordedGraph) -> usize| graphs.iter().copied().map(of).sum();
     let what = "store an image";
     symbols.make_room(count(|graph| graph.imports.len()))?;
     let slots_most = count(|graph| graph.imports.len() + graph.references.len());
@@ -400,8 +400,8 @@ pub(super) fn plan<'a>(
     let mut exports = heap::room_for(count(|graph| graph.exports.len()), what)?;
     let mut frames = heap::room_for(count(|graph| graph.frames.len()), what)?;
     let mut actions = heap::room_for(count(|graph| graph.actions.len()), what)?;
-    for (index, graph) in graphs.iter().enumerate() {
-        if let Some(gone) = &graph.refers_to_forgotten {
+    for (index, (&graph, gone)) in graphs.iter().zip(refer_to_forgotten).enumerate() {
+        if let Some(gone) = gone {
             let what = format!("it refers to graph {gone:?}, which was forgotten; forget it too");
             return Err(of_graph(invalid_argument(what), &graph.name));
         }

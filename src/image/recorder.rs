@@ -2,6 +2,7 @@
 //! Collecting graphs while they are linked, and writing them to a file.
 
 use super::format::{LARGEST_ALIGNMENT, encode};
+use super::graphs::Graphs;
 use super::key::Key;
 use super::plan::plan;
 use super::{Graph, Reference, ReferenceKind, StoredAction};
@@ -53,8 +54,13 @@ pub(super) struct RecordedGraph {
 }
 
 impl RecordedGraph {
-    fn refers_to(&self, other: &RecordedGraph) -> bool {
-        let in_other = |address: u64| other.segments.iter().any(|one| one.has(address));
+    /// How many imports and references it has.
+    pub(super) fn references(&self) -> usize {
+        self.imports.len() + self.references.len()
+    }
+
+    /// Where that is to which it refers: at most two addresses for each import and reference.
+    pub(super) fn targets(&self) -> impl Iterator<Item = u64> {
         let imported = |import: &RecordedImport| {
             let (slot, kind) = (import.slot, import.kind);
             let segment = self.segments.iter().find(|one| one.has(slot))?;
@@ -66,9 +72,9 @@ impl RecordedGraph {
         };
         let kinds = self.references.iter().map(|one| one.kind);
         let kinds = kinds.chain(self.imports.iter().map(|one| one.kind));
-        self.references.iter().any(|one| in_other(one.target))
-            || self.imports.iter().filter_map(imported).any(in_other)
-            || kinds.filter_map(ReferenceKind::origin).any(in_other)
+        let told = self.references.iter().map(|one| one.target);
+        told.chain(self.imports.iter().filter_map(imported))
+            .chain(kinds.filter_map(ReferenceKind::origin))
     }
 }
 
@@ -96,7 +102,7 @@ impl RecordedId {
 /// Copies of linked graphs, to be stored as one image. It takes as much memory as they have content.
 #[derive(Debug, Default)]
 pub struct Recorder {
-    pub(super) graphs: Vec<RecordedGraph>,
+    pub(super) graphs: Graphs,
     recorded: u64,
 }
 
@@ -111,16 +117,14 @@ impl Recorder {
     pub fn record(&mut self, graph: &Graph<'_>) -> Result<RecordedId> {
         let copied = copy(graph, self.recorded + 1);
         let copied = copied.map_err(|error| of_graph(error, graph.name))?;
-        let room = self.graphs.try_reserve(1);
-        room.map_err(|_| heap::exhausted("record a graph"))?;
-        self.graphs.push(copied);
+        self.graphs.add(copied)?;
         self.recorded += 1;
         Ok(RecordedId(self.recorded))
     }
 
     /// Takes back the graph that was recorded last, and to which none can refer yet.
     pub(crate) fn take_back(&mut self) {
-        self.graphs.pop();
+        self.graphs.take(self.recorded);
     }
 
     /// Forgets a graph: its allocation is gone, or about to go. Graphs that refer to it can't be stored from
@@ -129,20 +133,11 @@ impl Recorder {
     /// # Errors
     /// `InvalidHandle` if it was forgotten before.
     pub fn forget(&mut self, graph: RecordedId) -> Result<()> {
-        // Numbers rise.
-        let found = self.graphs.binary_search_by_key(&graph.0, |one| one.number);
-        let index = found.map_err(|_| {
-            let what = format!("recorded graph {}: it was forgotten before", graph.0);
-            Error::new(Status::InvalidHandle, what)
-        })?;
-        let mut gone = self.graphs.remove(index);
-        let name = Arc::new(std::mem::take(&mut gone.name));
-        for graph in &mut self.graphs {
-            if graph.refers_to_forgotten.is_none() && graph.refers_to(&gone) {
-                graph.refers_to_forgotten = Some(Arc::clone(&name));
-            }
+        if self.graphs.forget(graph.0, self.recorded) {
+            return Ok(());
         }
-        Ok(())
+        let what = format!("recorded graph {}: it was forgotten before", graph.0);
+        Err(Error::new(Status::InvalidHandle, what))
     }
 
     /// Writes everything that is recorded to a file, in the place of one that is there. A process that

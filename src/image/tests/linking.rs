@@ -226,7 +226,8 @@ fn actions_may_share_arguments_and_not_ask_for_much_memory() {
     let error = plan::plan(&recorder.graphs, &key()).unwrap_err();
     assert!(error.message().contains("share large arguments"), "{error}");
     // A file that says so all the same.
-    recorder.graphs[0].actions.truncate(8);
+    let mut recorder = Recorder::default();
+    sharing(&mut recorder, 1 << 20, 8);
     let key = key();
     let (mut tables, contents) = plan::plan(&recorder.graphs, &key).unwrap();
     tables.actions.push(tables.actions[0]);
