@@ -3,55 +3,15 @@
 // Images of what LLJITs have linked: stored by one process, loaded by others, which are this
 // program again.
 
-#include "compat.h"
-#include "compat_orc.h"
+#include "image.h"
 
-#include <gtest/gtest.h>
-#include <jitmem/orc_image.hpp>
-#include <jitmem/orc_layer.hpp>
-
-#include <llvm/Support/FileSystem.h>
-#include <llvm/Support/MemoryBuffer.h>
 #include <llvm/Support/TargetSelect.h>
 
-#include <cstdio>
 #include <fstream>
 #include <map>
-#include <set>
-#include <stdexcept>
 #include <sys/wait.h>
-#include <unistd.h>
-
-using namespace llvm;
-using namespace llvm::orc;
-using jitmem::orc::ImageKey;
-using jitmem::orc::ImageLoader;
-using jitmem::orc::ImagePlugin;
-using jitmem::orc::ImageRecorder;
-using jitmem::orc::MemoryManager;
 
 namespace {
-
-void must(Error Err) {
-  if (Err)
-    throw std::runtime_error(toString(std::move(Err)));
-}
-template <typename T> T must(Expected<T> Value) {
-  must(Value.takeError());
-  return std::move(*Value);
-}
-
-template <typename T> T &must(Expected<T &> Value) {
-  must(Value.takeError());
-  return *Value;
-}
-
-std::string messageOf(Error Err) { return toString(std::move(Err)); }
-
-const ImageKey Key = {{"options", "of this test"}};
-const char *const Stored[] = {"throws.cpp", "passes.cpp", "catches.cpp", "stored.cpp"};
-
-int HostNumber = 100;
 
 // The code of objects that is there, as actions of theirs have told.
 std::map<uint64_t, uint64_t> CodeToldOf;
@@ -86,74 +46,6 @@ class TellingPlugin : public compat::StatelessPlugin {
     return cantFail(WrapperFunctionCall::Create<SPSArgList<SPSExecutorAddrRange, bool>>(
         ExecutorAddr::fromPtr(&tellOfCode), Code.getRange(), Comes));
   }
-};
-
-// An LLJIT whose objects are recorded, and into which images are loaded.
-class Session {
-public:
-  explicit Session(std::shared_ptr<ObjectLinkingLayer::Plugin> Other = nullptr)
-      : Recorder(must(ImageRecorder::Create())), MM(must(MemoryManager::CreateInProcess())) {
-    LLJITBuilder Builder;
-    compat::setLinkingLayer(
-        Builder, [this, Other](ExecutionSession &ES) -> Expected<std::unique_ptr<ObjectLayer>> {
-          auto Layer = jitmem::orc::createObjectLayer(ES, *MM);
-          if (!Layer)
-            return Layer.takeError();
-          if (Other)
-            (*Layer)->addPlugin(Other);
-          (*Layer)->addPlugin(std::make_unique<ImagePlugin>(Recorder));
-          return std::move(*Layer);
-        });
-    J = must(Builder.create());
-    Loader = std::make_unique<ImageLoader>(J->getExecutionSession(), *MM);
-    must(J->getMainJITDylib().define(
-        absoluteSymbols({{J->mangleAndIntern("hostNumber"),
-                          {ExecutorAddr::fromPtr(&HostNumber), JITSymbolFlags::Exported}}})));
-  }
-  ~Session() {
-    // What is loaded goes with the session, and the loader must hear of it.
-    cantFail(J->getExecutionSession().endSession());
-    Loader.reset();
-    J.reset();
-    EXPECT_EQ(MM->stats().live, 0u);
-  }
-
-  JITDylib &main() { return J->getMainJITDylib(); }
-  void add(ResourceTrackerSP RT, const std::string &Source) {
-    auto Buffer = MemoryBuffer::getFile(std::string(JIT_OBJECT_DIR) + "/" + Source + ".o");
-    must(errorCodeToError(Buffer.getError()));
-    must(J->addObjectFile(std::move(RT), std::move(*Buffer)));
-  }
-  void add(const std::string &Source) { add(main().getDefaultResourceTracker(), Source); }
-  uint64_t find(const std::string &Name) { return must(J->lookup(Name)).getValue(); }
-  int call(const std::string &Name, int Value) {
-    return must(J->lookup(Name)).toPtr<int (*)(int)>()(Value);
-  }
-
-  std::shared_ptr<ImageRecorder> Recorder;
-  std::unique_ptr<MemoryManager> MM;
-  std::unique_ptr<LLJIT> J;
-  std::unique_ptr<ImageLoader> Loader;
-};
-
-// A file of one test.
-class Image : public ::testing::Test {
-protected:
-  Image() : Path(::testing::TempDir() + "jitmem-orc-image-" + std::to_string(getpid())) {}
-  ~Image() override { std::remove(Path.c_str()); }
-
-  // Links objects, has them run, and stores them.
-  void store() {
-    Session S;
-    for (const char *Source : Stored)
-      S.add(Source);
-    EXPECT_EQ(S.call("useEverything", 5), 1137);
-    Where.insert(S.find("useEverything"));
-    must(S.Recorder->store(Path, Key));
-  }
-
-  std::string Path;
-  std::set<uint64_t> Where;
 };
 
 // What another process does with an image, and where it had it.
@@ -260,88 +152,6 @@ TEST_F(Image, IsNotLoadedForATrackerThatIsRemovedMeanwhile) {
   EXPECT_EQ(S.MM->stats().live, 0u);
   Alone.removeGenerator(Generator);
   EXPECT_FALSE(bool(expectedToOptional(S.J->lookup(Alone, "useEverything"))));
-}
-
-// Removes a tracker once the fixups of a graph are applied.
-class RemovingPlugin : public compat::StatelessPlugin {
-public:
-  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
-                        jitlink::PassConfiguration &Config) override {
-    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
-      auto Removed = std::move(Tracker);
-      return Removed ? Removed->remove() : Error::success();
-    });
-  }
-
-  ResourceTrackerSP Tracker;
-};
-
-TEST_F(Image, HasNothingOfATrackerThatIsRemovedWhileItLinks) {
-  auto Plugin = std::make_shared<RemovingPlugin>();
-  Session S(Plugin);
-  Plugin->Tracker = S.main().createResourceTracker();
-  S.add(Plugin->Tracker, "narrow.c");
-  must(S.main().define(absoluteSymbols(
-      {{S.J->mangleAndIntern("low"), {ExecutorAddr(0x1234), JITSymbolFlags::Exported}}})));
-  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
-  EXPECT_FALSE(Plugin->Tracker);
-  EXPECT_TRUE(S.Recorder->notStorable().empty());
-  S.add("sections.c");
-  EXPECT_NE(S.call("checkSections", 0), 0);
-  must(S.Recorder->store(Path, Key));
-}
-
-TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
-  Session S;
-  auto Tracker = S.main().createResourceTracker();
-  for (const char *Source : Stored)
-    S.add(Tracker, Source);
-  EXPECT_EQ(S.call("useEverything", 5), 1137);
-  must(Tracker->remove());
-  S.add("sections.c");
-  EXPECT_NE(S.call("checkSections", 0), 0);
-  must(S.Recorder->store(Path, Key));
-  Session Other;
-  must(Other.Loader->add(Other.main(), Path, Key));
-  EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
-  EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
-}
-
-// Stores whenever a graph is recorded.
-class StoringPlugin : public compat::StatelessPlugin {
-public:
-  StoringPlugin(std::shared_ptr<ImageRecorder> R, std::string Path)
-      : Recorder(std::move(R)), Path(std::move(Path)) {}
-
-  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
-                        jitlink::PassConfiguration &Config) override {
-    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
-      auto Err = Recorder->store(Path, Key);
-      Answers.push_back(Err ? messageOf(std::move(Err)) : "stored");
-      return Error::success();
-    });
-  }
-
-  std::shared_ptr<ImageRecorder> Recorder;
-  std::string Path;
-  std::vector<std::string> Answers;
-};
-
-TEST_F(Image, IsNotStoredWithoutWhatIsBeingLinked) {
-  Session S;
-  auto Plugin = std::make_shared<StoringPlugin>(S.Recorder, Path);
-  static_cast<ObjectLinkingLayer &>(S.J->getObjLinkingLayer()).addPlugin(Plugin);
-  for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
-    S.add(Source);
-  EXPECT_EQ(S.call("catchProblem", 1), 1001);
-  // The one that refers to the others is recorded before they are.
-  ASSERT_EQ(Plugin->Answers.size(), 3u);
-  EXPECT_NE(Plugin->Answers[0].find("being linked"), std::string::npos) << Plugin->Answers[0];
-  EXPECT_EQ(Plugin->Answers[2], "stored");
-  // One that fails is none that is being linked.
-  S.add("narrow.c");
-  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
-  EXPECT_TRUE(S.Recorder->notStorable().empty());
 }
 
 // What LLJIT's platform gives each JITDylib is each session's own.

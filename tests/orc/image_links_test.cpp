@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+//
+// Images of sessions in which graphs are linked and removed meanwhile.
+
+#include "image.h"
+
+#include <vector>
+
+namespace {
+
+// Removes a tracker once the fixups of a graph are applied.
+class RemovingPlugin : public compat::StatelessPlugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
+      auto Removed = std::move(Tracker);
+      return Removed ? Removed->remove() : Error::success();
+    });
+  }
+
+  ResourceTrackerSP Tracker;
+};
+
+TEST_F(Image, HasNothingOfATrackerThatIsRemovedWhileItLinks) {
+  auto Plugin = std::make_shared<RemovingPlugin>();
+  Session S(Plugin);
+  Plugin->Tracker = S.main().createResourceTracker();
+  S.add(Plugin->Tracker, "narrow.c");
+  must(S.main().define(absoluteSymbols(
+      {{S.J->mangleAndIntern("low"), {ExecutorAddr(0x1234), JITSymbolFlags::Exported}}})));
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
+  EXPECT_FALSE(Plugin->Tracker);
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+  S.add("sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+}
+
+TEST_F(Image, HasWhatIsLinkedWhenItIsStored) {
+  Session S;
+  auto Tracker = S.main().createResourceTracker();
+  for (const char *Source : Stored)
+    S.add(Tracker, Source);
+  EXPECT_EQ(S.call("useEverything", 5), 1137);
+  must(Tracker->remove());
+  S.add("sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
+  EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("useEverything"))));
+}
+
+// Stores whenever a graph is recorded.
+class StoringPlugin : public compat::StatelessPlugin {
+public:
+  StoringPlugin(std::shared_ptr<ImageRecorder> R, std::string Path)
+      : Recorder(std::move(R)), Path(std::move(Path)) {}
+
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostFixupPasses.push_back([this](jitlink::LinkGraph &) {
+      auto Err = Recorder->store(Path, Key);
+      Answers.push_back(Err ? messageOf(std::move(Err)) : "stored");
+      return Error::success();
+    });
+  }
+
+  std::shared_ptr<ImageRecorder> Recorder;
+  std::string Path;
+  std::vector<std::string> Answers;
+};
+
+TEST_F(Image, IsNotStoredWithoutWhatIsBeingLinked) {
+  Session S;
+  auto Plugin = std::make_shared<StoringPlugin>(S.Recorder, Path);
+  static_cast<ObjectLinkingLayer &>(S.J->getObjLinkingLayer()).addPlugin(Plugin);
+  for (const char *Source : {"catches.cpp", "throws.cpp", "passes.cpp"})
+    S.add(Source);
+  EXPECT_EQ(S.call("catchProblem", 1), 1001);
+  // The one that refers to the others is recorded before they are.
+  ASSERT_EQ(Plugin->Answers.size(), 3u);
+  EXPECT_NE(Plugin->Answers[0].find("being linked"), std::string::npos) << Plugin->Answers[0];
+  EXPECT_EQ(Plugin->Answers[2], "stored");
+  // One that fails is none that is being linked.
+  S.add("narrow.c");
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+}
+
+} // namespace
