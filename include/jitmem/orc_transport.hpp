@@ -12,6 +12,7 @@
 #include <llvm/ADT/FunctionExtras.h>
 #include <llvm/ADT/StringRef.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -313,6 +314,15 @@ inline llvm::Error sendToken(int Socket, llvm::StringRef Token) {
 
 namespace detail {
 
+/// Waits until something holds, or for any time at most: std::condition_variable adds that to the
+/// time of now, which it may be too long for. False if it does not hold by then.
+template <typename HoldsT>
+bool waitFor(std::condition_variable &Changed, std::unique_lock<std::mutex> &Lock,
+             std::chrono::milliseconds Limit, HoldsT Holds) {
+  constexpr std::chrono::hours Longest(24 * 365 * 100);
+  return Changed.wait_for(Lock, std::min<std::chrono::milliseconds>(Limit, Longest), Holds);
+}
+
 /// Shuts a socket down unless it is stopped within a limit.
 class SocketWatch {
 public:
@@ -359,7 +369,7 @@ public:
 private:
   void watch() {
     std::unique_lock<std::mutex> Lock(M);
-    if (Changed.wait_for(Lock, Limit, [&] { return Done; }))
+    if (waitFor(Changed, Lock, Limit, [&] { return Done; }))
       return;
     Over = true;
     ::shutdown(Socket, SHUT_RDWR);
