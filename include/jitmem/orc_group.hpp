@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -83,14 +84,16 @@ public:
       S->Link.EPC->cut();
       return E.take();
     }
-    std::lock_guard<std::mutex> Lock(M);
-    auto Early = std::find(Removed.begin(), Removed.end(), Number);
-    if (Early != Removed.end()) {
+    {
+      std::lock_guard<std::mutex> Lock(M);
+      auto Early = std::find(Removed.begin(), Removed.end(), Number);
+      if (Early == Removed.end()) {
+        Links.push_back({Number, std::move(S->Link)});
+        return Number;
+      }
       Removed.erase(Early);
-      S->Link.EPC->cut();
-    } else {
-      Links.push_back({Number, std::move(S->Link)});
     }
+    S->Link.EPC->cut();
     return Number;
   }
 
@@ -98,14 +101,8 @@ public:
     OwnedError E;
     if (jitmem_mapper_remove_executor(Mapper.get(), Number, E.out()) != JITMEM_OK)
       return E.take();
-    std::lock_guard<std::mutex> Lock(M);
-    for (auto I = Links.begin(); I != Links.end(); ++I)
-      if (I->Number == Number) {
-        I->Link.EPC->cut();
-        Links.erase(I);
-        return llvm::Error::success();
-      }
-    Removed.push_back(Number);
+    if (auto Gone = take(Number))
+      Gone->EPC->cut();
     return llvm::Error::success();
   }
 
@@ -126,6 +123,20 @@ private:
 
   explicit Group(Choice C) : Chosen(std::move(C)) {}
 
+  /// The link to an executor that is removed, if add() has noted it.
+  std::optional<ExecutorLink> take(uint64_t Number) {
+    std::lock_guard<std::mutex> Lock(M);
+    auto Is = [Number](const NumberedLink &L) { return L.Number == Number; };
+    auto Found = std::find_if(Links.begin(), Links.end(), Is);
+    if (Found == Links.end()) {
+      Removed.push_back(Number);
+      return std::nullopt;
+    }
+    std::optional<ExecutorLink> Gone(std::move(Found->Link));
+    Links.erase(Found);
+    return Gone;
+  }
+
   llvm::Expected<Service> find(EPCRef EPC) const {
     return Service::find(EPC, Chosen.Load, Chosen.Library, Chosen.Limits);
   }
@@ -140,7 +151,8 @@ private:
   }
 
   Choice Chosen;
-  /// Of Links; not held while the library is called, where callbacks of the host run.
+  /// Of Links; not held while the library is called, where callbacks of the host run, nor while a
+  /// link is cut, which waits for them.
   std::mutex M;
   std::vector<NumberedLink> Links;
   /// Executors that the observer of the group has removed before add() has noted their links.

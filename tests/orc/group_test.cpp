@@ -8,6 +8,14 @@
 #include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
 
 #include <atomic>
+#include <csignal>
+#include <fstream>
+#include <future>
+#include <string>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -17,7 +25,7 @@ namespace {
 // Our own program with the same addresses each time, and an EPC that has a session of its own until
 // the session that links takes it.
 struct Member {
-  Member() {
+  explicit Member(std::unique_ptr<TaskDispatcher> Tasks = std::make_unique<ThreadPerTask>()) {
     Pipe ToChild, FromChild;
     std::vector<std::string> Command = {"/usr/bin/setarch", "-R"};
     for (std::string &Word : commandOf(Setting::ProgramShared))
@@ -30,8 +38,7 @@ struct Member {
       return jitlink::InProcessMemoryManager::Create(); // unused
     };
     EPC = must(SimpleRemoteEPC::Create<FDSimpleRemoteEPCTransport>(
-        std::make_unique<ThreadPerTask>(), std::move(Setup), FromChild.Read.release(),
-        ToChild.Write.release()));
+        std::move(Tasks), std::move(Setup), FromChild.Read.release(), ToChild.Write.release()));
     Control = EPC.get();
   }
 
@@ -120,6 +127,63 @@ TEST(Group, ObjectsOfOneSessionRunInFourExecutors) {
   MM.reset();
   for (Member *M : {&Members[1], &Members[2], &Members[3], &Late})
     must(M->ES->endSession());
+}
+
+// Whether a thread of this process waits for another one.
+bool sleeps(long Thread) {
+  std::ifstream File("/proc/self/task/" + std::to_string(Thread) + "/stat");
+  std::string Line;
+  std::getline(File, Line);
+  auto Name = Line.rfind(") ");
+  return Name != std::string::npos && Line[Name + 2] == 'S';
+}
+
+// A callback that the dispatcher runs in place keeps its link from being cut.
+TEST(Group, ChangesWhileACallbackKeepsALinkInUse) {
+  Member First(std::make_unique<InPlaceTaskDispatcher>());
+  std::vector<Member> Others(2);
+  Member Late;
+  std::atomic<bool> FirstIsGone{false};
+  jitmem::orc::Options O;
+  O.GroupObserver = [&](const jitmem_group_event &Event) {
+    if (Event.change == JITMEM_GROUP_REMOVED && Event.executor == 1)
+      FirstIsGone = true;
+  };
+  auto MM = must(jitmem::orc::MemoryManager::CreateGroup(
+      {First.Control, Others[0].Control, Others[1].Control}, O));
+
+  // All of them have to map a chunk for it, and one can't yet.
+  pid_t Last = Others.back().Child->id();
+  ASSERT_EQ(kill(Last, SIGSTOP), 0);
+  ASSERT_EQ(waitpid(Last, nullptr, WUNTRACED), Last);
+  auto G = compat::makeGraph("graph");
+  addZeroFill(*G, addSection(*G, "data", AllocGroup(MemProt::Read | MemProt::Write)), 128 << 20);
+  auto Allocated = must(MM->allocate(nullptr, *G));
+  std::promise<jitlink::JITLinkMemoryManager::FinalizedAlloc> Finalized;
+  std::thread Removing;
+  std::string RemovedFirst, RemovedSecond, Added;
+  Allocated->finalize([&](Expected<jitlink::JITLinkMemoryManager::FinalizedAlloc> Result) {
+    std::promise<long> Started;
+    Removing = std::thread([&] {
+      Started.set_value(syscall(SYS_gettid));
+      RemovedFirst = toString(MM->removeExecutor(1));
+    });
+    long Thread = Started.get_future().get();
+    // What is left of that is to cut the link, when this has returned.
+    EXPECT_TRUE(eventually([&] { return FirstIsGone && sleeps(Thread); }));
+    RemovedSecond = toString(MM->removeExecutor(2));
+    Added = toString(MM->addExecutor(*Late.Control, "late").takeError());
+    Finalized.set_value(must(std::move(Result)));
+  });
+  ASSERT_EQ(kill(Last, SIGCONT), 0);
+  must(MM->deallocate(Finalized.get_future().get()));
+  Removing.join();
+  EXPECT_EQ(RemovedFirst + RemovedSecond + Added, "");
+  MM.reset();
+  for (Member *M : {&First, &Others[0], &Others[1], &Late}) {
+    M->ownSession();
+    must(M->ES->endSession());
+  }
 }
 
 TEST(Group, OnlyGroupsHaveExecutorsThatJoin) {
