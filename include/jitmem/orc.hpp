@@ -197,9 +197,11 @@ public:
   /// which answers its look-ups; calls into another go through that one's EPC. Executors are
   /// numbered from 1 on. Waits for them.
   ///
-  /// Each EPC must be there for as long as its executor belongs to the group, and the first one for
-  /// as long as anything is asked of the manager: callbacks run by its dispatcher, so it is best
-  /// the session's. None is needed while the manager is destroyed.
+  /// Each EPC must be there for as long as its executor belongs to the group. Callbacks run by the
+  /// dispatcher of the first one that belongs to it, so that is best the session's. When all have
+  /// left, that of the last one goes on, and must be there for as long as anything is asked of the
+  /// manager, unless removeExecutor() was called for it. None is needed while the manager is
+  /// destroyed.
   static llvm::Expected<std::unique_ptr<MemoryManager>>
   CreateGroup(llvm::ArrayRef<llvm::orc::ExecutorProcessControl *> EPCs, const Options &O = {}) {
     auto G = detail::Group::create(EPCs, {O.LoadExecutorLibrary, O.ExecutorLibrary, O.Limits},
