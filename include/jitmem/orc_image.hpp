@@ -10,13 +10,15 @@
 #include "orc_image_graph.hpp"
 
 #include <llvm/ADT/DenseMap.h>
-#include <llvm/ADT/STLExtras.h>
 #include <llvm/ADT/StringExtras.h>
 #include <llvm/ExecutionEngine/JITLink/x86_64.h>
 
-#include <algorithm>
 #include <cassert>
+#include <chrono>
+#include <condition_variable>
+#include <cstddef>
 #include <cstdint>
+#include <list>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -69,8 +71,15 @@ public:
   /// Writes what is linked now to a file, in the place of one that is there; see
   /// jitmem_image_recorder_store. Fails if something can't be stored or is being linked, and names
   /// the first eight graphs of it.
-  llvm::Error store(llvm::StringRef Path, const ImageKey &Key = {}) {
-    std::lock_guard<std::mutex> Guard(Lock);
+  ///
+  /// Waits for `Limit` at most until nothing is being linked. That includes what is begun
+  /// meanwhile, to which the code may refer: a host whose other threads go on linking keeps them
+  /// from further look-ups. A call from within a link, such as a plugin's, would wait for itself,
+  /// and gives no time.
+  llvm::Error store(llvm::StringRef Path, const ImageKey &Key = {},
+                    std::chrono::milliseconds Limit = {}) {
+    std::unique_lock<std::mutex> Guard(Lock);
+    detail::waitFor(LinksEnd, Guard, Limit, [&] { return UnderWay == 0; });
     auto Missing = refused();
     if (!Missing.empty()) {
       constexpr size_t MostNamed = 8;
@@ -113,62 +122,111 @@ private:
   using Owner = const llvm::orc::MaterializationResponsibility *;
 
   struct Graph {
-    Owner Linking; // null once it is emitted
-    llvm::orc::ResourceKey Key;
-    uint64_t Id; // 0: not recorded
-    std::string Name, Why;
+    std::string Name;
+    bool IsLinked = false;
+    uint64_t Id = 0; // 0: not recorded
+    std::string Why = {};
   };
+  using Place = std::list<Graph>::iterator;
 
   explicit ImageRecorder(jitmem_image_recorder *New) : Recorder(New) {}
 
   // A graph that refers to this one may be recorded before it.
-  void begin(Owner Linking, llvm::StringRef Name) {
+  void begin(Owner Link, llvm::StringRef Name) {
     std::lock_guard<std::mutex> Guard(Lock);
-    Graphs.push_back(
-        {Linking, {}, 0, detail::toName(Name), "it is being linked; store it behind that"});
+    auto New = Graphs.insert(Graphs.end(), {detail::toName(Name)});
+    ++UnderWay;
+    auto [Known, IsNew] = Linking.try_emplace(Link, New);
+    // A link that was dropped, and told nothing of that.
+    if (!IsNew)
+      drop(std::exchange(Known->second, New));
   }
 
-  void record(Owner Linking, llvm::jitlink::LinkGraph &G) {
+  llvm::Error record(Owner Link, llvm::jitlink::LinkGraph &G) {
     detail::ImageGraph Read;
     std::lock_guard<std::mutex> Guard(Lock);
-    auto Begun = llvm::find_if(Graphs, [&](auto &One) { return One.Linking == Linking; });
-    assert(Begun != Graphs.end() && "graphs are forgotten once they have failed");
+    auto Begun = Linking.find(Link);
+    if (Begun == Linking.end())
+      return llvm::make_error<MemoryError>(
+          JITMEM_INVALID_ARGUMENT, 0,
+          "record graph " + detail::toName(G.getName()) +
+              " for an image: its link has failed, as the recorder was told, and goes on; tell "
+              "plugins of a failure when it is one");
     auto Err = Read.read(G, Storable, CallsStart);
     if (!Err) {
       if (auto Id = Read.record(Recorder.get()))
-        Begun->Id = *Id;
+        Begun->second->Id = *Id;
       else
         Err = Id.takeError();
     }
-    Begun->Why = llvm::toString(std::move(Err)); // empty if there is none
+    Begun->second->Why = llvm::toString(std::move(Err)); // empty if there is none
+    end(*Begun->second);
+    return llvm::Error::success();
   }
 
-  void emitted(Owner Linking, llvm::orc::ResourceKey Key) {
+  void emitted(Owner Link, llvm::orc::ResourceKey Key) {
     std::lock_guard<std::mutex> Guard(Lock);
-    for (auto &G : Graphs)
-      if (G.Linking == Linking)
-        G.Linking = nullptr, G.Key = Key;
+    auto Found = Linking.find(Link);
+    if (Found == Linking.end())
+      return;
+    Emitted[Key].push_back(Found->second);
+    Linking.erase(Found);
   }
 
-  template <typename WhichT> void forget(WhichT Which) {
+  void failed(Owner Link) {
     std::lock_guard<std::mutex> Guard(Lock);
-    for (auto &G : Graphs)
-      if (Which(G) && G.Id != 0)
-        jitmem_image_recorder_forget(Recorder.get(), G.Id, nullptr);
-    llvm::erase_if(Graphs, Which);
+    auto Found = Linking.find(Link);
+    if (Found == Linking.end())
+      return;
+    drop(Found->second);
+    Linking.erase(Found);
+  }
+
+  void remove(llvm::orc::ResourceKey Key) {
+    std::lock_guard<std::mutex> Guard(Lock);
+    for (auto Gone : take(Key))
+      drop(Gone);
   }
 
   void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) {
     std::lock_guard<std::mutex> Guard(Lock);
-    for (auto &G : Graphs)
-      if (!G.Linking && G.Key == From)
-        G.Key = To;
+    auto Moved = take(From);
+    if (Moved.empty())
+      return;
+    auto &All = Emitted[To];
+    All.insert(All.end(), Moved.begin(), Moved.end());
+  }
+
+  std::vector<Place> take(llvm::orc::ResourceKey Key) {
+    auto Found = Emitted.find(Key);
+    if (Found == Emitted.end())
+      return {};
+    auto Taken = std::move(Found->second);
+    Emitted.erase(Found);
+    return Taken;
+  }
+
+  void drop(Place Gone) {
+    end(*Gone);
+    if (Gone->Id != 0)
+      jitmem_image_recorder_forget(Recorder.get(), Gone->Id, nullptr);
+    Graphs.erase(Gone);
+  }
+
+  // Its content stays as it is.
+  void end(Graph &G) {
+    if (!std::exchange(G.IsLinked, true) && --UnderWay == 0)
+      LinksEnd.notify_all();
   }
 
   std::vector<std::string> refused() const {
     std::vector<std::string> All;
     for (auto &G : Graphs) {
-      if (!G.Why.empty())
+      if (!G.IsLinked)
+        All.push_back("graph " + G.Name +
+                      " is not storable: it is being linked; store it behind that, or give store() "
+                      "time for it");
+      else if (!G.Why.empty())
         All.push_back("graph " + G.Name + " is not storable: " + G.Why);
     }
     return All;
@@ -176,7 +234,11 @@ private:
 
   std::mutex Lock;
   std::unique_ptr<jitmem_image_recorder, detail::FreeImageRecorder> Recorder;
-  std::vector<Graph> Graphs;
+  std::list<Graph> Graphs; // in the order in which their links began
+  llvm::DenseMap<Owner, Place> Linking;
+  llvm::DenseMap<llvm::orc::ResourceKey, std::vector<Place>> Emitted;
+  size_t UnderWay = 0; // graphs that are not linked yet
+  std::condition_variable LinksEnd;
   detail::StorableCalls Storable;
   uint64_t CallsStart = UINT64_C(1) << 63; // no program has memory there
 };
@@ -195,10 +257,8 @@ public:
       return;
     Recorder->begin(&MR, G.getName());
     Config.PostAllocationPasses.push_back(keepIndirect);
-    Config.PostFixupPasses.push_back([this, Linking = &MR](llvm::jitlink::LinkGraph &G) {
-      Recorder->record(Linking, G);
-      return llvm::Error::success();
-    });
+    Config.PostFixupPasses.push_back(
+        [this, Link = &MR](llvm::jitlink::LinkGraph &G) { return Recorder->record(Link, G); });
   }
 
   llvm::Error notifyEmitted(llvm::orc::MaterializationResponsibility &MR) override {
@@ -206,15 +266,15 @@ public:
         MR.withResourceKeyDo([&](llvm::orc::ResourceKey Key) { Recorder->emitted(&MR, Key); });
     // Its tracker was removed meanwhile: layers tell of that by no notifyFailed.
     if (Err)
-      Recorder->forget([&](auto &G) { return G.Linking == &MR; });
+      Recorder->failed(&MR);
     return Err;
   }
   llvm::Error notifyFailed(llvm::orc::MaterializationResponsibility &MR) override {
-    Recorder->forget([&](auto &G) { return G.Linking == &MR; });
+    Recorder->failed(&MR);
     return llvm::Error::success();
   }
   llvm::Error remove(llvm::orc::ResourceKey Key) override {
-    Recorder->forget([&](auto &G) { return !G.Linking && G.Key == Key; });
+    Recorder->remove(Key);
     return llvm::Error::success();
   }
   void transfer(llvm::orc::ResourceKey To, llvm::orc::ResourceKey From) override {

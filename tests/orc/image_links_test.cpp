@@ -4,6 +4,12 @@
 
 #include "image.h"
 
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <sys/syscall.h>
+#include <thread>
 #include <vector>
 
 namespace {
@@ -88,6 +94,104 @@ TEST_F(Image, IsNotStoredWithoutWhatIsBeingLinked) {
   S.add("narrow.c");
   EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("narrow"))));
   EXPECT_TRUE(S.Recorder->notStorable().empty());
+}
+
+// Holds a link that other threads begin until a thread sleeps in what it has come to by then.
+class HeldPlugin : public compat::StatelessPlugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([this](jitlink::LinkGraph &) {
+      Begun.set_value();
+      while (!IsStoring || !sleeps())
+        std::this_thread::yield();
+      return Error::success();
+    });
+  }
+
+  std::promise<void> Begun;
+  std::atomic<bool> IsStoring{false};
+  const long Thread = syscall(SYS_gettid);
+
+private:
+  bool sleeps() const {
+    std::ifstream File("/proc/self/task/" + std::to_string(Thread) + "/stat");
+    std::string Line;
+    std::getline(File, Line);
+    auto Name = Line.rfind(") ");
+    return Name != std::string::npos && Line[Name + 2] == 'S';
+  }
+};
+
+TEST_F(Image, IsStoredBehindWhatIsBeingLinked) {
+  auto Plugin = std::make_shared<HeldPlugin>();
+  Session S(Plugin);
+  S.add("sections.c");
+  auto Found = std::async(std::launch::async, [&] { return S.find("checkSections"); });
+  Plugin->Begun.get_future().get();
+  auto Message = messageOf(S.Recorder->store(Path, Key));
+  for (const char *Word : {"sections.c", "being linked", "time"})
+    EXPECT_NE(Message.find(Word), std::string::npos) << Message;
+  Message = messageOf(S.Recorder->store(Path, Key, std::chrono::milliseconds(1)));
+  EXPECT_NE(Message.find("being linked"), std::string::npos) << Message;
+  Plugin->IsStoring = true;
+  Message = messageOf(S.Recorder->store(Path, Key, std::chrono::milliseconds::max()));
+  EXPECT_EQ(Message, "");
+  EXPECT_NE(Found.get(), 0u);
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
+}
+
+// Says that a link has failed while it goes on.
+class FailingPlugin : public compat::StatelessPlugin {
+public:
+  void modifyPassConfig(MaterializationResponsibility &MR, jitlink::LinkGraph &,
+                        jitlink::PassConfiguration &Config) override {
+    Config.PostAllocationPasses.push_back([this, &MR](jitlink::LinkGraph &) {
+      return Told ? Told->notifyFailed(MR) : Error::success();
+    });
+  }
+
+  std::unique_ptr<ImagePlugin> Told;
+};
+
+TEST_F(Image, RefusesLinksThatWereSaidToHaveFailed) {
+  auto Plugin = std::make_shared<FailingPlugin>();
+  Session S(Plugin);
+  Plugin->Told = std::make_unique<ImagePlugin>(S.Recorder);
+  std::string Reported;
+  S.J->getExecutionSession().setErrorReporter(
+      [&](Error Err) { Reported += messageOf(std::move(Err)); });
+  auto Tracker = S.main().createResourceTracker();
+  S.add(Tracker, "sections.c");
+  EXPECT_FALSE(bool(expectedToOptional(S.J->lookup("checkSections"))));
+  EXPECT_NE(Reported.find("sections.c"), std::string::npos) << Reported;
+  EXPECT_NE(Reported.find("has failed"), std::string::npos) << Reported;
+  must(Tracker->remove());
+  Plugin->Told.reset();
+  S.add("sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  must(S.Recorder->store(Path, Key));
+}
+
+TEST_F(Image, HasWhatOtherTrackersHaveTaken) {
+  Session S;
+  auto First = S.main().createResourceTracker(), Second = S.main().createResourceTracker();
+  S.add(First, "sections.c");
+  EXPECT_NE(S.call("checkSections", 0), 0);
+  S.add(Second, "narrow.c");
+  must(S.main().define(absoluteSymbols(
+      {{S.J->mangleAndIntern("low"), {ExecutorAddr(0x1234), JITSymbolFlags::Exported}}})));
+  EXPECT_NE(S.find("narrow"), 0u);
+  First->transferTo(*Second);
+  EXPECT_EQ(S.Recorder->notStorable().size(), 1u);
+  must(Second->remove());
+  EXPECT_TRUE(S.Recorder->notStorable().empty());
+  must(S.Recorder->store(Path, Key));
+  Session Other;
+  must(Other.Loader->add(Other.main(), Path, Key));
+  EXPECT_FALSE(bool(expectedToOptional(Other.J->lookup("checkSections"))));
 }
 
 } // namespace
