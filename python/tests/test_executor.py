@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
+import errno
 import os
 import signal
 import threading
@@ -87,6 +88,13 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(caught.exception.status, Status.DISCONNECTED)
         with self.assertRaisesRegex(FileNotFoundError, "start an executor: .*: install .*/nowhere/jitmem-executor"):
             jitmem.Executor(program="/nowhere/jitmem-executor")
+        with self.assertRaisesRegex(PermissionError, "start an executor: .*: install .*/tmp"):
+            jitmem.Executor(program="/tmp")
+
+    def test_a_program_that_is_there_need_not_be_installed(self):
+        with self.assertRaisesRegex(OSError, "start an executor: Argument list too long: '") as caught:
+            jitmem.Executor(["--" + "x" * (1 << 20)])
+        self.assertEqual(caught.exception.errno, errno.E2BIG)
 
     def test_what_is_closed_says_so(self):
         executor = jitmem.Executor()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .manager import Manager
 
 _RUN_INT = "__llvm_orc_bootstrap_run_as_int_function_wrapper"
+# What the system says where there is no program, and not where it has no room for a process.
+_NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
 # Seconds for the calls of other threads once the block of an executor is left by an exception.
 _PATIENCE = 10.0
 
@@ -65,8 +68,9 @@ class Executor:
             try:
                 self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
             except OSError as error:
-                advice = "install jitmem-executor, set JITMEM_EXECUTOR to it, or pass program="
-                raise type(error)(error.errno, f"start an executor: {error.strerror}: {advice}", command[0]) from None
+                advice = ": install jitmem-executor, set JITMEM_EXECUTOR to it, or pass program="
+                why = f"start an executor: {error.strerror}{advice if error.errno in _NO_PROGRAM else ''}"
+                raise type(error)(error.errno, why, command[0]) from None
             theirs.close()
             try:
                 call("jitmem_transport_socket", ours.fileno(), byref(self.transport))
