@@ -82,7 +82,8 @@ static CLOSED_IN_CHILD: [AtomicI32; 1024] = [const { AtomicI32::new(FREE) }; 102
 const FREE: i32 = -1;
 
 /// Puts a socket whose other end is closed in the place of each of them. The numbers stay taken: a
-/// child may still drop its copy of the parent's object.
+/// child may still drop its copy of the parent's object. Where the system gives no socket, they are
+/// another file's.
 ///
 /// # Safety
 /// Only in a child, which has one thread.
@@ -97,24 +98,41 @@ unsafe fn close_in_child() {
         }
         libc::close(ends[1]);
         let mut dead = ends[0];
-        for place in &CLOSED_IN_CHILD {
-            let number = place.load(Ordering::Relaxed);
-            if number == FREE {
-                continue;
-            }
+        for number in closed_in_child() {
             if dead == FREE {
                 libc::close(number);
                 dead = libc::socket(libc::AF_UNIX, kind, 0);
                 if dead == FREE {
                     dead = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
                 }
+                if dead == FREE {
+                    dead = another_that_is_open();
+                }
             }
-            if dead != number {
-                libc::dup3(dead, number, libc::O_CLOEXEC);
+            if dead != number && libc::dup3(dead, number, libc::O_CLOEXEC) < 0 {
+                // The limit is below it by now, so no file gets it.
+                libc::close(number);
             }
         }
         libc::close(ends[0]);
     }
+}
+
+fn closed_in_child() -> impl Iterator<Item = i32> {
+    let numbers = CLOSED_IN_CHILD
+        .iter()
+        .map(|place| place.load(Ordering::Relaxed));
+    numbers.filter(|number| *number != FREE)
+}
+
+/// A descriptor that is not to be closed in children, for which the system need give nothing.
+fn another_that_is_open() -> i32 {
+    let most = closed_in_child().max().unwrap_or(FREE);
+    // SAFETY: asks for flags.
+    let is_open = |number: &i32| unsafe { libc::fcntl(*number, libc::F_GETFD) } >= 0;
+    let mut all = (0..most).filter(is_open);
+    all.find(|number| closed_in_child().all(|closed| closed != *number))
+        .unwrap_or(FREE)
 }
 
 /// A descriptor that forked children find closed at the other end.
@@ -333,6 +351,72 @@ mod tests {
             let children = in_a_child(dead);
             let nothing = |there: &UnixStream| (&mut &*there).read(&mut [0]).is_err();
             children && guarded.iter().all(|(_, there)| nothing(there)) && !dead()
+        }));
+    }
+
+    /// Has the system refuse these calls in this process from now on.
+    fn refuse(calls: &[libc::c_long]) {
+        let step = |code: u32, jt, jf, k| libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        };
+        // The number of a call is the first of its data.
+        let mut steps = vec![step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0)];
+        let refusal = libc::SECCOMP_RET_ERRNO | libc::ENFILE as u32;
+        for call in calls {
+            let is = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+            steps.push(step(is, 0, 1, *call as u32));
+            steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, refusal));
+        }
+        let allowed = libc::SECCOMP_RET_ALLOW;
+        steps.push(step(libc::BPF_RET | libc::BPF_K, 0, 0, allowed));
+        let filter = libc::sock_fprog {
+            len: steps.len() as u16,
+            filter: steps.as_mut_ptr(),
+        };
+        let set = libc::SECCOMP_SET_MODE_FILTER;
+        // SAFETY: a filter with its length.
+        unsafe {
+            assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+            assert_eq!(
+                libc::syscall(libc::SYS_seccomp, set, 0, &raw const filter),
+                0
+            );
+        }
+    }
+
+    #[test]
+    fn children_find_their_numbers_taken_where_the_system_gives_no_file() {
+        // In a process of its own, which is refused them.
+        assert!(in_a_child(|| {
+            let pairs = [(); 3].map(|()| UnixStream::pair().unwrap());
+            let guarded =
+                pairs.map(|(here, there)| (ClosedInChild::new(OwnedFd::from(here)), there));
+            refuse(&[libc::SYS_socketpair, libc::SYS_socket, libc::SYS_openat]);
+            assert!(UnixStream::pair().is_err());
+            // What file it is, and the descriptor's flags.
+            let taken_by = |number: i32| {
+                let mut file = std::mem::MaybeUninit::<libc::stat>::uninit();
+                // SAFETY: room for what is asked; it is read where there is an answer.
+                unsafe {
+                    let known = libc::fstat(number, file.as_mut_ptr()) == 0;
+                    known.then(|| {
+                        (
+                            file.assume_init().st_ino,
+                            libc::fcntl(number, libc::F_GETFD),
+                        )
+                    })
+                }
+            };
+            guarded.iter().all(|(one, _)| {
+                let number = one.as_raw_fd();
+                let (before, _) = taken_by(number).unwrap();
+                let another =
+                    |(file, flags)| file != before && flags & libc::FD_CLOEXEC == libc::FD_CLOEXEC;
+                in_a_child(|| taken_by(number).is_some_and(another))
+            })
         }));
     }
 
