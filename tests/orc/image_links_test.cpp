@@ -8,6 +8,8 @@
 #include <chrono>
 #include <fstream>
 #include <future>
+#include <mutex>
+#include <shared_mutex>
 #include <sys/syscall.h>
 #include <thread>
 #include <vector>
@@ -141,6 +143,42 @@ TEST_F(Image, IsStoredBehindWhatIsBeingLinked) {
   Session Other;
   must(Other.Loader->add(Other.main(), Path, Key));
   EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
+}
+
+Error storeAtRest(ImageRecorder &Recorder, std::shared_mutex &Lookups, StringRef Path) {
+  std::unique_lock<std::shared_mutex> NoFurtherLookups(Lookups);
+  return Recorder.store(Path, Key, std::chrono::seconds(10));
+}
+
+TEST_F(Image, IsStoredWhenThreadsThatLinkComeToRest) {
+  Session S;
+  std::shared_mutex Lookups;
+  std::atomic<bool> Over{false};
+  std::atomic<int> Linked{0};
+  std::vector<std::thread> Threads;
+  for (const char *Name : {"one", "two"})
+    Threads.emplace_back([&, Name] {
+      auto &Own = must(S.J->createJITDylib(Name));
+      while (!Over) {
+        auto Tracker = Own.createResourceTracker();
+        S.add(Tracker, "sections.c");
+        {
+          std::shared_lock<std::shared_mutex> MayLink(Lookups);
+          must(S.J->lookup(Own, "checkSections"));
+        }
+        ++Linked;
+        must(Tracker->remove());
+      }
+    });
+  for (int Store = 0; Store != 10; ++Store) {
+    int Before = Linked;
+    while (Linked < Before + 4)
+      std::this_thread::yield();
+    EXPECT_EQ(messageOf(storeAtRest(*S.Recorder, Lookups, Path)), "");
+  }
+  Over = true;
+  for (auto &Thread : Threads)
+    Thread.join();
 }
 
 // Says that a link has failed while it goes on.
