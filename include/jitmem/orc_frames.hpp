@@ -10,6 +10,7 @@
 #include <llvm/ADT/ArrayRef.h>
 #include <llvm/ADT/STLExtras.h>
 #include <llvm/ADT/StringRef.h>
+#include <llvm/ExecutionEngine/Orc/Shared/ExecutorAddress.h>
 #include <llvm/Support/DataExtractor.h>
 #include <llvm/Support/Error.h>
 #include <llvm/Support/MathExtras.h>
@@ -238,7 +239,7 @@ private:
     // To a multiple of 8, by instructions that do nothing.
     Bytes.resize(llvm::alignTo(Bytes.size(), 8));
     uint32_t Length = Bytes.size() - Start - 4;
-    std::copy_n(reinterpret_cast<const char *>(&Length), 4, Bytes.begin() + Start);
+    Bytes.replace(Start, 4, reinterpret_cast<const char *>(&Length), 4);
   }
 
   void describe(const FrameSection::Description &D, uint64_t Code) {
@@ -246,7 +247,7 @@ private:
     if (Common.second)
       record([&] {
         put<uint32_t>(Bytes, 0);
-        Bytes += D.Of->Version;
+        put(Bytes, D.Of->Version);
         Bytes += "zR" + D.Of->Letters;
         Bytes += '\0';
         Bytes += D.Of->Factors.str();
@@ -299,7 +300,7 @@ private:
   Range *reserve(uint64_t Below, uint64_t Size) {
     uint64_t Whole = llvm::alignTo(Size, Least), Hint = 0;
     for (uint64_t Tried = 0; Below < Unserved && Tried + Whole <= Reach; Tried += Whole) {
-      void *Place = mmap(reinterpret_cast<void *>(Hint), Whole, PROT_NONE,
+      void *Place = mmap(llvm::orc::ExecutorAddr(Hint).toPtr<void *>(), Whole, PROT_NONE,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (Place == MAP_FAILED)
         break;
