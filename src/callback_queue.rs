@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A callback that has taken longer than this may be waiting for one behind it.
-const TOO_LONG: Duration = Duration::from_millis(2);
+pub(crate) const TOO_LONG: Duration = Duration::from_millis(2);
 /// The watch ends after so many rounds with nothing to look after.
 const IDLE_ROUNDS: u32 = 50;
 

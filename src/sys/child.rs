@@ -99,20 +99,30 @@ impl ChildProcess {
     /// Waits for its end. Called once.
     pub(crate) fn wait(&self) -> io::Result<ExitStatus> {
         self.await_end();
-        let mut status = 0;
-        // It is a zombie now, so that this does not wait.
-        let _number = self.number_in_use.lock();
+        let number = self.number_in_use.lock();
+        let mut ended = self.reap(libc::WNOHANG);
+        if let Ok(None) = ended {
+            // The system has refused to say when it ends. It may be killed meanwhile.
+            drop(number);
+            ended = self.reap(0);
+        }
         // From here on its number may be given again.
         self.gone.store(true, Ordering::Release);
+        ended?.ok_or_else(|| io::Error::from_raw_os_error(libc::ECHILD))
+    }
+
+    /// `None` if it has not ended.
+    fn reap(&self, options: c_int) -> io::Result<Option<ExitStatus>> {
+        let mut status = 0;
         loop {
             // SAFETY: an integer to write to.
-            let waited = unsafe { libc::waitpid(self.number, &mut status, 0) };
-            match waited {
+            match unsafe { libc::waitpid(self.number, &mut status, options) } {
                 -1 => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
                     error => return Err(error),
                 },
-                _ => return Ok(ExitStatus::from_raw(status)),
+                0 => return Ok(None),
+                _ => return Ok(Some(ExitStatus::from_raw(status))),
             }
         }
     }

@@ -186,17 +186,23 @@ impl PendingCalls {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::callback_queue::TOO_LONG;
     use crate::error::Status;
     use std::sync::Arc;
 
     #[test]
     fn calls_end_in_order_in_one_thread_though_callbacks_take_long() {
         let (calls, seen) = (PendingCalls::new(), Arc::new(Mutex::new(Vec::new())));
+        let (begin, begun) = std::sync::mpsc::channel();
+        let mut begun = Some(begun);
         for number in 0..20u64 {
-            let seen = Arc::clone(&seen);
+            let (seen, begin, others) = (Arc::clone(&seen), begin.clone(), begun.take());
             let done = Completion::new(move |answer: crate::error::Result<Vec<u8>>| {
-                // Another thread would have begun with those behind it by then.
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                match others {
+                    // Another thread would begin with those behind it.
+                    Some(others) => assert!(others.recv_timeout(10 * TOO_LONG).is_err()),
+                    None => drop(begin.send(())),
+                }
                 assert_eq!(answer.unwrap_err().status(), Status::Disconnected);
                 let here = std::thread::current().id();
                 seen.lock().push((number, here));

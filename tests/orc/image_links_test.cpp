@@ -145,14 +145,26 @@ TEST_F(Image, IsStoredBehindWhatIsBeingLinked) {
   EXPECT_EQ(Other.call("checkSections", 0), S.call("checkSections", 0));
 }
 
-Error storeAtRest(ImageRecorder &Recorder, std::shared_mutex &Lookups, StringRef Path) {
-  std::unique_lock<std::shared_mutex> NoFurtherLookups(Lookups);
-  return Recorder.store(Path, Key, std::chrono::seconds(10));
-}
+class Rest {
+public:
+  std::shared_lock<std::shared_mutex> mayLookUp() {
+    std::lock_guard<std::mutex> Turn(Next);
+    return std::shared_lock<std::shared_mutex>(Lookups);
+  }
+  Error store(ImageRecorder &Recorder, StringRef Path) {
+    std::lock_guard<std::mutex> Turn(Next);
+    std::unique_lock<std::shared_mutex> NoLookups(Lookups);
+    return Recorder.store(Path, Key, std::chrono::seconds(10));
+  }
+
+private:
+  std::mutex Next;
+  std::shared_mutex Lookups;
+};
 
 TEST_F(Image, IsStoredWhenThreadsThatLinkComeToRest) {
   Session S;
-  std::shared_mutex Lookups;
+  Rest All;
   std::atomic<bool> Over{false};
   std::atomic<int> Linked{0};
   std::vector<std::thread> Threads;
@@ -163,7 +175,7 @@ TEST_F(Image, IsStoredWhenThreadsThatLinkComeToRest) {
         auto Tracker = Own.createResourceTracker();
         S.add(Tracker, "sections.c");
         {
-          std::shared_lock<std::shared_mutex> MayLink(Lookups);
+          auto MayLookUp = All.mayLookUp();
           must(S.J->lookup(Own, "checkSections"));
         }
         ++Linked;
@@ -174,7 +186,7 @@ TEST_F(Image, IsStoredWhenThreadsThatLinkComeToRest) {
     int Before = Linked;
     while (Linked < Before + 4)
       std::this_thread::yield();
-    EXPECT_EQ(messageOf(storeAtRest(*S.Recorder, Lookups, Path)), "");
+    EXPECT_EQ(messageOf(All.store(*S.Recorder, Path)), "");
   }
   Over = true;
   for (auto &Thread : Threads)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _RUN_INT = "__llvm_orc_bootstrap_run_as_int_function_wrapper"
 # What the system says where there is no program, and not where it has no room for a process.
-_NO_PROGRAM = (errno.ENOENT, errno.EACCES, errno.ENOEXEC)
+_NO_PROGRAM = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENOEXEC)
 # Seconds for the calls of other threads once the block of an executor is left by an exception.
 _PATIENCE = 10.0
 

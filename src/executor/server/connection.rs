@@ -228,11 +228,14 @@ impl ServerConnection {
             Ok(None) => {}
             Ok(Some(unwritten)) => {
                 let connection = Weak::clone(&self.this);
-                unwritten.elsewhere(move |unwritten| {
+                let write_on = move |unwritten| {
                     if let Some(connection) = connection.upgrade() {
                         connection.write_on(unwritten);
                     }
-                });
+                };
+                if let Some(unwritten) = unwritten.elsewhere(write_on) {
+                    self.write_on(unwritten);
+                }
             }
             Err(error) => self.pending.end_in_order(error),
         }

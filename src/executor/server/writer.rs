@@ -74,17 +74,22 @@ type Guard<'a> = MutexGuard<'a, Outgoing>;
 pub(super) struct Unwritten(Option<Encoded>);
 
 impl Unwritten {
-    /// Has `write_on` called in a thread of its own, or in this one where there is none to be had.
-    pub(super) fn elsewhere(self, write_on: impl FnOnce(Unwritten) + Send + 'static) {
-        let duty = Arc::new(Mutex::new(Some(move || write_on(self))));
+    /// Has `write_on` called in a thread of its own. Gives itself back where there is none to be had.
+    pub(super) fn elsewhere(
+        self,
+        write_on: impl FnOnce(Unwritten) + Send + 'static,
+    ) -> Option<Unwritten> {
+        let duty = Arc::new(Mutex::new(Some(self)));
         let theirs = Arc::clone(&duty);
         let act = move || {
             let duty = theirs.lock().take();
-            duty.into_iter().for_each(|write| write());
+            if let Some(unwritten) = duty {
+                write_on(unwritten);
+            }
         };
-        if sys::spawn("jitmem-send", act).is_err() {
-            let duty = duty.lock().take();
-            duty.into_iter().for_each(|write| write());
+        match sys::spawn("jitmem-send", act) {
+            Ok(_) => None,
+            Err(_) => duty.lock().take(),
         }
     }
 }

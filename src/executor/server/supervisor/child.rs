@@ -114,7 +114,12 @@ impl Child {
         // Of a child that is gone, the thread that reads learns why.
         if let Ok(Some(unwritten)) = started {
             let child = Arc::clone(self);
-            unwritten.elsewhere(move |unwritten| drop(child.writer.write_on(unwritten)));
+            let write_on = move |unwritten| drop(child.writer.write_on(unwritten));
+            if let Some(unwritten) = unwritten.elsewhere(write_on) {
+                self.kill_for(NO_THREAD.to_owned());
+                // Its end is the socket's.
+                drop(self.writer.write_on(unwritten));
+            }
         }
         true
     }
@@ -135,6 +140,7 @@ impl Child {
 }
 
 /// Why a call fails, or its process is ended.
+const NO_THREAD: &str = "no thread can be started that writes what it has no room for";
 const DOES_NOT_READ: &str = "the process that runs linked code does not read what it is sent, and as much waits for \
                              that as may";
 
