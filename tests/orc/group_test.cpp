@@ -4,12 +4,12 @@
 
 #include "executors.h"
 #include "tasks.h"
+#include "threads.h"
 
 #include <llvm/ExecutionEngine/Orc/ObjectLinkingLayer.h>
 
 #include <atomic>
 #include <csignal>
-#include <fstream>
 #include <future>
 #include <string>
 #include <sys/syscall.h>
@@ -127,15 +127,6 @@ TEST(Group, ObjectsOfOneSessionRunInFourExecutors) {
   MM.reset();
   for (Member *M : {&Members[1], &Members[2], &Members[3], &Late})
     must(M->ES->endSession());
-}
-
-// Whether a thread of this process waits for another one.
-bool sleeps(long Thread) {
-  std::ifstream File("/proc/self/task/" + std::to_string(Thread) + "/stat");
-  std::string Line;
-  std::getline(File, Line);
-  auto Name = Line.rfind(") ");
-  return Name != std::string::npos && Line[Name + 2] == 'S';
 }
 
 // A callback that the dispatcher runs in place keeps its link from being cut.

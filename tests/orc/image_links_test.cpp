@@ -3,10 +3,10 @@
 // Images of sessions in which graphs are linked and removed meanwhile.
 
 #include "image.h"
+#include "threads.h"
 
 #include <atomic>
 #include <chrono>
-#include <fstream>
 #include <future>
 #include <mutex>
 #include <shared_mutex>
@@ -105,7 +105,7 @@ public:
                         jitlink::PassConfiguration &Config) override {
     Config.PostAllocationPasses.push_back([this](jitlink::LinkGraph &) {
       Begun.set_value();
-      while (!IsStoring || !sleeps())
+      while (!IsStoring || !sleeps(Thread))
         std::this_thread::yield();
       return Error::success();
     });
@@ -114,15 +114,6 @@ public:
   std::promise<void> Begun;
   std::atomic<bool> IsStoring{false};
   const long Thread = syscall(SYS_gettid);
-
-private:
-  bool sleeps() const {
-    std::ifstream File("/proc/self/task/" + std::to_string(Thread) + "/stat");
-    std::string Line;
-    std::getline(File, Line);
-    auto Name = Line.rfind(") ");
-    return Name != std::string::npos && Line[Name + 2] == 'S';
-  }
 };
 
 TEST_F(Image, IsStoredBehindWhatIsBeingLinked) {
