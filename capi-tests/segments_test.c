@@ -84,7 +84,7 @@ static void alignments(void **state) {
   still_works(manager);
 }
 
-static void protections_and_lifetimes(void **state) {
+static void protections_lifetimes_and_hints(void **state) {
   jitmem_manager *manager = ((struct fixture *)*state)->manager;
   jitmem_segment bad = segment(16, 0, RW);
   const struct {
@@ -107,6 +107,12 @@ static void protections_and_lifetimes(void **state) {
   for (size_t i = 0; i < COUNT(lifetimes); i++) {
     bad.lifetime = lifetimes[i];
     refuse(manager, bad, JITMEM_INVALID_ARGUMENT, "lifetime");
+  }
+  bad.lifetime = JITMEM_LIFETIME_STANDARD;
+  const uint32_t hints[] = {4, UINT32_MAX};
+  for (size_t i = 0; i < COUNT(hints); i++) {
+    bad.code_hint = hints[i];
+    refuse(manager, bad, JITMEM_INVALID_ARGUMENT, "none of normal 0, hot 1, cold 2 and stub 3");
   }
   still_works(manager);
 }
@@ -316,7 +322,7 @@ int main(void) {
       EVERYWHERE(sizes_that_overflow),
       EVERYWHERE(sizes_larger_than_any_window),
       EVERYWHERE(alignments),
-      EVERYWHERE(protections_and_lifetimes),
+      EVERYWHERE(protections_lifetimes_and_hints),
       EVERYWHERE(writes_outside_the_content),
       EVERYWHERE(no_segments_at_all),
       EVERYWHERE(segments_of_no_bytes),

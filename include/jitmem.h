@@ -724,6 +724,22 @@ JITMEM_ENUM(jitmem_lifetime) {
   JITMEM_LIFETIME_NO_ALLOC = 2,
 };
 
+/// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense: it
+/// takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
+///
+/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
+/// left for more code of one hint, it lies among that of others.
+JITMEM_ENUM(jitmem_code_hint) {
+  /// Nothing is known.
+  JITMEM_CODE_NORMAL = 0,
+  /// It runs often.
+  JITMEM_CODE_HOT = 1,
+  /// It runs rarely: paths of errors, initializers.
+  JITMEM_CODE_COLD = 2,
+  /// Jumps to code that lies elsewhere.
+  JITMEM_CODE_STUB = 3,
+};
+
 /// Where the first window goes.
 JITMEM_ENUM(jitmem_placement) {
   /// Where the executor's own images are in reach of 32-bit references.
@@ -830,8 +846,10 @@ typedef struct jitmem_segment {
   uint32_t protection;
   /// One of jitmem_lifetime.
   uint32_t lifetime;
+  /// One of jitmem_code_hint.
+  uint32_t code_hint;
   /// 0: for fields of later versions.
-  uint64_t reserved[2];
+  uint32_t reserved[3];
 } jitmem_segment;
 
 /// Memory of one segment.
@@ -2114,8 +2132,8 @@ typedef struct jitmem_layout_item {
   uint32_t protection;
   /// One of jitmem_lifetime; 0 for a window.
   uint32_t lifetime;
-  /// 0.
-  uint32_t padding;
+  /// One of jitmem_code_hint: what its code is for; 0 for a window.
+  uint32_t code_hint;
   /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
   /// tag or name, or with an observer or the option `usage`; else 0.
   uint64_t allocation;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Alloc groups: the protection and lifetime that the bytes of a segment share.
+//! Alloc groups: the protection and lifetime that the bytes of a segment share; and what code is for.
 
 use crate::error::{Error, Result, invalid_argument};
 use std::fmt;
@@ -152,6 +152,53 @@ impl From<Protection> for AllocGroup {
     }
 }
 
+/// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense:
+/// it takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
+///
+/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
+/// left for more code of one hint, it lies among that of others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum CodeHint {
+    /// Nothing is known.
+    #[default]
+    Normal = 0,
+    /// It runs often.
+    Hot = 1,
+    /// It runs rarely: paths of errors, initializers.
+    Cold = 2,
+    /// Jumps to code that lies elsewhere.
+    Stub = 3,
+}
+
+impl CodeHint {
+    pub(crate) const ALL: [CodeHint; 4] = [
+        CodeHint::Normal,
+        CodeHint::Hot,
+        CodeHint::Cold,
+        CodeHint::Stub,
+    ];
+
+    /// From the number that C passes.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a number that names no hint.
+    #[inline]
+    pub fn from_code(code: u32) -> Result<CodeHint> {
+        match Self::ALL.get(code as usize) {
+            Some(hint) => Ok(*hint),
+            None => Err(Self::refused(code)),
+        }
+    }
+
+    #[cold]
+    fn refused(code: u32) -> Error {
+        invalid_argument(format!(
+            "code hint {code} is none of normal 0, hot 1, cold 2 and stub 3"
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,5 +216,9 @@ mod tests {
         assert!(Protection::from_bits(0x101).is_err());
         assert_eq!(format!("{:?}", Protection::READ_EXEC), "r-x");
         assert!(Lifetime::from_code(3).is_err());
+        for hint in CodeHint::ALL {
+            assert_eq!(CodeHint::from_code(hint as u32).ok(), Some(hint));
+        }
+        assert!(CodeHint::from_code(4).is_err());
     }
 }

@@ -182,7 +182,7 @@ static HEAP: Heap = Heap;
 
 pub use completion::Completion;
 pub use error::{Error, Result, Status};
-pub use group::{AllocGroup, Lifetime, Protection};
+pub use group::{AllocGroup, CodeHint, Lifetime, Protection};
 pub use manager::{
     AllocatedSegment, Allocation, AllocationHandle, AllocationPhase, Dylib, Event, EventKind,
     ForkPolicy, GrowthPolicy, HugePages, InFlight, Label, LayoutItem, LayoutKind, Location,

@@ -27,13 +27,36 @@ constexpr unsigned Graphs = 10000;
 constexpr unsigned Steps = 2000;
 constexpr unsigned Managers = 50;
 constexpr size_t MostSize = 256;
+/// Functions, and those of them that are called.
+constexpr unsigned Functions = 100000;
+constexpr unsigned HotFunctions = 5000;
+constexpr unsigned Passes = 20;
 
 /// As in workload (a).
 const std::array<jitmem_segment, 3> Segments = {{
-    {MostSize, 0, 16, JITMEM_PROT_READ | JITMEM_PROT_EXEC, JITMEM_LIFETIME_STANDARD, {}},
-    {64, 0, 16, JITMEM_PROT_READ, JITMEM_LIFETIME_STANDARD, {}},
-    {64, 0, 16, JITMEM_PROT_READ | JITMEM_PROT_WRITE, JITMEM_LIFETIME_STANDARD, {}},
+    {MostSize,
+     0,
+     16,
+     JITMEM_PROT_READ | JITMEM_PROT_EXEC,
+     JITMEM_LIFETIME_STANDARD,
+     JITMEM_CODE_NORMAL,
+     {}},
+    {64, 0, 16, JITMEM_PROT_READ, JITMEM_LIFETIME_STANDARD, JITMEM_CODE_NORMAL, {}},
+    {64,
+     0,
+     16,
+     JITMEM_PROT_READ | JITMEM_PROT_WRITE,
+     JITMEM_LIFETIME_STANDARD,
+     JITMEM_CODE_NORMAL,
+     {}},
 }};
+
+/// int(int), which adds one.
+#ifdef __x86_64__
+constexpr unsigned char AddOne[] = {0x8d, 0x47, 0x01, 0xc3};
+#else
+constexpr unsigned char AddOne[] = {0x00, 0x04, 0x00, 0x11, 0xc0, 0x03, 0x5f, 0xd6};
+#endif
 
 void check(const char *Operation, bool Succeeded, const jitmem_error *E = nullptr) {
   if (Succeeded)
@@ -67,15 +90,18 @@ public:
     std::array<jitmem_segment_memory, Segments.size()> Memory;
   };
 
-  Graph add() {
+  Graph add(jitmem_code_hint Hint = JITMEM_CODE_NORMAL) {
     Graph G;
     jitmem_error *E = nullptr;
+    auto Asked = Segments;
+    Asked[0].code_hint = Hint;
     check("allocate",
-          !jitmem_manager_allocate(Handle, Segments.data(), Segments.size(), 0, G.Memory.data(),
+          !jitmem_manager_allocate(Handle, Asked.data(), Asked.size(), 0, G.Memory.data(),
                                    &G.Handle, &E),
           E);
     for (size_t I = 0; I != Segments.size(); ++I)
       memset(G.Memory[I].working_memory, 0xcc, Segments[I].content_size);
+    memcpy(G.Memory[0].working_memory, AddOne, sizeof AddOne);
     check("finalize", !jitmem_manager_finalize(Handle, G.Handle, nullptr, 0, &E), E);
     return G;
   }
@@ -162,6 +188,29 @@ double firstGraphAtRandomPlace() {
   jitmem_manager_options O = defaults();
   O.window_size = uint64_t(64) << 20;
   return firstGraph(O);
+}
+
+/// Calls of the functions that run often, of which each was linked between others.
+double hotCalls(bool Hinted) {
+  Manager M;
+  std::vector<int (*)(int)> Hot;
+  for (unsigned I = 0; I != Functions; ++I) {
+    bool IsHot = I % (Functions / HotFunctions) == 0;
+    uint64_t Code = M.add(IsHot && Hinted ? JITMEM_CODE_HOT : JITMEM_CODE_NORMAL).Memory[0].address;
+    if (IsHot)
+      Hot.push_back(reinterpret_cast<int (*)(int)>(static_cast<uintptr_t>(Code)));
+  }
+  std::shuffle(Hot.begin(), Hot.end(), std::mt19937(3));
+  int Sum = 0;
+  auto CallAll = [&](unsigned Times) {
+    for (unsigned Pass = 0; Pass != Times; ++Pass)
+      for (auto *Function : Hot)
+        Sum = Function(Sum);
+  };
+  CallAll(1);
+  double Time = timeOf(Passes * HotFunctions, [&] { CallAll(Passes); });
+  check("call", Sum == int((Passes + 1) * HotFunctions));
+  return Time;
 }
 
 extern "C" const void *_Unwind_Find_FDE(void *Address, void *Bases);
@@ -279,6 +328,8 @@ int main() {
        [] { return oneGraphAlone(true); }, [] { return oneGraphAlone(false); }},
       {"make a manager with its first graph, at a random place", "at a fixed address",
        firstGraphAtRandomPlace, firstGraphAtFixedAddress},
+      {"call one of 5,000 functions that run often, linked between 95,000 others, with that hint",
+       "without", [] { return hotCalls(true); }, [] { return hotCalls(false); }},
       {"look up an address in 30,000 segments", "std::map with a mutex",
        [&] { return P.byJitmem(); }, [&] { return P.byMap(); }},
       {"the same", "dladdr of a library's function", [&] { return P.byJitmem(); },

@@ -48,7 +48,8 @@ public:
     size_t Count = 0;
     auto Segment = [&](uint32_t Bytes, uint32_t Protection) {
       if (Bytes)
-        Segments[Count++] = {Bytes, 0, Granule, Protection, JITMEM_LIFETIME_STANDARD, {}};
+        Segments[Count++] = {
+            Bytes, 0, Granule, Protection, JITMEM_LIFETIME_STANDARD, JITMEM_CODE_NORMAL, {}};
     };
     Segment(P.Code, JITMEM_PROT_READ | JITMEM_PROT_EXEC);
     Segment(P.Constants, JITMEM_PROT_READ);

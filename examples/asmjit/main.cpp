@@ -52,10 +52,12 @@ int main() {
   check(jitmem_manager_create(mapper, nullptr, &manager, &error), error);
 
   jitmem_segment segments[2] = {};
-  segments[0] = {text->bufferSize(),       0, 16, JITMEM_PROT_READ | JITMEM_PROT_EXEC,
-                 JITMEM_LIFETIME_STANDARD, {}};
-  segments[1] = {data->bufferSize(),       0, 8, JITMEM_PROT_READ | JITMEM_PROT_WRITE,
-                 JITMEM_LIFETIME_STANDARD, {}};
+  segments[0].content_size = text->bufferSize();
+  segments[0].alignment = 16;
+  segments[0].protection = JITMEM_PROT_READ | JITMEM_PROT_EXEC;
+  segments[1].content_size = data->bufferSize();
+  segments[1].alignment = 8;
+  segments[1].protection = JITMEM_PROT_READ | JITMEM_PROT_WRITE;
   jitmem_segment_memory memory[2];
   std::uint64_t allocation = 0;
   check(jitmem_manager_allocate(manager, segments, 2, 0, memory, &allocation, &error), error);

@@ -127,7 +127,7 @@ class ManagerTest(unittest.TestCase):
         self.assertEqual(self.manager.stats().finalized, 0)
 
     def test_look_ups_walk_and_layout_tell_what_lies_where(self):
-        segments = [Segment(READ_EXEC, len(samples.ADD))]
+        segments = [Segment(READ_EXEC, len(samples.ADD), hint=jitmem.CodeHint.HOT)]
         with self.manager.allocate(segments, tag=7, name="add", dylib=9, dylib_name="main") as graph:
             graph.write(0, 0, samples.ADD)
             allocation = graph.finalize()
@@ -143,6 +143,7 @@ class ManagerTest(unittest.TestCase):
         self.assertEqual(items[0].kind, jitmem.LayoutKind.WINDOW)
         (taken,) = [item for item in items if item.kind == jitmem.LayoutKind.RANGE]
         self.assertEqual((taken.address, taken.allocation), (address, allocation.handle))
+        self.assertEqual(taken.hint, jitmem.CodeHint.HOT)
 
     def test_threads_link_at_the_same_time(self):
         failures = []

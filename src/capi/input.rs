@@ -4,6 +4,7 @@
 use crate::error::{Error, Result, invalid_argument};
 use std::borrow::Cow;
 use std::ffi::{CStr, c_char, c_void};
+use std::fmt::Debug;
 use std::mem::size_of;
 use std::ptr::NonNull;
 
@@ -180,15 +181,18 @@ pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -
 /// Checks the fields that a struct in an array keeps for later versions. A caller that uses them was
 /// compiled against a newer library and must not have them ignored.
 #[inline]
-pub(super) fn unused(reserved: [u64; 2], name: &str) -> Result<()> {
-    match reserved {
-        [0, 0] => Ok(()),
-        used => Err(used_fields(used, name)),
+pub(super) fn unused<Field, const N: usize>(reserved: [Field; N], name: &str) -> Result<()>
+where
+    Field: Default + PartialEq + Debug,
+{
+    if reserved.iter().all(|field| *field == Field::default()) {
+        return Ok(());
     }
+    Err(used_fields(&reserved, name))
 }
 
 #[cold]
-fn used_fields(reserved: [u64; 2], name: &str) -> Error {
+fn used_fields(reserved: &[impl Debug], name: &str) -> Error {
     invalid_argument(format!(
         "{name}.reserved is not 0 but {reserved:x?}, which this library ({}) does not know; set it \
          to 0 or update the library",

@@ -35,6 +35,25 @@ pub enum jitmem_lifetime {
     JITMEM_LIFETIME_NO_ALLOC = 2,
 }
 
+/// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense: it
+/// takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
+///
+/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
+/// left for more code of one hint, it lies among that of others.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub enum jitmem_code_hint {
+    /// Nothing is known.
+    JITMEM_CODE_NORMAL = 0,
+    /// It runs often.
+    JITMEM_CODE_HOT = 1,
+    /// It runs rarely: paths of errors, initializers.
+    JITMEM_CODE_COLD = 2,
+    /// Jumps to code that lies elsewhere.
+    JITMEM_CODE_STUB = 3,
+}
+
 /// Where the first window goes.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]

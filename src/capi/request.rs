@@ -3,7 +3,7 @@
 
 use super::input;
 use crate::error::Result;
-use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
 use crate::manager::{Manager, Request, Segment, SegmentMemory};
 use crate::mapper::{Action, WrapperCall};
 use crate::sys::heap::{self, Watch};
@@ -25,8 +25,10 @@ pub struct jitmem_segment {
     pub protection: u32,
     /// One of jitmem_lifetime.
     pub lifetime: u32,
+    /// One of jitmem_code_hint.
+    pub code_hint: u32,
     /// 0: for fields of later versions.
-    pub reserved: [u64; 2],
+    pub reserved: [u32; 3],
 }
 
 /// Memory of one segment.
@@ -108,6 +110,7 @@ pub(super) fn segment(given: &jitmem_segment) -> Result<Segment> {
             protection,
             lifetime,
         },
+        hint: CodeHint::from_code(given.code_hint)?,
     })
 }
 

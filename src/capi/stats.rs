@@ -276,8 +276,8 @@ pub struct jitmem_layout_item {
     pub protection: u32,
     /// One of jitmem_lifetime; 0 for a window.
     pub lifetime: u32,
-    /// 0.
-    pub padding: u32,
+    /// One of jitmem_code_hint: what its code is for; 0 for a window.
+    pub code_hint: u32,
     /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
     /// tag or name, or with an observer or the option `usage`; else 0.
     pub allocation: u64,
@@ -326,7 +326,7 @@ pub unsafe extern "C" fn jitmem_manager_layout(
                 lifetime: item.group.map_or(0, |group| group.lifetime as u32),
                 address: item.range.start(),
                 size: item.range.size(),
-                padding: 0,
+                code_hint: item.hint as u32,
                 allocation: item.allocation.map_or(0, |allocation| allocation.0),
                 reserved: [0; 2],
             };

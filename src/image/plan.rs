@@ -162,14 +162,15 @@ impl Layout {
             let mut frames = graphs[graph].frames.iter();
             frames.any(|section| section.start() == start && section.size() == size)
         };
-        // Sections of frames that have a segment of their own come one behind the other. Else graphs, and the
-        // segments of each, which lie in one array, stay in their order.
+        // Sections of frames that have a segment of their own come one behind the other, and code of one hint.
+        // Else graphs, and the segments of each, which lie in one array, stay in their order.
         all.sort_unstable_by_key(|(graph, segment)| {
             let place = std::ptr::from_ref::<RecordedSegment>(segment);
             (
                 protection(segment).bits(),
                 rank(segment),
                 !is_frames(*graph, segment),
+                segment.segment.hint as u8,
                 *graph,
                 place,
             )

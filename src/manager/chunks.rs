@@ -229,8 +229,8 @@ impl Flow<Windows> {
         self.wake(delivery);
     }
 
-    /// Takes in what the mapper has prepared, or that it could not. An error means that a smaller chunk
-    /// would not help.
+    /// Takes in what the mapper has prepared, or that it could not. An error means that no other chunk would
+    /// help.
     fn end_growing(
         self: &Arc<Self>,
         growth: Growth,
@@ -254,9 +254,13 @@ impl Flow<Windows> {
                     Ok(())
                 }
                 Err(error) => {
-                    let smaller = memory.not_grown(&growth);
+                    let otherwise = memory.not_grown(&growth);
                     let short = error.status() == Status::OutOfMemory;
-                    if smaller && short { Ok(()) } else { Err(error) }
+                    if otherwise && short {
+                        Ok(())
+                    } else {
+                        Err(error)
+                    }
                 }
             }
         };

@@ -5,7 +5,7 @@ use super::allocate::{Tried, Waiting};
 use super::lookup::ManagerReader;
 use super::parts::{End, PART};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
-use super::pool::{Keep, POOLS};
+use super::pool::{Keep, POOLS, hint_of};
 use super::records::{InFlightState, Key, Phase, Records};
 use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space};
@@ -226,6 +226,7 @@ impl Memory for Windows {
                 kind: LayoutKind::Range,
                 range,
                 group: Some(group),
+                hint: hint_of(piece.pool),
                 allocation: None,
             });
         }

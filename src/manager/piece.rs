@@ -25,7 +25,7 @@ pub(super) struct Piece {
 }
 
 /// Pools of a window are told by so many bits.
-const POOL_BITS: u32 = 4;
+const POOL_BITS: u32 = 5;
 
 /// What the nodes of a pool are marked with.
 pub(super) fn mark(window: u16, pool: u8) -> u32 {

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! A pool: the chunks of one alloc group in one window, and the ranges that are handed out of them.
+//! A pool: the chunks of one alloc group, or of code of one hint, in one window, and the ranges that are handed out of
+//! them.
 
 use super::frozen::Forks;
 use super::piece::{Piece, Place, RequestLayout, Untouched, mark};
 use super::records::SegmentState;
 use super::request::PlannedSegment;
 use super::stats::Sums;
-use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
 use crate::mapper::{Discards, Prepared, Working};
 use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges, RegionId};
@@ -41,16 +42,25 @@ pub(super) enum Keep {
     None,
 }
 
-/// Pools of a window: protection (3 bits) and lifetime (1 bit).
-pub(super) const POOLS: usize = 16;
+/// Pools of a window: protection (3 bits) and lifetime (1 bit); and behind them those of code with a hint.
+pub(super) const POOLS: usize = (HINT_BIT | CODE_BIT) as usize + CodeHint::ALL.len();
 
 /// Set in the index of pools of executable pieces: their protection's bit.
 pub(super) const CODE_BIT: u8 = 4;
 /// Set in the index of pools whose pieces are of finalize lifetime.
 pub(super) const FINALIZE_BIT: u8 = 8;
+/// Set in the index of pools of code with a hint: its number is in the bits below [`CODE_BIT`].
+const HINT_BIT: u8 = 16;
+
+/// The code that hints are for.
+const HINTED: AllocGroup = AllocGroup::new(Protection::READ_EXEC, Lifetime::Standard);
 
 /// Which pool of a window serves a group.
-pub(super) fn pool_index(group: AllocGroup) -> u8 {
+#[inline]
+pub(super) fn pool_index(group: AllocGroup, hint: CodeHint) -> u8 {
+    if hint != CodeHint::Normal && group == HINTED {
+        return HINT_BIT | CODE_BIT | hint as u8;
+    }
     let lifetime = match group.lifetime {
         Lifetime::Finalize => FINALIZE_BIT,
         _ => 0,
@@ -58,8 +68,37 @@ pub(super) fn pool_index(group: AllocGroup) -> u8 {
     group.protection.bits() as u8 | lifetime
 }
 
+/// The hint of the code that a pool is for.
+pub(super) fn hint_of(pool: u8) -> CodeHint {
+    match pool & HINT_BIT {
+        0 => CodeHint::Normal,
+        _ => CodeHint::ALL[usize::from(pool & !(HINT_BIT | CODE_BIT))],
+    }
+}
+
+/// The pool that serves the group of another one where hints are of no use.
+pub(super) fn without_hint(pool: u8) -> u8 {
+    match pool & HINT_BIT {
+        0 => pool,
+        _ => pool_index(HINTED, CodeHint::Normal),
+    }
+}
+
+/// The pools of other hints that may serve a segment where its own has no room.
+pub(super) fn instead_of(pool: u8) -> impl Iterator<Item = u8> {
+    let pools = CodeHint::ALL.map(|hint| pool_index(HINTED, hint));
+    let others = pools.contains(&pool).then_some(pools);
+    others
+        .into_iter()
+        .flatten()
+        .filter(move |other| *other != pool)
+}
+
 /// The group that a pool serves.
 pub(super) fn group_of(pool: u8) -> Option<AllocGroup> {
+    if pool & HINT_BIT != 0 {
+        return Some(HINTED);
+    }
     let protection = Protection::checked((pool & !FINALIZE_BIT).into())?;
     let lifetime = match pool & FINALIZE_BIT {
         0 => Lifetime::Standard,
@@ -219,6 +258,8 @@ pub(super) struct Pool {
     nodes: Arc<Nodes>,
     /// Of the window.
     index: Arc<PageIndex>,
+    /// Which of the window's it is.
+    number: u8,
     pub(super) group: AllocGroup,
     granule: Alignment,
     pub(super) ranges: Ranges,
@@ -238,24 +279,31 @@ impl Pool {
     /// A pool of a window, without chunks.
     pub(super) fn new(
         window: u16,
-        group: AllocGroup,
+        number: u8,
         (nodes, index): (&Arc<Nodes>, &Arc<PageIndex>),
         granule: Alignment,
         first_size: u64,
     ) -> Pool {
-        let mark = mark(window, pool_index(group));
+        let mark = mark(window, number);
+        let group = group_of(number).expect("pools have a group");
         Pool {
             shared_with_children: false,
             held_chunks: 0,
             some_stays: false,
             nodes: Arc::clone(nodes),
             index: Arc::clone(index),
+            number,
             group,
             granule,
             ranges: Ranges::new(narrow(granule.bytes()), Arc::clone(nodes), mark),
             chunks: Vec::new(),
             next_size: first_size,
         }
+    }
+
+    /// What the code in it is for.
+    pub(super) fn hint(&self) -> CodeHint {
+        hint_of(self.number)
     }
 
     #[inline]
@@ -289,7 +337,7 @@ impl Pool {
             None if thorough => self.ranges.allocate_thoroughly(size, alignment)?,
             fast => fast?,
         };
-        let pool = pool_index(planned.group);
+        let pool = self.number;
         let (shift, shared_with_children) = (self.granule_shift(), self.shared_with_children);
         let chunk = self.chunks[handed.region as usize].as_mut();
         let chunk = chunk.expect("regions are chunks");

@@ -2,8 +2,9 @@
 //! What a host asks for, checked whole before anything is done.
 
 use super::label::Label;
+use super::pool::pool_index;
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::group::{AllocGroup, Lifetime};
+use crate::group::{AllocGroup, CodeHint, Lifetime};
 use crate::page::{Alignment, PACKING_GRANULE};
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct Segment {
     pub alignment: Alignment,
     /// Protection and lifetime.
     pub group: AllocGroup,
+    /// What its code is for.
+    pub hint: CodeHint,
 }
 
 impl Segment {
@@ -50,6 +53,7 @@ impl Segment {
             zero_fill_size: 0,
             alignment: PACKING_GRANULE,
             group: group.into(),
+            hint: CodeHint::Normal,
         }
     }
 
@@ -66,6 +70,12 @@ impl Segment {
     #[must_use]
     pub fn aligned(self, alignment: Alignment) -> Segment {
         Segment { alignment, ..self }
+    }
+
+    /// The same with another hint.
+    #[must_use]
+    pub fn hinted(self, hint: CodeHint) -> Segment {
+        Segment { hint, ..self }
     }
 }
 
@@ -96,6 +106,8 @@ pub(super) struct PlannedSegment {
     pub(super) size: u32,
     pub(super) alignment: u32,
     pub(super) group: AllocGroup,
+    /// Which pool of a window serves it.
+    pub(super) pool: u8,
 }
 
 /// A request for the memory of one graph, checked.
@@ -135,6 +147,7 @@ impl Request {
                 zero_fill_size,
                 alignment,
                 group,
+                hint,
             } = segment;
             let (size, overflow) = content_size.overflowing_add(zero_fill_size);
             if overflow {
@@ -155,6 +168,7 @@ impl Request {
                 size: size as u32,
                 alignment: alignment as u32,
                 group,
+                pool: pool_index(group, hint),
             });
         }
         Ok(Request {

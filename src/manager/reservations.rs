@@ -8,13 +8,14 @@
 use super::core::nothing_waits;
 use super::lookup::ManagerReader;
 use super::places::{Places, ReservationsReader};
+use super::pool::hint_of;
 use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::{PlannedSegment, Request};
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
 use super::stats::Sums;
 use super::{Allocated, GrowthPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
 use crate::error::{Error, Result, Status};
-use crate::group::AllocGroup;
+use crate::group::{AllocGroup, CodeHint};
 use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::{BRANCH_REACH, Placement, REACH};
@@ -408,6 +409,7 @@ impl Memory for Reservations {
                 kind: LayoutKind::Window,
                 range: own.range,
                 group: None,
+                hint: CodeHint::Normal,
                 allocation: None,
             });
             for placed in &own.segments {
@@ -416,6 +418,7 @@ impl Memory for Reservations {
                         kind,
                         range: placed.range,
                         group: Some(placed.planned.group),
+                        hint: hint_of(placed.planned.pool),
                         allocation: None,
                     });
                 }

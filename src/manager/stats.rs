@@ -4,7 +4,7 @@
 use super::AllocationHandle;
 use super::huge_pages::HugePageCounts;
 use super::space::{Memory, Space};
-use crate::group::AllocGroup;
+use crate::group::{AllocGroup, CodeHint};
 use crate::mapper::{Capabilities, FoundBy, FrameCounts, Kind};
 use crate::memory::reservation::unmap_failures;
 use crate::page::AddressRange;
@@ -147,6 +147,8 @@ pub struct LayoutItem {
     pub range: AddressRange,
     /// Its group; `None` for a window.
     pub group: Option<AllocGroup>,
+    /// What its code is for.
+    pub hint: CodeHint,
     /// Whose range it is, where the manager knows: of what has a label, or with an observer or the
     /// option `usage`.
     pub allocation: Option<AllocationHandle>,

@@ -7,15 +7,15 @@ use super::huge_pages::FreshHugePages;
 use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
-    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, narrow,
-    pool_index,
+    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, instead_of,
+    narrow, without_hint,
 };
 use super::request::{LARGEST_ALIGNMENT, PlannedSegment};
 use super::space::heap_is_full;
 use super::stats::Sums;
 use super::{LayoutItem, LayoutKind};
 use crate::error::Result;
-use crate::group::AllocGroup;
+use crate::group::{AllocGroup, CodeHint};
 use crate::mapper::{Chunk, Prepared};
 use crate::memory::pages::PageSet;
 use crate::memory::published::Publication;
@@ -46,6 +46,8 @@ pub(super) struct Window {
     /// Of another arena than the first, which counts what all have.
     is_share: bool,
     pools: [Option<Box<Pool>>; POOLS],
+    /// The mapper had no memory for a chunk of a hint's, so all code lies together until some is given back.
+    does_without_hints: bool,
     chunks: usize,
     chunk_bytes: u64,
     /// Bytes handed out.
@@ -87,6 +89,7 @@ impl Window {
             shared,
             is_share,
             pools: Default::default(),
+            does_without_hints: false,
             chunks: 0,
             chunk_bytes: 0,
             taken: 0,
@@ -109,11 +112,20 @@ impl Window {
         FIRST_CHUNK.min(self.largest_chunk())
     }
 
-    fn pool(&mut self, group: AllocGroup) -> &mut Pool {
+    fn pool(&mut self, pool: u8) -> &mut Pool {
         let (first, granule) = (self.first_chunk(), self.granule);
         let (number, nodes) = (self.number, (&self.nodes, &self.index.pages));
-        self.pools[usize::from(pool_index(group))]
-            .get_or_insert_with(|| Box::new(Pool::new(number, group, nodes, granule, first)))
+        self.pools[usize::from(pool)]
+            .get_or_insert_with(|| Box::new(Pool::new(number, pool, nodes, granule, first)))
+    }
+
+    /// Which pool a segment is taken from.
+    #[inline]
+    pub(super) fn pool_for(&self, planned: &PlannedSegment) -> u8 {
+        match self.does_without_hints {
+            true => without_hint(planned.pool),
+            false => planned.pool,
+        }
     }
 
     #[inline]
@@ -139,8 +151,16 @@ impl Window {
         let mut pieces = Pieces::new();
         layout.start_over();
         for planned in planned {
-            let pool = self.pools[usize::from(pool_index(planned.group))].as_mut();
-            match pool.and_then(|pool| pool.take(planned, origin, thorough, layout)) {
+            let own = self.pool_for(planned);
+            let mut take = |pool: u8| {
+                let pool = self.pools[usize::from(pool)].as_mut()?;
+                pool.take(planned, origin, thorough, layout)
+            };
+            let piece = match take(own) {
+                None if thorough => instead_of(own).find_map(take),
+                piece => piece,
+            };
+            match piece {
                 Some(piece) => pieces.push(piece),
                 None => {
                     for piece in &pieces {
@@ -246,7 +266,7 @@ impl Window {
         let need = page.round_up(need)?;
         // Where little is left, other groups of the same request need some of it too.
         let fair = page.round_up(runs.largest() / 2)?;
-        let next_size = self.pool(short.group).next_size(most);
+        let next_size = self.pool(self.pool_for(short)).next_size(most);
         let mut size = page.round_up(next_size.min(fair).max(need))?;
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
@@ -270,35 +290,45 @@ impl Window {
     pub(super) fn shrink(&mut self, chunk: AddressRange) {
         self.chunks -= 1;
         self.chunk_bytes -= chunk.size();
+        self.does_without_hints = false;
         let mut free = self.shared.free();
         free.chunks -= 1;
         free.chunk_bytes -= chunk.size();
         free.runs.give(chunk.start() - self.origin, chunk.size());
     }
 
-    /// Lets the next chunk of a group be smaller than one that was not to be had.
-    pub(super) fn try_smaller(&mut self, group: AllocGroup, size: u64) -> bool {
+    /// Lets the next chunk of a pool be smaller than one that was not to be had.
+    pub(super) fn try_smaller(&mut self, pool: u8, size: u64) -> bool {
         let least = self.page.bytes();
-        self.pool(group).try_smaller(size, least)
+        self.pool(pool).try_smaller(size, least)
+    }
+
+    /// Says whether a chunk that was not to be had was for a hint: then the segment will do without.
+    pub(super) fn try_without_hints(&mut self, pool: u8) -> bool {
+        let hinted = without_hint(pool) != pool;
+        self.does_without_hints |= hinted;
+        hinted
     }
 
     /// Adds a chunk that the mapper prepared.
-    pub(super) fn add_chunk(&mut self, chunk: Chunk, touched: PageSet, prepared: Prepared) {
-        let Chunk {
-            range,
-            group,
-            commit,
-        } = chunk;
+    pub(super) fn add_chunk(
+        &mut self,
+        pool: u8,
+        chunk: Chunk,
+        touched: PageSet,
+        prepared: Prepared,
+    ) {
+        let Chunk { range, commit, .. } = chunk;
         let (offset, size) = (narrow(range.start() - self.origin), narrow(range.size()));
         let chunk = PoolChunk::new(
             offset, size, commit, self.page, touched, prepared, self.epoch,
         );
-        self.insert(group, chunk);
+        self.insert(pool, chunk);
     }
 
     /// Adds an empty chunk to its pool.
-    pub(super) fn insert(&mut self, group: AllocGroup, chunk: PoolChunk) {
-        self.pool(group).insert(chunk);
+    pub(super) fn insert(&mut self, pool: u8, chunk: PoolChunk) {
+        self.pool(pool).insert(chunk);
     }
 
     /// This process has forked, or is the child, and children see what no segment can write.
@@ -448,6 +478,7 @@ impl Window {
                 kind: LayoutKind::Window,
                 range: self.range,
                 group: None,
+                hint: CodeHint::Normal,
                 allocation: None,
             });
         }
@@ -457,6 +488,7 @@ impl Window {
                     kind: LayoutKind::Chunk,
                     range: chunk.range(self.origin),
                     group: Some(pool.group),
+                    hint: pool.hint(),
                     allocation: None,
                 });
             }

@@ -43,6 +43,7 @@ struct Home {
 #[derive(Debug)]
 pub(super) struct Growth {
     window: usize,
+    pool: u8,
     /// The bytes that it takes at least.
     need: u64,
     /// Room to note which of its pages are used.
@@ -53,6 +54,7 @@ pub(super) struct Growth {
 /// A chunk that was taken out of its pool and has yet to be reclaimed.
 pub(super) struct Detached {
     window: usize,
+    pool: u8,
     pub(super) range: AddressRange,
     pub(super) group: AllocGroup,
     pub(super) chunk: PoolChunk,
@@ -361,6 +363,7 @@ impl Windows {
 
     /// A run of pages for a segment that fits no chunk of a window, if the window has one.
     pub(super) fn grow(&mut self, window: usize, short: &PlannedSegment) -> Result<Option<Growth>> {
+        let pool = self.window(window).pool_for(short);
         let Some((range, need, touched)) = self.window_mut(window).grow(short)? else {
             return Ok(None);
         };
@@ -373,6 +376,7 @@ impl Windows {
         };
         Ok(Some(Growth {
             window,
+            pool,
             need,
             touched,
             chunk,
@@ -387,7 +391,7 @@ impl Windows {
             self.committed += growth.chunk.range.size();
         }
         let window = self.window_mut(growth.window);
-        window.add_chunk(growth.chunk, growth.touched, prepared);
+        window.add_chunk(growth.pool, growth.chunk, growth.touched, prepared);
     }
 
     /// Gives the run back that the mapper was not asked to prepare.
@@ -398,15 +402,18 @@ impl Windows {
 
     /// Gives the run back that the mapper could not prepare.
     ///
-    /// Says whether a smaller chunk would do, and will be tried next.
+    /// Says whether a smaller chunk would do, or one that the segment shares with code of other hints, which
+    /// will be tried next.
     pub(super) fn not_grown(&mut self, growth: &Growth) -> bool {
         self.end_change(growth.window);
         let window = self.window_mut(growth.window);
         window.shrink(growth.chunk.range);
         let unused = window.is_empty();
-        let smaller = window.try_smaller(growth.chunk.group, growth.chunk.range.size());
+        let size = growth.chunk.range.size();
+        let smaller = window.try_smaller(growth.pool, size) && size > growth.need;
+        let otherwise = smaller || window.try_without_hints(growth.pool);
         self.unused |= unused;
-        smaller && growth.chunk.range.size() > growth.need
+        otherwise
     }
 
     /// Takes the empty chunks of a pool out that need not be kept.
@@ -427,6 +434,7 @@ impl Windows {
             self.committed -= chunk.committed();
             out.push(Detached {
                 window,
+                pool: pool as u8,
                 range,
                 group,
                 chunk,
@@ -445,7 +453,7 @@ impl Windows {
         self.end_change(detached.window);
         self.committed += detached.chunk.committed();
         let window = self.window_mut(detached.window);
-        window.insert(detached.group, detached.chunk);
+        window.insert(detached.pool, detached.chunk);
     }
 
     // ---- forks ----

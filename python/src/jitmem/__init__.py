@@ -12,7 +12,19 @@
 The library is what JITMEM_LIBRARY names, else the wheel's, else the system's. Its errors are raised as :class:`Error`.
 """
 
-from ._abi import Growth, InProcess, LayoutKind, Lifetime, MapperKind, Phase, Placement, Protection, Status, WindowSize
+from ._abi import (
+    CodeHint,
+    Growth,
+    InProcess,
+    LayoutKind,
+    Lifetime,
+    MapperKind,
+    Phase,
+    Placement,
+    Protection,
+    Status,
+    WindowSize,
+)
 from ._library import Error, executor_program, version
 from ._version import __version__
 from .executor import End, Executor
@@ -26,6 +38,7 @@ READ_EXEC = Protection.READ | Protection.EXEC
 __all__ = [
     "Action",
     "Allocation",
+    "CodeHint",
     "End",
     "Error",
     "Executor",

@@ -57,6 +57,15 @@ class Lifetime(IntEnum):
     NO_ALLOC = 2
 
 
+class CodeHint(IntEnum):
+    """What the code of a segment is for. Code of one hint lies together."""
+
+    NORMAL = 0
+    HOT = 1
+    COLD = 2
+    STUB = 3
+
+
 class Placement(IntEnum):
     """Where the first window goes."""
 
@@ -115,6 +124,7 @@ ENUMS = {
     "JITMEM_IN_PROCESS_": InProcess,
     "JITMEM_PROT_": Protection,
     "JITMEM_LIFETIME_": Lifetime,
+    "JITMEM_CODE_": CodeHint,
     "JITMEM_PLACEMENT_": Placement,
     "JITMEM_WINDOW_SIZE_": WindowSize,
     "JITMEM_GROWTH_": Growth,
@@ -151,7 +161,8 @@ class Segment(ctypes.Structure):
         ("alignment", c_uint64),
         ("protection", c_uint32),
         ("lifetime", c_uint32),
-        ("reserved", c_uint64 * 2),
+        ("code_hint", c_uint32),
+        ("reserved", c_uint32 * 3),
     ]
 
 
@@ -245,7 +256,7 @@ class LayoutItem(ctypes.Structure):
         ("kind", c_uint32),
         ("protection", c_uint32),
         ("lifetime", c_uint32),
-        ("padding", c_uint32),
+        ("code_hint", c_uint32),
         ("allocation", c_uint64),
         ("reserved", c_uint32 * 2),
     ]

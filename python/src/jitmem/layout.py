@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 from . import _abi
-from ._abi import LayoutKind, Lifetime, Phase, Protection, Status
+from ._abi import CodeHint, LayoutKind, Lifetime, Phase, Protection, Status
 from ._library import LIBRARY, Error
 
 _FOUND = 1
@@ -24,6 +24,8 @@ class LayoutItem:
     kind: LayoutKind
     protection: Protection
     lifetime: Lifetime
+    #: What its code is for.
+    hint: CodeHint
     #: The handle of the allocation that a range belongs to, if that has a tag or a name; else 0.
     allocation: int
 
@@ -106,8 +108,8 @@ def location_of(found: _abi.Location) -> Location:
 
 def item_of(item: _abi.LayoutItem) -> LayoutItem:
     """One piece that the library tells of."""
-    kind, protection = LayoutKind(item.kind), Protection(item.protection)
-    return LayoutItem(item.address, item.size, kind, protection, Lifetime(item.lifetime), item.allocation)
+    kind, protection, lifetime = LayoutKind(item.kind), Protection(item.protection), Lifetime(item.lifetime)
+    return LayoutItem(item.address, item.size, kind, protection, lifetime, CodeHint(item.code_hint), item.allocation)
 
 
 def stats_of(stats: _abi.Stats) -> Stats:

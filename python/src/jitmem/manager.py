@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Sequence, Type
 
 from . import _abi
-from ._abi import Growth, InProcess, Lifetime, Placement, Protection
+from ._abi import CodeHint, Growth, InProcess, Lifetime, Placement, Protection
 from ._library import LIBRARY, Error, call
 from ._uses import Collector, Uses
 from .layout import LayoutItem, Location, Stats, item_of, location_of, lookup_in, stats_of
@@ -28,6 +28,7 @@ class Segment:
     zero_fill_size: int = 0
     alignment: int = 16
     lifetime: Lifetime = Lifetime.STANDARD
+    hint: CodeHint = CodeHint.NORMAL
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,10 @@ class Manager:
     ) -> InFlight:
         """Memory for the segments of one graph, all of it within reach of 32-bit references."""
         array = (_abi.Segment * len(segments))(
-            *(_abi.Segment(s.content_size, s.zero_fill_size, s.alignment, s.protection, s.lifetime) for s in segments)
+            *(
+                _abi.Segment(s.content_size, s.zero_fill_size, s.alignment, s.protection, s.lifetime, s.hint)
+                for s in segments
+            )
         )
         request = _abi.AllocationRequest(
             struct_size=ctypes.sizeof(_abi.AllocationRequest),

@@ -68,6 +68,45 @@ fn slots_are_filled_for_the_addresses_of_each_manager() {
     }
 }
 
+#[test]
+fn code_of_one_hint_lies_together() {
+    const GRAPHS: usize = 12;
+    let mut recorder = Recorder::default();
+    let names: Vec<String> = (0..GRAPHS).map(|graph| graph.to_string()).collect();
+    for (index, name) in names.iter().enumerate() {
+        let address = CODE + 64 * index as u64;
+        let code = segment(Protection::READ_EXEC, 16, 0).hinted(CodeHint::ALL[index % 4]);
+        let graph = Graph {
+            name,
+            segments: &[GraphSegment {
+                address,
+                segment: code,
+                content: &[index as u8; 16],
+            }],
+            exports: &[Export {
+                symbol: name,
+                address,
+                flags: 0,
+            }],
+            ..Graph::default()
+        };
+        recorder.record(&graph).unwrap();
+    }
+    let mut image = open(file_of(&recorder)).unwrap();
+    let linked = image
+        .link(&manager(), Dylib(1), |_| Ok(Vec::new()))
+        .unwrap();
+    let mut exports: Vec<_> = linked.exports.iter().collect();
+    exports.sort_by_key(|export| export.address);
+    let order: Vec<usize> = exports
+        .iter()
+        .map(|export| export.symbol.parse().unwrap())
+        .collect();
+    assert_eq!(order, [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
+    let span = exports[GRAPHS - 1].address - exports[0].address;
+    assert_eq!(span, 16 * (GRAPHS as u64 - 1));
+}
+
 /// The host is not asked for a symbol that another graph of the image has.
 #[test]
 fn an_import_from_another_graph_is_none_of_the_image() {

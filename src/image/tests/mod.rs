@@ -8,7 +8,7 @@ mod recording;
 use super::read::check;
 use super::*;
 use crate::error::{Error, Result, Status};
-use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
 use crate::manager::{Dylib, Manager, Options};
 use crate::mapper::{InProcessKind, Mapper};
 use crate::page::Alignment;

@@ -10,6 +10,7 @@ mod faults;
 mod forks;
 mod gone;
 mod growth;
+mod hints;
 mod huge_pages;
 mod in_place;
 mod limits;
@@ -31,7 +32,7 @@ use super::*;
 use crate::completion::wait;
 use crate::error::{Error, Status};
 use crate::executor::service::here::{Here, OPEN};
-use crate::group::{AllocGroup, Lifetime, Protection};
+use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
 use crate::lock::Mutex;
 use crate::mapper::{
     Action, InProcess, InProcessKind, LlvmSimpleMapper, MapperBase, MapperInterface, MemoryMapper,
@@ -57,6 +58,11 @@ fn rounds(usual: u64) -> u64 {
         false if instrumented() => usual / 10,
         false => usual,
     }
+}
+
+/// Bytes of a page.
+fn page() -> u64 {
+    sys::page_size().bytes()
 }
 
 /// What is tried of cases that are alike.
@@ -123,6 +129,7 @@ fn segment(content: u64, zero_fill: u64, alignment: u64, protection: Protection)
         zero_fill_size: zero_fill,
         alignment: alignment.try_into().unwrap(),
         group,
+        hint: CodeHint::Normal,
     }
 }
 

@@ -56,6 +56,7 @@ fn random_segments(random: &mut Random) -> Vec<Segment> {
                 alignment,
                 protections[random.below(3) as usize],
             )
+            .hinted(CodeHint::ALL[random.below(4) as usize])
         })
         .collect()
 }

@@ -41,10 +41,6 @@ struct Paper {
 
 const INSTANCE: u64 = 7;
 
-fn page() -> u64 {
-    sys::page_size().bytes()
-}
-
 const NAMES: [&str; 6] = [
     "reserve_wrapper",
     "finalize_wrapper",
@@ -317,6 +313,7 @@ const PAGE: [Segment; 1] = [Segment {
         protection: Protection::READ,
         lifetime: Lifetime::Standard,
     },
+    hint: CodeHint::Normal,
 }];
 
 #[test]
