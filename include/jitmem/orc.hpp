@@ -68,6 +68,11 @@ struct Options {
   /// Gives allocations a tag, for errors, events and usage; empty: none has one. Called in the
   /// threads that link.
   TagFunction Tag;
+  /// Says what the code of a graph is for, so that code that runs often lies together: see
+  /// jitmem_code_hint. Called in the threads that link; it must not throw. Empty: the names of the
+  /// graph's sections say it, as compilers (.text.hot, .text.unlikely and others) and ORC's stubs
+  /// have them.
+  HintFunction Hint;
   /// Is told of what comes and goes: jitmem_observer in jitmem.h says when, and in which threads.
   /// It must not throw. Empty: no one is told.
   std::function<void(const jitmem_event &)> Observer;
@@ -252,7 +257,7 @@ public:
   void allocate(const llvm::jitlink::JITLinkDylib *JD, llvm::jitlink::LinkGraph &G,
                 OnAllocatedFunction OnAllocated) override {
     detail::GraphLayout Layout(G);
-    auto Request = Layout.request();
+    auto Request = Layout.request(HintOf ? HintOf(JD, G) : Layout.hint());
     auto Dylib = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(JD));
     std::optional<detail::Label> Label;
     jitmem_allocation_request Labelled = {};
@@ -418,7 +423,7 @@ private:
   using LinkGraph = llvm::jitlink::LinkGraph;
 
   MemoryManager(jitmem_manager *Manager, const Options &O)
-      : Names(O.Names), TagOf(O.Tag), Manager(Manager) {}
+      : Names(O.Names), TagOf(O.Tag), HintOf(O.Hint), Manager(Manager) {}
 
   static llvm::Expected<std::unique_ptr<MemoryManager>> create(const jitmem_mapper &Mapper,
                                                                const Options &O) {
@@ -619,6 +624,7 @@ private:
 
   bool Names;
   TagFunction TagOf;
+  HintFunction HintOf;
   /// Actions of LLVM's plugin, and jitmem's own that stand for them, which enter an index.
   detail::FrameFunctions LlvmFrames, OwnFrames;
   /// Of a manager over a group; outlives the manager's handle.

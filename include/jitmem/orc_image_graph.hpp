@@ -84,12 +84,18 @@ public:
   /// Hands it to a recorder; 0: it has no memory.
   llvm::Expected<uint64_t> record(jitmem_image_recorder *Recorder) const {
     std::vector<jitmem_image_segment> Passed;
+    SectionHints Hints;
+    for (auto &S : Segments)
+      for (auto *B : S.Blocks)
+        if (B->getSize() != 0)
+          Hints.add(B->getSection());
     for (auto &S : Segments) {
       const jitmem_segment Asked = {S.Content.size(),
                                     S.End - S.Start - S.Content.size(),
                                     S.Alignment,
                                     static_cast<uint32_t>(S.Group.getMemProt()),
                                     JITMEM_LIFETIME_STANDARD,
+                                    Hints.hint(),
                                     {}};
       Passed.push_back({S.Start, S.Content.data(), Asked, {}});
     }

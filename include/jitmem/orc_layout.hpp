@@ -7,6 +7,7 @@
 
 #include "../jitmem.h"
 #include "orc_compat.hpp"
+#include "orc_hint.hpp"
 
 #include <llvm/ADT/STLExtras.h>
 #include <llvm/ADT/SmallVector.h>
@@ -21,7 +22,8 @@ namespace jitmem::orc::detail {
 
 /// One segment per alloc group: blocks with content, then zero-fill blocks, each in the order of
 /// their sections and, within a section, of their addresses. That order has a meaning: the
-/// terminator of .eh_frame is last because its address is.
+/// terminator of .eh_frame is last because its address is. Of code, sections of one hint come one
+/// behind the other, those that run often first.
 ///
 /// Does in one pass over the graph what llvm::jitlink::BasicLayout does, without its maps.
 class GraphLayout {
@@ -46,14 +48,16 @@ class GraphLayout {
 
 public:
   explicit GraphLayout(llvm::jitlink::LinkGraph &G) {
-    llvm::SmallVector<llvm::jitlink::Section *, 8> Sections;
+    llvm::SmallVector<std::tuple<uint8_t, unsigned, llvm::jitlink::Section *>, 8> Sections;
     eachOf(G.sections(), G.sections_size(), [&](llvm::jitlink::Section &Section) {
-      if (isAllocated(Section) && Section.blocks_size() != 0)
-        Sections.push_back(&Section);
+      if (!isAllocated(Section) || Section.blocks_size() == 0)
+        return;
+      auto Hint = isCode(Section) ? hintOf(Section.getName()) : JITMEM_CODE_NORMAL;
+      Sections.push_back({rankOf(Hint), Section.getOrdinal(), &Section});
     });
     if (Sections.size() > 1)
-      llvm::sort(Sections, [](auto *L, auto *R) { return L->getOrdinal() < R->getOrdinal(); });
-    for (auto *Section : Sections) {
+      llvm::sort(Sections);
+    for (auto [Rank, Ordinal, Section] : Sections) {
       uint8_t Index = segmentFor(groupOf(*Section));
       size_t Begin = Blocks.size();
       eachOf(Section->blocks(), Section->blocks_size(),
@@ -65,6 +69,8 @@ public:
         });
       if (describesFrames(*Section))
         joinFrames(Begin);
+      if (hasBytes(Begin))
+        Hints.add(*Section);
     }
     for (auto &P : Blocks)
       if (!P.ZeroFill)
@@ -74,15 +80,18 @@ public:
         place(P);
   }
 
-  /// What the manager is asked for, one entry per segment.
-  llvm::SmallVector<jitmem_segment, 4> request() const {
+  /// What the graph's code is for, by the names of its sections.
+  jitmem_code_hint hint() const { return Hints.hint(); }
+
+  /// What the manager is asked for, one entry per segment, with code of this hint.
+  llvm::SmallVector<jitmem_segment, 4> request(jitmem_code_hint Hint) const {
     llvm::SmallVector<jitmem_segment, 4> Request;
     for (auto &S : Segments) {
       auto Protection = static_cast<uint32_t>(S.Group.getMemProt());
       uint32_t Lifetime =
           endsAtFinalize(S.Group) ? JITMEM_LIFETIME_FINALIZE : JITMEM_LIFETIME_STANDARD;
       Request.push_back(
-          {S.ContentSize, S.Size - S.ContentSize, S.Alignment, Protection, Lifetime, {}});
+          {S.ContentSize, S.Size - S.ContentSize, S.Alignment, Protection, Lifetime, Hint, {}});
     }
     return Request;
   }
@@ -146,6 +155,12 @@ private:
     }
   }
 
+  /// Whether the blocks from one on have any.
+  bool hasBytes(size_t Begin) const {
+    return std::any_of(Blocks.begin() + Begin, Blocks.end(),
+                       [](const Placed &P) { return P.B->getSize() != 0; });
+  }
+
   /// Sizes saturate: the manager refuses what does not fit a window.
   void place(Placed &P) {
     auto &S = Segments[P.Segment];
@@ -159,6 +174,7 @@ private:
   }
 
   llvm::SmallVector<Placed, 8> Blocks;
+  SectionHints Hints;
   llvm::SmallVector<Segment, 4> Segments;
 };
 
