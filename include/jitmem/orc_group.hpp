@@ -73,6 +73,9 @@ public:
     return G;
   }
 
+  /// Where it could not be created, the library may still have calls under way.
+  ~Group() { cut(); }
+
   llvm::Expected<uint64_t> add(EPCRef EPC, const std::string &Name) {
     auto S = find(EPC);
     if (!S)

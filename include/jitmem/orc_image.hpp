@@ -54,6 +54,14 @@ struct FreeImage {
   void operator()(jitmem_image *I) const { jitmem_image_free(I); }
 };
 
+/// A path as the C API takes it.
+inline llvm::Expected<std::string> passed(llvm::StringRef Path) {
+  if (Path.contains('\0'))
+    return llvm::make_error<MemoryError>(JITMEM_INVALID_ARGUMENT, 0,
+                                         "image " + Path.str() + ": its path has a NUL");
+  return Path.str();
+}
+
 } // namespace detail
 
 /// Copies of what layers link, to be stored as an image. It is told of graphs by an ImagePlugin of
@@ -91,11 +99,14 @@ public:
       return llvm::make_error<MemoryError>(
           JITMEM_UNSUPPORTED, 0, "store image " + Path.str() + ": " + llvm::join(Missing, "; "));
     }
+    auto File = detail::passed(Path);
+    if (!File)
+      return File.takeError();
     auto Passed = detail::passed(Key);
     if (!Passed)
       return Passed.takeError();
     detail::OwnedError E;
-    jitmem_image_recorder_store(Recorder.get(), Path.str().c_str(), Passed->data(), Passed->size(),
+    jitmem_image_recorder_store(Recorder.get(), File->c_str(), Passed->data(), Passed->size(),
                                 E.out());
     return E.take();
   }
@@ -326,12 +337,15 @@ public:
   llvm::Error add(const llvm::orc::ResourceTrackerSP &RT, llvm::StringRef Path,
                   const ImageKey &Key = {}) {
     auto &JD = RT->getJITDylib();
+    auto File = detail::passed(Path);
+    if (!File)
+      return File.takeError();
     auto Passed = detail::passed(Key);
     if (!Passed)
       return Passed.takeError();
     detail::OwnedError E;
     jitmem_image *Opened = nullptr;
-    if (jitmem_image_open(Path.str().c_str(), Passed->data(), Passed->size(), &Opened, E.out()) !=
+    if (jitmem_image_open(File->c_str(), Passed->data(), Passed->size(), &Opened, E.out()) !=
         JITMEM_OK)
       return E.take();
     std::unique_ptr<jitmem_image, detail::FreeImage> Image(Opened);

@@ -321,6 +321,15 @@ TEST_F(Image, HasGraphsWhoseNamesAreNoText) {
   must(S.Recorder->store(Path, Key));
 }
 
+TEST_F(Image, HasNoOtherPathThanIsGiven) {
+  Session S;
+  const std::string Longer = Path + '\0' + "longer";
+  for (const std::string &Message :
+       {messageOf(S.Recorder->store(Longer, Key)), messageOf(S.Loader->add(S.main(), Longer, Key))})
+    EXPECT_NE(Message.find("its path has a NUL"), std::string::npos) << Message;
+  EXPECT_FALSE(sys::fs::exists(Path));
+}
+
 TEST_F(Image, NamesWhatCannotBeStored) {
   Session S;
   must(S.main().define(absoluteSymbols(
