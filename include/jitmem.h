@@ -727,8 +727,11 @@ JITMEM_ENUM(jitmem_lifetime) {
 /// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense: it
 /// takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
 ///
-/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
-/// left for more code of one hint, it lies among that of others.
+/// It has an effect on segments of standard lifetime that may be read and run, and not written; and in windows
+/// of 32 MiB and more. Where no further chunk is to be had, and where half of a window's chunks are in use, code
+/// lies among that of other hints. Of segments of one graph with different hints, parts may lie on both sides of
+/// other graphs' code, where libgcc's search of sections of frames that were registered does not find
+/// the later ones; an index of frames does.
 JITMEM_ENUM(jitmem_code_hint) {
   /// Nothing is known.
   JITMEM_CODE_NORMAL = 0,
@@ -2132,7 +2135,7 @@ typedef struct jitmem_layout_item {
   uint32_t protection;
   /// One of jitmem_lifetime; 0 for a window.
   uint32_t lifetime;
-  /// One of jitmem_code_hint: what its code is for; 0 for a window.
+  /// One of jitmem_code_hint: what the code of its chunk is for, which may be less than was asked for.
   uint32_t code_hint;
   /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
   /// tag or name, or with an observer or the option `usage`; else 0.

@@ -155,8 +155,11 @@ impl From<Protection> for AllocGroup {
 /// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense:
 /// it takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
 ///
-/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
-/// left for more code of one hint, it lies among that of others.
+/// It has an effect on segments of standard lifetime that may be read and run, and not written; and in windows
+/// of 32 MiB and more. Where no further chunk is to be had, and where half of a window's chunks are in use, code
+/// lies among that of other hints. Of segments of one graph with different hints, parts may lie on both sides of
+/// other graphs' code, where libgcc's search of sections of frames that were registered does not find
+/// the later ones; an index of frames does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum CodeHint {
@@ -172,6 +175,16 @@ pub enum CodeHint {
 }
 
 impl CodeHint {
+    /// How early code lies where code of several hints is stored together: what runs often first.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            CodeHint::Hot => 0,
+            CodeHint::Normal => 1,
+            CodeHint::Stub => 2,
+            CodeHint::Cold => 3,
+        }
+    }
+
     pub(crate) const ALL: [CodeHint; 4] = [
         CodeHint::Normal,
         CodeHint::Hot,

@@ -39,18 +39,23 @@ inline bool isCode(const llvm::jitlink::Section &Section) {
 }
 
 /// What code is for by the name of its section. Compilers name sections after what a profile or an
-/// attribute says of their functions, and ORC those of its stubs.
+/// attribute says of their functions, and ORC those of its stubs. With -ffunction-sections a
+/// function called hot, unlikely, startup or exit has such a name too; no more depends on that than
+/// where it lies.
 inline jitmem_code_hint hintOf(llvm::StringRef Section) {
   if (Section == "__orc_stubs")
     return JITMEM_CODE_STUB;
   llvm::StringRef Kind = Section;
   if (!Kind.consume_front(".text."))
     return JITMEM_CODE_NORMAL;
+  // LLVM alone writes this one, with the dot behind it.
+  if (Kind.consume_front("split."))
+    return JITMEM_CODE_COLD;
   Kind = Kind.take_until([](char C) { return C == '.'; });
   if (Kind == "hot")
     return JITMEM_CODE_HOT;
-  // What runs once, and what blocks are split off for, is as rare.
-  if (Kind == "unlikely" || Kind == "split" || Kind == "startup" || Kind == "exit")
+  // What runs once is as rare.
+  if (Kind == "unlikely" || Kind == "startup" || Kind == "exit")
     return JITMEM_CODE_COLD;
   return JITMEM_CODE_NORMAL;
 }

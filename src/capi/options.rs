@@ -38,8 +38,11 @@ pub enum jitmem_lifetime {
 /// What the code of a segment is for. Code of one hint lies together, so that what runs often is dense: it
 /// takes fewer pages of memory, and fewer entries of the processor's caches for addresses.
 ///
-/// Of segments that are no readable code of standard lifetime it says nothing. Where a window has no room
-/// left for more code of one hint, it lies among that of others.
+/// It has an effect on segments of standard lifetime that may be read and run, and not written; and in windows
+/// of 32 MiB and more. Where no further chunk is to be had, and where half of a window's chunks are in use, code
+/// lies among that of other hints. Of segments of one graph with different hints, parts may lie on both sides of
+/// other graphs' code, where libgcc's search of sections of frames that were registered does not find
+/// the later ones; an index of frames does.
 #[allow(non_camel_case_types)]
 #[derive(Clone, Copy)]
 #[repr(u32)]

@@ -276,7 +276,7 @@ pub struct jitmem_layout_item {
     pub protection: u32,
     /// One of jitmem_lifetime; 0 for a window.
     pub lifetime: u32,
-    /// One of jitmem_code_hint: what its code is for; 0 for a window.
+    /// One of jitmem_code_hint: what the code of its chunk is for, which may be less than was asked for.
     pub code_hint: u32,
     /// The allocation that a range belongs to, where the manager knows: of what was allocated with a
     /// tag or name, or with an observer or the option `usage`; else 0.

@@ -170,7 +170,10 @@ impl Layout {
                 protection(segment).bits(),
                 rank(segment),
                 !is_frames(*graph, segment),
-                segment.segment.hint as u8,
+                match protection(segment).executable() {
+                    true => segment.segment.hint.rank(),
+                    false => 0,
+                },
                 *graph,
                 place,
             )

@@ -44,6 +44,8 @@ pub(super) struct Tried {
     pub(super) reclaimed: bool,
     /// Other arenas were asked for room.
     pub(super) others: bool,
+    /// A chunk for a hint is not worth waiting for.
+    pub(super) in_any_code: bool,
 }
 
 /// A request that can be answered only once a change outside the lock is done.
@@ -56,7 +58,11 @@ impl Flow<Windows> {
     /// Serves a request, if that takes no waiting. A chunk may be made for it.
     pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
         let delivery = &mut Delivery::Inline;
-        match self.serve(request, Tried::default(), delivery) {
+        let tried = Tried {
+            in_any_code: self.is_inside_mapper(),
+            ..Tried::default()
+        };
+        match self.serve(request, tried, delivery) {
             Served::Answer(answer) => return Some(answer),
             Served::Wait | Served::AnotherWindow(_) => {}
             Served::Grow(growth) => self.do_not_grow(&growth, delivery),

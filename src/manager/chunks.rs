@@ -135,6 +135,7 @@ impl Flow<Windows> {
                         last_resort: true,
                         reclaimed: false,
                         others: true,
+                        in_any_code: true,
                     };
                     match flow.serve(&request, tried, delivery) {
                         Served::Answer(Ok(allocated)) => {

@@ -10,6 +10,7 @@ use super::records::{InFlightState, Key, Phase, Records};
 use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space};
 use super::stats::Sums;
+use super::window::Search;
 use super::windows::{Detached, Growth, MOST_WINDOWS, Windows};
 use super::write_scope::{OpenSegment, OpenSegments};
 use super::{ForkPolicy, LayoutItem, LayoutKind, Options, SegmentMemory};
@@ -33,6 +34,8 @@ pub(super) struct Effort {
     pub(super) last_resort: bool,
     /// Empty chunks may be given up for it.
     pub(super) reclaim: bool,
+    /// Where code is looked for first.
+    pub(super) search: Search,
 }
 
 impl Effort {
@@ -41,6 +44,11 @@ impl Effort {
         Effort {
             last_resort: tried.last_resort,
             reclaim: !tried.reclaimed,
+            // What was reclaimed may be a chunk for a hint, without which the rest of the request has room.
+            search: match tried.reclaimed || tried.in_any_code {
+                true => Search::AnyCode,
+                false => Search::OwnChunks,
+            },
         }
     }
 }
@@ -287,7 +295,7 @@ impl Space<Windows> {
             .resize(request.segments, SegmentMemory::NONE);
         if let Some(number) = self.memory.likely_window(request) {
             let window = self.memory.window_mut(number);
-            if let Ok(pieces) = window.take_all(&request.planned, false, layout) {
+            if let Ok(pieces) = window.take_all(&request.planned, effort.search, layout) {
                 if let Some(key) = self.hand_out(request, number, &pieces, layout) {
                     return Attempt::Done(key);
                 }
@@ -334,10 +342,10 @@ impl Space<Windows> {
         layout: &mut RequestLayout,
     ) -> Attempt {
         let windows = self.memory.windows_for(request, effort.last_resort);
-        for thorough in [false, true] {
+        for search in [effort.search, Search::Thorough] {
             for number in windows.iter().copied() {
                 let window = self.memory.window_mut(number);
-                match window.take_all(&request.planned, thorough, layout) {
+                match window.take_all(&request.planned, search, layout) {
                     Ok(pieces) => {
                         self.memory.served_by(number, request);
                         return match self.hand_out(request, number, &pieces, layout) {
@@ -345,7 +353,7 @@ impl Space<Windows> {
                             None => self.try_each_window(request, effort, layout),
                         };
                     }
-                    Err(short) => match self.memory.grow(number, &short) {
+                    Err(short) => match self.memory.grow(number, &short, search) {
                         Ok(Some(growth)) => return Attempt::Grow(growth),
                         Ok(None) => {}
                         Err(error) => return Attempt::Refused(error),

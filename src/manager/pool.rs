@@ -22,14 +22,14 @@ mod huge_pages;
 pub(super) mod sparse;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its
-/// group is larger by the factor, up to that share. Its pages take no memory before they are used,
+/// pool is larger by the factor, up to that share. Its pages take no memory before they are used,
 /// but each chunk takes system calls.
 pub(super) const FIRST_CHUNK: u64 = 512 << 10;
 const CHUNK_FACTOR: u64 = 2;
 /// More chunks than this are never made in one window: each takes at most two views and leaves
 /// at most one gap, so a window has fewer than 512 mappings.
 pub(super) const MOST_CHUNKS: usize = 160;
-/// Empty chunks of a group are kept for reuse while they are no larger than this together.
+/// Empty chunks of a pool are kept for reuse while they are no larger than this together.
 pub(super) const MOST_SPARE: u64 = 2 << 20;
 /// Which empty chunks of a pool stay.
 #[derive(Clone, Copy, PartialEq, Eq)]

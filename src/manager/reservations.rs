@@ -8,7 +8,6 @@
 use super::core::nothing_waits;
 use super::lookup::ManagerReader;
 use super::places::{Places, ReservationsReader};
-use super::pool::hint_of;
 use super::records::{Buffers, InFlightState, Key, Phase, Records};
 use super::request::{PlannedSegment, Request};
 use super::space::{Ending, Keys, Memory, Space, heap_is_full};
@@ -418,7 +417,7 @@ impl Memory for Reservations {
                         kind,
                         range: placed.range,
                         group: Some(placed.planned.group),
-                        hint: hint_of(placed.planned.pool),
+                        hint: CodeHint::Normal,
                         allocation: None,
                     });
                 }

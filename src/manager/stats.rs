@@ -147,7 +147,7 @@ pub struct LayoutItem {
     pub range: AddressRange,
     /// Its group; `None` for a window.
     pub group: Option<AllocGroup>,
-    /// What its code is for.
+    /// What the code of its chunk is for, which may be less than was asked for.
     pub hint: CodeHint,
     /// Whose range it is, where the manager knows: of what has a label, or with an observer or the
     /// option `usage`.

@@ -8,7 +8,7 @@ use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
 use super::pool::{
     FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, instead_of,
-    narrow, without_hint,
+    narrow,
 };
 use super::request::{LARGEST_ALIGNMENT, PlannedSegment};
 use super::space::heap_is_full;
@@ -29,6 +29,8 @@ use std::sync::Arc;
 const ROOM_FOR_MORE: u64 = 4;
 /// A chunk grows to at most this share of its window.
 const CHUNK_SHARE: u64 = 64;
+/// A window of this size has room for chunks of every hint.
+const LEAST_FOR_HINTS: u64 = 32 << 20;
 /// Chunks of small windows are not smaller than this for the share's sake.
 const SMALL_CHUNK: u64 = 64 << 10;
 
@@ -46,8 +48,8 @@ pub(super) struct Window {
     /// Of another arena than the first, which counts what all have.
     is_share: bool,
     pools: [Option<Box<Pool>>; POOLS],
-    /// The mapper had no memory for a chunk of a hint's, so all code lies together until some is given back.
-    does_without_hints: bool,
+    /// The mapper had no memory for a chunk of code, and none was made or given back since.
+    code_is_short: bool,
     chunks: usize,
     chunk_bytes: u64,
     /// Bytes handed out.
@@ -60,6 +62,17 @@ pub(super) struct Window {
     granule: Alignment,
     /// The last fork.
     epoch: u32,
+}
+
+/// Where room for a segment is looked for, each way in more places than the one before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Search {
+    /// In chunks of its alloc group and hint, if hints get chunks of their own.
+    OwnChunks,
+    /// For code, in chunks of other hints too.
+    AnyCode,
+    /// In every free range, for when there is no other way.
+    Thorough,
 }
 
 const PIECES_HAVE_A_POOL: &str = "pieces have a pool";
@@ -89,7 +102,7 @@ impl Window {
             shared,
             is_share,
             pools: Default::default(),
-            does_without_hints: false,
+            code_is_short: false,
             chunks: 0,
             chunk_bytes: 0,
             taken: 0,
@@ -107,7 +120,7 @@ impl Window {
         self.page.round_down(share.max(SMALL_CHUNK))
     }
 
-    /// The size that a group's chunks begin with, and that they come back to.
+    /// The size that a pool's chunks begin with, and that they come back to.
     fn first_chunk(&self) -> u64 {
         FIRST_CHUNK.min(self.largest_chunk())
     }
@@ -119,13 +132,12 @@ impl Window {
             .get_or_insert_with(|| Box::new(Pool::new(number, pool, nodes, granule, first)))
     }
 
-    /// Which pool a segment is taken from.
-    #[inline]
-    pub(super) fn pool_for(&self, planned: &PlannedSegment) -> u8 {
-        match self.does_without_hints {
-            true => without_hint(planned.pool),
-            false => planned.pool,
-        }
+    /// Whether a hint gets chunks of its own. Else all code lies together: in a small window, where they
+    /// would be missing for something else; where each chunk must count, and where there is no memory.
+    fn makes_chunks_for_hints(&self) -> bool {
+        !self.code_is_short
+            && self.range.size() >= LEAST_FOR_HINTS
+            && self.shared.free().chunks < MOST_CHUNKS / 2
     }
 
     #[inline]
@@ -137,30 +149,17 @@ impl Window {
     // ---- pieces ----
 
     /// Takes a range for each segment, or none at all and says which segment found no room.
-    /// `thorough` looks at every free range, for when there is no other way.
     pub(super) fn take_all(
         &mut self,
         planned: &[PlannedSegment],
-        thorough: bool,
+        search: Search,
         layout: &mut RequestLayout,
     ) -> std::result::Result<Pieces, PlannedSegment> {
-        let origin = Origin {
-            window: self.number,
-            address: self.origin,
-        };
         let mut pieces = Pieces::new();
         layout.start_over();
         for planned in planned {
-            let own = self.pool_for(planned);
-            let mut take = |pool: u8| {
-                let pool = self.pools[usize::from(pool)].as_mut()?;
-                pool.take(planned, origin, thorough, layout)
-            };
-            let piece = match take(own) {
-                None if thorough => instead_of(own).find_map(take),
-                piece => piece,
-            };
-            match piece {
+            let own = self.take_from(planned.pool, planned, search, layout);
+            match own.or_else(|| self.take_elsewhere(planned, search, layout)) {
                 Some(piece) => pieces.push(piece),
                 None => {
                     for piece in &pieces {
@@ -173,6 +172,36 @@ impl Window {
         }
         self.taken += layout.taken;
         Ok(pieces)
+    }
+
+    #[inline]
+    fn take_from(
+        &mut self,
+        pool: u8,
+        planned: &PlannedSegment,
+        search: Search,
+        layout: &mut RequestLayout,
+    ) -> Option<Piece> {
+        let origin = Origin {
+            window: self.number,
+            address: self.origin,
+        };
+        let pool = self.pools[usize::from(pool)].as_mut()?;
+        pool.take(planned, origin, search == Search::Thorough, layout)
+    }
+
+    /// Takes a range for code of which another hint's chunks have room.
+    #[cold]
+    fn take_elsewhere(
+        &mut self,
+        planned: &PlannedSegment,
+        search: Search,
+        layout: &mut RequestLayout,
+    ) -> Option<Piece> {
+        if !self.looked_everywhere(search) {
+            return None;
+        }
+        instead_of(planned.pool).find_map(|pool| self.take_from(pool, planned, search, layout))
     }
 
     /// Notes that pages of a request are about to be written, and gives the bytes that hold memory
@@ -232,13 +261,19 @@ impl Window {
 
     // ---- chunks ----
 
+    /// Whether room for a segment was looked for in all chunks that may have it.
+    pub(super) fn looked_everywhere(&self, search: Search) -> bool {
+        search != Search::OwnChunks || !self.makes_chunks_for_hints()
+    }
+
     /// Takes a run of pages for a segment that fits no chunk, if the window has one, where huge pages fit it
     /// if there is such a place. Gives it with the bytes that the segment needs of it, and room to note its pages.
     pub(super) fn grow(
         &mut self,
         short: &PlannedSegment,
+        pool: u8,
     ) -> Result<Option<(AddressRange, u64, PageSet)>> {
-        let Some((range, need)) = self.take_run(short) else {
+        let Some((range, need)) = self.take_run(short, pool) else {
             return Ok(None);
         };
         match PageSet::new(narrow(range.size() / self.page.bytes())) {
@@ -250,7 +285,7 @@ impl Window {
         }
     }
 
-    fn take_run(&mut self, short: &PlannedSegment) -> Option<(AddressRange, u64)> {
+    fn take_run(&mut self, short: &PlannedSegment, pool: u8) -> Option<(AddressRange, u64)> {
         let shared = Arc::clone(&self.shared);
         let free = &mut *shared.free();
         if free.chunks >= MOST_CHUNKS {
@@ -266,7 +301,7 @@ impl Window {
         let need = page.round_up(need)?;
         // Where little is left, other groups of the same request need some of it too.
         let fair = page.round_up(runs.largest() / 2)?;
-        let next_size = self.pool(self.pool_for(short)).next_size(most);
+        let next_size = self.pool(pool).next_size(most);
         let mut size = page.round_up(next_size.min(fair).max(need))?;
         let executable = short.group.protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
@@ -290,7 +325,6 @@ impl Window {
     pub(super) fn shrink(&mut self, chunk: AddressRange) {
         self.chunks -= 1;
         self.chunk_bytes -= chunk.size();
-        self.does_without_hints = false;
         let mut free = self.shared.free();
         free.chunks -= 1;
         free.chunk_bytes -= chunk.size();
@@ -303,11 +337,17 @@ impl Window {
         self.pool(pool).try_smaller(size, least)
     }
 
-    /// Says whether a chunk that was not to be had was for a hint: then the segment will do without.
-    pub(super) fn try_without_hints(&mut self, pool: u8) -> bool {
-        let hinted = without_hint(pool) != pool;
-        self.does_without_hints |= hinted;
-        hinted
+    /// There is no memory for a chunk. Says whether it was for code, which then may lie among that of other
+    /// hints.
+    pub(super) fn do_with_any_code(&mut self, pool: u8) -> bool {
+        let is_code = instead_of(pool).next().is_some();
+        self.code_is_short |= is_code;
+        is_code
+    }
+
+    /// There is memory for chunks again.
+    pub(super) fn has_memory(&mut self) {
+        self.code_is_short = false;
     }
 
     /// Adds a chunk that the mapper prepared.

@@ -8,11 +8,11 @@ use super::dylibs::Dylibs;
 use super::huge_pages::{self, FreshHugePages, HugeRanges};
 use super::lookup::{ManagerReader, Readers};
 use super::piece::{Piece, Pieces, Place};
-use super::pool::{Keep, POOLS, PoolChunk, Thawed};
+use super::pool::{Keep, POOLS, PoolChunk, Thawed, without_hint};
 use super::request::{PlannedSegment, Request};
 use super::space::{heap_is_full, no_pages};
 use super::stats::{NO_SPAN, Sums};
-use super::window::Window;
+use super::window::{Search, Window};
 use super::{ForkPolicy, GrowthPolicy, Options};
 use crate::error::{Result, invalid_handle};
 use crate::group::AllocGroup;
@@ -44,6 +44,7 @@ struct Home {
 pub(super) struct Growth {
     window: usize,
     pool: u8,
+    looked_everywhere: bool,
     /// The bytes that it takes at least.
     need: u64,
     /// Room to note which of its pages are used.
@@ -362,9 +363,18 @@ impl Windows {
     // ---- chunks ----
 
     /// A run of pages for a segment that fits no chunk of a window, if the window has one.
-    pub(super) fn grow(&mut self, window: usize, short: &PlannedSegment) -> Result<Option<Growth>> {
-        let pool = self.window(window).pool_for(short);
-        let Some((range, need, touched)) = self.window_mut(window).grow(short)? else {
+    pub(super) fn grow(
+        &mut self,
+        window: usize,
+        short: &PlannedSegment,
+        search: Search,
+    ) -> Result<Option<Growth>> {
+        let looked_everywhere = self.window(window).looked_everywhere(search);
+        let pool = match looked_everywhere {
+            true => without_hint(short.pool),
+            false => short.pool,
+        };
+        let Some((range, need, touched)) = self.window_mut(window).grow(short, pool)? else {
             return Ok(None);
         };
         self.begin_change(window);
@@ -377,6 +387,7 @@ impl Windows {
         Ok(Some(Growth {
             window,
             pool,
+            looked_everywhere,
             need,
             touched,
             chunk,
@@ -391,6 +402,7 @@ impl Windows {
             self.committed += growth.chunk.range.size();
         }
         let window = self.window_mut(growth.window);
+        window.has_memory();
         window.add_chunk(growth.pool, growth.chunk, growth.touched, prepared);
     }
 
@@ -402,8 +414,7 @@ impl Windows {
 
     /// Gives the run back that the mapper could not prepare.
     ///
-    /// Says whether a smaller chunk would do, or one that the segment shares with code of other hints, which
-    /// will be tried next.
+    /// Says whether a smaller chunk would do, which will be tried next, or for code those of other hints.
     pub(super) fn not_grown(&mut self, growth: &Growth) -> bool {
         self.end_change(growth.window);
         let window = self.window_mut(growth.window);
@@ -411,7 +422,8 @@ impl Windows {
         let unused = window.is_empty();
         let size = growth.chunk.range.size();
         let smaller = window.try_smaller(growth.pool, size) && size > growth.need;
-        let otherwise = smaller || window.try_without_hints(growth.pool);
+        let otherwise =
+            smaller || !growth.looked_everywhere && window.do_with_any_code(growth.pool);
         self.unused |= unused;
         otherwise
     }
@@ -445,7 +457,9 @@ impl Windows {
     /// Returns the run of a chunk that the mapper has reclaimed.
     pub(super) fn reclaimed(&mut self, detached: Detached) {
         self.end_change(detached.window);
-        self.window_mut(detached.window).shrink(detached.range);
+        let window = self.window_mut(detached.window);
+        window.has_memory();
+        window.shrink(detached.range);
     }
 
     /// Puts a chunk back that the mapper could not reclaim.

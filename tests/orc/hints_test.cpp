@@ -76,6 +76,7 @@ TEST_P(Hints, SectionsOfOneHintLieTogether) {
 TEST_P(Hints, GraphsHaveThatOfTheirSections) {
   EXPECT_EQ(hintOf({".text"}), JITMEM_CODE_NORMAL);
   EXPECT_EQ(hintOf({".text.function"}), JITMEM_CODE_NORMAL);
+  EXPECT_EQ(hintOf({".text.split"}), JITMEM_CODE_NORMAL);
   EXPECT_EQ(hintOf({".text.hot."}), JITMEM_CODE_HOT);
   EXPECT_EQ(hintOf({".text.hot.f", "$__STUBS"}), JITMEM_CODE_HOT);
   EXPECT_EQ(hintOf({".text.unlikely.f", ".text.hot.f", ".text"}), JITMEM_CODE_HOT);

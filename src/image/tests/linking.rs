@@ -102,7 +102,7 @@ fn code_of_one_hint_lies_together() {
         .iter()
         .map(|export| export.symbol.parse().unwrap())
         .collect();
-    assert_eq!(order, [0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]);
+    assert_eq!(order, [1, 5, 9, 0, 4, 8, 3, 7, 11, 2, 6, 10]);
     let span = exports[GRAPHS - 1].address - exports[0].address;
     assert_eq!(span, 16 * (GRAPHS as u64 - 1));
 }

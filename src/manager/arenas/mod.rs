@@ -20,6 +20,7 @@ use super::flow::Flow;
 use super::piece::RequestLayout;
 use super::records::arena_of;
 use super::space::Space;
+use super::window::Search;
 use super::windows::Windows;
 use super::{Allocated, Request};
 use crate::callback_queue::Delivery;
@@ -244,6 +245,10 @@ impl Flow<Windows> {
         let effort = Effort {
             last_resort: thoroughly,
             reclaim: false,
+            search: match thoroughly {
+                true => Search::AnyCode,
+                false => Search::OwnChunks,
+            },
         };
         loop {
             let attempt = {

@@ -2,6 +2,7 @@
 //! Where code lies of which the host has said what it is for.
 
 use super::*;
+use crate::manager::pool::FIRST_CHUNK;
 
 /// A graph of data and of code, a page of each, both with the hint.
 fn graph(hint: CodeHint) -> [Segment; 2] {
@@ -56,65 +57,120 @@ fn code_of_one_hint_is_dense_and_data_is_as_without() {
     }
 }
 
-#[test]
-fn what_has_no_room_with_its_like_lies_with_others() {
-    const LARGE: u64 = 4 << 10;
+fn code(hint: CodeHint, size: u64) -> [Segment; 1] {
+    [segment(size, 0, 16, Protection::READ_EXEC).hinted(hint)]
+}
+
+/// The hint of the chunks in which code of one lies.
+fn place(manager: &Manager, hint: CodeHint, size: u64) -> CodeHint {
+    let address = allocate(manager, &code(hint, size)).unwrap().segments[0].address;
+    let mut layout = manager.layout().into_iter();
+    let is_it = |item: &LayoutItem| item.kind == LayoutKind::Range && item.range.start() == address;
+    layout.find(is_it).unwrap().hint
+}
+
+fn window_of(size: u64) -> Manager {
     let options = Options {
-        window_size: 1 << 20,
+        window_size: size,
         ..Options::default()
     };
-    let manager = manager(TWO_VIEWS, options).unwrap();
-    let code = |hint| [segment(LARGE, 0, 16, Protection::READ_EXEC).hinted(hint)];
+    manager(TWO_VIEWS, options).unwrap()
+}
+
+#[test]
+fn a_full_window_is_full_for_code_of_every_hint() {
+    const LARGE: u64 = 64 << 10;
+    let manager = window_of(32 << 20);
     // A chunk for each hint; then as much of one as there is room for.
     for hint in CodeHint::ALL {
-        allocate(&manager, &graph(hint)).unwrap();
+        assert_eq!(place(&manager, hint, 256), hint);
     }
-    let full = |hint| loop {
-        if let Err(error) = allocate(&manager, &code(hint)) {
+    let full = loop {
+        if let Err(error) = allocate(&manager, &code(CodeHint::Hot, LARGE)) {
             break error;
         }
     };
-    assert_eq!(full(CodeHint::Hot).status(), Status::WindowFull);
+    assert_eq!(full.status(), Status::WindowFull);
     let layout = manager.layout();
     for hint in CodeHint::ALL {
-        let large = |item: &&LayoutItem| {
+        let large = |item: &LayoutItem| {
             item.kind == LayoutKind::Range && item.hint == hint && item.range.size() == LARGE
         };
-        assert!(layout.iter().any(|item| large(&item)), "{hint:?}");
-        let error = allocate(&manager, &code(hint)).map(|_| ()).unwrap_err();
+        assert!(layout.iter().any(large), "{hint:?}");
+        let error = allocate(&manager, &code(hint, LARGE))
+            .map(|_| ())
+            .unwrap_err();
         assert_eq!(error.status(), Status::WindowFull, "{hint:?}: {error}");
     }
 }
 
 #[test]
+fn a_small_window_has_no_chunks_for_hints() {
+    let manager = window_of(1 << 20);
+    for hint in CodeHint::ALL {
+        assert_eq!(place(&manager, hint, 256), CodeHint::Normal);
+    }
+    let data = [segment(940 << 10, 0, 16, Protection::READ_WRITE)];
+    allocate(&manager, &data).unwrap();
+}
+
+#[test]
+fn a_chunk_for_a_hint_takes_no_room_that_the_same_graph_needs() {
+    const WINDOW: u64 = 64 << 20;
+    let manager = window_of(WINDOW);
+    place(&manager, CodeHint::Normal, 256);
+    let data = segment(WINDOW - (600 << 10), 0, 16, Protection::READ_WRITE);
+    let [hot] = code(CodeHint::Hot, 256);
+    allocate(&manager, &[hot, data]).unwrap();
+}
+
+#[test]
 fn without_memory_for_another_chunk_code_lies_with_others() {
     let manager = manager(TWO_VIEWS, Options::default()).unwrap();
-    let code = |hint| [segment(256, 0, 16, Protection::READ_EXEC).hinted(hint)];
-    let place = |hint| {
-        let allocated = allocate(&manager, &code(hint)).unwrap();
-        let (address, handle) = (allocated.segments[0].address, allocated.handle);
-        let mut layout = manager.layout().into_iter();
-        let range =
-            layout.find(|item| item.kind == LayoutKind::Range && item.range.start() == address);
-        (range.unwrap().hint, handle)
-    };
-    let (_, first) = place(CodeHint::Normal);
+    // One chunk is full, and another one nearly empty.
+    assert_eq!(place(&manager, CodeHint::Hot, 256), CodeHint::Hot);
+    let rest = FIRST_CHUNK - 16;
+    assert_eq!(place(&manager, CodeHint::Normal, rest), CodeHint::Normal);
     let shortage = Faults::all_after(0, libc::ENOMEM);
-    let (hint, second) = place(CodeHint::Hot);
-    assert_eq!(hint, CodeHint::Normal);
+    for hint in [CodeHint::Normal, CodeHint::Cold] {
+        assert_eq!(place(&manager, hint, 256), CodeHint::Hot);
+    }
     assert!(shortage.failed().is_some());
     drop(shortage);
-    // It is tried again once memory was given back.
-    let large = [segment(4 << 20, 0, 16, Protection::READ)];
-    let large = allocate(&manager, &large).unwrap().handle;
-    assert_eq!(place(CodeHint::Hot).0, CodeHint::Normal);
-    let large = finalize(&manager, large).unwrap();
-    deallocate(&manager, &[large]).unwrap();
-    manager.trim().unwrap();
-    assert_eq!(place(CodeHint::Hot).0, CodeHint::Hot);
-    for handle in [first, second] {
-        finalize(&manager, handle).unwrap();
-    }
+    // The system is not asked for each request.
+    let asked = Faults::all_after(0, libc::ENOMEM);
+    assert_eq!(place(&manager, CodeHint::Cold, 256), CodeHint::Hot);
+    assert_eq!(asked.failed(), None);
+    drop(asked);
+    // Once a chunk was to be had, hints have their own again.
+    allocate(&manager, &[segment(64, 0, 16, Protection::READ)]).unwrap();
+    assert_eq!(place(&manager, CodeHint::Cold, 256), CodeHint::Cold);
+}
+
+#[test]
+fn arenas_with_hints_fill_a_window_as_without() {
+    let filled = |hints: &[CodeHint]| {
+        let manager = window_of(256 << 20);
+        let mut graphs = 0;
+        for (arena, hint) in (0..8)
+            .cycle()
+            .zip(hints.iter().flat_map(|hint| [*hint; 8]).cycle())
+        {
+            manager.core.choose_arena(arena);
+            let [code] = code(hint, 64 << 10);
+            let data = segment(16 << 10, 0, 16, Protection::READ_WRITE);
+            if allocate(&manager, &[code, data]).is_err() {
+                break;
+            }
+            graphs += 1;
+        }
+        graphs
+    };
+    let (with, without) = (filled(&CodeHint::ALL), filled(&[CodeHint::Normal]));
+    assert!(
+        with * 10 >= without * 9,
+        "{with} graphs with hints, {without} without"
+    );
 }
 
 #[test]
