@@ -254,7 +254,10 @@ TEST(DebugPlugin, ToolsAreToldOfWhatIsThereAndDebuggersOfWhatGoes) {
     EXPECT_TRUE(StringRef(Content).contains("told_second"));
   }
   // Of each function how it is unwound: where only perf has it, and where it is.
-  EXPECT_EQ(kindsOf(contentOf(DumpPath)), "40404040");
+  // AddressSanitizer mostly leaves no addresses near enough for perf alone.
+  std::string Kinds = kindsOf(contentOf(DumpPath));
+  EXPECT_TRUE(Kinds == "40404040" || (Sanitized && (Kinds == "4040" || Kinds == "404040")))
+      << Kinds;
   // Removed from the one, and not from the other.
   must(First->getMainJITDylib().clear());
   EXPECT_EQ(objectsWith("told_first"), 0u);

@@ -13,6 +13,15 @@ constexpr bool Instrumented = true;
 constexpr bool Instrumented = false;
 #endif
 
+// Under AddressSanitizer, whose allocator has reserved most of the address space.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool Sanitized = true;
+#elif defined(__has_feature)
+constexpr bool Sanitized = __has_feature(address_sanitizer);
+#else
+constexpr bool Sanitized = false;
+#endif
+
 // How often to do something, less often there.
 constexpr int rounds(int Count) { return Instrumented ? Count / 20 : Count; }
 

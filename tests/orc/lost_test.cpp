@@ -15,14 +15,6 @@ using namespace llvm::jitlink;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool Sanitized = true;
-#elif defined(__has_feature)
-constexpr bool Sanitized = __has_feature(address_sanitizer);
-#else
-constexpr bool Sanitized = false;
-#endif
-
 size_t entriesOf(const char *Directory) {
   size_t Count = 0;
   DIR *D = opendir(Directory);
