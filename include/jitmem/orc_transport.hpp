@@ -38,6 +38,12 @@ struct FreeTransport {
 };
 using Transport = std::unique_ptr<jitmem_transport, FreeTransport>;
 
+/// Whether that is what SimpleRemoteEPC says in place of an answer when it has disconnected.
+inline bool saysDisconnected(llvm::StringRef Message) { return Message == "disconnecting"; }
+
+constexpr const char *ExecutorGone =
+    "the executor is gone: its EPC has disconnected, or what called it was destroyed";
+
 /// Calls into an EPC's executor, and its dispatcher, until the EPC disconnects or cut() is called.
 ///
 /// Nothing can be asked of an EPC that has disconnected: it would report each further call as an
@@ -133,7 +139,7 @@ private:
       const char *Message = Result.getOutOfBandError();
       if (!Message)
         give(JITMEM_OK, nullptr, Result.data(), Result.size());
-      else if (llvm::StringRef(Message) == "disconnecting") // what SimpleRemoteEPC says
+      else if (saysDisconnected(Message))
         disconnected();
       else
         give(JITMEM_MAPPER_FAILED, Message, nullptr, 0);
@@ -142,9 +148,7 @@ private:
   private:
     void disconnected() {
       C->Closed = true;
-      give(JITMEM_DISCONNECTED,
-           "the executor is gone: its EPC has disconnected, or what called it was destroyed",
-           nullptr, 0);
+      give(JITMEM_DISCONNECTED, ExecutorGone, nullptr, 0);
     }
 
     void give(jitmem_status Status, const char *Message, const void *Bytes, size_t Size) {
@@ -284,10 +288,15 @@ private:
       return notThere("and there is no libjitmem.so to load, since jitmem is linked statically "
                       "here; name one in Options::ExecutorLibrary");
     auto Found = findInLibrary(EPC, Library, "jitmem_service_open");
-    if (!Found)
-      return notThere("and loading " + Library +
-                      " there failed: " + llvm::toString(Found.takeError()) +
+    if (!Found) {
+      std::string Why = llvm::toString(Found.takeError());
+      // No other way leads to that executor either.
+      if (saysDisconnected(Why))
+        return llvm::make_error<MemoryError>(
+            JITMEM_DISCONNECTED, 0, "find jitmem's executor service: " + std::string(ExecutorGone));
+      return notThere("and loading " + Library + " there failed: " + Why +
                       "; name the executor's own libjitmem.so in Options::ExecutorLibrary");
+    }
     Open = Found->getValue();
     return llvm::Error::success();
   }

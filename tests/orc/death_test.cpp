@@ -184,10 +184,15 @@ TEST_P(Death, BeforeAnotherManagerIsMade) {
     consumeError(Alloc.takeError());
   }
   R.wait();
-  auto Another = jitmem::orc::MemoryManager::Create(S.epc());
-  ASSERT_FALSE(bool(Another));
-  handleAllErrors(Another.takeError(),
-                  [](const MemoryError &E) { EXPECT_EQ(E.status(), JITMEM_DISCONNECTED); });
+  // Not that it lacks jitmem's service, with which hosts would choose other memory.
+  for (auto Create : {jitmem::orc::MemoryManager::Create, jitmem::orc::MemoryManager::CreateShared,
+                      jitmem::orc::MemoryManager::CreateRemote}) {
+    auto Another = Create(S.epc(), {});
+    ASSERT_FALSE(bool(Another));
+    handleAllErrors(Another.takeError(), [](const MemoryError &E) {
+      EXPECT_EQ(E.status(), JITMEM_DISCONNECTED) << E.message();
+    });
+  }
   expectEnded();
 }
 
