@@ -358,7 +358,7 @@ check-miri: ## the pure modules under Miri, which a nightly Rust brings
 	  cargo +nightly miri test --locked --lib -- $(MIRI_TESTS)
 # Miri takes a hundred times as long: fewer cases of each property, whose seeds are read from files.
 MIRI_CASES ?= 4
-MIRI_TESTS := page:: group:: error:: memory::ranges memory::runs manager::records wire::sps wire::frame
+MIRI_TESTS := page:: group::tests error:: memory::ranges memory::runs manager::records wire::sps wire::frame
 
 .PHONY: check-fuzz
 check-fuzz: setup $(CARGO_FUZZ) ## what reads messages, fuzzed (FUZZ_SECONDS=30 for each target)
