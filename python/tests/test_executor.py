@@ -5,6 +5,7 @@ import signal
 import threading
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import code_samples as samples
 import jitmem
@@ -52,6 +53,22 @@ class ExecutorTest(unittest.TestCase):
         self.assertEqual(executor.close(timeout=0.5), jitmem.End(None, signal.SIGKILL))
         thread.join()
         self.assertEqual(failures, [Status.DISCONNECTED])
+
+    def test_a_dropped_manager_does_not_keep_its_executor(self):
+        executor = jitmem.Executor()
+        with self.assertWarnsRegex(ResourceWarning, "a jitmem.Manager was dropped"):
+            jitmem.Manager(executor).link((READ_EXEC, samples.TWICE))
+        # Seconds, after which it would be killed.
+        self.assertEqual(executor.close(timeout=20), jitmem.End(0, None))
+
+    def test_a_close_that_was_interrupted_can_be_called_again(self):
+        executor = jitmem.Executor()
+        manager = jitmem.Manager(executor)
+        for interrupted, close in (manager, manager.close), (executor, executor.close):
+            with mock.patch.object(interrupted, "wait_for_calls", side_effect=KeyboardInterrupt):
+                with self.assertRaises(KeyboardInterrupt):
+                    close()
+        self.assertEqual(executor.close(timeout=20), jitmem.End(0, None))
 
     def test_a_child_does_not_close_its_parents(self):
         with jitmem.Executor() as executor, jitmem.Manager(executor) as manager:

@@ -2,7 +2,9 @@
 import ctypes
 import threading
 import unittest
+import warnings
 from array import array
+from pathlib import Path
 from unittest import mock
 
 import code_samples as samples
@@ -77,6 +79,28 @@ class ManagerTest(unittest.TestCase):
         for use in closed.stats, of_closed.deallocate, lambda: closed.link((READ_EXEC, samples.ADD)):
             with self.assertRaisesRegex(jitmem.Error, "the manager is closed"):
                 use()
+
+    def test_what_is_dropped_is_freed_with_a_warning(self):
+        with self.assertWarnsRegex(ResourceWarning, "a jitmem.Manager was dropped") as caught:
+            (address,) = jitmem.Manager().link((READ_EXEC, samples.ADD)).addresses
+        self.assertEqual(Path(caught.filename).name, Path(__file__).name)
+        self.assertIsNone(jitmem.lookup(address))
+
+    def test_what_is_closed_is_dropped_without_a_warning(self):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with jitmem.Manager() as manager:
+                manager.link((READ_EXEC, samples.ADD))
+            del manager
+            with self.assertRaises(jitmem.Error):
+                jitmem.Manager(window_size=1)
+        self.assertEqual(caught, [])
+
+    def test_a_function_keeps_its_manager(self):
+        add = jitmem.Manager().link((READ_EXEC, samples.ADD)).function(*BINARY)
+        self.assertEqual(add(40, 2), 42)
+        with self.assertWarns(ResourceWarning):
+            del add
 
     def test_a_manager_is_closed_under_other_threads_calls(self):
         for _ in range(20):

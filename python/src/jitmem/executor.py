@@ -58,6 +58,7 @@ class Executor:
     def __init__(self, options: Sequence[str] = (), program: Optional[str] = None) -> None:
         #: The C API's handle, for functions that this package does not have.
         self.transport = c_void_p()
+        self._made = self.transport
         #: Those that are open.
         self.managers: "weakref.WeakSet[Manager]" = weakref.WeakSet()
         self._uses = Uses()
@@ -116,7 +117,7 @@ class Executor:
         if os.getpid() != self._maker:
             raise RuntimeError("the executor is the parent's: close it in the process that made it")
         deadline = None if timeout is None else time.monotonic() + timeout
-        transport, self.transport = self.transport, c_void_p()
+        self.transport = c_void_p()
         managers = list(self.managers)
         all_calls = [self.wait_for_calls, *(manager.wait_for_calls for manager in managers)]
         if not all(wait(_left(deadline)) for wait in all_calls):
@@ -124,6 +125,8 @@ class Executor:
         for manager in managers:
             manager.close()
         self.wait_for_calls()
+        # Only now: a close that Ctrl-C has ended while it waited can be called again.
+        transport, self._made = self._made, c_void_p()
         LIBRARY.jitmem_transport_free(transport)
         try:
             code = self.process.wait(_left(deadline))

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
+import weakref
 from ctypes import byref, c_uint64, c_void_p
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Sequence, Type
+from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Sequence, Type, cast
 
 from . import _abi
 from ._abi import CodeHint, Growth, InProcess, Lifetime, Placement, Protection
@@ -48,7 +50,8 @@ class Action:
 
 
 class Allocation:
-    """Finalized memory. It stays until :meth:`deallocate`, or until its manager is closed."""
+    """Finalized memory. It stays until :meth:`deallocate`, or until its manager is closed. As long as it is referred to, so is
+    its manager."""
 
     def __init__(self, manager: Manager, handle: int, addresses: Sequence[int]) -> None:
         self._manager = manager
@@ -60,14 +63,16 @@ class Allocation:
     def function(self, result: Any, *arguments: Any, segment: int = 0, offset: int = 0) -> Callable[..., Any]:
         """A function of this process at an offset of a segment, by the ctypes types of its result and arguments.
 
-        The code must be of that type, and must not be called once the allocation or the manager is gone. Raises ValueError if it
-        lies in another process, or is gone already.
+        The code must be of that type, and must not be called once the allocation was deallocated or the manager closed. The
+        function refers to the allocation. Raises ValueError if it lies in another process, or is gone already.
         """
         if not self._manager.in_this_process:
             raise ValueError("the code is in an executor: call it by Executor.run or Executor.call")
         if not self._live or not self._manager.handle:
             raise ValueError("the code is gone: its allocation was deallocated, or its manager closed")
-        return ctypes.CFUNCTYPE(result, *arguments)(self.addresses[segment] + offset)
+        function: Any = ctypes.CFUNCTYPE(result, *arguments)(self.addresses[segment] + offset)
+        function.allocation = self
+        return cast(Callable[..., Any], function)
 
     def deallocate(self) -> None:
         """Runs the deallocation actions and frees the memory. No code of it may run any more."""
@@ -124,12 +129,22 @@ def _wrapper(wrapper: WrapperCall) -> _abi.WrapperCall:
     return _abi.WrapperCall(wrapper.function, wrapper.args, len(wrapper.args))
 
 
+def _free_dropped(handle: c_void_p) -> None:
+    if handle:
+        LIBRARY.jitmem_manager_free(handle)
+        why = "a jitmem.Manager was dropped, and is freed with all that is linked: close it, or keep it as long as its code"
+        warnings.warn(why, ResourceWarning, stacklevel=3)
+
+
 class Manager:
     """Divides memory of this process, or of an executor, among link graphs. Safe to use from any thread.
 
     ``executor`` None: this process, mapped as ``kind`` says. ``remote`` has content sent to the executor, which may
     then be on another machine; else pages are shared with it. The rest is as in ``jitmem_manager_options``; sizes are in bytes,
     and 0 is the default. ``window_size`` may be one of :class:`WindowSize`.
+
+    One that is dropped, and not closed, is freed as by :meth:`close`, with a ResourceWarning. Allocations, and functions of them,
+    refer to it; addresses do not.
     """
 
     def __init__(
@@ -146,6 +161,8 @@ class Manager:
     ) -> None:
         #: The C API's handle, for functions that this package does not have.
         self.handle = c_void_p()
+        self._dropped = weakref.finalize(self, _free_dropped, self.handle)
+        setattr(self._dropped, "atexit", False)  # other threads may run its code then
         self._uses = Uses()
         self.in_this_process = executor is None
         options = _abi.ManagerOptions(
@@ -271,9 +288,12 @@ class Manager:
 
     def close(self) -> None:
         """Waits for calls under way and frees the manager with all that is left in it. None of its code may run any more."""
-        handle, self.handle = self.handle, c_void_p()
+        self.handle = c_void_p()
         self.wait_for_calls()
-        LIBRARY.jitmem_manager_free(handle)
+        # Only now: a close that Ctrl-C has ended while it waited can be called again.
+        made = self._dropped.detach()
+        if made is not None:
+            LIBRARY.jitmem_manager_free(*made[2])
 
     def __enter__(self) -> Manager:
         return self
