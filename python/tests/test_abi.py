@@ -82,6 +82,18 @@ class AbiTest(unittest.TestCase):
                 else:
                     self.assertRegex(parameter, r"\*|_fn ", name)
 
+    def test_no_field_takes_a_number_that_would_be_cut(self):
+        for struct in _abi.STRUCTS.values():
+            for field, kind in struct._fields_:
+                size = ctypes.sizeof(kind)
+                if kind in OF_INTEGERS:
+                    with self.assertRaises(OverflowError):
+                        struct(**{field: 1 << 8 * size})
+                    with self.assertRaises(OverflowError):
+                        struct(**{field: -1})
+                    most = (1 << 8 * size) - 1
+                    self.assertEqual(getattr(struct(**{field: most}), field), most)
+
     def test_stats_have_the_structs_fields(self):
         fields = [field.name for field in dataclasses.fields(jitmem.Stats)]
         self.assertEqual(["struct_size", *fields], [name for name, *_ in _abi.Stats._fields_])

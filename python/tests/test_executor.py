@@ -123,6 +123,10 @@ class ExecutorTest(unittest.TestCase):
 
     def test_unknown_names_are_errors(self):
         with jitmem.Executor() as executor:
+            with self.assertRaisesRegex(ValueError, "has a NUL"):
+                executor.symbol("jitmem_service_open\0or another")
+            with self.assertRaisesRegex(OverflowError, "jitmem_transport_call: .* out of range"):
+                executor.call((1 << 64) + executor.symbol("jitmem_service_open"))
             with self.assertRaises(jitmem.Error) as caught:
                 executor.call("no_such_wrapper")
             self.assertEqual(caught.exception.status, Status.INVALID_ARGUMENT)

@@ -143,6 +143,35 @@ class ManagerTest(unittest.TestCase):
         self.manager.close()
         self.assertRefused(Status.INVALID_HANDLE, self.manager.stats)
 
+    def test_numbers_are_refused_and_not_cut(self):
+        with self.manager.allocate([Segment(READ, 8)]) as graph:
+            for arguments in (0, 1 << 64, b"far"), (1 << 64, 0, b"far"), (0, -1, b"far"), (-1, 0, b"far"):
+                with self.assertRaisesRegex(OverflowError, "jitmem_manager_write: .* out of range"):
+                    graph.write(*arguments)
+            graph.write(0, 0, b"as it is")
+            wrapper = jitmem.WrapperCall((1 << 64) + 1)
+            with self.assertRaisesRegex(OverflowError, "WrapperCall.function"):
+                graph.finalize([jitmem.Action(finalize=wrapper)])
+            allocation = graph.finalize()
+        (address,) = allocation.addresses
+        self.assertEqual(ctypes.string_at(address, 8), b"as it is")
+        for function, arguments in (
+            (self.manager.allocate, ([Segment(READ, (1 << 64) + 5)],)),
+            (self.manager.set_quota, ((1 << 64) + 4096,)),
+            (self.manager.lookup, ((1 << 64) + address,)),
+            (jitmem.lookup, ((1 << 64) + address,)),
+        ):
+            with self.assertRaises(OverflowError):
+                function(*arguments)
+        for name, number in ("window_size", 1 << 64), ("address", -1), ("quota", (1 << 64) + 4096), ("growth", 1 << 32):
+            with self.assertRaisesRegex(OverflowError, f"ManagerOptions.{name}: {number} is out of range"):
+                jitmem.Manager(**{name: number})
+
+    def test_names_with_a_nul_are_refused_and_not_cut(self):
+        for name in "name", "dylib_name":
+            with self.assertRaisesRegex(ValueError, "has a NUL"):
+                self.manager.allocate([Segment(READ, 8)], **{name: "a\0b"})
+
     def test_a_batch_is_deallocated_whole_or_not_at_all(self):
         one, two = (self.manager.link((READ, b"4 bytes or more")) for _ in range(2))
         self.assertRefused(Status.INVALID_HANDLE, self.manager.deallocate, [one, two, one])

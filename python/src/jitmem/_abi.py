@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from enum import IntEnum, IntFlag
-from typing import Any, Dict, List, Tuple
+from typing import Any, ClassVar, Dict, List, Tuple
 
 
 class Status(IntEnum):
@@ -134,7 +134,43 @@ ENUMS = {
 }
 
 
-class ManagerOptions(ctypes.Structure):
+# The largest number of each type that has one.
+MOST = {kind: (1 << 8 * ctypes.sizeof(kind)) - 1 for kind in (c_uint32, c_uint64, c_size_t)}
+
+
+def check_number(what: str, value: Any, most: int) -> None:
+    """Raises OverflowError for a number that ctypes would cut to the size of its place. What is no number is left to ctypes."""
+    if isinstance(value, int) and not 0 <= value <= most:
+        raise OverflowError(f"{what}: {value} is out of range: pass a number from 0 to {most}")
+
+
+def c_name(what: str, name: str) -> bytes:
+    """A name as C has it. Raises ValueError for one that would end early there."""
+    if "\0" in name:
+        raise ValueError(f"{what}: {name!r} has a NUL, which ends a name in C: pass one without it")
+    return name.encode()
+
+
+_set = ctypes.Structure.__setattr__
+
+
+class Struct(ctypes.Structure):
+    """A struct whose numbers are checked when they are set."""
+
+    _most: ClassVar[Dict[str, int]]
+
+    def __init_subclass__(cls) -> None:
+        cls._most = {name: MOST[kind] for name, kind in cls.__dict__["_fields_"] if kind in MOST}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        most = self._most.get(name)
+        # Tested here too, since calls of Python are slow and most numbers fit.
+        if most is not None and isinstance(value, int) and not 0 <= value <= most:
+            check_number(f"{type(self).__name__}.{name}", value, most)
+        _set(self, name, value)
+
+
+class ManagerOptions(Struct):
     _fields_ = [
         ("struct_size", c_size_t),
         ("window_size", c_uint64),
@@ -154,7 +190,7 @@ class ManagerOptions(ctypes.Structure):
     ]
 
 
-class Segment(ctypes.Structure):
+class Segment(Struct):
     _fields_ = [
         ("content_size", c_uint64),
         ("zero_fill_size", c_uint64),
@@ -166,19 +202,19 @@ class Segment(ctypes.Structure):
     ]
 
 
-class SegmentMemory(ctypes.Structure):
+class SegmentMemory(Struct):
     _fields_ = [("address", c_uint64), ("working_memory", c_void_p), ("reserved", c_uint64 * 2)]
 
 
-class WrapperCall(ctypes.Structure):
+class WrapperCall(Struct):
     _fields_ = [("function", c_uint64), ("args", c_char_p), ("args_size", c_size_t)]
 
 
-class Action(ctypes.Structure):
+class Action(Struct):
     _fields_ = [("finalize", WrapperCall), ("dealloc", WrapperCall), ("reserved", c_uint64 * 2)]
 
 
-class AllocationRequest(ctypes.Structure):
+class AllocationRequest(Struct):
     _fields_ = [
         ("struct_size", c_size_t),
         ("segments", POINTER(Segment)),
@@ -190,7 +226,7 @@ class AllocationRequest(ctypes.Structure):
     ]
 
 
-class Location(ctypes.Structure):
+class Location(Struct):
     _fields_ = [
         ("struct_size", c_size_t),
         ("manager", c_void_p),
@@ -206,7 +242,7 @@ class Location(ctypes.Structure):
     ]
 
 
-class Stats(ctypes.Structure):
+class Stats(Struct):
     _fields_ = [
         ("struct_size", c_size_t),
         ("reserved", c_uint64),
@@ -249,7 +285,7 @@ class Stats(ctypes.Structure):
     ]
 
 
-class LayoutItem(ctypes.Structure):
+class LayoutItem(Struct):
     _fields_ = [
         ("address", c_uint64),
         ("size", c_uint64),

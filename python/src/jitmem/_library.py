@@ -47,10 +47,17 @@ def _load() -> ctypes.CDLL:
 
 
 LIBRARY = _load()
+# Which arguments of a function are numbers, and the most that each can be.
+_NUMBERS = {
+    name: [(place, _abi.MOST[kind]) for place, kind in enumerate(arguments) if kind in _abi.MOST]
+    for name, arguments in _abi.FALLIBLE.items()
+}
 
 
 def call(name: str, *arguments: Any) -> None:
     """Calls a function that can fail; raises :class:`Error` if it does. Other threads run meanwhile."""
+    for place, most in _NUMBERS.get(name, ()):
+        _abi.check_number(name, arguments[place], most)
     error = ctypes.c_void_p()
     status = getattr(LIBRARY, name)(*arguments, ctypes.byref(error))
     if status != 0:

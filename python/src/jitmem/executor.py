@@ -95,7 +95,7 @@ class Executor:
     def symbol(self, name: str) -> int:
         """The address that the executor published under a name."""
         address = c_uint64()
-        self.use("jitmem_transport_symbol", name.encode(), byref(address))
+        self.use("jitmem_transport_symbol", _abi.c_name("a symbol of the executor", name), byref(address))
         return address.value
 
     def call(self, function: Union[int, str], args: bytes = b"") -> bytes:

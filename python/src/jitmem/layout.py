@@ -123,6 +123,7 @@ def stats_of(stats: _abi.Stats) -> Stats:
 
 def lookup(address: int) -> Optional[Location]:
     """The segment that an address of this process lies in, of whichever manager; None: of none."""
+    _abi.check_number("look up an address", address, _abi.MOST[ctypes.c_uint64])
     location = new_location()
     found = LIBRARY.jitmem_lookup(address, ctypes.byref(location)) == _FOUND
     return location_of(location) if found else None
@@ -130,6 +131,7 @@ def lookup(address: int) -> Optional[Location]:
 
 def lookup_in(manager: ctypes.c_void_p, address: int) -> Optional[Location]:
     """The same in one manager, by its handle; addresses are its executor's."""
+    _abi.check_number("look up an address", address, _abi.MOST[ctypes.c_uint64])
     location = new_location()
     found = LIBRARY.jitmem_manager_lookup(manager, address, ctypes.byref(location))
     if found == _REFUSED:

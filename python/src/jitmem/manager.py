@@ -220,8 +220,8 @@ class Manager:
             segment_count=len(segments),
             dylib=dylib,
             tag=tag,
-            name=None if name is None else name.encode(),
-            dylib_name=None if dylib_name is None else dylib_name.encode(),
+            name=None if name is None else _abi.c_name("the name of an allocation", name),
+            dylib_name=None if dylib_name is None else _abi.c_name("the name of a JITDylib", dylib_name),
         )
         memory, handle = (_abi.SegmentMemory * len(segments))(), c_uint64()
         self.call("jitmem_manager_request", byref(request), memory, byref(handle))
