@@ -13,7 +13,8 @@ from ._version import __version__
 
 _HERE = Path(__file__).parent
 # Before 1.0 each minor version has an ABI of its own.
-_SYSTEM = "libjitmem.so." + __version__.rpartition(".")[0]
+_ABI = __version__.rpartition(".")[0]
+_SYSTEM = "libjitmem.so." + _ABI
 
 
 class Error(Exception):
@@ -33,17 +34,38 @@ class Error(Exception):
 
 def _load() -> ctypes.CDLL:
     named, bundled = os.environ.get("JITMEM_LIBRARY"), _HERE / "lib" / "libjitmem.so"
+    path = named or (str(bundled) if bundled.exists() else _SYSTEM)
     try:
-        library = ctypes.CDLL(named or (str(bundled) if bundled.exists() else _SYSTEM))
+        library = ctypes.CDLL(path)
+        _check_abi(library)
+        _declare(library)
     except OSError as error:
-        raise ImportError(f"load jitmem: {error}: install jitmem, or set JITMEM_LIBRARY to libjitmem.so") from None
+        why = str(error)
+    except AttributeError as error:  # what ctypes says of a name that is not there
+        why = f"{path}: no libjitmem.so, or one that is older than this package: {error}"
+    except ValueError as error:
+        why = f"{path}: {error}"
+    else:
+        return library
+    raise ImportError(f"load jitmem: {why}: install jitmem {_ABI}, or set JITMEM_LIBRARY to its libjitmem.so")
+
+
+def _check_abi(library: ctypes.CDLL) -> None:
+    """Raises ValueError for a library of another ABI, whose functions may take something else."""
+    library.jitmem_version.restype = ctypes.c_uint32
+    number: int = library.jitmem_version()
+    abi = f"{number >> 16}.{number >> 8 & 0xFF}"
+    if abi != _ABI:
+        raise ValueError(f"the library is jitmem {abi}.{number & 0xFF}, and this package is for the ABI of {_ABI}")
+
+
+def _declare(library: ctypes.CDLL) -> None:
     for name, arguments in _abi.FALLIBLE.items():
         function = getattr(library, name)
         function.restype, function.argtypes = ctypes.c_uint32, [*arguments, ctypes.POINTER(ctypes.c_void_p)]
     for name, (result, arguments) in _abi.INFALLIBLE.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return library
 
 
 LIBRARY = _load()
