@@ -154,8 +154,19 @@ pkg_config_programs() {
   answers "$out/with-archive"
   answers "$out/all-static"
   "$out/frames-static" | grep -x "frames are found"
+  ! loads "$out/plugin.so" || fail "plugin.so needs the shared library"
+  timeout 60 "$out/plugin-host" "$out/plugin.so" "$2/bin/jitmem-executor" | grep -x "threads outlive a dlclose"
   loads "$out/with-shared"
   ! loads "$out/with-archive" || fail "with-archive needs the shared library"
+}
+
+# jitmem in a plugin that its host closes, while threads of the plugin's connection are there.
+plugin_closed() {
+  local out=$work/plugin
+  rm -rf "$out"
+  build plugin "$out" -DCMAKE_PREFIX_PATH="$prefix"
+  ! loads "$out/libplugin.so" || fail "the plugin needs the shared library"
+  ctest --test-dir "$out" --output-on-failure --no-tests=error
 }
 
 orc_find_package() {
@@ -257,6 +268,7 @@ check header-alone header_alone
 check c-find-package c_find_package
 check c-pkg-config pkg_config_programs "$work/pkg-config" "$prefix"
 check c-without-llvm no_llvm_needed
+check plugin-closed plugin_closed
 check executor-program executor_program
 check man-pages man_pages
 check orc-find-package orc_find_package
