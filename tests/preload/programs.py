@@ -42,7 +42,7 @@ class Programs(unittest.TestCase):
                 text=True,
                 env={**os.environ, "LD_PRELOAD": PRELOADS[preload], "JITMEM_PRELOAD_REPORT": str(report), **environment},
             )
-            self.assertEqual(0, run.returncode, run.stderr)
+            self.assertEqual(0, run.returncode, (run.stdout, run.stderr))
             lines = report.read_text().splitlines()
         self.assertEqual(1, len(lines), lines)
         found = dict(re.findall(r'(\w+)=("[^"]*"|\S+)', lines[0]))
@@ -128,9 +128,113 @@ class Programs(unittest.TestCase):
 
     def test_another_llvm_is_named_and_left_alone(self):
         output, complaint, report = self.lli(19, [], preload=22)
-        self.assertEqual("hello\n", output)
-        self.assertRegex(complaint, r"^jitmem: libjitmem-llvm-22.so steps aside in lli: it uses the LLVM in \S+libLLVM.so.19.1, ")
+        self.assertEqual(("hello\n", ""), (output, complaint))
+        self.assertRegex(report["llvm"], "/libLLVM.so.19.1$")
+        self.assertEqual('"libjitmem-llvm-22.so is for programs with libLLVM.so.22.1"', report["note"])
         self.not_on_jitmem(report)
+
+    def compile(self, folder, name, *flags, version=None, source=None):
+        """Compiles a C file of this folder, or a text, which uses LLVM's C API if there is a version."""
+        if version:
+            found = subprocess.run([tool(version, "llvm-config"), "--cflags", "--ldflags", "--libs", "--link-shared"],
+                                   check=True, capture_output=True, text=True).stdout.split()
+            flags = *flags, *found
+        path = source or pathlib.Path(__file__).with_name(name + ".c")
+        subprocess.run(["cc", "-O2", "-xc", "-" if source else path, "-xnone", "-o", f"{folder}/{name}", *flags],
+                       input=source, text=True, check=True)
+        return f"{folder}/{name}"
+
+    def test_a_plugin_of_the_host_that_ends_with_the_call(self):
+        with tempfile.TemporaryDirectory() as folder:
+            plugin = self.compile(folder, "plugin", "-shared", "-fPIC", version=22)
+            # The call is a jump: no return address tells of the plugin.
+            code = subprocess.run(["objdump", "-d", plugin], check=True, capture_output=True, text=True).stdout
+            self.assertRegex(code, r"(jmp|b)\s.*<LLVMOrcCreateLLJIT@plt>")
+            for version in None, 19:  # the host's own LLVM
+                flags = ["-DHOST_HAS_LLVM"] if version else []
+                host = self.compile(folder, "plugin_host", *flags, version=version)
+                with self.subTest(version=version):
+                    output, complaint, report = self.run_with(22, host, plugin)
+                    self.assertEqual(("42\n", ""), (output, complaint))
+                    self.on_jitmem(report)
+
+    def test_another_build_of_the_same_llvm_is_named_and_left_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            versions = pathlib.Path(folder, "versions")
+            versions.write_text("LLVM_22.1 { global: *; };")
+            calls = "void *LLVMOrcCreateLLJIT(void **, void *);"
+            library = self.compile(folder, "libLLVM-other.so", "-shared", "-fPIC", f"-Wl,--version-script={versions}",
+                                   source=calls + "void *LLVMOrcCreateLLJIT(void **jit, void *b) { (void)b; *jit = jit; return 0; }")
+            plugin = self.compile(folder, "plugin", "-shared", "-fPIC", library,
+                                  source=calls + "void *begin(void) { return 0; } int answer(void *jit) { return jit ? 42 : 0; }"
+                                         "void *make(void **jit, void *b) { return LLVMOrcCreateLLJIT(jit, b); }")
+            output, complaint, report = self.run_with(22, self.compile(folder, "plugin_host"), plugin)
+        self.assertEqual("42\n", output)
+        self.assertRegex(complaint, r"^jitmem: libjitmem-llvm-22.so steps aside in plugin_host: it uses the LLVM in \S+/libLLVM-other.so, ")
+        self.not_on_jitmem(report)
+
+    def test_a_program_that_names_no_version(self):
+        # dlsym finds LLVM's own functions, of the LLVM that it would find without the library.
+        with tempfile.TemporaryDirectory() as folder:
+            host = self.compile(folder, "unversioned", version=19, source="""
+                #include <dlfcn.h>
+                #include <stdio.h>
+                #include <llvm-c/LLJIT.h>
+                int main(void) { LLVMOrcDisposeLLJITBuilder(LLVMOrcCreateLLJITBuilder()); Dl_info of;
+                  return !dladdr(dlsym(RTLD_DEFAULT, "LLVMOrcCreateLLJIT"), &of) || puts(of.dli_fname) < 0; }""")
+            output, complaint, report = self.run_with(22, host)
+        self.assertRegex(output, "/libLLVM.so.19.1$")
+        self.assertEqual("", complaint)
+        self.not_on_jitmem(report)
+
+    def test_two_preloads(self):
+        for order in (22, 14), (14, 22):
+            with self.subTest(order=order), tempfile.TemporaryDirectory() as folder:
+                report = pathlib.Path(folder, "report")
+                environment = {**os.environ, "LD_PRELOAD": " ".join(PRELOADS[number] for number in order),
+                               "JITMEM_PRELOAD_REPORT": str(report)}
+                run = subprocess.run([tool(22, "lli")], input=HELLO, capture_output=True, text=True, env=environment)
+                self.assertEqual((0, "hello\n", ""), (run.returncode, run.stdout, run.stderr))
+                self.assertEqual(["0", "1"], sorted(re.findall(r"layers=(\d+)", report.read_text())))
+                report.unlink()
+                subprocess.run(["/bin/true"], check=True, env=environment)
+                self.assertEqual(["none", "none"], re.findall(r"llvm=(\S+)", report.read_text()))
+
+    def test_relative_paths_are_those_of_the_beginning(self):
+        with tempfile.TemporaryDirectory() as folder:
+            jit = self.compile(folder, "jit", version=22)
+            os.symlink(os.path.dirname(PRELOADS[22]), folder + "/here")
+            run = subprocess.run([jit, "jitlink", "chdir", "a1"], cwd=folder, capture_output=True, text=True,
+                                 env={**os.environ, "LD_PRELOAD": "./here/libjitmem-llvm-22.so", "JITMEM_PRELOAD_REPORT": "report"})
+            self.assertEqual((0, "42\n", ""), (run.returncode, run.stdout, run.stderr))
+            self.assertIn("layers=2 allocations=1 ", pathlib.Path(folder, "report").read_text())
+
+    def test_a_report_that_cannot_be_written_is_told_of(self):
+        run = subprocess.run(["/bin/true"], capture_output=True, text=True,
+                             env={**os.environ, "LD_PRELOAD": PRELOADS[22], "JITMEM_PRELOAD_REPORT": "/nowhere/report"})
+        self.assertEqual(0, run.returncode)
+        self.assertRegex(run.stderr, "^jitmem: libjitmem-llvm-22.so: add the report of true to /nowhere/report: No such file or directory; have ")
+
+    def test_a_line_that_is_not_read_ends_no_program(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with open(writer, "wb") as nothing:
+            # By SIGPIPE's own effect, which the interpreter switches off for itself alone.
+            run = subprocess.run(["/bin/true"], stderr=nothing, env={**os.environ, "LD_PRELOAD": PRELOADS[22], "JITMEM_PRELOAD_REPORT": "1"})
+        self.assertEqual(0, run.returncode)
+
+    def test_memory_that_cannot_be_read_is_passed_over(self):
+        with tempfile.TemporaryDirectory() as folder:
+            library = self.compile(folder, "libhidden.so", "-shared", "-fPIC", source="int hidden(void) { return 0; }")
+            program = self.compile(folder, "hides", library, f"-Wl,-rpath,{folder}", source="""#define _GNU_SOURCE
+                #include <dlfcn.h>
+                #include <sys/mman.h>
+                int hidden(void);
+                int main(void) { Dl_info of;
+                  return hidden() || !dladdr((void *)hidden, &of) || mprotect(of.dli_fbase, 4096, PROT_NONE); }""")
+            _, complaint, report = self.run_with(22, program)
+        self.assertEqual("", complaint)
+        self.assertEqual("none", report["llvm"])
 
     def test_llvm_in_the_program_itself_is_found(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -138,7 +242,7 @@ class Programs(unittest.TestCase):
             subprocess.run(["cc", "-xc", "-", "-o", folder + "/static"], check=True, text=True,
                            input='#include <stdio.h>\nint main(int c, char **v) { if (c > 1) puts("LLVM ERROR: "); return 0; }')
             _, complaint, report = self.run_with(22, folder + "/static")
-        self.assertEqual("", complaint)
+        self.assertEqual(("", "the"), (complaint, report["llvm"]))
         self.not_on_jitmem(report)
 
     def test_llvmlite_whose_llvm_is_inside_is_named_and_left_alone(self):
