@@ -50,6 +50,9 @@ template struct Expose<GetManager, &RTDyldObjectLinkingLayer::GetMemoryManager>;
 /// Those that use jitmem.
 std::atomic<uint64_t> Layers{0};
 
+/// Requests that were refused and then made otherwise.
+std::atomic<uint64_t> Repeated{0};
+
 /// The one manager of this process: its layers share pages. It stays until the process ends, since
 /// nothing tells when the last layer is gone.
 jitmem_manager *manager(const char **Why) {
@@ -59,8 +62,10 @@ jitmem_manager *manager(const char **Why) {
     Made() {
       jitmem_manager_options Options = {};
       Options.struct_size = sizeof(Options);
-      // A program that knows of no window must not fail at the end of one.
+      // A program that knows of no window must not fail at the end of one, nor with an object that
+      // a smaller one could not hold. This is the largest.
       Options.growth = JITMEM_GROWTH_ANOTHER_WINDOW;
+      Options.window_size = (uint64_t(2) << 30) - (uint64_t(2) << 20);
       jitmem_mapper *Mapper = nullptr;
       jitmem_error *E = nullptr;
       if (jitmem_mapper_in_process(JITMEM_IN_PROCESS_AUTO, &Mapper, &E) != JITMEM_OK ||
@@ -74,6 +79,42 @@ jitmem_manager *manager(const char **Why) {
   *Why = One.Manager ? nullptr : One.Error.c_str();
   return One.Manager;
 }
+
+/// jitmem's manager for a program that knows of no window: a JITDylib goes on in another one where
+/// its own is full. LLVM's managers do not promise either that its graphs reach each other.
+class AnyWindow final : public jitlink::JITLinkMemoryManager {
+public:
+  explicit AnyWindow(jitmem_manager *Manager)
+      : Memory(jitmem::orc::MemoryManager::CreateOver(Manager)) {}
+
+  using JITLinkMemoryManager::allocate;
+  using JITLinkMemoryManager::deallocate;
+
+  void allocate(const jitlink::JITLinkDylib *JD, jitlink::LinkGraph &G,
+                OnAllocatedFunction OnAllocated) override {
+    Memory->allocate(
+        JD, G, [this, &G, OnAllocated = std::move(OnAllocated)](AllocResult Result) mutable {
+          if (Result)
+            return OnAllocated(std::move(Result));
+          auto Other = handleErrors(
+              Result.takeError(), [](std::unique_ptr<jitmem::orc::MemoryError> E) -> Error {
+                return E->status() == JITMEM_WINDOW_FULL ? Error::success() : Error(std::move(E));
+              });
+          if (Other)
+            return OnAllocated(std::move(Other));
+          ++Repeated;
+          Memory->allocate(nullptr, G, std::move(OnAllocated));
+        });
+  }
+
+  void deallocate(std::vector<FinalizedAlloc> Allocs,
+                  OnDeallocatedFunction OnDeallocated) override {
+    Memory->deallocate(std::move(Allocs), std::move(OnDeallocated));
+  }
+
+private:
+  std::unique_ptr<jitmem::orc::MemoryManager> Memory;
+};
 
 /// In which file an object's class is, by its first virtual function. Tables and other data may be
 /// copies in the program, which its linker has made.
@@ -99,7 +140,7 @@ const char *giveManager(ExecutorProcessControl &EPC) {
   auto &Owned = static_cast<SelfExecutorProcessControl &>(EPC).*member(OwnManager());
   // Layers that the program has made over it stay with it.
   (void)Owned.release();
-  Owned = jitmem::orc::MemoryManager::CreateOver(Manager);
+  Owned = std::make_unique<AnyWindow>(Manager);
   Current = Owned.get();
   return nullptr;
 }
@@ -142,21 +183,22 @@ const char *jitmem_preload_adopt(void *layer) {
   if (!Layer)
     return nullptr;
   const char *Why;
-  auto *Manager = manager(&Why);
-  auto &Get = Layer->*member(GetManager());
-  if (!Manager)
+  if (!manager(&Why))
     return Why;
-  // All that a layer links lies in one window, for which jitmem wants a number of it.
-  Get = [Former = std::move(Get), Manager, Number = reinterpret_cast<uintptr_t>(Layer),
-         New = std::make_shared<std::atomic<bool>>(true)](
+  auto &Get = Layer->*member(GetManager());
+  Get = [Former = std::move(Get), New = std::make_shared<std::atomic<bool>>(true)](
             auto &&...Object) mutable -> std::unique_ptr<RuntimeDyld::MemoryManager> {
     auto Made = Former(Object...);
-    if (!Made || !isSectionManager(*Made))
+    const char *Why;
+    auto *Manager = Made && isSectionManager(*Made) ? manager(&Why) : nullptr;
+    if (!Manager)
       return Made;
     if (New->exchange(false))
       ++Layers;
-    // Fewer mappings than with constants in pages of their own.
-    return std::make_unique<jitmem::RTDyldMemoryManager>(Manager, Number, true);
+    // All of an object lies in one window, for which jitmem wants a number of it; two objects need
+    // not, as with LLVM's manager. Fewer mappings than with constants in pages of their own.
+    static std::atomic<uint64_t> Objects{0};
+    return std::make_unique<jitmem::RTDyldMemoryManager>(Manager, ++Objects, true);
   };
   return nullptr;
 }
@@ -177,7 +219,8 @@ void *jitmem_preload_layer(void *session, const char **why) {
   auto *Manager = manager(why);
   if (!Manager)
     return nullptr;
-  auto Layer = jitmem::orc::createObjectLayer(ES, jitmem::orc::MemoryManager::CreateOver(Manager));
+  auto Layer = jitmem::orc::detail::makeLayer(
+      ES, std::unique_ptr<jitlink::JITLinkMemoryManager>(std::make_unique<AnyWindow>(Manager)));
   if (Layer) {
     ++Layers;
     return static_cast<ObjectLayer *>(Layer->release());
@@ -201,7 +244,7 @@ void jitmem_preload_figures(jitmem_preload_report *report) {
   jitmem_manager_stats(Manager, &Stats, nullptr);
   report->allocations = Stats.allocate_calls;
   report->deallocations = Stats.deallocate_calls;
-  report->failures = Stats.failures;
+  report->failures = Stats.failures - Repeated;
   report->live_bytes = Stats.live;
   report->committed_bytes = Stats.committed;
   report->mapper = Stats.mapper_name;

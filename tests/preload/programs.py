@@ -200,6 +200,17 @@ class Programs(unittest.TestCase):
                 subprocess.run(["/bin/true"], check=True, env=environment)
                 self.assertEqual(["none", "none"], re.findall(r"llvm=(\S+)", report.read_text()))
 
+    def test_programs_end_at_no_window(self):
+        with tempfile.TemporaryDirectory() as folder:
+            jit = self.compile(folder, "jit", version=22)
+            for kind in "jitlink", "rtdyld":
+                # The first JIT fills a window in which the second has something; a large object.
+                for sizes in ["b1000", "a700000000", "a700000000", "a500000000", "b300000000"], ["a1200000000"]:
+                    with self.subTest(kind=kind, sizes=sizes):
+                        output, complaint, report = self.run_with(22, jit, kind, *sizes)
+                        self.assertEqual(("42\n" * len(sizes), ""), (output, complaint))
+                        self.assertEqual((len(sizes), len(sizes), 0), (report["allocations"], report["deallocations"], report["failures"]))
+
     def test_relative_paths_are_those_of_the_beginning(self):
         with tempfile.TemporaryDirectory() as folder:
             jit = self.compile(folder, "jit", version=22)
