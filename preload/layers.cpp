@@ -54,7 +54,7 @@ std::atomic<uint64_t> Layers{0};
 std::atomic<uint64_t> Repeated{0};
 
 /// The one manager of this process: its layers share pages. It stays until the process ends, since
-/// nothing tells when the last layer is gone.
+/// nothing tells when the last layer is gone. A child of a raw clone has none: it is refused there.
 jitmem_manager *manager(const char **Why) {
   struct Made {
     jitmem_manager *Manager = nullptr;
@@ -76,8 +76,18 @@ jitmem_manager *manager(const char **Why) {
     }
   };
   static const Made &One = *new Made;
-  *Why = One.Manager ? nullptr : One.Error.c_str();
-  return One.Manager;
+  *Why = One.Error.c_str();
+  if (!One.Manager)
+    return nullptr;
+  jitmem_stats Stats = {};
+  Stats.struct_size = sizeof(Stats);
+  jitmem_error *E = nullptr;
+  if (jitmem_manager_stats(One.Manager, &Stats, &E) == JITMEM_OK)
+    return One.Manager;
+  static const std::string &Refused = *new std::string(jitmem_error_message(E));
+  jitmem_error_free(E);
+  *Why = Refused.c_str();
+  return nullptr;
 }
 
 /// jitmem's manager for a program that knows of no window: a JITDylib goes on in another one where

@@ -211,6 +211,16 @@ class Programs(unittest.TestCase):
                         self.assertEqual(("42\n" * len(sizes), ""), (output, complaint))
                         self.assertEqual((len(sizes), len(sizes), 0), (report["allocations"], report["deallocations"], report["failures"]))
 
+    def test_a_child_of_a_raw_fork_has_llvms_memory(self):
+        with tempfile.TemporaryDirectory() as folder:
+            jit = self.compile(folder, "jit", version=22)
+            for kind in "jitlink", "rtdyld":
+                with self.subTest(kind=kind):
+                    output, complaint, report = self.run_with(22, jit, kind, "a1", "rawfork")
+                    self.assertEqual("42\n42\n42\n", output)
+                    self.assertRegex(complaint, "steps aside in jit: a JIT of it stays as it is: this process was made by _Fork or clone")
+                    self.assertEqual(report["allocations"], report["deallocations"], report)
+
     def test_relative_paths_are_those_of_the_beginning(self):
         with tempfile.TemporaryDirectory() as folder:
             jit = self.compile(folder, "jit", version=22)
