@@ -13,7 +13,9 @@
 #include <llvm/Support/raw_ostream.h>
 
 #include <atomic>
+#include <cerrno>
 #include <dlfcn.h>
+#include <pthread.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -46,6 +48,9 @@ template struct Expose<CurrentManager, &ExecutorProcessControl::MemMgr>;
 template struct Expose<OwnManager, &SelfExecutorProcessControl::OwnedMemMgr>;
 template struct Expose<LinkingLayer, &LLJIT::ObjLinkingLayer>;
 template struct Expose<GetManager, &RTDyldObjectLinkingLayer::GetMemoryManager>;
+
+/// What jitmem registers when this is loaded, by kind.
+void (*AtFork[3])();
 
 /// Those that use jitmem.
 std::atomic<uint64_t> Layers{0};
@@ -172,6 +177,22 @@ bool isSectionManager(const RuntimeDyld::MemoryManager &MM) {
 }
 
 } // namespace
+
+/// The C library's, for what is linked into this file: jitmem's handlers are called by
+/// jitmem_preload_at_fork.
+extern "C" int pthread_atfork(void (*Prepare)(), void (*Parent)(), void (*Child)()) noexcept {
+  if (AtFork[JITMEM_PRELOAD_BEFORE_FORK])
+    return ENOMEM;
+  AtFork[JITMEM_PRELOAD_BEFORE_FORK] = Prepare;
+  AtFork[JITMEM_PRELOAD_IN_PARENT] = Parent;
+  AtFork[JITMEM_PRELOAD_IN_CHILD] = Child;
+  return 0;
+}
+
+void jitmem_preload_at_fork(jitmem_preload_fork when) {
+  if (AtFork[when])
+    AtFork[when]();
+}
 
 const char *jitmem_preload_configure(void *builder_state) {
   auto &State = *static_cast<LLJITBuilderState *>(builder_state);

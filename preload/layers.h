@@ -37,6 +37,17 @@ const char *jitmem_preload_made(void *jit);
 /// A JITLink layer for an `ExecutionSession *` as LLVMOrcObjectLayerRef; NULL: what `why` says.
 void *jitmem_preload_layer(void *session, const char **why);
 
+/// When a fork handler is called.
+enum jitmem_preload_fork {
+  JITMEM_PRELOAD_BEFORE_FORK,
+  JITMEM_PRELOAD_IN_PARENT,
+  JITMEM_PRELOAD_IN_CHILD,
+};
+
+/// Does what jitmem does at a fork. The preloaded library's handlers call it: they are older than
+/// the program's, which may use a JIT.
+void jitmem_preload_at_fork(enum jitmem_preload_fork when);
+
 void jitmem_preload_figures(struct jitmem_preload_report *report);
 
 #ifdef __cplusplus

@@ -37,6 +37,7 @@ static struct {
   __typeof__(&jitmem_preload_made) made;
   __typeof__(&jitmem_preload_layer) layer;
   __typeof__(&jitmem_preload_figures) figures;
+  __typeof__(&jitmem_preload_at_fork) at_fork;
 } part;
 /// Why the program stays with LLVM's memory; empty if it does not, or has not made a JIT.
 static char aside[600];
@@ -147,7 +148,33 @@ static void load_part(void) {
   *(void **)&part.made = dlsym(library, "jitmem_preload_made");
   *(void **)&part.adopt = dlsym(library, "jitmem_preload_adopt");
   *(void **)&part.figures = dlsym(library, "jitmem_preload_figures");
+  *(void **)&part.at_fork = dlsym(library, "jitmem_preload_at_fork");
   *(void **)&part.configure = dlsym(library, "jitmem_preload_configure");
+}
+
+/// Whether the part was there when this thread began to fork: another may load it meanwhile.
+static __thread bool forks;
+
+static void before_fork(void) {
+  forks = part.at_fork != NULL;
+  if (forks)
+    part.at_fork(JITMEM_PRELOAD_BEFORE_FORK);
+}
+
+static void in_parent(void) {
+  if (forks)
+    part.at_fork(JITMEM_PRELOAD_IN_PARENT);
+}
+
+static void in_child(void) {
+  if (forks)
+    part.at_fork(JITMEM_PRELOAD_IN_CHILD);
+}
+
+/// The program registers its handlers later. So they find jitmem's locks free: they run before
+/// these in a process that forks, and after these in its child.
+__attribute__((constructor)) static void register_fork_handlers(void) {
+  pthread_atfork(before_fork, in_parent, in_child);
 }
 
 /// Whether the other part is there, and the LLVM that `function` belongs to is its own.

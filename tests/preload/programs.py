@@ -40,6 +40,7 @@ class Programs(unittest.TestCase):
                 input=text,
                 capture_output=True,
                 text=True,
+                timeout=300,  # where a lock is held it never ends
                 env={**os.environ, "LD_PRELOAD": PRELOADS[preload], "JITMEM_PRELOAD_REPORT": str(report), **environment},
             )
             self.assertEqual(0, run.returncode, (run.stdout, run.stderr))
@@ -220,6 +221,15 @@ class Programs(unittest.TestCase):
                     self.assertEqual("42\n42\n42\n", output)
                     self.assertRegex(complaint, "steps aside in jit: a JIT of it stays as it is: this process was made by _Fork or clone")
                     self.assertEqual(report["allocations"], report["deallocations"], report)
+
+    def test_fork_handlers_that_are_older_than_the_first_jit(self):
+        with tempfile.TemporaryDirectory() as folder:
+            jit = self.compile(folder, "jit", version=22)
+            for kind in "jitlink", "rtdyld":
+                for handler in "prepare", "child":
+                    with self.subTest(kind=kind, handler=handler):
+                        output, complaint, report = self.run_with(22, jit, kind, handler, "a1", "b1", "fork")
+                        self.assertEqual(("42\n42\n", ""), (output, complaint))
 
     def test_relative_paths_are_those_of_the_beginning(self):
         with tempfile.TemporaryDirectory() as folder:
