@@ -68,7 +68,8 @@ pub(super) fn manager_freed() -> Error {
 pub(super) fn child_without_handlers() -> Error {
     invalid_handle(
         "this process was made by _Fork or clone, without fork handlers, so that jitmem can't be used \
-         in it; it may run what was linked before; make it by fork, or start another program in it",
+         in it; it may run what was linked before; make it by fork, or start another program in it; if fork \
+         made it, a fork handler asks that was registered before jitmem's and runs first: ask after those",
     )
 }
 
