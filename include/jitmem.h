@@ -1284,7 +1284,8 @@ jitmem_status jitmem_section_group_register_eh_frame(const struct jitmem_section
 ///
 /// Errors: JITMEM_INVALID_HANDLE, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_ACTION_FAILED (a section of
 /// frames is none). The sections that were to be finalized are gone then, and what was finalized before
-/// stays.
+/// stays. For a group of jitmem_rtdyld_create_context also the first failure of jitmem_rtdyld_finalize_memory since
+/// the last call, once.
 ///
 /// Requires:
 /// `group` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
@@ -1349,8 +1350,13 @@ uint8_t *jitmem_rtdyld_allocate_data_section(void *opaque,
 
 /// LLVMMemoryManagerFinalizeMemoryCallback: gives the sections that were allocated since the last time their
 /// protection. 0 on success; else 1, and `*message`, if `message` is not NULL, is a string from malloc that
-/// says why, which LLVM frees, or NULL without memory for it. MCJIT asks for no message and goes on: its
-/// host calls jitmem_section_group_finalize with Opaque itself to learn of a failure.
+/// says why, which LLVM frees, or NULL without memory for it. If one of these sections was refused, none of them is
+/// executable, now or later, and what refers to them must not run; their memory goes with the group. Sections that
+/// are allocated afterwards are not affected.
+///
+/// MCJIT does not look at the answer and gives addresses out all the same: its host calls
+/// jitmem_section_group_finalize with Opaque before it uses one. That tells the first failure since the last such
+/// call, once.
 ///
 /// Requires:
 /// `opaque` is NULL or what jitmem_rtdyld_create_context gave; `message` is NULL or a place for a pointer.

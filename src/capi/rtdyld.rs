@@ -148,7 +148,7 @@ unsafe fn allocate(
                 let memory = block.0;
                 group.substitutes.push(block);
                 // The first of them is what the host must know.
-                group.failed.get_or_insert(error.clone());
+                group.refused.get_or_insert(error.clone());
                 Ok(memory.cast())
             };
             // SAFETY: as the caller says.
@@ -161,8 +161,13 @@ unsafe fn allocate(
 
 /// LLVMMemoryManagerFinalizeMemoryCallback: gives the sections that were allocated since the last time their
 /// protection. 0 on success; else 1, and `*message`, if `message` is not NULL, is a string from malloc that
-/// says why, which LLVM frees, or NULL without memory for it. MCJIT asks for no message and goes on: its
-/// host calls jitmem_section_group_finalize with Opaque itself to learn of a failure.
+/// says why, which LLVM frees, or NULL without memory for it. If one of these sections was refused, none of them is
+/// executable, now or later, and what refers to them must not run; their memory goes with the group. Sections that
+/// are allocated afterwards are not affected.
+///
+/// MCJIT does not look at the answer and gives addresses out all the same: its host calls
+/// jitmem_section_group_finalize with Opaque before it uses one. That tells the first failure since the last such
+/// call, once.
 ///
 /// # Safety
 /// `opaque` is NULL or what jitmem_rtdyld_create_context gave; `message` is NULL or a place for a pointer.
@@ -172,8 +177,15 @@ pub unsafe extern "C" fn jitmem_rtdyld_finalize_memory(
     message: *mut *mut c_char,
 ) -> c_int {
     let group: *const jitmem_section_group = opaque.cast_const().cast();
+    let finalize = |group: &mut Group| {
+        let finalized = group.finalize();
+        if let Err(error) = &finalized {
+            group.untold.get_or_insert(error.clone());
+        }
+        finalized
+    };
     // SAFETY: as the caller says.
-    let body = || unsafe { sections::finalize(group) };
+    let body = || unsafe { sections::on_group(group, finalize) };
     let Err(error) = guard::catch(body).and_then(|finalized| finalized) else {
         return 0;
     };

@@ -25,8 +25,10 @@ pub struct jitmem_section_group(pub(super) Mutex<Group>);
 pub(super) struct Group {
     /// Why there is none where the host could not be told.
     pub(super) sections: Result<SectionGroup>,
-    /// Why finalize must fail.
-    pub(super) failed: Option<Error>,
+    /// Why the next finalize must fail: the first section that was refused since the last one.
+    pub(super) refused: Option<Error>,
+    /// The first failure that LLVM was told, and the host was not.
+    pub(super) untold: Option<Error>,
     /// What is written in place of sections that could not be allocated.
     pub(super) substitutes: Vec<Substitute>,
 }
@@ -35,9 +37,26 @@ impl jitmem_section_group {
     pub(super) fn new(sections: Result<SectionGroup>) -> jitmem_section_group {
         jitmem_section_group(Mutex::new(Group {
             sections,
-            failed: None,
+            refused: None,
+            untold: None,
             substitutes: Vec::new(),
         }))
+    }
+}
+
+impl Group {
+    /// Finalizes what was allocated since the last time, unless something could not be: then none of it is. A
+    /// failure is that of these sections, and what comes later goes on.
+    pub(super) fn finalize(&mut self) -> Result<()> {
+        let sections = self.sections.as_mut().map_err(|error| error.clone())?;
+        match self.refused.take() {
+            None => sections.finalize(),
+            Some(error) => {
+                // LLVM has registered their frames, which the unwinder reads until LLVM deregisters them.
+                sections.set_aside();
+                Err(error)
+            }
+        }
     }
 }
 
@@ -247,7 +266,8 @@ pub unsafe extern "C" fn jitmem_section_group_register_eh_frame(
 ///
 /// Errors: JITMEM_INVALID_HANDLE, JITMEM_OUT_OF_MEMORY, JITMEM_DENIED, JITMEM_ACTION_FAILED (a section of
 /// frames is none). The sections that were to be finalized are gone then, and what was finalized before
-/// stays.
+/// stays. For a group of jitmem_rtdyld_create_context also the first failure of jitmem_rtdyld_finalize_memory since
+/// the last call, once.
 ///
 /// # Safety
 /// `group` is NULL or a handle of this library; `error` is NULL or a place for a pointer.
@@ -257,25 +277,14 @@ pub unsafe extern "C" fn jitmem_section_group_finalize(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     // SAFETY: as the caller says.
-    let body = || unsafe { finalize(group) };
-    // SAFETY: as the caller says.
-    unsafe { guard::call(error, body) }
-}
-
-/// Finalizes what could be allocated, unless something could not.
-///
-/// # Safety
-/// As [`jitmem_section_group_finalize`].
-pub(super) unsafe fn finalize(group: *const jitmem_section_group) -> Result<()> {
-    let body = |group: &mut Group| {
-        if let Some(error) = &group.failed {
-            return Err(error.clone());
-        }
-        let sections = group.sections.as_mut();
-        sections.map_err(|error| error.clone())?.finalize()
+    let body = || unsafe {
+        on_group(group, |group| {
+            group.finalize()?;
+            group.untold.take().map_or(Ok(()), Err)
+        })
     };
     // SAFETY: as the caller says.
-    unsafe { on_group(group, body) }
+    unsafe { guard::call(error, body) }
 }
 
 /// Deregisters the frames of a group and gives its memory back, finalized or not. Its code must not run any

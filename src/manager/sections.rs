@@ -56,8 +56,10 @@ impl SectionKind {
 pub struct SectionGroup {
     core: Core,
     label: Label,
-    /// What sections are being put into.
+    /// What sections are being put into, behind those that are [set aside](SectionGroup::set_aside).
     blocks: Vec<Block>,
+    /// How many blocks are set aside.
+    aside: usize,
     /// What the next finalize runs.
     actions: Vec<Action>,
     /// First to last.
@@ -109,6 +111,7 @@ impl SectionGroup {
             core: manager.core.clone(),
             label: label.into(),
             blocks: Vec::new(),
+            aside: 0,
             actions: Vec::new(),
             finalized: Vec::new(),
             sizes: [0; 3],
@@ -127,7 +130,8 @@ impl SectionGroup {
     ) -> Result<*mut u8> {
         // Sections without bytes have addresses of their own.
         let size = size.max(1);
-        let fitting = self.blocks.iter_mut().rev().find_map(|block| {
+        let open = &mut self.blocks[self.aside..];
+        let fitting = open.iter_mut().rev().find_map(|block| {
             let offset = block.place(size, alignment)?;
             (block.kind == kind).then_some((block, offset))
         });
@@ -218,7 +222,7 @@ impl SectionGroup {
         let before = self.finalized.len();
         let finalized = self.seal().and_then(|()| self.run(actions));
         if finalized.is_err() {
-            self.blocks.clear();
+            self.blocks.truncate(self.aside);
             let gone: Vec<AllocationHandle> = self.finalized.drain(before..).collect();
             // They have no actions, and what the mapper says of it changes nothing.
             let _ = self.deallocate(&gone);
@@ -227,10 +231,19 @@ impl SectionGroup {
     }
 
     fn seal(&mut self) -> Result<()> {
-        for block in self.blocks.drain(..) {
+        for block in self.blocks.drain(self.aside..) {
             self.finalized.push(block.in_flight.finalize_kept([])?);
         }
         Ok(())
+    }
+
+    /// Keeps the sections that were allocated since the last finalize as they are until the group is freed: readable,
+    /// never executable, and in no page with what is allocated afterwards. For those that something may still read though they
+    /// are never finalized.
+    pub(crate) fn set_aside(&mut self) {
+        self.aside = self.blocks.len();
+        self.actions.clear();
+        self.sizes = [0; 3];
     }
 
     /// Actions belong to an allocation without memory that is finalized last: so they are run when all is
@@ -261,6 +274,7 @@ impl SectionGroup {
     /// As [`Manager::deallocate`]; `OutOfMemory` may mean that nothing was done, and the group is as before.
     pub fn free(&mut self) -> Result<()> {
         self.blocks.clear();
+        self.aside = 0;
         self.actions.clear();
         self.sizes = [0; 3];
         let freed = self.deallocate(&self.finalized);
