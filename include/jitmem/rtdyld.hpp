@@ -29,13 +29,14 @@ namespace jitmem {
 ///       std::make_unique<jitmem::RTDyldMemoryManager>(Manager))
 ///
 /// The manager's mapper is one of this process: two views (objects share pages, and finalize makes
-/// no system call), mprotect, or in place. Everything of an object, and of a manager of one window,
-/// is in reach of each other. The manager is the host's and must stay until the object's memory is
-/// gone. One thread at a time uses an object's memory.
+/// no system call), mprotect, or in place. With another one every section is refused. Everything of
+/// an object, and of a manager of one window, is in reach of each other. The manager is the host's
+/// and must stay until the object's memory is gone. One thread at a time uses an object's memory.
 ///
 /// LLVM ends the process where a section is refused. So it gets memory that is never run, and
-/// finalizeMemory fails with the reason; MCJIT does not look at that answer, so its hosts look at
-/// error().
+/// finalizeMemory fails with the reason; MCJIT does not look at that answer and gives addresses out
+/// all the same, so its hosts look at error(). The object of such a section is never finalized, and
+/// what refers to it must not run; other objects are not affected.
 class RTDyldMemoryManager : public llvm::RTDyldMemoryManager {
   template <typename C, typename First, typename Second, typename... Rest>
   static Second secondOf(void (C::*)(First, Second, Rest...));
@@ -52,22 +53,37 @@ public:
       : Manager(Manager), Dylib(Dylib), ConstantsWithCode(ConstantsWithCode) {
     jitmem_stats Stats = {};
     Stats.struct_size = sizeof(Stats);
-    Copies = jitmem_manager_stats(Manager, &Stats, nullptr) == JITMEM_OK &&
-             Stats.mapper == JITMEM_MAPPER_MPROTECT;
+    jitmem_error *E = nullptr;
+    if (jitmem_manager_stats(Manager, &Stats, &E) != JITMEM_OK)
+      Unfit = std::string("use a manager for RuntimeDyld: ") + jitmem_error_message(E);
+    else if (Stats.mapper != JITMEM_MAPPER_TWO_VIEWS && Stats.mapper != JITMEM_MAPPER_MPROTECT &&
+             Stats.mapper != JITMEM_MAPPER_IN_PLACE)
+      Unfit = std::string("use a manager for RuntimeDyld: its mapper (") + Stats.mapper_name +
+              ") has no memory of this process, which RuntimeDyld links for; make the manager over "
+              "one of jitmem_mapper_in_process";
+    jitmem_error_free(E);
+    Copies = Stats.mapper == JITMEM_MAPPER_MPROTECT;
+    Failure = Unfit;
   }
   RTDyldMemoryManager(const RTDyldMemoryManager &) = delete;
   RTDyldMemoryManager &operator=(const RTDyldMemoryManager &) = delete;
 
   ~RTDyldMemoryManager() override {
     RTDyldMemoryManager::deregisterEHFrames();
-    for (uint64_t Handle : Pending)
-      jitmem_manager_abandon(Manager, Handle, nullptr);
+    for (const auto *Unfinished : {&Objects, &Refused})
+      for (const Object &O : *Unfinished)
+        for (uint64_t Handle : O.Handles)
+          jitmem_manager_abandon(Manager, Handle, nullptr);
     if (!Finalized.empty())
       jitmem_manager_deallocate(Manager, Finalized.data(), Finalized.size(), nullptr);
   }
 
-  /// Why sections were refused or could not be finalized; empty if all went well.
+  /// Why a section was refused or could not be finalized, the first since takeError(); empty if
+  /// all went well.
   const std::string &error() const { return Failure; }
+
+  /// The same, which is forgotten: for hosts that go on with the engine.
+  std::string takeError() { return std::exchange(Failure, {}); }
 
   bool needsToReserveAllocationSpace() override { return true; }
 
@@ -86,6 +102,9 @@ public:
     Add(CodeSize, CodeAlign, Code);
     Add(RODataSize, RODataAlign, Constants);
     Add(RWDataSize, RWDataAlign, Data);
+    Objects.emplace_back();
+    if (!Unfit.empty())
+      return;
     // Without it each section is an allocation, and the one that is refused is named.
     jitmem_error_free(allocate(Parts, Count));
   }
@@ -121,28 +140,24 @@ public:
   }
 
   bool finalizeMemory(std::string *Message = nullptr) override {
-    for (const Block &B : std::exchange(Blocks, {}))
-      if (B.Written != B.Content)
-        std::memcpy(B.Content, B.Written, B.Used);
-    for (uint64_t Handle : std::exchange(Pending, {})) {
-      jitmem_error *E = nullptr;
-      if (jitmem_manager_finalize(Manager, Handle, nullptr, 0, &E) == JITMEM_OK)
-        Finalized.push_back(Handle);
-      else
-        fail(E, "finalize");
-    }
-    if (!Failure.empty()) {
-      // What was not finalized has no frames.
-      Frames.clear();
-      if (Message)
-        *Message = Failure;
-      return true;
-    }
+    std::vector<Object> Usable;
+    for (Object &O : std::exchange(Objects, {}))
+      if (O.Refused)
+        Refused.push_back(std::move(O));
+      else if (finalize(O))
+        Usable.push_back(std::move(O));
     for (const EHFrame &F : std::exchange(Frames, {})) {
+      auto Holds = [&](const Object &O) { return O.holds(reinterpret_cast<uintptr_t>(F.Addr)); };
+      // Others describe what was not finalized, or lie there.
+      if (std::none_of(Usable.begin(), Usable.end(), Holds))
+        continue;
       registerEHFramesInProcess(F.Addr, F.Size);
       EHFrames.push_back(F);
     }
-    return false;
+    std::string Why = std::exchange(RoundFailure, {});
+    if (Message && !Why.empty())
+      *Message = Why;
+    return !Why.empty();
   }
 
 private:
@@ -170,6 +185,20 @@ private:
     uint64_t Address;
   };
 
+  /// What an object has since the last finalizeMemory.
+  struct Object {
+    std::vector<uint64_t> Handles;
+    std::vector<Block> Blocks;
+    /// Some section of it was.
+    bool Refused = false;
+
+    bool holds(uint64_t Address) const {
+      return std::any_of(Blocks.begin(), Blocks.end(), [&](const Block &B) {
+        return B.Address <= Address && Address - B.Address < B.Size;
+      });
+    }
+  };
+
   static uint64_t bytes(uint64_t Align) { return Align ? Align : 1; }
   static uint64_t bytes(llvm::Align Align) { return Align.value(); }
 
@@ -177,10 +206,36 @@ private:
     return (Offset + Align - 1) & ~(Align - 1);
   }
 
-  void fail(jitmem_error *E, const std::string &What) {
+  void fail(const std::string &Why) {
+    if (RoundFailure.empty())
+      RoundFailure = Why;
     if (Failure.empty())
-      Failure = What + ": " + jitmem_error_message(E);
-    jitmem_error_free(E);
+      Failure = Why;
+  }
+
+  /// Whether all of an object is where it runs.
+  bool finalize(const Object &O) {
+    for (const Block &B : O.Blocks)
+      if (B.Written != B.Content)
+        std::memcpy(B.Content, B.Written, B.Used);
+    bool All = true;
+    for (uint64_t Handle : O.Handles) {
+      jitmem_error *E = nullptr;
+      if (jitmem_manager_finalize(Manager, Handle, nullptr, 0, &E) == JITMEM_OK) {
+        Finalized.push_back(Handle);
+      } else {
+        fail(std::string("finalize: ") + jitmem_error_message(E));
+        All = false;
+      }
+      jitmem_error_free(E);
+    }
+    return All;
+  }
+
+  Object &current() {
+    if (Objects.empty())
+      Objects.emplace_back();
+    return Objects.back();
   }
 
   /// NULL, or why there is no such memory.
@@ -209,7 +264,8 @@ private:
     jitmem_error *E = nullptr;
     if (jitmem_manager_allocate(Manager, Segments, Used, Dylib, Memory, &Handle, &E) != JITMEM_OK)
       return E;
-    Pending.push_back(Handle);
+    Object &O = current();
+    O.Handles.push_back(Handle);
     for (size_t I = 0; I != Count; ++I) {
       const jitmem_segment_memory &M = Memory[Places[I].Segment];
       uint64_t Address = M.address + Places[I].Offset;
@@ -220,13 +276,13 @@ private:
       if (Copies && reinterpret_cast<uintptr_t>(Content) != Address)
         Written = keep(Parts[I].Size, Parts[I].Align);
       if (Written)
-        Blocks.push_back({Parts[I].Protection, Written, Content, Address, Parts[I].Size, 0});
+        O.Blocks.push_back({Parts[I].Protection, Written, Content, Address, Parts[I].Size, 0});
     }
     return nullptr;
   }
 
   uint8_t *place(uint64_t Size, uint64_t Align, uint32_t Protection) {
-    for (Block &B : Blocks) {
+    for (Block &B : current().Blocks) {
       uint64_t Offset = alignTo(B.Address + B.Used, Align) - B.Address;
       if (B.Protection != Protection || Offset > B.Size || Size > B.Size - Offset)
         continue;
@@ -242,11 +298,18 @@ private:
     Size = std::max<uint64_t>(Size, 1); // each section has an address of its own
     if (uint8_t *Placed = place(Size, Align, Protection))
       return Placed;
-    Part Alone = {Size, Align, Protection};
-    jitmem_error *E = allocate(&Alone, 1);
-    if (!E)
-      return place(Size, Align, Protection);
-    fail(E, "section " + Name.str() + " of " + std::to_string(Size) + " bytes");
+    std::string Why = Unfit;
+    if (Why.empty()) {
+      Part Alone = {Size, Align, Protection};
+      jitmem_error *E = allocate(&Alone, 1);
+      if (!E)
+        return place(Size, Align, Protection);
+      Why = "section " + Name.str() + " of " + std::to_string(Size) +
+            " bytes: " + jitmem_error_message(E);
+      jitmem_error_free(E);
+    }
+    fail(Why);
+    current().Refused = true;
     return keep(Size, Align);
   }
 
@@ -264,15 +327,21 @@ private:
   bool ConstantsWithCode;
   /// Its mapper copies content at finalize.
   bool Copies;
-  std::vector<uint64_t> Pending;
+  /// Those since the last finalizeMemory.
+  std::vector<Object> Objects;
+  /// Those that are never finalized: their memory stays as it is, for their addresses are known.
+  std::vector<Object> Refused;
   std::vector<uint64_t> Finalized;
-  std::vector<Block> Blocks;
   /// Since the last object was loaded.
   std::vector<Section> Loaded;
   /// To be registered by finalizeMemory.
   EHFrameInfos Frames;
   std::vector<std::unique_ptr<void, decltype(&std::free)>> Kept;
+  /// Why the manager can't be used; else empty.
+  std::string Unfit;
   std::string Failure;
+  /// The first since the last finalizeMemory.
+  std::string RoundFailure;
 };
 
 } // namespace jitmem

@@ -22,6 +22,9 @@
 #include <fstream>
 #include <string>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 using namespace llvm;
 using namespace llvm::orc;
@@ -313,6 +316,126 @@ TEST_P(RTDyld, AnEngineOfMCJITAddsModulesAndFreesThem) {
   Engine->addModule(functionReturning(Context, "three", 3));
   Engine->getFunctionAddress("three");
   EXPECT_NE(Kept->error().find("quota"), std::string::npos) << Kept->error();
+}
+
+void throwsInTheHost() { throw 5; }
+
+// `void @Name()` that calls `@thrower`.
+std::unique_ptr<Module> functionCallingThrower(LLVMContext &Context, const std::string &Name) {
+  auto M = std::make_unique<Module>(Name, Context);
+  auto *Type = FunctionType::get(Type::getVoidTy(Context), false);
+  auto *F = Function::Create(Type, Function::ExternalLinkage, Name, *M);
+#if LLVM_VERSION_MAJOR >= 15
+  F->setUWTableKind(UWTableKind::Default);
+#else
+  F->setHasUWTable();
+#endif
+  IRBuilder<> B(BasicBlock::Create(Context, "", F));
+  B.CreateCall(M->getOrInsertFunction("thrower", Type));
+  B.CreateRetVoid();
+  return M;
+}
+
+// `i32 @Name()`, and a table of 4 MiB.
+std::unique_ptr<Module> functionWithTable(LLVMContext &Context, const std::string &Name) {
+  auto M = functionReturning(Context, Name, 0);
+  auto *Array = ArrayType::get(Type::getInt32Ty(Context), 1 << 20);
+  auto *Table = cast<GlobalVariable>(M->getOrInsertGlobal("table", Array));
+  Table->setInitializer(ConstantAggregateZero::get(Array));
+  return M;
+}
+
+TEST_P(RTDyld, ModulesOfMCJITGoOnBesideAndAfterOneThatIsRefused) {
+  LLVMContext Context;
+  auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
+  auto *Kept = Memory.get();
+  std::string Message;
+  std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
+                                              .setEngineKind(EngineKind::JIT)
+                                              .setErrorStr(&Message)
+                                              .setMCJITMemoryManager(std::move(Memory))
+                                              .create());
+  ASSERT_TRUE(Engine) << Message;
+  Engine->addGlobalMapping("thrower", reinterpret_cast<uintptr_t>(&throwsInTheHost));
+  EXPECT_EQ(callAddress(Engine->getFunctionAddress("one")), 1);
+  // Without frames the exception ends the process.
+  auto Thrown = [&](const std::string &Name) {
+    try {
+      reinterpret_cast<void (*)()>(static_cast<uintptr_t>(Engine->getFunctionAddress(Name)))();
+    } catch (int Value) {
+      return Value;
+    }
+    return 0;
+  };
+
+  uint64_t Room = stats().live + 64 * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  ASSERT_EQ(jitmem_manager_set_quota(Manager, Room, nullptr), JITMEM_OK);
+  Engine->addModule(functionCallingThrower(Context, "beside"));
+  Engine->addModule(functionWithTable(Context, "refused"));
+  Engine->finalizeObject();
+  EXPECT_NE(Kept->error().find("quota"), std::string::npos) << Kept->error();
+  EXPECT_EQ(Thrown("beside"), 5);
+  // What is never finalized stays, since its address may be known.
+  EXPECT_GT(stats().in_flight, 0U);
+
+  ASSERT_EQ(jitmem_manager_set_quota(Manager, 0, nullptr), JITMEM_OK);
+  Engine->addModule(functionCallingThrower(Context, "after"));
+  EXPECT_EQ(Thrown("after"), 5);
+  std::string Why;
+  EXPECT_FALSE(Kept->finalizeMemory(&Why)) << Why;
+  // The host takes it when it likes.
+  EXPECT_NE(Kept->takeError().find("quota"), std::string::npos);
+  EXPECT_EQ(Kept->error(), "");
+}
+
+// RuntimeDyld links for this process, and would hand out addresses of another one.
+TEST(RTDyldMapper, MemoryOfAnotherProcessIsRefused) {
+  InitializeNativeTarget();
+  InitializeNativeTargetAsmPrinter();
+  int Ends[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, Ends), 0);
+  std::string Descriptors = "filedescs=" + std::to_string(Ends[1]) + "," + std::to_string(Ends[1]);
+  pid_t Executor = fork();
+  ASSERT_GE(Executor, 0);
+  if (Executor == 0) {
+    close(Ends[0]);
+    execl(JITMEM_EXECUTOR, JITMEM_EXECUTOR, Descriptors.c_str(), nullptr);
+    _exit(127);
+  }
+  close(Ends[1]);
+  jitmem_transport *Transport = nullptr;
+  jitmem_mapper *Mapper = nullptr;
+  jitmem_manager *Manager = nullptr;
+  ASSERT_EQ(jitmem_transport_socket(Ends[0], &Transport, nullptr), JITMEM_OK);
+  ASSERT_EQ(jitmem_mapper_shared(Transport, nullptr, &Mapper, nullptr), JITMEM_OK);
+  ASSERT_EQ(jitmem_manager_create(Mapper, nullptr, &Manager, nullptr), JITMEM_OK);
+  {
+    LLVMContext Context;
+    auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
+    auto *Kept = Memory.get();
+    EXPECT_NE(Kept->error().find("jitmem_mapper_in_process"), std::string::npos) << Kept->error();
+    Kept->takeError();
+    std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
+                                                .setEngineKind(EngineKind::JIT)
+                                                .setMCJITMemoryManager(std::move(Memory))
+                                                .create());
+    ASSERT_TRUE(Engine);
+    Engine->getFunctionAddress("one");
+    EXPECT_NE(Kept->error().find("jitmem_mapper_in_process"), std::string::npos) << Kept->error();
+    jitmem_stats Stats = {};
+    Stats.struct_size = sizeof(Stats);
+    EXPECT_EQ(jitmem_manager_stats(Manager, &Stats, nullptr), JITMEM_OK);
+    EXPECT_EQ(Stats.allocate_calls, 0U);
+  }
+  jitmem_manager_free(Manager);
+  jitmem_mapper_free(Mapper);
+  jitmem_transport_free(Transport);
+  int Status = 0;
+  EXPECT_EQ(waitpid(Executor, &Status, 0), Executor);
+  EXPECT_EQ(Status, 0);
+
+  jitmem::RTDyldMemoryManager Nothing(nullptr);
+  EXPECT_NE(Nothing.error().find("NULL"), std::string::npos) << Nothing.error();
 }
 
 std::string nameOf(const ::testing::TestParamInfo<uint32_t> &Info) {
