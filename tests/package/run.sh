@@ -239,7 +239,32 @@ components() {
   case $expected in
     known) [ $status -eq 0 ] ;;
     unknown) [ $status -ne 0 ] && grep "has no component \"$1\"" <<<"$said" ;;
+    without-cxx) [ $status -ne 0 ] && tr -s ' \n' ' ' <<<"$said" | grep -F "add CXX to the LANGUAGES" ;;
   esac
+}
+
+# The targets are what a refusal and the guide name.
+component_names() {
+  local targets name said
+  targets=$(sed -nE 's/^add_(library|executable)\(jitmem::([a-z_]*) .*/\2/p' \
+    "$prefix/lib/cmake/jitmem/jitmemTargets.cmake")
+  [ "$(wc -w <<<"$targets")" -ge 7 ]
+  said=$(components unknown neither | tr -s ' \n' ' ' | grep -oE 'it has [a-z_, ]+ and [a-z_]+')
+  for name in $targets; do
+    grep -w -e "$name" <<<"$said" || fail "find_package does not name $name"
+    grep -F "| \`jitmem::$name\` |" "$source/docs/getting-started.md" || fail "the guide does not name $name"
+  done
+}
+
+# What is compiled by the host is missed where the project has no C++, also when that is added later.
+llvm_c_needs_cxx() {
+  local out=$work/llvm-c said
+  rm -rf "$out"
+  ! said=$(cmake -S "$here/llvm_c" -B "$out" -DCMAKE_PREFIX_PATH="$prefix" 2>&1) ||
+    fail "configured without C++: $said"
+  tr -s ' \n' ' ' <<<"$said" | grep -F "needs enable_language(CXX)"
+  rm -rf "$out"
+  cmake -S "$here/llvm_c" -B "$out" -DCMAKE_PREFIX_PATH="$prefix" -DWITH_CXX=ON
 }
 
 # The whole prefix goes elsewhere: nothing in it refers to the place where it was made.
@@ -279,7 +304,10 @@ check version-same version_request "$version" accepted
 check version-next-patch version_request "$minor.$((${version##*.} + 1))" refused
 check version-next-minor version_request "${minor%.*}.$((${minor#*.} + 1))" refused
 check version-9.9 version_request 9.9 refused
-check components-all components known jitmem static orc orc_static executor
+check components-all components known jitmem static orc orc_static unwind executor
+check components-llvm_c components without-cxx llvm_c
+check component-names component_names
+check llvm_c-needs-cxx llvm_c_needs_cxx
 check components-nosuch components unknown nosuch
 check add_subdirectory subproject add_subdirectory -G Ninja
 check FetchContent subproject FetchContent -G "Unix Makefiles" -DCMAKE_BUILD_TYPE=Debug
