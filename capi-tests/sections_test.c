@@ -61,13 +61,17 @@ static void what_can_never_be_is_refused(void **state) {
   void *places[2], *memory = NULL;
   REFUSED(JITMEM_INVALID_ARGUMENT, "section kind 3",
           jitmem_section_group_allocate(group, 3, 1, 1, ".text", &memory, error));
-  REFUSED(JITMEM_INVALID_ARGUMENT, "alignment 3",
+  REFUSED(JITMEM_INVALID_ARGUMENT, "section .text of 1 bytes, alignment 3: alignment 3 is not",
+          jitmem_section_group_allocate(group, 0, 1, 3, ".text", &memory, error));
+  REFUSED(JITMEM_INVALID_ARGUMENT, "pass a power of two up to 1 GiB",
           jitmem_section_group_allocate(group, 0, 1, 3, ".text", &memory, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "misaligned",
           jitmem_section_group_allocate(group, 0, 1, 1, ".text",
                                         (void **)(void *)((char *)places + 1), error));
-  REFUSED(JITMEM_WINDOW_FULL, "section .text of 1 bytes",
-          jitmem_section_group_allocate(group, 0, 1, UINT64_C(1) << 31, ".text", &memory, error));
+  for (int power = 31; power < 64; power++)
+    REFUSED(
+        JITMEM_INVALID_ARGUMENT, "is more than 1073741824",
+        jitmem_section_group_allocate(group, 0, 1, UINT64_C(1) << power, ".text", &memory, error));
   REFUSED(JITMEM_INVALID_ARGUMENT, "section .text of 18446744073709551615 bytes",
           jitmem_section_group_allocate(group, 0, UINT64_MAX, 1, ".text", &memory, error));
   REFUSED(JITMEM_WINDOW_FULL, "section without a name of 2147483648 bytes",
@@ -84,6 +88,32 @@ static void what_can_never_be_is_refused(void **state) {
           jitmem_section_group_finalize(group, error));
   REFUSED(JITMEM_INVALID_HANDLE, "jitmem_section_group",
           jitmem_section_group_register_eh_frame(group, places, 8, error));
+}
+
+// A window has one or two such places.
+static void an_alignment_without_a_place_is_told(void **state) {
+  struct fixture *fixture = *state;
+  jitmem_section_group *group = new_group(fixture);
+  jitmem_error *why = NULL;
+  jitmem_status status = JITMEM_OK;
+  void *memory = NULL;
+  int places = 0;
+  while (places < 4 && status == JITMEM_OK) {
+    // Of several pages, so that none fits behind another in its block.
+    status = jitmem_section_group_allocate(group, JITMEM_SECTION_DATA, 5 * page_size(), GIB / 2,
+                                           ".data", &memory, &why);
+    if (status == JITMEM_OK) {
+      assert_int_equal((uintptr_t)memory % (GIB / 2), 0);
+      places++;
+    }
+  }
+  assert_in_range(places, 1, 2);
+  assert_int_equal(status, JITMEM_WINDOW_FULL);
+  assert_non_null(strstr(jitmem_error_message(why), "aligned to 536870912: "));
+  assert_non_null(strstr(jitmem_error_message(why), "no free place that is so aligned"));
+  assert_non_null(strstr(jitmem_error_message(why), "windows of twice that alignment"));
+  jitmem_error_free(why);
+  jitmem_section_group_free(group);
 }
 
 static void a_group_outlives_its_manager(void **state) {
@@ -276,6 +306,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       IN_PLACE(linked_code_runs_where_it_was_written),
       IN_PLACE(what_can_never_be_is_refused),
+      IN_PLACE(an_alignment_without_a_place_is_told),
       IN_PLACE(a_group_outlives_its_manager),
       IN_PLACE(frames_that_are_none_are_told),
       EACH(only_memory_in_place_has_sections),

@@ -1244,13 +1244,13 @@ jitmem_status jitmem_section_group_create(const struct jitmem_manager *manager,
 
 /// Gives memory for a section, at the address where it stays.
 ///
-/// `kind` is one of jitmem_section_kind; `alignment` is a power of two, or 0 for none, and at most 1 GiB;
-/// `name` is for errors and may be NULL. `*memory` reads zero, and may be written until the group is
-/// finalized, data until the group is freed. A section of 0 bytes has an address of its own. Sections of
-/// one kind share pages until they are finalized.
+/// `kind` is one of jitmem_section_kind; `alignment` is a power of two, or 0 for none, and at most 1 GiB: a
+/// window that is twice as large has a place for it, wherever it lies. `name` is for errors and may be NULL.
+/// `*memory` reads zero, and may be written until the group is finalized, data until the group is freed. A
+/// section of 0 bytes has an address of its own. Sections of one kind share pages until they are finalized.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT (NULL, an unknown kind, an alignment that is no power of two),
-/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, an unknown kind, an alignment that is no power of two or more than
+/// 1 GiB), JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY.
 ///
 /// Requires:
 /// `group` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string; `memory` and

@@ -157,13 +157,13 @@ pub unsafe extern "C" fn jitmem_section_group_create(
 
 /// Gives memory for a section, at the address where it stays.
 ///
-/// `kind` is one of jitmem_section_kind; `alignment` is a power of two, or 0 for none, and at most 1 GiB;
-/// `name` is for errors and may be NULL. `*memory` reads zero, and may be written until the group is
-/// finalized, data until the group is freed. A section of 0 bytes has an address of its own. Sections of
-/// one kind share pages until they are finalized.
+/// `kind` is one of jitmem_section_kind; `alignment` is a power of two, or 0 for none, and at most 1 GiB: a
+/// window that is twice as large has a place for it, wherever it lies. `name` is for errors and may be NULL.
+/// `*memory` reads zero, and may be written until the group is finalized, data until the group is freed. A
+/// section of 0 bytes has an address of its own. Sections of one kind share pages until they are finalized.
 ///
-/// Errors: JITMEM_INVALID_ARGUMENT (NULL, an unknown kind, an alignment that is no power of two),
-/// JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY.
+/// Errors: JITMEM_INVALID_ARGUMENT (NULL, an unknown kind, an alignment that is no power of two or more than
+/// 1 GiB), JITMEM_INVALID_HANDLE, JITMEM_WINDOW_FULL, JITMEM_QUOTA_EXCEEDED, JITMEM_OUT_OF_MEMORY.
 ///
 /// # Safety
 /// `group` is NULL or a handle of this library; `name` is NULL or a NUL-terminated string; `memory` and
@@ -201,11 +201,14 @@ pub(super) unsafe fn allocate(
     alignment: u64,
     name: *const c_char,
 ) -> Result<*mut u8> {
-    let kind = section_kind(kind)?;
-    let alignment = Alignment::try_from(alignment.max(1))?;
-    // SAFETY: as the caller says.
-    let allocated =
-        unsafe { on_sections(group, |sections| sections.allocate(kind, size, alignment)) };
+    let allocated = section_kind(kind).and_then(|kind| {
+        let power = Alignment::try_from(alignment.max(1)).map_err(|error| {
+            error
+                .remedy("pass a power of two up to 1 GiB, as the object file has it, or 0 for none")
+        })?;
+        // SAFETY: as the caller says.
+        unsafe { on_sections(group, |sections| sections.allocate(kind, size, power)) }
+    });
     allocated.map_err(|error| {
         let name = match name.is_null() {
             true => "without a name".into(),
@@ -213,8 +216,7 @@ pub(super) unsafe fn allocate(
             false => unsafe { input::message(name) },
         };
         error.context(format_args!(
-            "section {name} of {size} bytes, alignment {}",
-            alignment.bytes()
+            "section {name} of {size} bytes, alignment {alignment}"
         ))
     })
 }

@@ -2,6 +2,7 @@
 //! Memory section by section, for linkers that ask for one section after the other and know one address
 //! of each.
 
+use super::request::LARGEST_ALIGNMENT;
 use super::{AllocationHandle, AllocationPhase, Core, InFlight, Label, Location, Manager, Segment};
 use crate::completion::wait;
 use crate::error::{Error, Result, Status, invalid_argument};
@@ -121,13 +122,19 @@ impl SectionGroup {
     /// Memory for a section, which reads zero. It is written there, at the address where it stays.
     ///
     /// # Errors
-    /// As [`Manager::allocate`].
+    /// As [`Manager::allocate`]; `InvalidArgument` for an alignment of more than 1 GiB.
     pub fn allocate(
         &mut self,
         kind: SectionKind,
         size: u64,
         alignment: Alignment,
     ) -> Result<*mut u8> {
+        if alignment.bytes() > LARGEST_ALIGNMENT {
+            return Err(invalid_argument(format!(
+                "allocate: alignment {} is more than {LARGEST_ALIGNMENT}, the most that sections may have",
+                alignment.bytes()
+            )));
+        }
         // Sections without bytes have addresses of their own.
         let size = size.max(1);
         let open = &mut self.blocks[self.aside..];

@@ -199,20 +199,28 @@ impl Windows {
             .max()
             .unwrap_or(0);
         let size: u64 = windows.iter().map(|window| window.range.size()).sum();
+        let alignment = request.planned.iter().map(|planned| planned.alignment);
+        let alignment = alignment.max().unwrap_or(0);
+        let misaligned = alignment >= MUCH_ALIGNMENT && largest >= self.wanted(request);
         let why = if bound {
             format!(
                 "the window that holds JITDylib {:#x} is full and a JITDylib never straddles two",
                 request.dylib
             )
         } else {
-            format!(
-                "{} window(s) of {size} bytes in all are full",
-                windows.len()
-            )
+            let windows = windows.len();
+            let state = match misaligned {
+                true => "have no free place that is so aligned",
+                false => "are full",
+            };
+            format!("{windows} window(s) of {size} bytes in all {state}")
         };
         let remedy = if size < self.window_size * windows.len() as u64 {
             "deallocate something, or make the manager earlier: its windows are smaller than asked \
              for, for want of address space in reach or under RLIMIT_AS"
+        } else if misaligned {
+            "deallocate something, choose windows of twice that alignment (below 2 GiB), which have such a place \
+             wherever they lie, or align less"
         } else if bound || self.many {
             "deallocate something or choose larger windows (below 2 GiB)"
         } else {
@@ -224,9 +232,8 @@ impl Windows {
         } else {
             String::new()
         };
-        let alignment = request.planned.iter().map(|planned| planned.alignment);
-        let aligned = match alignment.max().unwrap_or(0) {
-            much @ MUCH_ALIGNMENT.. => format!(", aligned to {much},"),
+        let aligned = match alignment {
+            much @ MUCH_ALIGNMENT.. => format!(", aligned to {much}"),
             _ => String::new(),
         };
         Error::new(
