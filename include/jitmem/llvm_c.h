@@ -23,11 +23,12 @@ extern "C" {
 /// Creates an object layer over a manager, for LLVMOrcLLJITBuilderSetObjectLinkingLayerCreator and
 /// LLVMOrcLLJITBuilder's context. Frames of what is linked are registered with the unwinder.
 ///
-/// `manager` is a `jitmem_manager *` of this process, which several layers may share. The host
-/// keeps it and frees it after LLVMOrcDisposeLLJIT. After jitmem_llvm_connect, NULL: the layer uses
-/// the manager of that connection.
+/// `manager` is a `jitmem_manager *` whose memory is where the session's code runs, which several
+/// layers may share. The host keeps it and frees it after LLVMOrcDisposeLLJIT. After
+/// jitmem_llvm_connect, NULL: the layer uses the manager of that connection.
 ///
-/// Returns NULL where frames can't be registered, and reports why to the session. LLVM does not
+/// Returns NULL where frames can't be registered and where the manager is none, that of another
+/// process, or NULL in a session of this process, and reports why to the session. LLVM does not
 /// look at that: LLVMOrcCreateLLJIT goes on, and its LLJIT must not be used. A creator of the
 /// host's that calls this one can keep what it answers.
 LLVMOrcObjectLayerRef jitmem_llvm_object_layer(void *manager, LLVMOrcExecutionSessionRef session,
@@ -35,8 +36,9 @@ LLVMOrcObjectLayerRef jitmem_llvm_object_layer(void *manager, LLVMOrcExecutionSe
 
 /// Connects a builder to an executor, such as `jitmem-executor filedescs=IN,OUT`: `in` is read
 /// from, `out` is written to. They are the ends of two pipes, since LLVM's transport can't end a
-/// connection over one socket while it reads from it. Both are taken over, on failure too. Code is
-/// linked here, and runs there. Waits for the executor.
+/// connection over one socket while it reads from it: two descriptors of one file are an error.
+/// Both are taken over, and closed on failure. Code is linked here, and runs there. Waits for the
+/// executor.
 ///
 /// `options` are those of the manager; NULL for the defaults. `manager` receives it, unless NULL:
 /// it belongs to the connection and is valid until LLVMOrcDisposeLLJIT.
@@ -50,7 +52,8 @@ LLVMErrorRef jitmem_llvm_connect(LLVMOrcLLJITBuilderRef builder, int in, int out
                                  const jitmem_manager_options *options, jitmem_manager **manager);
 
 /// Runs a function as `int main(int argc, char *argv[])` where the session's code is, and waits for
-/// it. `argv` has `argc` strings; the first is the program's name.
+/// it. `argv` has `argc` strings; the first is the program's name. An error where one is NULL, the
+/// address is 0 or `result` is NULL.
 LLVMErrorRef jitmem_llvm_run_as_main(LLVMOrcExecutionSessionRef session,
                                      LLVMOrcExecutorAddress address, int argc,
                                      const char *const *argv, int32_t *result);
@@ -59,7 +62,9 @@ LLVMErrorRef jitmem_llvm_run_as_main(LLVMOrcExecutionSessionRef session,
 /// a layer of jitmem_llvm_object_layer links in this process: what
 /// LLVMOrcRTDyldObjectLinkingLayerRegisterJITEventListener does for RuntimeDyld's. The listener
 /// must outlive the layer: LLVM's are static objects of its library, which end at exit, so
-/// LLVMOrcDisposeLLJIT is to be called before. To be called before anything is linked.
+/// LLVMOrcDisposeLLJIT is to be called before. To be called before anything is linked. For a layer
+/// that is not JITLink's and a listener that is NULL, as LLVM's are where it is built without them,
+/// the session is told and nothing is done; for a layer that is NULL nothing is done.
 void jitmem_llvm_register_listener(LLVMOrcObjectLayerRef layer, LLVMJITEventListenerRef listener);
 
 #ifdef __cplusplus
