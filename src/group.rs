@@ -198,9 +198,12 @@ impl CodeHint {
     /// `InvalidArgument` for a number that names no hint.
     #[inline]
     pub fn from_code(code: u32) -> Result<CodeHint> {
-        match Self::ALL.get(code as usize) {
-            Some(hint) => Ok(*hint),
-            None => Err(Self::refused(code)),
+        match code {
+            0 => Ok(CodeHint::Normal),
+            1 => Ok(CodeHint::Hot),
+            2 => Ok(CodeHint::Cold),
+            3 => Ok(CodeHint::Stub),
+            _ => Err(Self::refused(code)),
         }
     }
 

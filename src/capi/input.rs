@@ -183,12 +183,12 @@ pub(super) unsafe fn versioned<T>(pointer: *const T, least: usize, name: &str) -
 #[inline]
 pub(super) fn unused<Field, const N: usize>(reserved: [Field; N], name: &str) -> Result<()>
 where
-    Field: Default + PartialEq + Debug,
+    Field: Copy + Default + PartialEq + Debug,
 {
-    if reserved.iter().all(|field| *field == Field::default()) {
-        return Ok(());
+    match reserved == [Field::default(); N] {
+        true => Ok(()),
+        false => Err(used_fields(&reserved, name)),
     }
-    Err(used_fields(&reserved, name))
 }
 
 #[cold]

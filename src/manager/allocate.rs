@@ -57,11 +57,16 @@ pub(super) struct Waiting {
 impl Flow<Windows> {
     /// Serves a request, if that takes no waiting. A chunk may be made for it.
     pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
+        self.try_allocate_after(Tried::default(), request)
+    }
+
+    #[inline(always)] // so that what was not tried costs nothing
+    pub(super) fn try_allocate_after(
+        self: &Arc<Self>,
+        tried: Tried,
+        request: &Request,
+    ) -> Option<Result<Allocated>> {
         let delivery = &mut Delivery::Inline;
-        let tried = Tried {
-            in_any_code: self.is_inside_mapper(),
-            ..Tried::default()
-        };
         match self.serve(request, tried, delivery) {
             Served::Answer(answer) => return Some(answer),
             Served::Wait | Served::AnotherWindow(_) => {}

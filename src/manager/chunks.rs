@@ -93,7 +93,11 @@ impl Flow<Windows> {
 
     /// Serves a request of the mapper itself, which must not wait for what the mapper is doing.
     pub(super) fn allocate_inside_mapper(self: &Arc<Self>, request: &Request) -> Result<Allocated> {
-        self.try_allocate(request).unwrap_or_else(|| {
+        let tried = Tried {
+            in_any_code: true,
+            ..Tried::default()
+        };
+        self.try_allocate_after(tried, request).unwrap_or_else(|| {
             self.counted(Err(Error::new(
                 Status::WindowFull,
                 "allocate from inside the mapper's prepare or reclaim, or where an observer is told of a \

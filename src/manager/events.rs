@@ -47,7 +47,7 @@ impl Allocation {
             Some(AllocatedSegment {
                 index: planned.index.into(),
                 range: AddressRange::new(0, planned.size.into())?,
-                group: planned.group,
+                group: planned.group(),
             })
         }));
         let lasts = |segment: &AllocatedSegment| segment.group.lifetime == Lifetime::Standard;

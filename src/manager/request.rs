@@ -2,7 +2,7 @@
 //! What a host asks for, checked whole before anything is done.
 
 use super::label::Label;
-use super::pool::pool_index;
+use super::pool::{group_of, pool_index};
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, CodeHint, Lifetime};
 use crate::page::{Alignment, PACKING_GRANULE};
@@ -105,9 +105,14 @@ pub(super) struct PlannedSegment {
     pub(super) content: u32,
     pub(super) size: u32,
     pub(super) alignment: u32,
-    pub(super) group: AllocGroup,
-    /// Which pool of a window serves it.
+    /// Which pool of a window serves it; what that is for is the segment's group and hint.
     pub(super) pool: u8,
+}
+
+impl PlannedSegment {
+    pub(super) fn group(&self) -> AllocGroup {
+        group_of(self.pool).expect("pools have a group")
+    }
 }
 
 /// A request for the memory of one graph, checked.
@@ -167,7 +172,6 @@ impl Request {
                 content: content_size as u32,
                 size: size as u32,
                 alignment: alignment as u32,
-                group,
                 pool: pool_index(group, hint),
             });
         }

@@ -324,7 +324,7 @@ impl OwnReservation {
         let content = self.segments.iter().zip(buffers);
         let content = content.map(|(placed, buffer)| SegmentContent {
             range: placed.range,
-            group: placed.planned.group,
+            group: placed.planned.group(),
             content: Some(buffer),
             zeroed: true,
         });
@@ -371,7 +371,7 @@ impl Memory for Reservations {
 
     fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup)) {
         for placed in &self.own.get(holding).segments {
-            visit(placed.requested(), placed.planned.group);
+            visit(placed.requested(), placed.planned.group());
         }
     }
 
@@ -416,7 +416,7 @@ impl Memory for Reservations {
                     visit(LayoutItem {
                         kind,
                         range: placed.range,
-                        group: Some(placed.planned.group),
+                        group: Some(placed.planned.group()),
                         hint: CodeHint::Normal,
                         allocation: None,
                     });
@@ -485,7 +485,7 @@ impl Space<Reservations> {
         let own = self.memory.own.get_mut(holding);
         let segments_of = own.segments.iter();
         let places = segments_of.map(|placed| {
-            let (range, group) = (placed.requested(), placed.planned.group);
+            let (range, group) = (placed.requested(), placed.planned.group());
             self.memory
                 .places
                 .add(range, group, key.number(), own.dylib)

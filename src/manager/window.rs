@@ -155,53 +155,47 @@ impl Window {
         search: Search,
         layout: &mut RequestLayout,
     ) -> std::result::Result<Pieces, PlannedSegment> {
+        let origin = Origin {
+            window: self.number,
+            address: self.origin,
+        };
+        let thorough = search == Search::Thorough;
         let mut pieces = Pieces::new();
         layout.start_over();
         for planned in planned {
-            let own = self.take_from(planned.pool, planned, search, layout);
-            match own.or_else(|| self.take_elsewhere(planned, search, layout)) {
-                Some(piece) => pieces.push(piece),
-                None => {
-                    for piece in &pieces {
-                        let pool = self.pools[usize::from(piece.pool)].as_mut();
-                        pool.expect(PIECES_HAVE_A_POOL).free(piece.id);
-                    }
-                    return Err(*planned);
+            let mut from = planned.pool;
+            // One place that takes, so that it is inlined.
+            let piece = loop {
+                let pool = self.pools[usize::from(from)].as_mut();
+                match pool.and_then(|pool| pool.take(planned, origin, thorough, layout)) {
+                    Some(piece) => break piece,
+                    None => match self.take_next_from(planned.pool, from, search) {
+                        Some(next) => from = next,
+                        None => {
+                            for piece in &pieces {
+                                let pool = self.pools[usize::from(piece.pool)].as_mut();
+                                pool.expect(PIECES_HAVE_A_POOL).free(piece.id);
+                            }
+                            return Err(*planned);
+                        }
+                    },
                 }
-            }
+            };
+            pieces.push(piece);
         }
         self.taken += layout.taken;
         Ok(pieces)
     }
 
-    #[inline]
-    fn take_from(
-        &mut self,
-        pool: u8,
-        planned: &PlannedSegment,
-        search: Search,
-        layout: &mut RequestLayout,
-    ) -> Option<Piece> {
-        let origin = Origin {
-            window: self.number,
-            address: self.origin,
-        };
-        let pool = self.pools[usize::from(pool)].as_mut()?;
-        pool.take(planned, origin, search == Search::Thorough, layout)
-    }
-
-    /// Takes a range for code of which another hint's chunks have room.
+    /// The pool that may have room for code of which `tried` had none.
     #[cold]
-    fn take_elsewhere(
-        &mut self,
-        planned: &PlannedSegment,
-        search: Search,
-        layout: &mut RequestLayout,
-    ) -> Option<Piece> {
-        if !self.looked_everywhere(search) {
-            return None;
+    fn take_next_from(&self, own: u8, tried: u8, search: Search) -> Option<u8> {
+        let mut others = instead_of(own);
+        match tried == own {
+            true if self.looks_everywhere(search) => others.next(),
+            true => None,
+            false => others.skip_while(|other| *other != tried).nth(1),
         }
-        instead_of(planned.pool).find_map(|pool| self.take_from(pool, planned, search, layout))
     }
 
     /// Notes that pages of a request are about to be written, and gives the bytes that hold memory
@@ -261,8 +255,8 @@ impl Window {
 
     // ---- chunks ----
 
-    /// Whether room for a segment was looked for in all chunks that may have it.
-    pub(super) fn looked_everywhere(&self, search: Search) -> bool {
+    /// Whether room for a segment is looked for in all chunks that may have it.
+    pub(super) fn looks_everywhere(&self, search: Search) -> bool {
         search != Search::OwnChunks || !self.makes_chunks_for_hints()
     }
 
@@ -297,13 +291,13 @@ impl Window {
         let most = self.largest_chunk();
         // Room to align inside the chunk.
         let slack = u64::from(short.alignment).saturating_sub(granule.bytes());
-        let need = u64::from(short.size.max(1)) + slack + guard(short.group, granule);
+        let need = u64::from(short.size.max(1)) + slack + guard(short.group(), granule);
         let need = page.round_up(need)?;
         // Where little is left, other groups of the same request need some of it too.
         let fair = page.round_up(runs.largest() / 2)?;
         let next_size = self.pool(pool).next_size(most);
         let mut size = page.round_up(next_size.min(fair).max(need))?;
-        let executable = short.group.protection.executable();
+        let executable = short.group().protection.executable();
         let from = if executable { From::Bottom } else { From::Top };
         let offset = loop {
             let aligned = (size >= huge.bytes()).then(|| runs.take(size, huge, from));

@@ -369,7 +369,7 @@ impl Windows {
         short: &PlannedSegment,
         search: Search,
     ) -> Result<Option<Growth>> {
-        let looked_everywhere = self.window(window).looked_everywhere(search);
+        let looked_everywhere = self.window(window).looks_everywhere(search);
         let pool = match looked_everywhere {
             true => without_hint(short.pool),
             false => short.pool,
@@ -378,7 +378,7 @@ impl Windows {
             return Ok(None);
         };
         self.begin_change(window);
-        let (group, commit) = (short.group, self.commit);
+        let (group, commit) = (short.group(), self.commit);
         let chunk = Chunk {
             range,
             group,
