@@ -296,17 +296,24 @@ TEST_P(RTDyld, ARefusedSectionFailsTheLookupWithItsReason) {
   EXPECT_EQ(callAddress(find(*J, "after")), 3);
 }
 
-TEST_P(RTDyld, AnEngineOfMCJITAddsModulesAndFreesThem) {
-  LLVMContext Context;
-  auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
-  auto *Kept = Memory.get();
+std::unique_ptr<ExecutionEngine> engineOf(std::unique_ptr<Module> M,
+                                          std::unique_ptr<jitmem::RTDyldMemoryManager> Memory) {
   std::string Message;
-  std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
+  std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(std::move(M))
                                               .setEngineKind(EngineKind::JIT)
                                               .setErrorStr(&Message)
                                               .setMCJITMemoryManager(std::move(Memory))
                                               .create());
-  ASSERT_TRUE(Engine) << Message;
+  EXPECT_EQ(Message, "");
+  return Engine;
+}
+
+TEST_P(RTDyld, AnEngineOfMCJITAddsModulesAndFreesThem) {
+  LLVMContext Context;
+  auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
+  auto *Kept = Memory.get();
+  auto Engine = engineOf(functionReturning(Context, "one", 1), std::move(Memory));
+  ASSERT_TRUE(Engine);
   EXPECT_EQ(callAddress(Engine->getFunctionAddress("one")), 1);
   Engine->addModule(functionReturning(Context, "two", 2));
   EXPECT_EQ(callAddress(Engine->getFunctionAddress("two")), 2);
@@ -349,13 +356,8 @@ TEST_P(RTDyld, ModulesOfMCJITGoOnBesideAndAfterOneThatIsRefused) {
   LLVMContext Context;
   auto Memory = std::make_unique<jitmem::RTDyldMemoryManager>(Manager);
   auto *Kept = Memory.get();
-  std::string Message;
-  std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
-                                              .setEngineKind(EngineKind::JIT)
-                                              .setErrorStr(&Message)
-                                              .setMCJITMemoryManager(std::move(Memory))
-                                              .create());
-  ASSERT_TRUE(Engine) << Message;
+  auto Engine = engineOf(functionReturning(Context, "one", 1), std::move(Memory));
+  ASSERT_TRUE(Engine);
   Engine->addGlobalMapping("thrower", reinterpret_cast<uintptr_t>(&throwsInTheHost));
   EXPECT_EQ(callAddress(Engine->getFunctionAddress("one")), 1);
   // Without frames the exception ends the process.
@@ -415,10 +417,7 @@ TEST(RTDyldMapper, MemoryOfAnotherProcessIsRefused) {
     auto *Kept = Memory.get();
     EXPECT_NE(Kept->error().find("jitmem_mapper_in_process"), std::string::npos) << Kept->error();
     Kept->takeError();
-    std::unique_ptr<ExecutionEngine> Engine(EngineBuilder(functionReturning(Context, "one", 1))
-                                                .setEngineKind(EngineKind::JIT)
-                                                .setMCJITMemoryManager(std::move(Memory))
-                                                .create());
+    auto Engine = engineOf(functionReturning(Context, "one", 1), std::move(Memory));
     ASSERT_TRUE(Engine);
     Engine->getFunctionAddress("one");
     EXPECT_NE(Kept->error().find("jitmem_mapper_in_process"), std::string::npos) << Kept->error();
