@@ -259,9 +259,8 @@ impl Flow<Windows> {
                     Ok(())
                 }
                 Err(error) => {
-                    let otherwise = memory.not_grown(&growth);
-                    let short = error.status() == Status::OutOfMemory;
-                    if otherwise && short {
+                    let is_short = error.status() == Status::OutOfMemory;
+                    if memory.not_grown(&growth, is_short) {
                         Ok(())
                     } else {
                         Err(error)
@@ -389,14 +388,14 @@ impl Flow<Windows> {
         delivery: &mut Delivery,
     ) -> Result<u64> {
         // It was freed without traps if it was to go (`free_with_chunks`).
-        let stays = answer.is_err() && detached.group.protection.executable();
+        let stays = answer.is_err() && detached.group().protection.executable();
         let writers = stays.then(|| self.open_writers());
         if let Some(Ok(_open)) = writers {
             detached.chunk.fill_with_traps();
             self.flush_here(detached.range);
         }
         if answer.is_ok() {
-            let (range, group) = (detached.range, detached.group);
+            let (range, group) = (detached.range, detached.group());
             let _inside = self.enter_mapper();
             self.tracking.chunk_reclaimed(range, group, delivery);
         }

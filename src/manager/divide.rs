@@ -5,7 +5,8 @@ use super::allocate::{Tried, Waiting};
 use super::lookup::ManagerReader;
 use super::parts::{End, PART};
 use super::piece::{Piece, Pieces, Place, RequestLayout};
-use super::pool::{Keep, POOLS, hint_of};
+use super::pool::Keep;
+use super::pool::number::{self, POOLS};
 use super::records::{InFlightState, Key, Phase, Records};
 use super::request::Request;
 use super::space::{Ending, Keys, Memory, Space};
@@ -234,7 +235,7 @@ impl Memory for Windows {
                 kind: LayoutKind::Range,
                 range,
                 group: Some(group),
-                hint: hint_of(piece.pool),
+                hint: number::hint(piece.pool),
                 allocation: None,
             });
         }

@@ -8,7 +8,7 @@
 //! the same once more, while the slot's generation and phase stayed: they have each value once.
 
 use super::piece::{pool_of, window_of};
-use super::pool::group_of;
+use super::pool::number;
 use super::records::{Life, Phase, RecordsReader};
 use super::{AllocationHandle, Dylib, Manager};
 use crate::group::{AllocGroup, Lifetime, Protection};
@@ -367,7 +367,7 @@ impl WindowIndex {
     fn place(&self, seen: Seen) -> Option<(AddressRange, AllocGroup)> {
         let start = self.origin + u64::from(seen.start);
         let segment = AddressRange::new(start, seen.requested.into())?;
-        Some((segment, group_of(pool_of(seen.mark))?))
+        Some((segment, number::known_group(pool_of(seen.mark))?))
     }
 
     fn location(&self, seen: Seen, life: Life) -> Option<Location> {

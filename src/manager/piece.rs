@@ -3,7 +3,7 @@
 
 use super::SegmentMemory;
 use super::huge_pages::HugeRanges;
-use super::pool::{CODE_BIT, FINALIZE_BIT};
+use super::pool::number::{CODE_BIT, FINALIZE_BIT};
 use super::records::SegmentState;
 use crate::group::AllocGroup;
 use crate::memory::ranges::{Chained, RangeId, RegionId};

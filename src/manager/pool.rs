@@ -7,7 +7,7 @@ use super::piece::{Piece, Place, RequestLayout, Untouched, mark};
 use super::records::SegmentState;
 use super::request::PlannedSegment;
 use super::stats::Sums;
-use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
+use crate::group::{AllocGroup, CodeHint};
 use crate::mapper::{Discards, Prepared, Working};
 use crate::memory::pages::PageSet;
 use crate::memory::ranges::{Handed, Nodes, RangeId, Ranges, RegionId};
@@ -19,6 +19,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 mod huge_pages;
+pub(super) mod number;
 pub(super) mod sparse;
 
 /// First size of a chunk, unless that is more than its share of the window; each further one of its
@@ -40,71 +41,6 @@ pub(super) enum Keep {
     Fresh,
     /// None.
     None,
-}
-
-/// Pools of a window: protection (3 bits) and lifetime (1 bit); and behind them those of code with a hint.
-pub(super) const POOLS: usize = (HINT_BIT | CODE_BIT) as usize + CodeHint::ALL.len();
-
-/// Set in the index of pools of executable pieces: their protection's bit.
-pub(super) const CODE_BIT: u8 = 4;
-/// Set in the index of pools whose pieces are of finalize lifetime.
-pub(super) const FINALIZE_BIT: u8 = 8;
-/// Set in the index of pools of code with a hint: its number is in the bits below [`CODE_BIT`].
-const HINT_BIT: u8 = 16;
-
-/// The code that hints are for.
-const HINTED: AllocGroup = AllocGroup::new(Protection::READ_EXEC, Lifetime::Standard);
-
-/// Which pool of a window serves a group.
-#[inline]
-pub(super) fn pool_index(group: AllocGroup, hint: CodeHint) -> u8 {
-    if hint != CodeHint::Normal && group == HINTED {
-        return HINT_BIT | CODE_BIT | hint as u8;
-    }
-    let lifetime = match group.lifetime {
-        Lifetime::Finalize => FINALIZE_BIT,
-        _ => 0,
-    };
-    group.protection.bits() as u8 | lifetime
-}
-
-/// The hint of the code that a pool is for.
-pub(super) fn hint_of(pool: u8) -> CodeHint {
-    match pool & HINT_BIT {
-        0 => CodeHint::Normal,
-        _ => CodeHint::ALL[usize::from(pool & !(HINT_BIT | CODE_BIT))],
-    }
-}
-
-/// The pool that serves the group of another one where hints are of no use.
-pub(super) fn without_hint(pool: u8) -> u8 {
-    match pool & HINT_BIT {
-        0 => pool,
-        _ => pool_index(HINTED, CodeHint::Normal),
-    }
-}
-
-/// The pools of other hints that may serve a segment where its own has no room.
-pub(super) fn instead_of(pool: u8) -> impl Iterator<Item = u8> {
-    let pools = CodeHint::ALL.map(|hint| pool_index(HINTED, hint));
-    let others = pools.contains(&pool).then_some(pools);
-    others
-        .into_iter()
-        .flatten()
-        .filter(move |other| *other != pool)
-}
-
-/// The group that a pool serves.
-pub(super) fn group_of(pool: u8) -> Option<AllocGroup> {
-    if pool & HINT_BIT != 0 {
-        return Some(HINTED);
-    }
-    let protection = Protection::checked((pool & !FINALIZE_BIT).into())?;
-    let lifetime = match pool & FINALIZE_BIT {
-        0 => Lifetime::Standard,
-        _ => Lifetime::Finalize,
-    };
-    Some(AllocGroup::new(protection, lifetime))
 }
 
 /// Code keeps off the first bytes of a chunk, because the function sanitizer reads 8 bytes before a
@@ -285,7 +221,7 @@ impl Pool {
         first_size: u64,
     ) -> Pool {
         let mark = mark(window, number);
-        let group = group_of(number).expect("pools have a group");
+        let group = number::group(number);
         Pool {
             shared_with_children: false,
             held_chunks: 0,
@@ -303,7 +239,7 @@ impl Pool {
 
     /// What the code in it is for.
     pub(super) fn hint(&self) -> CodeHint {
-        hint_of(self.number)
+        number::hint(self.number)
     }
 
     #[inline]

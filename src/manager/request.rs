@@ -2,7 +2,7 @@
 //! What a host asks for, checked whole before anything is done.
 
 use super::label::Label;
-use super::pool::{group_of, pool_index};
+use super::pool::number;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, CodeHint, Lifetime};
 use crate::page::{Alignment, PACKING_GRANULE};
@@ -111,7 +111,7 @@ pub(super) struct PlannedSegment {
 
 impl PlannedSegment {
     pub(super) fn group(&self) -> AllocGroup {
-        group_of(self.pool).expect("pools have a group")
+        number::group(self.pool)
     }
 }
 
@@ -172,7 +172,7 @@ impl Request {
                 content: content_size as u32,
                 size: size as u32,
                 alignment: alignment as u32,
-                pool: pool_index(group, hint),
+                pool: number::of(group, hint),
             });
         }
         Ok(Request {

@@ -8,8 +8,9 @@
 
 use super::chunks::leave_mapper;
 use super::flow::Flow;
+use super::pool::number::{CODE_BIT, POOLS};
 use super::pool::sparse::Sparse;
-use super::pool::{CODE_BIT, Keep, POOLS, Thawed};
+use super::pool::{Keep, Thawed};
 use super::records::Key;
 use super::space::{Space, heap_is_full};
 use super::trim::none_or_all;

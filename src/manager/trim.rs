@@ -7,7 +7,8 @@
 
 use super::flow::Flow;
 use super::lookup;
-use super::pool::{Keep, POOLS};
+use super::pool::Keep;
+use super::pool::number::POOLS;
 use super::space::Space;
 use super::windows::{IdleSearch, Windows};
 use crate::callback_queue::Delivery;

@@ -6,10 +6,8 @@ use super::arenas::SharedWindow;
 use super::huge_pages::FreshHugePages;
 use super::lookup::{Readers, WindowIndex};
 use super::piece::{Piece, Pieces, Place, RequestLayout, Untouched};
-use super::pool::{
-    FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, POOLS, Pool, PoolChunk, Thawed, guard, instead_of,
-    narrow,
-};
+use super::pool::number::{self, POOLS};
+use super::pool::{FIRST_CHUNK, Keep, MOST_CHUNKS, Origin, Pool, PoolChunk, Thawed, guard, narrow};
 use super::request::{LARGEST_ALIGNMENT, PlannedSegment};
 use super::space::heap_is_full;
 use super::stats::Sums;
@@ -190,7 +188,7 @@ impl Window {
     /// The pool that may have room for code of which `tried` had none.
     #[cold]
     fn take_next_from(&self, own: u8, tried: u8, search: Search) -> Option<u8> {
-        let mut others = instead_of(own);
+        let mut others = number::instead_of(own);
         match tried == own {
             true if self.looks_everywhere(search) => others.next(),
             true => None,
@@ -334,7 +332,7 @@ impl Window {
     /// There is no memory for a chunk. Says whether it was for code, which then may lie among that of other
     /// hints.
     pub(super) fn do_with_any_code(&mut self, pool: u8) -> bool {
-        let is_code = instead_of(pool).next().is_some();
+        let is_code = number::instead_of(pool).next().is_some();
         self.code_is_short |= is_code;
         is_code
     }
@@ -397,15 +395,11 @@ impl Window {
     }
 
     /// Takes a chunk out that [`Window::next_to_go`] named.
-    pub(super) fn detach(
-        &mut self,
-        pool: usize,
-        region: RegionId,
-    ) -> (AddressRange, AllocGroup, PoolChunk) {
+    pub(super) fn detach(&mut self, pool: usize, region: RegionId) -> (AddressRange, PoolChunk) {
         let first = self.first_chunk();
         let pool = self.pools[pool].as_mut().expect(PIECES_HAVE_A_POOL);
         let chunk = pool.detach(region, first);
-        (chunk.range(self.origin), pool.group, chunk)
+        (chunk.range(self.origin), chunk)
     }
 
     /// [`Pool::give_up_fresh`] of all pools.

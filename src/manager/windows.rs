@@ -8,7 +8,8 @@ use super::dylibs::Dylibs;
 use super::huge_pages::{self, FreshHugePages, HugeRanges};
 use super::lookup::{ManagerReader, Readers};
 use super::piece::{Piece, Pieces, Place};
-use super::pool::{Keep, POOLS, PoolChunk, Thawed, without_hint};
+use super::pool::number::{self, POOLS};
+use super::pool::{Keep, PoolChunk, Thawed};
 use super::request::{PlannedSegment, Request};
 use super::space::{heap_is_full, no_pages};
 use super::stats::{NO_SPAN, Sums};
@@ -57,8 +58,13 @@ pub(super) struct Detached {
     window: usize,
     pool: u8,
     pub(super) range: AddressRange,
-    pub(super) group: AllocGroup,
     pub(super) chunk: PoolChunk,
+}
+
+impl Detached {
+    pub(super) fn group(&self) -> AllocGroup {
+        number::group(self.pool)
+    }
 }
 
 pub(super) struct Windows {
@@ -371,7 +377,7 @@ impl Windows {
     ) -> Result<Option<Growth>> {
         let looked_everywhere = self.window(window).looks_everywhere(search);
         let pool = match looked_everywhere {
-            true => without_hint(short.pool),
+            true => number::without_hint(short.pool),
             false => short.pool,
         };
         let Some((range, need, touched)) = self.window_mut(window).grow(short, pool)? else {
@@ -414,16 +420,17 @@ impl Windows {
 
     /// Gives the run back that the mapper could not prepare.
     ///
-    /// Says whether a smaller chunk would do, which will be tried next, or for code those of other hints.
-    pub(super) fn not_grown(&mut self, growth: &Growth) -> bool {
+    /// Says whether, for want of memory, a smaller chunk would do, which will be tried next, or for code those of
+    /// other hints.
+    pub(super) fn not_grown(&mut self, growth: &Growth, is_short: bool) -> bool {
         self.end_change(growth.window);
         let window = self.window_mut(growth.window);
         window.shrink(growth.chunk.range);
         let unused = window.is_empty();
         let size = growth.chunk.range.size();
         let smaller = window.try_smaller(growth.pool, size) && size > growth.need;
-        let otherwise =
-            smaller || !growth.looked_everywhere && window.do_with_any_code(growth.pool);
+        let otherwise = is_short
+            && (smaller || !growth.looked_everywhere && window.do_with_any_code(growth.pool));
         self.unused |= unused;
         otherwise
     }
@@ -441,14 +448,13 @@ impl Windows {
             if out.try_reserve(1).is_err() {
                 break;
             }
-            let (range, group, chunk) = self.window_mut(window).detach(pool, region);
+            let (range, chunk) = self.window_mut(window).detach(pool, region);
             self.begin_change(window);
             self.committed -= chunk.committed();
             out.push(Detached {
                 window,
                 pool: pool as u8,
                 range,
-                group,
                 chunk,
             });
         }

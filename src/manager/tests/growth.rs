@@ -94,6 +94,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 struct Hooked {
     inner: InProcess,
     hook: Arc<Mutex<Option<Hook>>>,
+    later: bool,
 }
 
 impl MapperBase for Hooked {
@@ -105,6 +106,9 @@ impl MapperBase for Hooked {
 impl MemoryMapper for Hooked {
     fn reserve(&self, size: u64, least: u64, placement: Placement, done: Completion<Reserved>) {
         self.inner.reserve(size, least, placement, done);
+    }
+    fn changes_chunks_later(&self) -> bool {
+        self.later
     }
     fn prepare(&self, chunk: crate::mapper::Chunk) -> Result<crate::mapper::Prepared> {
         let hook = self.hook.lock().take();
@@ -146,6 +150,7 @@ fn a_request_that_waits_for_a_chunk_is_answered_once_it_is_there() {
     let mapper = Mapper::new(Hooked {
         inner,
         hook: Arc::clone(&hook),
+        later: false,
     });
     let options = Options {
         window_size: 64 << 10,
@@ -186,6 +191,7 @@ fn a_mapper_may_allocate_while_it_prepares() {
     let mapper = Mapper::new(Hooked {
         inner: InProcess::new(InProcessKind::TwoViews).unwrap(),
         hook: Arc::clone(&hook),
+        later: false,
     });
     let options = Options {
         window_size: 64 << 10,
@@ -406,4 +412,27 @@ fn what_was_made_for_a_request_that_found_room_elsewhere_goes() {
     wait(|done| manager.core.abandon(second.handle, done)).unwrap();
     manager.trim().unwrap();
     assert_eq!((manager.stats().live, manager.stats().chunks), (0, 0));
+}
+
+/// Code of a hint has a chunk of its own, but not where that would keep a mapper waiting for itself.
+#[test]
+fn a_mapper_that_answers_later_may_allocate_code_of_any_hint_while_it_prepares() {
+    let hook: Arc<Mutex<Option<Hook>>> = Arc::default();
+    let mapper = Mapper::new(Hooked {
+        inner: InProcess::new(InProcessKind::TwoViews).unwrap(),
+        hook: Arc::clone(&hook),
+        later: true,
+    });
+    let manager = wait(|done| Manager::create(&mapper, Options::default(), done)).unwrap();
+    let manager = Arc::new(manager);
+    let code = |hint| segment(256, 0, 16, Protection::READ_EXEC).hinted(hint);
+    allocate(&manager, &[code(CodeHint::Normal)]).unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let again = Arc::clone(&manager);
+    *hook.lock() = Some(Box::new(move || {
+        let answer = again.allocate([code(CodeHint::Hot)], Dylib::NONE);
+        sender.send(answer.map(|_| ())).unwrap();
+    }));
+    allocate(&manager, &[segment(64, 0, 16, Protection::READ)]).unwrap();
+    receiver.recv().unwrap().unwrap();
 }

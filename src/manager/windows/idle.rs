@@ -2,7 +2,8 @@
 //! Memory that holds nothing: idle ranges, and windows.
 
 use super::{Detached, Windows};
-use crate::manager::pool::{Keep, POOLS};
+use crate::manager::pool::Keep;
+use crate::manager::pool::number::POOLS;
 use crate::manager::window::Window;
 use crate::memory::ranges::{Handed, Ranges};
 use crate::page::AddressRange;
