@@ -43,7 +43,8 @@ static struct {
 static char aside[600];
 static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
 
-static void say(int fd, const char *format, ...) {
+/// 0, or why the line is not there.
+static int say(int fd, const char *format, ...) {
   char line[1024];
   va_list arguments;
   va_start(arguments, format);
@@ -64,10 +65,12 @@ static void say(int fd, const char *format, ...) {
   ssize_t written;
   while ((written = write(fd, line, (size_t)length)) < 0 && errno == EINTR)
     ;
-  if (written < 0)
+  int why = written < 0 ? errno : 0;
+  if (why)
     while (sigtimedwait(&signals, NULL, &(struct timespec){0}) < 0 && errno == EINTR)
       ;
   pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return why;
 }
 
 /// Says once what keeps the program from jitmem.
@@ -368,6 +371,13 @@ __attribute__((constructor)) static void note_report(void) {
   free(folder);
 }
 
+static void say_no_report(int why) {
+  say(STDERR_FILENO,
+      "jitmem: " THIS ": add the report of %s to %s: %s; have JITMEM_PRELOAD_REPORT name a file "
+      "that the program can write to",
+      program_invocation_short_name, report_to, strerror(why));
+}
+
 __attribute__((destructor)) static void report(void) {
   if (!report_to)
     return;
@@ -375,10 +385,7 @@ __attribute__((destructor)) static void report(void) {
                ? STDERR_FILENO
                : open(report_to, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
   if (fd < 0) {
-    say(STDERR_FILENO,
-        "jitmem: " THIS ": add the report of %s to %s: %s; have JITMEM_PRELOAD_REPORT name a file "
-        "that the program can write to",
-        program_invocation_short_name, report_to, strerror(errno));
+    say_no_report(errno);
     return;
   }
   static struct llvm llvm = {.text = "none"};
@@ -389,13 +396,17 @@ __attribute__((destructor)) static void report(void) {
   struct jitmem_preload_report done = {.mapper = "none"};
   if (part.figures)
     part.figures(&done);
-  say(fd,
+  int why = say(
+      fd,
       "jitmem-preload: pid=%ld program=%s llvm=%s layers=%llu allocations=%llu deallocations=%llu "
       "failures=%llu live=%llu committed=%llu mapper=\"%s\" note=\"%s\"",
       (long)getpid(), program_invocation_short_name, llvm.text, (unsigned long long)done.layers,
       (unsigned long long)done.allocations, (unsigned long long)done.deallocations,
       (unsigned long long)done.failures, (unsigned long long)done.live_bytes,
       (unsigned long long)done.committed_bytes, done.mapper, note);
-  if (fd != STDERR_FILENO)
-    close(fd);
+  if (fd == STDERR_FILENO)
+    return;
+  close(fd);
+  if (why)
+    say_no_report(why);
 }

@@ -241,10 +241,12 @@ class Programs(unittest.TestCase):
             self.assertIn("layers=2 allocations=1 ", pathlib.Path(folder, "report").read_text())
 
     def test_a_report_that_cannot_be_written_is_told_of(self):
-        run = subprocess.run(["/bin/true"], capture_output=True, text=True,
-                             env={**os.environ, "LD_PRELOAD": PRELOADS[22], "JITMEM_PRELOAD_REPORT": "/nowhere/report"})
-        self.assertEqual(0, run.returncode)
-        self.assertRegex(run.stderr, "^jitmem: libjitmem-llvm-22.so: add the report of true to /nowhere/report: No such file or directory; have ")
+        # /dev/full is a disk without room.
+        for path, why in ("/nowhere/report", "No such file or directory"), ("/dev/full", "No space left on device"):
+            run = subprocess.run(["/bin/true"], capture_output=True, text=True,
+                                 env={**os.environ, "LD_PRELOAD": PRELOADS[22], "JITMEM_PRELOAD_REPORT": path})
+            self.assertEqual(0, run.returncode)
+            self.assertRegex(run.stderr, f"^jitmem: libjitmem-llvm-22.so: add the report of true to {path}: {why}; have ")
 
     def test_a_line_that_is_not_read_ends_no_program(self):
         reader, writer = os.pipe()
