@@ -150,7 +150,7 @@ const char *jitmem_version_string(void);
 typedef struct jitmem_error jitmem_error;
 
 /// A file that was read and checked whole, and what the last link made of it. One thread at a time uses an
-/// image. It takes as much memory as the file has bytes.
+/// image. It takes as much memory as the tables of the file have bytes, and a descriptor: the file stays open.
 typedef struct jitmem_image jitmem_image;
 
 /// Copies of linked graphs, to be stored as one image: a file from which later processes have them without
@@ -1855,8 +1855,8 @@ jitmem_status jitmem_image_recorder_store(const struct jitmem_image_recorder *re
 /// `recorder` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
 
-/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most five system calls besides the
-/// heap's, and eight for a file of 512 KiB and more.
+/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most eight system calls besides the
+/// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
 /// jitmem_image_free. Thread-safe. Waits for the disk.
@@ -1929,8 +1929,9 @@ typedef struct jitmem_image_link_request {
 /// up. An image may be linked any number of times. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL, not one address for each import, or two segments too far from each other for a
-/// distance of 4 bytes, where each segment has a reservation of its own), JITMEM_INVALID_HANDLE, and as
-/// jitmem_manager_allocate. Nothing is left allocated then.
+/// distance of 4 bytes, where each segment has a reservation of its own; the file was written to since it was opened, and is not
+/// what was stored), JITMEM_INVALID_HANDLE, JITMEM_SYSTEM (what the system says of the file), and as jitmem_manager_allocate. Nothing
+/// is left allocated then.
 ///
 /// Requires:
 /// `image` and `manager` are NULL or handles of this library; `request` is NULL or points to a struct of the size that it says, whose

@@ -135,7 +135,7 @@ fn run(address: u64) -> i32 {
 /// Loads and runs what another process has stored, and gives where it was.
 fn load(path: &Path, kind: InProcessKind) -> Result<u64> {
     let manager = manager(kind)?;
-    let mut image = Image::open(path, &key())?;
+    let image = Image::open(path, &key())?;
     let linked = image.link(&manager, Dylib(7), |symbols| {
         assert_eq!(symbols, ["two"]);
         Ok(vec![two as *const () as u64])

@@ -16,11 +16,11 @@ use crate::manager::{Dylib, InFlight, Label, Manager};
 use crate::mapper::{Action, WrapperCall};
 use crate::page::AddressRange;
 use crate::sys::heap::{self, Watch};
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::mem::{offset_of, size_of};
 
 /// A file that was read and checked whole, and what the last link made of it. One thread at a time uses an
-/// image. It takes as much memory as the file has bytes.
+/// image. It takes as much memory as the tables of the file have bytes, and a descriptor: the file stays open.
 #[allow(non_camel_case_types)]
 pub struct jitmem_image(Mutex<Opened>);
 
@@ -71,8 +71,8 @@ unsafe fn with_image(
     unsafe { guard::call(error, body) }
 }
 
-/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most five system calls besides the
-/// heap's, and eight for a file of 512 KiB and more.
+/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most eight system calls besides the
+/// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
 /// jitmem_image_free. Thread-safe. Waits for the disk.
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn jitmem_image_imports(
     error: *mut *mut jitmem_error,
 ) -> jitmem_status {
     let body = |opened: &mut Opened| {
-        let names = opened.image.c_imports().map(CStr::as_ptr);
+        let names = opened.image.c_imports().map(|name| name.as_ptr().cast());
         // SAFETY: as the caller says.
         unsafe { write_all(names, (symbols, capacity, "symbols"), count) }
     };
@@ -179,7 +179,7 @@ pub unsafe extern "C" fn jitmem_image_exports(
     let body = |opened: &mut Opened| {
         let all = opened.image.c_exports().enumerate();
         let all = all.map(|(index, (name, flags))| jitmem_image_export {
-            symbol: name.as_ptr(),
+            symbol: name.as_ptr().cast(),
             address: opened.addresses.get(index).copied().unwrap_or(0),
             flags,
             reserved: [0; 2],
@@ -222,8 +222,9 @@ const LEAST: usize = offset_of!(jitmem_image_link_request, without_frames) + siz
 /// up. An image may be linked any number of times. Waits for the mapper.
 ///
 /// Errors: JITMEM_INVALID_ARGUMENT (NULL, not one address for each import, or two segments too far from each other for a
-/// distance of 4 bytes, where each segment has a reservation of its own), JITMEM_INVALID_HANDLE, and as
-/// jitmem_manager_allocate. Nothing is left allocated then.
+/// distance of 4 bytes, where each segment has a reservation of its own; the file was written to since it was opened, and is not
+/// what was stored), JITMEM_INVALID_HANDLE, JITMEM_SYSTEM (what the system says of the file), and as jitmem_manager_allocate. Nothing
+/// is left allocated then.
 ///
 /// # Safety
 /// `image` and `manager` are NULL or handles of this library; `request` is NULL or points to a struct of the size that it says, whose

@@ -11,17 +11,18 @@ use crate::page::Alignment;
 use crate::sys::heap;
 
 pub(super) const MAGIC: [u8; 8] = *b"JITMEMIM";
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// Of magic, version and checksum; the checksum is of what follows.
 pub(super) const PREAMBLE: usize = 16;
-/// Of the preamble and eight counts.
-pub(super) const HEADER: usize = PREAMBLE + 8 * 4;
+pub(super) const COUNTS: usize = 9;
+pub(super) const HEADER: usize = PREAMBLE + COUNTS * 4;
 
 // Sizes of records. That of a name is its length; names lie in the order of their records, a NUL behind each.
 pub(super) const KEY_PART: usize = 8;
 pub(super) const SEGMENT: usize = 32;
 pub(super) const SYMBOL: usize = 4;
-pub(super) const SLOT: usize = 24;
+pub(super) const SLOT_GROUP: usize = 16;
+pub(super) const SLOT: usize = 4;
 pub(super) const EXPORT: usize = 20;
 pub(super) const FRAME: usize = 12;
 pub(super) const ACTION: usize = 48;
@@ -58,17 +59,17 @@ pub(super) struct Place {
     pub(super) offset: u32,
 }
 
-/// What a slot holds, to which its addend is added.
+/// What is added to what a slot has in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum SlotValue {
     /// A symbol's address, by its number.
     Import(u32),
     /// Where a segment starts, by its number.
     Absolute64(u32),
-    /// The same, less the slot's address.
+    /// The same, less where the slot's own segment starts.
     Relative32(u32),
     Relative64(u32),
-    /// A symbol's address, less the slot's.
+    /// A symbol's address, less where the slot's segment starts.
     ImportRelative32(u32),
     ImportRelative64(u32),
     /// Where a segment or symbol is, less where the segment `from` starts.
@@ -80,7 +81,7 @@ pub(super) enum SlotValue {
         symbol: u32,
         from: u32,
     },
-    /// 0, less the slot's address.
+    /// 0, less where the slot's segment starts.
     RelativeFixed64,
 }
 
@@ -88,7 +89,7 @@ pub(super) enum SlotValue {
 const KIND_BITS: u32 = 8;
 
 impl SlotValue {
-    fn parts(self) -> (u32, u32) {
+    pub(super) fn parts(self) -> (u32, u32) {
         // There are fewer segments than kinds of protection.
         let from = |kind: u32, segment: u32| kind | segment << KIND_BITS;
         match self {
@@ -145,14 +146,39 @@ impl SlotValue {
     pub(super) fn is_pointer(self) -> bool {
         matches!(self, SlotValue::Import(_) | SlotValue::Absolute64(_))
     }
+
+    /// Whether a slot with it says how far something is from the slot itself. So its offset in its segment is taken off
+    /// what it has in the file.
+    pub(super) fn is_from_slot(self) -> bool {
+        !self.is_pointer()
+            && !matches!(
+                self,
+                SlotValue::Distance64 { .. } | SlotValue::ImportDistance64 { .. }
+            )
+    }
 }
 
-/// Bytes of a content that are computed when the image is linked.
+/// Bytes of a content to which something is added when the image is linked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Slot {
     pub(super) place: Place,
     pub(super) value: SlotValue,
-    pub(super) addend: i64,
+}
+
+impl Slot {
+    /// What those of one group have in common.
+    pub(super) fn group(&self) -> (u32, (u32, u32)) {
+        (self.place.segment, self.value.parts())
+    }
+}
+
+/// The slots of one segment to which the same is added. Their offsets in the segment are records of their own, those of
+/// each group behind those of the group before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SlotGroup {
+    pub(super) segment: u32,
+    pub(super) value: SlotValue,
+    pub(super) slots: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,7 +233,7 @@ pub(super) struct Tables<'a> {
     /// In the order of their protections' bits, each once.
     pub(super) segments: Vec<ImageSegment>,
     pub(super) symbols: Vec<&'a str>,
-    /// In the order of their places. None overlaps another.
+    /// By group, and in the order of their places. None overlaps another.
     pub(super) slots: Vec<Slot>,
     pub(super) exports: Vec<ExportedSymbol<'a>>,
     pub(super) frames: Vec<FrameSection>,
@@ -280,9 +306,11 @@ pub(super) fn encode(tables: &Tables<'_>) -> Result<Vec<u8>> {
     let exported = tables.exports.iter().map(|export| export.symbol);
     let names = parts.chain(tables.symbols.iter().copied()).chain(exported);
     let strings = names.map(|name| name.len() + 1).sum::<usize>();
+    let groups = || (tables.slots).chunk_by(|one, next| one.group() == next.group());
     let records = KEY_PART * tables.key.0.len()
         + SEGMENT * tables.segments.len()
         + SYMBOL * tables.symbols.len()
+        + SLOT_GROUP * groups().count()
         + SLOT * tables.slots.len()
         + EXPORT * tables.exports.len()
         + FRAME * tables.frames.len()
@@ -305,12 +333,15 @@ pub(super) fn encode(tables: &Tables<'_>) -> Result<Vec<u8>> {
     for symbol in &tables.symbols {
         output.string(symbol)?;
     }
-    for slot in &tables.slots {
-        let (kind, number) = slot.value.parts();
-        output.place(slot.place);
+    for group in groups() {
+        let (segment, (kind, number)) = group[0].group();
+        output.u32(segment);
         output.u32(kind);
         output.u32(number);
-        output.u64(slot.addend as u64);
+        output.u32(self::number(group.len(), "slots")?);
+    }
+    for slot in &tables.slots {
+        output.u32(slot.place.offset);
     }
     for export in &tables.exports {
         output.string(export.symbol)?;
@@ -329,6 +360,7 @@ pub(super) fn encode(tables: &Tables<'_>) -> Result<Vec<u8>> {
         (tables.key.0.len(), "parts of a key"),
         (tables.segments.len(), "segments"),
         (tables.symbols.len(), "symbols"),
+        (groups().count(), "groups of slots"),
         (tables.slots.len(), "slots"),
         (tables.exports.len(), "exports"),
         (tables.frames.len(), "sections of frames"),

@@ -1,23 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! From a file to an allocation.
 
-use super::format::{
-    CallPlaces, ImageSegment, LARGEST_FILE, MAGIC, MOST_SEGMENTS, Place, Slot, SlotValue,
-};
+use super::format::{CallPlaces, ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, SlotValue};
 use super::key::Key;
-use super::read::{Checked, check};
+use super::read::{Checked, check, not_read};
 use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
-use crate::manager::{InFlight, Label, Manager, Segment};
+use crate::manager::{Contents, InFlight, Label, Manager, Segment};
 use crate::page::AddressRange;
-use crate::sys::{self, Content, heap};
-use std::ffi::CStr;
+use crate::sys::{self, OwnFile, heap};
+use crc32fast::Hasher;
 use std::fmt;
 use std::path::Path;
 
-/// A file that was read and checked whole.
+/// Bytes of a content that are copied at once to be checked.
+const CHECKED_AT_ONCE: usize = 16 << 10;
+
+/// A file that was read and checked whole, and stays open.
 pub struct Image {
-    pub(super) file: Content,
+    file: OwnFile,
     pub(super) tables: Checked,
 }
 
@@ -75,8 +76,8 @@ pub(crate) struct Placed {
 
 impl Image {
     /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
-    /// at most five system calls besides the heap's, and as much memory as the file has bytes; one of 512 KiB and more takes eight, and
-    /// lies in huge pages where the system gives them.
+    /// at most eight system calls besides the heap's, and for more than 16 MiB one for each 4 MiB. The image takes as much
+    /// memory as its tables have bytes, and the file stays open for [`Image::link`].
     ///
     /// # Errors
     /// `Unsupported` if it was stored for another key, or in another format; `InvalidArgument` if it is none,
@@ -84,14 +85,14 @@ impl Image {
     /// write it; `OutOfMemory`; what the system says of the file.
     pub fn open(path: impl AsRef<Path>, key: &Key) -> Result<Image> {
         let path = path.as_ref();
-        let read = || {
-            let file = sys::read_own_file(path, &MAGIC, LARGEST_FILE);
-            Image::from_bytes(file.map_err(|error| of_file("read it", error))?, key)
+        let open = || {
+            let file = sys::open_own_file(path, LARGEST_FILE);
+            Image::of(file.map_err(|error| of_file("read it", error))?, key)
         };
-        read().map_err(|error| error.context(format!("open image {}", path.display())))
+        open().map_err(|error| error.context(format!("open image {}", path.display())))
     }
 
-    pub(super) fn from_bytes(file: Content, key: &Key) -> Result<Image> {
+    pub(super) fn of(file: OwnFile, key: &Key) -> Result<Image> {
         let tables = check(&file, key)?;
         Ok(Image { file, tables })
     }
@@ -109,14 +110,14 @@ impl Image {
         exports.map(|export| (self.tables.name(export.symbol), export.flags))
     }
 
-    /// [`Image::imports`] as C has names.
-    pub(crate) fn c_imports(&self) -> impl ExactSizeIterator<Item = &CStr> {
+    /// [`Image::imports`] as C has names: each with a NUL behind it.
+    pub(crate) fn c_imports(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         let symbols = self.tables.symbols.iter();
         symbols.map(|name| self.tables.c_name(*name))
     }
 
     /// [`Image::exports`] with names as C has them.
-    pub(crate) fn c_exports(&self) -> impl ExactSizeIterator<Item = (&CStr, u64)> {
+    pub(crate) fn c_exports(&self) -> impl ExactSizeIterator<Item = (&[u8], u64)> {
         let exports = self.tables.exports.iter();
         exports.map(|export| (self.tables.c_name(export.symbol), export.flags))
     }
@@ -129,10 +130,11 @@ impl Image {
     ///
     /// # Errors
     /// As [`Manager::allocate`]; what `resolve` answers; `InvalidArgument` if that is not one address for
-    /// each symbol, if that of an action's function is 0, or if two segments are too far from each other for a distance of
-    /// 4 bytes, where each segment has a reservation of its own. Nothing is left allocated then.
+    /// each symbol, if that of an action's function is 0, if two segments are too far from each other for a distance of
+    /// 4 bytes, where each segment has a reservation of its own, or if the file was written to since it was opened; what
+    /// the system says of the file. Nothing is left allocated then.
     pub fn link(
-        &mut self,
+        &self,
         manager: &Manager,
         label: impl Into<Label>,
         resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>,
@@ -157,7 +159,7 @@ impl Image {
 
     /// [`Image::link`] with an address for each import.
     pub(crate) fn link_to(
-        &mut self,
+        &self,
         manager: &Manager,
         label: impl Into<Label>,
         symbols: &[u64],
@@ -171,12 +173,21 @@ impl Image {
         }
         let segments = self.tables.segments.iter().map(ImageSegment::request);
         let mut graph = manager.allocate(segments, label)?;
-        self.fill_slots(&graph, symbols)?;
-        for (index, content) in self.tables.contents.iter().enumerate() {
-            graph.write(index, 0, &self.file[content.clone()])?;
+        let mut starts = [0; MOST_SEGMENTS];
+        for (index, start) in starts.iter_mut().enumerate().take(graph.segments()) {
+            *start = graph.address(index);
         }
-        let address =
-            |place: Place| graph.address(place.segment as usize) + u64::from(place.offset);
+        let mut contents = graph.contents()?;
+        self.read_contents(&mut contents)?;
+        self.fill_slots(&mut contents, &starts, symbols)?;
+        let mut actions = heap::room_for(self.tables.actions.len(), "link an image")?;
+        for action in &self.tables.actions {
+            actions.push(LinkedAction {
+                finalize: linked_call(&contents, action.finalize)?,
+                dealloc: linked_call(&contents, action.dealloc)?,
+            });
+        }
+        let address = |place: Place| starts[place.segment as usize] + u64::from(place.offset);
         let (exported, sections) = (&self.tables.exports, &self.tables.frames);
         let mut exports = heap::room_for(exported.len(), "link an image")?;
         exports.extend(exported.iter().map(|export| address(export.place)));
@@ -186,41 +197,12 @@ impl Image {
                 AddressRange::new(address(section.place), section.size.into())
             }),
         );
-        let mut actions = heap::room_for(self.tables.actions.len(), "link an image")?;
-        for action in &self.tables.actions {
-            actions.push(LinkedAction {
-                finalize: self.linked_call(action.finalize)?,
-                dealloc: self.linked_call(action.dealloc)?,
-            });
-        }
         Ok(Placed {
             graph,
             exports,
             frames,
             actions,
         })
-    }
-
-    /// A call, once slots are filled.
-    fn linked_call(&self, call: Option<CallPlaces>) -> Result<Option<LinkedCall>> {
-        let Some(call) = call else {
-            return Ok(None);
-        };
-        let content = |place: Place, size: usize| {
-            let start = self.tables.contents[place.segment as usize].start;
-            &self.file[start + place.offset as usize..][..size]
-        };
-        let mut function = [0; size_of::<u64>()];
-        function.copy_from_slice(content(call.function, size_of::<u64>()));
-        match u64::from_le_bytes(function) {
-            0 => Err(invalid_argument(
-                "link an image: the function of an action is at address 0",
-            )),
-            function => Ok(Some(LinkedCall {
-                function,
-                args: heap::copy_of(content(call.args, call.size as usize), "link an image")?,
-            })),
-        }
     }
 
     fn resolve(&self, resolve: impl FnOnce(&[&str]) -> Result<Vec<u64>>) -> Result<Vec<u64>> {
@@ -232,72 +214,114 @@ impl Image {
         resolve(&names)
     }
 
-    /// Computes every slot for the addresses of a graph, into the contents as they were read. Nothing of what
-    /// was there before is used, so an image may be linked again.
-    fn fill_slots(&mut self, graph: &InFlight, symbols: &[u64]) -> Result<()> {
-        let mut starts = [0; MOST_SEGMENTS];
-        for (index, start) in starts
-            .iter_mut()
-            .enumerate()
-            .take(self.tables.segments.len())
-        {
-            *start = graph.address(index);
+    /// Reads every content again and checks it: the file may have been written to since it was opened.
+    fn read_contents(&self, contents: &mut Contents<'_>) -> Result<()> {
+        let read = contents.read_from(&self.file, self.tables.contents);
+        read.map_err(not_read)?;
+        for (index, segment) in self.tables.segments.iter().enumerate() {
+            let (mut checksum, mut part) = (Hasher::new(), [0; CHECKED_AT_ONCE]);
+            for start in (0..segment.content).step_by(part.len()) {
+                let size = part.len().min((segment.content - start) as usize);
+                contents.read(index, start.into(), &mut part[..size]);
+                checksum.update(&part[..size]);
+            }
+            segment.check(checksum)?;
         }
+        Ok(())
+    }
+
+    /// Adds to every slot what it depends on.
+    fn fill_slots(
+        &self,
+        contents: &mut Contents<'_>,
+        starts: &[u64; MOST_SEGMENTS],
+        symbols: &[u64],
+    ) -> Result<()> {
         let start_of = |segment: u32| starts[segment as usize];
-        let first = self.tables.contents.first();
-        let head = first.map_or(self.file.len(), |content| content.start);
-        let (head, contents) = self.file.split_at_mut(head);
-        let mut starts_of_contents = [0; MOST_SEGMENTS];
-        for (start, content) in starts_of_contents.iter_mut().zip(&self.tables.contents) {
-            *start = content.start - head.len();
-        }
-        for slot in self.tables.slots(head) {
-            let Place { segment, offset } = slot.place;
-            let address = start_of(segment) + u64::from(offset);
-            let symbol = |symbol: u32| symbols[symbol as usize];
-            // What the value is, and what is taken from it.
-            let (target, origin) = match slot.value {
+        let symbol = |number: u32| symbols[number as usize];
+        for (group, offsets) in self.tables.slots() {
+            let own = start_of(group.segment);
+            // What is added, and what is taken off.
+            let (target, origin) = match group.value {
                 SlotValue::Import(number) => (symbol(number), 0),
                 SlotValue::Absolute64(segment) => (start_of(segment), 0),
                 SlotValue::Relative32(segment) | SlotValue::Relative64(segment) => {
-                    (start_of(segment), address)
+                    (start_of(segment), own)
                 }
                 SlotValue::ImportRelative32(number) | SlotValue::ImportRelative64(number) => {
-                    (symbol(number), address)
+                    (symbol(number), own)
                 }
                 SlotValue::Distance64 { segment, from } => (start_of(segment), start_of(from)),
                 SlotValue::ImportDistance64 {
                     symbol: number,
                     from,
                 } => (symbol(number), start_of(from)),
-                SlotValue::RelativeFixed64 => (0, address),
+                SlotValue::RelativeFixed64 => (0, own),
             };
-            let value = target.wrapping_add_signed(slot.addend).wrapping_sub(origin);
-            let start = starts_of_contents[segment as usize] + offset as usize;
-            match slot.value.size() {
+            let added = target.wrapping_sub(origin);
+            let segment = group.segment as usize;
+            match group.value.size() {
                 4 => {
-                    let near = i32::try_from(value as i64);
-                    let near = near.map_err(|_| self.tables.too_far(slot, address, value))?;
-                    contents[start..][..4].copy_from_slice(&near.to_le_bytes());
+                    for offset in offsets {
+                        let stored = contents.read_array(segment, offset.into());
+                        let distance =
+                            (added as i64).wrapping_add(i32::from_le_bytes(stored).into());
+                        let near = i32::try_from(distance).map_err(|_| {
+                            self.tables
+                                .too_far(group.value, own + u64::from(offset), distance)
+                        })?;
+                        contents.write(segment, offset.into(), &near.to_le_bytes());
+                    }
                 }
-                _ => contents[start..][..8].copy_from_slice(&value.to_le_bytes()),
+                _ => {
+                    for offset in offsets {
+                        let stored = contents.read_array(segment, offset.into());
+                        let value = added.wrapping_add(u64::from_le_bytes(stored));
+                        contents.write(segment, offset.into(), &value.to_le_bytes());
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
+/// A call, once slots are filled.
+fn linked_call(contents: &Contents<'_>, call: Option<CallPlaces>) -> Result<Option<LinkedCall>> {
+    let Some(call) = call else {
+        return Ok(None);
+    };
+    let pointer = call.function;
+    let pointer = contents.read_array(pointer.segment as usize, pointer.offset.into());
+    let function = match u64::from_le_bytes(pointer) {
+        0 => {
+            return Err(invalid_argument(
+                "link an image: the function of an action is at address 0",
+            ));
+        }
+        function => function,
+    };
+    let size = call.size as usize;
+    let mut args = heap::room_for(size, "link an image")?;
+    args.resize(size, 0);
+    contents.read(
+        call.args.segment as usize,
+        call.args.offset.into(),
+        &mut args,
+    );
+    Ok(Some(LinkedCall { function, args }))
+}
+
 impl Checked {
     #[cold]
-    fn too_far(&self, slot: Slot, address: u64, distance: u64) -> Error {
-        let distance = distance as i64;
+    fn too_far(&self, value: SlotValue, address: u64, distance: i64) -> Error {
         let of_symbol = |to: &str| {
             let what = format!(
                 "link an image: {distance} bytes from {address:#x}{to} do not fit a distance of 4 bytes"
             );
             Error::new(Status::InvalidArgument, what)
         };
-        match slot.value {
+        match value {
             SlotValue::ImportRelative32(symbol) => {
                 let symbol = self.name(self.symbols[symbol as usize]);
                 of_symbol(&format!(" to {symbol}")).remedy("place the window near it")

@@ -32,7 +32,7 @@
 //! recorder.store(&path, &key)?;
 //!
 //! // In another process, where the library is elsewhere.
-//! let mut image = Image::open(&path, &key)?;
+//! let image = Image::open(&path, &key)?;
 //! let linked = image.link(&manager, Dylib::NONE, |symbols| {
 //!     assert_eq!(symbols, ["puts"]);
 //!     Ok(vec![0x6000_0000_0000])

@@ -300,12 +300,6 @@ impl Layout {
         slot.iter().any(|byte| *byte != 0)
     }
 
-    /// A slot's bytes are 0 from now on: they said where something was.
-    fn clear(&mut self, place: Place, size: u64) {
-        let content = &mut self.segments[place.segment as usize].content;
-        content[place.offset as usize..][..size as usize].fill(0);
-    }
-
     /// What a slot is filled from, and what is added to it, if it says where something is `beyond` bytes
     /// behind a target.
     fn value(&self, kind: ReferenceKind, target: Target, beyond: i64) -> Result<(SlotValue, i64)> {
@@ -340,7 +334,7 @@ impl Layout {
         Ok((value, beyond))
     }
 
-    /// Fills in a slot whose value is the same wherever the image lies.
+    /// Fills in what a slot has in the file.
     fn fill(&mut self, place: Place, size: u64, distance: i64) -> Result<()> {
         if size == 4 && i32::try_from(distance).is_err() {
             let what = format!("a distance of {distance} bytes does not fit 4 bytes");
@@ -411,12 +405,12 @@ pub(super) fn plan<'a>(recorded: &'a Graphs, key: &'a Key) -> Result<(Tables<'a>
         }
         let mut graph_slots = || -> Result<()> {
             let mut note = |place, (value, addend), address| {
-                let slot = Slot {
-                    place,
-                    value,
+                let slot = Slot { place, value };
+                slots.push(FoundSlot {
+                    slot,
                     addend,
-                };
-                slots.push((slot, address));
+                    address,
+                });
             };
             for import in &graph.imports {
                 let (slot, kind) = (import.slot, import.kind);
@@ -504,7 +498,6 @@ pub(super) fn plan<'a>(recorded: &'a Graphs, key: &'a Key) -> Result<(Tables<'a>
         graph_slots().map_err(|error| of_graph(error, &graph.name))?;
     }
     let frames = join_frames(&layout, frames)?;
-    slots.sort_unstable_by_key(|(slot, _)| slot.place);
     let slots = evaluate(&mut layout, slots)?;
     let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
     if segments.iter().map(ImageSegment::size).sum::<u64>() > REACH {
@@ -581,40 +574,48 @@ fn ends_with_record(mut section: &[u8]) -> bool {
     section.is_empty()
 }
 
-/// Empties slots, whose bytes said where something was, and fills those for good that are the same wherever
-/// the image lies: distances inside of one segment.
-fn evaluate(layout: &mut Layout, found: Vec<(Slot, u64)>) -> Result<Vec<Slot>> {
+/// A slot, what is added besides to what it says, and where it was when it was recorded.
+struct FoundSlot {
+    slot: Slot,
+    addend: i64,
+    address: u64,
+}
+
+/// Takes out of slots what depends on where something is. Leaves those out that say the same wherever the image lies:
+/// distances inside of one segment.
+fn evaluate(layout: &mut Layout, mut found: Vec<FoundSlot>) -> Result<Vec<Slot>> {
+    found.sort_unstable_by_key(|one| one.slot.place);
     let mut slots = heap::room_for(found.len(), "store an image")?;
     let mut free = Place {
         segment: 0,
         offset: 0,
     };
-    for (slot, address) in found {
-        let Slot {
-            place,
-            value,
-            addend,
-        } = slot;
+    for one in found {
+        let Slot { place, value } = one.slot;
         if place < free {
+            let address = one.address;
             return Err(invalid_argument(format!(
                 "two slots overlap at {address:#x}"
             )));
         }
-        let size = value.size();
-        layout.clear(place, size);
         free = place;
-        free.offset += size as u32;
-        match value {
-            SlotValue::Relative32(segment) | SlotValue::Relative64(segment)
-                if segment == place.segment =>
-            {
-                layout.fill(place, size, addend.wrapping_sub(place.offset.into()))?;
+        free.offset += value.size() as u32;
+        let stored = match value.is_from_slot() {
+            true => one.addend.wrapping_sub(place.offset.into()),
+            false => one.addend,
+        };
+        layout.fill(place, value.size(), stored)?;
+        let is_constant = match value {
+            SlotValue::Relative32(segment) | SlotValue::Relative64(segment) => {
+                segment == place.segment
             }
-            SlotValue::Distance64 { segment, from } if segment == from => {
-                layout.fill(place, size, addend)?;
-            }
-            _ => slots.push(slot),
+            SlotValue::Distance64 { segment, from } => segment == from,
+            _ => false,
+        };
+        if !is_constant {
+            slots.push(one.slot);
         }
     }
+    slots.sort_unstable_by_key(|slot| (slot.group(), slot.place));
     Ok(slots)
 }

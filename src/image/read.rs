@@ -1,35 +1,49 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
-//! Reading a file and checking all of it. Slots stay in the file as they are: there may be more of them than
-//! of anything else.
+//! Reading a file and checking all of it. Of the tables, slots stay as the file has them: there may be more of them
+//! than of anything else. Contents are checked and not kept; what makes an allocation of them reads them again.
 
 use super::format::{
-    ACTION, ActionPlaces, CallPlaces, EXPORT, FRAME, FrameSection, HEADER, ImageSegment, KEY_PART,
-    LARGEST_ALIGNMENT, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SYMBOL, Slot,
-    SlotValue, VERSION, may_be_copied,
+    ACTION, ActionPlaces, COUNTS, CallPlaces, EXPORT, FRAME, FrameSection, HEADER, ImageSegment,
+    KEY_PART, LARGEST_ALIGNMENT, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SLOT_GROUP,
+    SYMBOL, SlotGroup, SlotValue, VERSION, may_be_copied,
 };
 use super::key::Key;
+use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::memory::placement::REACH;
 use crate::page::Alignment;
-use crate::sys::heap;
-use std::ffi::CStr;
+use crate::sys::{OwnFile, heap};
+use crc32fast::Hasher;
+use std::io;
 use std::ops::Range;
 
-/// What a file has, all of which was checked.
+/// So many bytes are read first, or an eighth of the file. Most files have all of their tables there.
+const FIRST: u64 = 64 << 10;
+
+/// Contents are read in parts to be checked: of so many bytes, which fit a processor's second cache, or of more where
+/// there would be more parts than so many, up to a bound.
+const PART: u64 = 256 << 10;
+const MOST_PARTS: u64 = 4;
+const LARGEST_PART: u64 = 4 << 20;
+
+/// What the tables of a file have, all of which was checked.
 #[derive(Debug)]
 pub(super) struct Checked {
     pub(super) segments: Vec<ImageSegment>,
     /// All names, a NUL behind each.
     names: String,
     pub(super) symbols: Vec<Name>,
-    /// Where their records are in the file.
+    /// The file up to its names.
+    head: Vec<u8>,
+    slot_groups: Vec<SlotGroup>,
+    /// Where the records of slots are in the head.
     slots: Range<usize>,
     pub(super) exports: Vec<Exported>,
     pub(super) frames: Vec<FrameSection>,
     pub(super) actions: Vec<ActionPlaces>,
-    /// Where the contents of the segments are in the file.
-    pub(super) contents: Vec<Range<usize>>,
+    /// Where the contents of the segments start in the file, one behind the other.
+    pub(super) contents: u64,
 }
 
 /// Where a name is in the names. No file is larger than 4 GiB.
@@ -58,15 +72,14 @@ impl Checked {
         name.of(&self.names)
     }
 
-    /// A name and the NUL behind it.
-    pub(super) fn c_name(&self, name: Name) -> &CStr {
-        let bytes = &self.names.as_bytes()[name.start as usize..][..name.size as usize + 1];
-        CStr::from_bytes_with_nul(bytes).expect("that it has one NUL was checked")
+    /// A name and the NUL behind it, the only one.
+    pub(super) fn c_name(&self, name: Name) -> &[u8] {
+        &self.names.as_bytes()[name.start as usize..][..name.size as usize + 1]
     }
 
-    /// The slots, in the order of their places, out of the records of `file`, the file that was checked.
-    pub(super) fn slots(&self, file: &[u8]) -> impl Iterator<Item = Slot> {
-        slots(&file[self.slots.clone()]).flatten()
+    /// The groups of slots, each with the offsets of its slots in their order.
+    pub(super) fn slots(&self) -> impl Iterator<Item = (SlotGroup, impl Iterator<Item = u32>)> {
+        by_group(&self.slot_groups, &self.head[self.slots.clone()])
     }
 }
 
@@ -172,8 +185,34 @@ fn inconsistent(what: &str) -> Error {
 }
 
 /// Reads a file and checks all of it.
-pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
-    let mut input = Input(file);
+pub(super) fn check(file: &OwnFile, key: &Key) -> Result<Checked> {
+    let first = file.size().min(FIRST.max(file.size() / 8)) as usize;
+    let mut head = heap::room_for(first, "open an image")?;
+    file.read(&mut head, first, 0).map_err(not_read)?;
+    let size = size_of_head(&head, file.size())?;
+    let room = head.try_reserve_exact(size.saturating_sub(first));
+    room.map_err(|_| heap::exhausted("open an image"))?;
+    let read = head.len();
+    file.read(&mut head, size, read as u64).map_err(not_read)?;
+    let mut checked = check_head(&head[..size], file.size(), key)?;
+    let (_, behind) = head.split_at(size);
+    check_contents(file, &checked.segments, size, behind)?;
+    head.truncate(size);
+    checked.head = head;
+    Ok(checked)
+}
+
+/// What the system says where it gives no bytes of a file.
+pub(super) fn not_read(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => torn(),
+        _ => of_file("read it", error),
+    }
+}
+
+/// How many bytes the tables of a file have, which begins with `first` and has `whole` bytes.
+fn size_of_head(first: &[u8], whole: u64) -> Result<usize> {
+    let mut input = Input(first);
     if input.take(MAGIC.len()).map_or(true, |magic| magic != MAGIC) {
         return Err(damaged("it is no image of jitmem's"));
     }
@@ -182,42 +221,63 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         let what = format!("its format is version {version}, and this library reads {VERSION}");
         return Err(Error::new(Status::Unsupported, what).remedy("store it anew"));
     }
-    let checksum = input.u32()?;
-    let mut counts = [0u32; 8];
+    let (_checksum, counts) = (input.u32()?, counts(&mut input)?);
+    let sizes = [
+        KEY_PART, SEGMENT, SYMBOL, SLOT_GROUP, SLOT, EXPORT, FRAME, ACTION, 1,
+    ];
+    let sizes = counts.iter().zip(sizes);
+    let tables: u64 = sizes
+        .map(|(count, size)| u64::from(*count) * size as u64)
+        .sum();
+    let size = HEADER as u64 + tables;
+    if size > whole {
+        return Err(torn());
+    }
+    usize::try_from(size).map_err(|_| torn())
+}
+
+fn counts(input: &mut Input<'_>) -> Result<[u32; COUNTS]> {
+    let mut counts = [0u32; COUNTS];
     for count in &mut counts {
         *count = input.u32()?;
+    }
+    Ok(counts)
+}
+
+/// Checks header and tables of a file of `whole` bytes, all but the contents' checksums.
+fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
+    let mut input = Input(head);
+    input.take(MAGIC.len() + size_of::<u32>())?;
+    let checksum = input.u32()?;
+    if crc32fast::hash(&head[PREAMBLE..]) != checksum {
+        return Err(damaged(
+            "its tables are not what was stored: the checksum differs",
+        ));
     }
     let [
         key_parts,
         segments,
         symbols,
-        slot_count,
+        slot_groups,
+        slots,
         exports,
         frames,
         actions,
         names,
-    ] = counts;
-    let sizes = [KEY_PART, SEGMENT, SYMBOL, SLOT, EXPORT, FRAME, ACTION, 1];
-    let tables: u64 = counts
-        .iter()
-        .zip(sizes)
-        .map(|(count, size)| u64::from(*count) * size as u64)
-        .sum();
-    let head = usize::try_from(HEADER as u64 + tables).map_err(|_| torn())?;
-    let sealed = file.get(PREAMBLE..head).ok_or_else(torn)?;
-    if crc32fast::hash(sealed) != checksum {
-        return Err(damaged(
-            "its tables are not what was stored: the checksum differs",
-        ));
-    }
-    let names = &mut Names::new(&file[head - names as usize..head])?;
+    ] = counts(&mut input)?;
+    let names = &mut Names::new(&head[head.len() - names as usize..])?;
     let parts = input.records(key_parts, |input| {
         Ok((input.name(names)?, input.name(names)?))
     })?;
     let segments = input.records(segments, segment)?;
     let symbols = input.records(symbols, |input| input.name(names))?;
-    let slots_at = file.len() - input.0.len();
-    let records = input.take(SLOT * slot_count as usize)?;
+    let slot_groups = input.records(slot_groups, slot_group)?;
+    let grouped = slot_groups.iter().map(|group| u64::from(group.slots));
+    if grouped.sum::<u64>() != u64::from(slots) {
+        return Err(inconsistent("a slot is in no group"));
+    }
+    let slots_at = head.len() - input.0.len();
+    let records = input.take(SLOT * slots as usize)?;
     let exports = input.records(exports, |input| {
         Ok(Exported {
             symbol: input.name(names)?,
@@ -242,10 +302,12 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
     }
     let parts = parts.iter();
     key.check(parts.map(|(name, value)| (name.of(names.all), value.of(names.all))))?;
-    let mut checked = Checked {
+    let checked = Checked {
         names: heap::text(names.all, "open an image")?,
         slots: slots_at..slots_at + records.len(),
-        contents: Vec::new(),
+        slot_groups,
+        head: Vec::new(),
+        contents: head.len() as u64,
         segments,
         symbols,
         exports,
@@ -253,7 +315,7 @@ pub(super) fn check(file: &[u8], key: &Key) -> Result<Checked> {
         actions,
     };
     check_numbers(&checked, records)?;
-    checked.contents = contents(file, head, &checked.segments)?;
+    check_sizes(&checked.segments, checked.contents, whole)?;
     Ok(checked)
 }
 
@@ -273,18 +335,26 @@ fn segment(input: &mut Input<'_>) -> Result<ImageSegment> {
     })
 }
 
-fn slots(records: &[u8]) -> impl Iterator<Item = Option<Slot>> {
-    records.chunks_exact(SLOT).map(|record| {
-        let record: &[u8; SLOT] = record.try_into().ok()?;
-        let u32_at = |at: usize| Some(u32::from_le_bytes(record[at..at + 4].try_into().ok()?));
-        Some(Slot {
-            place: Place {
-                segment: u32_at(0)?,
-                offset: u32_at(4)?,
-            },
-            value: SlotValue::from_parts(u32_at(8)?, u32_at(12)?)?,
-            addend: i64::from_le_bytes(record[16..SLOT].try_into().ok()?),
-        })
+/// The groups of slots with the offsets of each, out of the records of all.
+fn by_group<'a>(
+    groups: &'a [SlotGroup],
+    mut records: &'a [u8],
+) -> impl Iterator<Item = (SlotGroup, impl Iterator<Item = u32> + use<'a>)> {
+    groups.iter().map(move |group| {
+        let (own, rest) = records.split_at(SLOT * group.slots as usize);
+        records = rest;
+        let records = own.chunks_exact(SLOT).flat_map(<[u8; SLOT]>::try_from);
+        (*group, records.map(u32::from_le_bytes))
+    })
+}
+
+fn slot_group(input: &mut Input<'_>) -> Result<SlotGroup> {
+    let (segment, kind, number) = (input.u32()?, input.u32()?, input.u32()?);
+    let value = SlotValue::from_parts(kind, number);
+    Ok(SlotGroup {
+        segment,
+        value: value.ok_or_else(|| inconsistent("a slot is of an unknown kind"))?,
+        slots: input.u32()?,
     })
 }
 
@@ -316,27 +386,11 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
         let content = sizes.get(place.segment as usize);
         content.is_some_and(|content| u64::from(place.offset) + size <= *content)
     };
-    let functions = pointers_to_functions(&tables.actions)?;
-    let mut functions = functions.iter().peekable();
+    let mut functions = PointersToFunctions::of(&tables.actions)?;
     let symbol = |number: u32| (number as usize) < tables.symbols.len();
     let segment = |number: u32| (number as usize) < segments.len();
-    let mut free = Place {
-        segment: 0,
-        offset: 0,
-    };
-    for slot in slots(records) {
-        let slot = slot.ok_or_else(|| inconsistent("a slot is of an unknown kind"))?;
-        let size = slot.value.size();
-        if !inside(slot.place, size) {
-            return Err(inconsistent("a slot is outside of the contents"));
-        }
-        if slot.place < free {
-            return Err(inconsistent("slots overlap or are not in order"));
-        }
-        free = slot.place;
-        free.offset += size as u32;
-        functions.next_if(|place| **place == slot.place && slot.value.is_pointer());
-        let known = match slot.value {
+    for (group, offsets) in by_group(&tables.slot_groups, records) {
+        let known = match group.value {
             SlotValue::Import(number)
             | SlotValue::ImportRelative32(number)
             | SlotValue::ImportRelative64(number) => symbol(number),
@@ -358,6 +412,25 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
                 "a slot names no symbol or segment that is there",
             ));
         }
+        let size = group.value.size();
+        let is_pointer = group.value.is_pointer();
+        let mut free = 0;
+        for offset in offsets {
+            if u64::from(offset) < free {
+                return Err(inconsistent("slots overlap or are not in order"));
+            }
+            free = u64::from(offset) + size;
+            if is_pointer {
+                functions.note(Place {
+                    segment: group.segment,
+                    offset,
+                });
+            }
+        }
+        let content = sizes.get(group.segment as usize);
+        if content.is_none_or(|content| free > *content) {
+            return Err(inconsistent("a slot is outside of the contents"));
+        }
     }
     for export in &tables.exports {
         let segment = segments.get(export.place.segment as usize);
@@ -371,7 +444,7 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
             "a section of frames is outside of the contents",
         ));
     }
-    if functions.next().is_some() {
+    if !functions.all_noted() {
         return Err(inconsistent("an action's function is in no slot"));
     }
     let mut calls = tables.actions.iter().flat_map(ActionPlaces::calls);
@@ -388,36 +461,79 @@ fn check_numbers(tables: &Checked, records: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// The slots that calls of actions have their functions from: in order, each once.
-fn pointers_to_functions(actions: &[ActionPlaces]) -> Result<Vec<Place>> {
-    let mut places = heap::room_for(2 * actions.len(), "open an image")?;
-    places.extend(
-        actions
-            .iter()
-            .flat_map(ActionPlaces::calls)
-            .map(|call| call.function),
-    );
-    places.sort_unstable();
-    places.dedup();
-    Ok(places)
+/// The slots that calls of actions have their functions from, in order, and whether each is there.
+struct PointersToFunctions(Vec<(Place, bool)>);
+
+impl PointersToFunctions {
+    fn of(actions: &[ActionPlaces]) -> Result<PointersToFunctions> {
+        let mut places = heap::room_for(2 * actions.len(), "open an image")?;
+        let calls = actions.iter().flat_map(ActionPlaces::calls);
+        places.extend(calls.map(|call| (call.function, false)));
+        places.sort_unstable();
+        places.dedup();
+        Ok(PointersToFunctions(places))
+    }
+
+    /// A pointer is in a slot.
+    fn note(&mut self, place: Place) {
+        if let Ok(found) = self.0.binary_search_by_key(&place, |(place, _)| *place) {
+            self.0[found].1 = true;
+        }
+    }
+
+    fn all_noted(&self) -> bool {
+        self.0.iter().all(|(_, noted)| *noted)
+    }
 }
 
-/// Where the contents are: they are all that follows.
-fn contents(file: &[u8], head: usize, segments: &[ImageSegment]) -> Result<Vec<Range<usize>>> {
-    let mut contents: Vec<Range<usize>> = heap::room_for(segments.len(), "open an image")?;
-    let mut start = head;
-    for segment in segments {
-        let end = start + segment.content as usize;
-        let content = file.get(start..end).ok_or_else(torn)?;
-        if crc32fast::hash(content) != segment.checksum {
-            let what = "the content of a segment is not what was stored: the checksum differs";
-            return Err(damaged(what));
-        }
-        contents.push(start..end);
-        start = end;
+/// Checks that the contents are all that follows tables of `head` bytes in a file of `whole`.
+fn check_sizes(segments: &[ImageSegment], head: u64, whole: u64) -> Result<()> {
+    let contents = segments.iter().map(|segment| u64::from(segment.content));
+    match whole.checked_sub(head + contents.sum::<u64>()) {
+        None => Err(torn()),
+        Some(0) => Ok(()),
+        Some(more) => Err(damaged(format!("{more} bytes follow its end"))),
     }
-    match file.len() - start {
-        0 => Ok(contents),
-        more => Err(damaged(format!("{more} bytes follow its end"))),
+}
+
+/// Checks that the contents are what was stored. `behind` has those bytes behind the tables that were read with them.
+fn check_contents(
+    file: &OwnFile,
+    segments: &[ImageSegment],
+    head: usize,
+    behind: &[u8],
+) -> Result<()> {
+    let (mut start, mut part) = ((head + behind.len()) as u64, behind);
+    let left = file.size().saturating_sub(start);
+    let most = left.min(left.div_ceil(MOST_PARTS).clamp(PART, LARGEST_PART)) as usize;
+    let mut buffer = heap::room_for(most, "open an image")?;
+    for segment in segments {
+        let (mut checksum, mut missing) = (Hasher::new(), segment.content as usize);
+        while missing > 0 {
+            if part.is_empty() {
+                buffer.clear();
+                let size = most.min((file.size() - start) as usize);
+                file.read(&mut buffer, size, start).map_err(not_read)?;
+                start += buffer.len() as u64;
+                part = &buffer;
+            }
+            let (here, rest) = part.split_at(missing.min(part.len()));
+            checksum.update(here);
+            missing -= here.len();
+            part = rest;
+        }
+        segment.check(checksum)?;
+    }
+    Ok(())
+}
+
+impl ImageSegment {
+    /// Fails if the content that was read has another checksum than what was stored.
+    pub(super) fn check(&self, content: Hasher) -> Result<()> {
+        if content.finalize() == self.checksum {
+            return Ok(());
+        }
+        let what = "the content of a segment is not what was stored: the checksum differs";
+        Err(damaged(what))
     }
 }

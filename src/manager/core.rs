@@ -4,6 +4,7 @@
 
 use super::arenas::Arenas;
 use super::flow::{Flow, child_without_handlers};
+use super::in_flight::ContentWriters;
 use super::label::Label;
 use super::lookup::{self, Location, ManagerReader, lookup_in};
 use super::reservations::Reservations;
@@ -397,6 +398,12 @@ impl Core {
         bytes: &[u8],
     ) -> Result<()> {
         let answer = either!(self, handle, flow => flow.write(handle, segment, offset, bytes));
+        self.named(handle, answer)
+    }
+
+    /// See [`InFlight::contents`](super::InFlight::contents).
+    pub(super) fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
+        let answer = either!(self, handle, flow => flow.contents(handle, segments));
         self.named(handle, answer)
     }
 

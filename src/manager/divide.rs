@@ -142,29 +142,15 @@ impl Memory for Windows {
     type Mapper = dyn MemoryMapper;
     type Teardown = Teardown;
 
-    fn write(
-        &self,
-        holding: u32,
-        state: &mut InFlightState,
-        segment: usize,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Option<()> {
+    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer> {
         let mut segments = state.segments.iter();
         let position = segments.position(|state| state.segment as usize == segment)?;
         let pieces = self.pieces(holding);
-        let piece = &pieces[position];
-        offset
-            .checked_add(bytes.len() as u64)
-            .filter(|end| *end <= state.segments[position].content.into())?;
-        if let Some(writer) = self.place(piece).writer {
-            writer.write(offset, bytes);
-            return Some(());
+        if let Some(writer) = self.place(&pieces[position]).writer {
+            return Some(writer.part_of(0, state.segments[position].content));
         }
         let copied = pieces[..position].iter().filter(|piece| piece.copied);
-        let buffer = copied.count();
-        state.buffers.get_mut(buffer)?.write(offset, bytes);
-        Some(())
+        Some(state.buffers.get(copied.count())?.writer())
     }
 
     type Unlocked = ();

@@ -7,6 +7,7 @@
 use super::Options;
 use super::arenas::{Arenas, MOST_ARENAS};
 use super::huge_pages::HugePageCounts;
+use super::in_flight::ContentWriters;
 use super::lookup::{Location, ManagerReader};
 use super::space::{Memory, Space};
 use super::stats::{self, LayoutItem, Stats};
@@ -285,17 +286,28 @@ impl<M: Memory> Flow<M> {
     ) -> Result<()> {
         self.check_process()?;
         let space = &mut *self.space.lock();
-        let key = space.records.find_in_flight(handle)?;
-        let holding = space.records.record(key).holding;
-        space.memory.check_in_flight(holding)?;
-        let state = space.records.in_flight(key);
-        let written = space.memory.write(holding, state, segment, offset, bytes);
-        written.ok_or_else(|| {
+        let content = space.content(handle, segment)?;
+        let end = offset.checked_add(bytes.len() as u64);
+        let writer = content.filter(|content| end.is_some_and(|end| end <= content.size()));
+        let writer = writer.ok_or_else(|| {
             invalid_argument(format!(
                 "write {} bytes at offset {offset} of segment {segment}: outside its content",
                 bytes.len()
             ))
-        })
+        })?;
+        writer.write(offset, bytes);
+        Ok(())
+    }
+
+    /// What writes the content of an allocation's segments, as long as it is in flight.
+    pub(super) fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
+        self.check_process()?;
+        let space = &mut *self.space.lock();
+        let contents = (0..segments).map(|segment| {
+            let content = space.content(handle, segment)?;
+            content.ok_or_else(|| invalid_argument(format!("segment {segment} has no memory")))
+        });
+        contents.collect()
     }
 
     pub(super) fn set_quota(&self, quota: Option<u64>) -> Result<()> {

@@ -6,8 +6,12 @@ use super::{Allocated, AllocationHandle, SegmentMemory};
 use crate::completion::{Completion, wait};
 use crate::error::{Result, invalid_handle};
 use crate::mapper::{Action, Registration};
+use crate::memory::writer::Writer;
+use crate::sys::OwnFile;
 use smallvec::SmallVec;
 use std::fmt;
+use std::io;
+use std::marker::PhantomData;
 
 /// An allocation whose content is being written: from [`Manager::allocate`](super::Manager::allocate)
 /// to [`InFlight::finalize`]. Dropping it gives it up.
@@ -64,6 +68,18 @@ impl InFlight {
     /// `InvalidArgument` for bytes outside the content; `InvalidHandle` in a forked child.
     pub fn write(&mut self, segment: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         self.core.write(self.handle, segment, offset, bytes)
+    }
+
+    /// The content of all segments. Each of them has memory.
+    ///
+    /// # Errors
+    /// `InvalidHandle` in a forked child.
+    pub(crate) fn contents(&mut self) -> Result<Contents<'_>> {
+        let writers = self.core.contents(self.handle, self.segments.len())?;
+        Ok(Contents {
+            writers,
+            _graph: PhantomData,
+        })
     }
 
     /// Makes the content visible in the executor and runs the finalize actions, first to last. Waits
@@ -154,6 +170,41 @@ impl InFlight {
     fn hand_on(mut self) -> (Core, u64) {
         let handle = std::mem::take(&mut self.handle);
         (self.core.clone(), handle)
+    }
+}
+
+/// What writes the content of each segment.
+pub(super) type ContentWriters = SmallVec<[Writer; 4]>;
+
+/// The content of an allocation in flight, which stays so meanwhile. Each function panics if it is called for no
+/// segment, or for bytes outside of its content.
+pub(crate) struct Contents<'a> {
+    writers: ContentWriters,
+    _graph: PhantomData<&'a mut InFlight>,
+}
+
+impl Contents<'_> {
+    /// Fills the content of all segments, one behind the other, with the bytes of a file from `at` on.
+    pub(crate) fn read_from(&mut self, file: &OwnFile, at: u64) -> io::Result<()> {
+        Writer::read_from(&self.writers, file, at)
+    }
+
+    /// Copies bytes of a segment out. An executor that shares writable ones may have changed them.
+    pub(crate) fn read(&self, segment: usize, offset: u64, bytes: &mut [u8]) {
+        self.writers[segment].read(offset, bytes);
+    }
+
+    /// [`Contents::read`] of as many bytes as the answer has.
+    #[inline]
+    pub(crate) fn read_array<const N: usize>(&self, segment: usize, offset: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.read(segment, offset, &mut bytes);
+        bytes
+    }
+
+    #[inline]
+    pub(crate) fn write(&mut self, segment: usize, offset: u64, bytes: &[u8]) {
+        self.writers[segment].write(offset, bytes);
     }
 }
 

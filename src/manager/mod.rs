@@ -48,6 +48,7 @@ mod writers;
 
 pub use events::{AllocatedSegment, Allocation, Event, EventKind, Observer};
 pub use huge_pages::HugePages;
+pub(crate) use in_flight::Contents;
 pub use in_flight::InFlight;
 pub use label::Label;
 pub(crate) use label::{LONGEST_NAME, Name};

@@ -19,6 +19,7 @@ use crate::mapper::{ReservingMapper, SegmentContent, SegmentContents};
 use crate::memory::buffer::{Buffer, BufferPool};
 use crate::memory::placement::{BRANCH_REACH, Placement, REACH};
 use crate::memory::slab::Slab;
+use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
 use crate::sys::heap;
 use smallvec::SmallVec;
@@ -336,23 +337,10 @@ impl Memory for Reservations {
     type Mapper = dyn ReservingMapper;
     type Teardown = ();
 
-    fn write(
-        &self,
-        holding: u32,
-        state: &mut InFlightState,
-        segment: usize,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Option<()> {
-        let segments = &self.own.get(holding).segments;
-        let mut places = segments.iter();
-        let position = places.position(|placed| placed.planned.index as usize == segment)?;
-        let content = segments[position].planned.content;
-        offset
-            .checked_add(bytes.len() as u64)
-            .filter(|end| *end <= content.into())?;
-        state.buffers.get_mut(position)?.write(offset, bytes);
-        Some(())
+    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer> {
+        let mut placed = self.own.get(holding).segments.iter();
+        let position = placed.position(|placed| placed.planned.index as usize == segment)?;
+        Some(state.buffers.get(position)?.writer())
     }
 
     fn forget(&mut self, _: u32) {}

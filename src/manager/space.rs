@@ -14,6 +14,7 @@ use crate::error::{Error, Result, Status, invalid_handle};
 use crate::group::AllocGroup;
 use crate::mapper::MapperBase;
 use crate::memory::paged::Table;
+use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::sys::Forked;
 use crate::sys::{self, heap};
@@ -46,16 +47,8 @@ pub(super) trait Memory: Sized + Send + 'static {
     /// Shows the segments of a record, with the bytes that were asked for.
     fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup));
 
-    /// Writes into the content of an in-flight allocation's segment; `None` if not all of the bytes
-    /// belong there.
-    fn write(
-        &self,
-        holding: u32,
-        state: &mut InFlightState,
-        segment: usize,
-        offset: u64,
-        bytes: &[u8],
-    ) -> Option<()>;
+    /// What writes the content of an in-flight allocation's segment; `None` if that has no memory.
+    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer>;
 
     /// An allocation of this JITDylib is gone.
     fn forget(&mut self, dylib: u32);
@@ -213,6 +206,15 @@ impl<M: Memory> Space<M> {
         self.usage.in_flight += 1;
         self.usage.counters.allocate += 1;
         self.records.insert(holding, dylib, for_finalize, set)
+    }
+
+    /// What writes the content of an in-flight allocation's segment; `None` if that has no memory.
+    pub(super) fn content(&mut self, handle: u64, segment: usize) -> Result<Option<Writer>> {
+        let key = self.records.find_in_flight(handle)?;
+        let holding = self.records.record(key).holding;
+        self.memory.check_in_flight(holding)?;
+        let state = self.records.in_flight(key);
+        Ok(self.memory.content(holding, state, segment))
     }
 
     /// An allocation is finalized now, and the latest one. Says whether some segments go now.

@@ -130,11 +130,10 @@ impl Buffer {
         WorkingPointer::new(self.start())
     }
 
-    /// Writes bytes, all of which must belong to the buffer.
-    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) {
-        // SAFETY: the block is this buffer's own, and the writer goes at once.
+    /// What content is written with, for as long as its allocation is in flight.
+    pub(crate) fn writer(&self) -> Writer {
+        // SAFETY: the block is this buffer's own, which stays until the allocation is finalized or given up.
         unsafe { Writer::new(self.start().expose_provenance() as u64, self.size as u64) }
-            .write(offset, bytes);
     }
 
     /// The content, once it is written.
@@ -159,18 +158,18 @@ mod tests {
     #[should_panic(expected = "outside")]
     fn writing_outside_is_caught() {
         let pool: Arc<BufferPool> = Arc::default();
-        pool.get(4, 1).unwrap().write(2, b"abc");
+        pool.get(4, 1).unwrap().writer().write(2, b"abc");
     }
 
     #[test]
     fn buffers_serve_again_and_are_zero_each_time() {
         let pool: Arc<BufferPool> = Arc::default();
         for size in [0, 1, 64, 65, 4096, 65_536, 65_537, 1 << 20] {
-            let mut first = pool.get(size, 16).unwrap();
+            let first = pool.get(size, 16).unwrap();
             let second = pool.get(size, 16).unwrap();
             let places = [&first, &second].map(|buffer| buffer.bytes.as_ptr());
             assert!(size == 0 || places[0] != places[1]);
-            first.write(0, &vec![7; size]);
+            first.writer().write(0, &vec![7; size]);
             assert_eq!(first.content(), vec![7; size]);
             drop(first);
             let third = pool.get(size, 16).unwrap();
@@ -191,11 +190,11 @@ mod tests {
             for size in [1, 60, 4096, 65_536, 100_000] {
                 // The second is a block that was used.
                 for _ in 0..2 {
-                    let mut buffer = pool.get(size, alignment).unwrap();
+                    let buffer = pool.get(size, alignment).unwrap();
                     let address = buffer.pointer().get().addr();
                     assert_eq!(address % alignment.min(page), 0, "{size} to {alignment}");
                     assert_eq!(buffer.content(), vec![0; size]);
-                    buffer.write(0, &vec![7; size]);
+                    buffer.writer().write(0, &vec![7; size]);
                     assert_eq!(buffer.content(), vec![7; size]);
                 }
             }

@@ -6,7 +6,9 @@
 
 use crate::error::{Error, Result, Status};
 use crate::page::AddressRange;
-use crate::sys;
+use crate::sys::{self, OwnFile};
+use smallvec::SmallVec;
+use std::io;
 use std::sync::atomic::Ordering::Release;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
@@ -169,6 +171,21 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Copies bytes out that were written.
+    pub(crate) fn read(self, offset: u64, bytes: &mut [u8]) {
+        let pointer = self.part(offset, bytes.len() as u64);
+        // SAFETY: the part is as long as `bytes`, mapped, and no Rust object lies there.
+        unsafe { pointer.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Fills all of several parts, one behind the other, with the bytes of a file from `at` on.
+    pub(crate) fn read_from(writers: &[Writer], file: &OwnFile, at: u64) -> io::Result<()> {
+        let part = |writer: &Writer| (writer.start.expose_provenance() as u64, writer.size);
+        let parts: SmallVec<[_; 8]> = writers.iter().map(part).collect();
+        // SAFETY: mapped and ours to write, and no Rust objects lie there.
+        unsafe { file.read_to(&parts, at) }
     }
 
     /// Writes bytes.

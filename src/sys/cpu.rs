@@ -90,12 +90,23 @@ mod x86_64 {
         const EXTENDED: u32 = 0x8000_0000;
         let [last, last_extended] = [0, EXTENDED].map(|leaf| ask(leaf, 0).eax);
         let mut text = String::new();
-        for (leaf, subleaf, register, counts) in REGISTERS {
-            // Beyond its last leaf a processor answers another one.
-            let last = if leaf < EXTENDED { last } else { last_extended };
-            let word = *register.of(&mut ask(leaf, subleaf)) & counts;
-            if leaf <= last && word != 0 {
-                let _ = write!(text, "{leaf:x}.{subleaf}.{register:?}={word:x} ");
+        for leaf in REGISTERS.chunk_by(|one, next| (one.0, one.1) == (next.0, next.1)) {
+            let (number, subleaf, ..) = leaf[0];
+            let last = if number < EXTENDED {
+                last
+            } else {
+                last_extended
+            };
+            if number > last {
+                // Of such a leaf a processor answers another one.
+                continue;
+            }
+            let mut words = ask(number, subleaf);
+            for (_, _, register, counts) in leaf {
+                let word = *register.of(&mut words) & counts;
+                if word != 0 {
+                    let _ = write!(text, "{number:x}.{subleaf}.{register:?}={word:x} ");
+                }
             }
         }
         text

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Files by name that hold what is run later: replaced as a whole, read as a whole.
 
-use super::{Content, MemFile, gate};
+use super::{MemFile, gate};
+use rustix::buffer::spare_capacity;
 use rustix::fs::FlockOperation;
-use rustix::io::retry_on_intr;
+use rustix::io::{Errno, retry_on_intr};
+use smallvec::SmallVec;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -20,10 +22,21 @@ fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
     io::Error::new(kind, why.into())
 }
 
-/// The content of a file of at most `most` bytes that none but this user or root can have written. Of a large one that
-/// does not begin with `magic` it is only the beginning.
+/// From so many bytes on it takes less time to have the system take all their pages ahead.
+const TAKEN_AT_ONCE: u64 = 32 << 10;
+
+/// The system takes no more parts in one call (IOV_MAX).
+const MOST_PARTS: usize = 1024;
+
+/// A file that is open to be read.
+pub(crate) struct OwnFile {
+    file: File,
+    size: u64,
+}
+
+/// Opens a file of at most `most` bytes that none but this user or root can have written.
 /// What is no such file is refused before it is read: a pipe would keep its reader waiting.
-pub(crate) fn read_own_file(path: &Path, magic: &[u8], most: u64) -> io::Result<Content> {
+pub(crate) fn open_own_file(path: &Path, most: u64) -> io::Result<OwnFile> {
     gate("open")?;
     let file = OpenOptions::new()
         .read(true)
@@ -55,8 +68,94 @@ pub(crate) fn read_own_file(path: &Path, magic: &[u8], most: u64) -> io::Result<
         let why = format!("it has {size} bytes, and the most is {most}");
         return Err(refused(io::ErrorKind::InvalidInput, why));
     }
-    // What is written behind that meanwhile is not wanted.
-    Content::read(file.as_fd(), magic, size as usize)
+    Ok(OwnFile { file, size })
+}
+
+impl OwnFile {
+    /// How many bytes it had when it was opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Reads bytes from `at` on to the end of a buffer, until it has `size` bytes, for which it has room, or some more.
+    /// `UnexpectedEof` if there are not as many.
+    pub(crate) fn read(&self, buffer: &mut Vec<u8>, size: usize, at: u64) -> io::Result<()> {
+        let start = buffer.len();
+        while buffer.len() < size {
+            gate("pread")?;
+            let at = at + (buffer.len() - start) as u64;
+            match rustix::io::pread(&self.file, spare_capacity(buffer), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads bytes from `at` on into parts of memory that are no Rust objects, one behind the other: each has an address
+    /// and a size. `UnexpectedEof` if there are not as many, `OutOfMemory` if the system has no memory for their pages.
+    ///
+    /// # Safety
+    /// The parts are mapped and writable, and nothing else reads or writes them meanwhile.
+    pub(crate) unsafe fn read_to(&self, parts: &[(u64, u64)], mut at: u64) -> io::Result<()> {
+        for (address, size) in parts.iter().filter(|(_, size)| *size >= TAKEN_AT_ONCE) {
+            // Where the system refuses it, each page is taken when it is written.
+            let _ = super::raw::take(*address, *size);
+        }
+        let part = |(address, size): &(u64, u64)| libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(*address as usize),
+            iov_len: *size as usize,
+        };
+        let mut parts: SmallVec<[libc::iovec; 8]> = parts.iter().map(part).collect();
+        let mut left = &mut parts[..];
+        loop {
+            left = skip_empty(left);
+            if left.is_empty() {
+                return Ok(());
+            }
+            gate("preadv")?;
+            let count = left.len().min(MOST_PARTS) as libc::c_int;
+            let from = at as libc::off_t;
+            // SAFETY: as the caller says.
+            let read = unsafe { libc::preadv(self.file.as_raw_fd(), left.as_ptr(), count, from) };
+            let mut read = match read {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                read if read > 0 => read as usize,
+                _ => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => continue,
+                    error if error.raw_os_error() == Some(libc::EFAULT) => {
+                        return Err(io::ErrorKind::OutOfMemory.into());
+                    }
+                    error => return Err(error),
+                },
+            };
+            at += read as u64;
+            for part in left.iter_mut() {
+                let here = read.min(part.iov_len);
+                part.iov_base = part.iov_base.wrapping_byte_add(here);
+                part.iov_len -= here;
+                read -= here;
+            }
+        }
+    }
+
+    /// A file that has these bytes.
+    #[cfg(test)]
+    pub(crate) fn holding(bytes: &[u8]) -> OwnFile {
+        use std::os::fd::AsFd;
+        let file = MemFile::holding(c"jitmem-test", bytes).unwrap();
+        OwnFile {
+            file: File::from(file.as_fd().try_clone_to_owned().unwrap()),
+            size: bytes.len() as u64,
+        }
+    }
+}
+
+/// The parts from the first one on of which something is left.
+fn skip_empty(parts: &mut [libc::iovec]) -> &mut [libc::iovec] {
+    let empty = parts.iter().take_while(|part| part.iov_len == 0).count();
+    &mut parts[empty..]
 }
 
 /// The name under which a file is written until it is whole.

@@ -11,7 +11,6 @@ mod call;
 mod child;
 mod clock;
 mod code;
-mod content;
 mod copies;
 mod cpu;
 mod crash;
@@ -60,7 +59,6 @@ pub(crate) use code::traps;
 pub(crate) use code::{
     COHERENT_FETCH, TRAP, flush_instruction_cache, synchronize_cores, synchronize_fetches,
 };
-pub(crate) use content::Content;
 pub(crate) use copies::{copy, end_child, move_mapping, resident, same, write_pages};
 pub(crate) use cpu::cpu_features;
 pub(crate) use crash::{report_crashes, report_limit, share_crashes, signal_name, take_crash};
@@ -70,7 +68,7 @@ use explain::limit;
 pub(crate) use explain::{
     address_space_limit, explain, explain_fork, explain_mapping, explain_reach,
 };
-pub(crate) use file::{Replaced, read_own_file, replace_own_file};
+pub(crate) use file::{OwnFile, Replaced, open_own_file, replace_own_file};
 #[cfg(test)]
 pub(crate) use fork::testing::in_a_child;
 pub(crate) use fork::{ClosedInChild, OwnerCell, OwnerProcess, at_exit_once, children_are_known};

@@ -19,6 +19,13 @@ enum Need {
 /// So many bytes are checked ahead at most: pages that hold no memory yet are given some by that.
 const MOST_AHEAD: u64 = 64 << 10;
 
+/// Takes the pages of memory that is about to be written.
+pub(super) fn take(address: u64, size: u64) -> io::Result<()> {
+    let range = AddressRange::new(address, size);
+    let pages = range.and_then(|range| range.rounded_out(super::page_size()));
+    populate(pages.ok_or(io::ErrorKind::InvalidInput)?, Need::Write)
+}
+
 fn populate(pages: AddressRange, need: Need) -> io::Result<()> {
     gate("madvise")?;
     let start = std::ptr::with_exposed_provenance_mut(pages.start() as usize);

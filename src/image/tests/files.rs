@@ -43,6 +43,149 @@ fn every_changed_byte_is_noticed() {
     }
 }
 
+/// One whose tables are more than what is read first, and whose contents are more than one part.
+fn large() -> Vec<u8> {
+    const SLOTS: u64 = 20_000;
+    let mut recorder = Recorder::default();
+    let content = |seed: u32, size: u32| -> Vec<u8> {
+        (0..size)
+            .map(|at| (at.wrapping_mul(seed) >> 7) as u8)
+            .collect()
+    };
+    let (code, mut data) = (content(2_654_435_761, 700_001), content(40_503, 900_000));
+    for (index, slot) in (0..SLOTS).zip(data.chunks_mut(8)) {
+        slot.copy_from_slice(&(0x7000_0000_0000 + index).to_le_bytes());
+    }
+    let import = |index| Import {
+        slot: DATA + 8 * index,
+        symbol: "outside",
+        addend: index as i64,
+        kind: ReferenceKind::Absolute64,
+    };
+    let graph = Graph {
+        name: "large",
+        segments: &[
+            GraphSegment {
+                address: CODE,
+                segment: segment(Protection::READ_EXEC, code.len() as u64, 0),
+                content: &code,
+            },
+            GraphSegment {
+                address: DATA,
+                segment: segment(Protection::READ_WRITE, data.len() as u64, 0),
+                content: &data,
+            },
+        ],
+        imports: &(0..SLOTS).map(import).collect::<Vec<_>>(),
+        ..Graph::default()
+    };
+    recorder.record(&graph).unwrap();
+    file_of(&recorder)
+}
+
+#[test]
+fn a_large_file_is_read_in_parts_and_every_part_is_checked() {
+    let file = large();
+    let head = head(&file);
+    assert!(head > 64 << 10, "{head}");
+    let image = open(file.clone()).unwrap();
+    let linked = image.link(&manager(), Dylib::NONE, |_| Ok(vec![1000]));
+    let mut linked = linked.unwrap();
+    let contents = linked.graph.contents().unwrap();
+    let (mut data, mut code) = (vec![0; 900_000], vec![0; 700_001]);
+    contents.read(0, 0, &mut data);
+    contents.read(1, 0, &mut code);
+    let slots = 8 * 20_000;
+    for (index, slot) in data[..slots].chunks(8).enumerate() {
+        assert_eq!(slot, (1000 + index as u64).to_le_bytes());
+    }
+    assert!(data[slots..] == file[head + slots..head + data.len()]);
+    assert!(code == file[head + data.len()..]);
+    let ends = [head, 64 << 10, head + data.len(), file.len()];
+    let parts = (1..7).map(|part| head + part * (256 << 10));
+    for end in ends.into_iter().chain(parts) {
+        for index in end - 2..(end + 2).min(file.len()) {
+            let mut changed = file.clone();
+            changed[index] ^= 1;
+            open(changed).unwrap_err();
+            open(file[..index].to_vec()).unwrap_err();
+        }
+    }
+}
+
+/// Not by rename: by what is no business of another program's.
+#[test]
+fn a_file_that_is_written_to_while_it_is_open_is_not_linked() {
+    let folder = Folder::new("written");
+    let path = folder.path();
+    let whole = large();
+    let changed = |index: usize| {
+        let mut file = whole.clone();
+        file[index] ^= 1;
+        file
+    };
+    let (head, size) = (head(&whole), whole.len());
+    let manager = manager();
+    for (later, says) in [
+        (whole[..size - 1].to_vec(), "it is torn"),
+        (whole[..head].to_vec(), "it is torn"),
+        (Vec::new(), "it is torn"),
+        (
+            changed(head),
+            "the content of a segment is not what was stored",
+        ),
+        (
+            changed(size - 1),
+            "the content of a segment is not what was stored",
+        ),
+    ] {
+        fs::write(&path, &whole).unwrap();
+        let image = Image::open(&path, &key()).unwrap();
+        fs::write(&path, &later).unwrap();
+        let link = || image.link(&manager, Dylib::NONE, |_| Ok(vec![1]));
+        let error = link().unwrap_err();
+        assert!(error.message().contains(says), "{error}");
+        assert_eq!(manager.stats().in_flight, 0);
+        // Its tables are those that were checked.
+        fs::write(&path, changed(head - 1)).unwrap();
+        let _linked = link().unwrap();
+    }
+}
+
+#[test]
+fn whatever_call_fails_nothing_stays_allocated() {
+    let folder = Folder::new("link-faults");
+    let path = folder.path();
+    fs::write(&path, large()).unwrap();
+    let manager = manager();
+    let open = || Image::open(&path, &key());
+    let link = || open()?.link(&manager, Dylib::NONE, |_| Ok(vec![1]));
+    link().unwrap();
+    let mut failed = Vec::new();
+    for skip in 0.. {
+        let faults = Faults::one(skip, libc::EIO);
+        let answer = link();
+        let call = faults.failed();
+        drop(faults);
+        let Some(call) = call else {
+            answer.unwrap();
+            break;
+        };
+        failed.push(call);
+        match answer {
+            Ok(_linked) => assert_eq!(call, "madvise"),
+            Err(error) if ["open", "fstat", "pread", "preadv"].contains(&call) => {
+                assert!(error.message().contains("read it"), "{error}");
+                assert_eq!(error.os_code(), Some(libc::EIO));
+            }
+            Err(_) => {}
+        }
+        assert_eq!(manager.stats().in_flight, 0);
+    }
+    let reads = failed.iter().filter(|call| call.starts_with("pread"));
+    assert!((3..=7).contains(&reads.count()), "{failed:?}");
+}
+
 #[test]
 fn a_file_that_is_cut_or_goes_on_is_refused() {
     let file = stored();
@@ -62,7 +205,7 @@ fn a_file_that_is_cut_or_goes_on_is_refused() {
 
 /// The size of everything that the checksum of the tables is of, and of what is in front.
 fn head(file: &[u8]) -> usize {
-    check(file, &key()).unwrap().contents[0].start
+    check_file(file).unwrap().contents as usize
 }
 
 /// So many changed files, unless a slow machine asks for fewer.
@@ -88,25 +231,29 @@ proptest! {
             file[16 + index.index(head - 16)] = byte;
         }
         seal(&mut file[..head]);
-        if let Ok(tables) = check(&file, &key()) {
-            let contents = &tables.contents;
-            for (segment, content) in tables.segments.iter().zip(contents) {
-                prop_assert_eq!(segment.content as usize, content.len());
+        if let Ok(tables) = check_file(&file) {
+            prop_assert_eq!(tables.contents, head as u64);
+            let mut end = tables.contents;
+            for segment in &tables.segments {
+                end += u64::from(segment.content);
                 prop_assert!(!(segment.protection.writable() && segment.protection.executable()));
             }
             for name in tables.exports.iter().map(|export| export.symbol).chain(tables.symbols.iter().copied()) {
-                prop_assert_eq!(tables.c_name(name).to_str(), Ok(tables.name(name)));
+                prop_assert_eq!(std::ffi::CStr::from_bytes_with_nul(tables.c_name(name)).unwrap().to_str(), Ok(tables.name(name)));
             }
-            for slot in tables.slots(&file) {
-                let content = &contents[slot.place.segment as usize];
-                let end = slot.place.offset as usize + slot.value.size() as usize;
-                prop_assert!(end <= content.len());
+            prop_assert_eq!(end, file.len() as u64);
+            let inside = |place: Place, size: u64| {
+                let content = tables.segments[place.segment as usize].content;
+                u64::from(place.offset) + size <= u64::from(content)
+            };
+            let slots: Vec<Slot> = slots(&tables).collect();
+            for slot in &slots {
+                prop_assert!(inside(slot.place, slot.value.size()));
             }
             for call in tables.actions.iter().flat_map(ActionPlaces::calls) {
-                let content = &contents[call.args.segment as usize];
-                prop_assert!(call.args.offset as usize + call.size as usize <= content.len());
-                let pointer = tables.slots(&file).find(|slot| slot.place == call.function);
-                prop_assert!(pointer.is_some_and(|slot| slot.value.is_pointer()));
+                prop_assert!(inside(call.args, call.size.into()));
+                let is_it = |slot: &Slot| slot.place == call.function && slot.value.is_pointer();
+                prop_assert!(slots.iter().any(is_it));
             }
         }
     }
@@ -132,7 +279,7 @@ fn an_image_whose_tables_lie_links_or_fails() {
             let mut file = whole.clone();
             file[index] = byte;
             seal(&mut file[..head]);
-            if let Ok(mut image) = open(file) {
+            if let Ok(image) = open(file) {
                 let answer =
                     image.link(&manager, Dylib::NONE, |symbols| Ok(vec![1; symbols.len()]));
                 linked += u32::from(answer.is_ok());
@@ -316,5 +463,5 @@ fn whatever_call_fails_the_old_file_stays_or_the_new_one_is_whole() {
             faults.failed().unwrap()
         })
         .collect();
-    assert_eq!(calls, ["open", "fstat", "read"]);
+    assert_eq!(calls, ["open", "fstat", "pread"]);
 }

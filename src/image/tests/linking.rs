@@ -4,18 +4,21 @@
 use super::*;
 
 fn slot_count(image: &Image) -> usize {
-    image.tables.slots(&image.file).count()
+    slots(&image.tables).count()
 }
 
 /// The bytes of one segment after the slots were filled in.
-fn content(image: &Image, segment: usize) -> &[u8] {
-    &image.file[image.tables.contents[segment].clone()]
+fn content_of(image: &Image, linked: &mut Linked, segment: usize) -> Vec<u8> {
+    let mut content = vec![0; image.tables.segments[segment].content as usize];
+    let contents = linked.graph.contents().unwrap();
+    contents.read(segment, 0, &mut content);
+    content
 }
 
-fn content_of(image: &Image, protection: Protection) -> &[u8] {
+fn segment_of(image: &Image, protection: Protection) -> usize {
     let mut segments = image.tables.segments.iter();
     let found = segments.position(|segment| segment.protection == protection);
-    content(image, found.unwrap())
+    found.unwrap()
 }
 
 fn number(content: &[u8], offset: usize) -> u64 {
@@ -29,22 +32,22 @@ fn distance(content: &[u8], offset: usize) -> u64 {
 
 #[test]
 fn slots_are_filled_for_the_addresses_of_each_manager() {
-    let mut image = open(stored()).unwrap();
+    let image = open(stored()).unwrap();
     assert_eq!(image.imports().collect::<Vec<_>>(), ["outside"]);
     // The call between graphs is inside of one segment and needs no slot.
     assert_eq!(slot_count(&image), 4);
     for _ in 0..3 {
         let manager = manager();
         let linked = image.link(&manager, Dylib(1), |_| Ok(vec![0x1234_5678_9abc]));
-        let linked = linked.unwrap();
+        let mut linked = linked.unwrap();
         // Data comes before code: in the order of protections.
         let (data, code) = (linked.graph.address(0), linked.graph.address(1));
-        let bytes = content(&image, 0);
+        let bytes = &content_of(&image, &mut linked, 0);
         assert_eq!(number(bytes, 0), 0);
         assert_eq!(number(bytes, 8), code + 20);
         assert_eq!(number(bytes, 16), 0x1234_5678_9abc + 5);
         assert_eq!(number(bytes, 24), 0x1234_5678_9abc);
-        let bytes = content(&image, 1);
+        let bytes = &content_of(&image, &mut linked, 1);
         assert_eq!(
             code.wrapping_add(4).wrapping_add(distance(bytes, 4)),
             data + 8
@@ -92,7 +95,7 @@ fn code_of_one_hint_lies_together() {
         };
         recorder.record(&graph).unwrap();
     }
-    let mut image = open(file_of(&recorder)).unwrap();
+    let image = open(file_of(&recorder)).unwrap();
     let linked = image
         .link(&manager(), Dylib(1), |_| Ok(Vec::new()))
         .unwrap();
@@ -129,12 +132,14 @@ fn an_import_from_another_graph_is_none_of_the_image() {
             ..Graph::default()
         })
         .unwrap();
-    let mut image = open(file_of(&recorder)).unwrap();
+    let image = open(file_of(&recorder)).unwrap();
     assert_eq!(image.imports().collect::<Vec<_>>(), ["outside"]);
     let manager = manager();
-    let linked = image.link(&manager, Dylib(1), |_| Ok(vec![1])).unwrap();
+    let mut linked = image.link(&manager, Dylib(1), |_| Ok(vec![1])).unwrap();
     let first = linked.exports[0].address;
-    assert_eq!(number(content_of(&image, Protection::READ), 0), first + 7);
+    let constants = segment_of(&image, Protection::READ);
+    let constants = content_of(&image, &mut linked, constants);
+    assert_eq!(number(&constants, 0), first + 7);
 }
 
 /// What the large code model has: distances from a table, which is not where the slot is, and from the slot to 0.
@@ -192,7 +197,7 @@ fn distances_between_any_places_are_stored() {
             ..Graph::default()
         })
         .unwrap();
-    let mut image = open(file_of(&recorder)).unwrap();
+    let image = open(file_of(&recorder)).unwrap();
     // The one from the table to itself needs no slot.
     assert_eq!(slot_count(&image), 4 + 5);
     let absent = 0x6000_0000_0000;
@@ -204,19 +209,15 @@ fn distances_between_any_places_are_stored() {
             let address = |symbol: &&str| if *symbol == "absent" { absent } else { 1 };
             Ok(symbols.iter().map(address).collect())
         });
-        let linked = linked.unwrap();
-        let segment_of = |protection| {
-            let mut segments = image.tables.segments.iter();
-            segments
-                .position(|one| one.protection == protection)
-                .unwrap()
-        };
-        let address = |protection| linked.graph.address(segment_of(protection));
+        let mut linked = linked.unwrap();
+        let code = segment_of(&image, Protection::READ_EXEC);
+        let code = content_of(&image, &mut linked, code);
+        let address = |protection| linked.graph.address(segment_of(&image, protection));
         let (table, data) = (address(Protection::READ), address(Protection::READ_WRITE));
         // Behind the code of the other graphs.
         let local = address(Protection::READ_EXEC) + 48;
         let first = linked.exports[0].address;
-        let value = |slot: usize| number(content_of(&image, Protection::READ_EXEC), 48 + slot);
+        let value = |slot: usize| number(&code, 48 + slot);
         assert_eq!(value(0), (table + 8).wrapping_sub(local));
         assert_eq!(value(8), (data + 3).wrapping_sub(table + 4));
         assert_eq!(value(16), 12);
@@ -257,7 +258,7 @@ fn sharing(recorder: &mut Recorder, args: usize, actions: usize) {
 fn actions_may_share_arguments_and_not_ask_for_much_memory() {
     let mut recorder = Recorder::default();
     sharing(&mut recorder, 16, 1000);
-    let mut image = open(file_of(&recorder)).unwrap();
+    let image = open(file_of(&recorder)).unwrap();
     let linked = image.link(&manager(), Dylib::NONE, |_| Ok(vec![7]));
     assert_eq!(linked.unwrap().actions.len(), 1000);
     let mut recorder = Recorder::default();
@@ -279,7 +280,7 @@ fn actions_may_share_arguments_and_not_ask_for_much_memory() {
 #[test]
 fn symbols_that_are_not_resolved_leave_nothing_allocated() {
     let manager = manager();
-    let mut image = open(stored()).unwrap();
+    let image = open(stored()).unwrap();
     let missing = || Error::new(Status::System, "no symbol \"outside\"");
     let error = image.link(&manager, Dylib::NONE, |_| Err(missing()));
     assert_eq!(error.unwrap_err(), missing());

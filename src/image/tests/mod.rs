@@ -5,14 +5,15 @@ mod files;
 mod linking;
 mod recording;
 
-use super::read::check;
+use super::format::{Place, Slot};
+use super::read::{Checked, check};
 use super::*;
 use crate::error::{Error, Result, Status};
 use crate::group::{AllocGroup, CodeHint, Lifetime, Protection};
 use crate::manager::{Dylib, Manager, Options};
 use crate::mapper::{InProcessKind, Mapper};
 use crate::page::Alignment;
-use crate::sys::Content;
+use crate::sys::OwnFile;
 
 const CODE: u64 = 0x10_0000;
 const DATA: u64 = 0x20_0000;
@@ -131,8 +132,24 @@ fn stored() -> Vec<u8> {
     file_of(&recorder())
 }
 
+fn check_file(file: &[u8]) -> Result<Checked> {
+    check(&OwnFile::holding(file), &key())
+}
+
+fn slots(tables: &Checked) -> impl Iterator<Item = Slot> {
+    tables.slots().flat_map(|(group, offsets)| {
+        offsets.map(move |offset| Slot {
+            place: Place {
+                segment: group.segment,
+                offset,
+            },
+            value: group.value,
+        })
+    })
+}
+
 fn open(file: Vec<u8>) -> Result<Image> {
-    Image::from_bytes(Content::Small(file), &key())
+    Image::of(OwnFile::holding(&file), &key())
 }
 
 fn manager() -> Manager {

@@ -222,13 +222,15 @@ fn frames_of_all_graphs_become_one_section() {
 #[test]
 fn what_is_stored_depends_on_no_address() {
     let file = stored();
-    let tables = check(&file, &key()).unwrap();
-    let contents = &tables.contents;
+    let tables = check_file(&file).unwrap();
     assert_eq!(tables.segments[0].size(), 132);
     assert_eq!(tables.segments[1].size(), 40);
-    assert!(file[contents[0].clone()].iter().all(|byte| *byte == 0));
-    let code = &file[contents[1].clone()];
-    assert_eq!(code[4..8], [0; 4]);
+    let contents = &file[tables.contents as usize..];
+    let (data, code) = contents.split_at(tables.segments[0].content as usize);
+    // What is added to the addresses that are not known yet: where it is in the code, and the addend of an import.
+    assert_eq!(data, [0, 20, 5, 0].map(u64::to_le_bytes).concat());
+    // How far behind the start of the data, less how far the slot is behind that of the code.
+    assert_eq!(code[4..8], (8 - 4i32).to_le_bytes());
     let gap: Vec<u8> = crate::sys::traps(32)[24..].to_vec();
     assert_eq!(code[24..32], gap);
 }
