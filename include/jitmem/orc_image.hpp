@@ -317,6 +317,10 @@ private:
   std::shared_ptr<ImageRecorder> Recorder;
 };
 
+/// Says by name which symbols of an image its JITDylib gets. To define a symbol and look it up
+/// takes LLVM longer than it takes to load what it names.
+using ImageSymbolFilter = llvm::function_ref<bool(llvm::StringRef)>;
+
 /// Links images into JITDylibs of a session, which must outlive it, as the manager must. The
 /// session ends before it goes, as for LLVM's layers: the memory is given back then. Thread-safe.
 class ImageLoader final : public detail::ResourceOwner {
@@ -331,11 +335,12 @@ public:
 
   /// Links an image and defines its symbols, as part of RT: its memory goes when that is removed.
   /// What it imports is looked up as by code of that JITDylib. Waits for look-ups and the executor.
+  /// With a filter, which is called for each symbol before this returns, only some are defined.
   ///
   /// Fails as jitmem_image_open, _link and _finalize, and where a symbol is not found or is defined
   /// already; nothing is left of it then.
   llvm::Error add(const llvm::orc::ResourceTrackerSP &RT, llvm::StringRef Path,
-                  const ImageKey &Key = {}) {
+                  const ImageKey &Key = {}, ImageSymbolFilter Defines = nullptr) {
     auto &JD = RT->getJITDylib();
     auto File = detail::passed(Path);
     if (!File)
@@ -364,7 +369,7 @@ public:
     if (jitmem_image_link(Image.get(), MM.handle(), &Request, E.out()) != JITMEM_OK ||
         jitmem_image_finalize(Image.get(), nullptr, 0, &Allocation, E.out()) != JITMEM_OK)
       return E.take();
-    auto Symbols = exportsOf(*Image);
+    auto Symbols = exportsOf(*Image, Defines);
     if (!Symbols)
       return llvm::joinErrors(Symbols.takeError(), deallocate({Allocation}));
     // A tracker that is removed meanwhile takes symbols and memory with it, or neither is there.
@@ -384,8 +389,9 @@ public:
     return llvm::Error::success();
   }
 
-  llvm::Error add(llvm::orc::JITDylib &JD, llvm::StringRef Path, const ImageKey &Key = {}) {
-    return add(JD.getDefaultResourceTracker(), Path, Key);
+  llvm::Error add(llvm::orc::JITDylib &JD, llvm::StringRef Path, const ImageKey &Key = {},
+                  ImageSymbolFilter Defines = nullptr) {
+    return add(JD.getDefaultResourceTracker(), Path, Key, Defines);
   }
 
 private:
@@ -415,7 +421,7 @@ private:
     return Addresses;
   }
 
-  llvm::Expected<llvm::orc::SymbolMap> exportsOf(jitmem_image &Image) {
+  llvm::Expected<llvm::orc::SymbolMap> exportsOf(jitmem_image &Image, ImageSymbolFilter Defines) {
     size_t Count = 0;
     detail::OwnedError E;
     if (jitmem_image_exports(&Image, nullptr, 0, &Count, E.out()) != JITMEM_OK)
@@ -423,8 +429,10 @@ private:
     std::vector<jitmem_image_export> Exports(Count);
     if (Count != 0)
       jitmem_image_exports(&Image, Exports.data(), Count, &Count, nullptr);
-    llvm::orc::SymbolMap Symbols(static_cast<unsigned>(Count));
+    llvm::orc::SymbolMap Symbols(Defines ? 0 : static_cast<unsigned>(Count));
     for (auto &One : Exports) {
+      if (Defines && !Defines(One.symbol))
+        continue;
       auto Raw = static_cast<llvm::JITSymbolFlags::UnderlyingType>(One.flags);
       auto Flags = static_cast<llvm::JITSymbolFlags::FlagNames>(Raw);
       llvm::orc::ExecutorSymbolDef Definition(llvm::orc::ExecutorAddr(One.address), Flags);

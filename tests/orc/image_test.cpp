@@ -122,6 +122,30 @@ TEST_F(Image, GoesWithItsTracker) {
   EXPECT_EQ(S.call("useEverything", 6), 1138);
 }
 
+TEST_F(Image, DefinesWhatIsAskedFor) {
+  store();
+  Session S;
+  std::vector<std::string> Offered;
+  auto Tracker = S.main().createResourceTracker();
+  must(S.Loader->add(Tracker, Path, Key, [&](StringRef Name) {
+    Offered.push_back(Name.str());
+    return Name == "useEverything";
+  }));
+  EXPECT_EQ(std::count(Offered.begin(), Offered.end(), "useEverything"), 1);
+  EXPECT_EQ(std::count(Offered.begin(), Offered.end(), "catchProblem"), 1);
+  EXPECT_EQ(S.call("useEverything", 5), 1137);
+  auto Message = messageOf(S.J->lookup("catchProblem").takeError());
+  EXPECT_NE(Message.find("catchProblem"), std::string::npos) << Message;
+  // So another one may have that name.
+  must(S.Loader->add(S.main(), Path, Key, [](StringRef Name) { return Name == "catchProblem"; }));
+  EXPECT_EQ(S.call("catchProblem", 1), 1001);
+  must(Tracker->remove());
+  EXPECT_EQ(S.MM->stats().finalized, 1u);
+  // With none it is there all the same, as others may refer to it by address.
+  must(S.Loader->add(S.main(), Path, Key, [](StringRef) { return false; }));
+  EXPECT_EQ(S.MM->stats().finalized, 2u);
+}
+
 // Removes a tracker when symbols are looked up, and finds all of them.
 class RemovingGenerator : public DefinitionGenerator {
 public:
