@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //
 // The objects of (b) and (c) in fresh processes: linked by JITLink, and loaded from images that
-// another process has stored, into ORC sessions and by the C API alone. The floor of sessions is
-// what every way to load them must do: symbols of the same names are defined and looked up, and as
-// many bytes get new pages that are shared.
+// another process has stored, into ORC sessions and by a program without LLVM. The floor of
+// sessions is what every way to load them must do: symbols of the same names are defined and looked
+// up, and as many bytes get new pages that are shared.
 //   jitmem-bench-image [--rounds=N]
 
 #include "objects.hpp"
@@ -22,7 +22,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <dlfcn.h>
+#include <set>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -109,6 +109,22 @@ public:
     lookUp(JD, L, F);
   }
 
+  /// With the symbols that are called alone.
+  void loadCalled(const Library &L, StringRef Folder, Figures &F) {
+    JITDylib &JD = dylib(L.Name);
+    SymbolLookupSet Called;
+    auto Define = [&](StringRef Name) {
+      for (auto &One : Checks)
+        if (Name == One.Name) {
+          Called.add(ES.intern(Name));
+          return true;
+        }
+      return false;
+    };
+    Exit(Loader->add(JD, pathOf(Folder, Key, L), {}, Define));
+    lookUp(JD, std::move(Called), F);
+  }
+
   void floor(const Library &L, Figures &F) {
     JITDylib &JD = dylib(L.Name);
     size_t Bytes = 0;
@@ -147,6 +163,10 @@ private:
     for (const Object &O : L.Members)
       for (const std::string &Name : O.Defines)
         Names.add(ES.intern(Name));
+    lookUp(JD, std::move(Names), F);
+  }
+
+  void lookUp(JITDylib &JD, SymbolLookupSet Names, Figures &F) {
     auto Found = Exit(ES.lookup({{&JD, JITDylibLookupFlags::MatchAllSymbols}}, std::move(Names)));
     F.Symbols += Found.size();
     for (auto &[Name, Definition] : Found)
@@ -165,78 +185,22 @@ private:
 
 } // namespace
 
-static void must(jitmem_status Status, const jitmem::orc::detail::OwnedError &E) {
-  if (Status != JITMEM_OK)
-    Exit(E.take());
-}
-
-/// What a process without LLVM does: it links images by the C API, with symbols that dlsym finds.
-static Figures loadPlainly(const std::vector<Library> &Libraries, StringRef Key, StringRef Folder) {
-  auto MM = Exit(MemoryManager::CreateInProcess());
-  dlopen("libm.so.6", RTLD_NOW | RTLD_GLOBAL);
-  const jitmem::orc::ImageKey None;
-  jitmem::orc::detail::PassedImageKey Passed(None);
-  jitmem::orc::detail::OwnedError E;
-  std::vector<std::unique_ptr<jitmem_image, jitmem::orc::detail::FreeImage>> Images;
-  std::vector<jitmem_image_export> Exports;
-  Figures F;
-  auto Start = std::chrono::steady_clock::now();
-  for (const Library &L : Libraries) {
-    jitmem_image *Image = nullptr;
-    must(jitmem_image_open(pathOf(Folder, Key, L).c_str(), Passed.data(), Passed.size(), &Image,
-                           E.out()),
-         E);
-    Images.emplace_back(Image);
-    size_t Count = 0;
-    must(jitmem_image_imports(Image, nullptr, 0, &Count, E.out()), E);
-    std::vector<const char *> Names(Count);
-    must(jitmem_image_imports(Image, Names.data(), Count, &Count, E.out()), E);
-    std::vector<uint64_t> Addresses;
-    for (const char *Name : Names) {
-      void *Found = dlsym(RTLD_DEFAULT, Name);
-      if (!Found)
-        Exit(createStringError("%s is not found", Name));
-      Addresses.push_back(reinterpret_cast<uintptr_t>(Found));
-    }
-    jitmem_image_link_request Request = {};
-    Request.struct_size = sizeof(Request);
-    Request.addresses = Addresses.data();
-    Request.address_count = Count;
-    uint64_t Allocation = 0;
-    must(jitmem_image_link(Image, MM->handle(), &Request, E.out()), E);
-    must(jitmem_image_finalize(Image, nullptr, 0, &Allocation, E.out()), E);
-    must(jitmem_image_exports(Image, nullptr, 0, &Count, E.out()), E);
-    const size_t Before = Exports.size();
-    Exports.resize(Before + Count);
-    must(jitmem_image_exports(Image, Exports.data() + Before, Count, &Count, E.out()), E);
-    F.Symbols += Count;
-  }
-  auto End = std::chrono::steady_clock::now();
-  F.Milliseconds = std::chrono::duration<double, std::milli>(End - Start).count();
-  for (auto &Check : Checks)
-    for (auto &One : Exports)
-      if (StringRef(One.symbol) == Check.Name) {
-        int Result = reinterpret_cast<int (*)(int)>(One.address)(Check.Argument);
-        if (Result != Check.Result)
-          Exit(createStringError("%s(%d) is %d", Check.Name, Check.Argument, Result));
-      }
-  return F;
-}
-
-/// What one process does: "store", "link", "load", "plain" or "floor".
+/// What one process does: "store", "link", "load", "call" or "floor".
 static Figures work(StringRef What, StringRef Key, StringRef Folder) {
   auto Libraries = readWorkload(Key);
-  if (What == "plain")
-    return loadPlainly(Libraries, Key, Folder);
   Figures F;
   Process P(Key.str());
   std::vector<std::shared_ptr<ImageRecorder>> Recorders;
   auto Start = std::chrono::steady_clock::now();
   for (const Library &L : Libraries) {
-    if (What == "load" || What == "floor") {
-      What == "load" ? P.load(L, Folder, F) : P.floor(L, F);
+    if (What == "load")
+      P.load(L, Folder, F);
+    else if (What == "call")
+      P.loadCalled(L, Folder, F);
+    else if (What == "floor")
+      P.floor(L, F);
+    if (What != "store" && What != "link")
       continue;
-    }
     Recorders.push_back(What == "store" ? Exit(ImageRecorder::Create()) : nullptr);
     P.link(L, Recorders.back(), F);
   }
@@ -250,23 +214,38 @@ static Figures work(StringRef What, StringRef Key, StringRef Folder) {
   return F;
 }
 
-/// The same in a process of its own.
-static Figures workInChild(StringRef Program, StringRef What, StringRef Key, StringRef Folder) {
+/// What a program prints.
+static Figures run(ArrayRef<StringRef> Command, StringRef Folder) {
   std::string Answers = (Folder + "/answers").str(), Message;
   // The child would write over what is there and leave the rest of it.
   Exit(errorCodeToError(sys::fs::remove(Answers)));
   std::optional<StringRef> Redirects[] = {std::nullopt, StringRef(Answers), std::nullopt};
-  if (sys::ExecuteAndWait(Program, {Program, What, Key, Folder}, std::nullopt, Redirects, 0, 0,
-                          &Message))
-    Exit(createStringError("%s %s failed: %s", What.str().c_str(), Key.str().c_str(),
-                           Message.c_str()));
+  if (sys::ExecuteAndWait(Command[0], Command, std::nullopt, Redirects, 0, 0, &Message))
+    Exit(createStringError("%s failed: %s", join(Command, " ").c_str(), Message.c_str()));
   auto Text = MemoryBuffer::getFile(Answers);
   Exit(errorCodeToError(Text.getError()));
   Figures F;
   auto [Time, Symbols] = (*Text)->getBuffer().split(' ');
   if (Time.getAsDouble(F.Milliseconds) || Symbols.trim().getAsInteger(10, F.Symbols))
-    Exit(createStringError("%s %s says nothing", What.str().c_str(), Key.str().c_str()));
+    Exit(createStringError("%s says nothing", join(Command, " ").c_str()));
   return F;
+}
+
+/// The command of a process without LLVM that loads a workload's images.
+static std::vector<std::string> commandAlone(StringRef Key, StringRef Folder) {
+  std::vector<std::string> Command = {JITMEM_BENCH_IMAGE_ALONE, jitmem::orc::detail::LLVMRelease};
+  std::set<StringRef> Defined;
+  auto Libraries = readWorkload(Key);
+  for (const Library &L : Libraries) {
+    Command.push_back(pathOf(Folder, Key, L));
+    for (const Object &O : L.Members)
+      Defined.insert(O.Defines.begin(), O.Defines.end());
+  }
+  Command.push_back("--");
+  for (auto &[Name, Argument, Result] : Checks)
+    if (Defined.count(Name))
+      Command.insert(Command.end(), {Name, std::to_string(Argument), std::to_string(Result)});
+  return Command;
 }
 
 static double median(std::vector<double> Values) {
@@ -291,6 +270,9 @@ int main(int Count, char **Arguments) {
   SmallString<128> Folder;
   Exit(errorCodeToError(sys::fs::createUniqueDirectory("jitmem-bench-image", Folder)));
   std::string Program = sys::fs::getMainExecutable(Arguments[0], reinterpret_cast<void *>(&main));
+  auto RunHere = [&](StringRef What, StringRef Key) {
+    return run({Program, What, Key, Folder}, Folder);
+  };
   outs() << "Objects linked by JITLink in a fresh process, and loaded from images in another; "
             "medians of "
          << Rounds
@@ -299,23 +281,33 @@ int main(int Count, char **Arguments) {
             "system's page cache. "
             "The floor is what every way to load into a session must do: to define and look up as "
             "many symbols, and to write as many bytes to new pages of a memfd, by one system call. "
-            "Without LLVM symbols "
+            "With some symbols, only those are defined and looked up that are called then: two of "
+            "(b), five "
+            "of (c). "
+            "Without LLVM is a program that has not even loaded it: symbols "
             "come from dlsym, and addresses from jitmem_image_exports.\n\n"
             "| workload | symbols | linked, ms | loaded into a session, ms | times faster "
-            "| floor, ms | loaded without LLVM, ms | times faster |\n"
-            "|---|---:|---:|---:|---:|---:|---:|---:|\n";
+            "| floor, ms | with some symbols, ms | times faster "
+            "| loaded without LLVM, ms | times faster |\n"
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n";
   for (StringRef Key : {"b", "c"}) {
-    uint64_t Symbols = workInChild(Program, "store", Key, Folder).Symbols;
-    std::vector<double> Linked, Loaded, Floor, Plain;
+    uint64_t Symbols = RunHere("store", Key).Symbols;
+    auto Alone = commandAlone(Key, Folder);
+    std::vector<StringRef> AloneRefs(Alone.begin(), Alone.end());
+    std::vector<double> Linked, Loaded, Floor, Called, Plain;
     for (unsigned Round = 0; Round != Rounds; ++Round) {
-      Linked.push_back(workInChild(Program, "link", Key, Folder).Milliseconds);
-      Loaded.push_back(workInChild(Program, "load", Key, Folder).Milliseconds);
-      Floor.push_back(workInChild(Program, "floor", Key, Folder).Milliseconds);
-      Plain.push_back(workInChild(Program, "plain", Key, Folder).Milliseconds);
+      Linked.push_back(RunHere("link", Key).Milliseconds);
+      Loaded.push_back(RunHere("load", Key).Milliseconds);
+      Floor.push_back(RunHere("floor", Key).Milliseconds);
+      Called.push_back(RunHere("call", Key).Milliseconds);
+      Plain.push_back(run(AloneRefs, Folder).Milliseconds);
     }
-    outs() << formatv("| ({0}) | {1} | {2:f2} | {3:f2} | {4:f1} | {5:f2} | {6:f2} | {7:f1} |\n",
-                      Key, Symbols, median(Linked), median(Loaded), median(Linked) / median(Loaded),
-                      median(Floor), median(Plain), median(Linked) / median(Plain));
+    auto TimesFaster = [&](std::vector<double> &Other) { return median(Linked) / median(Other); };
+    outs() << formatv(
+        "| ({0}) | {1} | {2:f2} | {3:f2} | {4:f1} | {5:f2} | {6:f2} | {7:f1} | {8:f2} "
+        "| {9:f1} |\n",
+        Key, Symbols, median(Linked), median(Loaded), TimesFaster(Loaded), median(Floor),
+        median(Called), TimesFaster(Called), median(Plain), TimesFaster(Plain));
   }
   sys::fs::remove_directories(Folder);
   return 0;
