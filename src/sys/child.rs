@@ -3,6 +3,7 @@
 
 use super::gate;
 use crate::lock::Mutex;
+use rustix::process::Pid;
 use std::ffi::c_int;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -68,6 +69,16 @@ impl ChildProcess {
             // SAFETY: a child of this process that was not waited for, nor is meanwhile, so its number is its own.
             unsafe { libc::kill(self.number, libc::SIGKILL) };
         }
+    }
+
+    /// Whether it is the process of this number.
+    pub(super) fn is(&self, process: Pid) -> bool {
+        process.as_raw_nonzero().get() == self.number
+    }
+
+    /// Whether it was waited for.
+    pub(super) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
     }
 
     /// Kills it and waits for its end. Called once, in place of [`wait`](Self::wait).

@@ -28,6 +28,7 @@ mod map;
 mod maps;
 mod memfile;
 mod numbering;
+mod orphans;
 mod pages;
 mod program;
 mod raw;
@@ -86,6 +87,7 @@ pub(crate) use map::{
 pub(crate) use maps::{Mapping, is_private_memory, is_reserved, libc_address, mappings, touched};
 pub(crate) use memfile::MemFile;
 pub(crate) use numbering::Numbering;
+pub(crate) use orphans::Orphans;
 pub(crate) use pages::Pages;
 pub(crate) use program::{
     OwnThread, call_int, call_main, call_on_frames, call_unwinder, call_void, fit_heap_to_limit,

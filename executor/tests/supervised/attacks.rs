@@ -3,8 +3,10 @@
 
 use super::actions::{CALL, RESULT, acting, action, start_with_calls};
 use super::host::{Host, becomes, link, start, start_through};
-use jitmem::{Completion, Dylib, Error, Protection, Segment, transport};
-use rustix::process::{Pid, Signal, kill_process};
+use jitmem::{
+    Completion, Dylib, Error, GrowthPolicy, Manager, Options, Protection, Segment, transport,
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
@@ -77,18 +79,66 @@ const FORK: &[u8] = &[
     0xf7,
 ];
 
+fn is_there(process: &Pid) -> bool {
+    test_kill_process(*process).is_ok()
+}
+
 #[test]
-fn what_a_child_has_forked_does_not_hide_its_end() {
+fn what_a_child_has_forked_ends_with_it() {
     let host = start(&["--supervise"]);
     let manager = host.manager();
     let (fork, forking) = link(&manager, FORK);
     let (seven, code) = link(&manager, SEVEN);
+    let forked = || Pid::from_raw(host.run(fork).unwrap()).unwrap();
     for _ in 0..3 {
         assert_eq!(host.run_at_last(seven), 7);
-        let forked = Pid::from_raw(host.run(fork).unwrap()).unwrap();
+        let forked = [forked(), forked()];
+        assert!(forked.iter().all(is_there));
         host.kill_child();
         assert_eq!(host.run_at_last(seven), 7);
-        kill_process(forked, Signal::KILL).unwrap();
+        assert!(!forked.iter().any(is_there));
+    }
+    let last = forked();
+    manager.deallocate([forking, code]).unwrap();
+    host.end(manager);
+    assert!(!is_there(&last));
+}
+
+/// The same, and what is forked forks another process before:
+/// fork; jnz 1f; fork; 2: pause; jmp 2b; 1: ret
+const FORK_TWICE: &[u8] = &[
+    0xb8, 57, 0, 0, 0, 0x0f, 0x05, 0x85, 0xc0, 0x75, 0x10, 0xb8, 57, 0, 0, 0, 0x0f, 0x05, 0xb8, 34,
+    0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7, 0xc3,
+];
+
+/// What a process has started, and what that has.
+fn descendants(process: Pid) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{}/task", process.as_raw_nonzero())).unwrap();
+    let listed = threads
+        .map(|thread| fs::read_to_string(thread.unwrap().path().join("children")).unwrap())
+        .collect::<String>();
+    let numbers = listed.split_whitespace().map(|number| number.parse());
+    let children = numbers.map(|number| Pid::from_raw(number.unwrap()).unwrap());
+    let with_theirs = |child| [vec![child], descendants(child)].concat();
+    children.flat_map(with_theirs).collect()
+}
+
+#[test]
+fn what_a_child_has_forked_ends_with_it_however_far_it_is() {
+    const FORKS: usize = 20;
+    let host = start(&["--supervise"]);
+    let manager = host.manager();
+    let (fork, forking) = link(&manager, FORK_TWICE);
+    let (seven, code) = link(&manager, SEVEN);
+    for _ in 0..3 {
+        assert_eq!(host.run_at_last(seven), 7);
+        (0..FORKS).for_each(|_| assert!(host.run(fork).unwrap() > 0));
+        let child = Pid::from_raw(host.child()).unwrap();
+        becomes(&(2 * FORKS), || descendants(child).len());
+        let all = descendants(child);
+        host.kill_child();
+        assert_eq!(host.run_at_last(seven), 7);
+        assert!(!all.iter().any(is_there));
     }
     manager.deallocate([forking, code]).unwrap();
     host.end(manager);
@@ -172,7 +222,7 @@ fn a_child_that_stops_itself_ends_at_the_time_limit() {
     let (seven, code) = link(&manager, SEVEN);
     for _ in 0..2 {
         let error = host.run(stop).unwrap_err();
-        let why = "time limit: a program ran for 1 s, and its process did not end";
+        let why = "time limit: a call ran for 1 s, and its process did not end";
         assert!(error.message().contains(why), "{error}");
         assert_eq!(host.run(seven).unwrap(), 7);
     }
@@ -228,6 +278,36 @@ fn a_session_is_opened_though_the_child_has_stopped() {
     assert_eq!(host.run(eight).unwrap(), 8);
     second.deallocate([other]).unwrap();
     drop(second);
+    manager.deallocate([code]).unwrap();
+    host.end(manager);
+}
+
+#[test]
+fn memory_is_to_be_had_though_the_child_has_stopped() {
+    const HALF: u64 = 9 << 20;
+    let host = start(&["--supervise", "--time-limit=1"]);
+    let options = Options {
+        window_size: 2 * HALF,
+        growth: GrowthPolicy::AnotherWindow,
+        ..Options::default()
+    };
+    let manager = Manager::new(&host.mapper(), options).unwrap();
+    let (seven, code) = link(&manager, SEVEN);
+    let child = Pid::from_raw(host.child()).unwrap();
+    kill_process(child, Signal::STOP).unwrap();
+    let state = format!("/proc/{}/stat", child.as_raw_nonzero());
+    becomes(&true, || {
+        fs::read_to_string(&state).unwrap().contains(") T ")
+    });
+    // They fit no window together. No call of a function runs meanwhile.
+    let allocate = |_| manager.allocate([Segment::new(Protection::READ_EXEC, HALF)], Dylib::NONE);
+    let graphs: Vec<_> = (0..2).map(allocate).collect();
+    for graph in &graphs {
+        assert!(graph.is_ok(), "{graph:?}");
+    }
+    assert_eq!(host.run_at_last(seven), 7);
+    assert!(!is_there(&child));
+    drop(graphs);
     manager.deallocate([code]).unwrap();
     host.end(manager);
 }
@@ -364,7 +444,7 @@ fn a_change_for_a_child_that_never_answers_keeps_nothing_waiting() {
     let graph = manager.allocate(large, Dylib::NONE);
     assert!(told.recv().unwrap().is_err());
     assert_eq!(host.run_at_last(seven), 7);
-    kill_process(forked, Signal::KILL).unwrap();
+    assert!(!is_there(&forked));
     drop((graph, call));
     manager.deallocate([code, forking, stopping]).unwrap();
     host.end(manager);

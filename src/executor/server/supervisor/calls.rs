@@ -8,7 +8,7 @@ use crate::error::{Error, Result, Status};
 use crate::executor::server::replay::{Replay, ReplayedItem};
 use crate::executor::service::{self, Function, Supervise};
 use crate::lock::MutexGuard;
-use crate::sys::explain;
+use crate::sys::{self, explain};
 use crate::wire::service::{At, Change, Item, Reply, Reserve, ReservedAt, Step};
 use crate::wire::sps::{self, Decode, Encode, Reader, from_bytes, said, to_bytes};
 use std::io;
@@ -162,6 +162,24 @@ impl Supervisor {
         let (Ok(session), Ok(_)) = (u64::decode(&mut reader), Reserve::decode(&mut reader)) else {
             return here(Function::Reserve, args).unwrap_or_default();
         };
+        // Places that the child does not have, which are kept until another one is found: else it would be one of them.
+        let mut refused = Vec::new();
+        let answer = self.reserve_in_both(session, args, &here, &mut refused);
+        if !refused.is_empty() {
+            let mut message = to_bytes(&session);
+            Change { changes: refused }.encode(&mut message);
+            let _ = here(Function::Change, &message);
+        }
+        answer
+    }
+
+    fn reserve_in_both(
+        &self,
+        session: u64,
+        args: &[u8],
+        here: &dyn Fn(Function, &[u8]) -> sys::Answer,
+        refused: &mut Vec<Step>,
+    ) -> Vec<u8> {
         let mut why = String::new();
         for _ in 0..MOST_PLACES {
             let answer = here(Function::Reserve, args).unwrap_or_default();
@@ -181,7 +199,7 @@ impl Supervisor {
                 at,
             }
             .encode(&mut message);
-            let there = child.ask(self.functions.reserve.0, &message, &[]);
+            let there = child.ask_briefly(self.functions.reserve.0, &message, &[]);
             match there.map(|there| from_bytes::<Reply<ReservedAt>>(&there)) {
                 Ok(Ok(Reply(Ok(there)))) if there.range == range => return answer,
                 Err(_) => {
@@ -194,10 +212,7 @@ impl Supervisor {
                         Ok(Reply(Err(failure))) => Error::from(failure).message().to_owned(),
                         Ok(Reply(Ok(_))) | Err(_) => NO_ANSWER.to_owned(),
                     };
-                    let mut message = to_bytes(&session);
-                    let changes = vec![Step::Release { range }];
-                    Change { changes }.encode(&mut message);
-                    let _ = here(Function::Change, &message);
+                    refused.push(Step::Release { range });
                 }
             }
         }
@@ -229,7 +244,7 @@ impl Supervisor {
         // The lock is not held while the child is asked.
         let child = self.state.lock().child.clone();
         if let Some(child) = child {
-            match child.ask(self.functions.change.0, args, &copies) {
+            match child.ask_briefly(self.functions.change.0, args, &copies) {
                 Ok(there) if there == answer => {}
                 _ => self.replace(&child),
             }

@@ -58,6 +58,20 @@ impl Child {
         wait(|done| self.channel.call_with(function, message, descriptors, done))
     }
 
+    /// [`Child::ask`] of what runs no linked code, and takes no longer than a program may: a child that has stopped never
+    /// answers.
+    pub(super) fn ask_briefly(
+        &self,
+        function: u64,
+        message: &[u8],
+        descriptors: &[OwnedFd],
+    ) -> Result<Vec<u8>> {
+        let number = self.programs.started(function);
+        let answer = self.ask(function, message, descriptors);
+        self.programs.ended(number);
+        answer
+    }
+
     /// Waits for its end, which must be certain.
     pub(super) fn why(&self) -> String {
         let mut phase = self.phase.lock();

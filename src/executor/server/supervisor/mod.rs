@@ -9,7 +9,7 @@
 //! | thread | does |
 //! |---|---|
 //! | those of the controller's connection | hand calls on; answer what maps |
-//! | one that waits for the child's process | ends its connections, which what it has forked may have open |
+//! | one that waits for the child's process | ends its connections, which what it has forked may have open; waits for orphans |
 //! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
 //! | one that watches the child's limits of time | kills it a while after it should have ended |
 //! | one that sends | what the child has no room for |
@@ -33,7 +33,9 @@ use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
 use crate::executor::service::{self, Supervise};
 use crate::lock::{Condvar, Mutex};
-use crate::sys::{self, ChildProcess, ClosedInChild, StreamWriter, explain, explain_fork, socket};
+use crate::sys::{
+    self, ChildProcess, ClosedInChild, Orphans, StreamWriter, explain, explain_fork, socket,
+};
 use crate::transport::channel::Channel;
 use crate::transport::messages::MessageReader;
 use crate::transport::pending::PendingCalls;
@@ -136,6 +138,8 @@ pub(super) struct Supervisor {
     lasting: Arc<OnceLock<String>>,
     /// Calls of linked code, of all children, that the controller has not answered.
     calls: Arc<AtomicUsize>,
+    /// What children leave; `None` where the system does not list it.
+    orphans: Option<Arc<Orphans>>,
 }
 
 impl Supervisor {
@@ -160,6 +164,7 @@ impl Supervisor {
             replay: Replay::new()?,
             lasting: Arc::default(),
             calls: Arc::default(),
+            orphans: Orphans::adopt().ok().map(Arc::new),
         });
         service::share_places(supervisor.replay.places());
         service::set_forks_successors(true);
@@ -258,9 +263,12 @@ impl Supervisor {
             phase: Mutex::new(Phase::Starts),
             changed: Condvar::new(),
         });
-        let awaited = Arc::clone(&child);
+        let (awaited, orphans) = (Arc::clone(&child), self.orphans.clone());
         let await_end = move || {
-            awaited.process.await_end();
+            match orphans {
+                Some(orphans) => orphans.await_end_of(&awaited.process),
+                None => awaited.process.await_end(),
+            }
             // What it has said is read first.
             socket::hang_up(&awaited.socket);
             awaited.programs.over();
@@ -293,7 +301,7 @@ impl Supervisor {
             child.kill_for(match limit {
                 Limit::Program(_) => {
                     let limit = seconds(limits.program);
-                    format!("time limit: a program ran for {limit} s, and its process did not end")
+                    format!("time limit: a call ran for {limit} s, and its process did not end")
                 }
                 Limit::Orphaned => {
                     let limit = seconds(limits.orphaned);
@@ -339,6 +347,7 @@ impl Supervisor {
         why: &str,
         status: io::Result<ExitStatus>,
     ) -> Option<(Arc<Child>, MessageReader)> {
+        self.end_orphans();
         let failed = {
             let mut state = self.state.lock();
             (state.child, state.ready, state.hands_on) = (None, false, false);
@@ -369,6 +378,14 @@ impl Supervisor {
                 error.status(),
                 format!("{why}; {}", error.message()),
             )),
+        }
+    }
+
+    /// Ends what a child has left.
+    fn end_orphans(&self) {
+        if let Some(Err(error)) = self.orphans.as_ref().map(|orphans| orphans.end()) {
+            let what = "end the processes that linked code has started";
+            say(&explain(what, error).to_string());
         }
     }
 
@@ -511,6 +528,7 @@ impl Supervisor {
         if let Some(child) = self.state.lock().child.take() {
             child.process.end();
         }
+        self.end_orphans();
         (self.give_up)(why);
         if let Some(connection) = self.connection.get() {
             say_goodbye(connection, why.message().to_owned());
