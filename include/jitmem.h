@@ -1855,7 +1855,7 @@ jitmem_status jitmem_image_recorder_store(const struct jitmem_image_recorder *re
 /// `recorder` is NULL or came from this library, and no other thread uses this handle.
 void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
 
-/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most eight system calls besides the
+/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most nine system calls besides the
 /// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with

@@ -193,16 +193,16 @@ static Figures work(StringRef What, StringRef Key, StringRef Folder) {
   std::vector<std::shared_ptr<ImageRecorder>> Recorders;
   auto Start = std::chrono::steady_clock::now();
   for (const Library &L : Libraries) {
-    if (What == "load")
+    if (What == "load") {
       P.load(L, Folder, F);
-    else if (What == "call")
+    } else if (What == "call") {
       P.loadCalled(L, Folder, F);
-    else if (What == "floor")
+    } else if (What == "floor") {
       P.floor(L, F);
-    if (What != "store" && What != "link")
-      continue;
-    Recorders.push_back(What == "store" ? Exit(ImageRecorder::Create()) : nullptr);
-    P.link(L, Recorders.back(), F);
+    } else {
+      Recorders.push_back(What == "store" ? Exit(ImageRecorder::Create()) : nullptr);
+      P.link(L, Recorders.back(), F);
+    }
   }
   auto End = std::chrono::steady_clock::now();
   F.Milliseconds = std::chrono::duration<double, std::milli>(End - Start).count();

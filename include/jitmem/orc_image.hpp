@@ -317,8 +317,8 @@ private:
   std::shared_ptr<ImageRecorder> Recorder;
 };
 
-/// Says by name which symbols of an image its JITDylib gets. To define a symbol and look it up
-/// takes LLVM longer than it takes to load what it names.
+/// Says by name which symbols of an image its JITDylib gets; a name is valid during the call. To
+/// define a symbol and look it up takes LLVM longer than it takes to load what it names.
 using ImageSymbolFilter = llvm::function_ref<bool(llvm::StringRef)>;
 
 /// Links images into JITDylibs of a session, which must outlive it, as the manager must. The

@@ -71,7 +71,7 @@ unsafe fn with_image(
     unsafe { guard::call(error, body) }
 }
 
-/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most eight system calls besides the
+/// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most nine system calls besides the
 /// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
@@ -258,7 +258,7 @@ pub unsafe extern "C" fn jitmem_image_link(
             let heap = Watch::begin()?;
             opened.linked = None;
             opened.addresses.clear();
-            let image = &mut opened.image;
+            let image = &opened.image;
             let placed = image.link_to(manager, label.names(own, of_dylib), addresses)?;
             heap.check("link an image")?;
             let Placed {

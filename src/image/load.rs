@@ -3,7 +3,7 @@
 
 use super::format::{CallPlaces, ImageSegment, LARGEST_FILE, MOST_SEGMENTS, Place, SlotValue};
 use super::key::Key;
-use super::read::{Checked, check, not_read};
+use super::read::{Checked, check};
 use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::manager::{Contents, InFlight, Label, Manager, Segment};
@@ -11,6 +11,7 @@ use crate::page::AddressRange;
 use crate::sys::{self, OwnFile, heap};
 use crc32fast::Hasher;
 use std::fmt;
+use std::io;
 use std::path::Path;
 
 /// Bytes of a content that are copied at once to be checked.
@@ -18,6 +19,8 @@ const CHECKED_AT_ONCE: usize = 16 << 10;
 
 /// A file that was read and checked whole, and stays open.
 pub struct Image {
+    /// What it is called in errors.
+    path: String,
     file: OwnFile,
     pub(super) tables: Checked,
 }
@@ -76,7 +79,7 @@ pub(crate) struct Placed {
 
 impl Image {
     /// Reads a file that [`Recorder::store`](super::Recorder::store) has written, and checks all of it. Takes
-    /// at most eight system calls besides the heap's, and for more than 16 MiB one for each 4 MiB. The image takes as much
+    /// at most nine system calls besides the heap's, and for more than 16 MiB one for each 4 MiB. The image takes as much
     /// memory as its tables have bytes, and the file stays open for [`Image::link`].
     ///
     /// # Errors
@@ -87,14 +90,16 @@ impl Image {
         let path = path.as_ref();
         let open = || {
             let file = sys::open_own_file(path, LARGEST_FILE);
-            Image::of(file.map_err(|error| of_file("read it", error))?, key)
+            let file = file.map_err(|error| of_file("read it", error))?;
+            Image::of(&path.to_string_lossy(), file, key)
         };
         open().map_err(|error| error.context(format!("open image {}", path.display())))
     }
 
-    pub(super) fn of(file: OwnFile, key: &Key) -> Result<Image> {
+    pub(super) fn of(path: &str, file: OwnFile, key: &Key) -> Result<Image> {
         let tables = check(&file, key)?;
-        Ok(Image { file, tables })
+        let path = heap::text(path, "open an image")?;
+        Ok(Image { path, file, tables })
     }
 
     /// The symbols that are outside of it, each once.
@@ -214,10 +219,22 @@ impl Image {
         resolve(&names)
     }
 
-    /// Reads every content again and checks it: the file may have been written to since it was opened.
+    /// Reads every content again and checks it.
     fn read_contents(&self, contents: &mut Contents<'_>) -> Result<()> {
-        let read = contents.read_from(&self.file, self.tables.contents);
-        read.map_err(not_read)?;
+        let read = contents.read_from(&self.file, self.tables.contents_at);
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(self.has_changed("has fewer bytes"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
+                let what = format!("link image {}: the system has no memory for it", self.path);
+                let error = Error::new(Status::OutOfMemory, what);
+                return Err(error.remedy("free memory, or raise the memory limit"));
+            }
+            other => other.map_err(|error| {
+                of_file("read it again", error).context(format!("link image {}", self.path))
+            })?,
+        }
         for (index, segment) in self.tables.segments.iter().enumerate() {
             let (mut checksum, mut part) = (Hasher::new(), [0; CHECKED_AT_ONCE]);
             for start in (0..segment.content).step_by(part.len()) {
@@ -225,9 +242,20 @@ impl Image {
                 contents.read(index, start.into(), &mut part[..size]);
                 checksum.update(&part[..size]);
             }
-            segment.check(checksum)?;
+            if checksum.finalize() != segment.checksum {
+                return Err(self.has_changed("has other content"));
+            }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn has_changed(&self, how: &str) -> Error {
+        invalid_argument(format!(
+            "link image {}: the file {how} than when it was opened: it was written to meanwhile",
+            self.path
+        ))
+        .remedy("replace files of images by rename, and open it again")
     }
 
     /// Adds to every slot what it depends on.

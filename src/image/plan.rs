@@ -337,7 +337,9 @@ impl Layout {
     /// Fills in what a slot has in the file.
     fn fill(&mut self, place: Place, size: u64, distance: i64) -> Result<()> {
         if size == 4 && i32::try_from(distance).is_err() {
-            let what = format!("a distance of {distance} bytes does not fit 4 bytes");
+            let what = format!(
+                "a distance of 4 bytes can't be stored: less the slot's own place in the image it is {distance}"
+            );
             return Err(invalid_argument(what));
         }
         let start = place.offset as usize;

@@ -16,10 +16,10 @@ use crate::page::Alignment;
 use crate::sys::{OwnFile, heap};
 use crc32fast::Hasher;
 use std::io;
-use std::ops::Range;
 
-/// So many bytes are read first, or an eighth of the file. Most files have all of their tables there.
-const FIRST: u64 = 64 << 10;
+/// An eighth of the file is read first, where most have all of their tables, but no fewer and no more bytes than these.
+const LEAST_FIRST: u64 = 64 << 10;
+const MOST_FIRST: u64 = 1 << 20;
 
 /// Contents are read in parts to be checked: of so many bytes, which fit a processor's second cache, or of more where
 /// there would be more parts than so many, up to a bound.
@@ -34,16 +34,14 @@ pub(super) struct Checked {
     /// All names, a NUL behind each.
     names: String,
     pub(super) symbols: Vec<Name>,
-    /// The file up to its names.
-    head: Vec<u8>,
     slot_groups: Vec<SlotGroup>,
-    /// Where the records of slots are in the head.
-    slots: Range<usize>,
+    /// Their records, those of each group behind those of the group before.
+    slots: Vec<u8>,
     pub(super) exports: Vec<Exported>,
     pub(super) frames: Vec<FrameSection>,
     pub(super) actions: Vec<ActionPlaces>,
-    /// Where the contents of the segments start in the file, one behind the other.
-    pub(super) contents: u64,
+    /// Where the contents of the segments are in the file, one behind the other.
+    pub(super) contents_at: u64,
 }
 
 /// Where a name is in the names. No file is larger than 4 GiB.
@@ -79,7 +77,7 @@ impl Checked {
 
     /// The groups of slots, each with the offsets of its slots in their order.
     pub(super) fn slots(&self) -> impl Iterator<Item = (SlotGroup, impl Iterator<Item = u32>)> {
-        by_group(&self.slot_groups, &self.head[self.slots.clone()])
+        by_group(&self.slot_groups, &self.slots)
     }
 }
 
@@ -186,24 +184,31 @@ fn inconsistent(what: &str) -> Error {
 
 /// Reads a file and checks all of it.
 pub(super) fn check(file: &OwnFile, key: &Key) -> Result<Checked> {
-    let first = file.size().min(FIRST.max(file.size() / 8)) as usize;
-    let mut head = heap::room_for(first, "open an image")?;
-    file.read(&mut head, first, 0).map_err(not_read)?;
-    let size = size_of_head(&head, file.size())?;
-    let room = head.try_reserve_exact(size.saturating_sub(first));
-    room.map_err(|_| heap::exhausted("open an image"))?;
-    let read = head.len();
-    file.read(&mut head, size, read as u64).map_err(not_read)?;
-    let mut checked = check_head(&head[..size], file.size(), key)?;
-    let (_, behind) = head.split_at(size);
-    check_contents(file, &checked.segments, size, behind)?;
-    head.truncate(size);
-    checked.head = head;
+    let (read, head) = read_head(file)?;
+    let (head, behind) = read.split_at(head);
+    let checked = check_head(head, file.size(), key)?;
+    check_contents(file, &checked, behind)?;
     Ok(checked)
 }
 
+/// The first bytes of a file, and how many of them are header and tables.
+fn read_head(file: &OwnFile) -> Result<(Vec<u8>, usize)> {
+    let first = (file.size() / 8).clamp(LEAST_FIRST, MOST_FIRST);
+    let first = file.size().min(first) as usize;
+    let mut read = heap::room_for(first, "open an image")?;
+    file.read(&mut read, first, 0).map_err(not_read)?;
+    let head = size_of_head(&read, file.size())?;
+    if let Some(more) = head.checked_sub(read.len()) {
+        let room = read.try_reserve_exact(more);
+        room.map_err(|_| heap::exhausted("open an image"))?;
+        let at = read.len() as u64;
+        file.read(&mut read, more, at).map_err(not_read)?;
+    }
+    Ok((read, head))
+}
+
 /// What the system says where it gives no bytes of a file.
-pub(super) fn not_read(error: io::Error) -> Error {
+fn not_read(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => torn(),
         _ => of_file("read it", error),
@@ -276,7 +281,6 @@ fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
     if grouped.sum::<u64>() != u64::from(slots) {
         return Err(inconsistent("a slot is in no group"));
     }
-    let slots_at = head.len() - input.0.len();
     let records = input.take(SLOT * slots as usize)?;
     let exports = input.records(exports, |input| {
         Ok(Exported {
@@ -304,10 +308,9 @@ fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
     key.check(parts.map(|(name, value)| (name.of(names.all), value.of(names.all))))?;
     let checked = Checked {
         names: heap::text(names.all, "open an image")?,
-        slots: slots_at..slots_at + records.len(),
+        slots: heap::copy_of(records, "open an image")?,
         slot_groups,
-        head: Vec::new(),
-        contents: head.len() as u64,
+        contents_at: head.len() as u64,
         segments,
         symbols,
         exports,
@@ -315,7 +318,7 @@ fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
         actions,
     };
     check_numbers(&checked, records)?;
-    check_sizes(&checked.segments, checked.contents, whole)?;
+    check_sizes(&checked.segments, checked.contents_at, whole)?;
     Ok(checked)
 }
 
@@ -496,18 +499,13 @@ fn check_sizes(segments: &[ImageSegment], head: u64, whole: u64) -> Result<()> {
     }
 }
 
-/// Checks that the contents are what was stored. `behind` has those bytes behind the tables that were read with them.
-fn check_contents(
-    file: &OwnFile,
-    segments: &[ImageSegment],
-    head: usize,
-    behind: &[u8],
-) -> Result<()> {
-    let (mut start, mut part) = ((head + behind.len()) as u64, behind);
+/// Checks that the contents are what was stored. `behind` has those of their bytes that were read with the tables.
+fn check_contents(file: &OwnFile, checked: &Checked, behind: &[u8]) -> Result<()> {
+    let (mut start, mut part) = (checked.contents_at + behind.len() as u64, behind);
     let left = file.size().saturating_sub(start);
     let most = left.min(left.div_ceil(MOST_PARTS).clamp(PART, LARGEST_PART)) as usize;
     let mut buffer = heap::room_for(most, "open an image")?;
-    for segment in segments {
+    for segment in &checked.segments {
         let (mut checksum, mut missing) = (Hasher::new(), segment.content as usize);
         while missing > 0 {
             if part.is_empty() {
@@ -522,18 +520,10 @@ fn check_contents(
             missing -= here.len();
             part = rest;
         }
-        segment.check(checksum)?;
+        if checksum.finalize() != segment.checksum {
+            let what = "the content of a segment is not what was stored: the checksum differs";
+            return Err(damaged(what));
+        }
     }
     Ok(())
-}
-
-impl ImageSegment {
-    /// Fails if the content that was read has another checksum than what was stored.
-    pub(super) fn check(&self, content: Hasher) -> Result<()> {
-        if content.finalize() == self.checksum {
-            return Ok(());
-        }
-        let what = "the content of a segment is not what was stored: the checksum differs";
-        Err(damaged(what))
-    }
 }

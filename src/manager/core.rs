@@ -402,8 +402,13 @@ impl Core {
     }
 
     /// See [`InFlight::contents`](super::InFlight::contents).
-    pub(super) fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
-        let answer = either!(self, handle, flow => flow.contents(handle, segments));
+    ///
+    /// # Safety
+    /// It is used only as long as the allocation is in flight.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
+        // SAFETY: as the caller says.
+        let answer = either!(self, handle, flow => unsafe { flow.contents(handle, segments) });
         self.named(handle, answer)
     }
 

@@ -142,7 +142,13 @@ impl Memory for Windows {
     type Mapper = dyn MemoryMapper;
     type Teardown = Teardown;
 
-    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer> {
+    #[allow(unsafe_code)]
+    unsafe fn content(
+        &self,
+        holding: u32,
+        state: &InFlightState,
+        segment: usize,
+    ) -> Option<Writer> {
         let mut segments = state.segments.iter();
         let position = segments.position(|state| state.segment as usize == segment)?;
         let pieces = self.pieces(holding);
@@ -150,7 +156,8 @@ impl Memory for Windows {
             return Some(writer.part_of(0, state.segments[position].content));
         }
         let copied = pieces[..position].iter().filter(|piece| piece.copied);
-        Some(state.buffers.get(copied.count())?.writer())
+        // SAFETY: its record has the buffer as long as it is in flight.
+        Some(unsafe { state.buffers.get(copied.count())?.writer() })
     }
 
     type Unlocked = ();

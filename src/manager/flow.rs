@@ -277,6 +277,7 @@ impl<M: Memory> Flow<M> {
 
     // ---- looking and writing ----
 
+    #[allow(unsafe_code)]
     pub(super) fn write(
         &self,
         handle: u64,
@@ -286,7 +287,8 @@ impl<M: Memory> Flow<M> {
     ) -> Result<()> {
         self.check_process()?;
         let space = &mut *self.space.lock();
-        let content = space.content(handle, segment)?;
+        // SAFETY: the lock is held until the end, so it stays in flight.
+        let content = unsafe { space.content(handle, segment) }?;
         let end = offset.checked_add(bytes.len() as u64);
         let writer = content.filter(|content| end.is_some_and(|end| end <= content.size()));
         let writer = writer.ok_or_else(|| {
@@ -299,12 +301,17 @@ impl<M: Memory> Flow<M> {
         Ok(())
     }
 
-    /// What writes the content of an allocation's segments, as long as it is in flight.
-    pub(super) fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
+    /// What writes the content of an allocation's segments.
+    ///
+    /// # Safety
+    /// It is used only as long as the allocation is in flight.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn contents(&self, handle: u64, segments: usize) -> Result<ContentWriters> {
         self.check_process()?;
         let space = &mut *self.space.lock();
         let contents = (0..segments).map(|segment| {
-            let content = space.content(handle, segment)?;
+            // SAFETY: as the caller says.
+            let content = unsafe { space.content(handle, segment) }?;
             content.ok_or_else(|| invalid_argument(format!("segment {segment} has no memory")))
         });
         contents.collect()

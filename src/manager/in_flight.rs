@@ -74,8 +74,10 @@ impl InFlight {
     ///
     /// # Errors
     /// `InvalidHandle` in a forked child.
+    #[allow(unsafe_code)]
     pub(crate) fn contents(&mut self) -> Result<Contents<'_>> {
-        let writers = self.core.contents(self.handle, self.segments.len())?;
+        // SAFETY: what has it borrows this value, which alone ends its flight.
+        let writers = unsafe { self.core.contents(self.handle, self.segments.len()) }?;
         Ok(Contents {
             writers,
             _graph: PhantomData,

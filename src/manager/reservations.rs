@@ -337,10 +337,17 @@ impl Memory for Reservations {
     type Mapper = dyn ReservingMapper;
     type Teardown = ();
 
-    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer> {
+    #[allow(unsafe_code)]
+    unsafe fn content(
+        &self,
+        holding: u32,
+        state: &InFlightState,
+        segment: usize,
+    ) -> Option<Writer> {
         let mut placed = self.own.get(holding).segments.iter();
         let position = placed.position(|placed| placed.planned.index as usize == segment)?;
-        Some(state.buffers.get(position)?.writer())
+        // SAFETY: its record has the buffer as long as it is in flight.
+        Some(unsafe { state.buffers.get(position)?.writer() })
     }
 
     fn forget(&mut self, _: u32) {}

@@ -48,7 +48,12 @@ pub(super) trait Memory: Sized + Send + 'static {
     fn segments(&self, holding: u32, visit: &mut dyn FnMut(AddressRange, AllocGroup));
 
     /// What writes the content of an in-flight allocation's segment; `None` if that has no memory.
-    fn content(&self, holding: u32, state: &InFlightState, segment: usize) -> Option<Writer>;
+    ///
+    /// # Safety
+    /// It is used only as long as the allocation is in flight.
+    #[allow(unsafe_code)]
+    unsafe fn content(&self, holding: u32, state: &InFlightState, segment: usize)
+    -> Option<Writer>;
 
     /// An allocation of this JITDylib is gone.
     fn forget(&mut self, dylib: u32);
@@ -209,12 +214,17 @@ impl<M: Memory> Space<M> {
     }
 
     /// What writes the content of an in-flight allocation's segment; `None` if that has no memory.
-    pub(super) fn content(&mut self, handle: u64, segment: usize) -> Result<Option<Writer>> {
+    ///
+    /// # Safety
+    /// It is used only as long as the allocation is in flight.
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn content(&mut self, handle: u64, segment: usize) -> Result<Option<Writer>> {
         let key = self.records.find_in_flight(handle)?;
         let holding = self.records.record(key).holding;
         self.memory.check_in_flight(holding)?;
         let state = self.records.in_flight(key);
-        Ok(self.memory.content(holding, state, segment))
+        // SAFETY: as the caller says.
+        Ok(unsafe { self.memory.content(holding, state, segment) })
     }
 
     /// An allocation is finalized now, and the latest one. Says whether some segments go now.

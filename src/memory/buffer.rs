@@ -130,9 +130,13 @@ impl Buffer {
         WorkingPointer::new(self.start())
     }
 
-    /// What content is written with, for as long as its allocation is in flight.
-    pub(crate) fn writer(&self) -> Writer {
-        // SAFETY: the block is this buffer's own, which stays until the allocation is finalized or given up.
+    /// What content is written with.
+    ///
+    /// # Safety
+    /// As long as the writer or a copy or part of it is used, the buffer is not dropped, and [`Buffer::content`] is
+    /// not called.
+    pub(crate) unsafe fn writer(&self) -> Writer {
+        // SAFETY: the block is this buffer's own, and the caller sees to the rest.
         unsafe { Writer::new(self.start().expose_provenance() as u64, self.size as u64) }
     }
 
@@ -154,11 +158,16 @@ impl Drop for Buffer {
 mod tests {
     use super::*;
 
+    fn write(buffer: &Buffer, offset: u64, bytes: &[u8]) {
+        // SAFETY: the buffer is borrowed meanwhile.
+        unsafe { buffer.writer() }.write(offset, bytes);
+    }
+
     #[test]
     #[should_panic(expected = "outside")]
     fn writing_outside_is_caught() {
         let pool: Arc<BufferPool> = Arc::default();
-        pool.get(4, 1).unwrap().writer().write(2, b"abc");
+        write(&pool.get(4, 1).unwrap(), 2, b"abc");
     }
 
     #[test]
@@ -169,7 +178,7 @@ mod tests {
             let second = pool.get(size, 16).unwrap();
             let places = [&first, &second].map(|buffer| buffer.bytes.as_ptr());
             assert!(size == 0 || places[0] != places[1]);
-            first.writer().write(0, &vec![7; size]);
+            write(&first, 0, &vec![7; size]);
             assert_eq!(first.content(), vec![7; size]);
             drop(first);
             let third = pool.get(size, 16).unwrap();
@@ -194,7 +203,7 @@ mod tests {
                     let address = buffer.pointer().get().addr();
                     assert_eq!(address % alignment.min(page), 0, "{size} to {alignment}");
                     assert_eq!(buffer.content(), vec![0; size]);
-                    buffer.writer().write(0, &vec![7; size]);
+                    write(&buffer, 0, &vec![7; size]);
                     assert_eq!(buffer.content(), vec![7; size]);
                 }
             }

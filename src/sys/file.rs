@@ -25,8 +25,8 @@ fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
 /// From so many bytes on it takes less time to have the system take all their pages ahead.
 const TAKEN_AT_ONCE: u64 = 32 << 10;
 
-/// The system takes no more parts in one call (IOV_MAX).
-const MOST_PARTS: usize = 1024;
+/// The system takes no more parts in one call.
+const IOV_MAX: usize = 1024;
 
 /// A file that is open to be read.
 pub(crate) struct OwnFile {
@@ -77,11 +77,11 @@ impl OwnFile {
         self.size
     }
 
-    /// Reads bytes from `at` on to the end of a buffer, until it has `size` bytes, for which it has room, or some more.
-    /// `UnexpectedEof` if there are not as many.
+    /// Reads `size` bytes from `at` on to the end of a buffer that has room for them, or some more where it has room for
+    /// more. `UnexpectedEof` if there are not as many.
     pub(crate) fn read(&self, buffer: &mut Vec<u8>, size: usize, at: u64) -> io::Result<()> {
         let start = buffer.len();
-        while buffer.len() < size {
+        while buffer.len() < start + size {
             gate("pread")?;
             let at = at + (buffer.len() - start) as u64;
             match rustix::io::pread(&self.file, spare_capacity(buffer), at) {
@@ -97,7 +97,7 @@ impl OwnFile {
     /// and a size. `UnexpectedEof` if there are not as many, `OutOfMemory` if the system has no memory for their pages.
     ///
     /// # Safety
-    /// The parts are mapped and writable, and nothing else reads or writes them meanwhile.
+    /// The parts are mapped and writable, and no Rust object lies there.
     pub(crate) unsafe fn read_to(&self, parts: &[(u64, u64)], mut at: u64) -> io::Result<()> {
         for (address, size) in parts.iter().filter(|(_, size)| *size >= TAKEN_AT_ONCE) {
             // Where the system refuses it, each page is taken when it is written.
@@ -115,7 +115,7 @@ impl OwnFile {
                 return Ok(());
             }
             gate("preadv")?;
-            let count = left.len().min(MOST_PARTS) as libc::c_int;
+            let count = left.len().min(IOV_MAX) as libc::c_int;
             let from = at as libc::off_t;
             // SAFETY: as the caller says.
             let read = unsafe { libc::preadv(self.file.as_raw_fd(), left.as_ptr(), count, from) };

@@ -149,7 +149,7 @@ fn slots(tables: &Checked) -> impl Iterator<Item = Slot> {
 }
 
 fn open(file: Vec<u8>) -> Result<Image> {
-    Image::of(OwnFile::holding(&file), &key())
+    Image::of("test", OwnFile::holding(&file), &key())
 }
 
 fn manager() -> Manager {
