@@ -2255,7 +2255,8 @@ typedef struct jitmem_limits {
   /// A request of a manager's that runs no linked code: memory is reserved, mapped, given back.
   /// Default: UINT64_MAX.
   uint64_t memory;
-  /// What runs linked code: finalize and deallocate with actions, and jitmem_transport_call. Default:
+  /// What runs linked code: finalize and deallocate with actions, and jitmem_transport_call; an executor that joins a group
+  /// runs the actions of up to 16 allocations in as many times the limit. Default:
   /// UINT64_MAX.
   uint64_t code;
   /// A connection or session as a whole, from its beginning. Afterwards it has ended, whatever the

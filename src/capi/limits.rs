@@ -32,7 +32,8 @@ pub struct jitmem_limits {
     /// A request of a manager's that runs no linked code: memory is reserved, mapped, given back.
     /// Default: UINT64_MAX.
     pub memory: u64,
-    /// What runs linked code: finalize and deallocate with actions, and jitmem_transport_call. Default:
+    /// What runs linked code: finalize and deallocate with actions, and jitmem_transport_call; an executor that joins a group
+    /// runs the actions of up to 16 allocations in as many times the limit. Default:
     /// UINT64_MAX.
     pub code: u64,
     /// A connection or session as a whole, from its beginning. Afterwards it has ended, whatever the

@@ -47,8 +47,10 @@ impl ChildProcess {
                     if libc::getppid() != parent {
                         libc::_exit(PANICKED);
                     }
-                    if let Some(SignalMask(mask)) = MASK.get() {
+                    if let Some(first) = FIRST_THREAD.get() {
+                        let mask = &first.mask;
                         libc::pthread_sigmask(libc::SIG_SETMASK, mask, std::ptr::null_mut());
+                        libc::prctl(libc::PR_SET_NAME, first.name.as_ptr());
                     }
                     let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(PANICKED);
                     libc::exit(code)
@@ -144,25 +146,32 @@ fn none() -> libc::siginfo_t {
     unsafe { std::mem::zeroed() }
 }
 
-/// Which signals children block: those of the thread that has said so, since others of this process block all.
-static MASK: OnceLock<SignalMask> = OnceLock::new();
+/// What the first threads of children take from the thread that has said so: others of this process block all signals
+/// and have other names.
+static FIRST_THREAD: OnceLock<FirstThread> = OnceLock::new();
 
-struct SignalMask(libc::sigset_t);
+struct FirstThread {
+    /// Which signals it blocks.
+    mask: libc::sigset_t,
+    name: [u8; 16],
+}
 
 // SAFETY: bits.
-unsafe impl Send for SignalMask {}
+unsafe impl Send for FirstThread {}
 // SAFETY: as above.
-unsafe impl Sync for SignalMask {}
+unsafe impl Sync for FirstThread {}
 
-/// Has children of this process stay until they are waited for, whatever its parent has set, and block the
-/// signals that the calling thread blocks.
+/// Has children of this process stay until they are waited for, whatever its parent has set, block the
+/// signals that the calling thread blocks, and have its name.
 pub(crate) fn prepare_for_children() {
-    MASK.get_or_init(|| {
-        // SAFETY: all zero is a set of signals, to which this thread's is written.
+    FIRST_THREAD.get_or_init(|| {
+        let mut name = [0; 16];
+        // SAFETY: all zero is a set of signals, to which this thread's is written; a name has at most 16 bytes.
         unsafe {
             let mut mask = std::mem::zeroed();
             libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &mut mask);
-            SignalMask(mask)
+            libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr());
+            FirstThread { mask, name }
         }
     });
     // SAFETY: the default action, which takes no handler.

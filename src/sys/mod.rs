@@ -102,7 +102,7 @@ pub(crate) use stream::{
     StreamWriter, WRITTEN_AT_ONCE, await_plain_bytes, check_open, close_handed_over, disconnect,
     duplicate, look_for_input, passes_descriptors, read, receive, write_to_stderr,
 };
-pub(crate) use thread::{exit_now, flush_and_exit, spawn, thread_number};
+pub(crate) use thread::{exit_now, flush_and_exit, spawn, spawn_to_fork, thread_number};
 pub(crate) use unwinder::{FrameRegistrar, frame_registrar};
 pub(crate) use valgrind::is_translated;
 pub(crate) use witness::ForksInUse;

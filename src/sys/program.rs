@@ -147,7 +147,7 @@ pub(crate) fn set_stack_size(bytes: usize) {
     CHOSEN_STACK.store(bytes, Ordering::Relaxed);
 }
 
-fn stack_size() -> usize {
+pub(super) fn stack_size() -> usize {
     let chosen = CHOSEN_STACK.load(Ordering::Relaxed);
     if chosen != 0 {
         return chosen;

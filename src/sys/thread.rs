@@ -51,6 +51,16 @@ pub(crate) fn flush_and_exit(code: i32) -> ! {
 
 /// Starts a thread that takes none of the process's signals: they are for the host's threads.
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spawn_with(STACK, name, body)
+}
+
+/// [`spawn`] with as much stack as the process's first thread may have, for one that forks: it is the first one of the
+/// child.
+pub(crate) fn spawn_to_fork(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    spawn_with(super::program::stack_size(), name, body)
+}
+
+fn spawn_with(stack: usize, name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
     gate("clone")?;
     let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
@@ -65,7 +75,7 @@ pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Res
     let mut named = [0; NAME];
     let length = name.len().min(NAME - 1);
     named[..length].copy_from_slice(&name.as_bytes()[..length]);
-    let spawned = start(STACK, move || {
+    let spawned = start(stack, move || {
         // SAFETY: the name ends with a zero byte.
         unsafe { libc::prctl(libc::PR_SET_NAME, named.as_ptr()) };
         body();

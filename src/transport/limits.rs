@@ -23,7 +23,8 @@ pub struct Limits {
     pub set_up: Option<Duration>,
     /// A request of a manager's that runs no linked code: memory is reserved, mapped, given back.
     pub memory: Option<Duration>,
-    /// What runs linked code: finalize and deallocate with actions, and calls of wrapper functions.
+    /// What runs linked code: finalize and deallocate with actions, and calls of wrapper functions. An executor that joins a
+    /// group runs the actions of up to 16 allocations in as many times the limit.
     pub code: Option<Duration>,
     /// A connection or session as a whole, from its beginning. Afterwards it has ended, whatever the
     /// executor does, and all that waits for it fails.
@@ -104,8 +105,16 @@ impl SessionLimits {
 
     /// When what is asked for now must be answered.
     pub(crate) fn deadline(&self, asked: Asked) -> Option<Deadline> {
+        self.deadline_of_many(asked, 1)
+    }
+
+    /// When so much that is asked for now must be answered, if one is done after the other.
+    pub(crate) fn deadline_of_many(&self, asked: Asked, count: usize) -> Option<Deadline> {
         match self.limits.deadline(asked) {
-            Some(deadline) => Some(deadline.or(self.end)),
+            Some(deadline) => match deadline.times(count) {
+                Some(deadline) => Some(deadline.or(self.end)),
+                None => self.end,
+            },
             None => self.end,
         }
     }
@@ -138,6 +147,12 @@ impl Deadline {
     pub(crate) fn from_now(limit: Duration, name: &'static str) -> Deadline {
         let at = Instant::now() + limit;
         Deadline { at, limit, name }
+    }
+
+    /// The same with so many times the limit, from now on.
+    fn times(self, count: usize) -> Option<Deadline> {
+        let count = u32::try_from(count).ok()?;
+        Deadline::after(self.limit.checked_mul(count)?, self.name)
     }
 
     /// The earlier one of two.

@@ -3,13 +3,15 @@
 
 use super::host::{COUNT, Host, graph, link, start, start_through};
 use jitmem::{
-    Action, AllocationHandle, Dylib, EventKind, Manager, Observer, Protection, Segment, WrapperCall,
+    Action, AllocGroup, AllocationHandle, Dylib, EventKind, Lifetime, Manager, Observer,
+    Protection, Segment, WrapperCall,
 };
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// Of EPC's messages: a header's size, and the numbers of an answer and of a call.
 const HEADER: usize = 32;
@@ -149,6 +151,85 @@ fn counter(manager: &Manager) -> ([u64; 2], AllocationHandle) {
         .unwrap();
     graph.write(1, 0, &[0; 4]).unwrap();
     ([start, number], graph.finalize([]).unwrap())
+}
+
+/// Copies 4 bytes: mov rax, [rdi]; mov rcx, [rdi + 8]; mov ecx, [rcx]; mov [rax], ecx; xor eax, eax; lea edx, [rax + 1];
+/// ret
+const COPY: &[u8] = &[
+    0x48, 0x8b, 0x07, 0x48, 0x8b, 0x4f, 0x08, 0x8b, 0x09, 0x89, 0x08, 0x31, 0xc0, 0x8d, 0x50, 0x01,
+    0xc3,
+];
+
+/// A function that gives a number, which a finalize action copies out of a segment that lives until then.
+fn copying(manager: &Manager, copy: u64, number: i32) -> (u64, AllocationHandle) {
+    let constant = AllocGroup::new(Protection::READ, Lifetime::Finalize);
+    let segments = [
+        Segment::new(Protection::READ_EXEC, 7),
+        Segment::new(constant, 4),
+        Segment::new(Protection::READ_WRITE, 4),
+    ];
+    let mut graph = manager.allocate(segments, Dylib::NONE).unwrap();
+    let [start, from, to] = [0, 1, 2].map(|segment| graph.address(segment));
+    let distance = (to.wrapping_sub(start + 6) as u32).to_le_bytes();
+    // mov eax, [to]; ret
+    let code = [&[0x8b, 0x05], &distance[..], &[0xc3]].concat();
+    graph.write(0, 0, &code).unwrap();
+    graph.write(1, 0, &number.to_le_bytes()).unwrap();
+    graph.write(2, 0, &[0; 4]).unwrap();
+    let args = [to, from].map(u64::to_le_bytes).concat();
+    let action = Action {
+        // SAFETY: it is there, and this is deallocated before it.
+        finalize: unsafe { WrapperCall::new(copy, args) },
+        dealloc: WrapperCall::default(),
+    };
+    (start, graph.finalize([action]).unwrap())
+}
+
+#[test]
+fn what_lives_until_finalize_is_there_when_actions_run_again() {
+    let host = start(&["--supervise"]);
+    let manager = host.manager();
+    let (copy, copier) = link(&manager, COPY);
+    let made = [111, 222, 333].map(|number| (number, copying(&manager, copy, number)));
+    for round in 0..3 {
+        if round > 0 {
+            host.kill_child();
+        }
+        for (number, (function, _)) in &made {
+            assert_eq!(host.run_at_last(*function), *number, "{round}");
+        }
+    }
+    manager
+        .deallocate(made.map(|(_, (_, graph))| graph))
+        .unwrap();
+    manager.deallocate([copier]).unwrap();
+    assert_eq!(manager.stats().live, 0);
+    host.end(manager);
+}
+
+/// A message that finds the connection cut says nothing of an action.
+#[test]
+fn a_child_may_be_killed_at_any_time_while_many_actions_run_again() {
+    const GRAPHS: usize = 3000;
+    let host = start(&["--supervise=1000000/3600"]);
+    let manager = host.manager();
+    let (count, counting) = link(&manager, COUNT);
+    let ([counted, number], counter) = counter(&manager);
+    let graphs: Vec<_> = (0..GRAPHS)
+        .map(|_| acting(&manager, [count, count], number))
+        .collect();
+    for round in 0..150 {
+        host.kill_child();
+        // Up to a few milliseconds, which is how long they take.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_micros(40 * round) {
+            std::hint::spin_loop();
+        }
+    }
+    assert_eq!(host.run_at_last(counted), GRAPHS as i32);
+    manager.deallocate(graphs).unwrap();
+    manager.deallocate([counter, counting]).unwrap();
+    host.end(manager);
 }
 
 #[test]

@@ -61,6 +61,8 @@ fn a_child_has_no_socket_of_its_supervisors() {
             host.kill_child();
         }
         assert_eq!(host.run_at_last(seven), 7);
+        let name = fs::read_to_string(format!("/proc/{}/comm", host.child())).unwrap();
+        assert_eq!(name, "jitmem-executor\n");
         let inodes = |process| -> BTreeSet<String> {
             let sockets = sockets(process).into_iter();
             sockets.map(|(_, inode)| inode).collect()

@@ -114,6 +114,8 @@ impl ServiceMapper {
             // With private data the mapper looks at each allocation.
             coherent: link.is_coherent() && !private_data,
             private_data,
+            // An executor that has chosen so by itself is supervised: it runs finalize actions again in each child.
+            keeps_served: private_data && !private,
             fallback: (!failed.is_empty()).then(|| failed.join("; ")),
             ..Capabilities::new(Kind::Shared, passing.mapper_name(), page_size)
         };

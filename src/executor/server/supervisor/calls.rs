@@ -136,7 +136,7 @@ impl Supervisor {
                 child.kill_for(NO_ANSWER.to_owned());
                 None
             }
-            Err(_) if child.channel.has_ended() => {
+            Err(error) if child.ended_by(&error) => {
                 self.replace(&child);
                 None
             }

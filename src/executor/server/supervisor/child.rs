@@ -58,6 +58,11 @@ impl Child {
         wait(|done| self.channel.call_with(function, message, descriptors, done))
     }
 
+    /// Whether what it was asked has failed because it has ended: a message may find that before what reads does.
+    pub(super) fn ended_by(&self, error: &Error) -> bool {
+        self.channel.has_ended() || error.status() == Status::Disconnected
+    }
+
     /// [`Child::ask`] of what runs no linked code, and takes no longer than a program may: a child that has stopped never
     /// answers.
     pub(super) fn ask_briefly(

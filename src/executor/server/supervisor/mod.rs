@@ -192,7 +192,7 @@ impl Supervisor {
     ) -> Result<()> {
         let _ = self.connection.set(Arc::downgrade(connection));
         let supervisor = Arc::clone(self);
-        let spawned = sys::spawn("jitmem-child", move || supervisor.read(input));
+        let spawned = sys::spawn_to_fork("jitmem-child", move || supervisor.read(input));
         spawned.map_err(|error| {
             if let Some(child) = self.state.lock().child.take() {
                 child.process.end();
@@ -441,7 +441,7 @@ impl Supervisor {
             match self.replay.done(child.number, &keys, answers) {
                 Ok(()) => {}
                 // That it has ended while it did is for the thread that reads.
-                Err(_) if child.channel.has_ended() => {
+                Err(error) if child.ended_by(&error) => {
                     self.replace(child);
                     return false;
                 }

@@ -21,6 +21,8 @@ use std::sync::mpsc;
 const MOST_BYTES: usize = 256 << 10;
 /// And that many items, whose outcomes must fit into one packet.
 const MOST_ITEMS: usize = 1024;
+/// And that many where linked code has a limit of time: so many times that is waited for the outcomes of a message.
+const MOST_LIMITED_ITEMS: usize = 16;
 
 /// An executor that may join a group.
 pub(crate) struct Candidate {
@@ -60,6 +62,12 @@ impl Inner {
 
     /// Linked code has the addresses of the first executor.
     fn agrees(&self, member: &Member) -> Result<()> {
+        if let Some(other) = self.same_executor(member) {
+            return Err(Error::new(
+                Status::InvalidArgument,
+                format!("it is executor {other} of the group already; connect to another one"),
+            ));
+        }
         let (ours, its) = (&self.layout, Layout::of(member));
         if *ours == its {
             return Ok(());
@@ -81,6 +89,16 @@ impl Inner {
         ))
     }
 
+    /// The name of a member that is reached by the same connection.
+    fn same_executor(&self, member: &Member) -> Option<String> {
+        let its = member.link.executor();
+        let state = self.state.lock();
+        let members = state.members.iter().chain(&state.joining);
+        let mut others = members.filter(|other| other.number != member.number);
+        let same = others.find(|other| Arc::ptr_eq(other.link.executor(), its));
+        same.map(|other| other.name.clone())
+    }
+
     fn bring_in(self: &Arc<Self>, member: &Arc<Member>) -> Result<()> {
         let late = self.putting_out(member);
         let timer = member.in_time(Asked::SetUp, Completion::new(|_: Result<()>| ()), late);
@@ -94,12 +112,16 @@ impl Inner {
         member.changes.let_go();
         self.await_chunks(member)?;
         timer.complete(Ok(()));
+        let most_items = match member.link.session().deadline(Asked::Code) {
+            Some(_) => MOST_LIMITED_ITEMS,
+            None => MOST_ITEMS,
+        };
         loop {
             let untold = {
                 let mut state = self.state.lock();
                 let untold = state
                     .allocations
-                    .untold(member.number, MOST_ITEMS, MOST_BYTES);
+                    .untold(member.number, most_items, MOST_BYTES);
                 if untold.is_empty() {
                     let Some(place) = state
                         .joining
@@ -172,7 +194,11 @@ impl Inner {
                 let answer = wait(|done| changes.reserve(exactly(window), done));
                 let answer = answer.map_err(|error| {
                     let start = window.start();
-                    error.context(format_args!("reserve the group's window at {start:#x}"))
+                    let error = error.context(format_args!("reserve the group's window at {start:#x}"));
+                    error.remedy(
+                        "start it with MALLOC_ARENA_MAX=2 in its environment, or place the group's windows where no \
+                         program has anything (JITMEM_PLACEMENT_FIXED, Placement::Fixed), such as at 0x600000000000",
+                    )
                 })?;
                 if answer.range != window.into() {
                     return Err(wrong_place(window, &answer));
@@ -211,7 +237,7 @@ impl Inner {
             let done = Completion::new(move |answer: Result<u64>| {
                 let _ = sender.send((number, answer));
             });
-            member.in_time(Asked::Code, done, self.putting_out(member))
+            member.in_time_of_many(Asked::Code, live.len(), done, self.putting_out(member))
         });
         member.apply(&bytes, done.collect());
         drop(sender);

@@ -86,7 +86,8 @@ impl Member {
         if link.has_private_data() {
             return Err(Error::new(
                 Status::Unsupported,
-                "the executor has chosen private data by itself, which a group does not serve yet; start it without",
+                "the executor has private data, which a group does not serve: start it without --supervise and with \
+                 --fork-memory=shared, or have its host serve without supervision",
             ));
         }
         let passing = link.find_passing()?;
@@ -171,7 +172,18 @@ impl Member {
         done: Completion<T>,
         late: impl FnOnce(Error) + Send + 'static,
     ) -> Completion<T> {
-        let Some(deadline) = self.link.session().deadline(asked) else {
+        self.in_time_of_many(asked, 1, done, late)
+    }
+
+    /// [`Member::in_time`] for one of so much that is asked for together.
+    pub(super) fn in_time_of_many<T: 'static>(
+        self: &Arc<Self>,
+        asked: Asked,
+        count: usize,
+        done: Completion<T>,
+        late: impl FnOnce(Error) + Send + 'static,
+    ) -> Completion<T> {
+        let Some(deadline) = self.link.session().deadline_of_many(asked, count) else {
             return done;
         };
         let timer = deadlines::at(deadline, late);

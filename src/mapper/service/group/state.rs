@@ -32,6 +32,8 @@ pub(super) struct Allocations {
 #[derive(Default)]
 struct Joining {
     has: BTreeMap<u64, Key>,
+    /// The last one that it was told of; later ones have higher numbers.
+    last: u64,
     /// What it is being told of; those that have gone meanwhile, with who waits for it to forget them.
     under_way: BTreeMap<u64, Option<Completion<()>>>,
 }
@@ -110,10 +112,7 @@ impl Allocations {
         let Some(joining) = self.joining.get_mut(&executor) else {
             return Vec::new();
         };
-        let untold = self
-            .live
-            .iter()
-            .filter(|(number, _)| !joining.has.contains_key(number));
+        let untold = self.live.range(joining.last + 1..);
         let mut bytes = 0;
         let untold: Untold = untold
             .take(most)
@@ -126,6 +125,7 @@ impl Allocations {
             .collect();
         for (number, _) in &untold {
             joining.under_way.insert(*number, None);
+            joining.last = *number;
         }
         if untold.is_empty() {
             let joined = self.joining.remove(&executor).unwrap_or_default();
