@@ -64,6 +64,9 @@ impl Orphans {
             if orphans.is_empty() {
                 return Ok(());
             }
+            if Instant::now() >= until {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
             for orphan in &orphans {
                 kill(*orphan)?;
             }
@@ -123,19 +126,26 @@ fn await_end(orphan: Pid, until: Instant) -> io::Result<()> {
 
 /// The children of all threads of this process.
 fn children() -> io::Result<Vec<Pid>> {
-    let mut children = Vec::new();
+    let mut lists = Vec::new();
     for thread in fs::read_dir("/proc/self/task")? {
-        let listed = match fs::read_to_string(thread?.path().join("children")) {
-            // Of a thread that has ended.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => continue,
-            listed => listed?,
-        };
-        let numbers = listed
-            .split_whitespace()
-            .filter_map(|number| number.parse().ok());
+        lists.push(fs::read_to_string(thread?.path().join("children")));
+    }
+    // A thread that has ended meanwhile has none; where no thread has one, the system lists no children.
+    if lists.iter().any(Result::is_ok) {
+        lists.retain(|list| !list.as_ref().is_err_and(is_of_no_thread));
+    }
+    let mut children = Vec::new();
+    for list in lists {
+        let list = list?;
+        let numbers = list.split_whitespace();
+        let numbers = numbers.filter_map(|number| number.parse().ok());
         children.extend(numbers.filter_map(Pid::from_raw));
     }
     Ok(children)
+}
+
+fn is_of_no_thread(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
 }
 
 #[cfg(test)]
@@ -197,6 +207,44 @@ mod tests {
             }
             assert_eq!(children().unwrap().len(), 1);
             other.end();
+            true
+        }));
+    }
+
+    /// Each forks the next one and ends.
+    #[test]
+    fn what_forks_faster_than_it_is_ended_keeps_nobody_waiting() {
+        assert!(in_a_child(|| {
+            let orphans = Orphans::adopt().unwrap();
+            let (mut here, mut there) = UnixStream::pair().unwrap();
+            let start = move || {
+                // SAFETY: what is forked makes system calls.
+                unsafe {
+                    if libc::fork() > 0 {
+                        loop {
+                            libc::pause();
+                        }
+                    }
+                    // So many of them that nothing is left in the end where none is ended.
+                    for number in 0..20_000 {
+                        if libc::fork() > 0 {
+                            libc::_exit(0);
+                        }
+                        if number == 10 {
+                            there.write_all(&[0]).unwrap();
+                        }
+                    }
+                    libc::_exit(0)
+                }
+            };
+            // SAFETY: the child makes system calls.
+            let child = unsafe { ChildProcess::start(start) }.unwrap();
+            here.read_exact(&mut [0]).unwrap();
+            child.end();
+            let begun = Instant::now();
+            let ended = orphans.end();
+            assert!(ended.is_ok() || begun.elapsed() >= PATIENCE);
+            assert!(begun.elapsed() < 10 * PATIENCE);
             true
         }));
     }

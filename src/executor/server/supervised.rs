@@ -41,6 +41,9 @@ const LONGEST_REASON: usize = 4000;
 /// process runs no linked code. Gives the exit code of the last child. Where no other child takes the place of one,
 /// this process ends with exit code 1, says why on stderr, and tells the controller.
 ///
+/// Children of this process that it starts while this serves are taken for what linked code has left, and ended: those
+/// that were there before are left alone.
+///
 /// Only for controllers with jitmem on both sides, and once in a process. Data is private: see
 /// `docs/second-process.md`. A service of the caller's ([`Options::service`]) is refused: it would be another
 /// process's.
