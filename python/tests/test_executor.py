@@ -127,6 +127,9 @@ class ExecutorTest(unittest.TestCase):
                 executor.symbol("jitmem_service_open\0or another")
             with self.assertRaisesRegex(OverflowError, "jitmem_transport_call: .* out of range"):
                 executor.call((1 << 64) + executor.symbol("jitmem_service_open"))
+            for function, argument in (1 << 64, 0), (-1, 0), (0, 1 << 31), (0, -(1 << 31) - 1):
+                with self.assertRaisesRegex(OverflowError, "of a function: .* is out of range: pass a number from"):
+                    executor.run(function, argument)
             with self.assertRaises(jitmem.Error) as caught:
                 executor.call("no_such_wrapper")
             self.assertEqual(caught.exception.status, Status.INVALID_ARGUMENT)

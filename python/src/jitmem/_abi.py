@@ -138,10 +138,10 @@ ENUMS = {
 MOST = {kind: (1 << 8 * ctypes.sizeof(kind)) - 1 for kind in (c_uint32, c_uint64, c_size_t)}
 
 
-def check_number(what: str, value: Any, most: int) -> None:
+def check_number(what: str, value: Any, most: int, least: int = 0) -> None:
     """Raises OverflowError for a number that ctypes would cut to the size of its place. What is no number is left to ctypes."""
-    if isinstance(value, int) and not 0 <= value <= most:
-        raise OverflowError(f"{what}: {value} is out of range: pass a number from 0 to {most}")
+    if isinstance(value, int) and not least <= value <= most:
+        raise OverflowError(f"{what}: {value} is out of range: pass a number from {least} to {most}")
 
 
 def c_name(what: str, name: str) -> bytes:

@@ -106,7 +106,10 @@ class Executor:
         return answers.results()[0]
 
     def run(self, function: int, argument: int) -> int:
-        """Calls ``int32_t function(int32_t)``. Raises :class:`jitmem.Error` if the executor ends meanwhile."""
+        """Calls ``int32_t function(int32_t)``. Raises :class:`jitmem.Error` if the executor ends meanwhile, OverflowError
+        for a number that is none of these."""
+        _abi.check_number("the address of a function", function, 2**64 - 1)
+        _abi.check_number("the argument of a function", argument, 2**31 - 1, -(2**31))
         return int.from_bytes(self.call(_RUN_INT, struct.pack("<Qi", function, argument)), "little", signed=True)
 
     def close(self, timeout: Optional[float] = None) -> End:
