@@ -271,15 +271,17 @@ static void groups(void **state) {
   (void)state;
   const jitmem_group_observer observer = {.struct_size = sizeof observer, .fn = ignore_change};
   EACH_FAILURE(round) {
-    struct here here;
+    struct here here, there;
     here_set_up(&here, here_call);
+    here_set_up(&there, here_call);
     const jitmem_new_executor one = {.transport = here.transport, .name = "here"};
+    const jitmem_new_executor other = {.transport = there.transport, .name = "there"};
     jitmem_mapper *mapper = NULL;
     uint64_t number = 0;
     heap_begin(round.kind, round.skip);
     jitmem_status status = jitmem_mapper_group(&one, 1, &observer, &mapper, NULL);
     if (status == JITMEM_OK)
-      status = jitmem_mapper_add_executor(mapper, &one, &number, NULL);
+      status = jitmem_mapper_add_executor(mapper, &other, &number, NULL);
     if (status == JITMEM_OK)
       status = jitmem_mapper_executors(mapper, ignore_executor, NULL, NULL);
     if (status == JITMEM_OK)
@@ -287,6 +289,7 @@ static void groups(void **state) {
     round.failed = heap_end();
     assert_true(status == JITMEM_OK || round.failed > 0);
     jitmem_mapper_free(mapper);
+    here_tear_down(&there);
     here_tear_down(&here);
   }
 }

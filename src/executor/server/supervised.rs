@@ -287,13 +287,17 @@ fn child_of(options: &Options<'_>, service: Arc<Service>, child: Child) -> RunCh
         ..Options::default()
     };
     Box::new(move |socket, channel| {
-        let prepared = (child.prepare)().inspect_err(|why| say_farewell(&socket, why));
-        let served = prepared.and_then(|()| {
+        let begin = || {
+            (child.prepare)()?;
             let output = socket
                 .try_clone()
                 .map_err(|error| explain("duplicate a socket", error))?;
             service::serve_channel(Arc::new(channel), service::functions())
                 .map_err(|error| explain("start a thread that serves what maps", error))?;
+            Ok(output)
+        };
+        let begun: Result<OwnedFd> = begin().inspect_err(|why| say_farewell(&socket, why));
+        let served = begun.and_then(|output| {
             let options = Options {
                 symbols: symbols.clone(),
                 functions: functions.clone(),
