@@ -213,7 +213,7 @@ mod tests {
 
     /// Each forks the next one and ends.
     #[test]
-    fn what_forks_faster_than_it_is_ended_keeps_nobody_waiting() {
+    fn what_forks_faster_than_it_is_ended_keeps_nothing_waiting() {
         assert!(in_a_child(|| {
             let orphans = Orphans::adopt().unwrap();
             let (mut here, mut there) = UnixStream::pair().unwrap();
