@@ -34,6 +34,8 @@ fn start(options: &[&str], limits: Limits) -> Executor {
         .args(["-R", env!("CARGO_BIN_EXE_jitmem-executor")])
         .args(options)
         .arg("filedescs=0,0")
+        // Arenas of its threads would take the place of the group's window now and then.
+        .env("MALLOC_ARENA_MAX", "2")
         .stdin(OwnedFd::from(theirs))
         .spawn()
         .unwrap();

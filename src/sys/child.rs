@@ -73,14 +73,8 @@ impl ChildProcess {
         }
     }
 
-    /// Whether it is the process of this number.
-    pub(super) fn is(&self, process: Pid) -> bool {
-        process.as_raw_nonzero().get() == self.number
-    }
-
-    /// Whether it was waited for.
-    pub(super) fn is_gone(&self) -> bool {
-        self.gone.load(Ordering::Acquire)
+    pub(super) fn number(&self) -> Option<Pid> {
+        Pid::from_raw(self.number)
     }
 
     /// Kills it and waits for its end. Called once, in place of [`wait`](Self::wait).

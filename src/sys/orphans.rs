@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! What children of this process have started, and leave when they end.
 
-use super::{ChildProcess, gate};
+use super::{ChildProcess, gate, spawn};
+use crate::lock::{Condvar, Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
@@ -10,6 +11,7 @@ use rustix::process::{
 };
 use std::fs;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For how long processes are ended that start others meanwhile, or that the system does not end at once.
@@ -19,35 +21,81 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Orphans {
     /// The children that were there before. They are left alone.
     others: Vec<Pid>,
+    /// The child that is none of them. Held while it is forked, and while anything is waited for here.
+    child: Mutex<Option<Pid>>,
+    changed: Condvar,
+}
+
+/// While a child is forked.
+pub(crate) struct Forking<'a> {
+    child: MutexGuard<'a, Option<Pid>>,
+    changed: &'a Condvar,
+}
+
+impl Forking<'_> {
+    /// It was, and is to be waited for by its owner.
+    pub(crate) fn forked(mut self, process: &ChildProcess) {
+        *self.child = process.number();
+        self.changed.notify_all();
+    }
 }
 
 impl Orphans {
-    /// Has this process adopt them from now on. It has no other children besides those that are there now than
-    /// [`ChildProcess`]es of which one is alive at a time.
+    /// Has this process adopt them from now on, and wait for those that end by themselves: they would count as processes
+    /// until then. It has no other children besides those that are there now than one at a time, which it says.
     ///
     /// # Errors
     /// What the system says: it lists children in /proc only.
-    pub(crate) fn adopt() -> io::Result<Orphans> {
-        let others = children()?;
+    pub(crate) fn adopt() -> io::Result<Arc<Orphans>> {
+        let orphans = Arc::new(Orphans {
+            others: children()?,
+            child: Mutex::default(),
+            changed: Condvar::new(),
+        });
         gate("prctl")?;
         set_child_subreaper(Some(getpid()))?;
-        Ok(Orphans { others })
+        let waiting = Arc::clone(&orphans);
+        spawn("jitmem-orphans", move || waiting.wait_for_all())?;
+        Ok(orphans)
     }
 
-    /// Waits until a child has ended, and leaves that to [`ChildProcess::wait`]. Orphans that end meanwhile are waited for
-    /// too: they would count as processes until then.
-    pub(crate) fn await_end_of(&self, child: &ChildProcess) {
+    /// To be called before a child is forked.
+    pub(crate) fn fork(&self) -> Forking<'_> {
+        Forking {
+            child: self.child.lock(),
+            changed: &self.changed,
+        }
+    }
+
+    /// The child was waited for.
+    pub(crate) fn child_is_gone(&self) {
+        *self.child.lock() = None;
+        self.changed.notify_all();
+    }
+
+    fn wait_for_all(&self) {
         loop {
             let ended = any_ended();
-            // Where another thread has waited for it, what has ended may be the child that took its place.
-            if child.is_gone() {
-                return;
-            }
+            let mut child = self.child.lock();
             match ended {
-                Some(ended) if !child.is(ended) && !self.others.contains(&ended) => {
+                // No child is forked meanwhile, so this is none.
+                Some(ended) if *child != Some(ended) && !self.others.contains(&ended) => {
                     let _ = waitpid(Some(ended), WaitOptions::NOHANG);
                 }
-                _ => return child.await_end(),
+                // The system tells of the same one until its owner has waited for it.
+                Some(ended) if *child == Some(ended) => {
+                    while *child == Some(ended) {
+                        child = self.changed.wait(child);
+                    }
+                }
+                Some(_) => return,
+                // There were no children. One may have been forked since, or not be told of yet that was waited for.
+                None => {
+                    child.take_if(|child| !is_child(*child));
+                    while child.is_none() {
+                        child = self.changed.wait(child);
+                    }
+                }
             }
         }
     }
@@ -57,6 +105,7 @@ impl Orphans {
     /// # Errors
     /// What the system says where some are left.
     pub(crate) fn end(&self) -> io::Result<()> {
+        let _numbers_in_use = self.child.lock();
         let until = Instant::now() + PATIENCE;
         loop {
             let mut orphans = children()?;
@@ -92,14 +141,20 @@ fn any_ended() -> Option<Pid> {
     }
 }
 
-/// One that has ended by itself was a child of this process's until it is waited for, so the number is still its own.
+/// Whether it is a child of this process, which has ended or has not.
+fn is_child(process: Pid) -> bool {
+    // SAFETY: all zero is a value of it.
+    let mut state: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let number = process.as_raw_nonzero().get() as libc::id_t;
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: a siginfo to write to.
+    unsafe { libc::waitid(libc::P_PID, number, &mut state, options) == 0 }
+}
+
+/// One that has ended by itself has its number until it is waited for.
 fn kill(orphan: Pid) -> io::Result<()> {
     gate("kill")?;
-    match kill_process(orphan, Signal::KILL) {
-        // Another thread has waited for it.
-        Err(Errno::SRCH) => Ok(()),
-        other => Ok(other?),
-    }
+    Ok(kill_process(orphan, Signal::KILL)?)
 }
 
 fn await_end(orphan: Pid, until: Instant) -> io::Result<()> {
@@ -154,6 +209,7 @@ mod tests {
     use crate::sys::in_a_child;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+    use std::os::unix::process::ExitStatusExt;
 
     /// Has a child start so many processes, each the child of the one before, which says its number and waits; ends the child.
     fn leave(count: usize) -> Vec<Pid> {
@@ -250,27 +306,29 @@ mod tests {
     }
 
     #[test]
-    fn orphans_that_end_are_waited_for_while_a_child_is() {
+    fn orphans_that_end_are_waited_for_and_a_child_is_not() {
         assert!(in_a_child(|| {
             let orphans = Orphans::adopt().unwrap();
-            let left = leave(3);
-            // SAFETY: the child waits.
-            let child = unsafe { ChildProcess::start(|| libc::pause()) }.unwrap();
-            std::thread::scope(|threads| {
-                let waiting = threads.spawn(|| orphans.await_end_of(&child));
+            for _ in 0..3 {
+                let left = leave(3);
+                let forking = orphans.fork();
+                // SAFETY: the child waits.
+                let child = unsafe { ChildProcess::start(|| libc::pause()) }.unwrap();
+                forking.forked(&child);
                 for process in &left {
                     kill_process(*process, Signal::KILL).unwrap();
                 }
                 while left.iter().any(|process| is_there(*process)) {
                     std::thread::yield_now();
                 }
-                assert!(!waiting.is_finished());
                 child.kill();
-                waiting.join().unwrap();
-                assert_eq!(children().unwrap().len(), 1);
-                child.wait().unwrap();
-            });
-            true
+                child.await_end();
+                // It stays until this.
+                let status = child.wait().unwrap();
+                assert_eq!(status.signal(), Some(libc::SIGKILL));
+                orphans.child_is_gone();
+            }
+            children().unwrap().is_empty()
         }));
     }
 

@@ -9,7 +9,8 @@
 //! | thread | does |
 //! |---|---|
 //! | those of the controller's connection | hand calls on; answer what maps |
-//! | one that waits for the child's process | ends its connections, which what it has forked may have open; waits for orphans |
+//! | one that waits for the child's process | ends its connections, which what it has forked may have open |
+//! | one that waits for orphans | has nothing left of those that end by themselves |
 //! | the child's reader | hands answers and the child's calls on, sees the child's end, forks the next one |
 //! | one that watches the child's limits of time | kills it a while after it should have ended |
 //! | one that sends | what the child has no room for |
@@ -164,7 +165,7 @@ impl Supervisor {
             replay: Replay::new()?,
             lasting: Arc::default(),
             calls: Arc::default(),
-            orphans: Orphans::adopt().ok().map(Arc::new),
+            orphans: Orphans::adopt().ok(),
         });
         service::share_places(supervisor.replay.places());
         service::set_forks_successors(true);
@@ -246,11 +247,15 @@ impl Supervisor {
             service::set_forks_successors(false);
             (self.run)(there, its_channel)
         };
+        let forking = self.orphans.as_ref().map(|orphans| orphans.fork());
         // SAFETY: the child serves anew, by objects of its own; what it goes on with lies behind locks that forks see
         // to. It leaves those of this connection alone.
         let process = unsafe { ChildProcess::start(run) };
         let process =
             process.map_err(|error| explain_fork("fork a child for linked code", error))?;
+        if let Some(forking) = forking {
+            forking.forked(&process);
+        }
         let child = Arc::new(Child {
             process,
             number: self.replay.child(),
@@ -263,12 +268,9 @@ impl Supervisor {
             phase: Mutex::new(Phase::Starts),
             changed: Condvar::new(),
         });
-        let (awaited, orphans) = (Arc::clone(&child), self.orphans.clone());
+        let awaited = Arc::clone(&child);
         let await_end = move || {
-            match orphans {
-                Some(orphans) => orphans.await_end_of(&awaited.process),
-                None => awaited.process.await_end(),
-            }
+            awaited.process.await_end();
             // What it has said is read first.
             socket::hang_up(&awaited.socket);
             awaited.programs.over();
@@ -381,9 +383,13 @@ impl Supervisor {
         }
     }
 
-    /// Ends what a child has left.
+    /// Ends what a child has left, which was waited for.
     fn end_orphans(&self) {
-        if let Some(Err(error)) = self.orphans.as_ref().map(|orphans| orphans.end()) {
+        let Some(orphans) = &self.orphans else {
+            return;
+        };
+        orphans.child_is_gone();
+        if let Err(error) = orphans.end() {
             let what = "end the processes that linked code has started";
             say(&explain(what, error).to_string());
         }
