@@ -24,4 +24,16 @@ static inline struct footprint footprint_at_rest(long threads) {
   return footprint();
 }
 
+// The footprint once there are no more threads and descriptors than before: what closes a
+// descriptor last may do so behind the end of its thread's work. A minute at most.
+static inline struct footprint footprint_as(struct footprint before) {
+  const struct timespec moment = {.tv_nsec = 1000000};
+  struct footprint now = footprint_at_rest(before.threads);
+  for (int looks = 0; looks < 60000 && now.descriptors > before.descriptors; looks++) {
+    nanosleep(&moment, NULL);
+    now = footprint();
+  }
+  return now;
+}
+
 #endif

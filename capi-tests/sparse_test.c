@@ -274,7 +274,7 @@ static void killed_while_trimming(int shared) {
     if (life == 1)
       before = footprint();
   }
-  struct footprint after = footprint_at_rest(before.threads);
+  struct footprint after = footprint_as(before);
   assert_in_range(after.descriptors, 0, before.descriptors);
   assert_in_range(after.mappings, 0, before.mappings + 8);
   munmap(meeting, sizeof *meeting);
