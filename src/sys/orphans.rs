@@ -55,8 +55,12 @@ impl Orphans {
         gate("prctl")?;
         set_child_subreaper(Some(getpid()))?;
         let waiting = Arc::clone(&orphans);
-        spawn("jitmem-orphans", move || waiting.wait_for_all())?;
-        Ok(orphans)
+        let spawned = spawn("jitmem-orphans", move || waiting.wait_for_all());
+        if spawned.is_err() {
+            // Nothing would wait for them.
+            set_child_subreaper(None)?;
+        }
+        spawned.map(|()| orphans)
     }
 
     /// To be called before a child is forked.
