@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The file: a header, tables of records of fixed size, names, and the contents of the segments one behind
-//! the other. All numbers are little-endian. A checksum in the header is of everything from behind it to the
+//! the other, large ones at multiples of a page with zeros in front. All numbers are little-endian. A checksum in the header is of everything from behind it to the
 //! end of the names, that in a segment's record of its content.
 
 use super::key::Key;
@@ -9,9 +9,10 @@ use crate::group::Protection;
 use crate::memory::placement::REACH;
 use crate::page::Alignment;
 use crate::sys::heap;
+use std::ops::Range;
 
 pub(super) const MAGIC: [u8; 8] = *b"JITMEMIM";
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 /// Of magic, version and checksum; the checksum is of what follows.
 pub(super) const PREAMBLE: usize = 16;
 pub(super) const COUNTS: usize = 9;
@@ -33,6 +34,15 @@ pub(super) const LARGEST_ALIGNMENT: u64 = 1 << 30;
 /// A segment for each protection; those that are writable and executable at once are none.
 pub(super) const MOST_SEGMENTS: usize = 6;
 
+/// Content that linked code only reads or runs is whole pages of the file if it has so many bytes, so that it may stay in
+/// the pages that it is read into.
+pub(super) const LEAST_IN_PAGES: u64 = 256 << 10;
+/// Bytes of a page that has one of the sizes that there are.
+pub(super) const FILE_PAGE: Alignment = match cfg!(target_arch = "x86_64") {
+    true => Alignment::new(4 << 10).unwrap(),
+    false => Alignment::new(64 << 10).unwrap(),
+};
+
 /// Most bytes of a file: all that fits a window, and as much again for the tables.
 pub(super) const LARGEST_FILE: u64 = 2 * REACH;
 
@@ -50,6 +60,31 @@ impl ImageSegment {
     pub(super) fn size(&self) -> u64 {
         u64::from(self.content) + u64::from(self.zero_fill)
     }
+
+    /// Whether its content may stay in the pages that it is read into.
+    pub(super) fn is_in_pages(&self) -> bool {
+        in_pages(self.protection, self.content.into())
+    }
+}
+
+/// See [`LEAST_IN_PAGES`].
+pub(super) fn in_pages(protection: Protection, content: u64) -> bool {
+    !protection.writable() && content >= LEAST_IN_PAGES
+}
+
+/// Where the contents of segments are in a file whose tables end at `end`.
+pub(super) fn content_places(
+    segments: &[ImageSegment],
+    mut end: u64,
+) -> impl Iterator<Item = Range<u64>> {
+    segments.iter().map(move |segment| {
+        let start = match segment.is_in_pages() {
+            true => FILE_PAGE.round_up(end).expect("files are smaller"),
+            false => end,
+        };
+        end = start + u64::from(segment.content);
+        start..end
+    })
 }
 
 /// A place in an image.
@@ -379,6 +414,26 @@ pub(super) fn encode(tables: &Tables<'_>) -> Result<Vec<u8>> {
     head.extend(output.strings);
     seal(&mut head);
     Ok(head)
+}
+
+/// What is between two contents of a file.
+static GAP: [u8; FILE_PAGE.bytes() as usize] = [0; FILE_PAGE.bytes() as usize];
+
+/// All of a file, in parts one behind the other.
+pub(super) fn file_parts<'a>(
+    head: &'a [u8],
+    segments: &[ImageSegment],
+    contents: &'a [Vec<u8>],
+) -> Vec<&'a [u8]> {
+    let (mut parts, mut end) = (vec![head], head.len() as u64);
+    for (place, content) in content_places(segments, end).zip(contents) {
+        if end < place.start {
+            parts.push(&GAP[..(place.start - end) as usize]);
+        }
+        parts.push(content);
+        end = place.end;
+    }
+    parts
 }
 
 /// Writes the checksum of header, tables and strings.

@@ -6,12 +6,16 @@ use super::key::Key;
 use super::read::{Checked, check};
 use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
+use crate::lock::Mutex;
 use crate::manager::{Contents, InFlight, Label, Manager, Segment};
+use crate::memory::staged::StagedFile;
 use crate::page::AddressRange;
 use crate::sys::{self, OwnFile, heap};
 use crc32fast::Hasher;
+use smallvec::SmallVec;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// Bytes of a content that are copied at once to be checked.
@@ -23,6 +27,8 @@ pub struct Image {
     path: String,
     file: OwnFile,
     pub(super) tables: Checked,
+    /// What was read at once. A link that is at work has it, and others read the file again.
+    staged: Mutex<Option<StagedFile>>,
 }
 
 /// A symbol of an image that is linked.
@@ -97,9 +103,24 @@ impl Image {
     }
 
     pub(super) fn of(path: &str, file: OwnFile, key: &Key) -> Result<Image> {
-        let tables = check(&file, key)?;
-        let path = heap::text(path, "open an image")?;
-        Ok(Image { path, file, tables })
+        let (tables, staged) = check(&file, key)?;
+        Ok(Image {
+            path: heap::text(path, "open an image")?,
+            file,
+            tables,
+            staged: Mutex::new(staged),
+        })
+    }
+
+    /// [`Image::of`] for a file that is read as large ones are.
+    #[cfg(test)]
+    pub(super) fn in_parts(file: OwnFile, key: &Key) -> Result<Image> {
+        Ok(Image {
+            path: "test".to_owned(),
+            tables: super::read::check_in_parts(&file, key)?,
+            file,
+            staged: Mutex::new(None),
+        })
     }
 
     /// The symbols that are outside of it, each once.
@@ -183,7 +204,7 @@ impl Image {
             *start = graph.address(index);
         }
         let mut contents = graph.contents()?;
-        self.read_contents(&mut contents)?;
+        self.fill_contents(&mut contents)?;
         self.fill_slots(&mut contents, &starts, symbols)?;
         let mut actions = heap::room_for(self.tables.actions.len(), "link an image")?;
         for action in &self.tables.actions {
@@ -219,9 +240,54 @@ impl Image {
         resolve(&names)
     }
 
-    /// Reads every content again and checks it.
-    fn read_contents(&self, contents: &mut Contents<'_>) -> Result<()> {
-        let read = contents.read_from(&self.file, self.tables.contents_at);
+    /// Gives each segment its content: the pages that it was read into when the image was opened, if they are there and the
+    /// mapper takes them, or what is read again.
+    fn fill_contents(&self, contents: &mut Contents<'_>) -> Result<()> {
+        let mut filled = [false; MOST_SEGMENTS];
+        // Never waits: in a forked child the lock may be held by a thread that is not there.
+        let staged = self.staged.try_lock().and_then(|mut staged| staged.take());
+        if let Some(mut staged) = staged.filter(StagedFile::is_here) {
+            let segments = self.tables.segments.iter().enumerate();
+            let mut adopted = false;
+            for ((index, segment), place) in segments.zip(self.tables.content_places()) {
+                filled[index] = may_stay(segment) && {
+                    let protection = segment.protection;
+                    let answer = contents.adopt(index, protection, &mut staged, place.clone());
+                    answer.map_err(|error| self.in_linking(error))?
+                };
+                adopted |= filled[index];
+                if let (false, Some(bytes)) = (filled[index], staged.bytes(place)) {
+                    let written = contents.write_all(index, bytes);
+                    written.map_err(|error| self.not_filled(error))?;
+                    filled[index] = true;
+                }
+            }
+            // What is left is little then.
+            if let (true, Some(mut kept)) = (adopted, self.staged.try_lock()) {
+                *kept = Some(staged);
+            }
+        }
+        let places = self.tables.content_places().enumerate();
+        let left: SmallVec<[_; MOST_SEGMENTS]> =
+            places.filter(|(index, _)| !filled[*index]).collect();
+        let follows = |one: &(usize, Range<u64>), next: &(usize, Range<u64>)| {
+            one.0 + 1 == next.0 && one.1.end == next.1.start
+        };
+        for run in left.chunk_by(follows) {
+            let (first, place) = &run[0];
+            self.read_again(*first..first + run.len(), place.start, contents)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the contents of some segments again, which are one behind the other in the file, and checks them.
+    fn read_again(
+        &self,
+        segments: Range<usize>,
+        at: u64,
+        contents: &mut Contents<'_>,
+    ) -> Result<()> {
+        let read = contents.read_from(segments.clone(), &self.file, at);
         match read {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(self.has_changed("has fewer bytes"));
@@ -231,11 +297,10 @@ impl Image {
                 let error = Error::new(Status::OutOfMemory, what);
                 return Err(error.remedy("free memory, or raise the memory limit"));
             }
-            other => other.map_err(|error| {
-                of_file("read it again", error).context(format!("link image {}", self.path))
-            })?,
+            other => other.map_err(|error| self.in_linking(of_file("read it again", error)))?,
         }
-        for (index, segment) in self.tables.segments.iter().enumerate() {
+        for index in segments {
+            let segment = &self.tables.segments[index];
             let (mut checksum, mut part) = (Hasher::new(), [0; CHECKED_AT_ONCE]);
             for start in (0..segment.content).step_by(part.len()) {
                 let size = part.len().min((segment.content - start) as usize);
@@ -247,6 +312,21 @@ impl Image {
             }
         }
         Ok(())
+    }
+
+    #[cold]
+    fn not_filled(&self, error: io::Error) -> Error {
+        self.in_linking(match error.kind() {
+            io::ErrorKind::OutOfMemory => {
+                let error = Error::new(Status::OutOfMemory, "the system has no memory for it");
+                error.remedy("free memory, or raise the memory limit")
+            }
+            _ => of_file("read it again", error),
+        })
+    }
+
+    fn in_linking(&self, error: Error) -> Error {
+        error.context(format!("link image {}", self.path))
     }
 
     #[cold]
@@ -312,6 +392,12 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// Whether the pages that a content was read into may become those of its segment. What is larger than a huge page is
+/// copied, so that it can be put into such.
+fn may_stay(segment: &ImageSegment) -> bool {
+    segment.is_in_pages() && u64::from(segment.content) < sys::huge_page_size().bytes()
 }
 
 /// A call, once slots are filled.

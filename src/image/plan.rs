@@ -2,8 +2,8 @@
 //! What goes where in an image: segments of one protection become one, and what depends on addresses a slot.
 
 use super::format::{
-    ActionPlaces, CallPlaces, ExportedSymbol, FrameSection, ImageSegment, Place, Slot, SlotValue,
-    Tables, may_be_copied,
+    ActionPlaces, CallPlaces, ExportedSymbol, FILE_PAGE, FrameSection, ImageSegment, Place, Slot,
+    SlotValue, Tables, in_pages, may_be_copied,
 };
 use super::graphs::Graphs;
 use super::key::Key;
@@ -79,15 +79,30 @@ impl Filling {
         Ok(())
     }
 
-    fn finished(&self) -> ImageSegment {
-        ImageSegment {
+    fn finish(&mut self) -> Result<ImageSegment> {
+        if in_pages(self.protection, self.content.len() as u64) {
+            self.fill_pages()?;
+        }
+        Ok(ImageSegment {
             protection: self.protection,
             alignment: self.alignment,
             // Both are at most a window's.
             content: self.content.len() as u32,
             zero_fill: self.zero_fill as u32,
             checksum: crc32fast::hash(&self.content),
-        }
+        })
+    }
+
+    /// Lets the content be whole pages, of which there is no other.
+    fn fill_pages(&mut self) -> Result<()> {
+        self.alignment = self.alignment.max(FILE_PAGE);
+        let size = self.content.len() as u64;
+        let more = FILE_PAGE.round_up(size).expect("windows are smaller") - size;
+        let room = self.content.try_reserve(more as usize);
+        room.map_err(|_| heap::exhausted("store an image"))?;
+        self.content.resize((size + more) as usize, 0);
+        self.zero_fill = self.zero_fill.saturating_sub(more);
+        Ok(())
     }
 }
 
@@ -501,7 +516,10 @@ pub(super) fn plan<'a>(recorded: &'a Graphs, key: &'a Key) -> Result<(Tables<'a>
     }
     let frames = join_frames(&layout, frames)?;
     let slots = evaluate(&mut layout, slots)?;
-    let segments: Vec<_> = layout.segments.iter().map(Filling::finished).collect();
+    let mut segments = heap::room_for(layout.segments.len(), "store an image")?;
+    for segment in &mut layout.segments {
+        segments.push(segment.finish()?);
+    }
     if segments.iter().map(ImageSegment::size).sum::<u64>() > REACH {
         let error = Error::new(
             Status::WindowFull,

@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Reading a file and checking all of it. Of the tables, slots stay as the file has them: there may be more of them
-//! than of anything else. Contents are checked and not kept; what makes an allocation of them reads them again.
+//! than of anything else. A file that is neither small nor large is read at once into memory that its code may stay in;
+//! contents of others are checked and not kept, and what makes an allocation of them reads them again.
 
 use super::format::{
     ACTION, ActionPlaces, COUNTS, CallPlaces, EXPORT, FRAME, FrameSection, HEADER, ImageSegment,
-    KEY_PART, LARGEST_ALIGNMENT, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT, SLOT, SLOT_GROUP,
-    SYMBOL, SlotGroup, SlotValue, VERSION, may_be_copied,
+    KEY_PART, LARGEST_ALIGNMENT, LEAST_IN_PAGES, MAGIC, MOST_SEGMENTS, PREAMBLE, Place, SEGMENT,
+    SLOT, SLOT_GROUP, SYMBOL, SlotGroup, SlotValue, VERSION, content_places, may_be_copied,
 };
 use super::key::Key;
 use super::recorder::of_file;
 use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::Protection;
 use crate::memory::placement::REACH;
+use crate::memory::staged::StagedFile;
 use crate::page::Alignment;
 use crate::sys::{OwnFile, heap};
 use crc32fast::Hasher;
 use std::io;
+use std::ops::{Range, RangeInclusive};
 
 /// An eighth of the file is read first, where most have all of their tables, but no fewer and no more bytes than these.
 const LEAST_FIRST: u64 = 64 << 10;
@@ -26,6 +29,10 @@ const MOST_FIRST: u64 = 1 << 20;
 const PART: u64 = 256 << 10;
 const MOST_PARTS: u64 = 4;
 const LARGEST_PART: u64 = 4 << 20;
+
+/// Files of so many bytes are read at once. Smaller ones hardly have what could stay in its pages, and larger ones are
+/// not to have as much memory.
+const STAGED: RangeInclusive<u64> = LEAST_IN_PAGES + (64 << 10)..=8 << 20;
 
 /// What the tables of a file have, all of which was checked.
 #[derive(Debug)]
@@ -40,8 +47,8 @@ pub(super) struct Checked {
     pub(super) exports: Vec<Exported>,
     pub(super) frames: Vec<FrameSection>,
     pub(super) actions: Vec<ActionPlaces>,
-    /// Where the contents of the segments are in the file, one behind the other.
-    pub(super) contents_at: u64,
+    /// Where the tables end in the file. Contents are behind that.
+    pub(super) end: u64,
 }
 
 /// Where a name is in the names. No file is larger than 4 GiB.
@@ -66,6 +73,11 @@ pub(super) struct Exported {
 }
 
 impl Checked {
+    /// Where the content of each segment is in the file.
+    pub(super) fn content_places(&self) -> impl Iterator<Item = Range<u64>> {
+        content_places(&self.segments, self.end)
+    }
+
     pub(super) fn name(&self, name: Name) -> &str {
         name.of(&self.names)
     }
@@ -183,8 +195,25 @@ fn inconsistent(what: &str) -> Error {
 }
 
 /// Reads a file and checks all of it.
-pub(super) fn check(file: &OwnFile, key: &Key) -> Result<Checked> {
+pub(super) fn check(file: &OwnFile, key: &Key) -> Result<(Checked, Option<StagedFile>)> {
+    if STAGED.contains(&file.size()) {
+        if let Some(staged) = StagedFile::copy(file).map_err(not_read)? {
+            let read = staged.bytes(0..file.size()).expect("none was moved");
+            let checked = check_read(file, read, size_of_head(read, file.size())?, key)?;
+            return Ok((checked, Some(staged)));
+        }
+    }
+    Ok((check_in_parts(file, key)?, None))
+}
+
+/// The same without keeping anything of the contents.
+pub(super) fn check_in_parts(file: &OwnFile, key: &Key) -> Result<Checked> {
     let (read, head) = read_head(file)?;
+    check_read(file, &read, head, key)
+}
+
+/// Checks all of a file of which some bytes were read, all those of its tables among them.
+fn check_read(file: &OwnFile, read: &[u8], head: usize, key: &Key) -> Result<Checked> {
     let (head, behind) = read.split_at(head);
     let checked = check_head(head, file.size(), key)?;
     check_contents(file, &checked, behind)?;
@@ -310,7 +339,7 @@ fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
         names: heap::text(names.all, "open an image")?,
         slots: heap::copy_of(records, "open an image")?,
         slot_groups,
-        contents_at: head.len() as u64,
+        end: head.len() as u64,
         segments,
         symbols,
         exports,
@@ -318,7 +347,7 @@ fn check_head(head: &[u8], whole: u64, key: &Key) -> Result<Checked> {
         actions,
     };
     check_numbers(&checked, records)?;
-    check_sizes(&checked.segments, checked.contents_at, whole)?;
+    check_sizes(&checked, whole)?;
     Ok(checked)
 }
 
@@ -489,41 +518,86 @@ impl PointersToFunctions {
     }
 }
 
-/// Checks that the contents are all that follows tables of `head` bytes in a file of `whole`.
-fn check_sizes(segments: &[ImageSegment], head: u64, whole: u64) -> Result<()> {
-    let contents = segments.iter().map(|segment| u64::from(segment.content));
-    match whole.checked_sub(head + contents.sum::<u64>()) {
+/// Checks that the contents are all that follows the tables in a file of `whole` bytes.
+fn check_sizes(checked: &Checked, whole: u64) -> Result<()> {
+    let end = checked.content_places().last();
+    match whole.checked_sub(end.map_or(checked.end, |place| place.end)) {
         None => Err(torn()),
         Some(0) => Ok(()),
         Some(more) => Err(damaged(format!("{more} bytes follow its end"))),
     }
 }
 
+/// What is left of a file, some of which was read.
+struct Rest<'a> {
+    file: &'a OwnFile,
+    /// Bytes that were read with the tables and not used yet.
+    behind: &'a [u8],
+    /// A part that was read later, and how much of it was used.
+    part: Vec<u8>,
+    used: usize,
+    /// Where the file goes on.
+    at: u64,
+}
+
+impl<'a> Rest<'a> {
+    fn new(file: &'a OwnFile, checked: &Checked, behind: &'a [u8]) -> Result<Rest<'a>> {
+        let at = checked.end + behind.len() as u64;
+        let left = file.size().saturating_sub(at);
+        let most = left.min(left.div_ceil(MOST_PARTS).clamp(PART, LARGEST_PART)) as usize;
+        Ok(Rest {
+            file,
+            behind,
+            part: heap::room_for(most, "open an image")?,
+            used: 0,
+            at,
+        })
+    }
+
+    /// Shows the next `size` bytes, in as many parts as they were read in.
+    fn take(&mut self, mut size: usize, mut show: impl FnMut(&[u8])) -> Result<()> {
+        while size > 0 {
+            let (shown, behind) = self.behind.split_at(size.min(self.behind.len()));
+            self.behind = behind;
+            show(shown);
+            size -= shown.len();
+            if size == 0 {
+                break;
+            }
+            if self.used == self.part.len() {
+                let next = (self.file.size() - self.at).min(self.part.capacity() as u64) as usize;
+                self.part.clear();
+                let read = self.file.read(&mut self.part, next, self.at);
+                read.map_err(not_read)?;
+                (self.used, self.at) = (0, self.at + self.part.len() as u64);
+            }
+            let part = &self.part[self.used..];
+            let shown = &part[..size.min(part.len())];
+            show(shown);
+            self.used += shown.len();
+            size -= shown.len();
+        }
+        Ok(())
+    }
+}
+
 /// Checks that the contents are what was stored. `behind` has those of their bytes that were read with the tables.
 fn check_contents(file: &OwnFile, checked: &Checked, behind: &[u8]) -> Result<()> {
-    let (mut start, mut part) = (checked.contents_at + behind.len() as u64, behind);
-    let left = file.size().saturating_sub(start);
-    let most = left.min(left.div_ceil(MOST_PARTS).clamp(PART, LARGEST_PART)) as usize;
-    let mut buffer = heap::room_for(most, "open an image")?;
-    for segment in &checked.segments {
-        let (mut checksum, mut missing) = (Hasher::new(), segment.content as usize);
-        while missing > 0 {
-            if part.is_empty() {
-                buffer.clear();
-                let size = most.min((file.size() - start) as usize);
-                file.read(&mut buffer, size, start).map_err(not_read)?;
-                start += buffer.len() as u64;
-                part = &buffer;
-            }
-            let (here, rest) = part.split_at(missing.min(part.len()));
-            checksum.update(here);
-            missing -= here.len();
-            part = rest;
+    let (mut rest, mut end) = (Rest::new(file, checked, behind)?, checked.end);
+    for (segment, place) in checked.segments.iter().zip(checked.content_places()) {
+        let mut zeros = true;
+        let gap = (place.start - end) as usize;
+        rest.take(gap, |bytes| zeros &= bytes.iter().all(|byte| *byte == 0))?;
+        if !zeros {
+            return Err(inconsistent("what is between two contents is not zero"));
         }
+        let mut checksum = Hasher::new();
+        rest.take(segment.content as usize, |bytes| checksum.update(bytes))?;
         if checksum.finalize() != segment.checksum {
             let what = "the content of a segment is not what was stored: the checksum differs";
             return Err(damaged(what));
         }
+        end = place.end;
     }
     Ok(())
 }

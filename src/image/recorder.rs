@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! Collecting graphs while they are linked, and writing them to a file.
 
-use super::format::{LARGEST_ALIGNMENT, encode};
+use super::format::{LARGEST_ALIGNMENT, encode, file_parts};
 use super::graphs::Graphs;
 use super::key::Key;
 use super::plan::plan;
@@ -160,8 +160,7 @@ impl Recorder {
     fn write(&self, path: &Path, key: &Key) -> Result<()> {
         let (tables, contents) = plan(&self.graphs, key)?;
         let head = encode(&tables)?;
-        let mut parts: Vec<&[u8]> = vec![&head];
-        parts.extend(contents.iter().map(Vec::as_slice));
+        let parts = file_parts(&head, &tables.segments, &contents);
         let replaced = sys::replace_own_file(path, &parts);
         match replaced.map_err(|error| of_file("write it", error))? {
             Replaced::Durably => Ok(()),

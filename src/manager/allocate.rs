@@ -8,13 +8,16 @@ use super::piece::{Piece, Place, RequestLayout};
 use super::records::Key;
 use super::reservations::{Draft, Reservations};
 use super::windows::{Detached, Growth, Windows};
-use super::{Allocated, Request};
+use super::{Allocated, HugePages, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
+use crate::group::Protection;
+use crate::memory::staged::StagedFile;
 use crate::page::AddressRange;
 use crate::transport::limits::Asked;
 use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
@@ -55,6 +58,20 @@ pub(super) struct Waiting {
 }
 
 impl Flow<Windows> {
+    /// Has an allocation that was just handed out show staged pages, if the mapper can. What has them gets no huge page.
+    pub(super) fn adopt(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        staged: &mut StagedFile,
+        pages: Range<u64>,
+    ) -> Result<bool> {
+        match self.options.huge_pages {
+            HugePages::OnCall => self.mapper.adopt(part, protection, staged, pages),
+            HugePages::WhereLarge => Ok(false),
+        }
+    }
+
     /// Serves a request, if that takes no waiting. A chunk may be made for it.
     pub(super) fn try_allocate(self: &Arc<Self>, request: &Request) -> Option<Result<Allocated>> {
         self.try_allocate_after(Tried::default(), request)

@@ -14,10 +14,14 @@ use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
+use crate::group::Protection;
 use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Registration, Reserved};
+use crate::memory::staged::StagedFile;
+use crate::page::AddressRange;
 use crate::sys;
 use crate::transport::deadlines::limited;
 use crate::transport::limits::Asked;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A manager's flow; its clones are the same one.
@@ -410,6 +414,22 @@ impl Core {
         // SAFETY: as the caller says.
         let answer = either!(self, handle, flow => unsafe { flow.contents(handle, segments) });
         self.named(handle, answer)
+    }
+
+    /// See [`Contents::adopt`](super::in_flight::Contents::adopt).
+    pub(super) fn adopt(
+        &self,
+        handle: u64,
+        part: AddressRange,
+        protection: Protection,
+        staged: &mut StagedFile,
+        pages: Range<u64>,
+    ) -> Result<bool> {
+        match &self.0 {
+            Division::Windows(arenas) => arenas.of(handle).adopt(part, protection, staged, pages),
+            // What they reserve is the executor's.
+            Division::Reservations(_) => Ok(false),
+        }
     }
 
     pub(crate) fn set_quota(&self, quota: Option<u64>) -> Result<()> {

@@ -5,13 +5,16 @@ use super::core::Core;
 use super::{Allocated, AllocationHandle, SegmentMemory};
 use crate::completion::{Completion, wait};
 use crate::error::{Result, invalid_handle};
+use crate::group::Protection;
 use crate::mapper::{Action, Registration};
+use crate::memory::staged::StagedFile;
 use crate::memory::writer::Writer;
+use crate::page::AddressRange;
 use crate::sys::OwnFile;
 use smallvec::SmallVec;
 use std::fmt;
 use std::io;
-use std::marker::PhantomData;
+use std::ops::Range;
 
 /// An allocation whose content is being written: from [`Manager::allocate`](super::Manager::allocate)
 /// to [`InFlight::finalize`]. Dropping it gives it up.
@@ -80,7 +83,7 @@ impl InFlight {
         let writers = unsafe { self.core.contents(self.handle, self.segments.len()) }?;
         Ok(Contents {
             writers,
-            _graph: PhantomData,
+            graph: self,
         })
     }
 
@@ -182,13 +185,42 @@ pub(super) type ContentWriters = SmallVec<[Writer; 4]>;
 /// segment, or for bytes outside of its content.
 pub(crate) struct Contents<'a> {
     writers: ContentWriters,
-    _graph: PhantomData<&'a mut InFlight>,
+    graph: &'a mut InFlight,
 }
 
 impl Contents<'_> {
-    /// Fills the content of all segments, one behind the other, with the bytes of a file from `at` on.
-    pub(crate) fn read_from(&mut self, file: &OwnFile, at: u64) -> io::Result<()> {
-        Writer::read_from(&self.writers, file, at)
+    /// Makes staged pages the content of a segment of which nothing was written, where its mapper can do that.
+    ///
+    /// # Errors
+    /// If its memory can never be used again. The manager keeps all of the allocation then.
+    pub(crate) fn adopt(
+        &mut self,
+        segment: usize,
+        protection: Protection,
+        staged: &mut StagedFile,
+        pages: Range<u64>,
+    ) -> Result<bool> {
+        let InFlight { core, handle, .. } = &*self.graph;
+        let size = self.writers[segment].size();
+        let part = AddressRange::new(self.graph.address(segment), size);
+        let part = part.expect("an allocation ends");
+        let adopted = core.adopt(*handle, part, protection, staged, pages);
+        adopted.inspect_err(|_| self.graph.handle = 0)
+    }
+
+    /// Fills the content of some segments, one behind the other, with the bytes of a file from `at` on.
+    pub(crate) fn read_from(
+        &mut self,
+        segments: Range<usize>,
+        file: &OwnFile,
+        at: u64,
+    ) -> io::Result<()> {
+        Writer::read_from(&self.writers[segments], file, at)
+    }
+
+    /// Writes all of a segment's content.
+    pub(crate) fn write_all(&mut self, segment: usize, bytes: &[u8]) -> io::Result<()> {
+        self.writers[segment].write_all(bytes)
     }
 
     /// Copies bytes of a segment out. An executor that shares writable ones may have changed them.

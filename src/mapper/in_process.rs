@@ -13,6 +13,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::memory::placement::Placement;
 use crate::memory::reservation::Reservation;
+use crate::memory::staged::StagedFile;
 use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
@@ -21,6 +22,7 @@ use crate::sys::{self, AtForkMutex};
 use crate::unwind::{registration, unwinder};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,10 +123,14 @@ impl InProcess {
     }
 
     /// Has something done with the view that holds a range.
-    fn with_view(&self, range: AddressRange, act: impl FnOnce(&View) -> Result<()>) -> Result<()> {
-        let windows = self.windows.lock();
-        let view = windows.iter().find_map(|window| {
-            let (_, view) = window.views.range(..=range.start()).next_back()?;
+    fn with_view<T>(
+        &self,
+        range: AddressRange,
+        act: impl FnOnce(&mut View) -> Result<T>,
+    ) -> Result<T> {
+        let mut windows = self.windows.lock();
+        let view = windows.iter_mut().find_map(|window| {
+            let (_, view) = window.views.range_mut(..=range.start()).next_back()?;
             view.executor().contains(range).then_some(view)
         });
         act(view.ok_or_else(|| invalid_argument(format!("{range:?} lies in no chunk")))?)
@@ -461,6 +467,16 @@ impl MemoryMapper for InProcess {
 
     fn collapse(&self, pages: AddressRange) -> Result<()> {
         self.with_view(pages, |view| view.collapse(pages))
+    }
+
+    fn adopt(
+        &self,
+        part: AddressRange,
+        protection: Protection,
+        staged: &mut StagedFile,
+        pages: Range<u64>,
+    ) -> Result<bool> {
+        self.with_view(part, |view| view.adopt(part, protection, staged, pages))
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

@@ -32,10 +32,11 @@ pub use service::{GroupChange, GroupEvent, GroupExecutor, GroupObserver};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::group::AllocGroup;
+use crate::group::{AllocGroup, Protection};
 use crate::memory::buffer::Buffer;
 use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
+use crate::memory::staged::StagedFile;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
 use crate::sys;
@@ -43,6 +44,7 @@ use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
 use crate::unwind::registration;
 use smallvec::SmallVec;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What the manager must know of a mapper before it divides anything.
@@ -536,6 +538,21 @@ pub(crate) trait MemoryMapper: MapperBase {
             Status::Unsupported,
             "make a huge page: a host's own mapper has its pages itself; have it ask for them",
         ))
+    }
+
+    /// Has a part of a chunk show staged pages, so that their content need not be written there. It is an allocation
+    /// that was just handed out, of whole pages. `false` if it is to be written.
+    ///
+    /// # Errors
+    /// If the part can never be used again.
+    fn adopt(
+        &self,
+        _part: AddressRange,
+        _protection: Protection,
+        _staged: &mut StagedFile,
+        _pages: Range<u64>,
+    ) -> Result<bool> {
+        Ok(false)
     }
 
     /// Gives back the memory of a chunk that was prepared as [`Discards::AllBut`], but for the pages in

@@ -23,6 +23,8 @@ pub(crate) mod reservation;
 pub(crate) mod runs;
 pub(crate) mod slab;
 #[allow(unsafe_code)]
+pub(crate) mod staged;
+#[allow(unsafe_code)]
 pub(crate) mod view;
 pub(crate) mod window;
 #[allow(unsafe_code)]

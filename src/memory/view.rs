@@ -10,6 +10,7 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, explain_mapping};
 use std::os::fd::OwnedFd;
 
+mod adoption;
 mod private;
 mod renewal;
 

@@ -30,6 +30,9 @@ impl Word {
     }
 }
 
+/// From so many bytes on it takes less time to have the system take all their pages ahead.
+const TAKEN_AT_ONCE: u64 = 32 << 10;
+
 /// Patterns are copied in blocks of at most so many bytes, which stay in the processor's first cache.
 const PATTERN_BLOCK: usize = 4096;
 
@@ -50,6 +53,11 @@ unsafe impl Sync for Writer {}
 #[cold]
 fn outside(offset: u64, size: u64) -> ! {
     panic!("{offset}+{size} is outside");
+}
+
+/// Whether there is no memory for pages.
+fn is_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EFAULT))
 }
 
 impl Writer {
@@ -184,8 +192,27 @@ impl Writer {
     pub(crate) fn read_from(writers: &[Writer], file: &OwnFile, at: u64) -> io::Result<()> {
         let part = |writer: &Writer| (writer.start.expose_provenance() as u64, writer.size);
         let parts: SmallVec<[_; 8]> = writers.iter().map(part).collect();
+        for (address, size) in parts.iter().filter(|(_, size)| *size >= TAKEN_AT_ONCE) {
+            // Where the system refuses it, each page is taken when it is written.
+            let _ = sys::take(*address, *size);
+        }
         // SAFETY: mapped and ours to write, and no Rust objects lie there.
         unsafe { file.read_to(&parts, at) }
+    }
+
+    /// Writes as many bytes as there are, and has the system take the pages before. `OutOfMemory` if it has none for them.
+    pub(crate) fn write_all(self, bytes: &[u8]) -> io::Result<()> {
+        if self.size >= TAKEN_AT_ONCE {
+            match sys::take(self.start.expose_provenance() as u64, self.size) {
+                Err(error) if is_of_memory(&error) => {
+                    return Err(io::ErrorKind::OutOfMemory.into());
+                }
+                // Where the system refuses it, each page is taken when it is written.
+                _ => {}
+            }
+        }
+        self.write(0, bytes);
+        Ok(())
     }
 
     /// Writes bytes.

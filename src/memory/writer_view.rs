@@ -4,6 +4,7 @@
 use super::pages::PageSet;
 use super::placement::{far_place, random_below};
 use super::reservation::{count_lost, range, unmap};
+use super::staged::StagedFile;
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::group::Protection;
@@ -11,7 +12,12 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, OwnerProcess, explain_mapping};
 use std::ffi::CStr;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
+
+/// Each part that shows other pages than the rest takes two mappings more for each view, and the kernel allows a process
+/// so many.
+const MOST_ADOPTED: u32 = 16;
 
 /// How many places are tried before the kernel chooses one.
 const MOST_TRIES: usize = 4;
@@ -56,6 +62,8 @@ fn is_denied(error: &io::Error) -> bool {
 pub(crate) struct WriterView {
     start: u64,
     size: u64,
+    /// How many parts show other pages than those that it was made for.
+    adopted: u32,
     /// The process that mapped it.
     owner: OwnerProcess,
 }
@@ -107,6 +115,7 @@ impl WriterView {
         let view = WriterView {
             start,
             size,
+            adopted: 0,
             owner: OwnerProcess::current(),
         };
         view.keep()?;
@@ -264,8 +273,8 @@ impl WriterView {
         let failed = failed(size);
         // Where the file system may be small, a page that is not there would be a SIGBUS later.
         sys::take_part(file, offset, size).map_err(|e| failed("fallocate", e))?;
-        let start =
-            sys::map_part(file, offset, size).map_err(|e| failed("map the writer view", e))?;
+        let start = sys::map_part(file, offset, size, Protection::NONE)
+            .map_err(|e| failed("map the writer view", e))?;
         WriterView::at(start, size)
     }
 
@@ -295,6 +304,29 @@ impl WriterView {
         assert!(end.is_some_and(|end| end <= self.size), "outside the view");
         // SAFETY: mapped by this view alone; the caller of the mapper uses nothing there.
         unsafe { sys::remove(self.start + offset, size) }
+    }
+
+    /// Whether a part may show pages that were made elsewhere.
+    pub(super) fn may_adopt(&self) -> bool {
+        self.adopted < MOST_ADOPTED && self.owner.is_current()
+    }
+
+    /// Shows pages of a staged file in place of those from `offset` on.
+    ///
+    /// # Errors
+    /// What the system says; the view is as it was then.
+    pub(super) fn adopt(
+        &mut self,
+        offset: u64,
+        staged: &mut StagedFile,
+        pages: Range<u64>,
+    ) -> io::Result<()> {
+        let end = offset.checked_add(pages.end - pages.start);
+        assert!(end.is_some_and(|end| end <= self.size), "outside the view");
+        // SAFETY: a part of this view, of which the caller of the mapper has written nothing.
+        unsafe { staged.move_to(pages, self.start + offset) }?;
+        self.adopted += 1;
+        Ok(())
     }
 
     /// Where it is.

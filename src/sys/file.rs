@@ -6,9 +6,10 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::FlockOperation;
 use rustix::io::{Errno, retry_on_intr};
 use smallvec::SmallVec;
+use std::ffi::CStr;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,9 +22,6 @@ const WRITABLE_BY_OTHERS: u32 = 0o022;
 fn refused(kind: io::ErrorKind, why: impl Into<String>) -> io::Error {
     io::Error::new(kind, why.into())
 }
-
-/// From so many bytes on it takes less time to have the system take all their pages ahead.
-const TAKEN_AT_ONCE: u64 = 32 << 10;
 
 /// The system takes no more parts in one call.
 const IOV_MAX: usize = 1024;
@@ -77,6 +75,12 @@ impl OwnFile {
         self.size
     }
 
+    /// A memfd with the same content; `None` where the system makes none. `UnexpectedEof` if the file has become
+    /// smaller.
+    pub(crate) fn copy_in_memory(&self, name: &CStr) -> io::Result<Option<OwnedFd>> {
+        super::copy_in_memory(name, &self.file, self.size)
+    }
+
     /// Reads `size` bytes from `at` on to the end of a buffer that has room for them, or some more where it has room for
     /// more. `UnexpectedEof` if there are not as many.
     pub(crate) fn read(&self, buffer: &mut Vec<u8>, size: usize, at: u64) -> io::Result<()> {
@@ -99,10 +103,6 @@ impl OwnFile {
     /// # Safety
     /// The parts are mapped and writable, and no Rust object lies there.
     pub(crate) unsafe fn read_to(&self, parts: &[(u64, u64)], mut at: u64) -> io::Result<()> {
-        for (address, size) in parts.iter().filter(|(_, size)| *size >= TAKEN_AT_ONCE) {
-            // Where the system refuses it, each page is taken when it is written.
-            let _ = super::raw::take(*address, *size);
-        }
         let part = |(address, size): &(u64, u64)| libc::iovec {
             iov_base: std::ptr::with_exposed_provenance_mut(*address as usize),
             iov_len: *size as usize,

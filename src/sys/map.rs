@@ -163,10 +163,14 @@ pub(crate) fn map_file(
     map(at, size, Content::file(file, 0, protection))
 }
 
-/// Maps `size` bytes of `file` from `offset` on, shared and without access rights, anywhere.
-pub(crate) fn map_part(file: BorrowedFd<'_>, offset: u64, size: u64) -> io::Result<u64> {
-    let content = Content::file(file, offset, Protection::NONE);
-    map(At::Anywhere, size, content)
+/// Maps `size` bytes of `file` from `offset` on, shared, anywhere.
+pub(crate) fn map_part(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    size: u64,
+    protection: Protection,
+) -> io::Result<u64> {
+    map(At::Anywhere, size, Content::file(file, offset, protection))
 }
 
 /// Maps private zeroed memory in place of what is there.

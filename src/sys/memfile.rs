@@ -3,6 +3,7 @@
 
 use super::gate;
 use memfd::{FileSeal, Memfd};
+use rustix::io::Errno;
 use rustix::process::Resource;
 use std::ffi::CStr;
 use std::fs::File;
@@ -24,6 +25,44 @@ fn create(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
+fn create_without_exec(name: &CStr) -> io::Result<File> {
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // NOEXEC_SEAL forbids exec of the file, not executable mappings, and is all that
+    // vm.memfd_noexec=2 admits; kernels before 6.3 do not know it and answer EINVAL.
+    match create(name, flags | libc::MFD_NOEXEC_SEAL) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(name, flags),
+        other => other,
+    }
+}
+
+/// A memfd that holds the first `size` bytes of a file, which are copied without being mapped. `None` where the system
+/// makes none, has no memory for it, or does not copy such a file.
+pub(crate) fn copy_in_memory(
+    name: &CStr,
+    file: impl AsFd,
+    size: u64,
+) -> io::Result<Option<OwnedFd>> {
+    // Beyond it the call would not only fail, it would send SIGXFSZ.
+    if MemFile::largest().is_some_and(|most| size > most) {
+        return Ok(None);
+    }
+    let Ok(copy) = create_without_exec(name) else {
+        return Ok(None);
+    };
+    let mut copied = 0;
+    while copied < size {
+        gate("sendfile")?;
+        let left = (size - copied) as usize;
+        match rustix::fs::sendfile(&copy, &file, Some(&mut copied), left) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::INVAL | Errno::NOMEM | Errno::NOSPC | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Some(copy.into()))
+}
+
 fn not_a_memfd(error: impl std::fmt::Debug) -> io::Error {
     io::Error::other(format!("the descriptor is no sealable memfd: {error:?}"))
 }
@@ -39,13 +78,7 @@ impl MemFile {
 
     /// A file of `size` bytes.
     pub(crate) fn new(name: &CStr, size: u64) -> io::Result<MemFile> {
-        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-        // NOEXEC_SEAL forbids exec of the file, not executable mappings, and is all that
-        // vm.memfd_noexec=2 admits; kernels before 6.3 do not know it and answer EINVAL.
-        let file = match create(name, flags | libc::MFD_NOEXEC_SEAL) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => create(name, flags)?,
-            other => other?,
-        };
+        let file = create_without_exec(name)?;
         // Beyond it the call would not only fail, it would send SIGXFSZ.
         if MemFile::largest().is_some_and(|most| size > most) {
             return Err(io::Error::from_raw_os_error(libc::EFBIG));

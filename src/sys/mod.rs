@@ -85,7 +85,7 @@ pub(crate) use map::{
     reserve, unmap,
 };
 pub(crate) use maps::{Mapping, is_private_memory, is_reserved, libc_address, mappings, touched};
-pub(crate) use memfile::MemFile;
+pub(crate) use memfile::{MemFile, copy_in_memory};
 pub(crate) use numbering::Numbering;
 pub(crate) use orphans::Orphans;
 pub(crate) use pages::Pages;
@@ -93,7 +93,7 @@ pub(crate) use program::{
     OwnThread, call_int, call_main, call_on_frames, call_unwinder, call_void, fit_heap_to_limit,
     set_stack_size, spawn_for_programs, start_own_thread,
 };
-pub(crate) use raw::{Memory, discard};
+pub(crate) use raw::{Memory, discard, take};
 pub(crate) use shared_words::{SharedWord, shared_words};
 pub(crate) use shm::{SharedName, punch_hole, take_part, take_shared_memory};
 pub(crate) use socket::random;

@@ -20,7 +20,7 @@ enum Need {
 const MOST_AHEAD: u64 = 64 << 10;
 
 /// Takes the pages of memory that is about to be written.
-pub(super) fn take(address: u64, size: u64) -> io::Result<()> {
+pub(crate) fn take(address: u64, size: u64) -> io::Result<()> {
     let range = AddressRange::new(address, size);
     let pages = range.and_then(|range| range.rounded_out(super::page_size()));
     populate(pages.ok_or(io::ErrorKind::InvalidInput)?, Need::Write)

@@ -2,11 +2,15 @@
 //! Files: changed by others, written and read.
 
 use super::*;
-use crate::image::format::{ActionPlaces, seal};
+use crate::image::format::{ActionPlaces, LEAST_IN_PAGES, seal};
+use crate::image::recorder::of_file;
+use crate::manager::{HugePages, InFlight};
+use crate::sys;
 use crate::sys::fault::Faults;
+use crate::sys::testing::reading;
 use proptest::prelude::*;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A folder of a test's own.
 struct Folder(PathBuf);
@@ -43,19 +47,16 @@ fn every_changed_byte_is_noticed() {
     }
 }
 
-/// One whose tables are more than what is read first, and whose contents are more than one part.
+/// One whose tables are more than what is read first of a large file, whose contents are more than one part, and whose
+/// code is in pages.
 fn large() -> Vec<u8> {
     const SLOTS: u64 = 60_000;
     let mut recorder = Recorder::default();
-    let content = |seed: u32, size: u32| -> Vec<u8> {
-        (0..size)
-            .map(|at| (at.wrapping_mul(seed) >> 7) as u8)
-            .collect()
-    };
-    let (code, mut data) = (content(2_654_435_761, 700_001), content(40_503, 900_000));
+    let mut data = pattern(40_503, DATA_SIZE);
     for (index, slot) in (0..SLOTS).zip(data.chunks_mut(8)) {
         slot.copy_from_slice(&(0x7000_0000_0000 + index).to_le_bytes());
     }
+    let code = pattern(2_654_435_761, CODE_SIZE);
     let import = |index| Import {
         slot: DATA + 8 * index,
         symbol: "outside",
@@ -83,34 +84,215 @@ fn large() -> Vec<u8> {
     file_of(&recorder)
 }
 
+const CODE_SIZE: usize = 700_001;
+const DATA_SIZE: usize = 900_000;
+
+fn pattern(seed: u32, size: usize) -> Vec<u8> {
+    (0..size as u32)
+        .map(|at| (at.wrapping_mul(seed) >> 7) as u8)
+        .collect()
+}
+
+/// Where the contents of [`large`] are: data, and code.
+fn places_in(file: &[u8]) -> [std::ops::Range<usize>; 2] {
+    let places: Vec<_> = check_file(file).unwrap().content_places().collect();
+    [&places[0], &places[1]].map(|place| place.start as usize..place.end as usize)
+}
+
 #[test]
-fn a_large_file_is_read_in_parts_and_every_part_is_checked() {
+fn what_stays_in_its_pages_has_whole_ones_in_the_file_with_zeros_in_front() {
     let file = large();
-    let head = head(&file);
-    assert!(head > file.len() / 8, "{head}");
-    let image = open(file.clone()).unwrap();
-    let linked = image.link(&manager(), Dylib::NONE, |_| Ok(vec![1000]));
-    let mut linked = linked.unwrap();
-    let contents = linked.graph.contents().unwrap();
-    let (mut data, mut code) = (vec![0; 900_000], vec![0; 700_001]);
+    let [data, code] = places_in(&file);
+    let page = format::FILE_PAGE.bytes() as usize;
+    assert_eq!(data.start, head(&file));
+    assert!(code.start > data.end && code.start - data.end < page);
+    assert_eq!([code.start % page, code.end % page], [0, 0]);
+    assert!(file[data.end..code.start].iter().all(|byte| *byte == 0));
+    assert_eq!(
+        file[code.clone()][..CODE_SIZE],
+        pattern(2_654_435_761, CODE_SIZE)
+    );
+    assert!(file[code][CODE_SIZE..].iter().all(|byte| *byte == 0));
+    assert_eq!(small().len(), head(&small()) + LEAST_IN_PAGES as usize - 1);
+}
+
+/// One whose code is a byte too small for pages.
+fn small() -> Vec<u8> {
+    let code = pattern(7, LEAST_IN_PAGES as usize - 1);
+    let mut recorder = Recorder::default();
+    let segments = [GraphSegment {
+        address: CODE,
+        segment: segment(Protection::READ_EXEC, code.len() as u64, 0),
+        content: &code,
+    }];
+    let graph = Graph {
+        name: "small",
+        segments: &segments,
+        ..Graph::default()
+    };
+    recorder.record(&graph).unwrap();
+    file_of(&recorder)
+}
+
+/// What links a file.
+type Open = fn(&[u8]) -> Result<Image>;
+
+/// At once, and as larger files are read.
+const OPENS: [Open; 2] = [
+    |file| open(file.to_vec()),
+    |file| Image::in_parts(OwnFile::holding(file), &key()),
+];
+
+/// That an image of [`large`] is linked right, and what its executor sees.
+fn check_linked(image: &Image, manager: &Manager) -> InFlight {
+    let linked = image.link(manager, Dylib::NONE, |_| Ok(vec![1000]));
+    let mut graph = linked.unwrap().graph;
+    let addresses = [graph.address(0), graph.address(1)];
+    let contents = graph.contents().unwrap();
+    let (mut data, mut code) = (vec![0; DATA_SIZE], vec![0; CODE_SIZE]);
     contents.read(0, 0, &mut data);
     contents.read(1, 0, &mut code);
     let slots = 8 * 60_000;
     for (index, slot) in data[..slots].chunks(8).enumerate() {
         assert_eq!(slot, (1000 + index as u64).to_le_bytes());
     }
-    assert!(data[slots..] == file[head + slots..head + data.len()]);
-    assert!(code == file[head + data.len()..]);
-    let ends = [head, file.len() / 8, head + data.len(), file.len()];
-    let parts = (1..7).map(|part| head + part * (256 << 10));
-    for end in ends.into_iter().chain(parts) {
-        for index in end - 2..(end + 2).min(file.len()) {
-            let mut changed = file.clone();
-            changed[index] ^= 1;
-            open(changed).unwrap_err();
-            open(file[..index].to_vec()).unwrap_err();
+    assert!(data[slots..] == pattern(40_503, DATA_SIZE)[slots..]);
+    assert!(code == pattern(2_654_435_761, CODE_SIZE));
+    assert!(executor_sees(addresses[0], DATA_SIZE) == data);
+    assert!(executor_sees(addresses[1], CODE_SIZE) == code);
+    graph
+}
+
+fn executor_sees(address: u64, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    reading().read(address, size as u64, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_large_file_is_read_at_once_or_in_parts_and_every_part_is_checked() {
+    let file = large();
+    let head = head(&file);
+    assert!(head > file.len() / 8, "{head}");
+    let [data, code] = places_in(&file);
+    for open in OPENS {
+        drop(check_linked(&open(&file).unwrap(), &manager()));
+        let ends = [head, file.len() / 8, data.end, code.start, file.len()];
+        let parts = (1..7).map(|part| head + part * (256 << 10));
+        for end in ends.into_iter().chain(parts) {
+            for index in end - 2..(end + 2).min(file.len()) {
+                let mut changed = file.clone();
+                changed[index] ^= 1;
+                open(&changed).unwrap_err();
+                open(&file[..index]).unwrap_err();
+            }
         }
     }
+}
+
+/// What this process has mapped at an address, as the system says.
+fn mapped_at(address: u64) -> String {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let holds = |line: &&str| {
+        let (range, _) = line.split_once(' ').unwrap();
+        let (start, end) = range.split_once('-').unwrap();
+        let [start, end] = [start, end].map(|text| u64::from_str_radix(text, 16).unwrap());
+        (start..end).contains(&address)
+    };
+    maps.lines().find(holds).unwrap().to_owned()
+}
+
+#[test]
+fn code_stays_in_the_pages_that_it_was_read_into_once() {
+    let (file, manager) = (large(), manager());
+    let image = open(file.clone()).unwrap();
+    let is_copy = |address| mapped_at(address).contains("jitmem-image");
+    let working_memory = |graph: &InFlight, segment| graph.working_memory(segment).addr() as u64;
+    let first = check_linked(&image, &manager);
+    let code = first.address(1);
+    assert_eq!(code % sys::page_size().bytes(), 0);
+    for offset in [0, CODE_SIZE as u64 - 1] {
+        let seen = mapped_at(code + offset);
+        assert!(seen.contains(" r-xs "), "{seen}");
+        assert!(is_copy(code + offset), "{seen}");
+        let written = mapped_at(working_memory(&first, 1) + offset);
+        assert!(written.contains(" rw-s "), "{written}");
+        assert!(is_copy(working_memory(&first, 1) + offset), "{written}");
+    }
+    assert!(!is_copy(first.address(0)));
+    // The pages are gone, so that it is read again.
+    let second = check_linked(&image, &manager);
+    assert!(!is_copy(second.address(1)) && !is_copy(working_memory(&second, 1)));
+    // Each has its own.
+    let third = check_linked(&open(file).unwrap(), &manager);
+    assert!(is_copy(third.address(1)));
+    drop(image);
+    assert_eq!(
+        executor_sees(code, CODE_SIZE),
+        pattern(2_654_435_761, CODE_SIZE)
+    );
+    // What gets the place is written as ever, and seen.
+    first.abandon().unwrap();
+    let place = segment(Protection::READ_EXEC, CODE_SIZE as u64, 0).aligned(format::FILE_PAGE);
+    let mut again = manager.allocate([place], Dylib::NONE).unwrap();
+    assert_eq!(again.address(0), code);
+    let bytes = pattern(3, CODE_SIZE);
+    again.write(0, 0, &bytes).unwrap();
+    assert_eq!(executor_sees(code, CODE_SIZE), bytes);
+}
+
+#[test]
+fn where_huge_pages_are_wanted_code_is_copied() {
+    let mapper = Mapper::in_process(InProcessKind::Auto).unwrap();
+    let options = Options {
+        huge_pages: HugePages::WhereLarge,
+        ..Options::default()
+    };
+    let manager = Manager::new(&mapper, options).unwrap();
+    let graph = check_linked(&open(large()).unwrap(), &manager);
+    assert!(!mapped_at(graph.address(1)).contains("jitmem-image"));
+}
+
+#[test]
+fn every_mapper_of_this_process_links_what_was_read_at_once() {
+    for kind in [
+        InProcessKind::TwoViews,
+        InProcessKind::Mprotect,
+        InProcessKind::InPlace,
+    ] {
+        let mapper = Mapper::in_process(kind).unwrap();
+        let manager = Manager::new(&mapper, Options::default()).unwrap();
+        let image = open(large()).unwrap();
+        for _ in 0..2 {
+            let linked = image.link(&manager, Dylib::NONE, |_| Ok(vec![1000]));
+            let graph = linked.unwrap().graph;
+            let code = graph.address(1);
+            let allocation = graph.finalize([]).unwrap();
+            assert_eq!(
+                executor_sees(code, CODE_SIZE),
+                pattern(2_654_435_761, CODE_SIZE)
+            );
+            manager.deallocate([allocation]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_forked_child_has_the_code_and_not_what_it_is_written_with() {
+    let manager = manager();
+    let (linked, opened) = (open(large()).unwrap(), open(large()).unwrap());
+    let graph = check_linked(&linked, &manager);
+    let code = graph.address(1);
+    graph.finalize([]).unwrap();
+    assert!(sys::in_a_child(|| {
+        let maps = fs::read_to_string("/proc/self/maps").unwrap();
+        let is_written = |line: &str| line.contains("jitmem-image") && line.contains(" rw");
+        let seen = executor_sees(code, CODE_SIZE);
+        // What the parent has read is not there, so that the child reads it again.
+        drop(check_linked(&opened, &self::manager()));
+        drop((linked, opened));
+        !maps.lines().any(is_written) && seen == pattern(2_654_435_761, CODE_SIZE)
+    }));
 }
 
 /// Not by rename: by what is no business of another program's.
@@ -126,6 +308,10 @@ fn a_file_that_is_written_to_while_it_is_open_is_not_linked() {
     };
     let (head, size) = (head(&whole), whole.len());
     let manager = manager();
+    let in_parts = |path: &PathBuf| {
+        let file = sys::open_own_file(path, u64::MAX).unwrap();
+        Image::in_parts(file, &key()).unwrap()
+    };
     for (later, says) in [
         (whole[..size - 1].to_vec(), "has fewer bytes"),
         (whole[..head].to_vec(), "has fewer bytes"),
@@ -134,16 +320,26 @@ fn a_file_that_is_written_to_while_it_is_open_is_not_linked() {
         (changed(size - 1), "has other content"),
     ] {
         fs::write(&path, &whole).unwrap();
-        let image = Image::open(&path, &key()).unwrap();
+        let image = in_parts(&path);
+        // What was read at once is linked as it was; a second time its code is read again.
+        let at_once = Image::open(&path, &key()).unwrap();
         fs::write(&path, &later).unwrap();
-        let link = || image.link(&manager, Dylib::NONE, |_| Ok(vec![1]));
-        let error = link().unwrap_err();
-        assert!(error.message().contains(says), "{error}");
-        assert!(error.message().contains(path.to_str().unwrap()), "{error}");
+        drop(check_linked(&at_once, &manager));
+        let changed_code = later.get(size - 1) != whole.get(size - 1);
+        for (image, fails) in [(&image, true), (&at_once, changed_code)] {
+            let answer = image.link(&manager, Dylib::NONE, |_| Ok(vec![1000]));
+            assert_eq!(answer.is_err(), fails);
+            if let Err(error) = answer {
+                assert!(error.message().contains(says), "{error}");
+                assert!(error.message().contains("link image "), "{error}");
+            }
+        }
         assert_eq!(manager.stats().in_flight, 0);
         // Its tables are those that were checked.
         fs::write(&path, changed(head - 1)).unwrap();
-        let _linked = link().unwrap();
+        for image in [&image, &at_once] {
+            drop(check_linked(image, &manager));
+        }
     }
 }
 
@@ -152,33 +348,57 @@ fn whatever_call_fails_nothing_stays_allocated() {
     let folder = Folder::new("link-faults");
     let path = folder.path();
     fs::write(&path, large()).unwrap();
-    let manager = manager();
-    let open = || Image::open(&path, &key());
-    let link = || open()?.link(&manager, Dylib::NONE, |_| Ok(vec![1]));
-    link().unwrap();
-    let mut failed = Vec::new();
-    for skip in 0.. {
-        let faults = Faults::one(skip, libc::EIO);
-        let answer = link();
-        let call = faults.failed();
-        drop(faults);
-        let Some(call) = call else {
-            answer.unwrap();
-            break;
-        };
-        failed.push(call);
-        match answer {
-            Ok(_linked) => assert_eq!(call, "madvise"),
-            Err(error) if ["open", "fstat", "pread", "preadv"].contains(&call) => {
-                assert!(error.message().contains("read it"), "{error}");
-                assert_eq!(error.os_code(), Some(libc::EIO));
+    let at_once: fn(&Path) -> Result<Image> = |path| Image::open(path, &key());
+    let in_parts: fn(&Path) -> Result<Image> = |path| {
+        let file = sys::open_own_file(path, u64::MAX);
+        Image::in_parts(file.map_err(|error| of_file("read it", error))?, &key())
+    };
+    for (open, fallbacks, reads) in [
+        (
+            at_once,
+            &["memfd_create", "mmap", "madvise", "mremap"][..],
+            1..=1,
+        ),
+        (in_parts, &["madvise"], 4..=9),
+    ] {
+        let manager = manager();
+        let link = || open(&path)?.link(&manager, Dylib::NONE, |_| Ok(vec![1000]));
+        drop(link().unwrap());
+        let (mut failed, mut lost) = (Vec::new(), 0);
+        for skip in 0.. {
+            let faults = Faults::one(skip, libc::EIO);
+            let answer = link();
+            let call = faults.failed();
+            drop(faults);
+            let Some(call) = call else {
+                drop(answer.unwrap());
+                break;
+            };
+            failed.push(call);
+            match answer {
+                Ok(linked) => {
+                    assert!(fallbacks.contains(&call), "{call}");
+                    let code = executor_sees(linked.graph.address(1), CODE_SIZE);
+                    assert!(code == pattern(2_654_435_761, CODE_SIZE), "{call}");
+                }
+                Err(error) if ["open", "fstat", "pread", "preadv", "sendfile"].contains(&call) => {
+                    assert!(error.message().contains("read it"), "{error}");
+                    assert_eq!(error.os_code(), Some(libc::EIO));
+                }
+                // The two views of a chunk would show different pages, so that it keeps this one for good.
+                Err(error) if call == "mremap" => {
+                    assert!(error.message().contains("max_map_count"), "{error}");
+                    lost += 1;
+                }
+                Err(_) => {}
             }
-            Err(_) => {}
+            assert_eq!(manager.stats().in_flight, lost);
         }
-        assert_eq!(manager.stats().in_flight, 0);
+        let read = |call: &&&str| ["pread", "preadv", "sendfile"].contains(call);
+        let count = failed.iter().filter(read).count();
+        assert!(reads.contains(&count), "{failed:?}");
+        assert_eq!(lost, u64::from(failed.contains(&"sendfile")), "{failed:?}");
     }
-    let reads = failed.iter().filter(|call| call.starts_with("pread"));
-    assert!((3..=7).contains(&reads.count()), "{failed:?}");
 }
 
 #[test]
@@ -200,7 +420,7 @@ fn a_file_that_is_cut_or_goes_on_is_refused() {
 
 /// The size of everything that the checksum of the tables is of, and of what is in front.
 fn head(file: &[u8]) -> usize {
-    check_file(file).unwrap().contents_at as usize
+    check_file(file).unwrap().end as usize
 }
 
 /// So many changed files, unless a slow machine asks for fewer.
@@ -227,8 +447,8 @@ proptest! {
         }
         seal(&mut file[..head]);
         if let Ok(tables) = check_file(&file) {
-            prop_assert_eq!(tables.contents_at, head as u64);
-            let mut end = tables.contents_at;
+            prop_assert_eq!(tables.end, head as u64);
+            let mut end = tables.end;
             for segment in &tables.segments {
                 end += u64::from(segment.content);
                 prop_assert!(!(segment.protection.writable() && segment.protection.executable()));

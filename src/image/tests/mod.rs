@@ -123,9 +123,8 @@ fn key() -> Key {
 fn file_of(recorder: &Recorder) -> Vec<u8> {
     let key = key();
     let (tables, contents) = plan::plan(&recorder.graphs, &key).unwrap();
-    let mut file = format::encode(&tables).unwrap();
-    contents.iter().for_each(|content| file.extend(content));
-    file
+    let head = format::encode(&tables).unwrap();
+    format::file_parts(&head, &tables.segments, &contents).concat()
 }
 
 fn stored() -> Vec<u8> {
@@ -133,7 +132,8 @@ fn stored() -> Vec<u8> {
 }
 
 fn check_file(file: &[u8]) -> Result<Checked> {
-    check(&OwnFile::holding(file), &key())
+    let (tables, _) = check(&OwnFile::holding(file), &key())?;
+    Ok(tables)
 }
 
 fn slots(tables: &Checked) -> impl Iterator<Item = Slot> {

@@ -225,7 +225,7 @@ fn what_is_stored_depends_on_no_address() {
     let tables = check_file(&file).unwrap();
     assert_eq!(tables.segments[0].size(), 132);
     assert_eq!(tables.segments[1].size(), 40);
-    let contents = &file[tables.contents_at as usize..];
+    let contents = &file[tables.end as usize..];
     let (data, code) = contents.split_at(tables.segments[0].content as usize);
     // What is added to the addresses that are not known yet: where it is in the code, and the addend of an import.
     assert_eq!(data, [0, 20, 5, 0].map(u64::to_le_bytes).concat());
