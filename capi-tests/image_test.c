@@ -321,14 +321,19 @@ static void an_image_runs_in_another_process(void **state) {
 
 enum { LARGE_SIZE = 3 << 19 };
 
-// An image of so much code that it takes a chunk of its own, and a large file.
+// An image of so much code that it takes a chunk of its own, and a large file. The code stays in
+// the pages that it is read into, and the rest is copied.
 static void store_large_image(const char *path) {
   uint8_t *content = calloc(1, LARGE_SIZE);
   assert_non_null(content);
-  const jitmem_image_segment code = {
-      .address = 0x10000, .content = content, .segment = segment(LARGE_SIZE, 0, RX)};
-  const jitmem_image_graph graph = {
-      .struct_size = sizeof graph, .name = "large.o", .segments = &code, .segment_count = 1};
+  const jitmem_image_segment segments[] = {
+      {.address = 0x10000, .content = content, .segment = segment(LARGE_SIZE, 0, RX)},
+      {.address = 0x400000, .content = content, .segment = segment(240 << 10, 0, R)},
+      {.address = 0x800000, .content = content, .segment = segment(24 << 10, 0, RW)}};
+  const jitmem_image_graph graph = {.struct_size = sizeof graph,
+                                    .name = "large.o",
+                                    .segments = segments,
+                                    .segment_count = COUNT(segments)};
   jitmem_image_recorder *recorder = NULL;
   OK(jitmem_image_recorder_create(&recorder, error));
   OK(jitmem_image_recorder_record(recorder, &graph, NULL, error));
@@ -337,13 +342,13 @@ static void store_large_image(const char *path) {
   free(content);
 }
 
-static void load_large_image(const char *path, const jitmem_manager *manager) {
+static jitmem_image *load_large_image(const char *path, const jitmem_manager *manager) {
   const jitmem_image_link_request request = {.struct_size = sizeof request};
   uint64_t allocation = 0;
   jitmem_image *image = open_image(path);
   OK(jitmem_image_link(image, manager, &request, error));
   OK(jitmem_image_finalize(image, NULL, 0, &allocation, error));
-  jitmem_image_free(image);
+  return image;
 }
 
 // ---- groups ----
@@ -406,7 +411,7 @@ static void an_image_is_loaded_once_for_a_group(void **state) {
   uint64_t before = 0, after = 0;
   const uint64_t chunks = stats_of(manager).chunks;
   OK(jitmem_mapper_executors(mapper, messages_of, &before, error));
-  load_large_image(large.path, manager);
+  jitmem_image_free(load_large_image(large.path, manager));
   OK(jitmem_mapper_executors(mapper, messages_of, &after, error));
   assert_in_range(after - before, 1, stats_of(manager).chunks - chunks + 1);
 
@@ -444,8 +449,9 @@ static void open_link_and_run(const char *path, const char *large) {
     expect_exports(image, addresses);
   }
   mark();
-  load_large_image(large, manager);
+  jitmem_image *loaded = load_large_image(large, manager);
   mark();
+  jitmem_image_free(loaded);
   _exit(run_answer(addresses[0], 2));
 }
 

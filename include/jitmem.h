@@ -150,7 +150,7 @@ const char *jitmem_version_string(void);
 typedef struct jitmem_error jitmem_error;
 
 /// A file that was read and checked whole, and what the last link made of it. One thread at a time uses an
-/// image. It takes as much memory as the tables of the file have bytes, and a descriptor: the file stays open.
+/// image. It takes memory as jitmem_image_open has it, and a descriptor: the file stays open.
 typedef struct jitmem_image jitmem_image;
 
 /// Copies of linked graphs, to be stored as one image: a file from which later processes have them without
@@ -1856,7 +1856,9 @@ jitmem_status jitmem_image_recorder_store(const struct jitmem_image_recorder *re
 void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
 
 /// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most nine system calls besides the
-/// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked.
+/// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked. A file of 320 KiB
+/// to 8 MiB is read at once, into memory that the image has until it is linked; in this process code and constants of 256 KiB to
+/// 2 MiB stay there, and what is left goes with the image.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
 /// jitmem_image_free. Thread-safe. Waits for the disk.

@@ -12,12 +12,10 @@ use super::{Allocated, HugePages, Request};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result};
-use crate::group::Protection;
-use crate::memory::staged::StagedFile;
+use crate::memory::staged::Adoption;
 use crate::page::AddressRange;
 use crate::transport::limits::Asked;
 use smallvec::SmallVec;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// How many windows one request may cause to be reserved before it gives up.
@@ -58,18 +56,19 @@ pub(super) struct Waiting {
 }
 
 impl Flow<Windows> {
-    /// Has an allocation that was just handed out show staged pages, if the mapper can. What has them gets no huge page.
+    /// Has a segment of an allocation that was just handed out show pages of a staged file, if the mapper can. What has them
+    /// gets no huge page.
     pub(super) fn adopt(
         &self,
-        part: AddressRange,
-        protection: Protection,
-        staged: &mut StagedFile,
-        pages: Range<u64>,
+        handle: u64,
+        segment: usize,
+        adoption: Adoption<'_>,
     ) -> Result<bool> {
-        match self.options.huge_pages {
-            HugePages::OnCall => self.mapper.adopt(part, protection, staged, pages),
-            HugePages::WhereLarge => Ok(false),
+        if self.options.huge_pages == HugePages::WhereLarge {
+            return Ok(false);
         }
+        let empty = self.space.lock().is_untouched(handle, segment)?;
+        self.mapper.adopt(Adoption { empty, ..adoption })
     }
 
     /// Serves a request, if that takes no waiting. A chunk may be made for it.

@@ -14,14 +14,11 @@ use super::{Allocated, LayoutItem, Manager, Options, Request, Segment, Stats};
 use crate::callback_queue::Delivery;
 use crate::completion::{Completion, wait};
 use crate::error::{Error, Result, Status};
-use crate::group::Protection;
 use crate::mapper::{Action, Capabilities, Kind, Mapper, MapperInterface, Registration, Reserved};
-use crate::memory::staged::StagedFile;
-use crate::page::AddressRange;
+use crate::memory::staged::Adoption;
 use crate::sys;
 use crate::transport::deadlines::limited;
 use crate::transport::limits::Asked;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A manager's flow; its clones are the same one.
@@ -420,13 +417,11 @@ impl Core {
     pub(super) fn adopt(
         &self,
         handle: u64,
-        part: AddressRange,
-        protection: Protection,
-        staged: &mut StagedFile,
-        pages: Range<u64>,
+        segment: usize,
+        adoption: Adoption<'_>,
     ) -> Result<bool> {
         match &self.0 {
-            Division::Windows(arenas) => arenas.of(handle).adopt(part, protection, staged, pages),
+            Division::Windows(arenas) => arenas.of(handle).adopt(handle, segment, adoption),
             // What they reserve is the executor's.
             Division::Reservations(_) => Ok(false),
         }

@@ -258,6 +258,13 @@ impl Memory for Windows {
 impl Space<Windows> {
     // ---- allocating ----
 
+    /// Whether a segment that was just handed out has no memory yet.
+    pub(super) fn is_untouched(&mut self, handle: u64, segment: usize) -> Result<bool> {
+        let key = self.records.find_in_flight(handle)?;
+        let mut states = self.records.in_flight(key).segments.iter();
+        Ok(states.any(|state| state.segment as usize == segment && state.untouched))
+    }
+
     /// Takes ranges for a request. A JITDylib that has no window yet goes where there is room for
     /// more of it.
     pub(super) fn try_allocate(

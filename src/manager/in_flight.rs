@@ -7,7 +7,7 @@ use crate::completion::{Completion, wait};
 use crate::error::{Result, invalid_handle};
 use crate::group::Protection;
 use crate::mapper::{Action, Registration};
-use crate::memory::staged::StagedFile;
+use crate::memory::staged::{Adoption, StagedFile};
 use crate::memory::writer::Writer;
 use crate::page::AddressRange;
 use crate::sys::OwnFile;
@@ -203,8 +203,14 @@ impl Contents<'_> {
         let InFlight { core, handle, .. } = &*self.graph;
         let size = self.writers[segment].size();
         let part = AddressRange::new(self.graph.address(segment), size);
-        let part = part.expect("an allocation ends");
-        let adopted = core.adopt(*handle, part, protection, staged, pages);
+        let adoption = Adoption {
+            part: part.expect("an allocation ends"),
+            protection,
+            empty: false,
+            staged,
+            pages,
+        };
+        let adopted = core.adopt(*handle, segment, adoption);
         adopted.inspect_err(|_| self.graph.handle = 0)
     }
 

@@ -289,7 +289,8 @@ impl Pool {
             });
             self.index.note_all(handed.start..end, handed.id.index());
         }
-        let zeroed = content_end == end || !known && chunk.touched.count_in(pages.clone()) == 0;
+        let untouched = !known && chunk.touched.count_in(pages.clone()) == 0;
+        let zeroed = content_end == end || untouched;
         if shared_with_children {
             let first = (handed.start - chunk.offset) >> shift;
             chunk.forks.hand_out(first, chunk.size >> shift);
@@ -327,6 +328,7 @@ impl Pool {
             content: planned.content,
             segment: planned.index,
             zeroed,
+            untouched: untouched && !chunk.all_committed,
         });
         Some(Piece {
             id: handed.id,

@@ -62,6 +62,8 @@ pub(super) struct SegmentState {
     pub(super) segment: u16,
     /// Nothing was ever written behind the content.
     pub(super) zeroed: bool,
+    /// Its pages have no memory yet.
+    pub(super) untouched: bool,
 }
 
 /// What only allocations in flight have.

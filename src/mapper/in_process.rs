@@ -13,7 +13,7 @@ use crate::error::{Error, Result, Status, invalid_argument};
 use crate::group::{AllocGroup, Protection};
 use crate::memory::placement::Placement;
 use crate::memory::reservation::Reservation;
-use crate::memory::staged::StagedFile;
+use crate::memory::staged::Adoption;
 use crate::memory::view::{Pages, View};
 use crate::memory::window::reserve_window;
 use crate::memory::writer::Writer;
@@ -22,7 +22,6 @@ use crate::sys::{self, AtForkMutex};
 use crate::unwind::{registration, unwinder};
 use smallvec::SmallVec;
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 /// Which in-process mapper to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -469,14 +468,12 @@ impl MemoryMapper for InProcess {
         self.with_view(pages, |view| view.collapse(pages))
     }
 
-    fn adopt(
-        &self,
-        part: AddressRange,
-        protection: Protection,
-        staged: &mut StagedFile,
-        pages: Range<u64>,
-    ) -> Result<bool> {
-        self.with_view(part, |view| view.adopt(part, protection, staged, pages))
+    fn adopt(&self, adoption: Adoption<'_>) -> Result<bool> {
+        match self.two_views {
+            Some(Pages::Anonymous) => self.with_view(adoption.part, |view| view.adopt(adoption)),
+            // Sealed pages stay so.
+            Some(Pages::Memfd) | None => Ok(false),
+        }
     }
 
     fn release(&self, window: AddressRange, done: Completion<()>) {

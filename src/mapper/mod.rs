@@ -32,11 +32,11 @@ pub use service::{GroupChange, GroupEvent, GroupExecutor, GroupObserver};
 use crate::callback_queue::Delivery;
 use crate::completion::Completion;
 use crate::error::{Error, Result, Status};
-use crate::group::{AllocGroup, Protection};
+use crate::group::AllocGroup;
 use crate::memory::buffer::Buffer;
 use crate::memory::pages::PageSet;
 use crate::memory::placement::Placement;
-use crate::memory::staged::StagedFile;
+use crate::memory::staged::Adoption;
 use crate::memory::writer::Writer;
 use crate::page::{AddressRange, Alignment};
 use crate::sys;
@@ -44,7 +44,6 @@ use crate::transport::limits::{Asked, Deadline, Patience};
 use crate::transport::{ExecutorState, Transport};
 use crate::unwind::registration;
 use smallvec::SmallVec;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// What the manager must know of a mapper before it divides anything.
@@ -545,13 +544,7 @@ pub(crate) trait MemoryMapper: MapperBase {
     ///
     /// # Errors
     /// If the part can never be used again.
-    fn adopt(
-        &self,
-        _part: AddressRange,
-        _protection: Protection,
-        _staged: &mut StagedFile,
-        _pages: Range<u64>,
-    ) -> Result<bool> {
+    fn adopt(&self, _adoption: Adoption<'_>) -> Result<bool> {
         Ok(false)
     }
 

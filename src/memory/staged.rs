@@ -3,22 +3,37 @@
 
 use super::reservation::unmap;
 use crate::group::Protection;
+use crate::page::AddressRange;
 use crate::sys::{self, OwnFile, OwnerProcess};
 use smallvec::SmallVec;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 
-/// A file's content in a memfd that this process alone has mapped. Nothing else ever writes there.
+/// A file's content in a memfd that is mapped to be read. Nothing writes there.
 #[derive(Debug)]
 pub(crate) struct StagedFile {
     memfd: OwnedFd,
     start: u64,
     size: u64,
-    /// Pages that show elsewhere by now.
-    moved: SmallVec<[Range<u64>; 2]>,
-    /// The process that has it mapped: its forked children do not.
+    /// Pages that are not mapped here any more.
+    taken: SmallVec<[Range<u64>; 2]>,
+    /// The process that copied it. Its forked children may read it.
     owner: OwnerProcess,
+}
+
+/// Pages of a staged file that a part of a chunk shall show.
+pub(crate) struct Adoption<'a> {
+    /// Which part: one that was just handed out.
+    pub(crate) part: AddressRange,
+    /// What the executor may do there.
+    pub(crate) protection: Protection,
+    /// Nothing was ever written there, so that it has no memory.
+    pub(crate) empty: bool,
+    /// The file.
+    pub(crate) staged: &'a mut StagedFile,
+    /// As many bytes of it.
+    pub(crate) pages: Range<u64>,
 }
 
 impl StagedFile {
@@ -32,50 +47,42 @@ impl StagedFile {
         };
         let size = sys::page_size().round_up(file.size());
         let size = size.expect("files of images are smaller");
-        let protection = Protection::READ_WRITE;
-        let Ok(start) = sys::map_part(memfd.as_fd(), 0, size, protection) else {
+        let Ok(start) = sys::map_part(memfd.as_fd(), 0, size, Protection::READ) else {
             return Ok(None);
         };
-        let staged = StagedFile {
+        Ok(Some(StagedFile {
             memfd,
             start,
             size,
-            moved: SmallVec::new(),
+            taken: SmallVec::new(),
             owner: OwnerProcess::current(),
-        };
-        // SAFETY: it was just mapped, and what is done with it asks for the process first.
-        let kept =
-            unsafe { sys::dont_fork(start, size).and_then(|()| sys::dont_dump(start, size)) };
-        Ok(kept.is_ok().then_some(staged))
+        }))
     }
 
-    /// Whether this is the process that has it.
-    pub(crate) fn is_here(&self) -> bool {
-        self.owner.is_current()
-    }
-
-    /// Some of its bytes; `None` if they were moved.
+    /// Some of its bytes; `None` if they were taken.
     pub(crate) fn bytes(&self, range: Range<u64>) -> Option<&[u8]> {
-        assert!(self.is_here(), "it is the parent process's");
         assert!(
             range.start <= range.end && range.end <= self.size,
             "{range:?} is outside"
         );
-        let overlaps = |moved: &Range<u64>| moved.start < range.end && range.start < moved.end;
-        if self.moved.iter().any(overlaps) {
+        let overlaps = |taken: &Range<u64>| taken.start < range.end && range.start < taken.end;
+        if self.taken.iter().any(overlaps) {
             return None;
         }
         let start = std::ptr::with_exposed_provenance((self.start + range.start) as usize);
-        // SAFETY: mapped by this value, filled before, and written by nothing; it is moved only where this is not
-        // borrowed.
+        // SAFETY: mapped by this value, filled before, and written by nothing: what is taken is not mapped here any
+        // more, and to take it, this value is borrowed alone.
         Some(unsafe { std::slice::from_raw_parts(start, (range.end - range.start) as usize) })
     }
 
-    /// Whether some bytes are whole pages that are here still.
+    /// Whether some bytes are whole pages that this process can take.
     pub(super) fn has_pages(&self, range: &Range<u64>) -> bool {
         let page = sys::page_size();
         let whole = page.divides(range.start) && page.divides(range.end) && range.start < range.end;
-        self.is_here() && whole && range.end <= self.size && self.bytes(range.clone()).is_some()
+        self.owner.is_current()
+            && whole
+            && range.end <= self.size
+            && self.bytes(range.clone()).is_some()
     }
 
     /// Maps pages a second time, with the protection that an executor has of them, at a place that the kernel chooses.
@@ -85,35 +92,60 @@ impl StagedFile {
         sys::map_part(self.memfd.as_fd(), pages.start, size, protection)
     }
 
-    /// Moves pages that it [has](StagedFile::has_pages) in place of what is mapped at `address`.
-    ///
-    /// # Safety
-    /// As many bytes at `address` are the caller's, and nothing of Rust's lies there.
-    pub(super) unsafe fn move_to(&mut self, pages: Range<u64>, address: u64) -> io::Result<()> {
-        assert!(self.has_pages(&pages), "{pages:?} are not here");
-        let size = pages.end - pages.start;
-        // SAFETY: mapped by this value, which knows them no more then; the rest is as the caller says.
-        unsafe { sys::move_mapping(self.start + pages.start, size, address) }?;
-        self.moved.push(pages);
-        Ok(())
+    /// Takes pages that it [has](StagedFile::has_pages), to be written by this process alone. On failure they are gone.
+    pub(super) fn take(&mut self, pages: Range<u64>) -> io::Result<TakenPages> {
+        assert!(self.has_pages(&pages), "{pages:?} are not there");
+        let (start, size) = (self.start + pages.start, pages.end - pages.start);
+        self.taken.push(pages);
+        let taken = TakenPages { start, size };
+        // Forked children must not have them once they can be written; a core dump has them where they run.
+        // SAFETY: mapped by what was this value until now, and no borrow of it is left.
+        unsafe {
+            sys::dont_fork(start, size)?;
+            sys::dont_dump(start, size)?;
+            sys::protect(start, size, Protection::READ_WRITE)?;
+        }
+        Ok(taken)
     }
 }
 
 impl Drop for StagedFile {
     fn drop(&mut self) {
-        // A forked child does not have it mapped, and something else may lie there.
-        if !self.owner.is_current() {
-            return;
-        }
-        self.moved.sort_unstable_by_key(|pages| pages.start);
+        self.taken.sort_unstable_by_key(|pages| pages.start);
         let mut start = 0;
-        let ends = self.moved.iter().map(|pages| (pages.start, pages.end));
+        let ends = self.taken.iter().map(|pages| (pages.start, pages.end));
         for (end, next) in ends.chain([(self.size, self.size)]) {
             if start < end {
-                // SAFETY: mapped by this value alone, and no borrow of it is left.
+                // SAFETY: mapped by this value alone, in a forked child too, and no borrow of it is left.
                 unsafe { unmap(self.start + start, end - start) };
             }
             start = next;
         }
+    }
+}
+
+/// Pages that were taken; unmapped when dropped.
+pub(super) struct TakenPages {
+    start: u64,
+    size: u64,
+}
+
+impl TakenPages {
+    /// Moves them in place of what is mapped at `address`.
+    ///
+    /// # Safety
+    /// As many bytes at `address` are the caller's, and nothing of Rust's lies there.
+    pub(super) unsafe fn move_to(self, address: u64) -> io::Result<()> {
+        // SAFETY: mapped by this value, which is gone then; the rest is as the caller says.
+        unsafe { sys::move_mapping(self.start, self.size, address) }?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for TakenPages {
+    fn drop(&mut self) {
+        // SAFETY: mapped by this value alone, in the process that took them: no other has a value.
+        unsafe { unmap(self.start, self.size) };
     }
 }

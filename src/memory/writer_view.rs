@@ -4,7 +4,7 @@
 use super::pages::PageSet;
 use super::placement::{far_place, random_below};
 use super::reservation::{count_lost, range, unmap};
-use super::staged::StagedFile;
+use super::staged::TakenPages;
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::group::Protection;
@@ -12,12 +12,11 @@ use crate::page::AddressRange;
 use crate::sys::{self, At, OwnerProcess, explain_mapping};
 use std::ffi::CStr;
 use std::io;
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 /// Each part that shows other pages than the rest takes two mappings more for each view, and the kernel allows a process
 /// so many.
-const MOST_ADOPTED: u32 = 16;
+pub(super) const MOST_ADOPTED: u32 = 16;
 
 /// How many places are tried before the kernel chooses one.
 const MOST_TRIES: usize = 4;
@@ -311,20 +310,15 @@ impl WriterView {
         self.adopted < MOST_ADOPTED && self.owner.is_current()
     }
 
-    /// Shows pages of a staged file in place of those from `offset` on.
+    /// Shows other pages in place of `size` bytes from `offset` on.
     ///
     /// # Errors
     /// What the system says; the view is as it was then.
-    pub(super) fn adopt(
-        &mut self,
-        offset: u64,
-        staged: &mut StagedFile,
-        pages: Range<u64>,
-    ) -> io::Result<()> {
-        let end = offset.checked_add(pages.end - pages.start);
+    pub(super) fn adopt(&mut self, offset: u64, size: u64, pages: TakenPages) -> io::Result<()> {
+        let end = offset.checked_add(size);
         assert!(end.is_some_and(|end| end <= self.size), "outside the view");
         // SAFETY: a part of this view, of which the caller of the mapper has written nothing.
-        unsafe { staged.move_to(pages, self.start + offset) }?;
+        unsafe { pages.move_to(self.start + offset) }?;
         self.adopted += 1;
         Ok(())
     }
