@@ -1857,8 +1857,8 @@ void jitmem_image_recorder_free(struct jitmem_image_recorder *recorder);
 
 /// Reads a file that jitmem_image_recorder_store has written, and checks all of it. Takes at most nine system calls besides the
 /// heap's, and for more than 16 MiB one for each 4 MiB. The file stays open, to be read again when it is linked. A file of 320 KiB
-/// to 8 MiB is read at once, into memory that the image has until it is linked; in this process code and constants of 256 KiB to
-/// 2 MiB stay there, and what is left goes with the image.
+/// to 8 MiB is read at once, into memory that the image has until it is linked; in this process the largest segment of 256 KiB to
+/// 2 MiB that is not writable stays there, and what is left goes with the image.
 ///
 /// `key` is what it was stored with; it may be NULL if `key_count` is 0. On success `*image` is the image, to be freed with
 /// jitmem_image_free. Thread-safe. Waits for the disk.

@@ -88,8 +88,8 @@ impl Image {
     /// at most nine system calls besides the heap's, and for more than 16 MiB one for each 4 MiB.
     ///
     /// The image takes as much memory as its tables have bytes, and the file stays open for [`Image::link`]. A file of 320 KiB
-    /// to 8 MiB is read at once, into memory that the image has until it is linked: two views of this process get code and
-    /// constants of 256 KiB to 2 MiB out of that without a copy, and what is left then goes with the image.
+    /// to 8 MiB is read at once, into memory that the image has until it is linked. Two views of this process get the largest
+    /// segment of 256 KiB to 2 MiB that is not writable out of that without a copy, and what is left then goes with the image.
     ///
     /// # Errors
     /// `Unsupported` if it was stored for another key, or in another format; `InvalidArgument` if it is none,
@@ -243,31 +243,27 @@ impl Image {
         resolve(&names)
     }
 
-    /// Gives each segment its content: the pages that it was read into when the image was opened, if they are there and the
-    /// mapper takes them, or what is read again.
+    /// Gives each segment its content: out of what was read at once when the image was opened, if that is there, or read
+    /// again.
     fn fill_contents(&self, contents: &mut Contents<'_>) -> Result<()> {
         let mut filled = [false; MOST_SEGMENTS];
         // Never waits: in a forked child the lock may be held by a thread that is not there.
         let staged = self.staged.try_lock().and_then(|mut staged| staged.take());
         if let Some(mut staged) = staged {
-            let segments = self.tables.segments.iter().enumerate();
-            let mut adopted = false;
-            for ((index, segment), place) in segments.zip(self.tables.content_places()) {
-                filled[index] = may_stay(segment) && {
-                    let protection = segment.protection;
-                    let answer = contents.adopt(index, protection, &mut staged, place.clone());
-                    answer.map_err(|error| self.in_linking(error))?
-                };
-                adopted |= filled[index];
-                if let (false, Some(bytes)) = (filled[index], staged.bytes(place)) {
+            let adopted = self.adopt_largest(contents, &mut staged)?;
+            for (index, place) in self.tables.content_places().enumerate() {
+                if let Some(bytes) = staged.bytes(place) {
                     let written = contents.write_all(index, bytes);
                     written.map_err(|error| self.not_filled(error))?;
                     filled[index] = true;
                 }
             }
-            // What is left is little then.
-            if let (true, Some(mut kept)) = (adopted, self.staged.try_lock()) {
-                *kept = Some(staged);
+            if let Some(index) = adopted {
+                filled[index] = true;
+                // What is left of it is little.
+                if let Some(mut kept) = self.staged.try_lock() {
+                    *kept = Some(staged);
+                }
             }
         }
         let places = self.tables.content_places().enumerate();
@@ -281,6 +277,30 @@ impl Image {
             self.read_again(*first..first + run.len(), place.start, contents)?;
         }
         Ok(())
+    }
+
+    /// Has the mapper take the pages of the segment for which that saves most: for each it takes as many system calls as to
+    /// make a chunk. Gives which one it was, if the mapper did.
+    fn adopt_largest(
+        &self,
+        contents: &mut Contents<'_>,
+        staged: &mut StagedFile,
+    ) -> Result<Option<usize>> {
+        let places = self
+            .tables
+            .segments
+            .iter()
+            .zip(self.tables.content_places());
+        let largest = places
+            .enumerate()
+            .filter(|(_, (segment, _))| may_stay(segment))
+            .max_by_key(|(_, (segment, _))| segment.content);
+        let Some((index, (segment, place))) = largest else {
+            return Ok(None);
+        };
+        let adopted = contents.adopt(index, segment.protection, staged, place);
+        let adopted = adopted.map_err(|error| self.in_linking(error))?;
+        Ok(adopted.then_some(index))
     }
 
     /// Reads the contents of some segments again, which are one behind the other in the file, and checks them.
