@@ -249,7 +249,7 @@ impl Image {
         let mut filled = [false; MOST_SEGMENTS];
         // Never waits: in a forked child the lock may be held by a thread that is not there.
         let staged = self.staged.try_lock().and_then(|mut staged| staged.take());
-        if let Some(mut staged) = staged {
+        if let Some(mut staged) = staged.filter(StagedFile::is_here) {
             let adopted = self.adopt_largest(contents, &mut staged)?;
             for (index, place) in self.tables.content_places().enumerate() {
                 if let Some(bytes) = staged.bytes(place) {

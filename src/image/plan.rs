@@ -61,14 +61,18 @@ impl Filling {
         let room = self.content.try_reserve(more);
         room.map_err(|_| heap::exhausted("store an image"))?;
         self.content.resize(filled as usize, 0);
-        // What is between functions is never run.
-        let executable = self.protection.executable();
-        let gap = if executable { sys::TRAP } else { &[0] };
-        let pattern = gap.iter().cycle().skip(filled as usize % gap.len());
-        self.content.extend(pattern.take((start - filled) as usize));
+        self.fill_gap((start - filled) as usize);
         self.content.extend(&recorded.content);
         self.zero_fill = recorded.segment.zero_fill_size;
         Ok(start as u32)
+    }
+
+    /// Adds bytes that are never run or read.
+    fn fill_gap(&mut self, size: usize) {
+        let executable = self.protection.executable();
+        let gap = if executable { sys::TRAP } else { &[0] };
+        let pattern = gap.iter().cycle().skip(self.content.len() % gap.len());
+        self.content.extend(pattern.take(size));
     }
 
     /// Unwinders read a section of frames up to a length of 0.
@@ -100,7 +104,10 @@ impl Filling {
         let more = FILE_PAGE.round_up(size).expect("windows are smaller") - size;
         let room = self.content.try_reserve(more as usize);
         room.map_err(|_| heap::exhausted("store an image"))?;
-        self.content.resize((size + more) as usize, 0);
+        match self.zero_fill {
+            0 => self.fill_gap(more as usize),
+            _ => self.content.resize((size + more) as usize, 0),
+        }
         self.zero_fill = self.zero_fill.saturating_sub(more);
         Ok(())
     }

@@ -67,8 +67,14 @@ impl Flow<Windows> {
         if self.options.huge_pages == HugePages::WhereLarge {
             return Ok(false);
         }
-        let empty = self.space.lock().is_untouched(handle, segment)?;
-        self.mapper.adopt(Adoption { empty, ..adoption })
+        let Some(empty) = self.space.lock().may_adopt(handle, segment)? else {
+            return Ok(false);
+        };
+        let adopted = self.mapper.adopt(Adoption { empty, ..adoption })?;
+        if adopted {
+            self.space.lock().adopted(handle, segment)?;
+        }
+        Ok(adopted)
     }
 
     /// Serves a request, if that takes no waiting. A chunk may be made for it.

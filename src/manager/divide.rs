@@ -258,11 +258,32 @@ impl Memory for Windows {
 impl Space<Windows> {
     // ---- allocating ----
 
-    /// Whether a segment that was just handed out has no memory yet.
-    pub(super) fn is_untouched(&mut self, handle: u64, segment: usize) -> Result<bool> {
+    /// Whether a segment that was just handed out may show other memory than its chunk has, and whether it has none yet.
+    pub(super) fn may_adopt(&mut self, handle: u64, segment: usize) -> Result<Option<bool>> {
+        let (piece, untouched) = self.piece_in_flight(handle, segment)?;
+        let may = self
+            .memory
+            .window_mut(piece.window.into())
+            .may_adopt(&piece);
+        Ok(may.then_some(untouched))
+    }
+
+    /// Notes that it does.
+    pub(super) fn adopted(&mut self, handle: u64, segment: usize) -> Result<()> {
+        let (piece, _) = self.piece_in_flight(handle, segment)?;
+        self.memory.window_mut(piece.window.into()).adopted(&piece);
+        Ok(())
+    }
+
+    /// A segment of an allocation in flight, and whether it had no memory when it was handed out.
+    fn piece_in_flight(&mut self, handle: u64, segment: usize) -> Result<(Piece, bool)> {
         let key = self.records.find_in_flight(handle)?;
-        let mut states = self.records.in_flight(key).segments.iter();
-        Ok(states.any(|state| state.segment as usize == segment && state.untouched))
+        let states = &self.records.in_flight(key).segments;
+        let mut states = states.iter().enumerate();
+        let found = states.find(|(_, state)| state.segment as usize == segment);
+        let found = found.map(|(position, state)| (position, state.untouched));
+        let (position, untouched) = found.expect("a segment with content has a piece");
+        Ok((self.pieces(key)[position], untouched))
     }
 
     /// Takes ranges for a request. A JITDylib that has no window yet goes where there is room for

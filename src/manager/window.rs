@@ -245,6 +245,18 @@ impl Window {
         (piece.pool, self.pool_of(piece).region(piece.id))
     }
 
+    /// [`Pool::may_adopt`]
+    pub(super) fn may_adopt(&mut self, piece: &Piece) -> bool {
+        let pool = self.pools[usize::from(piece.pool)].as_mut();
+        pool.expect(PIECES_HAVE_A_POOL).may_adopt(piece.id)
+    }
+
+    /// [`Pool::adopted`]
+    pub(super) fn adopted(&mut self, piece: &Piece) {
+        let pool = self.pools[usize::from(piece.pool)].as_mut();
+        pool.expect(PIECES_HAVE_A_POOL).adopted(piece.id);
+    }
+
     /// Whether the chunk of a piece is given up once this many pieces in it are free.
     pub(super) fn goes_without(&self, piece: &Piece, pieces: u32) -> bool {
         let pool = self.pool_of(piece);

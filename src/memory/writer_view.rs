@@ -14,10 +14,6 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Each part that shows other pages than the rest takes two mappings more for each view, and the kernel allows a process
-/// so many.
-pub(super) const MOST_ADOPTED: u32 = 16;
-
 /// How many places are tried before the kernel chooses one.
 const MOST_TRIES: usize = 4;
 
@@ -61,8 +57,6 @@ fn is_denied(error: &io::Error) -> bool {
 pub(crate) struct WriterView {
     start: u64,
     size: u64,
-    /// How many parts show other pages than those that it was made for.
-    adopted: u32,
     /// The process that mapped it.
     owner: OwnerProcess,
 }
@@ -114,7 +108,6 @@ impl WriterView {
         let view = WriterView {
             start,
             size,
-            adopted: 0,
             owner: OwnerProcess::current(),
         };
         view.keep()?;
@@ -305,22 +298,15 @@ impl WriterView {
         unsafe { sys::remove(self.start + offset, size) }
     }
 
-    /// Whether a part may show pages that were made elsewhere.
-    pub(super) fn may_adopt(&self) -> bool {
-        self.adopted < MOST_ADOPTED && self.owner.is_current()
-    }
-
     /// Shows other pages in place of `size` bytes from `offset` on.
     ///
     /// # Errors
     /// What the system says; the view is as it was then.
-    pub(super) fn adopt(&mut self, offset: u64, size: u64, pages: TakenPages) -> io::Result<()> {
+    pub(super) fn adopt(&self, offset: u64, size: u64, pages: TakenPages) -> io::Result<()> {
         let end = offset.checked_add(size);
         assert!(end.is_some_and(|end| end <= self.size), "outside the view");
         // SAFETY: a part of this view, of which the caller of the mapper has written nothing.
-        unsafe { pages.move_to(self.start + offset) }?;
-        self.adopted += 1;
-        Ok(())
+        unsafe { pages.move_to(self.start + offset) }
     }
 
     /// Where it is.

@@ -3,7 +3,6 @@
 
 use super::gate;
 use memfd::{FileSeal, Memfd};
-use rustix::io::Errno;
 use rustix::process::Resource;
 use std::ffi::CStr;
 use std::fs::File;
@@ -36,7 +35,7 @@ fn create_without_exec(name: &CStr) -> io::Result<File> {
 }
 
 /// A memfd that holds the first `size` bytes of a file, which are copied without being mapped. `None` where the system
-/// makes none, has no memory for it, or does not copy such a file.
+/// does not do that.
 pub(crate) fn copy_in_memory(
     name: &CStr,
     file: impl AsFd,
@@ -51,13 +50,17 @@ pub(crate) fn copy_in_memory(
     };
     let mut copied = 0;
     while copied < size {
-        gate("sendfile")?;
         let left = (size - copied) as usize;
-        match rustix::fs::sendfile(&copy, &file, Some(&mut copied), left) {
+        let sent = gate("sendfile").and_then(|()| {
+            let sent = rustix::fs::sendfile(&copy, &file, Some(&mut copied), left);
+            Ok(sent?)
+        });
+        match sent {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(Errno::INVAL | Errno::NOMEM | Errno::NOSPC | Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // If the file can't be read, who reads it in another way is told.
+            Err(_) => return Ok(None),
+            Ok(_) => {}
         }
     }
     Ok(Some(copy.into()))

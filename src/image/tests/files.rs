@@ -4,14 +4,17 @@
 use super::*;
 use crate::image::format::{ActionPlaces, LEAST_IN_PAGES, seal};
 use crate::image::recorder::of_file;
-use crate::manager::{HugePages, InFlight};
+use crate::manager::{HugePages, InFlight, LayoutItem, LayoutKind};
 use crate::sys;
 use crate::sys::fault::Faults;
 use crate::sys::testing::reading;
 use proptest::prelude::*;
 use std::cell::Cell;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A folder of a test's own.
 struct Folder(PathBuf);
@@ -113,7 +116,8 @@ fn what_stays_in_its_pages_has_whole_ones_in_the_file_with_zeros_in_front() {
         file[code.clone()][..CODE_SIZE],
         pattern(2_654_435_761, CODE_SIZE)
     );
-    assert!(file[code][CODE_SIZE..].iter().all(|byte| *byte == 0));
+    let behind = &file[code][CODE_SIZE..];
+    assert!(behind.iter().all(|byte| sys::TRAP.contains(byte)));
     assert_eq!(small().len(), head(&small()) + LEAST_IN_PAGES as usize - 1);
 }
 
@@ -279,25 +283,128 @@ fn every_mapper_of_this_process_links_what_was_read_at_once() {
 }
 
 #[test]
-fn a_forked_child_has_the_code_and_not_what_it_is_written_with() {
+fn a_forked_child_has_the_code_and_links_it_anew() {
     let manager = manager();
-    let (linked, opened) = (open(large()).unwrap(), open(large()).unwrap());
+    let [linked, opened] = [(); 2].map(|()| open(large()).unwrap());
+    let later = Arc::new(open(large()).unwrap());
     let graph = check_linked(&linked, &manager);
     let code = graph.address(1);
     graph.finalize([]).unwrap();
+    let (mut childs, mut parents) = UnixStream::pair().unwrap();
+    let parent = std::thread::spawn({
+        let manager = self::manager();
+        let later = Arc::clone(&later);
+        move || {
+            parents.read_exact(&mut [0]).unwrap();
+            let mut graph = check_linked(&later, &manager);
+            graph.contents().unwrap().write(1, 0, &[0xcc; CODE_SIZE]);
+            parents.write_all(&[0]).unwrap();
+            graph
+        }
+    });
     assert!(sys::in_a_child(|| {
+        // What its parent makes of an image that was opened before the fork is nothing to it.
+        childs.write_all(&[0]).unwrap();
+        childs.read_exact(&mut [0]).unwrap();
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let is_written = |line: &str| line.contains("jitmem-image") && line.contains(" rw");
         let seen = executor_sees(code, CODE_SIZE);
         // By a manager of its own, and without pages of its parent's.
         let (own, its) = (self::manager(), Cell::new(true));
-        for image in [&linked, &opened] {
+        for image in [&linked, &opened, &*later] {
             let graph = check_linked(image, &own);
             its.set(its.get() && !mapped_at(graph.address(1)).contains("jitmem-image"));
         }
         drop((linked, opened));
         its.get() && !maps.lines().any(is_written) && seen == pattern(2_654_435_761, CODE_SIZE)
     }));
+    let graph = parent.join().unwrap();
+    assert!(mapped_at(graph.address(1)).contains("jitmem-image"));
+}
+
+/// One of nothing but code, of a few bytes more than must be.
+fn only_code() -> Image {
+    let code = pattern(11, LEAST_IN_PAGES as usize + 70_000);
+    let mut recorder = Recorder::default();
+    let segments = [GraphSegment {
+        address: CODE,
+        segment: segment(Protection::READ_EXEC, code.len() as u64, 0),
+        content: &code,
+    }];
+    let graph = Graph {
+        name: "code",
+        segments: &segments,
+        ..Graph::default()
+    };
+    recorder.record(&graph).unwrap();
+    open(file_of(&recorder)).unwrap()
+}
+
+fn link_only_code(manager: &Manager) -> (InFlight, bool) {
+    let linked = only_code().link(manager, Dylib::NONE, |_| unreachable!());
+    let graph = linked.unwrap().graph;
+    let adopted = mapped_at(graph.address(0)).contains("jitmem-image");
+    (graph, adopted)
+}
+
+#[test]
+fn a_chunk_has_so_many_parts_of_other_memory_and_their_mappings_count() {
+    let mapper = Mapper::in_process(InProcessKind::Auto).unwrap();
+    let manager = Manager::new(&mapper, Options::default()).unwrap();
+    let before = manager.stats().mappings;
+    let graphs: Vec<_> = (0..120).map(|_| link_only_code(&manager)).collect();
+    let adopted = graphs.iter().filter(|(_, adopted)| *adopted).count();
+    let layout = manager.layout();
+    let chunks = layout.iter().filter(|item| item.kind == LayoutKind::Chunk);
+    let in_chunk = |chunk: &LayoutItem| {
+        let inside = |graph: &InFlight| {
+            let place = AddressRange::new(graph.address(0), 1).unwrap();
+            chunk.range.contains(place)
+        };
+        graphs
+            .iter()
+            .filter(|(graph, adopted)| *adopted && inside(graph))
+            .count()
+    };
+    let most: Vec<usize> = chunks.map(in_chunk).collect();
+    assert_eq!(most.iter().max(), Some(&16));
+    assert!((17..120).contains(&adopted));
+    let chunks = most.len() as u64;
+    let mappings = manager.stats().mappings - before;
+    assert!(mappings >= 4 * adopted as u64 + 2 * chunks, "{mappings}");
+    assert!(mappings <= 4 * adopted as u64 + 4 * chunks, "{mappings}");
+}
+
+#[test]
+fn a_part_that_showed_other_memory_may_do_so_any_number_of_times() {
+    let manager = manager();
+    let beside = segment(Protection::READ_EXEC, 16, 0);
+    let _beside = manager.allocate([beside], Dylib::NONE).unwrap();
+    let mut mappings = None;
+    for _ in 0..40 {
+        let (graph, adopted) = link_only_code(&manager);
+        assert!(adopted);
+        let now = manager.stats().mappings;
+        assert_eq!(*mappings.get_or_insert(now), now);
+        drop(graph);
+    }
+}
+
+#[test]
+fn what_has_other_memory_gets_no_huge_page() {
+    let huge = sys::huge_page_size().bytes();
+    let manager = manager();
+    let (_graph, adopted) = link_only_code(&manager);
+    assert!(adopted);
+    let mut beside = Vec::new();
+    for _ in 0..3 * huge / 60_000 {
+        let code = segment(Protection::READ_EXEC, 60_000, 0);
+        let mut graph = manager.allocate([code], Dylib::NONE).unwrap();
+        graph.write(0, 0, &[1; 60_000]).unwrap();
+        beside.push(graph);
+    }
+    manager.collapse().unwrap();
+    assert_eq!(manager.stats().huge_pages_refused, 0);
 }
 
 /// Not by rename: by what is no business of another program's.
@@ -361,7 +468,15 @@ fn whatever_call_fails_nothing_stays_allocated() {
     for (open, fallbacks, reads) in [
         (
             at_once,
-            &["memfd_create", "mmap", "madvise", "mprotect", "mremap"][..],
+            &[
+                "memfd_create",
+                "sendfile",
+                "mmap",
+                "madvise",
+                "mprotect",
+                "mremap",
+                "munmap",
+            ][..],
             1..=1,
         ),
         (in_parts, &["madvise"], 4..=9),
@@ -386,7 +501,7 @@ fn whatever_call_fails_nothing_stays_allocated() {
                     let code = executor_sees(linked.graph.address(1), CODE_SIZE);
                     assert!(code == pattern(2_654_435_761, CODE_SIZE), "{call}");
                 }
-                Err(error) if ["open", "fstat", "pread", "preadv", "sendfile"].contains(&call) => {
+                Err(error) if ["open", "fstat", "pread", "preadv"].contains(&call) => {
                     assert!(error.message().contains("read it"), "{error}");
                     assert_eq!(error.os_code(), Some(libc::EIO));
                 }

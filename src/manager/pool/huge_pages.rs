@@ -28,6 +28,11 @@ impl PoolChunk {
         let last = (self.size >> self.page_shift()) / count;
         for number in pages.start / count..pages.end.div_ceil(count).min(last) {
             let all = number * count..(number + 1) * count;
+            let of_other_memory =
+                |adopted: &Range<u32>| adopted.start < all.end && all.start < adopted.end;
+            if self.adopted.iter().any(of_other_memory) {
+                continue;
+            }
             if fits(self.touched.count_in(all.clone()), count) {
                 let bytes = self.bytes(all.clone());
                 self.touched.insert(all);

@@ -31,7 +31,7 @@ impl View {
         assert!(self.executor.contains(part), "{part:?} is outside");
         let (offset, size) = (part.start() - self.executor.start(), part.size());
         let fits = pages.end - pages.start == size && sys::page_size().divides(part.start());
-        if !fits || !staged.has_pages(&pages) || !writer.may_adopt() {
+        if !fits || !staged.has_pages(&pages) {
             return Ok(false);
         }
         // Pages that nothing shows would keep their memory as long as the chunk is there.
@@ -67,7 +67,6 @@ mod tests {
     use crate::memory::reservation::Reservation;
     use crate::memory::staged::StagedFile;
     use crate::memory::view::Pages;
-    use crate::memory::writer_view::MOST_ADOPTED;
     use crate::page::AddressRange;
     use crate::sys::OwnFile;
     use crate::sys::fault::Faults;
@@ -190,18 +189,5 @@ mod tests {
             }
             view.unmap().unwrap();
         }
-    }
-
-    #[test]
-    fn a_view_adopts_so_many_parts_and_no_more() {
-        let most = u64::from(MOST_ADOPTED);
-        let mut view = view(Pages::Anonymous, most + 1);
-        let mut staged = staged(MOST_ADOPTED as u8 + 1);
-        for number in 0..=most {
-            let part = part_of(&view, number);
-            let adopted = adopt(&mut view, part, &mut staged, page_of(number));
-            assert_eq!(adopted, Ok(number < most));
-        }
-        view.unmap().unwrap();
     }
 }
