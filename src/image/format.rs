@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 WITH LLVM-exception
 //! The file: a header, tables of records of fixed size, names, and the contents of the segments one behind
-//! the other, large ones at multiples of a page with zeros in front. All numbers are little-endian. A checksum in the header is of everything from behind it to the
-//! end of the names, that in a segment's record of its content.
+//! the other, large ones at multiples of a page with zeros in front. All numbers are little-endian. A checksum
+//! in the header is of everything from behind it to the end of the names, that in a segment's record of its content.
 
 use super::key::Key;
 use crate::error::{Result, invalid_argument};

@@ -260,7 +260,7 @@ impl Image {
             }
             if let Some(index) = adopted {
                 filled[index] = true;
-                // What is left of it is little.
+                // For whatever links the image again, which reads what was taken from the file.
                 if let Some(mut kept) = self.staged.try_lock() {
                     *kept = Some(staged);
                 }
@@ -279,8 +279,8 @@ impl Image {
         Ok(())
     }
 
-    /// Has the mapper take the pages of the segment for which that saves most: for each it takes as many system calls as to
-    /// make a chunk. Gives which one it was, if the mapper did.
+    /// Has the mapper take the pages of the segment for which that saves most: for each it takes seven system calls, one more
+    /// than to make a chunk. Gives which one it was, if the mapper did.
     fn adopt_largest(
         &self,
         contents: &mut Contents<'_>,
@@ -315,12 +315,7 @@ impl Image {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 return Err(self.has_changed("has fewer bytes"));
             }
-            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => {
-                let what = format!("link image {}: the system has no memory for it", self.path);
-                let error = Error::new(Status::OutOfMemory, what);
-                return Err(error.remedy("free memory, or raise the memory limit"));
-            }
-            other => other.map_err(|error| self.in_linking(of_file("read it again", error)))?,
+            other => other.map_err(|error| self.not_filled(error))?,
         }
         for index in segments {
             let segment = &self.tables.segments[index];

@@ -18,6 +18,7 @@ use crate::sys::{Forked, ForksInUse};
 use std::ops::Range;
 use std::sync::Arc;
 
+mod adopted;
 mod huge_pages;
 pub(super) mod number;
 pub(super) mod sparse;
@@ -57,13 +58,6 @@ pub(super) fn guard(group: AllocGroup, granule: Alignment) -> u64 {
 pub(super) fn narrow(value: u64) -> u32 {
     u32::try_from(value).expect("windows are below 2 GiB")
 }
-
-/// So many parts of a chunk show other memory than the rest at most, which each takes mappings: the kernel allows a process
-/// so many.
-const MOST_ADOPTED: usize = 16;
-
-/// Of each view, one for the part and one for what is behind it.
-const MAPPINGS_OF_ADOPTED: u64 = 4;
 
 /// A chunk in its pool.
 pub(super) struct PoolChunk {
@@ -117,20 +111,6 @@ impl PoolChunk {
             fresh: true,
             forks: Forks::new(epoch),
             held: None,
-        }
-    }
-
-    /// Whether some pages may show other memory than the rest, and room is there to note it. What did before may again.
-    fn may_adopt(&mut self, pages: &Range<u32>) -> bool {
-        let room = self.adopted.len() < MOST_ADOPTED && self.adopted.try_reserve(1).is_ok();
-        room || self.adopted.contains(pages)
-    }
-
-    /// Notes that [they](PoolChunk::may_adopt) do.
-    fn adopted(&mut self, pages: Range<u32>) {
-        if !self.adopted.contains(&pages) {
-            self.adopted.push(pages);
-            self.mappings += MAPPINGS_OF_ADOPTED;
         }
     }
 
@@ -361,27 +341,6 @@ impl Pool {
             pool,
             copied,
         })
-    }
-
-    /// [`PoolChunk::may_adopt`] for the pages of a piece.
-    pub(super) fn may_adopt(&mut self, id: RangeId) -> bool {
-        let (region, pages) = self.pages_of_piece(id);
-        self.chunk_mut(region).may_adopt(&pages)
-    }
-
-    /// [`PoolChunk::adopted`] for the pages of a piece.
-    pub(super) fn adopted(&mut self, id: RangeId) {
-        let (region, pages) = self.pages_of_piece(id);
-        self.chunk_mut(region).adopted(pages);
-    }
-
-    fn pages_of_piece(&self, id: RangeId) -> (RegionId, Range<u32>) {
-        let (region, range) = (self.region(id), self.ranges.get(id));
-        let chunk = self.chunk(region);
-        (
-            region,
-            chunk.pages_around(range.start, range.start + range.size),
-        )
     }
 
     /// The bytes that a live piece was asked for.

@@ -104,14 +104,23 @@ impl StagedFile {
         self.taken = Some(pages);
         self.memfd = None;
         let taken = TakenPages { start, size };
-        // Forked children must not have them once they can be written; a core dump has them where they run.
         // SAFETY: mapped by what was this value until now, and no borrow of it is left.
-        unsafe {
-            sys::dont_fork(start, size)?;
-            sys::dont_dump(start, size)?;
-            sys::protect(start, size, Protection::READ_WRITE)?;
-        }
+        unsafe { make_writable(start, size) }?;
         Ok(taken)
+    }
+}
+
+/// Lets this process write pages of the memfd. Forked children do not have them then, which could write the code that is
+/// in it, and core dumps have them where they run.
+///
+/// # Safety
+/// The range is the caller's.
+unsafe fn make_writable(start: u64, size: u64) -> io::Result<()> {
+    // SAFETY: as the caller says.
+    unsafe {
+        sys::dont_fork(start, size)?;
+        sys::dont_dump(start, size)?;
+        sys::protect(start, size, Protection::READ_WRITE)
     }
 }
 
@@ -129,8 +138,7 @@ impl Drop for StagedFile {
                 if shares {
                     // Else the memory would be there as long as that of the pages that were taken. The kernel asks for a
                     // mapping that can be written.
-                    let writable = sys::protect(start, size, Protection::READ_WRITE);
-                    let _ = writable.and_then(|()| sys::remove(start, size));
+                    let _ = make_writable(start, size).and_then(|()| sys::remove(start, size));
                 }
                 unmap(start, size);
             }

@@ -3,6 +3,7 @@
 
 mod files;
 mod linking;
+mod pages;
 mod recording;
 
 use super::format::{Place, Slot};

@@ -2,8 +2,9 @@
 //! Pages that have their content already: both views of a part show them in place of what they showed, so that nothing
 //! is copied.
 //!
-//! As in [`renewal`](super::renewal), what is shown is mapped elsewhere and moved, and nothing is changed until all is
-//! done that a limit can refuse. perf keeps what it was told of the chunk, since it is not told of what is moved.
+//! As in [`renewal`](super::renewal), what is shown is mapped elsewhere and moved. perf keeps what it was told of the
+//! chunk, since it is not told of what is moved. Of the two moves, which a limit of mappings can refuse, the first one
+//! leaves the part as it was, and the second one loses it.
 
 use super::{View, Written};
 use crate::error::{Error, Result, Status};
